@@ -1,0 +1,52 @@
+"""The instrument that shows where a network's gradient goes.
+
+Two wings share one file. The torch wing measures and writes::
+
+    with gradlens.record(model, "run.h5", optimizer=optimizer) as recorder:
+        ...
+
+The view wing reads, judges and draws, and never imports torch::
+
+    run = gradlens.read_run("run.h5")
+    run.metric("param_grad_norm")          # (T, L) float32
+
+Names are loaded on first use, so ``import gradlens`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "record": "gradlens.recorder",
+    "Recorder": "gradlens.recorder",
+    "read_run": "gradlens.storage",
+    "Run": "gradlens.run",
+    "Layer": "gradlens.run",
+    "GradlensError": "gradlens.errors",
+}
+
+__all__ = ["GradlensError", "Layer", "Recorder", "Run", "__version__", "read_run", "record"]
+
+if TYPE_CHECKING:
+    from gradlens.errors import GradlensError
+    from gradlens.recorder import Recorder, record
+    from gradlens.run import Layer, Run
+    from gradlens.storage import read_run
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradlens' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

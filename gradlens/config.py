@@ -1,0 +1,385 @@
+"""What the user asked for, checked at the door and serialisable; knows names without importing torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gradlens.errors import ConfigError
+
+FAMILIES = ("plain", "resnet")
+IMAGENET_DEPTHS = (18, 34)
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+BOTTLENECK_DEPTHS = (50, 101, 152)
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+AUGMENTATIONS = ("flip", "crop", "rotation", "color")
+SPLITS = ("group", "random")
+INITS = ("he", "default")
+SHORTCUTS = ("A", "B")
+AMP_MODES = ("off", "bf16", "fp16")
+ON_NONFINITE = ("stop", "continue")
+
+TORCHVISION_SETS = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "fashionmnist": "FashionMNIST",
+    "svhn": "SVHN",
+    "food101": "Food101",
+    "flowers102": "Flowers102",
+}
+
+Split = Literal["group", "random"]
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's name, taken apart.
+
+    Args:
+        name: As the user wrote it.
+        source: Where it comes from.
+        family: "plain" or "resnet" (registry only).
+        depth: Weighted layers on the main path (registry only).
+        norm: With batch norm (registry only).
+        location: Module name or file (factories), or torchvision's name.
+        factory: The callable's name (factories only).
+    """
+
+    name: str
+    source: Literal["registry", "torchvision", "file", "module"]
+    family: str = ""
+    depth: int = 0
+    norm: bool = True
+    location: str = ""
+    factory: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in a file name."""
+        name = self.factory or self.name.replace(":", "-")
+        return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def model_names() -> list[str]:
+    """List the models that have a name of their own, each also with ``-nobn``."""
+    depths = (*IMAGENET_DEPTHS, *CIFAR_DEPTHS)
+    plain = [f"{family}{depth}" for family in FAMILIES for depth in depths]
+    return [name + suffix for name in plain for suffix in ("", "-nobn")]
+
+
+def parse_model(name: str) -> ModelSpec:
+    """Take a model's name apart.
+
+    Args:
+        name: ``plain34``, ``resnet56-nobn``, ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
+
+    Raises:
+        ConfigError: The name fits none of these.
+    """
+    if match := re.fullmatch(r"(plain|resnet)(\d+)(-nobn)?", name):
+        family, depth, nobn = match[1], int(match[2]), match[3]
+        _check_depth(name, depth)
+        return ModelSpec(name, "registry", family, depth, nobn is None)
+    if ":" in name:
+        location, _, factory = name.rpartition(":")
+        if location == "torchvision":
+            return ModelSpec(name, "torchvision", location=factory)
+        if location and factory.isidentifier():
+            source: Literal["file", "module"] = "file" if location.endswith(".py") else "module"
+            return ModelSpec(name, source, location=location, factory=factory)
+    raise ConfigError(
+        f"unknown model {name!r}; expected one of {', '.join(n for n in model_names() if 'nobn' not in n)}, "
+        "each also with -nobn, or torchvision:NAME, path.py:FACTORY, module:FACTORY",
+        tip="gradlens run plain34",
+    )
+
+
+def _check_depth(name: str, depth: int) -> None:
+    if depth in BOTTLENECK_DEPTHS:
+        raise ConfigError(
+            f"{name}: depth {depth} is built of bottleneck blocks, which the plain/residual pair does not have",
+            tip=f"torchvision:resnet{depth} runs torchvision's own",
+        )
+    if depth not in IMAGENET_DEPTHS and (depth < 8 or depth % 6 != 2):
+        raise ConfigError(
+            f"{name}: there is no net of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
+            f"{', '.join(map(str, CIFAR_DEPTHS))} (CIFAR family)"
+        )
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set's name, taken apart."""
+
+    spec: str
+    kind: Literal["patterns", "folder", "csv", "torchvision"]
+    path: Path | None = None
+    name: str = ""
+
+
+def parse_data(spec: str) -> DataSpec:
+    """Take a data SPEC apart.
+
+    Args:
+        spec: ``patterns``, ``folder:PATH``, ``csv:FILE`` or the name of a torchvision set.
+
+    Raises:
+        ConfigError: It fits none of these.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "patterns":
+        return DataSpec(spec, "patterns", name="patterns")
+    if kind in ("folder", "csv") and rest:
+        path = Path(rest).expanduser()
+        return DataSpec(spec, "folder" if kind == "folder" else "csv", path, path.stem)
+    lowered = spec.lower().replace("-", "")
+    if lowered in TORCHVISION_SETS:
+        return DataSpec(lowered, "torchvision", name=lowered)
+    raise ConfigError(
+        f"unknown data {spec!r}; expected patterns, folder:PATH, csv:FILE, or one of "
+        f"{', '.join(TORCHVISION_SETS)}",
+        tip="--data csv:photos/train.csv reads a table with the columns filename,label",
+    )
+
+
+# --- schedules --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes, epoch by epoch."""
+
+    kind: Literal["constant", "step", "cosine"]
+    step_size: int = 0
+    gamma: float = 1.0
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Take a schedule apart.
+
+    Args:
+        text: ``constant``, ``cosine`` or ``step:SIZE,GAMMA`` (every SIZE epochs the rate is multiplied by GAMMA).
+
+    Raises:
+        ConfigError: It fits none of these.
+    """
+    if text == "constant":
+        return Schedule("constant")
+    if text == "cosine":
+        return Schedule("cosine")
+    if match := re.fullmatch(r"step:(\d+),([0-9.eE+-]+)", text):
+        try:
+            size, gamma = int(match[1]), float(match[2])
+        except ValueError:
+            size, gamma = 0, 0.0
+        if size >= 1 and 0 < gamma < math.inf:
+            return Schedule("step", size, gamma)
+    raise ConfigError(f"schedule {text!r} is not known; expected constant, cosine or step:SIZE,GAMMA (step:5,0.1)")
+
+
+# --- recipes and runs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained; every field can be overridden on the command line."""
+
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images per optimizer step."""
+    image_size: int
+    """Side in pixels; images are scaled so that the shorter side fits, then cropped to the centre."""
+    lr: float
+    """Learning rate at the start."""
+    optimizer: str
+    """adam, adamw or sgd (momentum 0.9)."""
+    weight_decay: float
+    """As the optimizer understands it: L2 for adam and sgd, decoupled for adamw."""
+    label_smoothing: float
+    """Share of the target spread over all classes, in training and validation loss alike."""
+    schedule: str
+    """constant, cosine or step:SIZE,GAMMA, by epochs."""
+    patience: int
+    """Stop after so many epochs without a lower validation loss; 0 never stops."""
+    augment: tuple[str, ...]
+    """Of flip, crop, rotation, color; applied to training images only."""
+    val_fraction: float
+    """Share of the images held out where the data has no validation set of its own."""
+
+
+RECIPES: dict[str, Recipe] = {
+    # About a minute on two cores with the embedded data.
+    "quick": Recipe(
+        epochs=8,
+        batch_size=32,
+        image_size=48,
+        lr=6e-4,
+        optimizer="adam",
+        weight_decay=1e-4,
+        label_smoothing=0.05,
+        schedule="constant",
+        patience=0,
+        augment=("flip",),
+        val_fraction=0.2,
+    ),
+    # The report's own, which names no augmentation.
+    "report": Recipe(
+        epochs=30,
+        batch_size=32,
+        image_size=224,
+        lr=6e-4,
+        optimizer="adam",
+        weight_decay=1e-4,
+        label_smoothing=0.05,
+        schedule="step:5,0.1",
+        patience=10,
+        augment=(),
+        val_fraction=0.2,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run as asked for: a recipe's fields and all the rest."""
+
+    model: str
+    data: str = "patterns"
+    recipe: str = "quick"
+    seed: int = 0
+    """Seeds the weights, the split, the order of the images and their augmentation."""
+    epochs: int = RECIPES["quick"].epochs
+    batch_size: int = RECIPES["quick"].batch_size
+    image_size: int = RECIPES["quick"].image_size
+    lr: float = RECIPES["quick"].lr
+    optimizer: str = RECIPES["quick"].optimizer
+    weight_decay: float = RECIPES["quick"].weight_decay
+    label_smoothing: float = RECIPES["quick"].label_smoothing
+    schedule: str = RECIPES["quick"].schedule
+    patience: int = RECIPES["quick"].patience
+    augment: tuple[str, ...] = RECIPES["quick"].augment
+    val_fraction: float = RECIPES["quick"].val_fraction
+    split: str = "group"
+    """group keeps copies of a picture on one side; random does not."""
+    init: str = "he"
+    """he, or default (PyTorch's own); of the plain and residual nets only."""
+    shortcut: str = "A"
+    """A (zero-padded, no parameters) or B (projection where shapes change); of the residual nets only."""
+    skip_broken: bool = False
+    every: int = 1
+    """Record every so many steps."""
+    device: str = "auto"
+    amp: str = "off"
+    workers: int = 0
+    on_nonfinite: str = "stop"
+
+    def __post_init__(self) -> None:
+        parse_model(self.model)
+        parse_data(self.data)
+        parse_schedule(self.schedule)
+        _one_of("recipe", self.recipe, RECIPES)
+        for key, allowed in (
+            ("optimizer", OPTIMIZERS),
+            ("split", SPLITS),
+            ("init", INITS),
+            ("shortcut", SHORTCUTS),
+            ("amp", AMP_MODES),
+            ("on_nonfinite", ON_NONFINITE),
+        ):
+            _one_of(key, getattr(self, key), allowed)
+        for name in self.augment:
+            _one_of("augment", name, AUGMENTATIONS)
+        for key, low in (("epochs", 1), ("batch_size", 2), ("image_size", 8), ("every", 1)):
+            _at_least(key, getattr(self, key), low)
+        for key in ("seed", "patience", "workers", "weight_decay", "lr"):
+            _at_least(key, getattr(self, key), 0)
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
+
+    @property
+    def run_name(self) -> str:
+        """The run's name, and its file's without the ending: ``plain34-s0``."""
+        return f"{parse_model(self.model).slug}-s{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types."""
+        return {**asdict(self), "augment": list(self.augment)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Read what ``to_dict`` wrote; keys that are no field are passed over."""
+        known = {f.name for f in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        kept["augment"] = tuple(kept.get("augment", ()))
+        return cls(**kept)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Name the fields that differ, each with both values."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
+
+
+def make_config(model: str, recipe: str = "quick", **overrides: Any) -> RunConfig:
+    """Take a recipe and change the fields that were given.
+
+    Args:
+        model: The model's name.
+        recipe: One of ``RECIPES``.
+        overrides: Fields of ``RunConfig``; None means not given.
+
+    Raises:
+        ConfigError: A name or a value is not allowed.
+    """
+    _one_of("recipe", recipe, RECIPES)
+    base = RunConfig(model=model, recipe=recipe, **asdict(RECIPES[recipe]))
+    return replace(base, **{key: value for key, value in overrides.items() if value is not None})
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split a list such as ``flip,crop``; ``none`` is the empty one."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return () if names == ["none"] else tuple(names)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds such as ``0,1,2`` or ``0-4``.
+
+    Raises:
+        ConfigError: It is not a list of whole numbers without repeats.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        if match := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part):
+            seeds.extend(range(int(match[1]), int(match[2]) + 1))
+        elif part.strip().isdigit():
+            seeds.append(int(part))
+        else:
+            raise ConfigError(f"seeds {text!r}: expected whole numbers such as 0,1,2 or 0-4, got {part!r}")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise ConfigError(f"seeds {text!r}: each seed once, and at least one")
+    return tuple(seeds)
+
+
+def _one_of(key: str, value: object, allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ConfigError(f"{key}: {value!r} is not known; expected one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if not (value >= low and value < math.inf):
+        raise ConfigError(f"{key} must be at least {low}, got {value}")

@@ -1,0 +1,90 @@
+"""What can be recorded of a layer: each metric's meaning, unit, scale and rhythm.
+
+The table is plain data, so that the view wing can label an axis without torch. How a metric is
+measured stands in ``gradlens.recorder``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gradlens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per row and layer.
+
+    Args:
+        name: Its name in the file and in ``record(metrics=...)``.
+        title: What stands on an axis.
+        scale: "log" for magnitudes, "linear" for shares.
+        every: Default rhythm in rows: 1 is every row, 10 is NaN in nine of ten. Metrics that need
+            another pass over all weights have a coarser one.
+        combine: How the parts of one optimizer step (micro-batches, repeated calls) add up.
+        reading: How to read it, and how it scales with batch and loss.
+    """
+
+    name: str
+    title: str
+    scale: Literal["log", "linear"]
+    every: int
+    combine: Literal["root_sum_square", "as_accumulated"]
+    reading: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "activation_grad_norm",
+            "L2 norm of the gradient w.r.t. the layer's output",
+            "log",
+            1,
+            "root_sum_square",
+            "Over the whole batch. It grows with the square root of the output's size, so compare layers by "
+            "the RMS (norm / sqrt(out_numel)) where sizes differ; with a mean loss it falls like "
+            "1/sqrt(batch size).",
+        ),
+        Metric(
+            "param_grad_norm",
+            "L2 norm of the gradient w.r.t. the layer's parameters",
+            "log",
+            1,
+            "as_accumulated",
+            "As the optimizer gets it: after accumulation and clipping. It scales with the loss.",
+        ),
+        Metric(
+            "param_norm",
+            "L2 norm of the layer's parameters before the step",
+            "log",
+            10,
+            "as_accumulated",
+            "Under batch norm the weight's size does not change the function, but scales its gradient by "
+            "the inverse.",
+        ),
+        Metric(
+            "update_ratio",
+            "norm of the update that the optimizer made, over param_norm",
+            "log",
+            10,
+            "as_accumulated",
+            "The relative change of the weights in one step; about 1e-3 is common for healthy training.",
+        ),
+    )
+}
+
+DEFAULT_METRICS: tuple[str, ...] = tuple(METRICS)
+
+
+def get_metric(name: str) -> Metric:
+    """Look a metric up by name.
+
+    Raises:
+        ConfigError: There is no such metric; the message lists those that are.
+    """
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise ConfigError(f"unknown metric {name!r}; expected one of {', '.join(METRICS)}") from None

@@ -1,0 +1,85 @@
+"""The one block that plain and residual nets are made of.
+
+Source: He, Zhang, Ren & Sun 2015, Deep Residual Learning for Image Recognition, fig. 2 and sec. 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+Shortcut = Literal["A", "B"] | None
+
+
+def conv3x3(inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Conv2d:
+    """Make a 3x3 convolution; it has a bias where no batch norm follows to give one."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not norm)
+
+
+def norm_layer(channels: int, norm: bool) -> nn.Module:
+    """Make a batch norm, or nothing."""
+    return nn.BatchNorm2d(channels) if norm else nn.Identity()
+
+
+class PadShortcut(nn.Module):
+    """Shortcut option A: every stride-th pixel, and zeros for the new channels; no parameters.
+
+    Source: He et al. 2015, sec. 3.3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.extra = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H/stride, W/stride) for (B, inputs, H, W)."""
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+    def extra_repr(self) -> str:
+        """Say what is padded."""
+        return f"stride={self.stride}, extra_channels={self.extra}"
+
+
+def make_shortcut(shortcut: Shortcut, inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Module | None:
+    """Make what stands on the shortcut where shapes change: zero padding (A) or a projection (B); else None."""
+    if shortcut is None or (stride == 1 and inputs == outputs):
+        return None
+    if shortcut == "A":
+        return PadShortcut(inputs, outputs, stride)
+    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=not norm)
+    return nn.Sequential(projection, nn.BatchNorm2d(outputs)) if norm else nn.Sequential(projection)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each followed by batch norm (or nothing) and ReLU; residual where it has a shortcut.
+
+    The plain block is the residual block with only the addition left out.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        stride: Of the first convolution.
+        shortcut: "A", "B", or None for the plain block.
+        norm: With batch norm.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, shortcut: Shortcut, norm: bool) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, stride, norm=norm)
+        self.bn1 = norm_layer(outputs, norm)
+        self.conv2 = conv3x3(outputs, outputs, 1, norm=norm)
+        self.bn2 = norm_layer(outputs, norm)
+        self.relu = nn.ReLU(inplace=True)
+        self.residual = shortcut is not None
+        self.downsample = make_shortcut(shortcut, inputs, outputs, stride, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H/stride, W/stride) for (B, inputs, H, W)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return self.relu(out)

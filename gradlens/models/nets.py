@@ -1,0 +1,134 @@
+"""Plain and residual nets: the ImageNet layout (18, 34) and the CIFAR family (6n+2).
+
+Source: He, Zhang, Ren & Sun 2015, Deep Residual Learning for Image Recognition, table 1 (ImageNet) and
+sec. 4.2 (CIFAR). Modules are named as torchvision names them, so its weights fit.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.config import ModelSpec
+from gradlens.models.blocks import Block, Shortcut
+
+IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+IMAGENET_CHANNELS = (64, 128, 256, 512)
+CIFAR_CHANNELS = (16, 32, 64)
+
+Init = Literal["he", "default"]
+
+
+class ResidualNet(nn.Module):
+    """A stack of stages of one block, between a stem and a classifier.
+
+    Args:
+        blocks: Blocks per stage.
+        channels: Channels per stage.
+        imagenet_stem: 7x7 convolution of stride 2 and max pooling; otherwise one 3x3 convolution.
+        shortcut: "A", "B", or None for the plain net.
+        norm: With batch norm.
+        num_classes: Outputs.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        channels: tuple[int, ...],
+        *,
+        imagenet_stem: bool,
+        shortcut: Shortcut,
+        norm: bool,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        kernel, stride, padding = (7, 2, 3) if imagenet_stem else (3, 1, 1)
+        self.conv1 = nn.Conv2d(3, channels[0], kernel, stride, padding, bias=not norm)
+        self.bn1: nn.Module = nn.BatchNorm2d(channels[0]) if norm else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1) if imagenet_stem else nn.Identity()
+        self.n_stages = len(blocks)
+        inputs = channels[0]
+        for i, (count, outputs) in enumerate(zip(blocks, channels, strict=True)):
+            stage = nn.Sequential()
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                stage.append(Block(inputs, outputs, stride, shortcut=shortcut, norm=norm))
+                inputs = outputs
+            self.add_module(f"layer{i + 1}", stage)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, num_classes) for images (B, 3, H, W)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for i in range(self.n_stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+def build_net(
+    spec: ModelSpec, *, num_classes: int, seed: int, init: Init = "he", shortcut: Literal["A", "B"] = "A"
+) -> ResidualNet:
+    """Build a plain or residual net with weights that depend on the seed and each weight's name alone.
+
+    So a plain and a residual net of one depth and seed start from equal weights wherever both have them.
+
+    Args:
+        spec: A registry name, taken apart.
+        num_classes: Outputs.
+        seed: Of the weights.
+        init: "he", or "default" (PyTorch's own).
+        shortcut: Option of the residual nets; plain nets have none.
+
+    Returns:
+        The net, on the CPU, in training mode.
+    """
+    imagenet = spec.depth in IMAGENET_BLOCKS
+    per_stage = (spec.depth - 2) // 6
+    with torch.random.fork_rng(devices=[]):  # the constructors draw weights of their own; leave no trace of that
+        net = ResidualNet(
+            IMAGENET_BLOCKS[spec.depth] if imagenet else (per_stage,) * 3,
+            IMAGENET_CHANNELS if imagenet else CIFAR_CHANNELS,
+            imagenet_stem=imagenet,
+            shortcut=shortcut if spec.family == "resnet" else None,
+            norm=spec.norm,
+            num_classes=num_classes,
+        )
+    initialise(net, seed, init)
+    return net
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, seed: int, init: Init) -> None:
+    """Draw all weights of convolutions and linear layers, each from a generator of its own.
+
+    Args:
+        net: Convolutions, linear layers and batch norms.
+        seed: Together with a parameter's name it decides its values.
+        init: "he": convolutions Normal(0, sqrt(2 / fan_out)), biases 0 (He et al. 2015, Delving Deep into
+            Rectifiers, sec. 2.2, as torchvision applies it); the classifier, and with "default" every layer,
+            as PyTorch does: Uniform(+-1 / sqrt(fan_in)).
+    """
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        weight, bias = module.weight, module.bias
+        bound = 1 / math.sqrt(weight[0].numel())
+        if init == "he" and isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=_generator(name, "w", seed))
+            if bias is not None:
+                nn.init.zeros_(bias)
+        else:
+            nn.init.uniform_(weight, -bound, bound, generator=_generator(name, "w", seed))
+            if bias is not None:
+                nn.init.uniform_(bias, -bound, bound, generator=_generator(name, "b", seed))
+
+
+def _generator(name: str, part: str, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{part}".encode()) + (seed << 32))

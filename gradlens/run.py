@@ -1,0 +1,197 @@
+"""The shared language of both wings: what a run, a layer and a row are, and where rows go.
+
+Shapes: T recorded steps, L layers, E epochs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.errors import ConfigError
+
+Role = Literal["main", "shortcut", "norm"]
+Status = Literal["running", "complete", "interrupted", "failed"]
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that owns a weight.
+
+    Args:
+        name: Its dotted name in the model.
+        kind: Its class, "Conv2d".
+        role: "main", "shortcut" (a projection beside the main path) or "norm".
+        depth: Its place on the main path, counted from 1 at the input; a shortcut or norm layer has the
+            depth of the main layer that ran last before it.
+        out_numel: Elements of its output in the first recorded step (whole batch); 0 if it never ran.
+        param_numel: Elements of its parameters.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    depth: int
+    out_numel: int
+    param_numel: int
+
+    @property
+    def stage(self) -> str:
+        """The part of the name before the first dot: the stage it belongs to."""
+        return self.name.split(".", 1)[0]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a run before its first row."""
+
+    layers: tuple[Layer, ...]
+    metrics: Mapping[str, int]
+    """Metric name to its rhythm in rows."""
+    model: str = ""
+    seed: int = -1
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """What is recorded for one optimizer step."""
+
+    step: int
+    epoch: int
+    """0-based index of the epoch in progress, that is, into the table of epochs."""
+    metrics: dict[str, FloatArray]
+    """Name to (L,) values; a metric that is not there is NaN in this row."""
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """Where a recorder's rows go: a list, a file, or nothing."""
+
+    def open(self, header: Header) -> None:
+        """Begin the run."""
+
+    def write_row(self, row: Row) -> None:
+        """Keep one row."""
+
+    def write_epoch(self, values: Mapping[str, float]) -> None:
+        """Keep one row of the table of epochs."""
+
+    def close(self, status: Status) -> None:
+        """End the run."""
+
+
+@dataclass
+class ListSink:
+    """Keep everything in memory; for tests and short experiments."""
+
+    header: Header | None = None
+    rows: list[Row] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    status: Status = "running"
+
+    def open(self, header: Header) -> None:
+        """Begin the run."""
+        self.header = header
+
+    def write_row(self, row: Row) -> None:
+        """Keep one row."""
+        self.rows.append(row)
+
+    def write_epoch(self, values: Mapping[str, float]) -> None:
+        """Keep one row of the table of epochs."""
+        self.epochs.append(dict(values))
+
+    def close(self, status: Status) -> None:
+        """End the run."""
+        self.status = status
+
+    def metric(self, name: str) -> FloatArray:
+        """Return a metric over the rows so far, (T, L)."""
+        assert self.header is not None
+        missing = np.full(len(self.header.layers), np.nan)
+        return np.array([row.metrics.get(name, missing) for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one model with one seed, read from a file.
+
+    Arrays are numpy, cut to what was completely written.
+    """
+
+    name: str
+    path: Path
+    layers: tuple[Layer, ...]
+    steps: NDArray[np.int64]
+    """(T,) index of the optimizer step, counted from 0."""
+    epoch_of_step: NDArray[np.int32]
+    """(T,) 0-based index into ``epochs``."""
+    scalars: Mapping[str, FloatArray]
+    """Name to (T,)."""
+    metrics: Mapping[str, FloatArray]
+    """Name to (T, L) float32, read from the file when asked for."""
+    epochs: Mapping[str, FloatArray]
+    """Name to (E,)."""
+    status: Status
+    info: Mapping[str, Any]
+    """model, seed, created, gradlens_version, format_version, config, environment, heartbeat."""
+
+    def metric(self, name: str) -> FloatArray:
+        """Return a metric over steps and layers.
+
+        Args:
+            name: One of ``run.metrics``.
+
+        Returns:
+            (T, L) float32. NaN where a layer had no gradient in that row, or where the metric has a
+            coarser rhythm; inf where its gradient held NaN or Inf.
+
+        Raises:
+            ConfigError: The run holds no such metric.
+        """
+        if name not in self.metrics:
+            raise ConfigError(
+                f"run {self.name} holds no metric {name!r}; it holds {', '.join(self.metrics) or 'none'}"
+            )
+        return self.metrics[name]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.info.get("model", ""))
+
+    @property
+    def seed(self) -> int:
+        """The seed, -1 where unknown."""
+        return int(self.info.get("seed", -1))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the user asked for."""
+        config = self.info.get("config", {})
+        return config if isinstance(config, Mapping) else {}
+
+    def main_layers(self) -> NDArray[np.int64]:
+        """Return the indices of the main path's layers, input first."""
+        main = [i for i, layer in enumerate(self.layers) if layer.role == "main"]
+        return np.array(sorted(main, key=lambda i: self.layers[i].depth), dtype=np.int64)
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({self.name}: {self.model or 'model'} seed {self.seed}, {len(self.steps)} rows x "
+            f"{len(self.layers)} layers, {self.status})"
+        )
+
+
+def jsonable(value: Any) -> str:
+    """Encode a configuration as JSON text, turning what JSON does not know into text."""
+    return json.dumps(value, default=str, sort_keys=True)

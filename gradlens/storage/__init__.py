@@ -1,0 +1,7 @@
+"""The run file: one HDF5 file per run, written row by row and readable at any moment."""
+
+from gradlens.storage.find import find_runs, newest_run, resolve_runs
+from gradlens.storage.reader import read_run
+from gradlens.storage.writer import FileSink
+
+__all__ = ["FileSink", "find_runs", "newest_run", "read_run", "resolve_runs"]

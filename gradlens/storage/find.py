@@ -1,0 +1,69 @@
+"""Find run files by what a user names: files, folders, or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradlens.errors import NoRunError
+
+RUNS = Path("runs")
+FIRST_RUN = "gradlens run plain34 makes one"
+
+
+def find_runs(folder: Path = RUNS) -> list[Path]:
+    """List the run files in a folder, by name.
+
+    Raises:
+        NoRunError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise NoRunError(f"there is no folder {folder}", tip=FIRST_RUN)
+    return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+
+
+def newest_run(folder: Path = RUNS) -> Path:
+    """Return the run file that was written last.
+
+    Raises:
+        NoRunError: The folder is not there or holds no run.
+    """
+    paths = find_runs(folder)
+    if not paths:
+        raise NoRunError(f"there is no run in {folder}", tip=FIRST_RUN)
+    return max(paths, key=lambda path: path.stat().st_mtime)
+
+
+def resolve_runs(arguments: Sequence[str | Path], *, default: str) -> list[Path]:
+    """Turn the RUN arguments of a command into files.
+
+    Args:
+        arguments: Files and folders; a folder stands for all runs in it.
+        default: What no argument means: "newest" or "all" runs under ``runs/``.
+
+    Raises:
+        NoRunError: A file or folder is not there, or a folder holds no run.
+    """
+    if not arguments:
+        if default == "newest":
+            return [newest_run()]
+        arguments = [RUNS]
+    found: list[Path] = []
+    for argument in map(Path, arguments):
+        if argument.is_dir() or argument == RUNS:
+            paths = find_runs(argument)
+            if not paths:
+                raise NoRunError(f"there is no run in {argument}", tip=FIRST_RUN)
+            found += paths
+        else:
+            found.append(_find_file(argument))
+    return list(dict.fromkeys(found))
+
+
+def _find_file(argument: Path) -> Path:
+    """Return the file of that name, with or without its ending, here or under ``runs/``."""
+    named = Path(f"{argument}.h5")
+    for path in (argument, named, RUNS / argument, RUNS / named):
+        if path.is_file():
+            return path
+    raise NoRunError(f"{argument}: there is no such run", tip="gradlens ls shows the runs that there are")
