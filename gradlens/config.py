@@ -21,7 +21,6 @@ AUGMENTATIONS = ("flip", "crop", "rotation", "color")
 SPLITS = ("group", "random")
 INITS = ("he", "default")
 SHORTCUTS = ("A", "B")
-AMP_MODES = ("off", "bf16", "fp16")
 ON_NONFINITE = ("stop", "continue")
 
 TORCHVISION_SETS = {
@@ -281,7 +280,8 @@ class RunConfig:
     every: int = 1
     """Record every so many steps."""
     device: str = "auto"
-    amp: str = "off"
+    amp: bool = False
+    """bfloat16 autocast in the forward pass."""
     workers: int = 0
     on_nonfinite: str = "stop"
 
@@ -295,7 +295,6 @@ class RunConfig:
             ("split", SPLITS),
             ("init", INITS),
             ("shortcut", SHORTCUTS),
-            ("amp", AMP_MODES),
             ("on_nonfinite", ON_NONFINITE),
         ):
             _one_of(key, getattr(self, key), allowed)

@@ -413,7 +413,7 @@ def _make_rule(every: Every) -> Callable[[int], bool]:
 
 def _to_number(name: str, value: float | Tensor) -> float:
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise RecorderError(f"{name} must be one number, got {shown}") from None

@@ -134,7 +134,7 @@ class FileSink:
             create_layout(file, self._header, self._scalars, self._epoch_columns, created)
             if old:
                 for name, block in old["columns"].items():
-                    _append(file[name], block)
+                    _write(file[name], 0, block)
                 file["state/n_steps"][()] = self._n_steps
                 file["state/n_epochs"][()] = self._n_epochs
             file.swmr_mode = True
@@ -174,28 +174,27 @@ class FileSink:
         rows, n_layers = self._rows, len(self._header.layers)
         if not rows:
             return
-        _append(file["step"], np.array([row.step for row in rows], dtype=np.int64))
-        _append(file["epoch_of_step"], np.array([row.epoch for row in rows], dtype=np.int32))
+        start, missing = self._n_steps, np.full(n_layers, np.nan)
+        _write(file["step"], start, np.array([row.step for row in rows], dtype=np.int64))
+        _write(file["epoch_of_step"], start, np.array([row.epoch for row in rows], dtype=np.int32))
         for name in self._scalars:
-            _append(file[f"scalar/{name}"], np.array([row.scalars.get(name, np.nan) for row in rows]))
-        missing = np.full(n_layers, np.nan)
+            _write(file[f"scalar/{name}"], start, np.array([row.scalars.get(name, np.nan) for row in rows]))
         for name in self._header.metrics:
             block = np.array([row.metrics.get(name, missing) for row in rows])
-            _append(file[f"metric/{name}"], as_float32(block))
+            _write(file[f"metric/{name}"], start, as_float32(block))
         file.flush()
-        self._n_steps += len(rows)
-        file["state/n_steps"][()] = self._n_steps
-        self._rows = []
+        file["state/n_steps"][()] = start + len(rows)
+        self._n_steps, self._rows = start + len(rows), []
 
     def _append_epochs(self, file: h5py.File) -> None:
         if not self._epochs:
             return
+        start, epochs = self._n_epochs, self._epochs
         for name in self._epoch_columns:
-            _append(file[f"epoch/{name}"], np.array([row.get(name, np.nan) for row in self._epochs]))
+            _write(file[f"epoch/{name}"], start, np.array([row.get(name, np.nan) for row in epochs]))
         file.flush()
-        self._n_epochs += len(self._epochs)
-        file["state/n_epochs"][()] = self._n_epochs
-        self._epochs = []
+        file["state/n_epochs"][()] = start + len(epochs)
+        self._n_epochs, self._epochs = start + len(epochs), []
 
 
 def as_float32(values: FloatArray) -> NDArray[np.float32]:
@@ -210,8 +209,8 @@ def as_float32(values: FloatArray) -> NDArray[np.float32]:
     return rounded
 
 
-def _append(dataset: h5py.Dataset, block: NDArray[Any]) -> None:
-    start = dataset.shape[0]
+def _write(dataset: h5py.Dataset, start: int, block: NDArray[Any]) -> None:
+    """Write rows from ``start`` on; a write that was broken off before is simply written again."""
     dataset.resize(start + len(block), axis=0)
     dataset[start:] = block
 

@@ -1,0 +1,134 @@
+"""Batches in an order, and with an augmentation, that depend on seed and epoch alone.
+
+So a run that goes on at epoch 7 sees exactly what an unbroken run saw there, with any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from gradlens.data.registry import ImageSet
+
+# Mean and standard deviation of ImageNet's colours, as torchvision's reference training uses.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Batch = tuple[Tensor, Tensor]
+
+
+def make_augmentation(names: Sequence[str], side: int) -> v2.Transform | None:
+    """Return the random transform of one uint8 picture (3, side, side), or None for none."""
+    known: dict[str, v2.Transform] = {
+        "flip": v2.RandomHorizontalFlip(),
+        "crop": v2.RandomResizedCrop(side, scale=(0.7, 1.0), antialias=True),
+        "rotation": v2.RandomRotation(15),
+        "color": v2.ColorJitter(0.2, 0.2, 0.2, 0.05),
+    }
+    return v2.Compose([known[name] for name in names]) if names else None
+
+
+class _Pictures(Dataset[Batch]):
+    """Whole batches by index; the epoch is packed into the index (epoch * N + i), so that workers know it."""
+
+    def __init__(self, data: ImageSet, augmentation: v2.Transform | None, seed: int) -> None:
+        self.data = data
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitems__(self, keys: list[int]) -> Batch:
+        """Return images (B, 3, side, side) float and labels (B,)."""
+        n = len(self.data)
+        indices = [key % n for key in keys]
+        images = self.data.images[indices]
+        if self.augmentation is not None:
+            images = torch.stack([self._augment(image, key) for image, key in zip(images, keys, strict=True)])
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        return (images.float() / 255 - mean) / std, self.data.labels[indices]
+
+    def _augment(self, image: Tensor, key: int) -> Tensor:
+        assert self.augmentation is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 32) + key)
+            changed: Tensor = self.augmentation(image)
+        return changed
+
+
+class _Order(Sampler[int]):
+    """The order of one epoch after another."""
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.seed is None:
+            order = torch.arange(self.count)
+        else:
+            generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+            order = torch.randperm(self.count, generator=generator)
+        return iter((order + self.epoch * self.count).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Batches:
+    """Batches of one image set, epoch by epoch.
+
+    Args:
+        data: N pictures.
+        batch_size: Pictures per batch; a last batch of one picture is left out when shuffling, since batch norm
+            cannot train on it.
+        shuffle_seed: Seeds order and augmentation; None keeps the order.
+        augment: Names out of ``gradlens.config.AUGMENTATIONS``.
+        side: Pixels.
+        workers: Processes that prepare batches; 0 prepares them here.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None,
+        augment: Sequence[str] = (),
+        side: int = 0,
+        workers: int = 0,
+    ) -> None:
+        self._order = _Order(len(data), shuffle_seed)
+        self._loader: DataLoader[Batch] = DataLoader(
+            _Pictures(data, make_augmentation(augment, side), shuffle_seed or 0),
+            batch_size=batch_size,
+            sampler=self._order,
+            drop_last=shuffle_seed is not None and len(data) > 1 and len(data) % batch_size == 1,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_it_is,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Return the batches of an epoch: images (B, 3, side, side) float32, labels (B,) int64."""
+        self._order.epoch = number
+        return iter(self._loader)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def make_batches(
+    train: ImageSet, val: ImageSet, *, batch_size: int, seed: int, augment: Sequence[str], side: int, workers: int
+) -> tuple[Batches, Batches]:
+    """Return training batches (shuffled, augmented) and validation batches (in order, as they are)."""
+    return (
+        Batches(train, batch_size, shuffle_seed=seed, augment=augment, side=side, workers=workers),
+        Batches(val, batch_size, shuffle_seed=None, workers=workers),
+    )

@@ -1,0 +1,214 @@
+"""The training loop; it reads top to bottom, and reports events instead of printing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from gradlens.config import RunConfig
+from gradlens.data import Batches
+from gradlens.errors import ModelError
+from gradlens.events import EpochDone, Listener, NonFinite, Note, StepDone
+from gradlens.recorder import Recorder
+from gradlens.run import FloatArray
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with the weights and the optimizer, all that a resumed run needs."""
+
+    epoch: int = 0
+    """Epochs done."""
+    best_val_loss: float = math.inf
+    epochs_without_better: int = 0
+    seconds: float = 0.0
+
+    def note_validation(self, val_loss: float) -> None:
+        """Keep the best validation loss and count the epochs since."""
+        if val_loss < self.best_val_loss:
+            self.best_val_loss, self.epochs_without_better = val_loss, 0
+        else:
+            self.epochs_without_better += 1
+
+
+@dataclass
+class Mean:
+    """Loss and accuracy so far, over images."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    count: int = 0
+
+    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch."""
+        self.loss += loss * len(labels)
+        self.correct += float((logits.argmax(1) == labels).sum())
+        self.count += len(labels)
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """Mean loss and share of correct answers."""
+        return self.loss / max(self.count, 1), self.correct / max(self.count, 1)
+
+
+class StoppedError(Exception):
+    """Training was stopped by a non-finite loss, as the user chose."""
+
+
+@dataclass
+class Trainer:
+    """One training: what is trained, on what, how, and who listens.
+
+    Args:
+        config: How to train.
+        model: On its device.
+        optimizer: Over the model's parameters.
+        scheduler: Stepped once per epoch.
+        train_batches: Shuffled.
+        val_batches: In order.
+        device: Where the model is.
+        listener: Gets the events.
+        after_epoch: Called when an epoch is over and recorded; writes the checkpoint.
+        interrupted: Says whether the user asked to stop; read between steps.
+        progress: Where the training stands.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    train_batches: Batches
+    val_batches: Batches
+    device: torch.device
+    listener: Listener
+    after_epoch: Callable[[], None]
+    interrupted: Callable[[], bool]
+    progress: Progress = field(default_factory=Progress)
+
+    def train(self, recorder: Recorder) -> str:
+        """Train until the epochs are done or the patience is at its end.
+
+        Returns:
+            Why it ended early, or "".
+
+        Raises:
+            StoppedError: A loss was not finite and the user chose to stop then.
+            KeyboardInterrupt: The user asked to stop.
+        """
+        while self.progress.epoch < self.config.epochs:
+            started = time.perf_counter()
+            epoch = self.progress.epoch + 1
+            lr = float(self.optimizer.param_groups[0]["lr"])
+
+            train_loss, train_accuracy = self._train_epoch(epoch, recorder)
+            val_loss, val_accuracy = self._validate()
+            self.scheduler.step()
+
+            seconds = time.perf_counter() - started
+            values = {
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "lr": lr,
+                "seconds": seconds,
+            }
+            recorder.log_epoch(epoch=epoch, **values)
+            self.progress.epoch = epoch
+            self.progress.seconds += seconds
+            self.progress.note_validation(val_loss)
+            self.after_epoch()
+            self.listener(EpochDone(epoch, values))
+            if 0 < self.config.patience <= self.progress.epochs_without_better:
+                reason = f"no lower validation loss for {self.config.patience} epochs"
+                self.listener(Note(f"stopped after epoch {epoch}: {reason}"))
+                return reason
+        return ""
+
+    def _train_epoch(self, epoch: int, recorder: Recorder) -> tuple[float, float]:
+        self.model.train()
+        mean = Mean()
+        for step, batch in enumerate(self.train_batches.epoch(epoch), start=1):
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            with self._autocast():
+                logits = find_logits(self.model(images))
+                loss = self._loss(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+            value = loss.item()
+            recorder.log(loss=value)
+            mean.add(value, logits, labels)
+            self.listener(StepDone(epoch, step, *mean.values, main_profile(recorder)))
+            if not math.isfinite(value):
+                self._meet_nonfinite(epoch, value, recorder)
+            if self.interrupted():
+                raise KeyboardInterrupt
+        return mean.values
+
+    def _meet_nonfinite(self, epoch: int, loss: float, recorder: Recorder) -> None:
+        stops = self.config.on_nonfinite == "stop"
+        step = recorder.counts[1] - 1
+        self.listener(NonFinite(epoch, step, loss, stops))
+        if stops:
+            raise StoppedError(f"the loss was {loss} at step {step} (epoch {epoch})")
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        self.model.eval()
+        mean = Mean()
+        for batch in self.val_batches.epoch(0):
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            with self._autocast():
+                logits = find_logits(self.model(images))
+                loss = self._loss(logits, labels)
+            mean.add(loss.item(), logits, labels)
+            if self.interrupted():
+                raise KeyboardInterrupt
+        return mean.values
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
+
+
+def find_logits(output: Any) -> Tensor:
+    """Return the class scores out of a model's output: a tensor, or the first of several (GoogLeNet).
+
+    Raises:
+        ModelError: There is no (B, classes) tensor.
+    """
+    if not isinstance(output, Tensor):
+        for key in ("logits", "out"):
+            if hasattr(output, key):
+                output = getattr(output, key)
+            elif isinstance(output, dict) and key in output:
+                output = output[key]
+        if isinstance(output, list | tuple) and output:
+            output = output[0]
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    shown = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise ModelError(f"the model gave {shown}; expected class scores of shape (batch, classes)")
+
+
+def main_profile(recorder: Recorder) -> FloatArray | None:
+    """Return the newest gradient norms of the main path's layers, input first, (L,)."""
+    row = recorder.last_row
+    if row is None or "activation_grad_norm" not in row.metrics:
+        return None
+    main = [layer.role == "main" for layer in recorder.layers]
+    return np.asarray(row.metrics["activation_grad_norm"])[main]

@@ -1,0 +1,247 @@
+"""One run from its configuration to its closed file."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
+
+from gradlens.config import RunConfig, parse_schedule
+from gradlens.data import Splits, load_data, make_batches
+from gradlens.errors import ConfigError
+from gradlens.events import Ended, Listener, Note, Started, ignore
+from gradlens.models import build_model
+from gradlens.recorder import Recorder
+from gradlens.run import Status
+from gradlens.storage import FileSink, read_run
+from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, restore, save_checkpoint
+from gradlens.train.loop import StoppedError, Trainer
+
+MAY_DIFFER_ON_RESUME = ("workers",)
+
+
+def train_run(
+    config: RunConfig,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    listener: Listener = ignore,
+) -> Status:
+    """Train one model with one seed and record it.
+
+    Args:
+        config: What to train and how.
+        path: The run file.
+        overwrite: Replace a run that is there.
+        resume: Go on where a run stopped: after the last epoch that was finished.
+        listener: Gets the events of the training.
+
+    Returns:
+        "complete", or "failed" after a loss that was not finite.
+
+    Raises:
+        GradlensError: The model, the data, the file or the options cannot be used.
+        KeyboardInterrupt: The user stopped it; the file is closed as "interrupted" and can be resumed.
+    """
+    started = time.perf_counter()
+    state = _state_to_resume(config, path, listener) if resume else None
+    if resume and state is None and path.exists():
+        if read_run(path).status == "complete":
+            listener(Note(f"{path} is complete; nothing to resume"))
+            return "complete"
+        listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
+        overwrite = True
+    counts = (int(state["rows"]), int(state["progress"]["epoch"])) if state else None
+    sink = FileSink(path, overwrite=overwrite, resume_at=counts)
+
+    device = choose_device(config.device)
+    data = load_data(config, listener)
+    torch.manual_seed(config.seed)
+    trainer = _make_trainer(config, data, device, listener)
+    recorder = Recorder(
+        trainer.model,
+        sink,
+        optimizer=trainer.optimizer,
+        every=config.every,
+        info={"model": config.model, "seed": config.seed, "config": {**config.to_dict(), "data_facts": data.facts}},
+        first_step=int(state["steps"]) if state else 0,
+        first_epoch=counts[1] if counts else 0,
+        first_row=counts[0] if counts else 0,
+    )
+    if state:
+        trainer.progress = restore(state, trainer.model, trainer.optimizer, trainer.scheduler)
+    trainer.after_epoch = lambda: _save(trainer, recorder, checkpoint_path(path))
+    listener(_started(trainer, data, path))
+    return _run(trainer, recorder, path, started)
+
+
+def _run(trainer: Trainer, recorder: Recorder, path: Path, started: float) -> Status:
+    """Train under the recorder, and say how it ended."""
+
+    def ended(status: Status, reason: str = "") -> Status:
+        trainer.listener(Ended(status, str(path), trainer.progress.epoch, time.perf_counter() - started, reason))
+        return status
+
+    try:
+        with _deferred_interrupt() as interrupted, recorder:
+            trainer.interrupted = interrupted
+            reason = trainer.train(recorder)
+    except StoppedError as stopped:
+        return ended("failed", str(stopped))
+    except KeyboardInterrupt:
+        ended("interrupted")
+        raise
+    checkpoint_path(path).unlink(missing_ok=True)
+    return ended("complete", reason)
+
+
+def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listener: Listener) -> Trainer:
+    model = build_model(
+        config.model,
+        num_classes=len(data.classes),
+        seed=config.seed,
+        init="he" if config.init == "he" else "default",
+        shortcut="A" if config.shortcut == "A" else "B",
+    ).to(device)
+    optimizer = make_optimizer(config, model)
+    train_batches, val_batches = make_batches(
+        data.train,
+        data.val,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        side=config.image_size,
+        workers=config.workers,
+    )
+    return Trainer(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(config, optimizer),
+        train_batches=train_batches,
+        val_batches=val_batches,
+        device=device,
+        listener=listener,
+        after_epoch=lambda: None,
+        interrupted=lambda: False,
+    )
+
+
+def _state_to_resume(config: RunConfig, path: Path, listener: Listener) -> dict[str, Any] | None:
+    """Return the checkpoint's state, or None where there is none.
+
+    Raises:
+        ConfigError: The run was started with other settings; names them.
+    """
+    checkpoint = checkpoint_path(path)
+    if not checkpoint.exists() or not path.exists():
+        return None
+    state = load_checkpoint(checkpoint)
+    theirs = RunConfig.from_dict(state["config"])
+    differing = [line for line in config.differences(theirs) if line.split(":")[0] not in MAY_DIFFER_ON_RESUME]
+    if differing:
+        raise ConfigError(
+            f"{path} was started with other settings: {'; '.join(differing)}",
+            tip="leave these options out to go on as before, or start again with --overwrite",
+        )
+    listener(Note(f"going on after epoch {state['progress']['epoch']}"))
+    return state
+
+
+def _save(trainer: Trainer, recorder: Recorder, path: Path) -> None:
+    rows, steps = recorder.counts
+    save_checkpoint(
+        path,
+        config=trainer.config,
+        model=trainer.model,
+        optimizer=trainer.optimizer,
+        scheduler=trainer.scheduler,
+        progress=trainer.progress,
+        rows=rows,
+        steps=steps,
+    )
+
+
+def _started(trainer: Trainer, data: Splits, path: Path) -> Started:
+    return Started(
+        config=trainer.config,
+        path=str(path),
+        device=str(trainer.device),
+        train_images=len(data.train),
+        val_images=len(data.val),
+        classes=data.classes,
+        steps_per_epoch=len(trainer.train_batches),
+        first_epoch=trainer.progress.epoch + 1,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used: {reason}", tip="--device cpu works everywhere") from None
+    return device
+
+
+def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
+    """Return the optimizer over all parameters of a model."""
+    if config.optimizer == "sgd":
+        return SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    kind = Adam if config.optimizer == "adam" else AdamW
+    return kind(model.parameters(), config.lr, weight_decay=config.weight_decay)
+
+
+def make_scheduler(config: RunConfig, optimizer: Optimizer) -> LRScheduler:
+    """Return the schedule, to be stepped once per epoch."""
+    schedule = parse_schedule(config.schedule)
+    if schedule.kind == "step":
+        return StepLR(optimizer, schedule.step_size, schedule.gamma)
+    if schedule.kind == "cosine":
+        return CosineAnnealingLR(optimizer, config.epochs)
+    return LambdaLR(optimizer, _unchanged)
+
+
+def _unchanged(epoch: int) -> float:
+    return 1.0
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C take effect between two steps, so that none is half recorded; a second one takes effect at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+    usual = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(signal.SIGINT, usual)
+            raise KeyboardInterrupt
+        asked = True
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
