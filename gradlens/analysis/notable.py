@@ -1,0 +1,89 @@
+"""What is notable about a run, in sentences that carry their numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradlens.analysis.profile import ACTIVATION_GRAD, FIRST_STEPS, end_to_end, say_end_to_end
+from gradlens.run import Run
+
+# Zhang et al. 2021 and smdebug judge overfitting by loss; here a gap of this size in accuracy is worth a line.
+ACCURACY_GAP = 0.1
+
+
+def notable(run: Run) -> list[str]:
+    """Return what a reader should know first, most important first."""
+    found = [*_ending(run), *_nonfinite(run), *_way_back(run), *_zeros(run), *_missing(run), *_gap(run), *_copies(run)]
+    return [sentence for sentence in found if sentence]
+
+
+def _ending(run: Run) -> list[str]:
+    if run.status == "running":
+        return ["the run is still being written, or its writer was killed"]
+    if run.status == "interrupted":
+        return ["the run was interrupted; gradlens run ... --resume goes on"]
+    return ["the run failed"] if run.status == "failed" else []
+
+
+def _nonfinite(run: Run) -> list[str]:
+    said = []
+    loss = run.scalars.get("loss", np.empty(0))
+    logged = np.flatnonzero(~np.isnan(loss))
+    last_logged = logged[-1] if len(logged) else -1
+    bad = np.flatnonzero(np.isinf(loss) | (np.isnan(loss) & (np.arange(len(loss)) < max(last_logged, 0))))
+    if ACTIVATION_GRAD in run.metrics:
+        broken = np.flatnonzero(np.isinf(run.metric(ACTIVATION_GRAD)).any(axis=1))
+        if len(broken):
+            said.append(f"gradients were not finite in {len(broken)} rows, first at step {run.steps[broken[0]]}")
+    if len(bad) and not said:
+        said.append(f"the loss was not finite, first at step {run.steps[bad[0]]}")
+    return said
+
+
+def _way_back(run: Run) -> list[str]:
+    way = end_to_end(run)
+    if way is None:
+        return []
+    early, whole = way.median(slice(0, FIRST_STEPS)), way.median()
+    first, last = run.layers[way.first].name, run.layers[way.last].name
+    return [
+        f"{say_end_to_end(whole)}: {first} has {_power(whole)} times the gradient norm of {last} "
+        f"(median of all rows; {_power(early)} in the first {FIRST_STEPS})"
+    ]
+
+
+def _power(decades: float) -> str:
+    return "0" if decades == -np.inf else f"10^{decades:+.1f}"
+
+
+def _zeros(run: Run) -> list[str]:
+    if ACTIVATION_GRAD not in run.metrics or not len(run.steps):
+        return []
+    share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
+    dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
+    if not dead:
+        return []
+    return [f"the gradient is exactly 0 in more than half of the rows at {len(dead)} layer(s), first {dead[0]}"]
+
+
+def _missing(run: Run) -> list[str]:
+    if "param_grad_norm" not in run.metrics or not len(run.steps):
+        return []
+    never = np.isnan(run.metric("param_grad_norm")).all(axis=0)
+    names = [run.layers[i].name for i in np.flatnonzero(never)]
+    return [f"{len(names)} layer(s) never got a gradient: {', '.join(names[:4])}"] if names else []
+
+
+def _gap(run: Run) -> list[str]:
+    train, val = run.epochs.get("train_accuracy", ()), run.epochs.get("val_accuracy", ())
+    if not len(train) or not len(val) or not train[-1] - val[-1] > ACCURACY_GAP:
+        return []
+    return [f"training accuracy ends {train[-1] - val[-1]:.2f} above validation accuracy: it overfits"]
+
+
+def _copies(run: Run) -> list[str]:
+    facts = run.config.get("data_facts", {})
+    share = facts.get("val_share_any_copy_in_train", 0)
+    if not share:
+        return []
+    return [f"{share:.0%} of the validation images have a copy in training: validation accuracy is partly memory"]

@@ -1,0 +1,177 @@
+"""Depth profiles: a metric over the layers, and what it says in a sentence."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.run import FloatArray, Layer, Run
+
+ACTIVATION_GRAD = "activation_grad_norm"
+FIRST_STEPS = 10
+
+
+def layer_values(run: Run, metric: str, *, per_element: bool = False) -> FloatArray:
+    """Return a metric over steps and layers, (T, L) float64.
+
+    Args:
+        run: The run.
+        metric: Its name.
+        per_element: Divide an L2 norm over activations by sqrt(out_numel): the root mean square per element.
+    """
+    values = np.asarray(run.metric(metric), dtype=np.float64)
+    if per_element:
+        key = "out_numel" if metric.startswith("activation") else "param_numel"
+        numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
+        values = values / np.sqrt(np.maximum(numel, 1))
+    return values
+
+
+def depth_profile(run: Run, metric: str, rows: slice = slice(None), *, per_element: bool = False) -> FloatArray:
+    """Return the median of a metric over rows, for each layer, (L,); NaN where a layer has no value."""
+    values = layer_values(run, metric, per_element=per_element)[rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
+        return np.asarray(np.nanmedian(values, axis=0)) if len(values) else np.full(len(run.layers), np.nan)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Neighbouring layers of one stage: ``layers[start:stop]``."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def find_stages(layers: tuple[Layer, ...]) -> list[Stage]:
+    """Cut layers, in their order, into stages."""
+    stages: list[Stage] = []
+    for i, layer in enumerate(layers):
+        if stages and stages[-1].name == layer.stage:
+            stages[-1] = Stage(layer.stage, stages[-1].start, i + 1)
+        else:
+            stages.append(Stage(layer.stage, i, i + 1))
+    return stages
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """The gradient at the first layer's output beside that at the last hidden layer's.
+
+    Args:
+        first: Index of the first main layer.
+        last: Index of the last main layer before the output layer, whose own gradient is the loss's.
+        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is missing.
+    """
+
+    first: int
+    last: int
+    decades: FloatArray
+
+    def median(self, rows: slice = slice(None)) -> float:
+        """Return the median over rows, in decades."""
+        known = self.decades[rows]
+        known = known[~np.isnan(known)]
+        return float(np.median(known)) if len(known) else float("nan")
+
+
+def end_to_end(run: Run, metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> EndToEnd | None:
+    """Compare the first main layer with the last hidden one, row by row.
+
+    Returns:
+        None where the run has fewer than three main layers or lacks the metric.
+    """
+    main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
+    if len(main) < 3 or metric not in run.metrics:
+        return None
+    first, last = main[0], main[-2]
+    values = layer_values(run, metric, per_element=per_element)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = np.log10(values[:, first]) - np.log10(values[:, last])
+    return EndToEnd(int(first), int(last), decades)
+
+
+# Within a factor of ten is called "about as large"; the line for "vanishes" is that of AutoTrainer (Zhang et al. 2021,
+# ICSE, |g_first| / |g_last| < 1e-3).
+SIMILAR_DECADES = 1.0
+VANISH_DECADES = -3.0
+
+
+def say_end_to_end(decades: float) -> str:
+    """Say in words what a ratio first/last means, without calling it a fault."""
+    if np.isnan(decades):
+        return "the gradient's way back was not recorded"
+    if decades == -np.inf:
+        return "the gradient is exactly 0 at the first layer: it vanishes completely"
+    if decades < VANISH_DECADES:
+        return "the gradient vanishes on its way back"
+    if decades < -SIMILAR_DECADES:
+        return "the gradient shrinks on its way back"
+    if decades <= SIMILAR_DECADES:
+        return "the gradient is about as large at the first layer as at the last"
+    return "the gradient does not vanish: it grows towards the input"
+
+
+@dataclass(frozen=True)
+class HeatMatrix:
+    """A metric as layers by steps, ready to be drawn.
+
+    Args:
+        values: (L, C); NaN where nothing was recorded, exact zeros kept, inf where a gradient was not finite.
+        steps: (C + 1,) edges of the columns, in optimizer steps.
+    """
+
+    values: FloatArray
+    steps: NDArray[np.float64]
+
+
+def heat_matrix(run: Run, metric: str, *, columns: int, per_element: bool = False) -> HeatMatrix:
+    """Arrange a metric as layers by steps, averaging neighbouring rows where there are more than columns.
+
+    Rows are averaged geometrically, over what is finite and positive; a block holding any non-finite value shows that,
+    and a block without a positive value but with a zero shows zero. Rows of a coarser rhythm are left out.
+    """
+    values = layer_values(run, metric, per_element=per_element)
+    known = ~np.isnan(values).all(axis=1) if len(values) else np.zeros(0, dtype=bool)
+    if known.any() and not known.all():
+        values, steps = values[known], run.steps[known].astype(np.float64)
+    else:
+        steps = run.steps.astype(np.float64)
+    if len(steps) == 0:
+        return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
+    edges = np.append(steps, steps[-1] + (np.median(np.diff(steps)) if len(steps) > 1 else 1.0))
+    if len(steps) <= columns:
+        return HeatMatrix(values.T, edges)
+    starts = np.unique(np.linspace(0, len(steps), columns + 1).astype(int))[:-1]
+    return HeatMatrix(_block_means(values, starts).T, np.append(edges[starts], edges[-1]))
+
+
+def _block_means(values: FloatArray, starts: NDArray[np.int64]) -> FloatArray:
+    positive = np.isfinite(values) & (values > 0)
+    logs = np.log(np.where(positive, values, 1.0))
+    counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.exp(np.add.reduceat(logs, starts, axis=0) / counts)
+    zero = np.add.reduceat((values == 0).astype(np.int64), starts, axis=0) > 0
+    broken = np.add.reduceat(np.isinf(values).astype(np.int64), starts, axis=0) > 0
+    means = np.where(counts > 0, means, np.where(zero, 0.0, np.nan))
+    return np.where(broken, np.inf, means)
+
+
+def positive_range(matrices: list[HeatMatrix]) -> tuple[float, float] | None:
+    """Return the smallest and largest positive finite value in all of them, or None."""
+    parts = [m.values[np.isfinite(m.values) & (m.values > 0)] for m in matrices]
+    merged = np.concatenate(parts) if parts else np.empty(0)
+    return (float(merged.min()), float(merged.max())) if len(merged) else None
+
+
+def epoch_starts(run: Run) -> NDArray[np.float64]:
+    """Return the optimizer step at which each epoch begins, as far as rows were recorded."""
+    if len(run.steps) == 0:
+        return np.empty(0)
+    new = np.flatnonzero(np.diff(run.epoch_of_step, prepend=run.epoch_of_step[0] - 1))
+    return run.steps[new].astype(np.float64)

@@ -1,0 +1,69 @@
+"""Means with intervals over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradlens.run import FloatArray
+
+# 0.975 quantiles of Student's t for 1 to 30 degrees of freedom.
+# Source: Abramowitz & Stegun 1964, Handbook of Mathematical Functions, table 26.10.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+Z_975 = 1.960
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its spread.
+
+    Args:
+        mean: Over the finite values; NaN if there are none.
+        std: Standard deviation between seeds (n - 1); NaN for fewer than two.
+        low: Lower end of the 95 % interval of the mean; NaN for fewer than two.
+        high: Its upper end.
+        n: Number of finite values.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+
+def t_975(degrees: int) -> float:
+    """Return the 0.975 quantile of Student's t.
+
+    Beyond 30 degrees of freedom: z + (z^3 + z) / (4 df), the first term of the Cornish-Fisher expansion
+    (Abramowitz & Stegun 1964, 26.7.5), right to 0.001 there.
+    """
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    return Z_975 + (Z_975**3 + Z_975) / (4 * degrees)
+
+
+def mean_interval(values: FloatArray) -> Interval:
+    """Return the mean of independent values with Student's 95 % interval.
+
+    Args:
+        values: (S,) one per seed; values that are not finite are left out.
+
+    Source: Student 1908, The Probable Error of a Mean.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan, np.nan, 0)
+    mean = float(values.mean())
+    if n == 1:
+        return Interval(mean, np.nan, np.nan, np.nan, 1)
+    std = float(values.std(ddof=1))
+    half = t_975(n - 1) * std / np.sqrt(n)
+    return Interval(mean, std, mean - half, mean + half, n)
