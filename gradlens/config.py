@@ -22,6 +22,7 @@ SPLITS = ("group", "random")
 INITS = ("he", "default")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
+FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 
 TORCHVISION_SETS = {
     "cifar10": "CIFAR10",
@@ -146,8 +147,7 @@ def parse_data(spec: str) -> DataSpec:
     if lowered in TORCHVISION_SETS:
         return DataSpec(lowered, "torchvision", name=lowered)
     raise ConfigError(
-        f"unknown data {spec!r}; expected patterns, folder:PATH, csv:FILE, or one of "
-        f"{', '.join(TORCHVISION_SETS)}",
+        f"unknown data {spec!r}; expected patterns, folder:PATH, csv:FILE, or one of {', '.join(TORCHVISION_SETS)}",
         tip="--data csv:photos/train.csv reads a table with the columns filename,label",
     )
 
@@ -371,6 +371,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ConfigError(f"seeds {text!r}: each seed once, and at least one")
     return tuple(seeds)
+
+
+def check_figure_path(path: Path) -> None:
+    """Raise a ConfigError unless the file's ending names a picture format."""
+    if path.suffix.lower() not in FIGURE_ENDINGS:
+        raise ConfigError(
+            f"{path}: expected a file ending in {', '.join(FIGURE_ENDINGS)}, got {path.suffix or 'no ending'}"
+        )
 
 
 def _one_of(key: str, value: object, allowed: Iterable[str]) -> None:

@@ -61,8 +61,7 @@ METRICS: dict[str, Metric] = {
             "log",
             10,
             "as_accumulated",
-            "Under batch norm the weight's size does not change the function, but scales its gradient by "
-            "the inverse.",
+            "Under batch norm the weight's size does not change the function, but scales its gradient by the inverse.",
         ),
         Metric(
             "update_ratio",

@@ -159,9 +159,7 @@ class Run:
             ConfigError: The run holds no such metric.
         """
         if name not in self.metrics:
-            raise ConfigError(
-                f"run {self.name} holds no metric {name!r}; it holds {', '.join(self.metrics) or 'none'}"
-            )
+            raise ConfigError(f"run {self.name} holds no metric {name!r}; it holds {', '.join(self.metrics) or 'none'}")
         return self.metrics[name]
 
     @property

@@ -26,7 +26,17 @@ REPORT_NUMBERS = {
 }
 
 # These say how a run was watched, not what was trained.
-NOT_COMPARED = {"seed", "model", "every", "workers", "device", "data_facts", "skip_broken", "on_nonfinite", "recipe"}
+NOT_COMPARED = {
+    "seed",
+    "model",
+    "every",
+    "workers",
+    "device",
+    "data_facts",
+    "skip_broken",
+    "on_nonfinite",
+    "recipe",
+}
 
 
 @dataclass(frozen=True)

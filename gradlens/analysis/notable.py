@@ -13,7 +13,15 @@ ACCURACY_GAP = 0.1
 
 def notable(run: Run) -> list[str]:
     """Return what a reader should know first, most important first."""
-    found = [*_ending(run), *_nonfinite(run), *_way_back(run), *_zeros(run), *_missing(run), *_gap(run), *_copies(run)]
+    found = [
+        *_ending(run),
+        *_nonfinite(run),
+        *_way_back(run),
+        *_zeros(run),
+        *_missing(run),
+        *_gap(run),
+        *_copies(run),
+    ]
     return [sentence for sentence in found if sentence]
 
 
@@ -75,7 +83,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _gap(run: Run) -> list[str]:
-    train, val = run.epochs.get("train_accuracy", ()), run.epochs.get("val_accuracy", ())
+    train, val = (run.epochs.get(key, np.empty(0)) for key in ("train_accuracy", "val_accuracy"))
     if not len(train) or not len(val) or not train[-1] - val[-1] > ACCURACY_GAP:
         return []
     return [f"training accuracy ends {train[-1] - val[-1]:.2f} above validation accuracy: it overfits"]

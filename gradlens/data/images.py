@@ -97,7 +97,8 @@ def open_image(picture: Picture) -> tuple[Image.Image, bytes]:
         content = picture.path.read_bytes()
     except OSError:
         raise DataError(
-            f"{picture.where}: the image is missing ({picture.path})", tip="--skip-broken trains without such images"
+            f"{picture.where}: the image is missing ({picture.path})",
+            tip="--skip-broken trains without such images",
         ) from None
     try:
         with warnings.catch_warnings():

@@ -6,6 +6,7 @@ So a run that goes on at epoch 7 sees exactly what an unbroken run saw there, wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,12 +121,19 @@ class Batches:
         return iter(self._loader)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def make_batches(
-    train: ImageSet, val: ImageSet, *, batch_size: int, seed: int, augment: Sequence[str], side: int, workers: int
+    train: ImageSet,
+    val: ImageSet,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: Sequence[str],
+    side: int,
+    workers: int,
 ) -> tuple[Batches, Batches]:
     """Return training batches (shuffled, augmented) and validation batches (in order, as they are)."""
     return (

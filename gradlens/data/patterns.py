@@ -73,7 +73,8 @@ def _texture(label: int, x: Image, y: Image, rng: np.random.Generator) -> Image:
         case _:
             centre = rng.uniform(-0.5, 0.5, 2)
             wave = np.sin(frequency * np.hypot(x - centre[0], y - centre[1]) + shift_u)
-    return np.tanh(rng.uniform(1, 4) * wave).astype(np.float32)
+    texture: Image = np.tanh(rng.uniform(1, 4) * wave).astype(np.float32)
+    return texture
 
 
 def _patch(x: Image, y: Image, rng: np.random.Generator) -> Image:
@@ -82,7 +83,8 @@ def _patch(x: Image, y: Image, rng: np.random.Generator) -> Image:
     radius = rng.uniform(0.6, 1.1)
     distance = np.hypot(x - centre[0], y - centre[1])
     opacity = rng.uniform(0.75, 1.0)
-    return (opacity / (1 + np.exp((distance - radius) / 0.05))).astype(np.float32)
+    patch: Image = (opacity / (1 + np.exp((distance - radius) / 0.05))).astype(np.float32)
+    return patch
 
 
 def _two_colours(label: int, rng: np.random.Generator) -> tuple[Image, Image]:
@@ -96,7 +98,8 @@ def _two_colours(label: int, rng: np.random.Generator) -> tuple[Image, Image]:
 def _colour(hue: float, saturation: float, value: float) -> Image:
     """Turn hue, saturation and value in [0, 1] into red, green and blue (3, 1, 1)."""
     channels = 1 - saturation * np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) * -1 + 2, 0, 1)
-    return (value * channels)[:, None, None].astype(np.float32)
+    colour: Image = (value * channels)[:, None, None].astype(np.float32)
+    return colour
 
 
 def _clutter(x: Image, y: Image, rng: np.random.Generator) -> Image:

@@ -70,7 +70,11 @@ def load_data(config: RunConfig, listener: Listener = ignore) -> Splits:
     """
     spec = parse_data(config.data)
     splits = LOADERS[spec.kind](spec, config, listener)
-    splits.facts |= {"train_images": len(splits.train), "val_images": len(splits.val), "classes": list(splits.classes)}
+    splits.facts |= {
+        "train_images": len(splits.train),
+        "val_images": len(splits.val),
+        "classes": list(splits.classes),
+    }
     if len(splits.train) < config.batch_size:
         listener(Note(f"only {len(splits.train)} training images for a batch of {config.batch_size}", warning=True))
     return splits
@@ -157,9 +161,7 @@ def _check_left(table: Table, labels: np.ndarray[Any, Any]) -> None:
             raise DataError(f"class {name!r} has {count} usable image(s) after the broken ones; expected at least two")
 
 
-def _say_copies(
-    copies: Copies, count: int, shared: tuple[float, float], config: RunConfig, listener: Listener
-) -> None:
+def _say_copies(copies: Copies, count: int, shared: tuple[float, float], config: RunConfig, listener: Listener) -> None:
     if not copies.searched_near:
         listener(Note(f"{count} images are too many to search for near copies; only exact copies were searched"))
     if copies.different == count:

@@ -82,4 +82,5 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.residual:
             out = out + (x if self.downsample is None else self.downsample(x))
-        return self.relu(out)
+        activated: Tensor = self.relu(out)
+        return activated

@@ -24,8 +24,8 @@ def build_model(
     """Build a model by name.
 
     Args:
-        name: ``plain34``, ``resnet56-nobn``, ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``. A factory is
-            called with ``num_classes`` if it takes that, else with nothing.
+        name: ``plain34``, ``resnet56-nobn``, ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
+            A factory is called with ``num_classes`` if it takes that, else with nothing.
         num_classes: Outputs.
         seed: Of the weights.
         init: Of the plain and residual nets.

@@ -18,7 +18,13 @@ from torch.optim import LBFGS, Optimizer
 from gradlens.errors import ConfigError, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
 from gradlens.provenance import commit, versions
-from gradlens.recorder.layers import LayerChoice, choose_layers, describe_layers, output_tensors, own_parameters
+from gradlens.recorder.layers import (
+    LayerChoice,
+    choose_layers,
+    describe_layers,
+    output_tensors,
+    own_parameters,
+)
 from gradlens.recorder.norms import combine_norms, exact_norm, host_norm
 from gradlens.run import FloatArray, Header, Layer, Row, Sink, Status
 from gradlens.storage import FileSink
@@ -74,7 +80,14 @@ def record(
     """
     sink = FileSink(path, overwrite=overwrite)
     return Recorder(
-        model, sink, optimizer=optimizer, metrics=metrics, every=every, layers=layers, scaler=scaler, info=info
+        model,
+        sink,
+        optimizer=optimizer,
+        metrics=metrics,
+        every=every,
+        layers=layers,
+        scaler=scaler,
+        info=info,
     )
 
 
@@ -254,7 +267,7 @@ class Recorder:
             self._out_numel[name] = sum(tensor.numel() for tensor in tensors)
         if "activation_grad_norm" in self._rhythm:
             for tensor in tensors:
-                tensor.register_hook(functools.partial(self._on_output_grad, name))
+                tensor.register_hook(functools.partial(self._on_output_grad, name))  # type: ignore[no-untyped-call]
 
     def _on_output_grad(self, name: str, grad: Tensor) -> None:
         if self._state != "recording" or not self._armed:

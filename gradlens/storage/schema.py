@@ -41,7 +41,11 @@ EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accur
 
 
 def create_layout(
-    file: h5py.File, header: Header, scalars: Iterable[str], epoch_columns: Iterable[str], created: str | None = None
+    file: h5py.File,
+    header: Header,
+    scalars: Iterable[str],
+    epoch_columns: Iterable[str],
+    created: str | None = None,
 ) -> None:
     """Make every attribute, group and dataset of an empty run.
 

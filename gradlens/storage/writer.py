@@ -39,7 +39,11 @@ class FileSink:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, overwrite: bool = False, resume_at: tuple[int, int] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        resume_at: tuple[int, int] | None = None,
     ) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
@@ -68,7 +72,9 @@ class FileSink:
         with _file_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path.parent, os.W_OK):
-                raise RunFileError(f"the folder {self.path.parent} cannot be written to", tip="another place: --out DIR")
+                raise RunFileError(
+                    f"the folder {self.path.parent} cannot be written to", tip="another place: --out DIR"
+                )
 
     def open(self, header: Header) -> None:
         """Begin the run; the file itself is made with the first flush, when the scalars' names are known."""
@@ -161,7 +167,10 @@ class FileSink:
             raise RunFileError(f"{self.path} holds {len(run.steps)} rows, fewer than the {rows} to be kept")
         self._scalars += [name for name in run.scalars if name not in self._scalars]
         self._epoch_columns += [name for name in run.epochs if name not in self._epoch_columns]
-        columns: dict[str, NDArray[Any]] = {"step": run.steps[:rows], "epoch_of_step": run.epoch_of_step[:rows]}
+        columns: dict[str, NDArray[Any]] = {
+            "step": run.steps[:rows],
+            "epoch_of_step": run.epoch_of_step[:rows],
+        }
         missing = np.full(rows, np.nan)
         missing_epochs = np.full(epochs, np.nan)
         columns |= {f"scalar/{k}": run.scalars.get(k, missing)[:rows] for k in self._scalars}
@@ -239,4 +248,6 @@ def _file_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
-        raise RunFileError(f"{path} cannot be written: {reason}", tip="is there room, and may you write there?") from error
+        raise RunFileError(
+            f"{path} cannot be written: {reason}", tip="is there room, and may you write there?"
+        ) from error

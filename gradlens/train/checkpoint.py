@@ -76,13 +76,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return state
     except Exception as error:
         raise RunFileError(
-            f"the checkpoint {path} cannot be read: {type(error).__name__}", tip="start again with --overwrite"
+            f"the checkpoint {path} cannot be read: {type(error).__name__}",
+            tip="start again with --overwrite",
         ) from error
 
 
-def restore(
-    state: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
-) -> Progress:
+def restore(state: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> Progress:
     """Put a checkpoint's state back, the random generators' included."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -144,7 +144,7 @@ class Trainer:
                 logits = find_logits(self.model(images))
                 loss = self._loss(logits, labels)
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
             value = loss.item()

@@ -73,7 +73,11 @@ def train_run(
         sink,
         optimizer=trainer.optimizer,
         every=config.every,
-        info={"model": config.model, "seed": config.seed, "config": {**config.to_dict(), "data_facts": data.facts}},
+        info={
+            "model": config.model,
+            "seed": config.seed,
+            "config": {**config.to_dict(), "data_facts": data.facts},
+        },
         first_step=int(state["steps"]) if state else 0,
         first_epoch=counts[1] if counts else 0,
         first_row=counts[0] if counts else 0,

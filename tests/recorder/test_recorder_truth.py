@@ -97,9 +97,11 @@ def test_every_layer_and_metric_agrees_with_autograd_on_a_copy(name: str) -> Non
             np.testing.assert_allclose(sink.rows[row].metrics[metric], truth, rtol=TOLERANCE, err_msg=metric)
 
     parameters = {layer: [k for k, _ in model.named_parameters() if k.rpartition(".")[0] == layer] for layer in names}
-    truth = np.array([
-        np.sqrt(sum(changes[key] ** 2 for key in parameters[layer])) / expected[0]["param_norm"][layer]
-        for layer in names
-    ])
+    truth = np.array(
+        [
+            np.sqrt(sum(changes[key] ** 2 for key in parameters[layer])) / expected[0]["param_norm"][layer]
+            for layer in names
+        ]
+    )
     np.testing.assert_allclose(sink.rows[0].metrics["update_ratio"], truth, rtol=TOLERANCE)
     assert "update_ratio" not in sink.rows[1].metrics  # its rhythm is coarser

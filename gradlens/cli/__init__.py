@@ -1,0 +1,61 @@
+"""The command line: click at the top, everything heavy inside the callbacks."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import gradlens
+from gradlens.cli.compare import compare
+from gradlens.cli.heatmap import heatmap
+from gradlens.cli.ls import ls
+from gradlens.cli.run import run
+from gradlens.cli.summary import summary
+from gradlens.errors import ConfigError, GradlensError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(gradlens.__version__, prog_name="gradlens")
+def cli() -> None:
+    """See where a network's gradient goes.
+
+    gradlens trains nets with a recorder of per-layer gradient norms, and shows what was recorded.
+    A first look: gradlens run plain34, then gradlens heatmap.
+    """
+
+
+for command in (run, ls, summary, heatmap, compare):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 fine, 1 a gradlens error, 2 wrong usage, 130 interrupted."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error that a user can make ends in one line and a tip."""
+    try:
+        return int(cli.main(arguments, prog_name="gradlens", standalone_mode=False) or OK)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except GradlensError as error:
+        _say(error)
+        return USAGE if isinstance(error, ConfigError) else FAILED
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left; that is no error
+        return OK
+
+
+def _say(error: GradlensError) -> None:
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    if error.tip:
+        click.echo(f"{click.style('Tip:', fg='cyan')} {error.tip}", err=True)

@@ -1,0 +1,69 @@
+"""``gradlens compare``: accuracy and loss side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradlens.cli.options import (
+    check_figure_options,
+    figure_options,
+    format_option,
+    open_runs,
+    print_rows,
+    runs_argument,
+    write_figures,
+)
+from gradlens.errors import ConfigError
+
+
+@click.command()
+@runs_argument
+@click.option("--with-report", is_flag=True, help="Put the report's own numbers beside.")
+@format_option
+@figure_options
+def compare(runs: tuple[str, ...], with_report: bool, form: str, outputs: tuple[Path, ...], terminal: bool) -> None:
+    """Compare accuracy and loss of RUNS over epochs; seeds of one model are grouped, with intervals.
+
+    RUNS are files, names under runs/, or folders; left out, all runs under runs/.
+    """
+    check_figure_options(outputs, terminal)
+    found = [run for run in open_runs(runs, default="all") if len(run.epochs.get("epoch", ()))]
+    if not found:
+        raise ConfigError("nothing to compare: no run has finished an epoch")
+    from gradlens.analysis.compare import final_table, group_runs
+
+    groups = group_runs(found)
+    if form == "table":
+        from gradlens.terminal.compare import print_compare
+        from gradlens.terminal.console import results
+
+        print_compare(results(), groups, with_report=with_report)
+    else:
+        print_rows([_flat(row) for row in final_table(groups, with_report=with_report)], form)
+    if terminal:
+        return
+    from gradlens.plots import draw_compare, figure_name
+
+    write_figures(
+        lambda: draw_compare(found, with_report=with_report),
+        figure_name("compare", found),
+        outputs,
+        runs=found,
+        caption="Accuracy and loss over epochs, mean over seeds with 95 % intervals; table of the last epoch.",
+    )
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    from gradlens.analysis.stats import Interval
+
+    flat: dict[str, Any] = {"quantity": row["quantity"]}
+    for key, value in row.items():
+        if isinstance(value, Interval):
+            parts = {"": value.mean, " std": value.std, " low": value.low, " high": value.high, " n": value.n}
+            flat |= {f"{key}{name}": None if part != part else part for name, part in parts.items()}
+        elif key not in ("quantity", "column"):
+            flat[key] = value
+    return flat

@@ -1,0 +1,25 @@
+"""``gradlens ls``: the runs in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradlens.cli.options import format_option, print_rows
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@format_option
+def ls(folder: Path, form: str) -> None:
+    """List the runs in FOLDER (default: runs)."""
+    from gradlens.storage import find_runs
+    from gradlens.terminal.console import results
+    from gradlens.terminal.listing import print_listing, run_rows
+
+    rows = run_rows(find_runs(folder))
+    if form == "table":
+        print_listing(results(), folder, rows)
+    else:
+        print_rows(rows, form)

@@ -1,0 +1,91 @@
+"""Options that several commands share, and how rows are printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gradlens.config import check_figure_path
+from gradlens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gradlens.run import Run
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def runs_argument(command: Command) -> Command:
+    """Take any number of runs: files, folders, or names under runs/."""
+    return click.argument("runs", nargs=-1, type=click.Path())(command)
+
+
+def format_option(command: Command) -> Command:
+    """Choose how rows are printed."""
+    return click.option(
+        "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
+        help="How rows are printed on stdout.",
+    )(command)  # fmt: skip
+
+
+def figure_options(command: Command) -> Command:
+    """Choose where a picture goes."""
+    command = click.option(
+        "-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the picture to this file (.png, .svg, .pdf); repeatable. Default: figures/NAME.png.",
+    )(command)  # fmt: skip
+    return click.option("--terminal", is_flag=True, help="Show it in the terminal only; write no file.")(command)
+
+
+def open_runs(arguments: Sequence[str], *, default: str) -> list[Run]:
+    """Read the runs that the arguments name."""
+    from gradlens.storage import read_run, resolve_runs
+
+    return [read_run(path) for path in resolve_runs(arguments, default=default)]
+
+
+def command_line() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["gradlens", *sys.argv[1:]])
+
+
+def write_figures(
+    draw: Callable[[], Figure], default: Path, outputs: Sequence[Path], *, runs: Sequence[Run], caption: str
+) -> None:
+    """Draw a figure, write it to the files that were asked for or to its default place, and say where."""
+    from gradlens.plots.files import save_figure
+
+    figure = draw()
+    for path in outputs or (default,):
+        save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs))
+        click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)
+
+
+def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
+    """Refuse options that contradict each other."""
+    if outputs and terminal:
+        raise ConfigError("--terminal writes no file, -o FILE names one: choose one of them")
+    for path in outputs:
+        check_figure_path(path)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
+    """Print rows as JSON or CSV on stdout."""
+    if form == "json":
+        click.echo(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    click.echo(text.getvalue(), nl=False)

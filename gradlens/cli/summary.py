@@ -1,0 +1,31 @@
+"""``gradlens summary``: what happened in a run."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from gradlens.cli.options import format_option, open_runs, print_rows
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path())
+@format_option
+def summary(run: str | None, form: str) -> None:
+    """Show what happened in RUN: training table, depth profile, and what is notable.
+
+    RUN is a file, a name under runs/, or a folder; left out, it is the newest run.
+    """
+    from gradlens.terminal.console import results
+    from gradlens.terminal.summary import layer_rows, print_summary, summary_facts
+
+    found = open_runs([run] if run else [], default="newest")
+    if form == "json":
+        facts = [summary_facts(item) for item in found]
+        click.echo(json.dumps(facts[0] if len(facts) == 1 else facts, indent=2, ensure_ascii=False, default=str))
+    elif form == "csv":
+        print_rows([{"run": item.name, **row} for item in found for row in layer_rows(item)], form)
+    else:
+        for item in found:
+            print_summary(results(), item)

@@ -1,0 +1,104 @@
+"""Where figures go: named after their runs, written whole, and beside each the facts that made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from gradlens.config import check_figure_path
+from gradlens.errors import RunExistsError, RunFileError
+from gradlens.plots.style import house_style
+from gradlens.provenance import commit, versions
+from gradlens.run import Run, jsonable
+
+FIGURES = Path("figures")
+DPI = 200
+
+
+def figure_name(kind: str, runs: Sequence[Run], metric: str | None = None) -> Path:
+    """Return the default place of a figure: ``figures/heatmap-plain34-s0.png``."""
+    names = [run.name for run in runs]
+    if len(names) > 3:
+        models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
+        names = [*models[:4], f"{len(runs)}-runs"]
+    return FIGURES / f"{'-'.join([kind, *([metric] if metric else []), *names])}.png"
+
+
+def save_figure(
+    figure: Figure, path: Path, *, command: str, runs: Sequence[Run], caption: str = "", asked: bool = True
+) -> None:
+    """Write a figure, and beside it a JSON with the command, the runs, the versions and the commit.
+
+    Args:
+        figure: The figure.
+        path: Its ending gives the format: .png, .svg or .pdf.
+        command: The command that drew it.
+        runs: The runs that it shows.
+        caption: What it says.
+        asked: The user named this file, so it may be replaced; otherwise only a figure of gradlens is.
+
+    Raises:
+        ConfigError: The ending is not known.
+        RunExistsError: A file that gradlens did not write is in the way.
+        RunFileError: It cannot be written.
+    """
+    check_figure_path(path)
+    facts = path.with_suffix(".json")
+    if not asked and path.exists() and not facts.exists():
+        raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        with house_style():
+            figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, caption))
+        os.replace(temporary, path)
+        _write_text(facts, json.dumps(_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _metadata(path: Path, command: str, caption: str) -> dict[str, Any]:
+    if path.suffix.lower() == ".png":
+        return {"Title": caption or path.stem, "Description": command, "Software": "gradlens"}
+    if path.suffix.lower() == ".svg":
+        return {"Title": caption or path.stem, "Description": command, "Creator": "gradlens", "Date": None}
+    return {"Title": caption or path.stem, "Subject": command, "Creator": "gradlens", "CreationDate": None}
+
+
+def _facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
+    return {
+        "figure": path.name,
+        "caption": caption,
+        "command": command,
+        "drawn": time.strftime("%Y-%m-%d"),
+        "runs": [_run_facts(run) for run in runs],
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    finals = {name: round(float(values[-1]), 6) for name, values in run.epochs.items() if len(values)}
+    facts = {
+        "file": run.path.name,
+        "model": run.model,
+        "seed": run.seed,
+        "status": run.status,
+        "rows": len(run.steps),
+        "last_epoch": finals,
+        "config": dict(run.config),
+        "environment": run.info.get("environment", {}),
+    }
+    return dict(json.loads(jsonable(facts)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

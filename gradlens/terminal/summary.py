@@ -1,0 +1,174 @@
+"""What happened in a run: what is notable, the training table, the depth profile."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gradlens.analysis.notable import notable
+from gradlens.analysis.profile import depth_profile
+from gradlens.run import Run
+from gradlens.terminal.colours import magnitude_colour, style
+from gradlens.terminal.console import has_colour
+
+EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+MOST_EPOCHS = 12
+MOST_LAYERS = 48
+STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
+
+
+def summary_facts(run: Run) -> dict[str, Any]:
+    """Return the whole summary as plain values, for JSON."""
+    return {
+        "run": run.name,
+        "model": run.model,
+        "seed": run.seed,
+        "status": run.status,
+        "rows": len(run.steps),
+        "notable": notable(run),
+        "epochs": {name: _plain(values) for name, values in run.epochs.items()},
+        "layers": layer_rows(run),
+        "config": dict(run.config),
+    }
+
+
+def layer_rows(run: Run) -> list[dict[str, Any]]:
+    """Return a row per layer: its description and the median of each metric over all rows."""
+    profiles = {name: depth_profile(run, name) for name in run.metrics}
+    return [
+        {
+            "layer": layer.name,
+            "kind": layer.kind,
+            "role": layer.role,
+            "depth": layer.depth,
+            "out_numel": layer.out_numel,
+            "param_numel": layer.param_numel,
+            **{name: _finite(float(profile[i])) for name, profile in profiles.items()},
+        }
+        for i, layer in enumerate(run.layers)
+    ]
+
+
+def print_summary(console: Console, run: Run) -> None:
+    """Print the card of a run."""
+    console.print(_head(run))
+    if len(run.epochs.get("epoch", ())):
+        console.print(_epoch_table(run))
+    if len(run.steps):
+        console.print(_profile_table(console, run))
+
+
+def _head(run: Run) -> Panel:
+    config, environment = run.config, run.info.get("environment", {})
+    text = Text()
+    text.append(run.status, style=STATUS_STYLE.get(run.status, ""))
+    text.append(f" · {len(run.steps)} rows x {len(run.layers)} layers")
+    if config.get("data"):
+        text.append(f" · {config['data']} · recipe {config.get('recipe')} · {config.get('image_size')} px")
+    seconds = np.nansum(run.epochs.get("seconds", np.zeros(1)))
+    if seconds:
+        text.append(f" · {say_seconds(float(seconds))} on {environment.get('device', '?')}")
+    for sentence in notable(run):
+        text.append(f"\n• {sentence}")
+    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
+    return Panel(text, title=Text(title, style="bold"), title_align="left", box=box.ROUNDED, padding=(0, 1))
+
+
+def _epoch_table(run: Run) -> Table:
+    table = Table(title="Training", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = [name for name in EPOCH_COLUMNS if name in run.epochs and not np.isnan(run.epochs[name]).all()]
+    columns += [name for name in run.epochs if name not in EPOCH_COLUMNS]
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    count = len(run.epochs["epoch"])
+    shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_EPOCHS))})
+    for before, i in zip([None, *shown], shown, strict=False):
+        if before is not None and i - before > 1 and count > MOST_EPOCHS:
+            table.add_row(*["·"] * len(columns), style="dim")
+        table.add_row(*[_epoch_cell(name, float(run.epochs[name][i])) for name in columns])
+    return table
+
+
+def _epoch_cell(name: str, value: float) -> str:
+    if name == "epoch":
+        return f"{value:.0f}"
+    if name == "lr":
+        return f"{value:.1e}"
+    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}"
+
+
+def _profile_table(console: Console, run: Run) -> Table:
+    """Return a bar per layer, on a log scale, of the median gradient norm; with the update ratio beside."""
+    metric = next((m for m in ("activation_grad_norm", "param_grad_norm") if m in run.metrics), "")
+    table = Table(
+        title="Depth profile: median over all rows, input first", title_justify="left", box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )  # fmt: skip
+    if not metric:
+        return table
+    profile = depth_profile(run, metric)
+    update = depth_profile(run, "update_ratio") if "update_ratio" in run.metrics else None
+    table.add_column("layer", no_wrap=True)
+    table.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
+    bar_width = max(min(console.width - 56, 48), 10)
+    table.add_column("", width=bar_width, no_wrap=True)
+    if update is not None:
+        table.add_column("update ratio", justify="right", no_wrap=True)
+    positive = profile[np.isfinite(profile) & (profile > 0)]
+    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
+    for i in _chosen(len(run.layers)):
+        cells: list[Text | str] = [run.layers[i].name, say_value(float(profile[i]))]
+        cells.append(_bar(float(profile[i]), low, high, bar_width, has_colour(console)))
+        if update is not None:
+            cells.append(say_value(float(update[i])))
+        table.add_row(*cells)
+    if len(run.layers) > MOST_LAYERS:
+        table.caption = f"{MOST_LAYERS} of {len(run.layers)} layers, evenly spaced"
+    return table
+
+
+def _chosen(count: int) -> list[int]:
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_LAYERS))})
+
+
+def _bar(value: float, low: float, high: float, width: int, colour: bool) -> Text:
+    if not math.isfinite(value) or value <= 0:
+        return Text(
+            {True: "not recorded", False: "exactly 0"}[math.isnan(value)] if not math.isinf(value) else "not finite"
+        )
+    span = math.log10(high / low)
+    share = 1.0 if span == 0 else 0.04 + 0.96 * math.log10(value / low) / span
+    eighths = max(round(share * width * 8), 1)
+    text = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+    return Text(text, style=style(magnitude_colour(value, low, high)) if colour else "")
+
+
+def say_value(value: float) -> str:
+    """Write a magnitude with three digits, and what is no magnitude as what it is."""
+    if math.isnan(value):
+        return "-"
+    return "not finite" if math.isinf(value) else "0" if value == 0 else f"{value:.2e}"
+
+
+def say_seconds(seconds: float) -> str:
+    """Write a duration."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _finite(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return "inf" if math.isinf(value) else value
+
+
+def _plain(values: Any) -> list[float | str | None]:
+    return [_finite(float(value)) for value in values]
