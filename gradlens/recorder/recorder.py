@@ -25,7 +25,7 @@ from gradlens.recorder.layers import (
     output_tensors,
     own_parameters,
 )
-from gradlens.recorder.norms import combine_norms, exact_norm, host_norm
+from gradlens.recorder.norms import combine_norms, fast_norm
 from gradlens.run import FloatArray, Header, Layer, Row, Sink, Status
 from gradlens.storage import FileSink
 
@@ -272,7 +272,7 @@ class Recorder:
     def _on_output_grad(self, name: str, grad: Tensor) -> None:
         if self._state != "recording" or not self._armed:
             return
-        norm = exact_norm(grad)
+        norm = fast_norm(grad)
         if self._scaler is not None:
             self._drop_skipped_step()
             scale = getattr(self._scaler, "_scale", None)
@@ -332,7 +332,7 @@ class Recorder:
                 tensor = of(parameter)
                 if tensor is not None:
                     if id(parameter) not in known:
-                        known[id(parameter)] = host_norm(tensor)
+                        known[id(parameter)] = fast_norm(tensor)
                     parts.append(known[id(parameter)])
             if parts:
                 found[name] = combine_norms(parts)
@@ -345,7 +345,7 @@ class Recorder:
         before = self._open_row["param_norm"]
         ratios: dict[str, Tensor] = {}
         for name, olds in self._snapshot.items():
-            changes = [host_norm(old.sub_(p)) for old, p in zip(olds, self._parameters[name], strict=True)]
+            changes = [fast_norm(old.sub_(p)) for old, p in zip(olds, self._parameters[name], strict=True)]
             if changes:
                 change = combine_norms(changes)
                 ratios[name] = torch.where(change == 0, change, change / before[name])

@@ -51,17 +51,32 @@ def _open(path: Path) -> h5py.File:
     if path.is_dir():
         raise RunFileError(f"{path} is a folder; expected a run file")
     try:
-        file = h5py.File(path, "r", swmr=True)
+        file = _open_hdf5(path)
     except OSError as error:
         if not h5py.is_hdf5(path):
             raise RunFileError(f"{path} is not an HDF5 file; expected a gradlens run") from error
-        raise RunFileError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
+        reason = "it is truncated" if "truncated" in str(error) else str(error).splitlines()[0]
+        raise RunFileError(f"{path} cannot be opened: {reason}") from error
     try:
         _check_format(path, file)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    """Open a file that was closed as it is, and one that is being written, or whose writer was killed, as SWMR.
+
+    Not always as SWMR: there HDF5 does not compare the file's length with what it should be, and reads what is missing
+    from a truncated file again and again, for minutes.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "truncated" in str(error):
+            raise
+        return h5py.File(path, "r", swmr=True)
 
 
 def _check_format(path: Path, file: h5py.File) -> None:

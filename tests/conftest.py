@@ -1,0 +1,107 @@
+"""Fixtures that all tests share, and the hygiene that none may break."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradlens.run import Header, Layer, Row
+from gradlens.storage import FileSink
+
+SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
+
+
+@pytest.fixture(autouse=True)
+def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Run in an empty folder and environment, and leave no HDF5 file open."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "40")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    gc.collect()
+    left = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE)
+    assert left == 0, f"{left} HDF5 file(s) left open"
+
+
+def make_layers(count: int = 6) -> tuple[Layer, ...]:
+    """Return main layers in stages of three."""
+    return tuple(Layer(f"stage{i // 3}.{i % 3}", "Conv2d", "main", i + 1, 100 * (i + 1), 9) for i in range(count))
+
+
+RunMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> RunMaker:
+    """Return a function that writes a run file with known numbers."""
+
+    def make(
+        name: str = "net-s0",
+        *,
+        folder: str = "runs",
+        model: str = "net",
+        seed: int = 0,
+        steps: int = 20,
+        epochs: int = 2,
+        layers: int = 6,
+        decades: float = -3.0,
+        accuracy: float = 0.5,
+        config: dict | None = None,
+        status: str = "complete",
+        change: Callable[[np.ndarray], np.ndarray] = lambda grid: grid,
+    ) -> Path:
+        path = tmp_path / folder / f"{name}.h5"
+        sink = FileSink(path)
+        rhythm = {"activation_grad_norm": 1, "param_grad_norm": 1, "param_norm": 10, "update_ratio": 10}
+        sink.open(Header(make_layers(layers), rhythm, model=model, seed=seed, config=config or {}))
+        depth = np.linspace(decades, 0, layers)
+        grid = change(10.0 ** (depth[None] + 0.01 * np.arange(steps)[:, None]))
+        per_epoch = max(steps // max(epochs, 1), 1)
+        for step in range(steps):
+            metrics = {"activation_grad_norm": grid[step], "param_grad_norm": grid[step] * 2}
+            if step % 10 == 0:
+                metrics |= {"param_norm": np.ones(layers), "update_ratio": np.full(layers, 1e-3)}
+            sink.write_row(Row(step, step // per_epoch, metrics, {"loss": 1.0 / (step + 1), "lr": 0.1}))
+            if (step + 1) % per_epoch == 0 and step // per_epoch < epochs:
+                number = step // per_epoch + 1
+                sink.write_epoch(
+                    {
+                        "epoch": number,
+                        "train_loss": 1 / number,
+                        "train_accuracy": accuracy * number / epochs,
+                        "val_loss": 2 / number,
+                        "val_accuracy": 0.8 * accuracy * number / epochs,
+                        "lr": 0.1,
+                        "seconds": 1.0,
+                    }
+                )
+        sink.close(status)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Write a folder of two classes with six different noisy pictures each."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(6):
+            save_picture(tmp_path / "photos" / label / f"{i}.png", rng)
+    return tmp_path / "photos"
+
+
+def save_picture(path: Path, rng: np.random.Generator, side: int = 40) -> None:
+    """Write a picture of smooth noise, unlike any other."""
+    coarse = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    coarse.resize((side, side + 6), Image.Resampling.BICUBIC).save(path)
