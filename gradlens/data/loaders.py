@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,6 +20,15 @@ from gradlens.data.registry import ImageSet
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = tuple[Tensor, Tensor]
+
+
+# What a random stream is for.
+ORDER, AUGMENTATION = 1, 2
+
+
+def mix_seed(*parts: int) -> int:
+    """Return a 32-bit seed that depends on all parts; of a longer seed torch's CPU generator takes 32 bits only."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def make_augmentation(names: Sequence[str], side: int) -> v2.Transform | None:
@@ -53,7 +63,7 @@ class _Pictures(Dataset[Batch]):
     def _augment(self, image: Tensor, key: int) -> Tensor:
         assert self.augmentation is not None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed << 32) + key)
+            torch.manual_seed(mix_seed(self.seed, AUGMENTATION, key))
             changed: Tensor = self.augmentation(image)
         return changed
 
@@ -70,7 +80,7 @@ class _Order(Sampler[int]):
         if self.seed is None:
             order = torch.arange(self.count)
         else:
-            generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, ORDER, self.epoch))
             order = torch.randperm(self.count, generator=generator)
         return iter((order + self.epoch * self.count).tolist())
 

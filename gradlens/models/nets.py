@@ -131,4 +131,4 @@ def initialise(net: nn.Module, seed: int, init: Init) -> None:
 
 
 def _generator(name: str, part: str, seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{part}".encode()) + (seed << 32))
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{part}".encode()))

@@ -1,0 +1,147 @@
+"""Plain and residual nets: as in the paper, as in torchvision, and equal wherever both have the same weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+from gradlens.config import model_names
+from gradlens.errors import ModelError
+from gradlens.models import build_model
+from gradlens.models.blocks import PadShortcut
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_registered_net_trains_a_step(name: str) -> None:
+    net = build_model(name, num_classes=3)
+    has_norm = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert has_norm != name.endswith("-nobn")
+    logits = net(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 3)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    weighted = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weighted) == int("".join(c for c in name.split("-")[0] if c.isdigit()))
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_resnets_with_torchvisions_weights_give_torchvisions_output(depth: int) -> None:
+    torch.manual_seed(0)
+    theirs = models.get_model(f"resnet{depth}", num_classes=7)
+    for module in theirs.modules():  # running statistics and affine parameters that are not just 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    ours = build_model(f"resnet{depth}", num_classes=7, shortcut="B")
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    for train in (False, True):
+        ours.train(train)
+        theirs.train(train)
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
+def test_the_cifar_family_has_the_papers_parameters(name: str, millions: float) -> None:
+    # He et al. 2015, table 6.
+    tolerance = 0.05 if millions > 1 else 0.01
+    assert parameters(build_model(name, num_classes=10)) / 1e6 == pytest.approx(millions, abs=tolerance)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("34", 3.6), ("18", 1.8)])
+def test_multiply_adds_are_the_papers(name: str, billions: float) -> None:
+    # He et al. 2015, table 1 and sec. 3.3: 3.6e9 for 34 layers, plain or residual; 1.8e9 for 18.
+    counted = {}
+    for family in ("plain", "resnet"):
+        net = build_model(family + name, num_classes=1000).to("meta")
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, 224, 224, device="meta"))
+        counted[family] = counter.get_total_flops() / 2 / 1e9
+    assert counted["plain"] == counted["resnet"] == pytest.approx(billions, abs=0.07)
+
+
+@pytest.mark.parametrize("suffix", ["", "-nobn"])
+@pytest.mark.parametrize("depth", [18, 34, 20, 56])
+@pytest.mark.parametrize("init", ["he", "default"])
+def test_plain_and_residual_start_from_equal_weights(depth: int, suffix: str, init: str) -> None:
+    plain = build_model(f"plain{depth}{suffix}", num_classes=5, seed=3, init=init).state_dict()
+    for option in ("A", "B"):
+        residual = build_model(f"resnet{depth}{suffix}", num_classes=5, seed=3, init=init, shortcut=option).state_dict()
+        assert all(torch.equal(plain[key], residual[key]) for key in plain)
+        assert (set(residual) == set(plain)) == (option == "A")
+    other = build_model(f"plain{depth}{suffix}", num_classes=5, seed=4, init=init).state_dict()
+    assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
+
+
+def test_building_a_net_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    build_model("plain20", num_classes=5, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_plain_net_is_the_residual_net_without_the_addition() -> None:
+    plain = build_model("plain20", num_classes=5).eval()
+    residual = build_model("resnet20", num_classes=5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.allclose(plain(images), residual(images))
+    for module in residual.modules():
+        if hasattr(module, "residual"):
+            module.residual = False
+    torch.testing.assert_close(plain(images), residual(images), rtol=0, atol=0)
+
+
+def test_option_a_takes_every_second_pixel_and_pads_with_zeros() -> None:
+    x = torch.arange(2 * 4 * 4, dtype=torch.float32).view(1, 2, 4, 4)
+    out = PadShortcut(2, 5, 2)(x)
+    assert out.shape == (1, 5, 2, 2)
+    assert torch.equal(out[:, :2], x[:, :, ::2, ::2])
+    assert (out[:, 2:] == 0).all()
+
+
+def test_initialisations_have_the_variance_they_claim() -> None:
+    he = build_model("plain34", num_classes=5).layer3[0].conv2.weight
+    assert he.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    default = build_model("plain34", num_classes=5, init="default").layer3[0].conv2.weight
+    assert default.abs().max().item() <= (1 / (256 * 9)) ** 0.5
+    assert default.std().item() == pytest.approx((1 / (3 * 256 * 9)) ** 0.5, rel=0.01)
+    reference = nn.Conv2d(256, 256, 3).weight
+    assert default.std().item() == pytest.approx(reference.std().item(), rel=0.01)
+
+
+def test_other_peoples_models(tmp_path: Path) -> None:
+    assert parameters(build_model("torchvision:resnet18", num_classes=5)) == parameters(models.resnet18(num_classes=5))
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def build(num_classes): return nn.Linear(3, num_classes)\n"
+        "def fixed(): return nn.Linear(3, 2)\n"
+        "def wrong(): return 3\n"
+        "def broken(): raise RuntimeError('no luck')\n"
+    )
+    assert build_model(f"{path}:build", num_classes=4).out_features == 4
+    assert build_model(f"{path}:fixed", num_classes=4).out_features == 2
+    assert isinstance(build_model("torch.nn:Identity", num_classes=4), nn.Identity)
+    for name, said in [
+        (f"{path}:wrong", "gave a int; expected a torch.nn.Module"),
+        (f"{path}:broken", "failed: RuntimeError: no luck"),
+        (f"{path}:absent", "has no callable 'absent'"),
+        ("nowhere.py:build", "there is no such file"),
+        ("no_such_module:build", "no module named 'no_such_module'"),
+        ("torchvision:resnet17", "torchvision has no model 'resnet17'; expected"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            build_model(name, num_classes=4)

@@ -1,0 +1,219 @@
+"""Training: the same seed gives the same curves, a resumed run equals an unbroken one, nothing bad is hidden."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradlens import read_run
+from gradlens.config import OPTIMIZERS, make_config
+from gradlens.errors import ConfigError, ModelError, RunExistsError, RunFileError
+from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
+from gradlens.run import Run
+from gradlens.train import train_run
+from gradlens.train.checkpoint import checkpoint_path
+from gradlens.train.loop import find_logits
+from gradlens.train.session import choose_device, make_optimizer, make_scheduler
+
+
+@pytest.fixture(autouse=True)
+def few_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradlens.data.patterns.TRAIN_IMAGES", 40)
+    monkeypatch.setattr("gradlens.data.patterns.VAL_IMAGES", 20)
+
+
+def config(model: str = "plain8", **options):
+    return make_config(model, image_size=16, batch_size=10, **{"epochs": 3, **options})
+
+
+def assert_equal_runs(a: Run, b: Run) -> None:
+    assert a.layers == b.layers
+    np.testing.assert_array_equal(a.steps, b.steps)
+    np.testing.assert_array_equal(a.epoch_of_step, b.epoch_of_step)
+    for name in a.scalars:
+        np.testing.assert_array_equal(a.scalars[name], b.scalars[name])
+    for name in a.metrics:
+        np.testing.assert_array_equal(a.metric(name), b.metric(name))
+    for name in a.epochs:
+        if name != "seconds":
+            np.testing.assert_array_equal(a.epochs[name], b.epochs[name])
+
+
+def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
+    events: list = []
+    assert train_run(config(), tmp_path / "a.h5", listener=events.append) == "complete"
+    run = read_run(tmp_path / "a.h5")
+    assert (run.status, run.model, run.seed) == ("complete", "plain8", 0)
+    assert len(run.steps) == 12
+    assert run.epochs["epoch"].tolist() == [1, 2, 3]
+    assert run.epoch_of_step.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert np.isfinite([run.epochs[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")]).all()
+    assert np.isfinite(run.scalars["loss"]).all()
+    assert run.config["recipe"] == "quick"
+    assert run.config["data_facts"]["train_images"] == 40
+    assert [type(e) for e in events] == [Started, *([StepDone] * 4 + [EpochDone]) * 3, Ended]
+    assert len(events[1].profile) == 8
+    assert events[-1].status == "complete"
+    assert not checkpoint_path(tmp_path / "a.h5").exists()
+    with pytest.raises(RunExistsError, match="is there already"):
+        train_run(config(), tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("model", ["plain8", "resnet8-nobn"])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: str, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_run(config(model, seed=seed, epochs=2, augment=("flip", "color")), tmp_path / f"{name}.h5")
+    a, b, c = (read_run(tmp_path / f"{name}.h5") for name in "abc")
+    assert_equal_runs(a, b)
+    assert not np.array_equal(a.scalars["loss"], c.scalars["loss"])
+
+
+class Stop:
+    """Interrupt after a number of steps, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, StepDone):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("after", [2, 4, 6, 8, 11])
+def test_an_interrupted_run_is_closed_and_resumed_to_the_bits_of_an_unbroken_one(after: int, tmp_path: Path) -> None:
+    options = {"augment": ("flip", "crop"), "schedule": "step:1,0.5", "model": "resnet8"}
+    train_run(config(**options), tmp_path / "whole.h5")
+    path = tmp_path / "broken.h5"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(**options), path, listener=Stop(after))
+    assert read_run(path).status == "interrupted"
+    assert len(read_run(path).steps) == after
+    said: list = []
+    assert train_run(config(**options), path, resume=True, listener=said.append) == "complete"
+    assert_equal_runs(read_run(path), read_run(tmp_path / "whole.h5"))
+    notes = [event.text for event in said if isinstance(event, Note)]
+    finished = (after - 1) // 4  # the epoch whose last step was just made is not validated yet
+    assert (f"going on after epoch {finished}" if finished else "no finished epoch") in notes[0]
+    assert train_run(config(**options), path, resume=True) == "complete"  # nothing left to do
+    assert sorted(p.name for p in tmp_path.glob("*.h5")) == ["broken.h5", "whole.h5"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(), tmp_path / "a.h5", listener=Stop(6))
+    with pytest.raises(ConfigError, match=r"other settings: lr: 0\.0006 there, 0\.5 here"):
+        train_run(config(lr=0.5), tmp_path / "a.h5", resume=True)
+    checkpoint_path(tmp_path / "a.h5").write_bytes(b"broken")
+    with pytest.raises(RunFileError, match=r"the checkpoint .* cannot be read"):
+        train_run(config(), tmp_path / "a.h5", resume=True)
+
+
+class Poison(nn.Module):
+    """Gives NaN from the third training step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 16 * 16, 5)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        return self.layer(x.flatten(1)) * (float("nan") if self.calls >= 3 else 1.0)
+
+
+@pytest.mark.parametrize("choice", ["stop", "continue"])
+def test_a_loss_that_is_not_finite_is_recorded_and_said(choice: str, tmp_path: Path) -> None:
+    said: list = []
+    name = f"{__name__}:Poison"
+    status = train_run(config(name, on_nonfinite=choice), tmp_path / "a.h5", listener=said.append)
+    run = read_run(tmp_path / "a.h5")
+    told = [event for event in said if isinstance(event, NonFinite)]
+    assert told[0].step == 2
+    assert told[0].epoch == 1
+    assert math.isnan(told[0].loss)
+    assert np.isnan(run.scalars["loss"][2])
+    assert np.isinf(run.metric("param_grad_norm")[2]).all()
+    if choice == "stop":
+        assert (status, run.status, len(run.steps), len(told)) == ("failed", "failed", 3, 1)
+        assert "the loss was nan at step 2" in said[-1].reason
+    else:
+        assert (status, run.status, len(run.steps), len(told)) == ("complete", "complete", 12, 10)
+
+
+def test_patience_stops_early(tmp_path: Path) -> None:
+    said: list = []
+    train_run(config(lr=0.0, patience=2, epochs=9, model="plain8-nobn"), tmp_path / "a.h5", listener=said.append)
+    run = read_run(tmp_path / "a.h5")
+    assert run.epochs["epoch"].tolist() == [1, 2, 3]  # the first is the best, and nothing changes after it
+    assert run.status == "complete"
+    assert said[-1].reason == "no lower validation loss for 2 epochs"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1]),
+        ("step:2,0.1", [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("cosine", [(1 + math.cos(math.pi * e / 6)) / 2 for e in range(6)]),
+    ],
+)
+def test_schedules(schedule: str, rates: list[float]) -> None:
+    settings = config(schedule=schedule, epochs=6, lr=1.0)
+    optimizer = make_optimizer(settings, nn.Linear(1, 1))
+    scheduler = make_scheduler(settings, optimizer)
+    seen = []
+    for _ in range(6):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_trains(name: str, tmp_path: Path) -> None:
+    train_run(config(optimizer=name, epochs=1, amp=name == "adam"), tmp_path / "a.h5")
+    assert (read_run(tmp_path / "a.h5").metric("update_ratio")[0] > 0).all()
+
+
+def test_devices() -> None:
+    assert choose_device("cpu").type == "cpu"
+    for wrong in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device '{wrong}' cannot be used"):
+            choose_device(wrong)
+
+
+def test_logits_are_found() -> None:
+    logits = torch.zeros(2, 5)
+
+    class Output:
+        def __init__(self) -> None:
+            self.logits = logits
+
+    for output in (logits, Output(), {"out": logits}, (logits, 3), [logits]):
+        assert find_logits(output) is logits
+    for output, said in ((torch.zeros(2), r"a tensor of shape \(2,\)"), (3, "a int")):
+        with pytest.raises(ModelError, match=f"the model gave {said}; expected class scores"):
+            find_logits(output)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    for name, workers in (("a", 0), ("b", 2)):
+        train_run(config(workers=workers, augment=("flip", "rotation")), tmp_path / f"{name}.h5")
+    assert_equal_runs(read_run(tmp_path / "a.h5"), read_run(tmp_path / "b.h5"))
+
+
+@pytest.mark.slow
+def test_googlenet_with_its_auxiliary_outputs_trains(tmp_path: Path) -> None:
+    train_run(config("torchvision:googlenet", epochs=1, image_size=64), tmp_path / "a.h5")
+    assert len(read_run(tmp_path / "a.h5").steps) == 4
