@@ -51,6 +51,4 @@ def house_style() -> Iterator[None]:
 def magnitude_colours() -> Colormap:
     """Return the colours of magnitudes: viridis without its darkest end, so that exact zeros (black) stand out."""
     colours = mpl.colormaps["viridis"]([0.12 + 0.88 * i / 255 for i in range(256)])
-    found = LinearSegmentedColormap.from_list("gradlens", [tuple(c) for c in colours], 256)
-    found.set_bad(MISSING)
-    return found
+    return LinearSegmentedColormap.from_list("gradlens", [tuple(c) for c in colours], 256).with_extremes(bad=MISSING)

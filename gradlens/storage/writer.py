@@ -29,7 +29,7 @@ class FileSink:
     be laid out anew (a scalar that was not there before), it is built beside under a temporary name.
 
     Args:
-        path: Where the run goes; its folder is made if need be.
+        path: Where the run goes; its folder is made with the first row.
         overwrite: Replace a file that is there.
         resume_at: (rows, epochs) to keep of the file that is there, and append to.
 
@@ -69,12 +69,9 @@ class FileSink:
                 f"{self.path} is there already, and nothing is overwritten unasked",
                 tip="another name, or overwrite=True (--overwrite)",
             )
-        with _file_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path.parent, os.W_OK):
-                raise RunFileError(
-                    f"the folder {self.path.parent} cannot be written to", tip="another place: --out DIR"
-                )
+        there = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise RunFileError(f"{self.path} cannot be written: {there.name} is no folder that you may write to")
 
     def open(self, header: Header) -> None:
         """Begin the run; the file itself is made with the first flush, when the scalars' names are known."""
@@ -133,6 +130,7 @@ class FileSink:
         """Build the file beside, with the rows that it holds already, and move it into place."""
         assert self._header is not None
         old = self._close_and_read()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         file = h5py.File(temporary, "w", libver="latest", locking=False)
         try:

@@ -79,9 +79,11 @@ def _mean(values: FloatArray) -> float:
 
 
 def spark(curve: FloatArray, low: float, high: float, width: int) -> str:
-    """Draw a curve as blocks of eight heights; a gap where a value is missing."""
+    """Draw a curve as blocks of eight heights, as wide as fits; a gap where a value is missing."""
     if len(curve) > width:
         curve = curve[np.linspace(0, len(curve) - 1, width).round().astype(int)]
+    elif len(curve):
+        curve = np.repeat(curve, min(width // len(curve), 3))
     span = high - low if high > low else 1.0
     return "".join(
         BLOCKS[min(max(round((value - low) / span * 7), 0), 7)] if np.isfinite(value) else " " for value in curve

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.analysis.profile import HeatMatrix, heat_matrix, positive_range
+from gradlens.analysis.profile import HeatMatrix, find_stages, heat_matrix, positive_range
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray, Run
 from gradlens.terminal.colours import (
@@ -63,17 +63,15 @@ def _lines(
     colour: bool,
 ) -> list[Text]:
     most = max(console.height - 6, 8) if console.is_terminal else MOST_LINES_PIPED
-    values, first = _fit_layers(matrix.values, most * 2 if colour else most)
+    step = 2 if colour else 1  # layers a line
+    values, first = _fit_layers(matrix.values, most * step)
     values = _fit_columns(values, columns)
-    step = 2 if colour else 1
+    starts = {stage.start: stage.name for stage in find_stages(run.layers)}
     lines: list[Text] = []
-    stage = ""
     for i in range(0, len(values), step):
-        layer = run.layers[first[i]]
-        name = layer.name if step * len(lines) < len(values) and (layer.stage != stage or len(values) <= most) else ""
-        if colour and len(values) > 24:
-            name = layer.stage if layer.stage != stage else ""
-        stage = layer.stage
+        covered = range(first[i], first[i + step] if i + step < len(first) else len(run.layers))
+        stages = [starts[layer] for layer in covered if layer in starts]
+        name = run.layers[covered.start].name if len(covered) == 1 else "/".join(stages[:2])
         line = Text(f"{name[:label]:>{label}} ", style="dim")
         if colour:
             below = values[i + 1] if i + 1 < len(values) else None

@@ -117,7 +117,8 @@ def _profile_table(console: Console, run: Run) -> Table:
     update = depth_profile(run, "update_ratio") if "update_ratio" in run.metrics else None
     table.add_column("layer", no_wrap=True)
     table.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
-    bar_width = max(min(console.width - 56, 48), 10)
+    widest = max((len(layer.name) for layer in run.layers), default=0)
+    bar_width = max(min(console.width - widest - 46, 48), 8)
     table.add_column("", width=bar_width, no_wrap=True)
     if update is not None:
         table.add_column("update ratio", justify="right", no_wrap=True)

@@ -1,0 +1,206 @@
+"""The command line as a user meets it: exit codes, streams, formats, defaults, mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gradlens import read_run
+from gradlens.cli import cli, run_command
+from tests.conftest import SAMPLE
+
+
+@pytest.fixture
+def few_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradlens.data.patterns.TRAIN_IMAGES", 20)
+    monkeypatch.setattr("gradlens.data.patterns.VAL_IMAGES", 10)
+
+
+TINY = ["--image-size", "16", "--batch-size", "10", "--epochs", "1"]
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: gradlens {name}")
+    assert len(cli.commands[name].help or "") > 20
+
+
+@pytest.mark.usefixtures("few_patterns")
+def test_run_writes_a_file_and_shows_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "plain8", *TINY]) == 0
+    out, err = capsys.readouterr()
+    assert read_run("runs/plain8-s0.h5").status == "complete"
+    assert "Depth profile" in out
+    assert "complete after 1 epoch(s)" in err
+    assert "next: gradlens heatmap runs/plain8-s0.h5" in err
+    assert run_command(["run", "plain8", *TINY]) == 1
+    err = capsys.readouterr().err
+    assert "Error: runs/plain8-s0.h5 is there already" in err
+    assert "Tip: --resume goes on with it" in err
+    assert run_command(["run", "plain8", *TINY, "--overwrite"]) == 0
+    assert run_command(["run", "plain8", "--resume"]) == 0
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few_patterns")
+def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--data", "patterns", "--recipe", "report", "--lr", "0.01", "--optimizer", "sgd", "--weight-decay", "0",
+        "--label-smoothing", "0", "--schedule", "cosine", "--patience", "3", "--augment", "flip,crop",
+        "--split", "random", "--init", "default", "--shortcut", "B", "--every", "2", "--device", "cpu",
+        "--workers", "0", "--val-fraction", "0.3", "--on-nonfinite", "continue", "--skip-broken", "--amp", "--out", "here",
+    ]  # fmt: skip
+    assert run_command(["run", "resnet8", "--seeds", "3,4", *TINY, *options]) == 0
+    out = capsys.readouterr().out
+    assert "2 run(s) in here" in out
+    run = read_run("here/resnet8-s4.h5")
+    expected = {
+        "recipe": "report", "lr": 0.01, "optimizer": "sgd", "weight_decay": 0, "label_smoothing": 0, "every": 2,
+        "schedule": "cosine", "patience": 3, "augment": ["flip", "crop"], "split": "random", "init": "default",
+        "shortcut": "B", "epochs": 1, "batch_size": 10, "image_size": 16, "amp": True, "seed": 4, "val_fraction": 0.3,
+        "on_nonfinite": "continue", "skip_broken": True, "device": "cpu", "workers": 0, "data": "patterns",
+    }  # fmt: skip
+    assert {key: run.config[key] for key in expected} == expected
+    assert run.steps.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "plain35"], 2, "no net of depth 35"),
+        (["run"], 2, "Missing argument 'MODEL'"),
+        (["run", "plain34", "--data", "nothing"], 2, "unknown data 'nothing'"),
+        (["run", "plain34", "--lr", "fast"], 2, "'fast' is not a valid float"),
+        (["run", "plain34", "--lr", "-1"], 2, "lr must be at least 0"),
+        (["run", "plain34", "--seed", "1", "--seeds", "1,2"], 2, "choose one of them"),
+        (["run", "plain34", "--resume", "--overwrite"], 2, "choose one of them"),
+        (["run", "plain34", "--seeds", "a"], 2, "expected whole numbers"),
+        (["run", "plain34", "--data", "csv:none.csv"], 1, "none.csv: there is no such file"),
+        (["run", "nets.py:build", "--data", "patterns"], 1, "nets.py: there is no such file"),
+        (["summary"], 1, "there is no folder runs"),
+        (["heatmap", "none"], 1, "none: there is no such run"),
+        (["compare"], 1, "there is no folder runs"),
+        (["ls", "none"], 1, "there is no folder none"),
+        (["paint"], 2, "No such command 'paint'"),
+        (["heatmap", "--metric", "loss"], 2, "'loss' is not one of"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_its_code(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(arguments) == code
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not Path("runs").exists()
+
+
+def test_heatmap_shows_and_writes(capsys: pytest.CaptureFixture[str], make_run) -> None:
+    make_run("plain34-s0", model="plain34")
+    assert run_command(["heatmap"]) == 0
+    out, err = capsys.readouterr()
+    assert "stage0.0" in out
+    assert "wrote figures/heatmap-plain34-s0.png" in err
+    assert Path("figures/heatmap-plain34-s0.json").exists()
+    assert run_command(["heatmap", "-o", "a.svg", "-o", "b.pdf", "plain34-s0", "runs"]) == 0
+    assert Path("a.svg").exists()
+    assert Path("b.json").exists()
+    before = sorted(Path().rglob("*"))
+    assert run_command(["heatmap", "--terminal", "--metric", "update_ratio"]) == 0
+    assert run_command(["heatmap", "--terminal", "-o", "c.png"]) == 2
+    assert run_command(["heatmap", "-o", "c.txt"]) == 2
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_compare_shows_and_writes_in_every_format(capsys: pytest.CaptureFixture[str], make_run) -> None:
+    for model, accuracy in (("plain34", 0.5), ("resnet34", 0.9)):
+        for seed in (0, 1):
+            make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=accuracy + seed / 100)
+    assert run_command(["compare", "--with-report"]) == 0
+    out, err = capsys.readouterr()
+    assert "0.505 ± 0.007" in out
+    assert "0.7379" in out
+    assert "wrote figures/compare-plain34-resnet34-4-runs.png" in err
+    assert run_command(["compare", "--terminal", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["quantity"] == "training accuracy"
+    assert rows[0]["plain34"] == pytest.approx(0.505)
+    assert rows[0]["plain34 n"] == 2
+    assert run_command(["compare", "--terminal", "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert float(table[1]["resnet34"]) == pytest.approx(0.8 * 0.905)
+
+
+def test_summary_and_ls_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs").mkdir()
+    shutil.copy(SAMPLE, "runs")
+    for arguments in (["summary"], ["ls"], ["summary", "runs"], ["summary", "plain34-s0"]):
+        assert run_command(arguments) == 0
+        assert "plain34" in capsys.readouterr().out
+    assert run_command(["summary", "--format", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["model"] == "plain34"
+    assert len(facts["layers"]) == 34
+    assert run_command(["summary", "--format", "csv"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 34
+    for form in ("json", "csv"):
+        assert run_command(["ls", "--format", form]) == 0
+        assert "plain34-s0" in capsys.readouterr().out
+
+
+def test_results_and_talk_go_to_their_streams_without_colour_when_piped(make_run, tmp_path: Path) -> None:
+    make_run()
+    done = subprocess.run(
+        [sys.executable, "-m", "gradlens", "heatmap"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "stage0.0" in done.stdout
+    assert done.stderr.startswith("wrote figures/heatmap-net-s0.png")
+
+
+def test_no_color_is_honoured(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run()
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLORTERM": "truecolor"}
+    command = [sys.executable, "-m", "gradlens", "heatmap", "--terminal"]
+    coloured = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    bare = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, env={**environment, "NO_COLOR": "1"}
+    )
+    assert "38;2;" in coloured.stdout
+    assert "38;2;" not in bare.stdout
+    assert "▀" not in bare.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_closes_the_file_and_exits_130_and_the_run_can_go_on() -> None:
+    command = [sys.executable, "-m", "gradlens", "run", "plain8", "--image-size", "16", "--epochs", "400"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while time.time() < deadline and not Path("runs/plain8-s0.ckpt").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in out + err
+    assert "interrupted after" in err
+    run = read_run("runs/plain8-s0.h5")
+    assert run.status == "interrupted"
+    done = subprocess.run(
+        [sys.executable, "-m", "gradlens", "run", "plain8", "--resume", "--lr", "0.5"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "lr: 0.0006 there, 0.5 here" in done.stderr

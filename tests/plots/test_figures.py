@@ -1,0 +1,137 @@
+"""Figures: every format, every odd value, any number of layers; beside each the facts that made it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gradlens import read_run
+from gradlens.errors import ConfigError, RunExistsError
+from gradlens.metrics import METRICS
+from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
+from gradlens.plots.heatmap import MOST_LABELS, caption, choose_labels
+from gradlens.plots.style import MISSING, NONFINITE, ZERO
+from tests.conftest import SAMPLE
+
+
+def render(figure: Figure, path: Path) -> np.ndarray:
+    figure.savefig(path, dpi=80)
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("per_element", [False, True])
+def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
+    image = render(draw_heatmap([read_run(SAMPLE)], metric, per_element=per_element), tmp_path / "a.png")
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_figures_are_written_with_the_facts_beside(ending: str, make_run, tmp_path: Path) -> None:
+    runs = [read_run(make_run(config={"lr": 0.1}))]
+    path = tmp_path / "new" / f"heat.{ending}"
+    save_figure(draw_heatmap(runs), path, command="gradlens heatmap net-s0", runs=runs, caption="It shows.")
+    head = path.read_bytes()[:400]
+    assert {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending] in head
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["command"] == "gradlens heatmap net-s0"
+    assert facts["caption"] == "It shows."
+    assert facts["runs"][0]["file"] == "net-s0.h5"
+    assert facts["runs"][0]["config"] == {"lr": 0.1}
+    assert facts["runs"][0]["last_epoch"]["train_accuracy"] == 0.5
+    assert {"gradlens", "python", "numpy", "matplotlib"} <= set(facts["versions"])
+    assert "commit" in facts
+    assert str(tmp_path) not in path.with_suffix(".json").read_text()
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted([f"heat.{ending}", "heat.json"])
+
+
+def test_a_strangers_picture_is_not_overwritten_unasked(make_run, tmp_path: Path) -> None:
+    runs = [read_run(make_run())]
+    path = tmp_path / "a.png"
+    path.write_text("mine")
+    with pytest.raises(RunExistsError, match="was not drawn by gradlens"):
+        save_figure(draw_heatmap(runs), path, command="", runs=runs, asked=False)
+    assert path.read_text() == "mine"
+    save_figure(draw_heatmap(runs), path, command="", runs=runs)
+    save_figure(draw_heatmap(runs), path, command="", runs=runs, asked=False)  # it is gradlens's own now
+
+
+def test_zero_missing_and_nonfinite_have_colours_of_their_own(make_run, tmp_path: Path) -> None:
+    def change(grid: np.ndarray) -> np.ndarray:
+        grid[:, 1], grid[:, 2], grid[:, 3] = 0, np.nan, np.inf
+        return grid
+
+    image = render(draw_heatmap([read_run(make_run(change=change))]), tmp_path / "a.png")
+    plain = render(draw_heatmap([read_run(make_run("plain"))]), tmp_path / "b.png")
+    for colour in (ZERO, MISSING, NONFINITE):
+        there, before = ((picture == rgb(colour)).all(axis=2).sum() for picture in (image, plain))
+        assert there > before + 1000, colour
+
+
+def test_one_scale_for_all_panels(make_run) -> None:
+    runs = [read_run(make_run("a", decades=-3)), read_run(make_run("b", decades=2))]
+    figure = draw_heatmap(runs)
+    meshes = [axis.collections[0] for axis in figure.axes if axis.collections and axis.get_title(loc="left")]
+    assert len(meshes) == 2
+    assert meshes[0].get_clim() == meshes[1].get_clim()
+    values = np.concatenate([run.metric("activation_grad_norm").ravel() for run in runs])
+    assert meshes[0].get_clim() == pytest.approx((np.log10(values.min()), np.log10(values.max())))
+
+
+@pytest.mark.parametrize("count", [3, 34, 60, 300])
+def test_labels_never_overlap(count: int, make_run) -> None:
+    run = read_run(make_run(f"n{count}", layers=count, steps=3))
+    figure = draw_heatmap([run])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    boxes = sorted((t.get_window_extent() for t in axis.get_yticklabels() if t.get_text()), key=lambda box: box.y0)
+    assert 3 <= len(boxes) <= MOST_LABELS
+    assert all(a.y1 <= b.y0 + 1.5 for a, b in itertools.pairwise(boxes))
+    chosen = choose_labels(run)
+    assert chosen[0] == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_any_number_of_runs(count: int, make_run, tmp_path: Path) -> None:
+    runs = [read_run(make_run(f"r{i}", seed=i, steps=2)) for i in range(count)]
+    render(draw_heatmap(runs), tmp_path / "h.png")
+    render(draw_compare(runs), tmp_path / "c.png")
+    assert caption(runs).count("vanish") <= 4 + count
+
+
+def test_runs_without_rows_or_epochs_say_so(make_run) -> None:
+    empty = read_run(make_run("empty", steps=0, epochs=0))
+    with pytest.raises(ConfigError, match="no row of activation_grad_norm has been recorded yet in empty"):
+        draw_heatmap([empty])
+    with pytest.raises(ConfigError, match="no run has finished an epoch"):
+        draw_compare([empty])
+    with pytest.raises(ConfigError, match="at least one run"):
+        draw_heatmap([])
+    draw_heatmap([empty, read_run(make_run("one", steps=1, epochs=0))])
+
+
+def test_the_table_holds_the_reports_four_rows(make_run) -> None:
+    runs = [read_run(make_run(f"{m}-s{s}", model=m, seed=s)) for m in ("plain34", "resnet34") for s in (0, 1, 2)]
+    figure = draw_compare(runs, with_report=True)
+    texts = [cell.get_text().get_text() for axis in figure.axes for t in axis.tables for cell in t.get_celld().values()]
+    for expected in ("training accuracy", "validation loss", "0.6712", "0.52", "report plain34", "0.500 ± 0.000"):
+        assert expected in texts
+    titles = {axis.get_title(loc="left") for axis in figure.axes}
+    assert {"training accuracy", "validation accuracy", "training loss", "validation loss"} <= titles
+
+
+def test_default_names(make_run) -> None:
+    runs = [read_run(make_run(f"plain34-s{i}", model="plain34", seed=i)) for i in range(4)]
+    assert figure_name("heatmap", runs[:1]) == Path("figures/heatmap-plain34-s0.png")
+    assert figure_name("heatmap", runs[:2], "update_ratio").name == "heatmap-update_ratio-plain34-s0-plain34-s1.png"
+    assert figure_name("compare", runs).name == "compare-plain34-4-runs.png"
