@@ -60,7 +60,8 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
         "--data", "patterns", "--recipe", "report", "--lr", "0.01", "--optimizer", "sgd", "--weight-decay", "0",
         "--label-smoothing", "0", "--schedule", "cosine", "--patience", "3", "--augment", "flip,crop",
         "--split", "random", "--init", "default", "--shortcut", "B", "--every", "2", "--device", "cpu",
-        "--workers", "0", "--val-fraction", "0.3", "--on-nonfinite", "continue", "--skip-broken", "--amp", "--out", "here",
+        "--workers", "0", "--val-fraction", "0.3", "--on-nonfinite", "continue", "--skip-broken", "--amp",
+        "--out", "here",
     ]  # fmt: skip
     assert run_command(["run", "resnet8", "--seeds", "3,4", *TINY, *options]) == 0
     out = capsys.readouterr().out
