@@ -20,6 +20,9 @@ Role = Literal["main", "shortcut", "norm"]
 Status = Literal["running", "complete", "interrupted", "failed"]
 FloatArray = NDArray[np.floating[Any]]
 
+EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+"""The columns of the table of epochs that every run has; a run may have more."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -44,8 +47,9 @@ class Layer:
 
     @property
     def stage(self) -> str:
-        """The part of the name before the first dot: the stage it belongs to."""
-        return self.name.split(".", 1)[0]
+        """The part of the name before the first dot: the stage it belongs to; "" where that is a mere number."""
+        first = self.name.split(".", 1)[0]
+        return "" if first.isdigit() else first
 
 
 @dataclass(frozen=True)

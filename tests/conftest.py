@@ -63,6 +63,8 @@ def make_run(tmp_path: Path) -> RunMaker:
         sink = FileSink(path)
         rhythm = {"activation_grad_norm": 1, "param_grad_norm": 1, "param_norm": 10, "update_ratio": 10}
         sink.open(Header(make_layers(layers), rhythm, model=model, seed=seed, config=config or {}))
+        if steps == 0:
+            sink.flush()
         depth = np.linspace(decades, 0, layers)
         grid = change(10.0 ** (depth[None] + 0.01 * np.arange(steps)[:, None]))
         per_epoch = max(steps // max(epochs, 1), 1)

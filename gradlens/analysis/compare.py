@@ -61,14 +61,41 @@ class Group:
             row[: len(values)] = values
         return curves
 
+    def mean_curve(self, column: str) -> list[Interval]:
+        """Return the mean over seeds of a column, epoch by epoch."""
+        return [mean_interval(values) for values in self.curve(column).T]
+
+    @property
+    def last_epochs(self) -> str:
+        """How many epochs its runs have: ``30``, or ``16 to 25``."""
+        counts = sorted(len(run.epochs.get("epoch", ())) for run in self.runs)
+        return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+
     def final(self, column: str) -> Interval:
         """Return the mean over seeds of each run's last epoch."""
         lasts = [values[-1] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
         return mean_interval(np.array(lasts, dtype=np.float64))
 
 
+def repeated_runs(runs: list[Run]) -> list[Run]:
+    """Return the runs that repeat the model, the settings and the seed of an earlier one."""
+    seen: set[tuple[str, int]] = set()
+    repeats = []
+    for run in runs:
+        key = (_key(run), run.seed)
+        if key in seen:
+            repeats.append(run)
+        seen.add(key)
+    return repeats
+
+
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Group runs by model and settings; a label names the settings only where two groups of a model differ in them."""
+    """Group runs by model and settings; a label names the settings only where two groups of a model differ in them.
+
+    Of runs that repeat a seed the first counts; runs without a seed stand alone.
+    """
+    repeats = {id(run) for run in repeated_runs(runs)}
+    runs = [run for run in runs if id(run) not in repeats]
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(_key(run), []).append(run)
@@ -76,8 +103,8 @@ def group_runs(runs: list[Run]) -> list[Group]:
     varying = {key for values in settings for key in values if len({_text(other.get(key)) for other in settings}) > 1}
     groups = []
     for members, values in zip(grouped.values(), settings, strict=True):
-        model = members[0].model or members[0].name
-        twins = [other for other in grouped.values() if (other[0].model or other[0].name) == model]
+        model = _name(members[0])
+        twins = [other for other in grouped.values() if _name(other[0]) == model]
         said = [f"{key}={_show(values.get(key))}" for key in sorted(varying)] if len(twins) > 1 else []
         ordered = tuple(sorted(members, key=lambda run: run.seed))
         groups.append(Group(", ".join([model, *said]), model, ordered))
@@ -89,9 +116,12 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _key(run: Run) -> str:
-    known = _settings(run)
-    # Runs recorded in somebody's own loop carry no configuration: the model's name must do.
-    return _text([run.model or run.name, known])
+    return _text([_name(run), _settings(run)])
+
+
+def _name(run: Run) -> str:
+    """Return what a run is known by: its model, or its file where it has no seed and so stands for itself."""
+    return (run.model or run.name) if run.seed >= 0 else run.name
 
 
 def _text(value: Any) -> str:
@@ -126,8 +156,10 @@ def final_table(groups: list[Group], *, with_report: bool = False) -> list[dict[
 
 
 def say_interval(interval: Interval, digits: int = 3) -> str:
-    """Write a mean with its standard deviation between seeds: ``0.731 ± 0.012``."""
+    """Write a mean with its standard deviation between seeds, ``0.731 ± 0.012``, and what was left out of it."""
     if interval.n == 0:
-        return "-"
-    mean = f"{interval.mean:.{digits}f}"
-    return mean if interval.n == 1 else f"{mean} ± {interval.std:.{digits}f}"
+        return "not finite" if interval.left_out else "-"
+    said = f"{interval.mean:.{digits}f}"
+    if interval.n > 1:
+        said += f" ± {interval.std:.{digits}f}"
+    return f"{said} ({interval.n} of {interval.n + interval.left_out})" if interval.left_out else said

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, FIRST_STEPS, end_to_end, say_end_to_end
+from gradlens.analysis.profile import (
+    ACTIVATION_GRAD,
+    FIRST_STEPS,
+    end_to_end,
+    say_end_to_end,
+    say_layer,
+    say_power,
+    say_rows,
+)
 from gradlens.run import Run
 
 # Zhang et al. 2021 and smdebug judge overfitting by loss; here a gap of this size in accuracy is worth a line.
@@ -29,23 +37,20 @@ def _ending(run: Run) -> list[str]:
     if run.status == "running":
         return ["the run is still being written, or its writer was killed"]
     if run.status == "interrupted":
-        return ["the run was interrupted; gradlens run ... --resume goes on"]
+        return ["the run was interrupted" + ("; gradlens run ... --resume goes on" if "recipe" in run.config else "")]
     return ["the run failed"] if run.status == "failed" else []
 
 
 def _nonfinite(run: Run) -> list[str]:
-    said = []
-    loss = run.scalars.get("loss", np.empty(0))
-    logged = np.flatnonzero(~np.isnan(loss))
-    last_logged = logged[-1] if len(logged) else -1
-    bad = np.flatnonzero(np.isinf(loss) | (np.isnan(loss) & (np.arange(len(loss)) < max(last_logged, 0))))
-    if ACTIVATION_GRAD in run.metrics:
-        broken = np.flatnonzero(np.isinf(run.metric(ACTIVATION_GRAD)).any(axis=1))
-        if len(broken):
-            said.append(f"gradients were not finite in {len(broken)} rows, first at step {run.steps[broken[0]]}")
-    if len(bad) and not said:
-        said.append(f"the loss was not finite, first at step {run.steps[bad[0]]}")
-    return said
+    broken = np.zeros(len(run.steps), dtype=bool)
+    for metric in (ACTIVATION_GRAD, "param_grad_norm"):
+        if metric in run.metrics:
+            broken |= np.isinf(run.metric(metric)).any(axis=1)
+    rows = np.flatnonzero(broken)
+    if len(rows):
+        return [f"gradients were not finite in {len(rows)} rows, first at step {run.steps[rows[0]]}"]
+    infinite = np.flatnonzero(np.isinf(run.scalars.get("loss", np.empty(0))))
+    return [f"the loss was infinite, first at step {run.steps[infinite[0]]}"] if len(infinite) else []
 
 
 def _way_back(run: Run) -> list[str]:
@@ -53,15 +58,14 @@ def _way_back(run: Run) -> list[str]:
     if way is None:
         return []
     early, whole = way.median(slice(0, FIRST_STEPS)), way.median()
-    first, last = run.layers[way.first].name, run.layers[way.last].name
+    if np.isnan(whole):
+        return [say_end_to_end(whole)]
+    first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
+    early_said = "" if np.isnan(early) else f"; {say_power(early)} in the first {FIRST_STEPS}"
     return [
-        f"{say_end_to_end(whole)}: {first} has {_power(whole)} times the gradient norm of {last} "
-        f"(median of all rows; {_power(early)} in the first {FIRST_STEPS})"
+        f"{say_end_to_end(whole)}: {first} has {say_power(whole)} times the gradient norm of {last} "
+        f"(median of {say_rows(way.rows_known, len(run.steps))}{early_said})"
     ]
-
-
-def _power(decades: float) -> str:
-    return "0" if decades == -np.inf else f"10^{decades:+.1f}"
 
 
 def _zeros(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.errors import ConfigError
 from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
@@ -17,6 +18,9 @@ FIRST_STEPS = 10
 def layer_values(run: Run, metric: str, *, per_element: bool = False) -> FloatArray:
     """Return a metric over steps and layers, (T, L) float64.
 
+    Raises:
+        ConfigError: The run lacks the metric, or it is no norm, so that there is nothing to divide.
+
     Args:
         run: The run.
         metric: Its name.
@@ -24,6 +28,8 @@ def layer_values(run: Run, metric: str, *, per_element: bool = False) -> FloatAr
     """
     values = np.asarray(run.metric(metric), dtype=np.float64)
     if per_element:
+        if not metric.endswith("_norm"):
+            raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
         key = "out_numel" if metric.startswith("activation") else "param_numel"
         numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
         values = values / np.sqrt(np.maximum(numel, 1))
@@ -65,7 +71,7 @@ class EndToEnd:
     Args:
         first: Index of the first main layer.
         last: Index of the last main layer before the output layer, whose own gradient is the loss's.
-        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is missing.
+        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is not known.
     """
 
     first: int
@@ -73,10 +79,15 @@ class EndToEnd:
     decades: FloatArray
 
     def median(self, rows: slice = slice(None)) -> float:
-        """Return the median over rows, in decades."""
-        known = self.decades[rows]
+        """Return the (lower) median over the rows where both are known, in decades."""
+        known = np.sort(self.decades[rows])
         known = known[~np.isnan(known)]
-        return float(np.median(known)) if len(known) else float("nan")
+        return float(known[(len(known) - 1) // 2]) if len(known) else float("nan")
+
+    @property
+    def rows_known(self) -> int:
+        """The number of rows where both are known."""
+        return int((~np.isnan(self.decades)).sum())
 
 
 def end_to_end(run: Run, metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> EndToEnd | None:
@@ -92,6 +103,8 @@ def end_to_end(run: Run, metric: str = ACTIVATION_GRAD, *, per_element: bool = F
     values = layer_values(run, metric, per_element=per_element)
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(values[:, first]) - np.log10(values[:, last])
+    decades = np.where(values[:, first] == 0, -np.inf, decades)
+    decades[~np.isfinite(values[:, [first, last]]).all(axis=1)] = np.nan
     return EndToEnd(int(first), int(last), decades)
 
 
@@ -114,6 +127,21 @@ def say_end_to_end(decades: float) -> str:
     if decades <= SIMILAR_DECADES:
         return "the gradient is about as large at the first layer as at the last"
     return "the gradient does not vanish: it grows towards the input"
+
+
+def say_power(decades: float) -> str:
+    """Write a ratio given in decades: ``10^+2.4``."""
+    return "0" if decades == -np.inf else f"10^{decades:+.1f}"
+
+
+def say_rows(known: int, total: int) -> str:
+    """Say of how many rows something was taken."""
+    return "all rows" if known == total else f"{known} of {total} rows"
+
+
+def say_layer(layer: Layer) -> str:
+    """Write a layer's name so that it cannot be taken for a number."""
+    return f"layer {layer.name!r}" if layer.name.replace(".", "").isdigit() else layer.name
 
 
 @dataclass(frozen=True)
@@ -143,14 +171,21 @@ def heat_matrix(run: Run, metric: str, *, columns: int, per_element: bool = Fals
         steps = run.steps.astype(np.float64)
     if len(steps) == 0:
         return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
-    edges = np.append(steps, steps[-1] + (np.median(np.diff(steps)) if len(steps) > 1 else 1.0))
+    rhythm = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
+    edges = np.append(steps, float(run.steps[-1]) + rhythm)
     if len(steps) <= columns:
         return HeatMatrix(values.T, edges)
-    starts = np.unique(np.linspace(0, len(steps), columns + 1).astype(int))[:-1]
-    return HeatMatrix(_block_means(values, starts).T, np.append(edges[starts], edges[-1]))
+    starts = block_starts(len(steps), columns)
+    return HeatMatrix(block_means(values, starts).T, np.append(edges[starts], edges[-1]))
 
 
-def _block_means(values: FloatArray, starts: NDArray[np.int64]) -> FloatArray:
+def block_starts(count: int, blocks: int) -> NDArray[np.int64]:
+    """Cut so many rows into at most so many blocks of about equal length; return where each begins."""
+    return np.unique(np.linspace(0, count, blocks + 1).astype(np.int64))[:-1]
+
+
+def block_means(values: FloatArray, starts: NDArray[np.int64]) -> FloatArray:
+    """Return the geometric means of blocks of rows, (blocks, L), treating odd values as ``heat_matrix`` says."""
     positive = np.isfinite(values) & (values > 0)
     logs = np.log(np.where(positive, values, 1.0))
     counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)

@@ -28,6 +28,7 @@ class Interval:
         low: Lower end of the 95 % interval of the mean; NaN for fewer than two.
         high: Its upper end.
         n: Number of finite values.
+        left_out: Number of values that were not finite.
     """
 
     mean: float
@@ -35,6 +36,7 @@ class Interval:
     low: float
     high: float
     n: int
+    left_out: int = 0
 
 
 def t_975(degrees: int) -> float:
@@ -58,13 +60,14 @@ def mean_interval(values: FloatArray) -> Interval:
     Source: Student 1908, The Probable Error of a Mean.
     """
     values = np.asarray(values, dtype=np.float64)
+    total = len(values)
     values = values[np.isfinite(values)]
     n = len(values)
     if n == 0:
-        return Interval(np.nan, np.nan, np.nan, np.nan, 0)
+        return Interval(np.nan, np.nan, np.nan, np.nan, 0, total)
     mean = float(values.mean())
     if n == 1:
-        return Interval(mean, np.nan, np.nan, np.nan, 1)
+        return Interval(mean, np.nan, np.nan, np.nan, 1, total - 1)
     std = float(values.std(ddof=1))
     half = t_975(n - 1) * std / np.sqrt(n)
-    return Interval(mean, std, mean - half, mean + half, n)
+    return Interval(mean, std, mean - half, mean + half, n, total - n)

@@ -33,8 +33,10 @@ def compare(runs: tuple[str, ...], with_report: bool, form: str, outputs: tuple[
     found = [run for run in open_runs(runs, default="all") if len(run.epochs.get("epoch", ()))]
     if not found:
         raise ConfigError("nothing to compare: no run has finished an epoch")
-    from gradlens.analysis.compare import final_table, group_runs
+    from gradlens.analysis.compare import final_table, group_runs, repeated_runs
 
+    for run in repeated_runs(found):
+        click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
     groups = group_runs(found)
     if form == "table":
         from gradlens.terminal.compare import print_compare

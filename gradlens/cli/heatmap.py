@@ -33,11 +33,12 @@ def heatmap(runs: tuple[str, ...], metric: str, per_element: bool, outputs: tupl
     from gradlens.plots import draw_heatmap, figure_name
     from gradlens.plots.heatmap import caption
 
-    name = figure_name("heatmap", found, None if metric == "activation_grad_norm" else metric)
+    details = [metric] if metric != "activation_grad_norm" else []
+    name = figure_name("heatmap", found, *details, *(["per-element"] if per_element else []))
     write_figures(
         lambda: draw_heatmap(found, metric, per_element=per_element),
         name,
         outputs,
         runs=found,
-        caption=caption(found, metric).replace("\n", " "),
+        caption=caption(found, metric, per_element=per_element).replace("\n", " "),
     )

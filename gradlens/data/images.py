@@ -30,19 +30,19 @@ class Decoded:
         kept: Index of each good picture in the list.
         images: (N, 3, side, side) uint8, or None where they do not fit in memory.
         digests: A digest of each file's bytes.
-        hashes: (N, 512) bool, the pictures' difference hashes.
+        differences: (N, 512), the pictures' grey differences.
         broken: What was said of each picture that was passed over.
     """
 
     kept: list[int] = field(default_factory=list)
     images: Tensor | None = None
     digests: list[bytes] = field(default_factory=list)
-    hashes: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 2 * HASH_SIDE**2), dtype=bool))
+    differences: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 2 * HASH_SIDE**2), dtype=np.int16))
     broken: list[str] = field(default_factory=list)
 
 
 def decode_pictures(pictures: list[Picture], side: int, *, skip_broken: bool, keep_images: bool) -> Decoded:
-    """Decode all pictures, hash them, and keep the pixels where asked.
+    """Decode all pictures, fingerprint them, and keep the pixels where asked.
 
     Args:
         pictures: The files.
@@ -54,37 +54,38 @@ def decode_pictures(pictures: list[Picture], side: int, *, skip_broken: bool, ke
         DataError: A file is missing or broken, and ``skip_broken`` is False; names file and row.
     """
     done = Decoded()
-    hashes: list[NDArray[np.bool_]] = []
+    differences: list[NDArray[np.int16]] = []
     arrays = torch.empty((len(pictures) if keep_images else 0, 3, side, side), dtype=torch.uint8)
 
-    def work(picture: Picture) -> tuple[bytes, NDArray[np.bool_], Tensor] | DataError:
+    def work(picture: Picture) -> tuple[bytes, NDArray[np.int16], Tensor] | DataError:
         try:
             return _decode_one(picture, side)
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # what decoders grumble about and yet decode
         for index, result in enumerate(pool.map(work, pictures)):
             if isinstance(result, DataError):
                 if not skip_broken:
                     raise result
                 done.broken.append(result.message)
                 continue
-            digest, bits, pixels = result
+            digest, changes, pixels = result
             if keep_images:
                 arrays[len(done.kept)] = pixels
             done.kept.append(index)
             done.digests.append(digest)
-            hashes.append(bits)
-    if hashes:
-        done.hashes = np.stack(hashes)
+            differences.append(changes)
+    if differences:
+        done.differences = np.stack(differences)
     done.images = arrays[: len(done.kept)] if keep_images else None
     return done
 
 
-def _decode_one(picture: Picture, side: int) -> tuple[bytes, NDArray[np.bool_], Tensor]:
+def _decode_one(picture: Picture, side: int) -> tuple[bytes, NDArray[np.int16], Tensor]:
     image, content = open_image(picture)
-    return hashlib.blake2b(content, digest_size=16).digest(), difference_hash(image), to_square(image, side)
+    return hashlib.blake2b(content, digest_size=16).digest(), grey_differences(image), to_square(image, side)
 
 
 def open_image(picture: Picture) -> tuple[Image.Image, bytes]:
@@ -101,10 +102,7 @@ def open_image(picture: Picture) -> tuple[Image.Image, bytes]:
             tip="--skip-broken trains without such images",
         ) from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = Image.open(io.BytesIO(content))
-            return ImageOps.exif_transpose(opened).convert("RGB"), content
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"), content
     except Exception as error:  # decoders raise what they like on damaged files
         raise DataError(
             f"{picture.where}: the image cannot be decoded ({_first_line(error)})",
@@ -123,16 +121,16 @@ def to_square(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
 
 
-def difference_hash(image: Image.Image) -> NDArray[np.bool_]:
-    """Return 512 bits: whether the grey level rises to the right, and downwards, on a 16 x 16 grid.
+def grey_differences(image: Image.Image) -> NDArray[np.int16]:
+    """Return how the grey level changes to the right, and downwards, on a 16 x 16 grid: (512,).
 
-    Source: N. Krawetz 2013, "Kind of Like That" (dHash), in both directions and at 16 x 16.
+    Its signs are the difference hash. Source: N. Krawetz 2013, "Kind of Like That" (dHash), in both directions.
     """
     grey = image.convert("L")
     n = HASH_SIDE
     across = np.asarray(grey.resize((n + 1, n), Image.Resampling.LANCZOS), dtype=np.int16)
     down = np.asarray(grey.resize((n, n + 1), Image.Resampling.LANCZOS), dtype=np.int16)
-    return np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
+    return np.concatenate([(across[:, 1:] - across[:, :-1]).ravel(), (down[1:] - down[:-1]).ravel()])
 
 
 class FileImages:

@@ -118,7 +118,7 @@ class Batches:
             sampler=self._order,
             drop_last=shuffle_seed is not None and len(data) > 1 and len(data) % batch_size == 1,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(0),  # else every epoch draws from the global one
             collate_fn=_as_it_is,
         )
 

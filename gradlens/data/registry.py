@@ -130,7 +130,7 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
     number = {name: i for i, name in enumerate(table.classes)}
     labels = np.array([number[picture.label] for picture in kept], dtype=np.int64)
     _check_left(table, labels)
-    copies = find_copies(done.digests, done.hashes)
+    copies = find_copies(done.digests, done.differences)
     if table.validation is None:
         if config.split == "group":
             train, val = split_groups(labels, copies.group, config.val_fraction, config.seed)
@@ -139,6 +139,7 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
     else:
         in_train = np.array(done.kept) < len(table.pictures)
         train, val = np.flatnonzero(in_train), np.flatnonzero(~in_train)
+    _check_sides(table, labels, val, listener)
     exact, shared = copies.shared(train, val)
     facts |= {
         "different_pictures": copies.different,
@@ -161,11 +162,26 @@ def _check_left(table: Table, labels: np.ndarray[Any, Any]) -> None:
             raise DataError(f"class {name!r} has {count} usable image(s) after the broken ones; expected at least two")
 
 
+def _check_sides(table: Table, labels: np.ndarray[Any, Any], val: np.ndarray[Any, Any], listener: Listener) -> None:
+    """Refuse a split without validation images, and say which classes have none there."""
+    if not len(val):
+        raise DataError(
+            "no validation images are left: each class shows one picture only, in copies",
+            tip="more pictures, or --split random, which puts copies on both sides",
+        )
+    without = [name for i, name in enumerate(table.classes) if not (labels[val] == i).any()]
+    if without:
+        listener(Note(f"no validation image of class {', '.join(without)}: one picture only, in copies", warning=True))
+
+
 def _say_copies(copies: Copies, count: int, shared: tuple[float, float], config: RunConfig, listener: Listener) -> None:
     if not copies.searched_near:
         listener(Note(f"{count} images are too many to search for near copies; only exact copies were searched"))
     if copies.different == count:
         return
+    if copies.largest > max(20, 0.1 * count):
+        text = f"one group of near copies holds {copies.largest} of {count} images"
+        listener(Note(f"{text}: if these are different pictures, use --split random", warning=True))
     listener(
         Note(
             f"{count} images show {copies.different} different pictures: {copies.exact_files} files in "

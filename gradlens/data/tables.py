@@ -55,12 +55,16 @@ def read_csv(path: Path) -> Table:
                     f"{path}: no column {' and no column '.join(missing)}; expected filename,label, got "
                     f"{','.join(columns) or 'an empty file'}"
                 )
-            rows = [{(k or "").strip(): (v or "") for k, v in row.items() if isinstance(v, str)} for row in reader]
+            rows = [(reader.line_num, _strip_keys(row)) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV table: {error}") from None
     folders = (path.parent, path.with_suffix(""))
-    pictures = [_csv_picture(path, number, row, folders) for number, row in enumerate(rows, start=2)]
+    pictures = [_csv_picture(path, number, row, folders) for number, row in rows]
     return Table(pictures, _check_classes(path, pictures))
+
+
+def _strip_keys(row: dict[str, str]) -> dict[str, str]:
+    return {(key or "").strip(): value for key, value in row.items() if isinstance(value, str)}
 
 
 def _csv_picture(table: Path, number: int, row: dict[str, str], folders: tuple[Path, ...]) -> Picture:

@@ -70,7 +70,8 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
         takes = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         takes = {}  # type: ignore[assignment]
-    options = {"num_classes": num_classes} if "num_classes" in takes else {}
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+    options = {"num_classes": num_classes} if "num_classes" in takes or anything else {}
     try:
         model = factory(**options)
     except Exception as error:
@@ -82,7 +83,7 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
 
 def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
     try:
-        module = _load_file(Path(spec.location)) if spec.source == "file" else importlib.import_module(spec.location)
+        module = _load_file(Path(spec.location)) if spec.source == "file" else _import(spec.location)
     except GradlensError:
         raise
     except ModuleNotFoundError as error:
@@ -96,6 +97,13 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
         raise ModelError(f"{spec.location} has no callable {spec.factory!r}")
     found: Callable[..., Any] = factory
     return found
+
+
+def _import(name: str) -> Any:
+    """Import a module, of the working folder too: the installed command does not look there by itself."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
 
 
 def _load_file(path: Path) -> Any:

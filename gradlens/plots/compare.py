@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, group_runs, say_interval
-from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
 from gradlens.plots.style import FAINT, PALETTE, house_style
 from gradlens.run import Run
@@ -56,7 +56,7 @@ def _draw(groups: list[Group], with_report: bool) -> Figure:
         axis.set_title(title)
         if i == 0:
             axis.legend(loc="best")
-    _draw_table(figure.add_subplot(grid[2, :]), table)
+    _draw_table(figure.add_subplot(grid[2, :]), groups, table)
     figure.suptitle(_caption(groups), x=0.01, ha="left", fontsize=8)
     return figure
 
@@ -67,7 +67,7 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str) -> None:
         epochs = np.arange(1, curves.shape[1] + 1)
         colour = PALETTE[i % len(PALETTE)]
         dash = ("-", "--", "-.", ":")[(i // len(PALETTE)) % 4]
-        stats = [mean_interval(curves[:, e]) for e in range(curves.shape[1])]
+        stats = group.mean_curve(column)
         axis.plot(epochs, [s.mean for s in stats], color=colour, linestyle=dash, label=_label(group))
         if len(group.runs) > 1:
             axis.plot(epochs, curves.T, color=colour, linewidth=0.5, alpha=0.5)
@@ -88,7 +88,8 @@ def _label(group: Group) -> str:
     return f"{group.label}{seeds}"
 
 
-def _draw_table(axis: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_table(axis: Axes, groups: list[Group], rows: list[dict[str, Any]]) -> None:
+    epochs = "; ".join(f"{group.label}: {group.last_epochs}" for group in groups)
     axis.axis("off")
     columns = [key for key in rows[0] if key not in ("quantity", "column")]
     cells = [[_cell(row[key]) for key in columns] for row in rows]
@@ -106,7 +107,7 @@ def _draw_table(axis: Axes, rows: list[dict[str, Any]]) -> None:
     for cell in table.get_celld().values():
         cell.set_linewidth(0.5)
         cell.set_edgecolor(FAINT)
-    axis.set_title("last epoch, mean ± standard deviation between seeds", pad=12)
+    axis.set_title(f"last epoch ({epochs}), mean ± standard deviation between seeds", pad=12)
 
 
 def _cell(value: Interval | float) -> str:

@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
     HeatMatrix,
+    depth_profile,
     end_to_end,
     epoch_starts,
     find_stages,
     heat_matrix,
     positive_range,
     say_end_to_end,
+    say_layer,
+    say_power,
+    say_rows,
 )
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS
@@ -76,7 +80,7 @@ def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element:
         axis.set_title(_title(runs[i]), fontweight="bold")
     _colour_bar(figure, axes, norm, metric, per_element)
     _legend(figure, matrices)
-    figure.suptitle(caption(runs, metric), x=0.01, ha="left", fontsize=8, wrap=False)
+    figure.suptitle(caption(runs, metric, per_element=per_element), x=0.01, ha="left", fontsize=8, wrap=False)
     return figure
 
 
@@ -169,7 +173,7 @@ def _colour_bar(figure: Figure, axes: NDArray[Any], norm: Normalize, metric: str
     title = METRICS[metric].title if metric in METRICS else metric
     if per_element:
         title = title.replace("L2 norm", "RMS per element")
-    bar.set_label(f"log10 of the {title}")
+    bar.set_label("\n".join(textwrap.wrap(f"log10 of the {title}", 58)))
     bar.ax.yaxis.set_major_locator(MaxNLocator(8))
 
 
@@ -188,15 +192,26 @@ def _legend(figure: Figure, matrices: list[HeatMatrix]) -> None:
         figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
 
 
-def caption(runs: Sequence[Run], metric: str = ACTIVATION_GRAD) -> str:
+def caption(runs: Sequence[Run], metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> str:
     """Say in a sentence per run what the heatmap shows, from the numbers."""
-    said = []
-    for run in runs[:4]:
-        way = end_to_end(run)
-        if way is None or np.isnan(way.median()):
-            continue
-        power = "0" if way.median() == -np.inf else f"10^{way.median():+.1f}"
-        first, last = run.layers[way.first].name, run.layers[way.last].name
-        said.append(f"{_title(run)}: {say_end_to_end(way.median())} ({first} / {last}: {power}, median of all rows).")
+    said = [sentence for run in runs[:4] if (sentence := _say_run(run, metric, per_element))]
     width = 80 + 62 * (min(len(runs), PANELS_PER_ROW) - 1)
     return "\n".join("\n".join(textwrap.wrap(line, width)) for line in said)
+
+
+def _say_run(run: Run, metric: str, per_element: bool) -> str:
+    if metric in (ACTIVATION_GRAD, "param_grad_norm"):
+        way = end_to_end(run, metric, per_element=per_element)
+        if way is None or np.isnan(way.median()):
+            return ""
+        first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
+        ratio = f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, len(run.steps))}"
+        return f"{_title(run)}: {say_end_to_end(way.median())} ({ratio})."
+    profile = depth_profile(run, metric, per_element=per_element)
+    if np.isnan(profile).all():
+        return ""
+    low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
+    return (
+        f"{_title(run)}: median over rows from {profile[low]:.1e} ({run.layers[low].name}) to {profile[high]:.1e} "
+        f"({run.layers[high].name})."
+    )

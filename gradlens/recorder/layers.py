@@ -89,9 +89,15 @@ def describe_layers(modules: dict[str, nn.Module], out_numel: dict[str, int]) ->
 
     Args:
         modules: Name to module.
-        out_numel: Name to elements of the output, in execution order; layers that never ran come last.
+        out_numel: Name to elements of the output, in execution order. A layer that never ran (a part of a fused
+            operation, or unused) stands behind the one that was registered before it.
     """
-    ordered = [*out_numel, *(name for name in modules if name not in out_numel)]
+    ordered = list(out_numel)
+    before = None
+    for name in modules:
+        if name not in out_numel:
+            ordered.insert(0 if before is None else ordered.index(before) + 1, name)
+        before = name
     layers: list[Layer] = []
     depth = 0
     for name in ordered:
@@ -105,9 +111,9 @@ def describe_layers(modules: dict[str, nn.Module], out_numel: dict[str, int]) ->
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """List the tensors in a module's output that carry a gradient, each once, however they are wrapped."""
+    """List the floating-point tensors in a module's output, each once, however they are wrapped."""
     if isinstance(output, Tensor):
-        return [output] if output.requires_grad else []
+        return [output] if output.is_floating_point() or output.is_complex() else []
     if isinstance(output, Mapping):
         parts = list(output.values())
     elif hasattr(output, "__dataclass_fields__"):

@@ -48,7 +48,8 @@ def record(
     """Record a model's gradients into a file while it trains.
 
     Use it as a context manager around the training loop. The hooks only read: they change no gradient, draw no
-    random number, and are removed on exit, also after an exception.
+    random number, and are removed on exit, also after an exception. Activation gradients of several backward passes
+    within one step are combined as those of one larger batch (root of the sum of squares).
 
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine.
@@ -131,7 +132,8 @@ class Recorder:
         self._model = model
         self._sink = sink
         self._optimizer = optimizer
-        self._rhythm = {name: get_metric(name).every for name in metrics}
+        names = [metrics] if isinstance(metrics, str) else metrics
+        self._rhythm = {name: get_metric(name).every for name in names}
         if optimizer is None:
             self._rhythm.pop(NEEDS_OPTIMIZER, None)
         self._wanted = _make_rule(every)
@@ -139,8 +141,11 @@ class Recorder:
         self._parameters = {name: own_parameters(module) for name, module in self._modules.items()}
         self._scaler = scaler
         self._info = dict(info or {})
+        if not isinstance(self._info.get("config", {}), Mapping):
+            raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._step, self._epoch, self._n_rows = first_step, first_epoch, first_row
-        self._out_numel: dict[str, int] = {}
+        self._order: dict[str, int] = {}
+        self._step_numel: dict[str, int] = {}
         self._output_norms: dict[str, list[Tensor]] = {}
         self._open_row: dict[str, dict[str, Tensor]] = {}
         self._snapshot: dict[str, list[Tensor]] = {}
@@ -186,8 +191,8 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self._forget_row()
-        if not self._layers:
-            self._open_sink()
+        if not self._layers and self._n_rows:
+            self._open_sink()  # a resumed run that had nothing left to do
         self._write_last_row()
         self._sink.close(status)
 
@@ -214,25 +219,41 @@ class Recorder:
         """Rows closed and optimizer steps seen, those of an earlier part of the run included."""
         return self._n_rows, self._step
 
+    def _check_recording(self, call: str) -> None:
+        if self._state != "recording":
+            raise RecorderError(
+                f"recorder.{call}(): the recorder is {self._state}, not recording",
+                tip="with gradlens.record(...) as recorder: train in here",
+            )
+
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars (loss=...) to the row just closed; nothing happens if that step was not recorded.
 
         Args:
-            scalars: Numbers or tensors of one element.
+            scalars: Numbers or tensors of one element. A "/" in a name becomes a "." in the file.
 
         Raises:
-            RecorderError: A value is no single number.
+            RecorderError: A value is no single number, or the recorder is not recording.
         """
+        self._check_recording("log")
         row = self._last_row
         if row is not None and row.step == self._step - 1:
-            row.scalars.update({name: _to_number(name, value) for name, value in scalars.items()})
+            row.scalars.update(_to_numbers(scalars))
 
     def log_epoch(self, **values: float | Tensor) -> None:
-        """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ..."""
+        """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ...
+
+        Args:
+            values: As in ``log``.
+
+        Raises:
+            RecorderError: As in ``log``.
+        """
+        self._check_recording("log_epoch")
         if not self._layers:
-            raise RecorderError("log_epoch before the first step: there is no row yet", tip="train a step first")
+            self._open_sink()
         self._write_last_row()
-        self._sink.write_epoch({name: _to_number(name, value) for name, value in values.items()})
+        self._sink.write_epoch(_to_numbers(values))
         self._epoch += 1
 
     def step(self, **scalars: float | Tensor) -> None:
@@ -242,8 +263,9 @@ class Recorder:
             scalars: As in ``log``.
 
         Raises:
-            RecorderError: An optimizer was given, so its steps close the rows.
+            RecorderError: An optimizer was given, so its steps close the rows; or the recorder is not recording.
         """
+        self._check_recording("step")
         if self._optimizer is not None:
             raise RecorderError("recorder.step() is for loops without optimizer=; here optimizer.step() closes rows")
         if self._armed:
@@ -260,14 +282,22 @@ class Recorder:
         A hook on the tensor, not on the module: module backward hooks wrap the output in a view, which in-place
         activations and ``x += shortcut`` then refuse to change.
         """
-        if not self._armed or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (self._layers and not self._armed):
             return
         tensors = output_tensors(output)
-        if tensors and name not in self._out_numel:
-            self._out_numel[name] = sum(tensor.numel() for tensor in tensors)
-        if "activation_grad_norm" in self._rhythm:
-            for tensor in tensors:
+        if not self._layers:
+            self._note_output(name, sum(tensor.numel() for tensor in tensors))
+        if not self._armed or "activation_grad_norm" not in self._rhythm:
+            return
+        for tensor in tensors:
+            if tensor.requires_grad:
                 tensor.register_hook(functools.partial(self._on_output_grad, name))  # type: ignore[no-untyped-call]
+
+    def _note_output(self, name: str, numel: int) -> None:
+        """Keep the execution order, and how many elements a whole step puts out (all micro-batches and calls)."""
+        self._order.setdefault(name, numel)
+        if self._armed:
+            self._step_numel[name] = self._step_numel.get(name, 0) + numel
 
     def _on_output_grad(self, name: str, grad: Tensor) -> None:
         if self._state != "recording" or not self._armed:
@@ -348,7 +378,7 @@ class Recorder:
             changes = [fast_norm(old.sub_(p)) for old, p in zip(olds, self._parameters[name], strict=True)]
             if changes:
                 change = combine_norms(changes)
-                ratios[name] = torch.where(change == 0, change, change / before[name])
+                ratios[name] = torch.where(before[name] == 0, torch.nan, change / before[name])
         self._open_row["update_ratio"] = ratios
         self._snapshot = {}
 
@@ -376,13 +406,15 @@ class Recorder:
         if len({number.device for number in numbers}) > 1:
             numbers = [number.cpu() for number in numbers]
         packed = torch.stack(numbers).cpu().numpy() if numbers else np.empty(0)
-        packed = np.where(np.isnan(packed), np.inf, packed)
         position = {layer.name: i for i, layer in enumerate(self._layers)}
         values: dict[str, FloatArray] = {}
         start = 0
         for metric, column in table.items():
             values[metric] = np.full(len(position), np.nan)
-            values[metric][[position[name] for name in column]] = packed[start : start + len(column)]
+            part = packed[start : start + len(column)]
+            if metric != "update_ratio":  # there NaN says that the weights were 0
+                part = np.where(np.isnan(part), np.inf, part)
+            values[metric][[position[name] for name in column]] = part
             start += len(column)
         return values
 
@@ -395,6 +427,7 @@ class Recorder:
         self._open_row = {}
         self._output_norms = {}
         self._snapshot = {}
+        self._step_numel = {}
 
     def _write_last_row(self) -> None:
         """Hand the row over, now that no scalar can be added any more."""
@@ -403,13 +436,14 @@ class Recorder:
             self._sink.write_row(row)
 
     def _open_sink(self) -> None:
-        self._layers = describe_layers(self._modules, self._out_numel)
+        out_numel = {name: self._step_numel.get(name, numel) for name, numel in self._order.items()}
+        self._layers = describe_layers(self._modules, out_numel)
         extra = {key: value for key, value in self._info.items() if key not in ("model", "seed", "config")}
         header = Header(
             layers=self._layers,
             metrics=self._rhythm,
             model=str(self._info.get("model", type(self._model).__name__)),
-            seed=int(self._info.get("seed", -1)),
+            seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},
             environment=_environment(self._model),
         )
@@ -422,6 +456,10 @@ def _make_rule(every: Every) -> Callable[[int], bool]:
     if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
         return lambda step: step % every == 0
     raise ConfigError(f"every must be a whole number from 1 or a callable step -> bool, got {every!r}")
+
+
+def _to_numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    return {name.replace("/", "."): _to_number(name, value) for name, value in values.items()}
 
 
 def _to_number(name: str, value: float | Tensor) -> float:

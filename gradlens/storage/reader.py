@@ -38,14 +38,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         run.metric("param_grad_norm").shape       # (T, L)
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_run_file(path) as file:
         try:
             return _read(path, file)
         except (KeyError, ValueError, TypeError, UnicodeDecodeError, OSError, RuntimeError) as error:
             raise RunFileError(f"{path} is damaged: {error}") from error
 
 
-def _open(path: Path) -> h5py.File:
+def open_run_file(path: Path) -> h5py.File:
+    """Open a run file for reading; errors as in ``read_run``."""
     if not path.exists():
         raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
     if path.is_dir():
@@ -102,7 +103,7 @@ def _read(path: Path, file: h5py.File) -> Run:
     info["config"] = json.loads(file.attrs.get("config_json", "{}"))
     info["environment"] = json.loads(file.attrs.get("environment_json", "{}"))
     info["heartbeat"] = float(file["state/heartbeat"][()])
-    info["every"] = {name: int(file["metric"][name].attrs.get("every", 1)) for name in file["metric"]}
+    info["every"] = {name: int(file["metric"][name].attrs.get("every", 1)) for name in metric_names(file)}
     return Run(
         name=path.stem,
         path=path,
@@ -110,11 +111,16 @@ def _read(path: Path, file: h5py.File) -> Run:
         steps=file["step"][:n_steps],
         epoch_of_step=file["epoch_of_step"][:n_steps],
         scalars={name: file["scalar"][name][:n_steps] for name in file["scalar"]},
-        metrics=StoredMetrics(path, tuple(file["metric"]), n_steps),
+        metrics=StoredMetrics(path, metric_names(file), n_steps),
         epochs={name: file["epoch"][name][:n_epochs] for name in file["epoch"]},
         status=cast(Status, status),
         info=info,
     )
+
+
+def metric_names(file: h5py.File) -> tuple[str, ...]:
+    """List the metrics of a file, without the scale that names their layers."""
+    return tuple(name for name, dataset in file["metric"].items() if dataset.ndim == 2)
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +149,7 @@ class StoredMetrics(Mapping[str, FloatArray]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._cache:
-            with _open(self._path) as file:
+            with open_run_file(self._path) as file:
                 try:
                     self._cache[name] = file["metric"][name][: self._n_steps]
                 except OSError as error:

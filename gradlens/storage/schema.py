@@ -8,6 +8,7 @@
     /step        (T,) int64, a dimension scale          /epoch_of_step (T,) int32, index into /epoch
     /scalar/     loss (T,) · lr (T,) · ...
     /metric/     <name> (T, L) float32, dimension scales step and layer; attribute ``every`` (rows)
+                 layer (L,) the scale: the layers' names, where netCDF readers (xarray) look for it
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
     /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970), scalar datasets
 
@@ -31,13 +32,12 @@ import numpy as np
 
 import gradlens
 from gradlens.metrics import get_metric
-from gradlens.run import Header, jsonable
+from gradlens.run import EPOCH_COLUMNS, Header, jsonable
 
 FORMAT = "gradlens"
 FORMAT_VERSION = 1
 CHUNK_ROWS = 64
 SCALARS = ("loss", "lr")
-EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 
 
 def create_layout(
@@ -86,7 +86,7 @@ def _create_layers(file: h5py.File, header: Header) -> None:
         file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=text)
     for key in ("depth", "out_numel", "param_numel"):
         file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=np.int64)
-    file["layer/name"].make_scale("layer")
+    file.create_dataset("metric/layer", data=[layer.name for layer in layers], dtype=text).make_scale("layer")
 
 
 def _create_metric(file: h5py.File, name: str, every: int, n_layers: int) -> None:
@@ -99,9 +99,9 @@ def _create_metric(file: h5py.File, name: str, every: int, n_layers: int) -> Non
         fillvalue=np.nan,
     )
     metric = get_metric(name)
-    dataset.attrs.update({"every": every, "title": metric.title, "reading": metric.reading})
+    dataset.attrs.update({"every": every, "title": metric.title, "reading": metric.reading, "combine": metric.combine})
     dataset.dims[0].attach_scale(file["step"])
-    dataset.dims[1].attach_scale(file["layer/name"])
+    dataset.dims[1].attach_scale(file["metric/layer"])
 
 
 def _column(file: h5py.File, name: str, dtype: Any) -> h5py.Dataset:

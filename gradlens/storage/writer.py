@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
-from gradlens.run import FloatArray, Header, Row, Status
-from gradlens.storage.reader import read_run
-from gradlens.storage.schema import EPOCH_COLUMNS, SCALARS, create_layout
+from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
+from gradlens.storage.reader import metric_names, open_run_file, read_run
+from gradlens.storage.schema import SCALARS, create_layout
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 1.0
@@ -74,7 +75,16 @@ class FileSink:
             raise RunFileError(f"{self.path} cannot be written: {there.name} is no folder that you may write to")
 
     def open(self, header: Header) -> None:
-        """Begin the run; the file itself is made with the first flush, when the scalars' names are known."""
+        """Begin the run; the file itself is made with the first flush, when the scalars' names are known.
+
+        Raises:
+            RunFileError: The run to be resumed has other layers.
+        """
+        if self._resume_at is not None:
+            stored = read_run(self.path).layers
+            if {layer.name for layer in stored} != {layer.name for layer in header.layers}:
+                raise RunFileError(f"{self.path} cannot be resumed: the model has other layers now")
+            header = replace(header, layers=stored)
         self._header = header
 
     def write_row(self, row: Row) -> None:
@@ -100,13 +110,14 @@ class FileSink:
         self._last_flush = time.monotonic()
 
     def close(self, status: Status) -> None:
-        """Write what waits and the status, and close the file."""
+        """Write what waits and the status, and close the file; where nothing was ever recorded, there is no file."""
         if self._header is None:
             return
         try:
-            self.flush()
-            assert self._file is not None
-            self._file["state/status"][()] = np.bytes_(status)
+            if self._file is not None or self._rows or self._epochs or self._resume_at is not None:
+                self.flush()
+                assert self._file is not None
+                self._file["state/status"][()] = np.bytes_(status)
         finally:
             if self._file is not None:
                 self._file.close()
@@ -116,65 +127,64 @@ class FileSink:
     # --- the file -----------------------------------------------------------------------------------------
 
     def _ready_file(self) -> h5py.File:
-        new_scalars = [k for row in self._rows for k in row.scalars if k not in self._scalars]
-        new_columns = [k for row in self._epochs for k in row if k not in self._epoch_columns]
-        if self._file is not None and not new_scalars and not new_columns:
-            return self._file
-        self._scalars += dict.fromkeys(new_scalars)
-        self._epoch_columns += dict.fromkeys(new_columns)
-        self._lay_out()
+        """Return the file, laid out anew where a row or an epoch brings a name that it does not hold yet."""
+        scalars = dict.fromkeys((*self._scalars, *(name for row in self._rows for name in row.scalars)))
+        columns = dict.fromkeys((*self._epoch_columns, *(name for row in self._epochs for name in row)))
+        if self._file is None or len(scalars) > len(self._scalars) or len(columns) > len(self._epoch_columns):
+            self._lay_out(list(scalars), list(columns))
         assert self._file is not None
         return self._file
 
-    def _lay_out(self) -> None:
-        """Build the file beside, with the rows that it holds already, and move it into place."""
+    def _lay_out(self, scalars: list[str], columns: list[str]) -> None:
+        """Build the file beside, with the rows that are to be kept, and move it into place.
+
+        The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
+        """
         assert self._header is not None
-        old = self._close_and_read()
+        kept, (rows, epochs) = self._read_kept()
+        scalars = list(dict.fromkeys((*scalars, *_members(kept, "scalar/"))))
+        columns = list(dict.fromkeys((*columns, *_members(kept, "epoch/"))))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         file = h5py.File(temporary, "w", libver="latest", locking=False)
         try:
-            created = old["created"] if old else None
-            create_layout(file, self._header, self._scalars, self._epoch_columns, created)
-            if old:
-                for name, block in old["columns"].items():
-                    _write(file[name], 0, block)
-                file["state/n_steps"][()] = self._n_steps
-                file["state/n_epochs"][()] = self._n_epochs
+            create_layout(file, self._header, scalars, columns, kept.pop("created", None))
+            for name, block in kept.items():
+                _write(file[name], 0, block)
+            file["state/n_steps"][()], file["state/n_epochs"][()] = rows, epochs
             file.swmr_mode = True
             file.flush()
-            _move(temporary, self.path, replace=self._overwrite or old is not None)
+            _move(temporary, self.path, onto=self._overwrite or bool(kept))
         except BaseException:
             file.close()
             temporary.unlink(missing_ok=True)
             raise
-        self._file = file
-
-    def _close_and_read(self) -> dict[str, Any] | None:
-        """Read what the file holds so far, if it is to be kept."""
         if self._file is not None:
             self._file.close()
-            self._file = None
-        elif self._resume_at is not None:
-            self._n_steps, self._n_epochs = self._resume_at
-        else:
-            return None
-        run = read_run(self.path)
-        rows, epochs = self._n_steps, self._n_epochs
-        if len(run.steps) < rows or min((len(v) for v in run.epochs.values()), default=0) < epochs:
-            raise RunFileError(f"{self.path} holds {len(run.steps)} rows, fewer than the {rows} to be kept")
-        self._scalars += [name for name in run.scalars if name not in self._scalars]
-        self._epoch_columns += [name for name in run.epochs if name not in self._epoch_columns]
-        columns: dict[str, NDArray[Any]] = {
-            "step": run.steps[:rows],
-            "epoch_of_step": run.epoch_of_step[:rows],
-        }
-        missing = np.full(rows, np.nan)
-        missing_epochs = np.full(epochs, np.nan)
-        columns |= {f"scalar/{k}": run.scalars.get(k, missing)[:rows] for k in self._scalars}
-        columns |= {f"metric/{k}": run.metrics[k][:rows] for k in run.metrics}
-        columns |= {f"epoch/{k}": run.epochs.get(k, missing_epochs)[:epochs] for k in self._epoch_columns}
-        return {"created": run.info["created"], "columns": columns}
+        self._file, self._n_steps, self._n_epochs = file, rows, epochs
+        self._scalars, self._epoch_columns = scalars, columns
+
+    def _read_kept(self) -> tuple[dict[str, Any], tuple[int, int]]:
+        """Read what the file holds so far, as far as it is to be kept: by dataset, and the numbers of rows."""
+        if self._file is not None:
+            counts = self._n_steps, self._n_epochs
+            return self._read_columns(self._file, *counts), counts
+        if self._resume_at is None:
+            return {}, (0, 0)
+        with open_run_file(self.path) as file:
+            return self._read_columns(file, *self._resume_at), self._resume_at
+
+    def _read_columns(self, file: h5py.File, rows: int, epochs: int) -> dict[str, Any]:
+        held = int(file["state/n_steps"][()]), int(file["state/n_epochs"][()])
+        if held[0] < rows or held[1] < epochs:
+            raise RunFileError(
+                f"{self.path} holds {held[0]} rows and {held[1]} epochs, fewer than the {rows} and {epochs} to be kept"
+            )
+        kept: dict[str, Any] = {name: file[name][:rows] for name in ("step", "epoch_of_step")}
+        kept |= {f"scalar/{name}": file["scalar"][name][:rows] for name in file["scalar"]}
+        kept |= {f"metric/{name}": file["metric"][name][:rows] for name in metric_names(file)}
+        kept |= {f"epoch/{name}": file["epoch"][name][:epochs] for name in file["epoch"]}
+        return {**kept, "created": str(file.attrs["created"])}
 
     def _append_rows(self, file: h5py.File) -> None:
         assert self._header is not None
@@ -216,15 +226,19 @@ def as_float32(values: FloatArray) -> NDArray[np.float32]:
     return rounded
 
 
+def _members(kept: dict[str, Any], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in kept if name.startswith(prefix)]
+
+
 def _write(dataset: h5py.Dataset, start: int, block: NDArray[Any]) -> None:
     """Write rows from ``start`` on; a write that was broken off before is simply written again."""
     dataset.resize(start + len(block), axis=0)
     dataset[start:] = block
 
 
-def _move(temporary: Path, path: Path, *, replace: bool) -> None:
-    """Give the file its name; without ``replace``, never onto another."""
-    if replace:
+def _move(temporary: Path, path: Path, *, onto: bool) -> None:
+    """Give the file its name; without ``onto``, never onto another."""
+    if onto:
         os.replace(temporary, path)
         return
     try:

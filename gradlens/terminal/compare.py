@@ -30,15 +30,18 @@ def _table(groups: list[Group], rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Last epoch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     keys = [key for key in rows[0] if key not in ("quantity", "column")]
-    seeds = {group.label: group.seeds for group in groups}
+    told = {group.label: f"{_count_seeds(group)}, epoch {group.last_epochs}" for group in groups}
     for key in keys:
-        count = f"\n{len(seeds[key])} seed{'s' * (len(seeds[key]) > 1)}" if key in seeds else "\n "
-        table.add_column(key + count, justify="right")
+        table.add_column(Text(f"{key}\n{told.get(key, ' ')}"), justify="right")
     for row in rows:
         table.add_row(row["quantity"], *[_cell(row[key]) for key in keys])
     if any(len(group.runs) > 1 for group in groups):
         table.caption = "mean ± standard deviation between seeds; second line: 95 % interval of the mean"
     return table
+
+
+def _count_seeds(group: Group) -> str:
+    return "1 seed" if len(group.runs) == 1 else f"{len(group.runs)} seeds"
 
 
 def _cell(value: Interval | float) -> str:
@@ -61,7 +64,7 @@ def _curves(console: Console, groups: list[Group]) -> Table:
     table.add_column(no_wrap=True)
     width = max(console.width - 62, 12)
     for column, title in FINAL_ROWS.items():
-        curves = [np.array([_mean(column_values) for column_values in group.curve(column).T]) for group in groups]
+        curves = [np.array([interval.mean for interval in group.mean_curve(column)]) for group in groups]
         known = np.concatenate(curves) if curves else np.empty(0)
         known = known[np.isfinite(known)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -71,11 +74,6 @@ def _curves(console: Console, groups: list[Group]) -> Table:
             label = Text(f"{title if i == 0 else '':<20}{group.label}"[:44])
             table.add_row(label, Text(spark(curve, low, high, width), style=colour), ends)
     return table
-
-
-def _mean(values: FloatArray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else np.nan
 
 
 def spark(curve: FloatArray, low: float, high: float, width: int) -> str:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from rich.console import Console
+
+
+class _PatientConsole(Console):
+    """Goes on when the reader of a pipe has left (``gradlens heatmap | head``): the picture is still to be written."""
+
+    def on_broken_pipe(self) -> None:
+        """Write what follows into nothing."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def results() -> Console:
     """Return the console for results (stdout)."""
-    return Console(highlight=False, soft_wrap=False)
+    return _PatientConsole(highlight=False, soft_wrap=False)
 
 
 def talk() -> Console:

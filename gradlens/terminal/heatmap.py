@@ -8,7 +8,14 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.analysis.profile import HeatMatrix, find_stages, heat_matrix, positive_range
+from gradlens.analysis.profile import (
+    HeatMatrix,
+    block_means,
+    block_starts,
+    find_stages,
+    heat_matrix,
+    positive_range,
+)
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray, Run
 from gradlens.terminal.colours import (
@@ -71,7 +78,8 @@ def _lines(
     for i in range(0, len(values), step):
         covered = range(first[i], first[i + step] if i + step < len(first) else len(run.layers))
         stages = [starts[layer] for layer in covered if layer in starts]
-        name = run.layers[covered.start].name if len(covered) == 1 else "/".join(stages[:2])
+        whole = len(covered) == 1 or len(starts) == 1
+        name = run.layers[covered.start].name if whole else "/".join(stages[:2])
         line = Text(f"{name[:label]:>{label}} ", style="dim")
         if colour:
             below = values[i + 1] if i + 1 < len(values) else None
@@ -84,22 +92,10 @@ def _lines(
 
 def _fit_layers(values: FloatArray, most: int) -> tuple[FloatArray, list[int]]:
     """Merge neighbouring layers where there are more than lines; return the first layer of each."""
-    count = len(values)
-    if count <= most:
-        return values, list(range(count))
-    groups = np.array_split(np.arange(count), most)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        merged = [_merge(values[group]) for group in groups]
-    return np.array(merged), [int(group[0]) for group in groups]
-
-
-def _merge(block: FloatArray) -> FloatArray:
-    """Return the geometric mean over layers; a non-finite value shows through, and a zero where all are."""
-    positive = np.isfinite(block) & (block > 0)
-    count = positive.sum(axis=0)
-    mean = np.exp(np.where(positive, np.log(np.where(positive, block, 1)), 0).sum(axis=0) / np.maximum(count, 1))
-    mean = np.where(count > 0, mean, np.where((block == 0).any(axis=0), 0.0, np.nan))
-    return np.where(np.isinf(block).any(axis=0), np.inf, mean)
+    if len(values) <= most:
+        return values, list(range(len(values)))
+    starts = block_starts(len(values), most)
+    return block_means(values, starts), starts.tolist()
 
 
 def _fit_columns(values: FloatArray, columns: int) -> FloatArray:

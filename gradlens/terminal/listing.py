@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def _row(path: Path) -> dict[str, Any]:
         "status": run.status,
         "epochs": len(run.epochs.get("epoch", ())),
         "rows": len(run.steps),
-        "train_accuracy": final.get("train_accuracy"),
-        "val_accuracy": final.get("val_accuracy"),
+        "train_accuracy": _known(final.get("train_accuracy")),
+        "val_accuracy": _known(final.get("val_accuracy")),
         "created": run.info.get("created"),
         "note": "no sign of life for a minute: killed?" if stale else "",
     }
@@ -65,5 +66,9 @@ def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) ->
     console.print(table)
 
 
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _share(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.3f}"
+    return "-" if value is None else f"{value:.3f}"

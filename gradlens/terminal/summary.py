@@ -14,11 +14,10 @@ from rich.text import Text
 
 from gradlens.analysis.notable import notable
 from gradlens.analysis.profile import depth_profile
-from gradlens.run import Run
+from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.colours import magnitude_colour, style
 from gradlens.terminal.console import has_colour
 
-EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 MOST_EPOCHS = 12
 MOST_LAYERS = 48
 STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -70,8 +69,8 @@ def _head(run: Run) -> Panel:
     text = Text()
     text.append(run.status, style=STATUS_STYLE.get(run.status, ""))
     text.append(f" · {len(run.steps)} rows x {len(run.layers)} layers")
-    if config.get("data"):
-        text.append(f" · {config['data']} · recipe {config.get('recipe')} · {config.get('image_size')} px")
+    if config.get("recipe"):
+        text.append(f" · {config.get('data')} · recipe {config['recipe']} · {config.get('image_size')} px")
     seconds = np.nansum(run.epochs.get("seconds", np.zeros(1)))
     if seconds:
         text.append(f" · {say_seconds(float(seconds))} on {environment.get('device', '?')}")

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gradlens.config import RunConfig
 from gradlens.data import Batches
 from gradlens.errors import ModelError
-from gradlens.events import EpochDone, Listener, NonFinite, Note, StepDone
+from gradlens.events import EpochDone, Listener, NonFinite, StepDone
 from gradlens.recorder import Recorder
 from gradlens.run import FloatArray
 
@@ -58,7 +58,9 @@ class Mean:
     @property
     def values(self) -> tuple[float, float]:
         """Mean loss and share of correct answers."""
-        return self.loss / max(self.count, 1), self.correct / max(self.count, 1)
+        if self.count == 0:
+            return math.nan, math.nan
+        return self.loss / self.count, self.correct / self.count
 
 
 class StoppedError(Exception):
@@ -105,7 +107,7 @@ class Trainer:
             StoppedError: A loss was not finite and the user chose to stop then.
             KeyboardInterrupt: The user asked to stop.
         """
-        while self.progress.epoch < self.config.epochs:
+        while self.progress.epoch < self.config.epochs and not self._out_of_patience():
             started = time.perf_counter()
             epoch = self.progress.epoch + 1
             lr = float(self.optimizer.param_groups[0]["lr"])
@@ -129,11 +131,10 @@ class Trainer:
             self.progress.note_validation(val_loss)
             self.after_epoch()
             self.listener(EpochDone(epoch, values))
-            if 0 < self.config.patience <= self.progress.epochs_without_better:
-                reason = f"no lower validation loss for {self.config.patience} epochs"
-                self.listener(Note(f"stopped after epoch {epoch}: {reason}"))
-                return reason
-        return ""
+        return f"no lower validation loss for {self.config.patience} epochs" if self._out_of_patience() else ""
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.progress.epochs_without_better
 
     def _train_epoch(self, epoch: int, recorder: Recorder) -> tuple[float, float]:
         self.model.train()

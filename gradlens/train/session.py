@@ -17,14 +17,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 
 from gradlens.config import RunConfig, parse_schedule
 from gradlens.data import Splits, load_data, make_batches
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, GradlensError, ModelError, RunFileError
 from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
 from gradlens.run import Status
 from gradlens.storage import FileSink, read_run
 from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, restore, save_checkpoint
-from gradlens.train.loop import StoppedError, Trainer
+from gradlens.train.loop import StoppedError, Trainer, find_logits
 
 MAY_DIFFER_ON_RESUME = ("workers",)
 
@@ -56,9 +56,15 @@ def train_run(
     started = time.perf_counter()
     state = _state_to_resume(config, path, listener) if resume else None
     if resume and state is None and path.exists():
-        if read_run(path).status == "complete":
+        there = read_run(path)
+        if there.status == "complete":
             listener(Note(f"{path} is complete; nothing to resume"))
             return "complete"
+        if len(there.epochs.get("epoch", ())):
+            raise RunFileError(
+                f"{path} cannot be resumed: its checkpoint {checkpoint_path(path)} is missing",
+                tip="--overwrite starts again, --out DIR writes elsewhere",
+            )
         listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
         overwrite = True
     counts = (int(state["rows"]), int(state["progress"]["epoch"])) if state else None
@@ -68,6 +74,9 @@ def train_run(
     data = load_data(config, listener)
     torch.manual_seed(config.seed)
     trainer = _make_trainer(config, data, device, listener)
+    check_model(trainer.model, config, data, device)
+    if state is None:
+        checkpoint_path(path).unlink(missing_ok=True)  # of a run that is replaced
     recorder = Recorder(
         trainer.model,
         sink,
@@ -117,6 +126,8 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         init="he" if config.init == "he" else "default",
         shortcut="A" if config.shortcut == "A" else "B",
     ).to(device)
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"{config.model} has no parameters: there is nothing to train")
     optimizer = make_optimizer(config, model)
     train_batches, val_batches = make_batches(
         data.train,
@@ -139,6 +150,33 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         after_epoch=lambda: None,
         interrupted=lambda: False,
     )
+
+
+@torch.no_grad()
+def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch.device) -> None:
+    """Show a model two pictures, in evaluation mode, so that a misfit is told before anything is written.
+
+    Raises:
+        ModelError: It cannot take the pictures, or gives no score per class.
+    """
+    images = data.train.images[[0, 1]].float().div(255).to(device)
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            logits = find_logits(model.eval()(images))
+    except GradlensError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        shape = f"{config.image_size} x {config.image_size} pixels"
+        raise ModelError(f"{config.model} cannot take images of {shape}: {reason}", tip="--image-size") from error
+    finally:
+        model.train(training)
+    if logits.shape[1] != len(data.classes):
+        raise ModelError(
+            f"{config.model} gives {logits.shape[1]} scores for {len(data.classes)} classes",
+            tip="a factory that takes num_classes is told the number",
+        )
 
 
 def _state_to_resume(config: RunConfig, path: Path, listener: Listener) -> dict[str, Any] | None:
@@ -199,7 +237,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used: {reason}", tip="--device cpu works everywhere") from None

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradlens import read_run
-from gradlens.analysis.compare import FINAL_ROWS, REPORT_NUMBERS, final_table, group_runs, say_interval
+from gradlens.analysis.compare import (
+    FINAL_ROWS,
+    REPORT_NUMBERS,
+    final_table,
+    group_runs,
+    repeated_runs,
+    say_interval,
+)
 from gradlens.analysis.notable import notable
 from gradlens.analysis.profile import (
     depth_profile,
@@ -22,8 +29,11 @@ from gradlens.analysis.profile import (
     layer_values,
     positive_range,
     say_end_to_end,
+    say_layer,
 )
 from gradlens.analysis.stats import T_975, mean_interval, t_975
+from gradlens.errors import ConfigError
+from gradlens.run import Layer
 from tests.conftest import SAMPLE
 
 
@@ -187,6 +197,64 @@ def test_what_is_notable(make_run) -> None:
     assert "1 layer(s) never got a gradient: stage0.2" in said(change=missing)
     facts = {"data_facts": {"val_share_any_copy_in_train": 0.55}}
     assert "55% of the validation images have a copy in training" in said(config=facts)
+
+
+def test_zero_and_broken_gradients_are_not_averaged_away(make_run) -> None:
+    numbers = itertools.count()
+
+    def way(change) -> tuple[float, str]:
+        run = read_run(make_run(f"z{next(numbers)}", change=change))
+        found = end_to_end(run)
+        assert found is not None
+        return found.median(), "\n".join(notable(run))
+
+    def all_zero(grid: np.ndarray) -> np.ndarray:
+        return grid * 0
+
+    def zero_in_most(grid: np.ndarray) -> np.ndarray:
+        grid[5:] = 0
+        return grid
+
+    def broken(grid: np.ndarray) -> np.ndarray:
+        grid[3:] = np.inf
+        return grid
+
+    for change in (all_zero, zero_in_most):
+        decades, said = way(change)
+        assert decades == -np.inf
+        assert "exactly 0 at the first layer" in said
+    decades, said = way(broken)
+    assert decades == pytest.approx(-2.4, abs=1e-4)
+    assert "median of 3 of 20 rows" in said
+    assert "not finite in 17 rows, first at step 3" in said
+
+
+def test_runs_without_a_seed_stand_alone_and_repeats_count_once(make_run) -> None:
+    for name, seed in (("a", -1), ("b", -1), ("c", 0), ("d", 0), ("e", 1)):
+        make_run(name, seed=seed)
+    runs = [read_run(f"runs/{name}.h5") for name in "abcde"]
+    assert [(g.label, len(g.runs)) for g in group_runs(runs)] == [("a", 1), ("b", 1), ("net", 2)]
+    assert [run.name for run in repeated_runs(runs)] == ["d"]
+
+
+def test_a_diverged_seed_is_not_hidden(make_run) -> None:
+    for seed, accuracy in ((0, 0.5), (1, 0.7), (2, np.nan)):
+        make_run(f"s{seed}", seed=seed, accuracy=accuracy)
+    (group,) = group_runs([read_run(f"runs/s{seed}.h5") for seed in range(3)])
+    assert say_interval(group.final("train_accuracy")) == "0.600 ± 0.141 (2 of 3)"
+    assert group.last_epochs == "2"
+
+
+def test_numbered_modules_are_one_stage_and_quoted() -> None:
+    layers = tuple(Layer(str(i), "Linear", "main", i + 1, 4, 4) for i in range(5))
+    assert [(s.start, s.stop) for s in find_stages(layers)] == [(0, 5)]
+    assert say_layer(layers[0]) == "layer '0'"
+    assert say_layer(Layer("conv1", "Conv2d", "main", 1, 1, 1)) == "conv1"
+
+
+def test_only_norms_have_a_value_per_element(make_run) -> None:
+    with pytest.raises(ConfigError, match="update_ratio is no norm"):
+        heat_matrix(read_run(make_run()), "update_ratio", columns=10, per_element=True)
 
 
 def test_the_real_runs_gradient_grows_towards_the_input() -> None:

@@ -185,6 +185,33 @@ def test_no_color_is_honoured(make_run, monkeypatch: pytest.MonkeyPatch) -> None
     assert "▀" not in bare.stdout
 
 
+def test_a_reader_that_leaves_early_does_not_lose_the_picture(make_run) -> None:
+    make_run(layers=300)
+    command = f"{sys.executable} -m gradlens heatmap | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert Path("figures/heatmap-net-s0.png").exists()
+
+
+def test_a_factory_in_a_module_of_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_nets_here.py").write_text("from torch import nn\ndef build(): return nn.Flatten()\n")
+    script = "import sys; sys.path = [p for p in sys.path if p]; from gradlens.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, "run", "my_nets_here:build", "--image-size", "16"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert "my_nets_here:build has no parameters" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_column_without_numbers_is_listed(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(accuracy=float("nan"))
+    for form in ("table", "json", "csv"):
+        assert run_command(["ls", "--format", form]) == 0
+        assert run_command(["summary", "--format", form]) == 0
+        assert run_command(["compare", "--terminal", "--format", form]) == 0
+
+
 @pytest.mark.slow
 def test_ctrl_c_closes_the_file_and_exits_130_and_the_run_can_go_on() -> None:
     command = [sys.executable, "-m", "gradlens", "run", "plain8", "--image-size", "16", "--epochs", "400"]

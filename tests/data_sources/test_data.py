@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from gradlens.config import AUGMENTATIONS, TORCHVISION_SETS, make_config
 from gradlens.data import load_data, make_batches
 from gradlens.data.copies import find_copies
-from gradlens.data.images import difference_hash
+from gradlens.data.images import grey_differences
 from gradlens.data.patterns import CLASSES, make_patterns
 from gradlens.data.registry import FileImages
 from gradlens.data.split import split_groups, split_random
@@ -100,6 +100,7 @@ def test_a_csv_with_images_beside_it_or_in_a_folder_named_like_it(photos: Path, 
         (GOOD, "file,class", "no column filename and no column label; expected filename,label, got file,class"),
         ([*GOOD, "cat/0.png,"], "filename,label", r"train\.csv, row 14: cat/0\.png has no label"),
         ([*GOOD, ",cat"], "filename,label", r"row 14: the filename is empty"),
+        ([*GOOD[:3], "", "", *GOOD[3:], "x.png,"], "filename,label", r"row 16: x\.png has no label"),
         (GOOD[:6], "filename,label", "one class only, 'cat'"),
         ([*GOOD[:6], GOOD[6]], "filename,label", r"row 8: dog/0\.png: class 'dog' has one image only"),
     ],
@@ -174,11 +175,40 @@ def test_exact_and_near_copies_are_found_and_others_are_not(tmp_path: Path) -> N
     flat = [Image.new("RGB", (50, 50), colour) for colour in ("white", "black")]
     images = [*pictures, pictures[1], near, *flat]
     digests = [str(i).encode() for i in range(6)] + [b"1", b"near", b"flat1", b"flat2"]
-    copies = find_copies(digests, np.stack([difference_hash(image) for image in images]))
+    copies = find_copies(digests, np.stack([grey_differences(image) for image in images]))
     assert copies.group.tolist() == [0, 1, 2, 3, 4, 5, 1, 0, 8, 9]
     assert copies.exact.tolist() == [0, 1, 2, 3, 4, 5, 1, 7, 8, 9]
     assert (copies.exact_groups, copies.exact_files, copies.near_files, copies.different) == (1, 2, 1, 8)
     assert copies.shared(np.array([0, 1, 2]), np.array([6, 7, 8])) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+
+def test_one_backdrop_does_not_make_copies() -> None:
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[0:120, 0:120] / 120
+    pictures = []
+    for _ in range(30):
+        backdrop = 120 + 80 * x + 40 * y
+        left, top, width, height = rng.integers(10, 60, 4)
+        backdrop[top : top + height, left : left + width] = rng.integers(0, 255)
+        pictures.append(Image.fromarray(backdrop.astype(np.uint8)).convert("RGB"))
+    copies = find_copies([bytes([i]) for i in range(30)], np.stack([grey_differences(p) for p in pictures]))
+    assert copies.different >= 25
+
+
+@pytest.mark.parametrize(("rows", "said"), [(8, "no validation images are left"), (12, None)])
+def test_a_class_of_copies_alone_is_said(photos: Path, rows: int, said: str | None) -> None:
+    for label in ("cat", "dog"):
+        for i in range(1, 6):
+            if label == "cat" or said:
+                shutil.copy(photos / label / "0.png", photos / label / f"{i}.png")
+    if said:
+        with pytest.raises(DataError, match=said):
+            load_data(config(f"folder:{photos}"))
+    else:
+        notes: list[Note] = []
+        splits = load_data(config(f"folder:{photos}"), notes.append)
+        assert set(splits.val.labels.tolist()) == {1}
+        assert any("no validation image of class cat" in note.text for note in notes)
 
 
 @settings(max_examples=60, deadline=None)

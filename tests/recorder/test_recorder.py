@@ -73,11 +73,27 @@ def test_the_readme_loop_writes_a_file(tmp_path: Path) -> None:
         gradlens.record(model, path, optimizer=optimizer)
 
 
-def test_a_failed_run_of_no_step_leaves_a_readable_file(tmp_path: Path) -> None:
+def test_a_failed_run_of_no_step_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), gradlens.record(mlp(), tmp_path / "run.h5"):
         raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_epochs_and_rare_rows_go_together(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    rare = gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer, every=lambda step: step >= 5)
+    with rare as recorder:
+        for epoch in range(2):
+            train(model, optimizer, 4, recorder.log)
+            recorder.log(**{"loss/ce": 1.0})
+            recorder.log_epoch(**{"epoch": epoch + 1, "val/acc": 0.5})
     run = gradlens.read_run(tmp_path / "run.h5")
-    assert (run.status, len(run.steps), len(run.layers)) == ("failed", 0, 3)
+    assert run.steps.tolist() == [5, 6, 7]
+    assert run.epochs["val.acc"].tolist() == [0.5, 0.5]
+    assert run.scalars["loss.ce"][-1] == 1.0
+    assert [layer.name for layer in run.layers] == ["0", "2", "4"]
+    assert run.layers[0].out_numel == 16 * 8
 
 
 @pytest.mark.parametrize(
@@ -204,13 +220,17 @@ def test_wrong_calls_say_what_to_do() -> None:
     with Recorder(model, ListSink(), optimizer=optimizer) as recorder:
         with pytest.raises(RecorderError, match=r"optimizer\.step\(\) closes rows"):
             recorder.step()
-        with pytest.raises(RecorderError, match="before the first step"):
-            recorder.log_epoch(epoch=1)
         train(model, optimizer, 1)
         with pytest.raises(RecorderError, match=r"loss must be one number, got a tensor of shape \(2,\)"):
             recorder.log(loss=torch.zeros(2))
         with pytest.raises(RecorderError, match="computes the gradient within the step"):
             optimizer.step(lambda: torch.tensor(0.0))
+    unused = Recorder(model, ListSink(), optimizer=optimizer)
+    for call in (unused.log, unused.log_epoch, unused.step):
+        with pytest.raises(RecorderError, match=r"the recorder is ready, not recording \(tip: with gradlens"):
+            call(loss=1.0)
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        Recorder(model, ListSink(), info={"config": 3})
     with pytest.raises(RecorderError, match="LBFGS"):
         Recorder(model, ListSink(), optimizer=torch.optim.LBFGS(model.parameters()))
     with pytest.raises(ConfigError, match="unknown metric 'x'; expected one of activation_grad_norm"):
@@ -259,7 +279,7 @@ def test_a_layer_without_a_gradient_is_nan_and_a_gradient_of_zero_is_zero() -> N
     assert (grads[:, at["zero"]] == 0).all()
     assert (activations[:, at["zero"]] == 0).all()
     assert (activations[:, at["frozen"]] > 0).all()
-    assert [layer.name for layer in sink.header.layers] == ["used", "frozen", "zero", "head", "unused"]
+    assert [layer.name for layer in sink.header.layers] == ["used", "frozen", "unused", "zero", "head"]
 
 
 def test_a_gradient_that_is_not_finite_is_inf_not_missing() -> None:
@@ -326,6 +346,27 @@ def test_a_module_called_twice_is_combined() -> None:
     truth = torch.cat([output.grad.flatten() for output in outputs]).norm().item()
     assert len(outputs) == 2
     assert sink.metric("activation_grad_norm")[0] == pytest.approx([truth], rel=1e-5)
+
+
+def test_frozen_layers_keep_their_place_and_out_numel_counts_all_micro_batches() -> None:
+    model, sink = mlp(), ListSink()
+    model[0].requires_grad_(False)
+    with Recorder(model, sink) as recorder:
+        for part in data()[0].chunk(4):
+            model(part).sum().backward()
+        recorder.step()
+    assert sink.header is not None
+    assert [layer.name for layer in sink.header.layers] == ["0", "2", "4"]
+    assert [layer.out_numel for layer in sink.header.layers] == [16 * 8, 16 * 8, 16 * 3]
+
+
+def test_the_update_of_weights_that_were_zero_has_no_ratio() -> None:
+    model = mlp()
+    nn.init.zeros_(model[4].weight)
+    nn.init.zeros_(model[4].bias)
+    ratios = recorded(model, steps=1).metric("update_ratio")[0]
+    assert np.isnan(ratios[2])
+    assert (ratios[:2] == 0).all()  # no gradient gets past a zero weight in the first step
 
 
 def test_roles_and_depth() -> None:

@@ -73,10 +73,13 @@ def test_the_layout_is_that_of_the_contract(make_run) -> None:
         assert set(file["state"]) == {"status", "n_steps", "n_epochs", "heartbeat"}
         assert set(file["epoch"]) >= {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
         assert {"loss", "lr"} <= set(file["scalar"])
-        for metric in file["metric"].values():
+        assert file["metric/layer"].asstr()[:].tolist() == file["layer/name"].asstr()[:].tolist()
+        metrics = [dataset for name, dataset in file["metric"].items() if name != "layer"]
+        assert len(metrics) == 4
+        for metric in metrics:
             assert metric.dtype == np.float32
             assert metric.dims[0][0] == file["step"]
-            assert metric.dims[1][0] == file["layer/name"]
+            assert metric.dims[1][0] == file["metric/layer"]
         assert file["metric/param_norm"].attrs["every"] == 10
 
 
@@ -144,6 +147,45 @@ def test_a_write_that_was_broken_off_is_written_again(tmp_path: Path, monkeypatc
     assert run.status == "interrupted"
     assert run.steps.tolist() == [0, 1]
     assert run.scalars["loss"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_rebuild_that_fails_loses_nothing(resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.h5"
+    if resume:
+        first = FileSink(path)
+        first.open(HEADER)
+        for step in range(8):
+            first.write_row(row(step))
+        first.close("interrupted")
+    sink = FileSink(path, overwrite=True, resume_at=(5, 0) if resume else None)
+    sink.open(HEADER)
+    for step in range(5 if resume else 0, 10):
+        sink.write_row(row(step))
+
+    def full(*arguments):  # type: ignore[no-untyped-def]
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradlens.storage.writer.create_layout", full)
+        with pytest.raises(RunFileError, match="cannot be written: No space left"):
+            sink.write_epoch({"epoch": 1, "new": 2.0})
+    sink.close("failed")
+    run = read_run(path)
+    assert run.steps.tolist() == list(range(10))
+    assert run.scalars["loss"].tolist() == list(range(10))
+    assert run.epochs["new"].tolist() == [2.0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_was_recorded_there_is_no_file_and_none_is_replaced(make_run) -> None:
+    path = make_run()
+    for target in (path, path.with_name("new.h5")):
+        sink = FileSink(target, overwrite=True)
+        sink.open(HEADER)
+        sink.close("failed")
+    assert len(read_run(path).steps) == 20
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_nothing_is_overwritten_unasked(make_run) -> None:

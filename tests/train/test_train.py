@@ -118,6 +118,71 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
         train_run(config(), tmp_path / "a.h5", resume=True)
 
 
+def test_a_run_without_its_checkpoint_is_not_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(), path, listener=Stop(6))
+    checkpoint_path(path).unlink()
+    with pytest.raises(RunFileError, match=r"its checkpoint .*a\.ckpt is missing"):
+        train_run(config(), path, resume=True)
+    assert len(read_run(path).steps) == 6
+
+
+def test_a_checkpoint_of_a_replaced_run_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(), path, listener=Stop(9))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(lr=0.1), path, overwrite=True, listener=Stop(2))
+    assert train_run(config(lr=0.1), path, resume=True) == "complete"
+    train_run(config(lr=0.1), tmp_path / "b.h5")
+    assert_equal_runs(read_run(path), read_run(tmp_path / "b.h5"))
+
+
+def test_patience_that_is_used_up_stays_used_up(tmp_path: Path) -> None:
+    def stop_after_checkpoint(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 2:
+            raise KeyboardInterrupt
+
+    options = {"lr": 0.0, "patience": 1, "epochs": 5, "model": "plain8-nobn"}
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(**options), tmp_path / "a.h5", listener=stop_after_checkpoint)
+    assert train_run(config(**options), tmp_path / "a.h5", resume=True) == "complete"
+    run = read_run(tmp_path / "a.h5")
+    assert (run.epochs["epoch"].tolist(), run.status) == ([1, 2], "complete")
+
+
+def test_resuming_with_rare_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(every=100), path, listener=Stop(6))
+    assert train_run(config(every=100), path, resume=True) == "complete"
+    run = read_run(path)
+    assert run.steps.tolist() == [0]
+    assert run.epochs["epoch"].tolist() == [1, 2, 3]
+
+
+class Dropped(nn.Module):
+    """Draws from the global random generator at each training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16 * 16, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_dropout_is_resumed_to_the_bit_with_any_number_of_workers(workers: int, tmp_path: Path) -> None:
+    name = f"{__name__}:Dropped"
+    train_run(config(name), tmp_path / "whole.h5")
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(name, workers=workers), tmp_path / "a.h5", listener=Stop(6))
+    train_run(config(name, workers=workers), tmp_path / "a.h5", resume=True)
+    assert_equal_runs(read_run(tmp_path / "a.h5"), read_run(tmp_path / "whole.h5"))
+
+
 class Poison(nn.Module):
     """Gives NaN from the third training step on."""
 
@@ -187,7 +252,7 @@ def test_every_optimizer_trains(name: str, tmp_path: Path) -> None:
 
 def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
-    for wrong in ("gpu", "cuda:99"):
+    for wrong in ("gpu", "cuda:99", "meta"):
         with pytest.raises(ConfigError, match=f"device '{wrong}' cannot be used"):
             choose_device(wrong)
 
@@ -204,6 +269,32 @@ def test_logits_are_found() -> None:
     for output, said in ((torch.zeros(2), r"a tensor of shape \(2,\)"), (3, "a int")):
         with pytest.raises(ModelError, match=f"the model gave {said}; expected class scores"):
             find_logits(output)
+
+
+def three(num_classes: int = 0) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+
+
+def narrow() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(10, 5))
+
+
+def bare() -> nn.Module:
+    return nn.Flatten()
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("three", "gives 3 scores for 5 classes"),
+        ("narrow", "cannot take images of 16 x 16 pixels: .*mat1 and mat2"),
+        ("bare", "has no parameters"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_before_anything_is_written(factory: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said):
+        train_run(config(f"{__name__}:{factory}"), tmp_path / "a.h5")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
