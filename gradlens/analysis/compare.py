@@ -65,11 +65,11 @@ class Group:
         """Return the mean over seeds of a column, epoch by epoch."""
         return [mean_interval(values) for values in self.curve(column).T]
 
-    @property
-    def last_epochs(self) -> str:
-        """How many epochs its runs have: ``30``, or ``16 to 25``."""
+    def say_extent(self) -> str:
+        """Say how many seeds and epochs it has: ``3 seeds, 16 to 25 epochs``."""
         counts = sorted(len(run.epochs.get("epoch", ())) for run in self.runs)
-        return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+        epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+        return f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)}, {epochs} epochs"
 
     def final(self, column: str) -> Interval:
         """Return the mean over seeds of each run's last epoch."""

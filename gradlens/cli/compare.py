@@ -48,13 +48,14 @@ def compare(runs: tuple[str, ...], with_report: bool, form: str, outputs: tuple[
     if terminal:
         return
     from gradlens.plots import draw_compare, figure_name
+    from gradlens.plots.compare import caption
 
     write_figures(
         lambda: draw_compare(found, with_report=with_report),
         figure_name("compare", found),
         outputs,
         runs=found,
-        caption="Accuracy and loss over epochs, mean over seeds with 95 % intervals; table of the last epoch.",
+        caption=caption(groups).replace("\n", " "),
     )
 
 

@@ -173,7 +173,7 @@ def _colour_bar(figure: Figure, axes: NDArray[Any], norm: Normalize, metric: str
     title = METRICS[metric].title if metric in METRICS else metric
     if per_element:
         title = title.replace("L2 norm", "RMS per element")
-    bar.set_label("\n".join(textwrap.wrap(f"log10 of the {title}", 58)))
+    bar.set_label("\n".join(textwrap.wrap(f"log10 of the {title}", 72)))
     bar.ax.yaxis.set_major_locator(MaxNLocator(8))
 
 

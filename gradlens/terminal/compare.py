@@ -27,27 +27,24 @@ def print_compare(console: Console, groups: list[Group], *, with_report: bool = 
 
 
 def _table(groups: list[Group], rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Last epoch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    keys = [key for key in rows[0] if key not in ("quantity", "column")]
-    told = {group.label: f"{_count_seeds(group)}, epoch {group.last_epochs}" for group in groups}
-    for key in keys:
-        table.add_column(Text(f"{key}\n{told.get(key, ' ')}"), justify="right")
+    """Return a row per group and a column per quantity: so any number of groups fits 80 columns."""
+    table = Table(title="Last epoch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", min_width=16)
     for row in rows:
-        table.add_row(row["quantity"], *[_cell(row[key]) for key in keys])
+        table.add_column(row["quantity"].replace(" ", "\n"), justify="right", no_wrap=True)
+    told = {group.label: f"\n{group.say_extent()}" for group in groups}
+    for key in rows[0]:
+        if key not in ("quantity", "column"):
+            table.add_row(Text(key + told.get(key, "")), *[_cell(row[key]) for row in rows])
     if any(len(group.runs) > 1 for group in groups):
-        table.caption = "mean ± standard deviation between seeds; second line: 95 % interval of the mean"
+        table.caption = "mean ± standard deviation between seeds; below it the 95 % interval of the mean"
     return table
-
-
-def _count_seeds(group: Group) -> str:
-    return "1 seed" if len(group.runs) == 1 else f"{len(group.runs)} seeds"
 
 
 def _cell(value: Interval | float) -> str:
     if not isinstance(value, Interval):
         return f"{value:.4g}"
-    interval = f"\n[{value.low:.3f}, {value.high:.3f}]".replace("[", "(").replace("]", ")") if value.n > 1 else ""
+    interval = f"\n{value.low:.2f} to {value.high:.2f}" if value.n > 1 else ""
     return say_interval(value) + interval
 
 

@@ -242,7 +242,7 @@ def test_a_diverged_seed_is_not_hidden(make_run) -> None:
         make_run(f"s{seed}", seed=seed, accuracy=accuracy)
     (group,) = group_runs([read_run(f"runs/s{seed}.h5") for seed in range(3)])
     assert say_interval(group.final("train_accuracy")) == "0.600 ± 0.141 (2 of 3)"
-    assert group.last_epochs == "2"
+    assert group.say_extent() == "3 seeds, 2 epochs"
 
 
 def test_numbered_modules_are_one_stage_and_quoted() -> None:
