@@ -99,16 +99,29 @@ def group_runs(runs: list[Run]) -> list[Group]:
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(_key(run), []).append(run)
-    settings = [_settings(members[0]) for members in grouped.values()]
-    varying = {key for values in settings for key in values if len({_text(other.get(key)) for other in settings}) > 1}
     groups = []
-    for members, values in zip(grouped.values(), settings, strict=True):
-        model = _name(members[0])
-        twins = [other for other in grouped.values() if _name(other[0]) == model]
-        said = [f"{key}={_show(values.get(key))}" for key in sorted(varying)] if len(twins) > 1 else []
-        ordered = tuple(sorted(members, key=lambda run: run.seed))
-        groups.append(Group(", ".join([model, *said]), model, ordered))
+    firsts = [members[0] for members in grouped.values()]
+    for members in grouped.values():
+        label = ", ".join([_name(members[0]), *_say_differences(members[0], firsts)])
+        groups.append(Group(label, _name(members[0]), tuple(sorted(members, key=lambda run: run.seed))))
     return groups
+
+
+def label_runs(runs: list[Run]) -> list[str]:
+    """Name each run by model and seed, and by those settings in which runs of that model differ."""
+    labels = []
+    for run in runs:
+        seed = [f"seed {run.seed}"] if run.seed >= 0 else []
+        labels.append(", ".join([_name(run), *_say_differences(run, runs), *seed]))
+    return labels
+
+
+def _say_differences(run: Run, others: list[Run]) -> list[str]:
+    """Write the settings of a run in which those of its model differ: ``split=random``."""
+    twins = [_settings(other) for other in others if _name(other) == _name(run)]
+    keys = sorted({key for settings in twins for key in settings})
+    varying = [key for key in keys if len({_text(settings.get(key)) for settings in twins}) > 1]
+    return [f"{key}={_show(_settings(run).get(key))}" for key in varying]
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from gradlens.analysis.compare import label_runs
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
     HeatMatrix,
@@ -70,14 +71,14 @@ def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element:
     panel = min(max(1.5 + 0.105 * most_layers, 2.6), 6.5)
     figure = Figure(figsize=(2.6 + 3.6 * columns, 1.35 + panel * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    norm = _scale(matrices)
+    norm, titles = _scale(matrices), label_runs(runs)
     for i, axis in enumerate(axes.flat):
         if i >= len(runs):
             axis.set_visible(False)
             continue
         same = i % columns > 0 and _names(runs[i]) == _names(runs[i - 1])
         _draw_panel(axis, runs[i], matrices[i], norm, labels=not same)
-        axis.set_title(_title(runs[i]), fontweight="bold")
+        axis.set_title(titles[i], fontweight="bold")
     _colour_bar(figure, axes, norm, metric, per_element)
     _legend(figure, matrices)
     figure.suptitle(caption(runs, metric, per_element=per_element), x=0.01, ha="left", fontsize=8, wrap=False)
@@ -86,11 +87,6 @@ def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element:
 
 def _names(run: Run) -> list[str]:
     return [layer.name for layer in run.layers]
-
-
-def _title(run: Run) -> str:
-    seed = f", seed {run.seed}" if run.seed >= 0 else ""
-    return f"{run.model or run.name}{seed}"
 
 
 def _scale(matrices: list[HeatMatrix]) -> Normalize:
@@ -194,7 +190,8 @@ def _legend(figure: Figure, matrices: list[HeatMatrix]) -> None:
 
 def caption(runs: Sequence[Run], metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> str:
     """Say in a sentence per run what the heatmap shows, from the numbers."""
-    said = [sentence for run in runs[:4] if (sentence := _say_run(run, metric, per_element))]
+    told = zip(label_runs(list(runs)), runs, strict=True)
+    said = [f"{label}: {said}." for label, run in list(told)[:4] if (said := _say_run(run, metric, per_element))]
     width = 80 + 62 * (min(len(runs), PANELS_PER_ROW) - 1)
     return "\n".join("\n".join(textwrap.wrap(line, width)) for line in said)
 
@@ -206,12 +203,12 @@ def _say_run(run: Run, metric: str, per_element: bool) -> str:
             return ""
         first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
         ratio = f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, len(run.steps))}"
-        return f"{_title(run)}: {say_end_to_end(way.median())} ({ratio})."
+        return f"{say_end_to_end(way.median())} ({ratio})"
     profile = depth_profile(run, metric, per_element=per_element)
     if np.isnan(profile).all():
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
     return (
-        f"{_title(run)}: median over rows from {profile[low]:.1e} ({run.layers[low].name}) to {profile[high]:.1e} "
-        f"({run.layers[high].name})."
+        f"median over rows from {profile[low]:.1e} ({run.layers[low].name}) to {profile[high]:.1e} "
+        f"({run.layers[high].name})"
     )

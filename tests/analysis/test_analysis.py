@@ -16,6 +16,7 @@ from gradlens.analysis.compare import (
     REPORT_NUMBERS,
     final_table,
     group_runs,
+    label_runs,
     repeated_runs,
     say_interval,
 )
@@ -235,6 +236,18 @@ def test_runs_without_a_seed_stand_alone_and_repeats_count_once(make_run) -> Non
     runs = [read_run(f"runs/{name}.h5") for name in "abcde"]
     assert [(g.label, len(g.runs)) for g in group_runs(runs)] == [("a", 1), ("b", 1), ("net", 2)]
     assert [run.name for run in repeated_runs(runs)] == ["d"]
+
+
+def test_runs_are_labelled_by_what_they_differ_in(make_run) -> None:
+    settings = {"a": {"init": "he", "augment": ["flip"]}, "b": {"init": "default", "augment": []}, "c": {"init": "he"}}
+    for name, config in settings.items():
+        make_run(name, model="x" if name != "c" else "y", config=config)
+    runs = [read_run(f"runs/{name}.h5") for name in "abc"]
+    assert label_runs(runs) == [
+        "x, augment=flip, init=he, seed 0",
+        "x, augment=none, init=default, seed 0",
+        "y, seed 0",
+    ]
 
 
 def test_a_diverged_seed_is_not_hidden(make_run) -> None:
