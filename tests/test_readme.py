@@ -31,7 +31,7 @@ def gradlens_commands() -> list[list[str]]:
 def test_every_command_line_parses(arguments: list[str]) -> None:
     command = cli.commands[arguments[0]]
     with click.Context(command, info_name=arguments[0]) as context:
-        command.make_context(arguments[0], arguments[1:], parent=context)
+        assert command.make_context(arguments[0], list(arguments[1:]), parent=context).params
 
 
 def test_every_command_is_shown() -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import math
 import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from gradlens.errors import ConfigError, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
-from gradlens.provenance import commit, versions
+from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.layers import (
     LayerChoice,
     choose_layers,
@@ -25,8 +23,8 @@ from gradlens.recorder.layers import (
     output_tensors,
     own_parameters,
 )
-from gradlens.recorder.norms import combine_norms, fast_norm
-from gradlens.run import FloatArray, Header, Layer, Row, Sink, Status
+from gradlens.recorder.step import OpenStep
+from gradlens.run import Header, Layer, Row, Sink, Status
 from gradlens.storage import FileSink
 
 Every = int | Callable[[int], bool]
@@ -138,17 +136,13 @@ class Recorder:
             self._rhythm.pop(NEEDS_OPTIMIZER, None)
         self._wanted = _make_rule(every)
         self._modules = choose_layers(model, layers)
-        self._parameters = {name: own_parameters(module) for name, module in self._modules.items()}
+        self._open_step = OpenStep({name: own_parameters(module) for name, module in self._modules.items()})
         self._scaler = scaler
         self._info = dict(info or {})
         if not isinstance(self._info.get("config", {}), Mapping):
             raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._step, self._epoch, self._n_rows = first_step, first_epoch, first_row
         self._order: dict[str, int] = {}
-        self._step_numel: dict[str, int] = {}
-        self._output_norms: dict[str, list[Tensor]] = {}
-        self._open_row: dict[str, dict[str, Tensor]] = {}
-        self._snapshot: dict[str, list[Tensor]] = {}
         self._last_row: Row | None = None
         self._layers: tuple[Layer, ...] = ()
         self._handles: list[Any] = []
@@ -190,7 +184,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forget_row()
+        self._open_step.clear()
         if not self._layers and self._n_rows:
             self._open_sink()  # a resumed run that had nothing left to do
         self._write_last_row()
@@ -269,7 +263,7 @@ class Recorder:
         if self._optimizer is not None:
             raise RecorderError("recorder.step() is for loops without optimizer=; here optimizer.step() closes rows")
         if self._armed:
-            self._measure_parameters()
+            self._read_before_step()
             self._close_row()
         self._advance()
         self.log(**scalars)
@@ -297,23 +291,20 @@ class Recorder:
         """Keep the execution order, and how many elements a whole step puts out (all micro-batches and calls)."""
         self._order.setdefault(name, numel)
         if self._armed:
-            self._step_numel[name] = self._step_numel.get(name, 0) + numel
+            self._open_step.add_output(name, numel)
 
     def _on_output_grad(self, name: str, grad: Tensor) -> None:
         if self._state != "recording" or not self._armed:
             return
-        norm = fast_norm(grad)
         if self._scaler is not None:
             self._drop_skipped_step()
-            scale = getattr(self._scaler, "_scale", None)
-            norm = norm if scale is None else norm / scale.to(norm.device, torch.float64)
-        self._output_norms.setdefault(name, []).append(norm)
+        self._open_step.add_output_grad(name, grad, getattr(self._scaler, "_scale", None))
 
     def _drop_skipped_step(self) -> None:
         """Forget the gradients of a step that the scaler skipped: it is known by a scaler update without a step."""
         now = getattr(self._scaler, "_per_optimizer_states", None)
-        if self._output_norms and self._scaler_round is not None and now is not self._scaler_round:
-            self._output_norms.clear()
+        if self._open_step.has_output_grads and self._scaler_round is not None and now is not self._scaler_round:
+            self._open_step.clear_output_grads()
             self._skipped += 1
         self._scaler_round = now
 
@@ -327,107 +318,44 @@ class Recorder:
                 tip="call backward() before step(), or leave optimizer= out and call recorder.step()",
             )
         self._lr = float(optimizer.param_groups[0]["lr"])
-        self._measure_parameters(getattr(optimizer, "grad_scale", None))
+        self._read_before_step(getattr(optimizer, "grad_scale", None))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._armed:
-            self._measure_update()
+            self._open_step.read_update()
             self._close_row()
         self._advance()
 
-    # --- measuring ----------------------------------------------------------------------------------------
-
-    def _due(self, name: str) -> bool:
-        return name in self._rhythm and self._n_rows % self._rhythm[name] == 0
-
-    @torch.no_grad()
-    def _measure_parameters(self, grad_scale: Tensor | None = None) -> None:
-        if self._due("param_grad_norm"):
-            norms = self._norms_per_layer(lambda p: p.grad)
-            if grad_scale is not None:  # a fused optimizer, which unscales within its step
-                norms = {name: norm / grad_scale.to(norm.device, torch.float64) for name, norm in norms.items()}
-            self._open_row["param_grad_norm"] = norms
-        if self._due("param_norm") or self._due("update_ratio"):
-            self._open_row["param_norm"] = self._norms_per_layer(lambda p: p)
-        if self._due("update_ratio"):
-            self._snapshot = {name: [p.detach().clone() for p in ps] for name, ps in self._parameters.items()}
-
-    def _norms_per_layer(self, of: Callable[[nn.Parameter], Tensor | None]) -> dict[str, Tensor]:
-        """Return a norm for each layer that has such tensors; a parameter that is shared is read once."""
-        known: dict[int, Tensor] = {}
-        found: dict[str, Tensor] = {}
-        for name, parameters in self._parameters.items():
-            parts: list[Tensor] = []
-            for parameter in parameters:
-                tensor = of(parameter)
-                if tensor is not None:
-                    if id(parameter) not in known:
-                        known[id(parameter)] = fast_norm(tensor)
-                    parts.append(known[id(parameter)])
-            if parts:
-                found[name] = combine_norms(parts)
-        return found
-
-    @torch.no_grad()
-    def _measure_update(self) -> None:
-        if not self._snapshot:
-            return
-        before = self._open_row["param_norm"]
-        ratios: dict[str, Tensor] = {}
-        for name, olds in self._snapshot.items():
-            changes = [fast_norm(old.sub_(p)) for old, p in zip(olds, self._parameters[name], strict=True)]
-            if changes:
-                change = combine_norms(changes)
-                ratios[name] = torch.where(before[name] == 0, torch.nan, change / before[name])
-        self._open_row["update_ratio"] = ratios
-        self._snapshot = {}
-
     # --- rows ---------------------------------------------------------------------------------------------
+
+    def _due(self) -> list[str]:
+        """List the metrics that the row in progress is to have."""
+        return [name for name, every in self._rhythm.items() if self._n_rows % every == 0]
+
+    def _read_before_step(self, grad_scale: Tensor | None = None) -> None:
+        due = self._due()
+        if "param_grad_norm" in due:
+            self._open_step.read_gradients(grad_scale)
+        if "param_norm" in due or "update_ratio" in due:
+            self._open_step.read_weights(keep_copies="update_ratio" in due)
 
     def _close_row(self) -> None:
         self._write_last_row()
         if not self._layers:
             self._open_sink()
-        if self._due("activation_grad_norm"):
-            norms = {name: combine_norms(parts) for name, parts in self._output_norms.items()}
-            self._open_row["activation_grad_norm"] = norms
-        if not self._due("param_norm"):
-            self._open_row.pop("param_norm", None)
+        self._open_step.read_output_grads()
         scalars = {} if math.isnan(self._lr) else {"lr": self._lr}
         if self._skipped:
             scalars["skipped"] = float(self._skipped)
-        self._last_row = Row(self._step, self._epoch, self._to_host(self._open_row), scalars)
+        values = self._open_step.to_host(self._due(), self._layers)
+        self._last_row = Row(self._step, self._epoch, values, scalars)
         self._skipped = 0
         self._n_rows += 1
 
-    def _to_host(self, table: dict[str, dict[str, Tensor]]) -> dict[str, FloatArray]:
-        """Copy all numbers of a row at once; NaN where a layer has none, inf where its tensor was not finite."""
-        numbers = [number for column in table.values() for number in column.values()]
-        if len({number.device for number in numbers}) > 1:
-            numbers = [number.cpu() for number in numbers]
-        packed = torch.stack(numbers).cpu().numpy() if numbers else np.empty(0)
-        position = {layer.name: i for i, layer in enumerate(self._layers)}
-        values: dict[str, FloatArray] = {}
-        start = 0
-        for metric, column in table.items():
-            values[metric] = np.full(len(position), np.nan)
-            part = packed[start : start + len(column)]
-            if metric != "update_ratio":  # there NaN says that the weights were 0
-                part = np.where(np.isnan(part), np.inf, part)
-            values[metric][[position[name] for name in column]] = part
-            start += len(column)
-        return values
-
     def _advance(self) -> None:
-        self._forget_row()
+        self._open_step.clear()
         self._step += 1
         self._armed = self._wanted(self._step)
-
-    def _forget_row(self) -> None:
-        self._open_row = {}
-        self._output_norms = {}
-        self._snapshot = {}
-        self._step_numel = {}
 
     def _write_last_row(self) -> None:
         """Hand the row over, now that no scalar can be added any more."""
@@ -436,7 +364,7 @@ class Recorder:
             self._sink.write_row(row)
 
     def _open_sink(self) -> None:
-        out_numel = {name: self._step_numel.get(name, numel) for name, numel in self._order.items()}
+        out_numel = {name: self._open_step.out_numel(name, first) for name, first in self._order.items()}
         self._layers = describe_layers(self._modules, out_numel)
         extra = {key: value for key, value in self._info.items() if key not in ("model", "seed", "config")}
         header = Header(
@@ -445,7 +373,7 @@ class Recorder:
             model=str(self._info.get("model", type(self._model).__name__)),
             seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},
-            environment=_environment(self._model),
+            environment=describe_environment(self._model),
         )
         self._sink.open(header)
 
@@ -468,17 +396,3 @@ def _to_number(name: str, value: float | Tensor) -> float:
     except (TypeError, ValueError, RuntimeError):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise RecorderError(f"{name} must be one number, got {shown}") from None
-
-
-def _environment(model: nn.Module) -> dict[str, Any]:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        **versions(),
-        "commit": commit(),
-        "platform": platform.system(),
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-    }
