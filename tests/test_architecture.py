@@ -42,7 +42,6 @@ HOMES = {
     "h5py": {"storage"},
     "click": {"cli"},
 }
-# The listing reads files itself, row by row; the recorder makes its sink. Both look down one floor.
 
 
 def room(path: Path) -> str:

@@ -44,6 +44,7 @@ class TrainingView:
         )
         self._profile: FloatArray | None = None
         self._steps = 1
+        self._said_nonfinite = False
 
     def __enter__(self) -> TrainingView:
         if self.console.is_terminal:
@@ -70,9 +71,7 @@ class TrainingView:
             case EpochDone():
                 self._epoch(event)
             case NonFinite():
-                after = "training stops here (--on-nonfinite continue goes on)" if event.stops else "training goes on"
-                text = f"the loss is {event.loss} at step {event.step}, epoch {event.epoch}: {after}"
-                self.console.print(Text(text, style="bold red"))
+                self._nonfinite(event)
             case Ended():
                 self._end(event)
 
@@ -80,6 +79,7 @@ class TrainingView:
         config = event.config
         self._steps = event.steps_per_epoch
         self._profile = None
+        self._said_nonfinite = False
         self.console.print(
             f"[bold]{escape(config.model)}[/] seed {config.seed}: {event.train_images} training and "
             f"{event.val_images} validation images of {len(event.classes)} classes, {config.image_size} px, recipe "
@@ -94,6 +94,14 @@ class TrainingView:
             told="",
         )
         self._epoch_steps = self._progress.add_task("steps", total=self._steps, told="")
+
+    def _nonfinite(self, event: NonFinite) -> None:
+        """Say the first of a run; the rest stands in the file, and NaN in each epoch's line."""
+        if not self._said_nonfinite:
+            after = "training stops here (--on-nonfinite continue goes on)" if event.stops else "training goes on"
+            text = f"the loss is {event.loss} at step {event.step}, epoch {event.epoch}: {after}"
+            self.console.print(Text(text, style="bold red"))
+        self._said_nonfinite = True
 
     def _step(self, event: StepDone) -> None:
         if event.profile is not None:

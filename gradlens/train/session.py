@@ -169,7 +169,9 @@ def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         shape = f"{config.image_size} x {config.image_size} pixels"
-        raise ModelError(f"{config.model} cannot take images of {shape}: {reason}", tip="--image-size") from error
+        raise ModelError(
+            f"{config.model} cannot take images of {shape}: {reason}", tip="another --image-size"
+        ) from error
     finally:
         model.train(training)
     if logits.shape[1] != len(data.classes):

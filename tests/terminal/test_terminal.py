@@ -163,11 +163,13 @@ def test_a_training_is_shown_as_it_goes(colour: bool) -> None:
         assert "output" in shown.file.getvalue()
         for event in (
             NonFinite(1, 2, float("nan"), True),
+            NonFinite(1, 3, float("nan"), True),
             EpochDone(1, values),
             Ended("complete", "runs/plain34-s0.h5", 1, 61, "no luck"),
         ):
             view(event)
     text = "\n".join(plain_lines(out))
+    assert text.count("the loss is nan") == 1
     for said in (
         "copies [were] found", "warning: beware", "plain34 seed 0: 80 training and 20 validation images of 2 classes",
         "the loss is nan at step 2, epoch 1: training stops here", "val loss 1.6000 acc 0.5000",
