@@ -272,7 +272,11 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
             assert torch.equal(x, x2)
             assert torch.equal(y, y2)
     assert not torch.equal(first[0][0][0], first[1][0][0])
-    assert not torch.equal(first[0][0][0], next(iter(batches(seed=1)[0].epoch(1)))[0])
+    orders = [next(iter(batches(seed=seed, augment=())[0].epoch(1)))[0] for seed in (0, 1)]
+    assert not torch.equal(*orders)
+    augmented = [batches(seed=seed, augment=("color",))[0] for seed in (0, 1)]
+    sums = [sorted(x.sum().item() for x in torch.cat([x for x, _ in b.epoch(1)])) for b in augmented]
+    assert sums[0] != sums[1]
     assert sum(len(y) for _, y in first[0]) == 32  # the last batch of one is left out
     assert first[0][0][0].dtype == torch.float32
 

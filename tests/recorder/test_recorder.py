@@ -173,11 +173,15 @@ def test_evaluation_in_between_is_never_counted() -> None:
                 if evaluate:
                     with torch.no_grad():
                         model(data(9, 100)[0])
-                    model(data(9, 100)[0])  # with a graph, but without a backward pass
                 train(model, optimizer, 1)
+                if evaluate:
+                    model(data(9, 100)[0])  # with a graph, but without a backward pass
         return sink
 
-    np.testing.assert_array_equal(run(True).metric("activation_grad_norm"), run(False).metric("activation_grad_norm"))
+    watched, bare = run(True), run(False)
+    assert watched.header is not None
+    assert [layer.out_numel for layer in watched.header.layers] == [16 * 8, 16 * 8, 16 * 3]
+    np.testing.assert_array_equal(watched.metric("activation_grad_norm"), bare.metric("activation_grad_norm"))
 
 
 @pytest.mark.parametrize(

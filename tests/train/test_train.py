@@ -30,7 +30,7 @@ def few_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(model: str = "plain8", **options):
-    return make_config(model, image_size=16, batch_size=10, **{"epochs": 3, **options})
+    return make_config(model, **{"image_size": 16, "batch_size": 10, "epochs": 3, **options})
 
 
 def assert_equal_runs(a: Run, b: Run) -> None:
@@ -90,7 +90,7 @@ class Stop:
 
 @pytest.mark.parametrize("after", [2, 4, 6, 8, 11])
 def test_an_interrupted_run_is_closed_and_resumed_to_the_bits_of_an_unbroken_one(after: int, tmp_path: Path) -> None:
-    options = {"augment": ("flip", "crop"), "schedule": "step:1,0.5", "model": "resnet8"}
+    options = {"augment": ("flip", "crop"), "schedule": "step:2,0.5", "model": "resnet8"}
     train_run(config(**options), tmp_path / "whole.h5")
     path = tmp_path / "broken.h5"
     with pytest.raises(KeyboardInterrupt):
