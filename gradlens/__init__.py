@@ -23,17 +23,33 @@ __version__ = "0.1.0"
 _HOME = {
     "record": "gradlens.recorder",
     "Recorder": "gradlens.recorder",
+    "log_spaced": "gradlens.recorder",
+    "with_norms": "gradlens.recorder",
+    "all_leaves": "gradlens.recorder",
     "read_run": "gradlens.storage",
     "Run": "gradlens.run",
     "Layer": "gradlens.run",
     "GradlensError": "gradlens.errors",
+    "GradlensWarning": "gradlens.errors",
 }
 
-__all__ = ["GradlensError", "Layer", "Recorder", "Run", "__version__", "read_run", "record"]
+__all__ = [
+    "GradlensError",
+    "GradlensWarning",
+    "Layer",
+    "Recorder",
+    "Run",
+    "__version__",
+    "all_leaves",
+    "log_spaced",
+    "read_run",
+    "record",
+    "with_norms",
+]
 
 if TYPE_CHECKING:
-    from gradlens.errors import GradlensError
-    from gradlens.recorder import Recorder, record
+    from gradlens.errors import GradlensError, GradlensWarning
+    from gradlens.recorder import Recorder, all_leaves, log_spaced, record, with_norms
     from gradlens.run import Layer, Run
     from gradlens.storage import read_run
 

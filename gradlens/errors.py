@@ -60,3 +60,7 @@ class RunExistsError(RunFileError, FileExistsError):
 
 class NoRunError(RunFileError, FileNotFoundError):
     """There is no run where one was looked for."""
+
+
+class GradlensWarning(UserWarning):
+    """Something that a user should hear of, though it stops nothing."""

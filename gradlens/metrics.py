@@ -30,7 +30,7 @@ class Metric:
     title: str
     scale: Literal["log", "linear"]
     every: int
-    combine: Literal["root_sum_square", "as_accumulated"]
+    combine: Literal["root_sum_square", "as_accumulated", "sum"]
     reading: str
 
 
@@ -71,10 +71,19 @@ METRICS: dict[str, Metric] = {
             "as_accumulated",
             "The relative change of the weights in one step; about 1e-3 is common for healthy training.",
         ),
+        Metric(
+            "nonfinite_count",
+            "NaN and Inf entries in the gradient w.r.t. the layer's parameters",
+            "linear",
+            1,
+            "sum",
+            "Zero in a healthy step; with a GradScaler, the step that holds any is skipped and the scale halved.",
+        ),
     )
 }
 
-DEFAULT_METRICS: tuple[str, ...] = tuple(METRICS)
+DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
+"""``nonfinite_count`` comes to these where a GradScaler is in use."""
 
 
 def get_metric(name: str) -> Metric:

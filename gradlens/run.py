@@ -6,7 +6,8 @@ Shapes: T recorded steps, L layers, E epochs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,6 +37,7 @@ class Layer:
             depth of the main layer that ran last before it.
         out_numel: Elements of its output in the first recorded step (whole batch); 0 if it never ran.
         param_numel: Elements of its parameters.
+        calls: How often it was called in the first recorded step, micro-batches included; 0 if it never ran.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layer:
     depth: int
     out_numel: int
     param_numel: int
+    calls: int = 1
 
     @property
     def stage(self) -> str:
@@ -83,11 +86,44 @@ class Sink(Protocol):
     def open(self, header: Header) -> None:
         """Begin the run."""
 
-    def write_row(self, row: Row) -> None:
-        """Keep one row."""
+    def write_row(self, row: Row | Callable[[], Row]) -> None:
+        """Keep one row, or what a function returns when the sink comes to it."""
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
-        """Keep one row of the table of epochs."""
+        """Keep one row of the table of epochs; on return, everything so far is kept."""
+
+    def write_state(self, overhead: float, notes: Sequence[str]) -> None:
+        """Keep what the recorder cost so far, and what a reader should know, in place of what was said before."""
+
+    def flush(self) -> None:
+        """Return when everything so far is kept."""
+
+    def close(self, status: Status) -> None:
+        """End the run."""
+
+
+def row_of(row: Row | Callable[[], Row]) -> Row:
+    """Return the row itself."""
+    return row() if callable(row) else row
+
+
+class NullSink:
+    """Keep nothing: the sink of all ranks but the first."""
+
+    def open(self, header: Header) -> None:
+        """Begin the run."""
+
+    def write_row(self, row: Row | Callable[[], Row]) -> None:
+        """Drop a row."""
+
+    def write_epoch(self, values: Mapping[str, float]) -> None:
+        """Drop an epoch."""
+
+    def write_state(self, overhead: float, notes: Sequence[str]) -> None:
+        """Drop it."""
+
+    def flush(self) -> None:
+        """Return."""
 
     def close(self, status: Status) -> None:
         """End the run."""
@@ -101,18 +137,27 @@ class ListSink:
     rows: list[Row] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     status: Status = "running"
+    overhead: float = math.nan
+    notes: tuple[str, ...] = ()
 
     def open(self, header: Header) -> None:
         """Begin the run."""
         self.header = header
 
-    def write_row(self, row: Row) -> None:
+    def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Keep one row."""
-        self.rows.append(row)
+        self.rows.append(row_of(row))
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
         """Keep one row of the table of epochs."""
         self.epochs.append(dict(values))
+
+    def write_state(self, overhead: float, notes: Sequence[str]) -> None:
+        """Keep the overhead and the notes."""
+        self.overhead, self.notes = overhead, tuple(notes)
+
+    def flush(self) -> None:
+        """Return."""
 
     def close(self, status: Status) -> None:
         """End the run."""

@@ -104,7 +104,8 @@ def test_no_pyplot_anywhere() -> None:
 
 def test_nothing_is_public_by_accident() -> None:
     assert sorted(gradlens.__all__) == [
-        "GradlensError", "Layer", "Recorder", "Run", "__version__", "read_run", "record",
+        "GradlensError", "GradlensWarning", "Layer", "Recorder", "Run", "__version__",
+        "all_leaves", "log_spaced", "read_run", "record", "with_norms",
     ]  # fmt: skip
     for name in gradlens.__all__:
         assert getattr(gradlens, name) is not None

@@ -84,13 +84,26 @@ def find_role(name: str, module: nn.Module) -> Role:
     return "shortcut" if SHORTCUT_NAME.search(name) else "main"
 
 
-def describe_layers(modules: dict[str, nn.Module], out_numel: dict[str, int]) -> tuple[Layer, ...]:
+def with_norms(name: str, module: nn.Module) -> bool:
+    """Take every module that owns a weight, norm layers too; for ``record(layers=...)``."""
+    return bool(own_parameters(module))
+
+
+def all_leaves(name: str, module: nn.Module) -> bool:
+    """Take every module that has no modules of its own, activations and pooling too; for ``record(layers=...)``."""
+    return next(module.children(), None) is None or bool(own_parameters(module))
+
+
+def describe_layers(
+    modules: dict[str, nn.Module], out_numel: dict[str, int], calls: Mapping[str, int]
+) -> tuple[Layer, ...]:
     """Describe layers in the order in which they first ran.
 
     Args:
         modules: Name to module.
         out_numel: Name to elements of the output, in execution order. A layer that never ran (a part of a fused
             operation, or unused) stands behind the one that was registered before it.
+        calls: Name to how often a layer was called in the first step; left out where no gradient came back.
     """
     ordered = list(out_numel)
     before = None
@@ -105,8 +118,12 @@ def describe_layers(modules: dict[str, nn.Module], out_numel: dict[str, int]) ->
         role = find_role(name, module)
         depth += role == "main"
         numel = sum(p.numel() for p in own_parameters(module))
-        kind = type(module).__name__.removeprefix("Parametrized")
-        layers.append(Layer(name, kind, role, max(depth, 1), out_numel.get(name, 0), numel))
+        kind = type(module).__name__.removeprefix("FSDP").removeprefix("Parametrized")
+        layers.append(
+            Layer(
+                name, kind, role, max(depth, 1), out_numel.get(name, 0), numel, calls.get(name, int(name in out_numel))
+            )
+        )
     return tuple(layers)
 
 

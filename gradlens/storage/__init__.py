@@ -1,7 +1,8 @@
 """The run file: one HDF5 file per run, written row by row and readable at any moment."""
 
+from gradlens.storage.background import BackgroundSink
 from gradlens.storage.find import find_runs, newest_run, resolve_runs
 from gradlens.storage.reader import read_run
 from gradlens.storage.writer import FileSink
 
-__all__ = ["FileSink", "find_runs", "newest_run", "read_run", "resolve_runs"]
+__all__ = ["BackgroundSink", "FileSink", "find_runs", "newest_run", "read_run", "resolve_runs"]

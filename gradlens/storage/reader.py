@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,6 +104,10 @@ def _read(path: Path, file: h5py.File) -> Run:
     info["config"] = json.loads(file.attrs.get("config_json", "{}"))
     info["environment"] = json.loads(file.attrs.get("environment_json", "{}"))
     info["heartbeat"] = float(file["state/heartbeat"][()])
+    state = file["state"]
+    info["overhead"] = float(state["overhead"][()]) if "overhead" in state else math.nan
+    notes = bytes(state["notes"][()]).decode("utf-8", "ignore").strip("\0") if "notes" in state else ""
+    info["notes"] = notes.splitlines()
     info["every"] = {name: int(file["metric"][name].attrs.get("every", 1)) for name in metric_names(file)}
     return Run(
         name=path.stem,
@@ -130,9 +135,10 @@ def _plain(value: Any) -> Any:
 def _read_layers(group: h5py.Group) -> tuple[Layer, ...]:
     text = [group[key].asstr()[:] for key in ("name", "kind", "role")]
     numbers = [group[key][:] for key in ("depth", "out_numel", "param_numel")]
+    calls = group["calls"][:] if "calls" in group else (numbers[1] > 0).astype(int)
     return tuple(
-        Layer(str(name), str(kind), role, int(depth), int(out_numel), int(param_numel))
-        for name, kind, role, depth, out_numel, param_numel in zip(*text, *numbers, strict=True)
+        Layer(str(name), str(kind), role, *map(int, rest))
+        for name, kind, role, *rest in zip(*text, *numbers, calls, strict=True)
     )
 
 

@@ -4,13 +4,14 @@
 
     /            attributes: format="gradlens" format_version=1 gradlens_version created model seed
                  config_json environment_json
-    /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel
+    /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel calls
     /step        (T,) int64, a dimension scale          /epoch_of_step (T,) int32, index into /epoch
     /scalar/     loss (T,) · lr (T,) · ...
     /metric/     <name> (T, L) float32, dimension scales step and layer; attribute ``every`` (rows)
                  layer (L,) the scale: the layers' names, where netCDF readers (xarray) look for it
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
-    /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970), scalar datasets
+    /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970) · overhead (the recorder's time over
+                 the training's) · notes (lines of text), scalar datasets
 
 Rows are written before ``n_steps``, so a reader that cuts every array to ``n_steps`` never sees half a
 row. In ten lines of plain h5py::
@@ -38,6 +39,8 @@ FORMAT = "gradlens"
 FORMAT_VERSION = 1
 CHUNK_ROWS = 64
 SCALARS = ("loss", "lr")
+NOTES_BYTES = 4096
+"""Room for notes: text of any length cannot be changed while a file is written and read at once."""
 
 
 def create_layout(
@@ -77,6 +80,8 @@ def create_layout(
     file["state/n_steps"] = np.int64(0)
     file["state/n_epochs"] = np.int64(0)
     file["state/heartbeat"] = np.float64(time.time())
+    file["state/overhead"] = np.float64(np.nan)
+    file.create_dataset("state/notes", data=np.bytes_(b""), dtype=f"S{NOTES_BYTES}")
 
 
 def _create_layers(file: h5py.File, header: Header) -> None:
@@ -84,7 +89,7 @@ def _create_layers(file: h5py.File, header: Header) -> None:
     text = h5py.string_dtype("utf-8")
     for key in ("name", "kind", "role"):
         file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=text)
-    for key in ("depth", "out_numel", "param_numel"):
+    for key in ("depth", "out_numel", "param_numel", "calls"):
         file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=np.int64)
     file.create_dataset("metric/layer", data=[layer.name for layer in layers], dtype=text).make_scale("layer")
 

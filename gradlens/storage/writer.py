@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
-from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
+from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status, row_of
 from gradlens.storage.reader import metric_names, open_run_file, read_run
-from gradlens.storage.schema import SCALARS, create_layout
+from gradlens.storage.schema import NOTES_BYTES, SCALARS, create_layout
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 1.0
@@ -57,6 +58,7 @@ class FileSink:
         self._epoch_columns: list[str] = list(EPOCH_COLUMNS)
         self._n_steps = self._n_epochs = 0
         self._last_flush = time.monotonic()
+        self._state = math.nan, ""
         self._check_place()
 
     def _check_place(self) -> None:
@@ -87,9 +89,9 @@ class FileSink:
             header = replace(header, layers=stored)
         self._header = header
 
-    def write_row(self, row: Row) -> None:
+    def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Keep one row; flushed after 64 rows, or one second after the last flush."""
-        self._rows.append(row)
+        self._rows.append(row_of(row))
         due = time.monotonic() - self._last_flush >= FLUSH_SECONDS
         if self._file is None or due or len(self._rows) >= FLUSH_ROWS:
             self.flush()
@@ -99,12 +101,18 @@ class FileSink:
         self._epochs.append(dict(values))
         self.flush()
 
+    def write_state(self, overhead: float, notes: Sequence[str]) -> None:
+        """Keep overhead and notes; they go to the file with the next flush."""
+        self._state = overhead, "\n".join(note.replace("\n", " ") for note in notes)
+
     def flush(self) -> None:
         """Write everything that waits, then the counts, then the heartbeat."""
         with _file_errors(self.path):
             file = self._ready_file()
             self._append_rows(file)
             self._append_epochs(file)
+            file["state/overhead"][()] = self._state[0]
+            file["state/notes"][()] = np.bytes_(self._state[1].encode()[:NOTES_BYTES])
             file["state/heartbeat"][()] = time.time()
             file.flush()
         self._last_flush = time.monotonic()

@@ -22,7 +22,7 @@ from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
 from gradlens.run import Status
-from gradlens.storage import FileSink, read_run
+from gradlens.storage import BackgroundSink, FileSink, read_run
 from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, restore, save_checkpoint
 from gradlens.train.loop import StoppedError, Trainer, find_logits
 
@@ -68,7 +68,7 @@ def train_run(
         listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
         overwrite = True
     counts = (int(state["rows"]), int(state["progress"]["epoch"])) if state else None
-    sink = FileSink(path, overwrite=overwrite, resume_at=counts)
+    sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=counts))
 
     device = choose_device(config.device)
     data = load_data(config, listener)
@@ -87,6 +87,7 @@ def train_run(
             "seed": config.seed,
             "config": {**config.to_dict(), "data_facts": data.facts},
         },
+        on_error="raise",
         first_step=int(state["steps"]) if state else 0,
         first_epoch=counts[1] if counts else 0,
         first_row=counts[0] if counts else 0,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gradlens import read_run
 from gradlens.errors import ConfigError, RunExistsError
-from gradlens.metrics import METRICS
+from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
 from gradlens.plots.heatmap import MOST_LABELS, caption, choose_labels
 from gradlens.plots.style import MISSING, NONFINITE, ZERO
@@ -29,7 +29,7 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DEFAULT_METRICS)
 @pytest.mark.parametrize("per_element", [False, True])
 def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
     if per_element and metric == "update_ratio":

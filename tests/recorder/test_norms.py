@@ -8,72 +8,96 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlens.recorder.norms import combine_norms, exact_norm, fast_norm
+from gradlens.recorder.norms import Reducer, device_norms, exact_norm, list_norms, norm
 
-NORMS = [exact_norm, fast_norm]
+# Each way that a norm is taken: of one tensor on the CPU, of one anywhere, of many at once on the CPU and elsewhere.
+NORMS = {
+    "one": norm,
+    "anywhere": lambda tensor: exact_norm(tensor).item(),
+    "many": lambda tensor: float(Reducer().norms([tensor, tensor, torch.ones(3)], "key")[1]),
+    "many-anywhere": lambda tensor: device_norms([tensor, torch.ones(3)])[0].item(),
+}
+EVERY_WAY = pytest.mark.parametrize("way", NORMS.values(), ids=NORMS)
 
 
 def truth(tensor: torch.Tensor) -> float:
     return float(np.linalg.norm(tensor.detach().double().numpy().ravel()))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@EVERY_WAY
 @pytest.mark.parametrize("numel", [0, 1, 7, 4096, 32768, 32769, 1_000_003, 20_000_000])
 @pytest.mark.parametrize("constant", [False, True], ids=["normal", "constant"])
-def test_right_to_1e_6_at_any_size_of_tensor(norm, numel: int, constant: bool) -> None:
+def test_right_to_1e_6_at_any_size_of_tensor(way, numel: int, constant: bool) -> None:
     generator = torch.Generator().manual_seed(numel)
     tensor = torch.full((numel,), 0.1) if constant else torch.randn(numel, generator=generator)
-    assert norm(tensor).item() == pytest.approx(truth(tensor), rel=1e-6, abs=0)
+    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@EVERY_WAY
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-25, 1e-10, 1e-6, 1e10, 1e20, 1e38])
 @pytest.mark.parametrize("numel", [10, 100_000])
-def test_right_at_any_size_of_number(norm, size: float, numel: int) -> None:
+def test_right_at_any_size_of_number(way, size: float, numel: int) -> None:
     tensor = torch.randn(numel, generator=torch.Generator().manual_seed(1)).clamp(-3, 3) * size
     tensor = torch.where(tensor == 0, torch.tensor(size), tensor)
     assert torch.isfinite(tensor).all()
-    assert norm(tensor).item() == pytest.approx(truth(tensor), rel=1e-6)
-    assert norm(tensor).item() > 0
+    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6)
+    assert way(tensor) > 0
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_one_tiny_number_among_many_zeros_counts(norm) -> None:
+@EVERY_WAY
+def test_one_tiny_number_among_many_zeros_counts(way) -> None:
     tensor = torch.zeros(1_000_000)
-    assert norm(tensor).item() == 0
+    assert way(tensor) == 0
     tensor[123_456] = 1e-30
-    assert norm(tensor).item() == pytest.approx(1e-30, rel=1e-6)
+    assert way(tensor) == pytest.approx(1e-30, rel=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@EVERY_WAY
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(norm, bad: float) -> None:
+def test_what_is_not_finite_shows(way, bad: float) -> None:
     tensor = torch.ones(100_000)
     tensor[5] = bad
-    assert not np.isfinite(norm(tensor).item())
+    assert not np.isfinite(way(tensor))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@EVERY_WAY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions(norm, dtype: torch.dtype) -> None:
+def test_other_precisions(way, dtype: torch.dtype) -> None:
     tensor = (torch.randn(50_000, generator=torch.Generator().manual_seed(2)) * 100).to(dtype)
-    assert norm(tensor).item() == pytest.approx(truth(tensor), rel=1e-6)
+    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_sparse_complex_and_strided(norm) -> None:
+@EVERY_WAY
+def test_sparse_complex_and_strided(way) -> None:
     sparse = torch.sparse_coo_tensor(
         torch.tensor([[0, 0, 3]]), torch.tensor([1.0, 2.0, 4.0]), (5,), check_invariants=True
     )
-    assert norm(sparse).item() == pytest.approx(5.0)  # repeated indices add up: 3 and 4
-    assert norm(torch.tensor([3 + 4j, 0j]).conj()).item() == pytest.approx(5.0)
+    assert way(sparse) == pytest.approx(5.0)  # repeated indices add up: 3 and 4
+    assert way(torch.tensor([3 + 4j, 0j]).conj()) == pytest.approx(5.0)
     transposed = torch.randn(400, 300).t()
-    assert norm(transposed).item() == pytest.approx(truth(transposed), rel=1e-6)
+    assert way(transposed) == pytest.approx(truth(transposed), rel=1e-6)
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("size", [1e-250, 1e-100, 1e200])
+def test_float64_at_any_size(way, size: float, request: pytest.FixtureRequest) -> None:
+    if "anywhere" in request.node.name:
+        pytest.skip("off the CPU float64 tensors are taken as they are")
+    assert way(torch.full((100,), size, dtype=torch.float64)) == pytest.approx(10 * size, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=30), st.integers(1, 29))
-def test_parts_combine_to_the_whole(values: list[float], cut: int) -> None:
-    whole = torch.tensor(values)
-    parts = [part for part in (whole[:cut], whole[cut:]) if len(part)]
-    assert combine_norms([exact_norm(part) for part in parts]).item() == pytest.approx(truth(whole), rel=1e-9)
+@given(st.lists(st.sampled_from([(3,), (128, 128), (1025,), (2, 3), (5000,), (0,), (40000,)]), max_size=12))
+def test_many_at_once_are_each_right_and_in_place(shapes: list[tuple[int, ...]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) * 10.0 ** (5 * i - 25) for i, shape in enumerate(shapes)]
+    np.testing.assert_allclose(list_norms(tensors, Reducer(), "key"), [truth(t) for t in tensors], rtol=1e-6)
+
+
+def test_a_list_that_changes_its_shapes_under_one_key_is_taken_anew() -> None:
+    reducer = Reducer()
+    first = [torch.ones(4), torch.ones(4), torch.ones(9)]
+    for tensors in (first, [torch.ones(4), torch.ones(9), torch.ones(9)], first[:2], [t.double() for t in first], []):
+        np.testing.assert_allclose(reducer.norms(tensors, "key"), [truth(t) for t in tensors])
+    sparse = torch.eye(3).to_sparse()
+    assert reducer.norms([sparse, sparse, torch.ones(9)], "key").tolist() == pytest.approx([3**0.5, 3**0.5, 3])

@@ -227,16 +227,16 @@ def test_wrong_calls_say_what_to_do() -> None:
         train(model, optimizer, 1)
         with pytest.raises(RecorderError, match=r"loss must be one number, got a tensor of shape \(2,\)"):
             recorder.log(loss=torch.zeros(2))
-        with pytest.raises(RecorderError, match="computes the gradient within the step"):
-            optimizer.step(lambda: torch.tensor(0.0))
     unused = Recorder(model, ListSink(), optimizer=optimizer)
     for call in (unused.log, unused.log_epoch, unused.step):
         with pytest.raises(RecorderError, match=r"the recorder is ready, not recording \(tip: with gradlens"):
             call(loss=1.0)
     with pytest.raises(ConfigError, match="must be a mapping"):
         Recorder(model, ListSink(), info={"config": 3})
-    with pytest.raises(RecorderError, match="LBFGS"):
-        Recorder(model, ListSink(), optimizer=torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(RecorderError, match=r"optimizer must be a torch\.optim\.Optimizer or several, got int"):
+        Recorder(model, ListSink(), optimizer=3)
+    with pytest.raises(ConfigError, match="on_error must be"):
+        Recorder(model, ListSink(), on_error="ignore")
     with pytest.raises(ConfigError, match="unknown metric 'x'; expected one of activation_grad_norm"):
         Recorder(model, ListSink(), metrics=["x"])
     with pytest.raises(RecorderError, match="no module that owns a weight"):
@@ -390,31 +390,38 @@ def test_roles_and_depth() -> None:
     assert by_name["conv1"].out_numel == 2 * 64 * 16 * 16
 
 
-def test_gradients_are_unscaled_and_a_skipped_step_is_said() -> None:
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_unscaled_and_a_skipped_step_has_a_row_of_its_own(fused: bool, log: bool) -> None:
     def run(scale: float) -> ListSink:
         model, sink = mlp(), ListSink()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        with Recorder(model, sink, optimizer=optimizer, scaler=scaler):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        with Recorder(model, sink, optimizer=optimizer, scaler=scaler) as recorder:
             for step in range(4):
                 x, y = data(step)
-                loss = functional.cross_entropy(model(x), y)
-                if step == 2 and scale > 1:
+                for factor in [float("inf"), 1.0] if step == 2 and scale > 1 else [1.0]:
                     optimizer.zero_grad()
-                    scaler.scale(functional.cross_entropy(model(x), y) * float("inf")).backward()
+                    loss = functional.cross_entropy(model(x), y) * factor
+                    scaler.scale(loss).backward()
                     scaler.step(optimizer)
                     scaler.update()
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
+                    if log:
+                        recorder.log(loss=loss)
         return sink
 
     plain, scaled = run(1.0), run(1024.0)
-    assert len(scaled.rows) == 4
+    assert [row.step for row in scaled.rows] == [0, 1, 2, 3, 4]
+    assert [row.scalars["skipped"] for row in scaled.rows] == [0, 0, 1, 0, 0]
     for metric in ("activation_grad_norm", "param_grad_norm"):
-        np.testing.assert_allclose(scaled.metric(metric), plain.metric(metric), rtol=1e-5)
-    assert [row.scalars.get("skipped", 0) for row in scaled.rows] == [0, 0, 1, 0]
+        np.testing.assert_allclose(np.delete(scaled.metric(metric), 2, 0), plain.metric(metric), rtol=1e-5)
+        assert np.isinf(scaled.metric(metric)[2]).all()
+    parameters = [sum(p.numel() for p in mlp()[i].parameters()) for i in (0, 2, 4)]
+    assert scaled.metric("nonfinite_count").tolist() == [[0] * 3, [0] * 3, parameters, [0] * 3, [0] * 3]
+    assert "clip_coefficient" not in scaled.rows[1].scalars or scaled.rows[1].scalars["clip_coefficient"] == 1
+    if log:
+        assert np.isinf(scaled.rows[2].scalars["loss"])
+        assert np.isfinite(scaled.rows[3].scalars["loss"])
 
 
 def test_the_hooks_never_ask_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

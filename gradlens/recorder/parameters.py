@@ -1,0 +1,240 @@
+"""The parameters that layers own: their gradients as the optimizer gets them, their size, their update."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part
+from gradlens.recorder.row import Indices, Part
+
+EARLY_ROWS = 3
+"""First rows in which gradients are read at the end of the backward pass too, to learn whether the loop clips them."""
+EARLY_EVERY = 16
+"""After them, one row in so many in which they are, as long as nothing changes them."""
+
+Signature = list[tuple[Tensor | None, int]]
+"""Each parameter's gradient and the version of its contents."""
+
+
+@dataclass
+class Owners:
+    """Parameters that are read together, each once, and the layers that own them.
+
+    A parameter that several layers share counts in each.
+    """
+
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
+    take: list[int] = field(default_factory=list)
+
+    def part(self, values: Numbers, there: Sequence[int] | None = None, scale: Tensor | None = None) -> Part:
+        """Return the part of a row that these values are.
+
+        Args:
+            values: One for each parameter, or for each of ``there``.
+            there: Which parameters have a value; None for all.
+            scale: See ``Part``.
+        """
+        layers, take = self._arrays
+        if there is not None and len(there) < len(self.parameters):
+            place = np.full(len(self.parameters), -1)
+            place[list(there)] = np.arange(len(there))
+            take = place[take]
+            layers, take = layers[take >= 0], take[take >= 0]
+        return Part(layers, values, take, scale)
+
+    @functools.cached_property
+    def _arrays(self) -> tuple[Indices, Indices]:
+        return np.array(self.layers, dtype=np.int64), np.array(self.take, dtype=np.int64)
+
+
+def share_out(parameters: Sequence[Sequence[nn.Parameter]], groups: Sequence[set[int]]) -> list[Owners]:
+    """Share the parameters of layers out among optimizers.
+
+    Args:
+        parameters: For each layer, those that it owns.
+        groups: The ``id`` of every parameter of each optimizer.
+
+    Returns:
+        One for each optimizer, and a last one for parameters of none.
+    """
+    owners_of: dict[int, tuple[nn.Parameter, list[int]]] = {}
+    for layer, own in enumerate(parameters):
+        for parameter in own:
+            owners_of.setdefault(id(parameter), (parameter, []))[1].append(layer)
+    found = [Owners() for _ in range(len(groups) + 1)]
+    for key, (parameter, layers) in owners_of.items():
+        group = next((k for k, ids in enumerate(groups) if key in ids), len(groups))
+        owners = found[group]
+        owners.layers += layers
+        owners.take += [len(owners.parameters)] * len(layers)
+        owners.parameters.append(parameter)
+    return found
+
+
+@dataclass
+class _Reading:
+    """What was read of one optimizer's gradients."""
+
+    part: Part
+    counts: Part | None
+
+
+class ParameterGradients:
+    """Reads gradients when the optimizer gets them.
+
+    In the first rows, in a few later ones, and in all of them as soon as something was seen to change the gradients
+    between backward pass and step, they are read at the end of the backward pass too, so that the row knows by how much
+    clipping changed them. What the row holds is always read at the step: an unchanged version of a tensor does not
+    prove unchanged contents (``p.grad.data.clamp_()``, and the unscaling of a GradScaler, leave it as it is).
+
+    Args:
+        owners: See ``share_out``.
+        count_nonfinite: Whether NaN and Inf entries are counted.
+        always_early: Whether the gradients are read at the end of the backward pass in every row.
+    """
+
+    def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
+        self._owners = owners
+        self._count_nonfinite = count_nonfinite
+        self._reducer = Reducer()
+        self._rows = 0
+        self.changes_seen = False
+        """Whether something changed the gradients between backward pass and step in any row so far."""
+        self._always_early = always_early
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the step in progress."""
+        self._signatures: dict[int, Signature] = {}
+        self._before: dict[int, _Reading] = {}
+        self._after: dict[int, _Reading] = {}
+
+    @torch.no_grad()
+    def look(self, scale: Tensor | None) -> None:
+        """Look at all gradients at the end of a backward pass.
+
+        Args:
+            scale: The loss scale that they carry.
+        """
+        early = self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
+        for k, owners in enumerate(self._owners):
+            self._signatures[k] = _sign(owners)
+            if early:
+                self._before[k] = self._read(k, self._signatures[k], scale)
+
+    def forget_look(self) -> None:
+        """Forget what was seen: another backward pass has begun."""
+        self._signatures.clear()
+        self._before.clear()
+
+    @torch.no_grad()
+    def read(self, k: int, scale: Tensor | None) -> None:
+        """Read one optimizer's gradients, as it gets them.
+
+        Args:
+            k: The optimizer's index; that of no optimizer is their number.
+            scale: What the optimizer itself will divide by.
+        """
+        now, seen = _sign(self._owners[k]), self._signatures.get(k)
+        self._after[k] = self._read(k, now, scale)
+        if seen is not None and not _equal(now, seen):
+            self.changes_seen = True
+
+    def take_as_they_were(self) -> None:
+        """Take what stood at the end of the backward pass: the step was skipped."""
+        self._after = dict(self._before)
+
+    def end_row(self) -> None:
+        """Count a row."""
+        self._rows += 1
+
+    def _read(self, k: int, signature: Signature, scale: Tensor | None) -> _Reading:
+        there = [i for i, (grad, _) in enumerate(signature) if grad is not None]
+        grads = [grad for grad, _ in signature if grad is not None]
+        owners = self._owners[k]
+        values = list_norms(grads, self._reducer, (k, len(there)))
+        counts = owners.part(_count(grads, values), there) if self._count_nonfinite else None
+        return _Reading(owners.part(values, there, scale), counts)
+
+    @property
+    def parts(self) -> list[Part]:
+        """What was read as the optimizers got it."""
+        return [reading.part for reading in self._after.values()]
+
+    @property
+    def count_parts(self) -> list[Part]:
+        """The numbers of NaN and Inf entries."""
+        return [reading.counts for reading in self._after.values() if reading.counts is not None]
+
+    @property
+    def parts_before(self) -> list[Part]:
+        """What was read before; empty where that is not known of every optimizer that stepped."""
+        if any(k not in self._before for k in self._after):
+            return []
+        return [self._before[k].part for k in self._after]
+
+
+class Weights:
+    """Reads weights around a step.
+
+    Args:
+        owners: The parameters of all layers.
+    """
+
+    def __init__(self, owners: Owners) -> None:
+        self._owners = owners
+        self._reducer = Reducer()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the step in progress."""
+        self.norms: Part | None = None
+        self.changes: Part | None = None
+        self._copies: list[Tensor] = []
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the weights before this step are known."""
+        return self.norms is not None
+
+    @torch.no_grad()
+    def read(self, *, keep_copies: bool) -> None:
+        """Take their norms before the step, and a copy where their update is wanted."""
+        locals_ = [local_part(parameter).detach() for parameter in self._owners.parameters]
+        self.norms = self._owners.part(list_norms(locals_, self._reducer, "weights"))
+        if keep_copies:
+            self._copies = [weight.clone() for weight in locals_]
+
+    @torch.no_grad()
+    def read_update(self) -> None:
+        """Take the norm of what the step changed, if copies were kept."""
+        if not self._copies:
+            return
+        copies, self._copies = self._copies, []
+        torch._foreach_sub_(copies, [local_part(parameter).detach() for parameter in self._owners.parameters])
+        self.changes = self._owners.part(list_norms(copies, self._reducer, "changes"))
+
+
+def _sign(owners: Owners) -> Signature:
+    return [(grad, -1 if grad is None else grad._version) for grad in [p.grad for p in owners.parameters]]
+
+
+def _equal(now: Signature, then: Signature) -> bool:
+    return all(a is b and v == w for (a, v), (b, w) in zip(now, then, strict=True))
+
+
+def _count(grads: Sequence[Tensor], values: Numbers) -> Numbers:
+    """Count NaN and Inf entries; on the CPU only where the norm shows that there are some."""
+    if isinstance(values, Tensor):
+        return torch.stack([count_nonfinite(grad) for grad in grads]).double()
+    counts: Indices = np.zeros(len(grads), dtype=np.int64)
+    for i in np.flatnonzero(~np.isfinite(values)):
+        counts[i] = int(count_nonfinite(grads[int(i)]))
+    return counts.astype(np.float64)

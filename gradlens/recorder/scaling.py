@@ -1,0 +1,48 @@
+"""What a GradScaler does, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+
+class ScalerWatch:
+    """Follows a GradScaler through its rounds: scale, step, update.
+
+    Args:
+        scaler: The scaler, or None where none is in use.
+        optimizers: Those that it steps.
+    """
+
+    def __init__(self, scaler: GradScaler | None, optimizers: Sequence[Optimizer]) -> None:
+        self._scaler = scaler
+        self._optimizers = optimizers
+        self._round: Mapping[int, Mapping[str, Any]] = {}
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one that is switched on."""
+        return self._scaler is not None and self._scaler.is_enabled()
+
+    @property
+    def scale(self) -> Tensor | None:
+        """A copy of the loss scale, that a later ``update()`` does not change."""
+        scale = getattr(self._scaler, "_scale", None) if self.present else None
+        return None if scale is None else scale.detach().clone()
+
+    def begin_round(self) -> None:
+        """Remember the round in progress; the scaler makes a new record of it with every update."""
+        self._round = getattr(self._scaler, "_per_optimizer_states", {})
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the scaler has been through the step of every optimizer in the remembered round.
+
+        Where an optimizer was not stepped all the same, its gradient held NaN or Inf.
+        """
+        states = [self._round.get(id(optimizer), {}) for optimizer in self._optimizers]
+        return bool(states) and all(getattr(state.get("stage"), "name", "") == "STEPPED" for state in states)
