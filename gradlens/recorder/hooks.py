@@ -1,154 +1,274 @@
 """The hooks: on each layer's forward pass, and from there on the gradient of its output.
 
-The gradient is taken at the node of the graph that made the output, not by a backward hook of the module: those wrap
-the output in a view, which in-place activations and ``x += shortcut`` then refuse to change.
+The gradient is taken by a tensor hook on the output, not by a backward hook of the module: those wrap the output in a
+view, which in-place activations and ``x += shortcut`` then refuse to change.
+
+A short training step is mostly Python, and so is the cost of hooks. The first recorded row is taken by hooks that also
+learn (``LearningHook``); the rows after it by ``LayerHook``, whose way is as short as it can be made:
+
+- It is called from the place where ``nn.Module`` looks for a compiled version of itself (``_compiled_call_impl``),
+  because a module with a forward hook takes a way of 8 microseconds through ``nn.Module._call_impl`` that one without
+  does not take. The place is left out of copies and pickles by ``nn.Module`` itself. Where it is taken, or may be
+  copied along (data parallelism over several GPUs), a forward hook does the same.
+- The tensor hook of a small output is the ``append`` of a list, which autograd calls without a line of Python; the
+  dictionary of hooks is handed over as ``Tensor.register_hook`` does it, without the handle for removing it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.layers import output_tensors
+from gradlens.recorder.layers import Learned, output_tensors, own_parameters
+from gradlens.recorder.norms import SMALL
+from gradlens.recorder.outputs import OutputGradients
+
+KEY = "gradlens"
 
 
-class Taker(Protocol):
-    """What the hooks talk to."""
+class _Hooks(dict[Any, Any]):
+    """What ``Tensor._backward_hooks`` holds: hooks by key, and others may add theirs; quicker made than OrderedDict."""
 
-    armed: bool
-    """Whether gradients are taken now."""
-    learning: bool
-    """Whether the order of the layers, and how often each is called, is still to be learnt."""
-    timing: bool
-    """Whether the hooks measure what they cost."""
-    seconds: float
-    """What they cost."""
-
-    def note_forward(self, layer: int, tensors: Sequence[Tensor]) -> None:
-        """Learn that a layer ran, and what it put out."""
-
-    def note_grad(self, layer: int, grad: Tensor, *, new_call: bool) -> None:
-        """Learn that a gradient came to an output of a layer."""
-
-    def take_grad(self, layer: int, grad: Tensor) -> None:
-        """Take the gradient of one output."""
-
-    def note_compiled(self) -> None:
-        """Learn that the model runs compiled."""
-
-    def fail(self, error: Exception) -> None:
-        """Hear of an error in a hook."""
+    __slots__ = ("__weakref__",)
 
 
-class LayerHook:
-    """The forward hook of one layer.
+OnError = Callable[[Exception], None]
+
+
+class _Hook:
+    """A forward hook of one layer.
 
     A copy or a pickle of the model made meanwhile holds, in its place, a function of the standard library that does
     nothing, so that it can be loaded anywhere.
     """
 
-    __slots__ = ("_layer", "_taker")
-
-    def __init__(self, taker: Taker, layer: int) -> None:
-        self._taker, self._layer = taker, layer
+    def __init__(self, layer: int, outputs: OutputGradients, on_error: OnError) -> None:
+        self._layer, self._outputs, self._on_error = layer, outputs, on_error
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hang a hook on the output."""
-        if torch.compiler.is_compiling():
-            self._outside_the_graph(output)
-        else:
-            self._after_forward(output)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _outside_the_graph(self, output: Any) -> None:
-        self._taker.note_compiled()
-        self._after_forward(output)
-
-    def _after_forward(self, output: Any) -> None:
-        taker = self._taker
-        started = time.perf_counter() if taker.timing else 0.0
-        try:
-            if taker.learning:
-                self._learn(output)
-            elif taker.armed and torch.is_grad_enabled():
-                if type(output) is Tensor and output.grad_fn is not None and output.output_nr == 0:
-                    output.grad_fn.register_prehook(self._on_first)
-                else:
-                    for tensor in output_tensors(output):
-                        _hang(tensor, self._on_grad)
-        except Exception as error:
-            taker.fail(error)
-        if taker.timing:
-            taker.seconds += time.perf_counter() - started
-
-    def _learn(self, output: Any) -> None:
-        tensors = output_tensors(output)
-        self._taker.note_forward(self._layer, tensors)
-        if self._taker.armed and torch.is_grad_enabled():
-            on_grad = functools.partial(self._on_grad_learning, [])
-            for tensor in tensors:
-                _hang(tensor, on_grad)
-
-    def _on_grad_learning(self, seen: list[bool], grad: Tensor) -> None:
-        if self._taker.armed:
-            self._taker.note_grad(self._layer, grad, new_call=not seen)
-            seen.append(True)
-        self._on_grad(grad)
-
-    def _on_first(self, grads: tuple[Tensor | None, ...]) -> None:
-        if grads[0] is not None:
-            self._on_grad(grads[0])
-
-    def _on_grad(self, grad: Tensor) -> None:
-        taker = self._taker
-        if not taker.armed:
-            return
-        started = time.perf_counter() if taker.timing else 0.0
-        try:
-            taker.take_grad(self._layer, grad)
-        except Exception as error:
-            taker.fail(error)
-        if taker.timing:
-            taker.seconds += time.perf_counter() - started
+        raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave nothing of the recorder in a pickle or a copy."""
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
+class LayerHook(_Hook):
+    """The hook of one layer in all recorded rows but the first.
+
+    Args:
+        layer: Its index.
+        outputs: Takes the gradients.
+        on_error: Hears of an error.
+        on_base: Whether the outputs are views that are changed in place, so that the gradient comes to their base.
+        on_left_over: Called where gradients of an earlier backward pass are still kept.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        outputs: OutputGradients,
+        on_error: OnError,
+        *,
+        on_base: bool,
+        on_left_over: Callable[[], None],
+    ) -> None:
+        super().__init__(layer, outputs, on_error)
+        self._kept = outputs.kept[layer]
+        self._on_base = on_base
+        self._on_left_over = on_left_over
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hang a hook on the output."""
+        try:
+            if self._kept:
+                self._on_left_over()
+            for tensor in output_tensors(output):
+                _hang(_base(tensor) if self._on_base else tensor, self._take)
+        except Exception as error:
+            self._on_error(error)
+
+    def around(self, module: nn.Module) -> Callable[..., Any]:
+        """Return the module's call with this hook after it; the usual case, a small tensor, goes straight through."""
+        call: Callable[..., Any] = module._call_impl
+        kept, small, fail = self._kept, -1 if self._on_base else SMALL, self._on_error
+        hooks = {KEY: kept.append}
+
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
+            if type(output) is Tensor and output.numel() <= small and not kept and output._backward_hooks is None:
+                node = output.grad_fn
+                if node is not None:
+                    try:
+                        output._backward_hooks = _Hooks(hooks)
+                        node._register_hook_dict(output)
+                    except Exception as error:
+                        fail(error)
+                    return output
+            self(module, args, output)
+            return output
+
+        return hooked
+
+    def _take(self, grad: Tensor) -> None:
+        try:
+            self._outputs.take(self._layer, grad)
+        except Exception as error:
+            self._on_error(error)
+
+
+class LearningHook(_Hook):
+    """The hook of one layer in the first recorded row, and in every row of a compiled model.
+
+    Args:
+        layer: Its index.
+        outputs: Takes the gradients.
+        on_error: Hears of an error.
+        module: The layer.
+        learned: Keeps what the hook learns.
+    """
+
+    def __init__(
+        self, layer: int, outputs: OutputGradients, on_error: OnError, *, module: nn.Module, learned: Learned
+    ) -> None:
+        super().__init__(layer, outputs, on_error)
+        self._module = module
+        self._learned = learned
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Learn, and hang a hook on the output."""
+        if torch.compiler.is_compiling():
+            self._outside_the_graph(module, output)
+        else:
+            self._after_forward(module, output)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _outside_the_graph(self, module: nn.Module, output: Any) -> None:
+        self._learned.compiled = True
+        self._after_forward(module, output)
+
+    def _after_forward(self, module: nn.Module, output: Any) -> None:
+        try:
+            tensors = output_tensors(output)
+            takes = self._outputs.armed and torch.is_grad_enabled()
+            if self._learned.open:
+                self._learned.note_forward(self._layer, tensors, counts=takes)
+                self._learned.replicated |= module is not self._module
+            if takes:
+                self._hang_all(module, tensors)
+        except Exception as error:
+            self._on_error(error)
+
+    def _hang_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        seen: list[bool] = []
+        for tensor in tensors:
+            _hang(tensor, functools.partial(self._take, seen))
+            if tensor._base is not None and _is_made_by(tensor, module):
+                _hang(tensor._base, functools.partial(self._take_of_base, seen))
+
+    def _take(self, seen: list[bool], grad: Tensor) -> None:
+        if not self._outputs.armed:
+            return
+        try:
+            if self._learned.open:
+                self._learned.note_grad(self._layer, grad, new_call=not seen)
+            seen.append(True)
+            self._outputs.take(self._layer, grad)
+        except Exception as error:
+            self._on_error(error)
+
+    def _take_of_base(self, seen: list[bool], grad: Tensor) -> None:
+        """Take the gradient of a base whose view, the layer's output, was changed in place and so got none."""
+        if not seen:
+            self._learned.on_base.add(self._layer)
+            self._take(seen, grad)
+
+
 def _hang(tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
     if not tensor.requires_grad:
         return
-    if tensor.grad_fn is None:  # a leaf, such as a parameter that a module puts out
+    node = tensor.grad_fn
+    if node is None or tensor._backward_hooks is not None:
         tensor.register_hook(on_grad)  # type: ignore[no-untyped-call]
     else:
-        tensor.grad_fn.register_prehook(functools.partial(_pick, tensor.output_nr, on_grad))
+        tensor._backward_hooks = _Hooks({KEY: on_grad})
+        node._register_hook_dict(tensor)
 
 
-def _pick(nth: int, on_grad: Callable[[Tensor], None], grads: tuple[Tensor | None, ...]) -> None:
-    grad = grads[nth]
-    if grad is not None:
-        on_grad(grad)
+def _base(tensor: Tensor) -> Tensor:
+    base: Tensor | None = tensor._base
+    return tensor if base is None else base
 
 
-def at_end_of_backward(call: Callable[[], None]) -> bool:
-    """Call a function when the backward pass in progress is over, gradients reduced between ranks included.
+def _is_made_by(tensor: Tensor, module: nn.Module) -> bool:
+    """Say whether a view shows, whole, what an operation on the module's own parameters put out.
 
-    Data-parallel wrappers finish their reduction in a callback at that moment; a callback that queues another one comes
-    after theirs.
+    So it is with a linear layer on inputs of three dimensions: it works on a matrix, and its output is a view of that.
+    """
+    base = _base(tensor)
+    if base.grad_fn is None or base.numel() != tensor.numel():
+        return False
+    own = {id(parameter) for parameter in own_parameters(module)}
+    nodes = [node for node, _ in base.grad_fn.next_functions if node is not None]
+    nodes += [below for node in nodes for below, _ in node.next_functions if below is not None]
+    return any(id(getattr(node, "variable", None)) in own for node in nodes)
+
+
+# --- placing them ---------------------------------------------------------------------------------------------
+
+
+def place(module: nn.Module, hook: _Hook) -> Callable[[], None]:
+    """Have a hook called after each forward pass of a module, by a forward hook.
 
     Returns:
-        Whether that is possible here.
+        What removes it.
     """
-    engine = torch.autograd.Variable._execution_engine
-    try:
-        engine.queue_callback(lambda: engine.queue_callback(call))
-    except RuntimeError:
-        return False
-    return True
+    handle: Any = module.register_forward_hook(hook)
+    return lambda: handle.remove()
+
+
+def place_directly(module: nn.Module, hook: LayerHook) -> Callable[[], None]:
+    """Do the same on the short way, where the module has one.
+
+    Returns:
+        What removes it.
+    """
+    if not _has_short_way(module):
+        return place(module, hook)
+    attributes = module.__dict__
+    hooked = attributes["_compiled_call_impl"] = hook.around(module)
+
+    def remove() -> None:
+        if attributes.get("_compiled_call_impl") is hooked:
+            del attributes["_compiled_call_impl"]
+
+    return remove
+
+
+def _has_short_way(module: nn.Module) -> bool:
+    """Say whether the place is there, is empty, and is left out when the module is copied or pickled."""
+    kind = type(module)
+    return (
+        kind.__call__ is nn.Module.__call__
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and not hasattr(kind, "__deepcopy__")
+        and getattr(kind, "_compiled_call_impl", True) is None
+        and "_compiled_call_impl" not in module.__dict__
+        and _is_left_out()
+    )
+
+
+@functools.cache
+def _is_left_out() -> bool:
+    """Say whether this version of torch calls what stands in the place, and leaves it out of copies."""
+    probe = nn.Identity()
+    probe.__dict__["_compiled_call_impl"] = lambda x: x + 1
+    return bool(probe(1) == 2 and copy.deepcopy(probe)(1) == 1)

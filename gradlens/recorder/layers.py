@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -94,37 +96,85 @@ def all_leaves(name: str, module: nn.Module) -> bool:
     return next(module.children(), None) is None or bool(own_parameters(module))
 
 
-def describe_layers(
-    modules: dict[str, nn.Module], out_numel: dict[str, int], calls: Mapping[str, int]
-) -> tuple[Layer, ...]:
-    """Describe layers in the order in which they first ran.
+class Learned:
+    """What the first recorded row teaches about the layers: their order, the size of their outputs, their calls.
 
     Args:
-        modules: Name to module.
-        out_numel: Name to elements of the output, in execution order. A layer that never ran (a part of a fused
-            operation, or unused) stands behind the one that was registered before it.
-        calls: Name to how often a layer was called in the first step; left out where no gradient came back.
+        modules: Name to module, in the order of registration.
     """
-    ordered = list(out_numel)
-    before = None
-    for name in modules:
-        if name not in out_numel:
-            ordered.insert(0 if before is None else ordered.index(before) + 1, name)
-        before = name
-    layers: list[Layer] = []
-    depth = 0
-    for name in ordered:
-        module = modules[name]
-        role = find_role(name, module)
-        depth += role == "main"
-        numel = sum(p.numel() for p in own_parameters(module))
-        kind = type(module).__name__.removeprefix("FSDP").removeprefix("Parametrized")
-        layers.append(
-            Layer(
-                name, kind, role, max(depth, 1), out_numel.get(name, 0), numel, calls.get(name, int(name in out_numel))
-            )
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._names = list(modules)
+        self.open = True
+        """Whether there is still something to learn."""
+        self.compiled = False
+        """Whether layers run in compiled code."""
+        self.replicated = False
+        """Whether copies of the layers run in their place (``nn.DataParallel``)."""
+        self.on_base: set[int] = set()
+        """Layers whose output is a view that is changed in place."""
+        self._forward_numel: dict[int, int] = {}
+        self._grad_numel: dict[int, int] = {}
+        self._calls: dict[int, int] = {}
+
+    def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
+        """Learn the layers' order by their first forward pass, and the size of outputs that never get a gradient."""
+        before = self._forward_numel.setdefault(layer, 0)
+        if before == 0 or counts:
+            self._forward_numel[layer] = before + sum(tensor.numel() for tensor in tensors)
+
+    def note_grad(self, layer: int, grad: Tensor, *, new_call: bool) -> None:
+        """Learn how many elements a layer puts out in a step, and how often it is called.
+
+        They are counted where gradients come by, so that an evaluation is not counted, nor the second forward pass of a
+        checkpoint.
+        """
+        self._grad_numel[layer] = self._grad_numel.get(layer, 0) + grad.numel()
+        self._calls[layer] = self._calls.get(layer, 0) + new_call
+
+    @property
+    def called(self) -> set[str]:
+        """Names of the layers that ran."""
+        return {self._names[layer] for layer in self._forward_numel}
+
+    def places(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Return the index, in the order of registration, of each of these layers."""
+        place = {name: i for i, name in enumerate(self._names)}
+        return np.array([place[name] for name in names])
+
+    def describe(self) -> tuple[Layer, ...]:
+        """Describe the layers in the order in which they first ran.
+
+        A layer that never ran (a part of a fused operation, or unused) stands behind the one that was registered before
+        it.
+        """
+        ordered = [self._names[layer] for layer in self._forward_numel]
+        before = None
+        for name in self._names:
+            if name not in ordered:
+                ordered.insert(0 if before is None else ordered.index(before) + 1, name)
+            before = name
+        layers: list[Layer] = []
+        depth = 0
+        for name in ordered:
+            role = find_role(name, self._modules[name])
+            depth += role == "main"
+            layers.append(self._describe(name, role, max(depth, 1)))
+        return tuple(layers)
+
+    def _describe(self, name: str, role: Role, depth: int) -> Layer:
+        layer, module = self._names.index(name), self._modules[name]
+        ran = self._forward_numel.get(layer, 0)
+        return Layer(
+            name,
+            type(module).__name__.removeprefix("FSDP").removeprefix("Parametrized"),
+            role,
+            depth,
+            out_numel=self._grad_numel.get(layer, ran),
+            param_numel=sum(parameter.numel() for parameter in own_parameters(module)),
+            calls=self._calls.get(layer, int(layer in self._forward_numel)),
         )
-    return tuple(layers)
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -17,9 +17,11 @@ EARLY_ROWS = 3
 """First rows in which gradients are read at the end of the backward pass too, to learn whether the loop clips them."""
 EARLY_EVERY = 16
 """After them, one row in so many in which they are, as long as nothing changes them."""
+SAMPLES = 4
+"""Parameters of each optimizer whose gradients are looked at in the other rows, for whether something changed them."""
 
 Signature = list[tuple[Tensor | None, int]]
-"""Each parameter's gradient and the version of its contents."""
+"""Some parameters' gradients and the version of their contents."""
 
 
 @dataclass
@@ -102,6 +104,7 @@ class ParameterGradients:
 
     def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
         self._owners = owners
+        self._samples = [_sample(each.parameters) for each in owners]
         self._count_nonfinite = count_nonfinite
         self._reducer = Reducer()
         self._rows = 0
@@ -110,13 +113,17 @@ class ParameterGradients:
         self._always_early = always_early
         self.clear()
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that are read, each once."""
+        return [parameter for owners in self._owners for parameter in owners.parameters]
+
     def clear(self) -> None:
         """Forget the step in progress."""
         self._signatures: dict[int, Signature] = {}
         self._before: dict[int, _Reading] = {}
         self._after: dict[int, _Reading] = {}
 
-    @torch.no_grad()
     def look(self, scale: Tensor | None) -> None:
         """Look at all gradients at the end of a backward pass.
 
@@ -124,17 +131,16 @@ class ParameterGradients:
             scale: The loss scale that they carry.
         """
         early = self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
-        for k, owners in enumerate(self._owners):
-            self._signatures[k] = _sign(owners)
+        for k in range(len(self._owners)):
+            self._signatures[k] = _sign(self._samples[k])
             if early:
-                self._before[k] = self._read(k, self._signatures[k], scale)
+                self._before[k] = self._read(k, scale)
 
     def forget_look(self) -> None:
         """Forget what was seen: another backward pass has begun."""
         self._signatures.clear()
         self._before.clear()
 
-    @torch.no_grad()
     def read(self, k: int, scale: Tensor | None) -> None:
         """Read one optimizer's gradients, as it gets them.
 
@@ -142,10 +148,19 @@ class ParameterGradients:
             k: The optimizer's index; that of no optimizer is their number.
             scale: What the optimizer itself will divide by.
         """
-        now, seen = _sign(self._owners[k]), self._signatures.get(k)
-        self._after[k] = self._read(k, now, scale)
-        if seen is not None and not _equal(now, seen):
-            self.changes_seen = True
+        seen = self._signatures.get(k)
+        if seen is not None and not self.changes_seen:
+            self.changes_seen = not _equal(_sign(self._samples[k]), seen)
+        self._after[k] = self._read(k, scale)
+
+    def read_others(self, scale: Tensor | None) -> None:
+        """Read the gradients of parameters that belong to no optimizer.
+
+        Args:
+            scale: The loss scale that they carry.
+        """
+        if self._owners[-1].parameters:
+            self.read(len(self._owners) - 1, scale)
 
     def take_as_they_were(self) -> None:
         """Take what stood at the end of the backward pass: the step was skipped."""
@@ -155,11 +170,16 @@ class ParameterGradients:
         """Count a row."""
         self._rows += 1
 
-    def _read(self, k: int, signature: Signature, scale: Tensor | None) -> _Reading:
-        there = [i for i, (grad, _) in enumerate(signature) if grad is not None]
-        grads = [grad for grad, _ in signature if grad is not None]
+    def _read(self, k: int, scale: Tensor | None) -> _Reading:
         owners = self._owners[k]
-        values = list_norms(grads, self._reducer, (k, len(there)))
+        found = [parameter.grad for parameter in owners.parameters]
+        there: list[int] | None = None
+        grads: list[Tensor] = found  # type: ignore[assignment]  # as a rule
+        values: Numbers | None = self._reducer.norms_as_before(grads, (k, len(grads)))
+        if values is None:
+            there = [i for i, grad in enumerate(found) if grad is not None]
+            grads = [grad for grad in found if grad is not None]
+            values = list_norms(grads, self._reducer, (k, len(there)))
         counts = owners.part(_count(grads, values), there) if self._count_nonfinite else None
         return _Reading(owners.part(values, there, scale), counts)
 
@@ -200,11 +220,15 @@ class Weights:
         self._copies: list[Tensor] = []
 
     @property
+    def has_copies(self) -> bool:
+        """Whether the update of this step can be read."""
+        return bool(self._copies)
+
+    @property
     def was_read(self) -> bool:
         """Whether the weights before this step are known."""
         return self.norms is not None
 
-    @torch.no_grad()
     def read(self, *, keep_copies: bool) -> None:
         """Take their norms before the step, and a copy where their update is wanted."""
         locals_ = [local_part(parameter).detach() for parameter in self._owners.parameters]
@@ -212,18 +236,21 @@ class Weights:
         if keep_copies:
             self._copies = [weight.clone() for weight in locals_]
 
-    @torch.no_grad()
     def read_update(self) -> None:
-        """Take the norm of what the step changed, if copies were kept."""
-        if not self._copies:
-            return
+        """Take the norm of what the step changed since copies were kept."""
         copies, self._copies = self._copies, []
         torch._foreach_sub_(copies, [local_part(parameter).detach() for parameter in self._owners.parameters])
         self.changes = self._owners.part(list_norms(copies, self._reducer, "changes"))
 
 
-def _sign(owners: Owners) -> Signature:
-    return [(grad, -1 if grad is None else grad._version) for grad in [p.grad for p in owners.parameters]]
+def _sample(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    if not parameters:
+        return []
+    return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, SAMPLES)})]
+
+
+def _sign(parameters: Sequence[nn.Parameter]) -> Signature:
+    return [(grad, -1 if grad is None else grad._version) for grad in [parameter.grad for parameter in parameters]]
 
 
 def _equal(now: Signature, then: Signature) -> bool:

@@ -9,34 +9,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradlens.errors import ConfigError, GradlensError, GradlensWarning, RecorderError
+from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
+from gradlens.recorder.backward import BackwardWatch
+from gradlens.recorder.calibrate import seconds_per_hook
 from gradlens.recorder.environment import describe_environment
-from gradlens.recorder.hooks import LayerHook, at_end_of_backward
-from gradlens.recorder.layers import LayerChoice, choose_layers, describe_layers, own_parameters
-from gradlens.recorder.norms import HostNorms
+from gradlens.recorder.hooks import LayerHook, LearningHook, place, place_directly
+from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, own_parameters
+from gradlens.recorder.notes import Notes, line
 from gradlens.recorder.outputs import OutputGradients
 from gradlens.recorder.parameters import ParameterGradients, Weights, share_out
 from gradlens.recorder.ranks import find_ranks
 from gradlens.recorder.rhythm import AutoEvery, Clock, Every, make_rule
-from gradlens.recorder.row import CHANGE, MeasuredRow, Part, make_row
+from gradlens.recorder.row import CHANGE, MeasuredRow, Part
 from gradlens.recorder.scaling import ScalerWatch
+from gradlens.recorder.table import Table
 from gradlens.run import Header, Layer, NullSink, Row, Sink, Status
 from gradlens.storage import BackgroundSink, FileSink
 
 OnError = Literal["warn", "raise"]
 Optimizers = Optimizer | Sequence[Optimizer] | None
 
-GRADIENTS = ("activation_grad_norm", "param_grad_norm")
-LISTED = 8
-"""Names that a note lists at most."""
-TIMED_ROWS = 16
-"""One row in so many measures what its hooks cost."""
 CHECKED_ROWS = 64
 """One row in so many looks whether the model has other modules than before, and keeps the overhead so far."""
 
@@ -153,61 +150,48 @@ class Recorder:
         if not isinstance(self._info.get("config", {}), Mapping):
             raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._model = model
-        self._sink = sink
         self._on_error = on_error
         self._optimizers = _as_list(optimizer)
         self._scaler = ScalerWatch(scaler, self._optimizers)
         self._rhythm = _rhythm(metrics, optimizers=len(self._optimizers), scaled=self._scaler.present)
-        self._clock = Clock()
+        self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
         self._wanted = make_rule(every, self._clock)
+        self._auto = self._wanted if isinstance(self._wanted, AutoEvery) else None
 
-        self._choice = layers
         self._modules = choose_layers(model, layers)
-        self._names = list(self._modules)
         self._ranks = find_ranks(model)
-        own = [
-            [p for p in own_parameters(module) if self._ranks is None or self._ranks.reads(p)]
-            for module in self._modules.values()
-        ]
+        self._learned = Learned(self._modules)
+        self._learned.compiled = _is_compiled(model)
+        self._outputs = OutputGradients(len(self._modules))
+        own = [self._parameters_to_read(module) for module in self._modules.values()]
         groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
-        self._outputs = OutputGradients()
         self._gradients = ParameterGradients(
             share_out(own, groups), count_nonfinite="nonfinite_count" in self._rhythm, always_early=self._scaler.present
         )
         self._weights = Weights(share_out(own, ())[0])
-
-        self._step, self._epoch, self._n_rows = first_step, first_epoch, first_row
-        self._layers: tuple[Layer, ...] = ()
-        self._order = np.arange(len(self._names))
-        self._forward_numel: dict[int, int] = {}
-        self._grad_numel: dict[int, int] = {}
-        self._calls: dict[int, int] = {}
-        self._met = {name: np.zeros(len(self._names), dtype=bool) for name in GRADIENTS}
-        self._measured: MeasuredRow | None = None
-        self._last_row: Row | None = None
-        self._handles: list[Any] = []
+        self._watch = BackwardWatch(self._end_backward)
+        self._notes = Notes(model, layers, self._modules)
+        self._table = Table(
+            sink,
+            self._learned,
+            len(self._modules),
+            self._make_header,
+            self._gradients,
+            self._ranks,
+            self._auto,
+            first_row,
+        )
+        self._step, self._epoch = first_step, first_epoch
+        self._removers: list[Callable[[], None]] = []
         self._step_handles: list[Any] = []
-        self._compiled = _is_compiled(model)
         self._state = "ready"
-        self._notes: dict[str, None] = {}
         self._local_error: Exception | None = None
-
-        self.armed = False
-        self.learning = True
-        self.timing = False
-        self.seconds = 0.0
+        self._row_wanted = False
+        self._clip: float | Tensor | None = None
         self._begin_step(time.perf_counter())
 
-    def _begin_step(self, now: float) -> None:
-        """Forget the step that is over."""
-        self._row_wanted = False
-        self._in_backward = self._backward_seen = False
-        self._stepped: set[int] = set()
-        self._lrs: dict[str, float | Tensor] = {}
-        self._found_inf: Tensor | None = None
-        self._clip: float | None = None
-        self._began = now
-        self._cost = 0.0
+    def _parameters_to_read(self, module: nn.Module) -> list[nn.Parameter]:
+        return [p for p in own_parameters(module) if self._ranks is None or self._ranks.reads(p)]
 
     # --- context ------------------------------------------------------------------------------------------
 
@@ -216,9 +200,12 @@ class Recorder:
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder serves once", tip="make a new one")
         self._state = "recording"
+        seconds_per_hook()
         for k, optimizer in enumerate(self._optimizers):
             self._step_handles.append(optimizer.register_step_pre_hook(self._pre_hook(k)))
             self._step_handles.append(optimizer.register_step_post_hook(self._post_hook(k)))
+        self._watch.place(self._gradients.parameters)
+        self._begin_step(time.perf_counter())
         self._arm()
         return self
 
@@ -235,34 +222,34 @@ class Recorder:
         """Remove the hooks and close the file with this status; a second call does nothing."""
         if self._state == "closed":
             return
-        was, self._state = self._state, "closed"
+        was = self._state
+        if was == "recording":
+            self._guard(self._settle_skipped_step)
+            was = self._state
+        self._state = "closed"
         self._remove_hooks()
         if was != "recording":
             return
+        table = self._table
         try:
-            self._settle_skipped_step()
-            if not self._layers and self._n_rows:
-                self._open_sink()  # a resumed run that had nothing left to do
-            self._hand_over()
-            self._sink.flush()
-            self._note_missing()
-            self._sink.write_state(self.overhead, self.notes)
+            if table.n_rows:
+                table.open()  # a resumed run that had nothing left to do is not open yet
+            if table.layers:
+                table.hand_over()
+                table.sink.flush()
+                self._note_missing()
+                table.sink.write_state(self.overhead, self.notes)
         except Exception as error:
-            self._sink.close("failed")
+            table.sink.close("failed")
             self._say(error)
             return
         self._forget()
-        self._sink.close(status)
-
-    def _forget(self) -> None:
-        self._outputs.clear()
-        self._gradients.clear()
-        self._weights.clear()
+        table.sink.close(status)
 
     def __repr__(self) -> str:
         return (
             f"Recorder({self._state}: {type(self._model).__name__}, {len(self._modules)} layers, "
-            f"{self._n_rows} rows, next step {self._step})"
+            f"{self._table.n_rows} rows, next step {self._step})"
         )
 
     # --- what the user calls ------------------------------------------------------------------------------
@@ -270,31 +257,28 @@ class Recorder:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers in execution order; empty before the first row."""
-        return self._layers
+        return self._table.layers
 
     @property
     def last_row(self) -> Row | None:
         """The row that was closed last; waits for the device where its numbers are still there."""
-        if self._measured is not None:
-            self._last_row = self._finish(self._measured)
-            self._measured = None
-        return self._last_row
+        return self._table.last_row
 
     @property
     def counts(self) -> tuple[int, int]:
         """Rows closed and optimizer steps seen, those of an earlier part of the run included."""
-        return self._n_rows, self._step
+        return self._table.n_rows, self._step
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the run should know: what is missing, and why; stored in the file."""
-        return tuple(self._notes)
+        return self._notes.texts
 
     @property
     def overhead(self) -> float:
-        """The recorder's own time in the training's thread over the time of the steps without it, so far.
+        """The recorder's own time over the time of the steps without it, so far; NaN before the second step.
 
-        NaN before the second step; see ``gradlens.recorder.rhythm.Clock`` for what it holds.
+        See ``gradlens.recorder.rhythm.Clock`` for what it holds.
         """
         return self._clock.overhead
 
@@ -312,11 +296,7 @@ class Recorder:
             return
         started = time.perf_counter()
         self._guard(self._settle_skipped_step)
-        numbers = _to_numbers(scalars)
-        if self._measured is not None and self._measured.step == self._step - 1:
-            self._measured.scalars.update(numbers)
-        elif self._last_row is not None and self._last_row.step == self._step - 1:
-            self._last_row.scalars.update({name: float(value) for name, value in numbers.items()})
+        self._table.add_scalars(self._step - 1, _to_numbers(scalars))
         self._cost += time.perf_counter() - started
 
     def log_epoch(self, **values: float | Tensor) -> None:
@@ -337,12 +317,12 @@ class Recorder:
 
     def _write_epoch(self, numbers: Mapping[str, float]) -> None:
         self._settle_skipped_step()
-        if not self._layers:
-            self._open_sink()
-        self._hand_over()
-        self._look_for_changes()
-        self._sink.write_state(self.overhead, self.notes)
-        self._sink.write_epoch(numbers)
+        table = self._table
+        table.open()
+        table.hand_over()
+        self._notes.look_for_changes()
+        table.sink.write_state(self.overhead, self.notes)
+        table.sink.write_epoch(numbers)
         self._epoch += 1
 
     def step(self, **scalars: float | Tensor) -> None:
@@ -375,7 +355,7 @@ class Recorder:
             RecorderError: It is no single number, or the recorder is not recording.
         """
         if self._is_recording("clipped"):
-            self._clip = float(_to_number("coefficient", coefficient))
+            self._clip = _to_number("coefficient", coefficient)
 
     def _is_recording(self, call: str) -> bool:
         """Say whether a call has anything to do; none has after an error in recording."""
@@ -386,49 +366,78 @@ class Recorder:
             )
         return self._state == "recording"
 
-    # --- what the hooks call ------------------------------------------------------------------------------
+    # --- a step: forward and backward ---------------------------------------------------------------------
 
-    def note_forward(self, layer: int, tensors: Sequence[Tensor]) -> None:
-        """Learn the layers' order by their first forward pass, and the size of outputs that never get a gradient."""
-        before = self._forward_numel.setdefault(layer, 0)
-        if before == 0 or (self.armed and torch.is_grad_enabled()):
-            self._forward_numel[layer] = before + sum(tensor.numel() for tensor in tensors)
+    def _begin_step(self, now: float) -> None:
+        """Forget the step that is over."""
+        self._backward_seen = False
+        self._stepped: set[int] = set()
+        self._lrs: dict[str, float | Tensor] = {}
+        self._found_inf: Tensor | None = None
+        self._clip = None
+        self._began = now
+        self._cost = 0.0
 
-    def note_grad(self, layer: int, grad: Tensor, *, new_call: bool) -> None:
-        """Learn how many elements a layer puts out in a step, and how often it is called.
+    def _arm(self) -> None:
+        """Get ready for the next step: on or off with the layers' hooks, by whether it is recorded."""
+        self._row_wanted = self._outputs.armed = bool(self._wanted(self._step))
+        learned = self._learned
+        needed = learned.open or ("activation_grad_norm" in self._rhythm and (learned.compiled or self._row_wanted))
+        if learned.compiled and "activation_grad_norm" not in self._rhythm:
+            needed = False  # hooks break compiled code up, so it has none that is not needed
+        if needed and not self._removers:
+            self._place_hooks()
+        elif not needed:
+            self._remove_layer_hooks()
 
-        They are counted where gradients come by, so that an evaluation is not counted, nor the second forward pass of a
-        checkpoint.
-        """
-        self._grad_numel[layer] = self._grad_numel.get(layer, 0) + grad.numel()
-        self._calls[layer] = self._calls.get(layer, 0) + new_call
+    def _place_hooks(self) -> None:
+        learned = self._learned
+        quickly = place_directly if self._may_place_directly else place
+        for layer, module in enumerate(self._modules.values()):
+            if learned.open or learned.compiled:
+                slow = LearningHook(layer, self._outputs, self.fail, module=module, learned=learned)
+                self._removers.append(place(module, slow))
+            else:
+                on_base, left_over = layer in learned.on_base, self._collect_left_over
+                quick = LayerHook(layer, self._outputs, self.fail, on_base=on_base, on_left_over=left_over)
+                self._removers.append(quickly(module, quick))
 
-    def note_compiled(self) -> None:
-        """Keep the hooks on all the time: compiled code does not see them come and go."""
-        self._compiled = True
+    @property
+    def _may_place_directly(self) -> bool:
+        """Whether no copy of a layer can run in its place: those of ``nn.DataParallel`` would call the layer itself."""
+        alone = self._ranks is not None or torch.cuda.device_count() <= 1
+        return alone and not self._learned.replicated
 
-    def take_grad(self, layer: int, grad: Tensor) -> None:
-        """Take the gradient of a layer's output."""
-        if not self._in_backward:
-            self._settle_skipped_step()
-            self._in_backward = self._backward_seen = True
-            self._gradients.forget_look()
-            self._scaler.begin_round()
-            at_end_of_backward(self._end_backward)
-        self._outputs.take(layer, grad)
+    def _collect_left_over(self) -> None:
+        """Meet gradients of a backward pass whose end was not seen: it failed, or no parameter told of it."""
+        if self._watch.broken_off:
+            self._watch.forget()
+            self._outputs.drop_pending()
+        else:
+            with torch.no_grad():
+                self._outputs.collect(self._scaler.scale)
 
     def _end_backward(self) -> None:
-        if self._state == "recording" and self._in_backward:
+        if self._state == "recording":
             started = time.perf_counter()
-            self._guard(self._reduce_backward)
+            self._guard(self._see_backward)
             self._cost += time.perf_counter() - started
 
-    def _reduce_backward(self) -> None:
-        self._in_backward = False
+    @torch.no_grad()
+    def _see_backward(self) -> None:
         scale = self._scaler.scale
-        self._outputs.end_backward(scale)
-        if self._reads_gradients:
-            self._gradients.look(scale)
+        if self._is_skipped:
+            of_this_pass = self._outputs.collect_apart(scale)
+            self._settle_skipped_step()
+            self._outputs.parts = of_this_pass
+        self._backward_seen = True
+        self._scaler.begin_round()
+        if self._row_wanted:
+            self._outputs.collect(scale)
+            if self._reads_gradients:
+                self._gradients.look(scale)
+
+    # --- a step: the optimizer ----------------------------------------------------------------------------
 
     def _pre_hook(self, k: int) -> Callable[..., Any]:
         """Return what an optimizer calls before its step; a closure is wrapped, since it computes the gradient."""
@@ -436,10 +445,9 @@ class Recorder:
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
             if self._state != "recording":
                 return None
-            grad_scale = getattr(optimizer, "grad_scale", None)
             closures = [value for value in (*args, *kwargs.values()) if callable(value) and value is not optimizer]
             if not closures:
-                self._guard(lambda: self._before_step(k, grad_scale))
+                self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
                 return None
             watched = self._watch_closure(closures[0], k)
             args = tuple(watched if value is closures[0] else value for value in args)
@@ -457,7 +465,8 @@ class Recorder:
             if first:
                 first = False
                 self._guard(lambda: self._before_step(k, None))
-                self.armed = False
+                self._outputs.armed = False
+                self._remove_layer_hooks()
             return result
 
         return watched
@@ -469,24 +478,7 @@ class Recorder:
 
         return after
 
-    # --- a step -------------------------------------------------------------------------------------------
-
-    def _arm(self) -> None:
-        """Get ready for the next step: on or off with the hooks, by whether it is recorded."""
-        self._row_wanted = self.armed = bool(self._wanted(self._step))
-        self.timing = self.armed and self._n_rows % TIMED_ROWS == 1
-        needed = self.learning or self._compiled or self.armed
-        if needed and not self._handles and self._wants_hooks:
-            for layer, module in enumerate(self._modules.values()):
-                self._handles.append(module.register_forward_hook(LayerHook(self, layer)))
-        elif not needed:
-            self._remove_layer_hooks()
-
-    @property
-    def _wants_hooks(self) -> bool:
-        """Compiled code is broken up by hooks, so it has none where no gradient of an output is wanted."""
-        return "activation_grad_norm" in self._rhythm or not self._compiled
-
+    @torch.no_grad()
     def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
         started = time.perf_counter()
         if k in self._stepped:  # a second step of one of several optimizers: the round before is over
@@ -496,13 +488,13 @@ class Recorder:
         self._cost += time.perf_counter() - started
 
     def _read(self, k: int, grad_scale: Tensor | None) -> None:
-        if self._in_backward:  # its end was not seen, so nothing is known of before
-            self._reduce_backward()
+        if self._outputs.pending:  # the end of a backward pass was not seen, so nothing is known of before
+            self._outputs.collect(self._scaler.scale)
             self._gradients.forget_look()
         if self._reads_gradients:
             self._gradients.read(k, grad_scale)
             if not self._stepped and self._optimizers:
-                self._gradients.read(len(self._optimizers), self._scaler.scale)
+                self._gradients.read_others(self._scaler.scale)
         due = self._due()
         if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
             self._weights.read(keep_copies="update_ratio" in due)
@@ -522,21 +514,30 @@ class Recorder:
         """Close the row, and begin the next step."""
         started = time.perf_counter()
         if self._row_wanted:
-            self._hand_over()
-            self._weights.read_update()
+            self._table.hand_over()
+            if self._weights.has_copies:
+                with torch.no_grad():
+                    self._weights.read_update()
             scalars = dict(self._lrs)
             if self._scaler.present:
                 scalars["skipped"] = 0.0 if self._found_inf is None else self._found_inf.reshape(())
             self._close_row(scalars)
         self._advance(started)
 
+    @property
+    def _is_skipped(self) -> bool:
+        """Whether the scaler skipped the step: it went through, and no optimizer stepped; known for recorded ones."""
+        return self._row_wanted and self._backward_seen and not self._stepped and self._scaler.skipped
+
     def _settle_skipped_step(self) -> None:
-        """Close the row of a step that the scaler skipped: it went through, and no optimizer stepped."""
-        skipped = self._backward_seen and not self._in_backward and not self._stepped and self._scaler.skipped
-        if not (skipped and self._row_wanted):
-            return
+        """Close the row of a step that the scaler skipped, if it did."""
+        if self._is_skipped:
+            self._close_skipped_row()
+
+    @torch.no_grad()
+    def _close_skipped_row(self) -> None:
         started = time.perf_counter()
-        self._hand_over()
+        self._table.hand_over()
         self._gradients.take_as_they_were()
         if "param_norm" in self._due():
             self._weights.read(keep_copies=False)
@@ -545,19 +546,23 @@ class Recorder:
 
     def _advance(self, started: float) -> None:
         now = time.perf_counter()
-        self._forget()
-        self._cost += now - started + self.seconds
-        recorded, clock = self._row_wanted, self._clock
+        outputs, clock = self._outputs, self._clock
+        self._cost += now - started + outputs.seconds + outputs.count * seconds_per_hook()
         if self._step > 0:
             clock.add_step(now - self._began, self._cost)
-        if recorded and self._n_rows > 1:
+        if self._row_wanted and self._table.n_rows > 1:
             clock.add_row(self._cost)
-        if recorded and isinstance(self._wanted, AutoEvery) and self._ranks is None:
-            self._wanted.note_row(self._step)
-        self.seconds = 0.0
+        if self._row_wanted and self._auto is not None and self._ranks is None:
+            self._auto.note_row(self._step)
+        self._forget()
         self._step += 1
         self._begin_step(now)
         self._arm()
+
+    def _forget(self) -> None:
+        self._outputs.clear()
+        self._gradients.clear()
+        self._weights.clear()
 
     @property
     def _reads_gradients(self) -> bool:
@@ -565,11 +570,13 @@ class Recorder:
 
     def _due(self) -> list[str]:
         """List the metrics that the row in progress is to have."""
-        return [name for name, every in self._rhythm.items() if self._n_rows % every == 0]
+        return [name for name, every in self._rhythm.items() if self._table.n_rows % every == 0]
 
     # --- rows ---------------------------------------------------------------------------------------------
 
     def _close_row(self, scalars: dict[str, float | Tensor]) -> None:
+        if self._outputs.pending:
+            self._outputs.collect(self._scaler.scale)
         parts: dict[str, list[Part]] = {
             "activation_grad_norm": self._outputs.parts,
             "param_grad_norm": self._gradients.parts,
@@ -591,124 +598,42 @@ class Recorder:
             self._gradients.parts if self._gradients.parts_before else [],
         )
         self._gradients.end_row()
-        if not self._layers:
-            self._open_sink()
-        if self._ranks is None:
-            self._measured = measured
-        else:
-            self._last_row = self._finish_together(measured)
-        self._n_rows += 1
-        if self._n_rows % CHECKED_ROWS == 0:
-            self._look_for_changes()
-            self._sink.write_state(self.overhead, self.notes)
-
-    def _hand_over(self) -> None:
-        """Give the last row to the sink, now that no scalar can be added any more."""
-        measured, row = self._measured, self._last_row
-        self._measured = self._last_row = None
-        if measured is not None:
-            measured.start_fetch()
-            self._sink.write_row(lambda: self._finish(measured))
-        elif row is not None:
-            self._sink.write_row(row)
-
-    def _finish(self, measured: MeasuredRow) -> Row:
-        """Return the row with all its numbers on the host; may run in the sink's thread."""
-        return self._make_row(measured, measured.columns(len(self._names)), measured.totals())
-
-    def _make_row(self, measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms) -> Row:
-        for name, met in self._met.items():
-            if name in columns:
-                met |= ~np.isnan(columns[name])
-        said = "clip_coefficient" in measured.scalars
-        row = make_row(measured, columns, totals, self._order)
-        if said:
-            return row
-        if row.scalars.get("clip_coefficient", 1.0) != 1:
-            self._gradients.changes_seen = True
-        elif not self._gradients.changes_seen:
-            row.scalars.pop("clip_coefficient", None)
-        return row
-
-    def _finish_together(self, measured: MeasuredRow) -> Row:
-        """Return the row that all ranks measured; each must come here, also one that failed."""
-        assert self._ranks is not None
+        was_open = self._learned.open
         error, self._local_error = self._local_error, None
-        n_layers = len(self._names)
-        auto = self._wanted if isinstance(self._wanted, AutoEvery) else None
-        if auto is not None:
-            auto.note_row(self._step)
-        first = self._ranks.rank == 0
-        extra = np.array([*measured.totals(), error is not None, auto.next if auto is not None and first else 0])
-        columns, sums = self._ranks.combine(measured.due, measured.columns(n_layers), n_layers, extra)
-        if auto is not None:
-            auto.set_next(int(sums[3]))
-        if sums[2] > 0:
-            raise error or RecorderError("recording failed on another rank")
-        return self._make_row(measured, columns, sums[:2])
+        self._table.close_row(measured, error)
+        if was_open:
+            self._end_learning()
+        if self._table.n_rows % CHECKED_ROWS == 0:
+            self._notes.look_for_changes()
+            self._table.sink.write_state(self.overhead, self.notes)
 
-    def _open_sink(self) -> None:
-        numel = {self._names[i]: self._grad_numel.get(i, first) for i, first in self._forward_numel.items()}
-        calls = {self._names[i]: count for i, count in self._calls.items()}
-        self._layers = describe_layers(self._modules, numel, calls)
-        place = {name: i for i, name in enumerate(self._names)}
-        self._order = np.array([place[layer.name] for layer in self._layers])
-        self.learning = False
+    def _end_learning(self) -> None:
+        """Go over from the hooks that learn to those that are quick."""
+        self._remove_layer_hooks()
+        if "activation_grad_norm" in self._rhythm:
+            self._watch.settle()
+
+    def _make_header(self, layers: tuple[Layer, ...]) -> Header:
         extra = {key: value for key, value in self._info.items() if key not in ("model", "seed", "config")}
-        header = Header(
-            layers=self._layers,
+        world = {} if self._ranks is None else {"world_size": self._ranks.world}
+        return Header(
+            layers=layers,
             metrics=self._rhythm,
             model=str(self._info.get("model", _unwrapped_name(self._model))),
             seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},
-            environment={
-                **describe_environment(self._model),
-                **({} if self._ranks is None else {"world_size": self._ranks.world}),
-            },
+            environment={**describe_environment(self._model), **world},
         )
-        self._sink.open(header)
-
-    # --- what a reader should know ------------------------------------------------------------------------
-
-    def _note(self, text: str) -> None:
-        self._notes.setdefault(text)
-
-    def _look_for_changes(self) -> None:
-        """Say which modules came or were replaced since recording began: they are not recorded."""
-        now = choose_layers(self._model, self._choice)
-        added = [name for name in now if name not in self._modules]
-        replaced = [name for name, module in self._modules.items() if now.get(name) is not module]
-        for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
-            if names:
-                text = f"{_listed(names)}: {what} after recording began, and not recorded since"
-                if text not in self._notes:
-                    self._note(text)
-                    warnings.warn(f"gradlens: {text}; make a new recorder to record it", GradlensWarning, stacklevel=2)
 
     def _note_missing(self) -> None:
-        """Say which layers never got a gradient, and why as far as it is known."""
-        if not self._n_rows:
+        table = self._table
+        if not table.n_rows:
             return
-        never = {name: [self._names[i] for i in np.flatnonzero(~met)] for name, met in self._met.items()}
         if "activation_grad_norm" in self._rhythm:
-            outputs = never["activation_grad_norm"]
-            called = {self._names[i] for i in self._forward_numel}
-            if outputs and not called:
-                self._note(
-                    "activation_grad_norm is missing: no hook fired; was the model compiled and called before "
-                    "gradlens.record()?"
-                )
-            else:
-                silent = [name for name in outputs if name in called]
-                uncalled = [name for name in outputs if name not in called]
-                if silent:
-                    self._note(f"no gradient came to the output of {_listed(silent)}")
-                if uncalled:
-                    self._note(f"never called, unused or used by a fused operation: {_listed(uncalled)}")
-        if "param_grad_norm" in self._rhythm and never["param_grad_norm"]:
-            own = [name for name in never["param_grad_norm"] if own_parameters(self._modules[name])]
-            if own:
-                self._note(f"no gradient came to the parameters (frozen or unused) of {_listed(own)}")
+            last = table.last_met["activation_grad_norm"]
+            self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)
+        if "param_grad_norm" in self._rhythm:
+            self._notes.note_missing_parameters(table.last_met["param_grad_norm"])
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -731,11 +656,11 @@ class Recorder:
         self._state = "broken"
         self._remove_hooks()
         self._forget()
-        self._measured = self._last_row = None
-        self._note(f"recording ended at step {self._step}: {_line(error)}")
+        self._table.drop()
+        self._notes.add(f"recording ended at step {self._step}: {line(error)}")
         try:
-            self._sink.write_state(self.overhead, self.notes)
-            self._sink.close("failed")
+            self._table.sink.write_state(self.overhead, self.notes)
+            self._table.sink.close("failed")
         except Exception:  # the file is what failed
             pass
         self._say(error)
@@ -743,17 +668,18 @@ class Recorder:
     def _say(self, error: Exception) -> None:
         if self._on_error == "raise":
             raise error
-        text = f"gradlens: recording ended at step {self._step}, training goes on: {_line(error)}"
+        text = f"gradlens: recording ended at step {self._step}, training goes on: {line(error)}"
         warnings.warn(text, GradlensWarning, stacklevel=2)
 
     def _remove_layer_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for remove in self._removers:
+            remove()
+        self._removers.clear()
 
     def _remove_hooks(self) -> None:
-        self.armed = self.learning = False
+        self._outputs.armed = self._learned.open = False
         self._remove_layer_hooks()
+        self._watch.remove()
         for handle in self._step_handles:
             handle.remove()
         self._step_handles.clear()
@@ -794,16 +720,6 @@ def _unwrapped_name(model: nn.Module) -> str:
     while type(model).__name__ in wrappers:
         model = next(model.children())
     return type(model).__name__.removeprefix("FSDP")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
-def _line(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else ""
-    return text if isinstance(error, GradlensError) else f"{type(error).__name__}: {text}"
 
 
 def _to_numbers(values: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:

@@ -38,16 +38,21 @@ def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
 class Clock:
     """Keeps account of what the recorder costs.
 
-    Its own time in the training's thread is measured; the step's own time is the wall time from step to step less that.
-    The median step stands for all, so that pauses (validation, a sleeping machine) do not count. Work that the recorder
-    leaves to an accelerator, or to its writing thread, is not in it.
+    Its time in the training's thread is measured where its own code runs, and reckoned (``seconds_per_hook``) where
+    torch calls its hooks; the processor time of its writing thread is added, as if training had waited for it. The
+    step's own time is the wall time from step to step less that, and its median stands for all, so that pauses
+    (validation, a sleeping machine) do not count. Work left to an accelerator is not in it.
+
+    Args:
+        elsewhere: Returns the processor time of the writing thread so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[], float] = lambda: 0.0) -> None:
         self._bare: deque[float] = deque(maxlen=501)
         self._row_costs: deque[float] = deque(maxlen=32)
+        self._elsewhere = elsewhere
         self._total = 0.0
-        self._steps = 0
+        self._steps = self._rows = 0
 
     def add_step(self, seconds: float, cost: float) -> None:
         """Count one step: wall time since the last, and what of it was the recorder's."""
@@ -57,6 +62,7 @@ class Clock:
 
     def add_row(self, cost: float) -> None:
         """Count what one recorded row cost."""
+        self._rows += 1
         self._row_costs.append(cost)
 
     @property
@@ -68,13 +74,14 @@ class Clock:
     def overhead(self) -> float:
         """The recorder's share: its time over the time that training took without it; NaN before the second step."""
         bare = self.bare_step * self._steps
-        return self._total / bare if bare > 0 else math.nan
+        return (self._total + self._elsewhere()) / bare if bare > 0 else math.nan
 
     def interval(self, budget: float) -> int:
         """Return every how many steps a row may be recorded, so that it costs no more than the budget."""
         if not self._row_costs or self.bare_step <= 0:
             return 1
-        return max(1, math.ceil(statistics.fmean(self._row_costs) / (budget * self.bare_step)))
+        cost = statistics.fmean(self._row_costs) + self._elsewhere() / self._rows
+        return max(1, math.ceil(cost / (budget * self.bare_step)))
 
 
 class AutoEvery:

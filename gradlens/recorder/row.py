@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +44,11 @@ class Part:
         assert isinstance(self.values, np.ndarray)
         return self.values if self.scale is None else self.values / float(self.scale)
 
+    def spread(self) -> HostNorms:
+        """Return the values (n,), one for each of ``layers``."""
+        values = self.unscaled()
+        return values if self.take is None else values[self.take]
+
 
 @dataclass
 class MeasuredRow:
@@ -58,6 +62,7 @@ class MeasuredRow:
         scalars: Numbers, or tensors of one element that may still be on a device.
         before: The norms of the parameters' gradients at the end of the backward pass; empty where unknown.
         after: The same as the optimizer got them.
+        index: Its place in the table.
     """
 
     step: int
@@ -67,6 +72,7 @@ class MeasuredRow:
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
     before: list[Part] = field(default_factory=list)
     after: list[Part] = field(default_factory=list)
+    index: int = 0
     _fetched: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def start_fetch(self) -> None:
@@ -166,12 +172,17 @@ def clip_coefficient(totals: HostNorms) -> float:
 
 
 def _combine(parts: Sequence[Part], n_layers: int, metric: str) -> HostNorms:
-    column, there = np.zeros(n_layers), np.zeros(n_layers, dtype=bool)
-    adds: Any = np.add if metric != CHANGE and get_metric(metric).combine == "sum" else np.hypot
-    for part in parts:
-        values = part.unscaled()
-        values = np.where(np.isnan(values), np.inf, values)
-        adds.at(column, part.layers, values if part.take is None else values[part.take])
-        there[part.layers] = True
-    column[~there] = np.nan
+    """Add up what belongs to each layer into (L,): counts as they are, norms by their squares."""
+    layers = np.concatenate([part.layers for part in parts])
+    values = np.concatenate([part.spread() for part in parts])
+    values[np.isnan(values)] = np.inf
+    column = np.full(n_layers, np.nan)
+    if len(layers) == len(set(layers.tolist())):
+        column[layers] = values
+        return column
+    column[layers] = 0
+    if metric != CHANGE and get_metric(metric).combine == "sum":
+        np.add.at(column, layers, values)
+    else:
+        np.hypot.at(column, layers, values)  # no square that could under- or overflow
     return column

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from gradlens.run import Header, Row, Sink, Status
 
-WAITING_ROWS = 4096
+GATHERED = 64
+"""Calls that are gathered before the thread is woken: waking it for each row costs the training more than the row."""
+WAITING = 4096
 """Calls that may wait for the disk; a training that is still faster then waits too, so that memory stays bounded."""
 FLUSH_SECONDS = 1.0
 """Rows are at risk for no longer, also when no further row comes."""
@@ -26,9 +28,15 @@ class BackgroundSink:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING_ROWS)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._rest = threading.Condition()
+        self._busy = False
+        self._closing = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self.seconds = 0.0
+        """Processor time that the thread has used."""
 
     def open(self, header: Header) -> None:
         """Begin the run, and the thread."""
@@ -53,16 +61,16 @@ class BackgroundSink:
 
     def flush(self) -> None:
         """Wait until everything so far is written."""
-        if self._thread is not None:
-            self._put(self._sink.flush)
-            self._queue.join()
+        self._put(self._sink.flush)
+        self._wait_until_fewer(1)
         self._raise()
 
     def close(self, status: Status) -> None:
         """Write what waits, end the thread and the run."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
+            self._closing = True
+            self._wake.set()
             thread.join()
         self._sink.close(status)
         self._raise()
@@ -71,29 +79,51 @@ class BackgroundSink:
         self._raise()
         if self._thread is None:  # not open yet, or closed: what the sink itself says
             call()
-        else:
-            self._queue.put(call)
+            return
+        self._calls.append(call)
+        if len(self._calls) >= GATHERED:
+            self._wake.set()
+            if len(self._calls) >= WAITING:
+                self._wait_until_fewer(WAITING)
+
+    def _wait_until_fewer(self, count: int) -> None:
+        if self._thread is None:
+            return
+        self._wake.set()
+        with self._rest:
+            self._rest.wait_for(lambda: len(self._calls) < count and not (count == 1 and self._busy))
 
     def _raise(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
 
+    # --- in the thread ------------------------------------------------------------------------------------
+
     def _work(self) -> None:
         failed = False
-        while True:
+        while not (self._closing and not self._calls):
+            self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()
+            started = time.thread_time()
+            self._busy = True
             try:
-                call = self._queue.get(timeout=FLUSH_SECONDS)
-            except queue.Empty:
-                with contextlib.suppress(queue.Full):
-                    self._queue.put_nowait(self._sink.flush)  # in turn, like any other call
-                continue
-            try:
-                if call is None:
-                    return
-                if not failed:
-                    call()
+                self._drain(failed)
             except Exception as error:
                 self._error, failed = error, True
             finally:
-                self._queue.task_done()
+                with self._rest:
+                    self._busy = False
+                    self._rest.notify_all()
+            self.seconds += time.thread_time() - started
+
+    def _drain(self, failed: bool) -> None:
+        """Make all calls that wait; flush where none came for a while."""
+        if not self._calls and not failed:
+            self._sink.flush()
+        while self._calls:
+            try:
+                if not failed:
+                    self._calls[0]()
+            finally:
+                self._calls.popleft()

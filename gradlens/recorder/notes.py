@@ -1,0 +1,105 @@
+"""What a reader of a run should know: what is missing, and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from gradlens.errors import GradlensError, GradlensWarning
+from gradlens.recorder.layers import LayerChoice, choose_layers, own_parameters
+
+LISTED = 8
+"""Names that a note lists at most."""
+
+
+class Notes:
+    """Collects sentences, each once; they are stored in the file.
+
+    Args:
+        model: The model.
+        choice: The user's choice of layers.
+        modules: The layers that were chosen when recording began.
+    """
+
+    def __init__(self, model: nn.Module, choice: LayerChoice, modules: Mapping[str, nn.Module]) -> None:
+        self._model, self._choice, self._modules = model, choice, modules
+        self._names = list(modules)
+        self._texts: dict[str, None] = {}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(self._texts)
+
+    def add(self, text: str) -> None:
+        """Add a sentence."""
+        self._texts.setdefault(text)
+
+    def warn(self, text: str, tip: str) -> None:
+        """Add a sentence, and say it to the user the first time."""
+        if text not in self._texts:
+            self.add(text)
+            warnings.warn(f"gradlens: {text}; {tip}", GradlensWarning, stacklevel=2)
+
+    def look_for_changes(self) -> None:
+        """Say which modules came or were replaced since recording began: they are not recorded."""
+        now = choose_layers(self._model, self._choice)
+        added = [name for name in now if name not in self._modules]
+        replaced = [name for name, module in self._modules.items() if now.get(name) is not module]
+        for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
+            if names:
+                text = f"{listed(names)}: {what} after recording began, and not recorded since"
+                self.warn(text, "make a new recorder to record it")
+
+    def note_missing_outputs(self, last: NDArray[np.int64], n_rows: int, called: Collection[str]) -> None:
+        """Say which layers' outputs never got a gradient, or none any more, and why as far as it is known.
+
+        Args:
+            last: (L,) the last row in which each got one; -1 for none.
+            n_rows: Rows of the run.
+            called: Names of the layers that ran.
+        """
+        if not called:
+            self.add(
+                "activation_grad_norm is missing: no hook fired; was the model compiled and called before "
+                "gradlens.record()?"
+            )
+            return
+        never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
+        silent = [name for name in never if name in called]
+        uncalled = [name for name in never if name not in called]
+        if silent:
+            self.add(f"no gradient came to the output of {listed(silent)}")
+        if uncalled:
+            self.add(f"never called, unused or used by a fused operation: {listed(uncalled)}")
+        newest = int(last.max(initial=-1))
+        stopped = newest >= 0 and newest < n_rows - 1
+        if stopped:
+            self.add(f"activation_grad_norm is missing from row {newest + 1} on: no hook fires any more")
+
+    def note_missing_parameters(self, last: NDArray[np.int64]) -> None:
+        """Say which layers' parameters never got a gradient.
+
+        Args:
+            last: As in ``note_missing_outputs``.
+        """
+        never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
+        own = [name for name in never if own_parameters(self._modules[name])]
+        if own:
+            self.add(f"no gradient came to the parameters (frozen or unused) of {listed(own)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names in a row, not too many."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def line(error: Exception) -> str:
+    """Write an error in a line."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if isinstance(error, GradlensError) else f"{type(error).__name__}: {text}"
