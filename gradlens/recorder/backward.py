@@ -15,11 +15,10 @@ def in_backward() -> int:
 
 
 class BackwardWatch:
-    """Hears from parameters that a backward pass runs, and leaves word with autograd's engine to be called at its end.
+    """Leaves word with autograd's engine to be called at the end of a backward pass.
 
-    Data-parallel wrappers finish their reduction in a callback at that moment; a callback that queues another one comes
-    after theirs. A few parameters suffice: those that got the first and the last gradient of each pass while it
-    learnt.
+    It hears of a pass by hooks on a few parameters, or from others (``begin``). Data-parallel wrappers finish their
+    reduction in a callback at the end of the pass; a callback that queues another one comes after theirs.
 
     Args:
         on_end: Called at the end of each backward pass, gradients reduced between ranks included.
@@ -27,33 +26,37 @@ class BackwardWatch:
 
     def __init__(self, on_end: Callable[[], None]) -> None:
         self._on_end = on_end
-        self._handles: dict[int, Any] = {}
-        self._learning = True
+        self._parameters: list[Tensor] = []
+        self._handles: list[Any] = []
         self._running = -1
-        self._first = self._last = 0
-        self._chosen: set[int] = set()
 
-    def place(self, parameters: Iterable[Tensor]) -> None:
-        """Place hooks on all parameters that can get a gradient."""
-        for parameter in parameters:
-            if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._handles:
-                place: Any = parameter.register_post_accumulate_grad_hook
-                self._handles[id(parameter)] = place(self._on_grad)
+    def watch(self, parameters: Iterable[Tensor]) -> None:
+        """Name the parameters to hear from: few, since torch goes on calling what was once there, at a small price."""
+        self.stop()
+        self._parameters = [p for p in {id(p): p for p in parameters}.values() if p.requires_grad and p.is_leaf]
 
-    def settle(self) -> None:
-        """Keep the hooks of the parameters that suffice, and learn no more."""
-        self._learning = False
-        if not self._chosen:
-            return
-        for key in [key for key in self._handles if key not in self._chosen]:
-            self._handles.pop(key).remove()
+    def start(self) -> None:
+        """Place the hooks."""
+        if not self._handles:
+            self._handles = [_place(parameter, self._on_grad) for parameter in self._parameters]
 
-    def remove(self) -> None:
-        """Remove all hooks."""
-        for handle in self._handles.values():
+    def stop(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
             handle.remove()
-        self._handles.clear()
+        self._handles = []
         self._running = -1
+
+    def begin(self) -> None:
+        """Hear that a backward pass runs in this thread."""
+        if self._running != -1 and not self.broken_off:
+            return
+        engine = torch.autograd.Variable._execution_engine
+        try:
+            engine.queue_callback(lambda: engine.queue_callback(self._end))
+        except RuntimeError:  # no pass runs here: a wrapper calls the hooks at a time of its own
+            return
+        self._running = in_backward()
 
     @property
     def broken_off(self) -> bool:
@@ -65,21 +68,13 @@ class BackwardWatch:
         self._running = -1
 
     def _on_grad(self, parameter: Tensor) -> None:
-        if self._running == -1 or self.broken_off:
-            self._begin()
-            self._first = id(parameter)
-        self._last = id(parameter)
-
-    def _begin(self) -> None:
-        engine = torch.autograd.Variable._execution_engine
-        try:
-            engine.queue_callback(lambda: engine.queue_callback(self._end))
-        except RuntimeError:  # no pass runs here: a wrapper calls the hooks at a time of its own
-            return
-        self._running = in_backward()
+        self.begin()
 
     def _end(self) -> None:
         self._running = -1
-        if self._learning:
-            self._chosen |= {self._first, self._last}
         self._on_end()
+
+
+def _place(parameter: Tensor, hook: Callable[[Tensor], None]) -> Any:
+    place: Any = parameter.register_post_accumulate_grad_hook
+    return place(hook)

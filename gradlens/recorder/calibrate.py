@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.hooks import LayerHook, place_directly
+from gradlens.recorder.hooks import LayerHook, find_place
 from gradlens.recorder.outputs import OutputGradients
 
 LINKS = 32
@@ -42,6 +42,7 @@ def seconds_per_hook() -> float:
         raise error
 
     hooks = [LayerHook(i, outputs, fail, on_base=False, on_left_over=outputs.drop_pending) for i in range(LINKS)]
+    places = [find_place(link, hook, directly=True) for link, hook in zip(links, hooks, strict=True)]
     x = torch.ones(BATCH, WIDTH, requires_grad=True)
 
     def run() -> float:
@@ -56,9 +57,10 @@ def seconds_per_hook() -> float:
     with torch.enable_grad():
         for _ in range(ROUNDS):
             bare = run()
-            removers = [place_directly(link, hook) for link, hook in zip(links, hooks, strict=True)]
+            for place in places:
+                place.put()
             differences.append(run() - bare)
-            for remove in removers:
-                remove()
+            for place in places:
+                place.clear()
             outputs.drop_pending()
     return max(statistics.median(differences), 0.0) / LINKS

@@ -10,8 +10,9 @@ learn (``LearningHook``); the rows after it by ``LayerHook``, whose way is as sh
   because a module with a forward hook takes a way of 8 microseconds through ``nn.Module._call_impl`` that one without
   does not take. The place is left out of copies and pickles by ``nn.Module`` itself. Where it is taken, or may be
   copied along (data parallelism over several GPUs), a forward hook does the same.
-- The tensor hook of a small output is the ``append`` of a list, which autograd calls without a line of Python; the
-  dictionary of hooks is handed over as ``Tensor.register_hook`` does it, without the handle for removing it.
+- The tensor hook of an output that is not large is the ``append`` of a list, which autograd calls without a line of
+  Python; the dictionary of hooks is handed over as ``Tensor.register_hook`` does it, without the handle for removing
+  it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gradlens.recorder.layers import Learned, output_tensors, own_parameters
-from gradlens.recorder.norms import SMALL
-from gradlens.recorder.outputs import OutputGradients
+from gradlens.recorder.outputs import KEPT, OutputGradients
 
 KEY = "gradlens"
+PLACE = "_compiled_call_impl"
 
 
 class _Hooks(dict[Any, Any]):
@@ -96,14 +97,14 @@ class LayerHook(_Hook):
             self._on_error(error)
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
-        """Return the module's call with this hook after it; the usual case, a small tensor, goes straight through."""
+        """Return the module's call with this hook after it; usually straight."""
         call: Callable[..., Any] = module._call_impl
-        kept, small, fail = self._kept, -1 if self._on_base else SMALL, self._on_error
+        kept, most, fail = self._kept, -1 if self._on_base else KEPT, self._on_error
         hooks = {KEY: kept.append}
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
-            if type(output) is Tensor and output.numel() <= small and not kept and output._backward_hooks is None:
+            if type(output) is Tensor and output.numel() <= most and not kept and output._backward_hooks is None:
                 node = output.grad_fn
                 if node is not None:
                     try:
@@ -133,14 +134,21 @@ class LearningHook(_Hook):
         on_error: Hears of an error.
         module: The layer.
         learned: Keeps what the hook learns.
+        on_pass: Called when a gradient comes, from within the backward pass.
     """
 
     def __init__(
-        self, layer: int, outputs: OutputGradients, on_error: OnError, *, module: nn.Module, learned: Learned
+        self,
+        layer: int,
+        outputs: OutputGradients,
+        on_error: OnError,
+        *,
+        module: nn.Module,
+        learned: Learned,
+        on_pass: Callable[[], None],
     ) -> None:
         super().__init__(layer, outputs, on_error)
-        self._module = module
-        self._learned = learned
+        self._module, self._learned, self._on_pass = module, learned, on_pass
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Learn, and hang a hook on the output."""
@@ -177,6 +185,7 @@ class LearningHook(_Hook):
         if not self._outputs.armed:
             return
         try:
+            self._on_pass()
             if self._learned.open:
                 self._learned.note_grad(self._layer, grad, new_call=not seen)
             seen.append(True)
@@ -224,32 +233,68 @@ def _is_made_by(tensor: Tensor, module: nn.Module) -> bool:
 # --- placing them ---------------------------------------------------------------------------------------------
 
 
-def place(module: nn.Module, hook: _Hook) -> Callable[[], None]:
-    """Have a hook called after each forward pass of a module, by a forward hook.
+class Place(Protocol):
+    """Where a hook can be put and taken away, row by row."""
 
-    Returns:
-        What removes it.
+    def put(self) -> None:
+        """Put the hook there."""
+
+    def clear(self) -> None:
+        """Take it away."""
+
+
+class ForwardPlace:
+    """Among the forward hooks of a module.
+
+    Args:
+        module: The module.
+        hook: Its hook.
     """
-    handle: Any = module.register_forward_hook(hook)
-    return lambda: handle.remove()
+
+    def __init__(self, module: nn.Module, hook: _Hook) -> None:
+        self._module, self._hook = module, hook
+        self._handle: Any = None
+
+    def put(self) -> None:
+        """Put the hook there."""
+        self._handle = self._module.register_forward_hook(self._hook)
+
+    def clear(self) -> None:
+        """Take it away."""
+        self._handle.remove()
 
 
-def place_directly(module: nn.Module, hook: LayerHook) -> Callable[[], None]:
-    """Do the same on the short way, where the module has one.
+class DirectPlace:
+    """On the short way through a module's call.
 
-    Returns:
-        What removes it.
+    Args:
+        module: The module.
+        hook: Its hook.
     """
-    if not _has_short_way(module):
-        return place(module, hook)
-    attributes = module.__dict__
-    hooked = attributes["_compiled_call_impl"] = hook.around(module)
 
-    def remove() -> None:
-        if attributes.get("_compiled_call_impl") is hooked:
-            del attributes["_compiled_call_impl"]
+    def __init__(self, module: nn.Module, hook: LayerHook) -> None:
+        self._attributes = module.__dict__
+        self._hooked = hook.around(module)
 
-    return remove
+    def put(self) -> None:
+        """Put the hook there, unless somebody else was quicker."""
+        self._attributes.setdefault(PLACE, self._hooked)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._attributes.get(PLACE) is self._hooked:
+            del self._attributes[PLACE]
+
+
+def find_place(module: nn.Module, hook: LayerHook, *, directly: bool) -> Place:
+    """Return the place for a hook.
+
+    Args:
+        module: A layer.
+        hook: Its hook.
+        directly: Whether the short way may be taken, where the module has one.
+    """
+    return DirectPlace(module, hook) if directly and _has_short_way(module) else ForwardPlace(module, hook)
 
 
 def _has_short_way(module: nn.Module) -> bool:
@@ -260,8 +305,8 @@ def _has_short_way(module: nn.Module) -> bool:
         and kind.__getstate__ is nn.Module.__getstate__
         and kind.__reduce_ex__ is object.__reduce_ex__
         and not hasattr(kind, "__deepcopy__")
-        and getattr(kind, "_compiled_call_impl", True) is None
-        and "_compiled_call_impl" not in module.__dict__
+        and getattr(kind, PLACE, True) is None
+        and PLACE not in module.__dict__
         and _is_left_out()
     )
 
@@ -270,5 +315,5 @@ def _has_short_way(module: nn.Module) -> bool:
 def _is_left_out() -> bool:
     """Say whether this version of torch calls what stands in the place, and leaves it out of copies."""
     probe = nn.Identity()
-    probe.__dict__["_compiled_call_impl"] = lambda x: x + 1
+    probe.__dict__[PLACE] = lambda x: x + 1
     return bool(probe(1) == 2 and copy.deepcopy(probe)(1) == 1)

@@ -96,6 +96,13 @@ def all_leaves(name: str, module: nn.Module) -> bool:
     return next(module.children(), None) is None or bool(own_parameters(module))
 
 
+def spread_out(parameters: Sequence[nn.Parameter], count: int) -> list[nn.Parameter]:
+    """Choose so many of them, evenly, the first and the last included."""
+    if not parameters:
+        return []
+    return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, count)})]
+
+
 class Learned:
     """What the first recorded row teaches about the layers: their order, the size of their outputs, their calls.
 
@@ -117,6 +124,8 @@ class Learned:
         self._forward_numel: dict[int, int] = {}
         self._grad_numel: dict[int, int] = {}
         self._calls: dict[int, int] = {}
+        self._pass: dict[int, None] = {}
+        self._passes: list[list[int]] = []
 
     def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
         """Learn the layers' order by their first forward pass, and the size of outputs that never get a gradient."""
@@ -132,6 +141,25 @@ class Learned:
         """
         self._grad_numel[layer] = self._grad_numel.get(layer, 0) + grad.numel()
         self._calls[layer] = self._calls.get(layer, 0) + new_call
+        self._pass.setdefault(layer)
+
+    def note_end(self) -> None:
+        """Learn that a backward pass is over."""
+        self._passes.append(list(self._pass))
+        self._pass.clear()
+
+    def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
+        """Choose parameters that tell of every backward pass there was: for each, of its first and its last layer.
+
+        Args:
+            spread: How many layers between them are to tell of it too.
+        """
+        found: list[nn.Parameter] = []
+        modules = list(self._modules.values())
+        for layers in self._passes:
+            candidates = [[p for p in own_parameters(modules[i]) if p.requires_grad] for i in layers]
+            found += spread_out([parameters[0] for parameters in candidates if parameters], spread + 2)
+        return found
 
     @property
     def called(self) -> set[str]:

@@ -30,7 +30,7 @@ COPIED = 1 << 13
 """Elements up to which tensors of one shape are copied side by side and reduced together: it costs less than a call for
 each."""
 SMALL = 1 << 14
-"""The same where they must be scaled, and so copied, anyway; and the size of gradients that a row keeps."""
+"""The same where they must be scaled, and so copied, anyway."""
 LONG = 64
 """Length of rows that are reduced as fast as longer ones."""
 STACKED = 1 << 17
@@ -142,6 +142,29 @@ def norm(tensor: Tensor, expected: float = 1.0) -> float:
         if _is_right(found, flat.numel()):
             return found
     return _scaled_norm(flat)
+
+
+def quick_blocks(tensor: Tensor) -> NDArray[np.float32] | None:
+    """Return the norms of the rows of at most 1,024 numbers into which a tensor on the CPU can be cut.
+
+    Most of what a norm costs beside other work is calls, so this makes as few as it can, and leaves the rest to be done
+    for many tensors at once.
+
+    Returns:
+        None where the tensor cannot be cut so, or where its squares might leave the range of float32: ``norm`` can.
+    """
+    block = _block(tensor.numel())
+    if block < SHORTEST or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        return None
+    norms: NDArray[np.float32] = torch.linalg.vector_norm(tensor.view(-1, block), dim=1).numpy()
+    return norms if NORMAL[0] ** 2 < np.dot(norms, norms) < NORMAL[1] ** 2 else None
+
+
+def norms_of_blocks(blocks: Sequence[NDArray[np.float32]]) -> HostNorms:
+    """Return the norms (N,) of N tensors that ``quick_blocks`` cut."""
+    starts = np.cumsum([0, *map(len, blocks)])[:-1]
+    squares: HostNorms = np.add.reduceat(np.square(np.concatenate(blocks), dtype=np.float64), starts)
+    return np.sqrt(squares)
 
 
 def _row_squares(rows: Tensor) -> HostNorms:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.recorder.layers import spread_out
 from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part
 from gradlens.recorder.row import Indices, Part
 
@@ -104,7 +106,7 @@ class ParameterGradients:
 
     def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
         self._owners = owners
-        self._samples = [_sample(each.parameters) for each in owners]
+        self._samples = [spread_out(each.parameters, SAMPLES) for each in owners]
         self._count_nonfinite = count_nonfinite
         self._reducer = Reducer()
         self._rows = 0
@@ -124,34 +126,45 @@ class ParameterGradients:
         self._before: dict[int, _Reading] = {}
         self._after: dict[int, _Reading] = {}
 
+    @property
+    def looks_closely(self) -> bool:
+        """Whether gradients are read at the end of the backward pass too in this row."""
+        return self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
+
     def look(self, scale: Tensor | None) -> None:
         """Look at all gradients at the end of a backward pass.
 
         Args:
             scale: The loss scale that they carry.
         """
-        early = self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
+        early = self.looks_closely
         for k in range(len(self._owners)):
             self._signatures[k] = _sign(self._samples[k])
             if early:
-                self._before[k] = self._read(k, scale)
+                self._before[k], _ = self._read(k, scale)
 
     def forget_look(self) -> None:
         """Forget what was seen: another backward pass has begun."""
         self._signatures.clear()
         self._before.clear()
 
-    def read(self, k: int, scale: Tensor | None) -> None:
+    def read(self, k: int, scale: Tensor | None, beside: Sequence[Tensor] = (), key: Hashable = None) -> Numbers:
         """Read one optimizer's gradients, as it gets them.
 
         Args:
             k: The optimizer's index; that of no optimizer is their number.
             scale: What the optimizer itself will divide by.
+            beside: (n,) other tensors whose norms are taken along: one list costs less than two.
+            key: The same for others that are expected to have the same shapes.
+
+        Returns:
+            The norms (n,) of the others.
         """
         seen = self._signatures.get(k)
         if seen is not None and not self.changes_seen:
             self.changes_seen = not _equal(_sign(self._samples[k]), seen)
-        self._after[k] = self._read(k, scale)
+        self._after[k], norms = self._read(k, scale, beside, key)
+        return norms
 
     def read_others(self, scale: Tensor | None) -> None:
         """Read the gradients of parameters that belong to no optimizer.
@@ -170,18 +183,20 @@ class ParameterGradients:
         """Count a row."""
         self._rows += 1
 
-    def _read(self, k: int, scale: Tensor | None) -> _Reading:
-        owners = self._owners[k]
-        found = [parameter.grad for parameter in owners.parameters]
+    def _read(
+        self, k: int, scale: Tensor | None, beside: Sequence[Tensor] = (), key: Hashable = None
+    ) -> tuple[_Reading, Numbers]:
+        owners, n = self._owners[k], len(beside)
+        found: list[Any] = [*beside, *[parameter.grad for parameter in owners.parameters]]
         there: list[int] | None = None
-        grads: list[Tensor] = found  # type: ignore[assignment]  # as a rule
-        values: Numbers | None = self._reducer.norms_as_before(grads, (k, len(grads)))
+        values: Numbers | None = self._reducer.norms_as_before(found, (k, len(found), key))
         if values is None:
-            there = [i for i, grad in enumerate(found) if grad is not None]
-            grads = [grad for grad in found if grad is not None]
-            values = list_norms(grads, self._reducer, (k, len(there)))
-        counts = owners.part(_count(grads, values), there) if self._count_nonfinite else None
-        return _Reading(owners.part(values, there, scale), counts)
+            there = [i for i, grad in enumerate(found[n:]) if grad is not None]
+            found = [tensor for tensor in found if tensor is not None]
+            values = list_norms(found, self._reducer, (k, len(found), key))
+        mine = values[n:]
+        counts = owners.part(_count(found[n:], mine), there) if self._count_nonfinite else None
+        return _Reading(owners.part(mine, there, scale), counts), values[:n]
 
     @property
     def parts(self) -> list[Part]:
@@ -241,12 +256,6 @@ class Weights:
         copies, self._copies = self._copies, []
         torch._foreach_sub_(copies, [local_part(parameter).detach() for parameter in self._owners.parameters])
         self.changes = self._owners.part(list_norms(copies, self._reducer, "changes"))
-
-
-def _sample(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    if not parameters:
-        return []
-    return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, SAMPLES)})]
 
 
 def _sign(parameters: Sequence[nn.Parameter]) -> Signature:

@@ -18,8 +18,8 @@ from gradlens.metrics import DEFAULT_METRICS, get_metric
 from gradlens.recorder.backward import BackwardWatch
 from gradlens.recorder.calibrate import seconds_per_hook
 from gradlens.recorder.environment import describe_environment
-from gradlens.recorder.hooks import LayerHook, LearningHook, place, place_directly
-from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, own_parameters
+from gradlens.recorder.hooks import ForwardPlace, LayerHook, LearningHook, Place, find_place
+from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, own_parameters, spread_out
 from gradlens.recorder.notes import Notes, line
 from gradlens.recorder.outputs import OutputGradients
 from gradlens.recorder.parameters import ParameterGradients, Weights, share_out
@@ -34,6 +34,8 @@ from gradlens.storage import BackgroundSink, FileSink
 OnError = Literal["warn", "raise"]
 Optimizers = Optimizer | Sequence[Optimizer] | None
 
+SPREAD = 16
+"""Parameters that tell of backward passes where no gradient of an output does."""
 CHECKED_ROWS = 64
 """One row in so many looks whether the model has other modules than before, and keeps the overhead so far."""
 
@@ -182,7 +184,8 @@ class Recorder:
             first_row,
         )
         self._step, self._epoch = first_step, first_epoch
-        self._removers: list[Callable[[], None]] = []
+        self._places: list[Place] = []
+        self._hooked = False
         self._step_handles: list[Any] = []
         self._state = "ready"
         self._local_error: Exception | None = None
@@ -204,7 +207,8 @@ class Recorder:
         for k, optimizer in enumerate(self._optimizers):
             self._step_handles.append(optimizer.register_step_pre_hook(self._pre_hook(k)))
             self._step_handles.append(optimizer.register_step_post_hook(self._post_hook(k)))
-        self._watch.place(self._gradients.parameters)
+        if self._learned.compiled and "activation_grad_norm" not in self._rhythm:
+            self._watch.watch(spread_out(self._gradients.parameters, SPREAD))
         self._begin_step(time.perf_counter())
         self._arm()
         return self
@@ -295,8 +299,10 @@ class Recorder:
         if not self._is_recording("log"):
             return
         started = time.perf_counter()
-        self._guard(self._settle_skipped_step)
-        self._table.add_scalars(self._step - 1, _to_numbers(scalars))
+        if self._row_wanted:
+            self._guard(self._settle_skipped_step)
+        if self._table.last_step == self._step - 1:
+            self._table.add_scalars(_to_numbers(scalars))
         self._cost += time.perf_counter() - started
 
     def log_epoch(self, **values: float | Tensor) -> None:
@@ -371,6 +377,7 @@ class Recorder:
     def _begin_step(self, now: float) -> None:
         """Forget the step that is over."""
         self._backward_seen = False
+        self._seen = 0
         self._stepped: set[int] = set()
         self._lrs: dict[str, float | Tensor] = {}
         self._found_inf: Tensor | None = None
@@ -381,26 +388,44 @@ class Recorder:
     def _arm(self) -> None:
         """Get ready for the next step: on or off with the layers' hooks, by whether it is recorded."""
         self._row_wanted = self._outputs.armed = bool(self._wanted(self._step))
+        if self._row_wanted:
+            self._outputs.drop_pending()  # what came late, in a step that was not recorded
+            self._watch.start()
+        else:
+            self._watch.stop()
         learned = self._learned
         needed = learned.open or ("activation_grad_norm" in self._rhythm and (learned.compiled or self._row_wanted))
         if learned.compiled and "activation_grad_norm" not in self._rhythm:
             needed = False  # hooks break compiled code up, so it has none that is not needed
-        if needed and not self._removers:
-            self._place_hooks()
-        elif not needed:
+        if needed and not self._hooked:
+            self._put_layer_hooks()
+        elif not needed and self._hooked:
             self._remove_layer_hooks()
 
-    def _place_hooks(self) -> None:
-        learned = self._learned
-        quickly = place_directly if self._may_place_directly else place
-        for layer, module in enumerate(self._modules.values()):
-            if learned.open or learned.compiled:
-                slow = LearningHook(layer, self._outputs, self.fail, module=module, learned=learned)
-                self._removers.append(place(module, slow))
-            else:
-                on_base, left_over = layer in learned.on_base, self._collect_left_over
-                quick = LayerHook(layer, self._outputs, self.fail, on_base=on_base, on_left_over=left_over)
-                self._removers.append(quickly(module, quick))
+    def _put_layer_hooks(self) -> None:
+        if not self._places:
+            self._places = self._find_places()
+        for place in self._places:
+            place.put()
+        self._hooked = True
+
+    def _find_places(self) -> list[Place]:
+        learned, outputs = self._learned, self._outputs
+        if learned.open or learned.compiled:
+            return [
+                ForwardPlace(
+                    module,
+                    LearningHook(layer, outputs, self.fail, module=module, learned=learned, on_pass=self._watch.begin),
+                )
+                for layer, module in enumerate(self._modules.values())
+            ]
+        directly, left_over = self._may_place_directly, self._collect_left_over
+        hooks = [
+            LayerHook(layer, outputs, self.fail, on_base=layer in learned.on_base, on_left_over=left_over)
+            for layer in range(len(self._modules))
+        ]
+        modules = self._modules.values()
+        return [find_place(module, hook, directly=directly) for module, hook in zip(modules, hooks, strict=True)]
 
     @property
     def _may_place_directly(self) -> bool:
@@ -416,6 +441,7 @@ class Recorder:
         else:
             with torch.no_grad():
                 self._outputs.collect(self._scaler.scale)
+                self._seen = 0
 
     def _end_backward(self) -> None:
         if self._state == "recording":
@@ -425,6 +451,8 @@ class Recorder:
 
     @torch.no_grad()
     def _see_backward(self) -> None:
+        if self._learned.open:
+            self._learned.note_end()
         scale = self._scaler.scale
         if self._is_skipped:
             of_this_pass = self._outputs.collect_apart(scale)
@@ -432,10 +460,11 @@ class Recorder:
             self._outputs.parts = of_this_pass
         self._backward_seen = True
         self._scaler.begin_round()
-        if self._row_wanted:
+        if not self._reads_gradients or self._gradients.looks_closely:
             self._outputs.collect(scale)
-            if self._reads_gradients:
-                self._gradients.look(scale)
+        self._seen = self._outputs.pending
+        if self._reads_gradients:
+            self._gradients.look(scale)
 
     # --- a step: the optimizer ----------------------------------------------------------------------------
 
@@ -445,9 +474,10 @@ class Recorder:
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
             if self._state != "recording":
                 return None
-            closures = [value for value in (*args, *kwargs.values()) if callable(value) and value is not optimizer]
+            closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
             if not closures:
-                self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
+                if self._row_wanted or self._stepped:
+                    self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
                 return None
             watched = self._watch_closure(closures[0], k)
             args = tuple(watched if value is closures[0] else value for value in args)
@@ -488,13 +518,18 @@ class Recorder:
         self._cost += time.perf_counter() - started
 
     def _read(self, k: int, grad_scale: Tensor | None) -> None:
-        if self._outputs.pending:  # the end of a backward pass was not seen, so nothing is known of before
-            self._outputs.collect(self._scaler.scale)
+        if self._outputs.pending != self._seen:  # by a pass whose end was not seen, so nothing is known of before
             self._gradients.forget_look()
+        self._seen = 0
         if self._reads_gradients:
-            self._gradients.read(k, grad_scale)
+            scale = self._scaler.scale
+            layers, grads = self._outputs.take_kept()
+            norms = self._gradients.read(k, grad_scale, grads, layers)
+            if layers:
+                self._outputs.add(layers, norms, scale)
             if not self._stepped and self._optimizers:
-                self._gradients.read_others(self._scaler.scale)
+                self._gradients.read_others(scale)
+        self._outputs.collect(self._scaler.scale)
         due = self._due()
         if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
             self._weights.read(keep_copies="update_ratio" in due)
@@ -550,11 +585,12 @@ class Recorder:
         self._cost += now - started + outputs.seconds + outputs.count * seconds_per_hook()
         if self._step > 0:
             clock.add_step(now - self._began, self._cost)
-        if self._row_wanted and self._table.n_rows > 1:
-            clock.add_row(self._cost)
-        if self._row_wanted and self._auto is not None and self._ranks is None:
-            self._auto.note_row(self._step)
-        self._forget()
+        if self._row_wanted:
+            if self._table.n_rows > 1:
+                clock.add_row(self._cost)
+            if self._auto is not None and self._ranks is None:
+                self._auto.note_row(self._step)
+            self._forget()
         self._step += 1
         self._begin_step(now)
         self._arm()
@@ -610,8 +646,10 @@ class Recorder:
     def _end_learning(self) -> None:
         """Go over from the hooks that learn to those that are quick."""
         self._remove_layer_hooks()
-        if "activation_grad_norm" in self._rhythm:
-            self._watch.settle()
+        self._places = []
+        if not self._learned.compiled:
+            spread = 0 if "activation_grad_norm" in self._rhythm else SPREAD
+            self._watch.watch(self._learned.parameters_to_watch(spread))
 
     def _make_header(self, layers: tuple[Layer, ...]) -> Header:
         extra = {key: value for key, value in self._info.items() if key not in ("model", "seed", "config")}
@@ -672,14 +710,15 @@ class Recorder:
         warnings.warn(text, GradlensWarning, stacklevel=2)
 
     def _remove_layer_hooks(self) -> None:
-        for remove in self._removers:
-            remove()
-        self._removers.clear()
+        if self._hooked:
+            for place in self._places:
+                place.clear()
+        self._hooked = False
 
     def _remove_hooks(self) -> None:
         self._outputs.armed = self._learned.open = False
         self._remove_layer_hooks()
-        self._watch.remove()
+        self._watch.stop()
         for handle in self._step_handles:
             handle.remove()
         self._step_handles.clear()

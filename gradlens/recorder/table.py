@@ -50,6 +50,8 @@ class Table:
         self.sink = sink
         self.layers: tuple[Layer, ...] = ()
         self.n_rows = n_rows
+        self.last_step = -1
+        """Index of the last row's optimizer step."""
         self.last_met = {name: np.full(n_layers, -1) for name in GRADIENTS}
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
         self._learned = learned
@@ -79,18 +81,18 @@ class Table:
             error: What went wrong on this rank; where several record together, all of them must come here.
         """
         self.open()
-        measured.index = self.n_rows
+        measured.index, self.last_step = self.n_rows, measured.step
         if self._ranks is None:
             self._measured = measured
         else:
             self._last_row = self._finish_together(self._ranks, measured, error)
         self.n_rows += 1
 
-    def add_scalars(self, step: int, numbers: Mapping[str, float | Tensor]) -> None:
-        """Add scalars to the last row, if it is that of this step."""
-        if self._measured is not None and self._measured.step == step:
+    def add_scalars(self, numbers: Mapping[str, float | Tensor]) -> None:
+        """Add scalars to the last row, if it is still open."""
+        if self._measured is not None:
             self._measured.scalars.update(numbers)
-        elif self._last_row is not None and self._last_row.step == step:
+        elif self._last_row is not None:
             self._last_row.scalars.update({name: float(value) for name, value in numbers.items()})
 
     def hand_over(self) -> None:

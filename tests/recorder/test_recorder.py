@@ -58,15 +58,15 @@ def test_the_readme_loop_writes_a_file(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters())
     path = tmp_path / "run.h5"
     with gradlens.record(model, path, optimizer=optimizer, info={"model": "mlp", "seed": 3, "note": "x"}) as recorder:
-        losses = train(model, optimizer, 12, recorder.log)
+        losses = train(model, optimizer, 27, recorder.log)
         recorder.log_epoch(epoch=1, train_loss=0.5)
-        assert repr(recorder) == "Recorder(recording: Sequential, 3 layers, 12 rows, next step 12)"
+        assert repr(recorder) == "Recorder(recording: Sequential, 3 layers, 27 rows, next step 27)"
     run = gradlens.read_run(path)
     assert (run.model, run.seed, run.status, run.config["note"]) == ("mlp", 3, "complete", "x")
     np.testing.assert_allclose(run.scalars["loss"], losses, rtol=1e-6)
     assert (run.scalars["lr"] == 1e-3).all()
-    assert run.metric("param_grad_norm").shape == (12, 3)
-    assert np.isfinite(run.metric("update_ratio")).all(axis=1).nonzero()[0].tolist() == [0, 10]
+    assert run.metric("param_grad_norm").shape == (27, 3)
+    assert np.isfinite(run.metric("update_ratio")).all(axis=1).nonzero()[0].tolist() == [0, 25]
     assert run.epochs["train_loss"].tolist() == [0.5]
     assert run.info["environment"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
     with pytest.raises(RunExistsError, match="is there already"):
