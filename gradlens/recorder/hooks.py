@@ -60,6 +60,18 @@ class _Hook:
         """Leave nothing of the recorder in a pickle or a copy."""
         return getattr, (contextlib.nullcontext(), "__exit__")
 
+    def _hang(self, tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+        if not tensor.requires_grad:
+            return
+        node = tensor.grad_fn
+        if node is None:
+            self._outputs.hang_on_leaf(tensor, on_grad)
+        elif tensor._backward_hooks is not None:
+            tensor.register_hook(on_grad)  # type: ignore[no-untyped-call]
+        else:
+            tensor._backward_hooks = _Hooks({KEY: on_grad})
+            node._register_hook_dict(tensor)
+
 
 class LayerHook(_Hook):
     """The hook of one layer in all recorded rows but the first.
@@ -92,7 +104,7 @@ class LayerHook(_Hook):
             if self._kept:
                 self._on_left_over()
             for tensor in output_tensors(output):
-                _hang(_base(tensor) if self._on_base else tensor, self._take)
+                self._hang(_base(tensor) if self._on_base else tensor, self._take)
         except Exception as error:
             self._on_error(error)
 
@@ -177,9 +189,9 @@ class LearningHook(_Hook):
     def _hang_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
         seen: list[bool] = []
         for tensor in tensors:
-            _hang(tensor, functools.partial(self._take, seen))
+            self._hang(tensor, functools.partial(self._take, seen))
             if tensor._base is not None and _is_made_by(tensor, module):
-                _hang(tensor._base, functools.partial(self._take_of_base, seen))
+                self._hang(tensor._base, functools.partial(self._take_of_base, seen))
 
     def _take(self, seen: list[bool], grad: Tensor) -> None:
         if not self._outputs.armed:
@@ -198,17 +210,6 @@ class LearningHook(_Hook):
         if not seen:
             self._learned.on_base.add(self._layer)
             self._take(seen, grad)
-
-
-def _hang(tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
-    if not tensor.requires_grad:
-        return
-    node = tensor.grad_fn
-    if node is None or tensor._backward_hooks is not None:
-        tensor.register_hook(on_grad)  # type: ignore[no-untyped-call]
-    else:
-        tensor._backward_hooks = _Hooks({KEY: on_grad})
-        node._register_hook_dict(tensor)
 
 
 def _base(tensor: Tensor) -> Tensor:

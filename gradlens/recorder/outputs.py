@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class OutputGradients:
         self.parts: list[Part] = []
         """What was reduced in the step in progress."""
         self._blocks: list[tuple[int, NDArray[np.float32]]] = []
+        self._leaves: dict[int, Any] = {}
         self._large: list[tuple[int, float]] = []
         self._large_on_device: list[tuple[int, Tensor]] = []
         self._expected = [1.0] * n_layers
@@ -60,6 +62,9 @@ class OutputGradients:
     def clear(self) -> None:
         """Forget the step in progress."""
         self.drop_pending()
+        for handle in self._leaves.values():
+            handle.remove()
+        self._leaves.clear()
         self.parts = []
         self.count, self.seconds = 0, 0.0
 
@@ -75,6 +80,14 @@ class OutputGradients:
     def pending(self) -> int:
         """How many gradients were taken and are not reduced yet."""
         return sum(map(len, self.kept)) + len(self._blocks) + len(self._large) + len(self._large_on_device)
+
+    def hang_on_leaf(self, leaf: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+        """Hang a hook on an output that is no result of an operation, until the end of the step.
+
+        A parameter that a module puts out, say: it lives on, and so would the hook, one more in each step.
+        """
+        if id(leaf) not in self._leaves:
+            self._leaves[id(leaf)] = leaf.register_hook(on_grad)  # type: ignore[no-untyped-call]
 
     def take(self, layer: int, grad: Tensor) -> None:
         """Take the gradient of one output of a layer."""
