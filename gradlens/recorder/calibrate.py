@@ -9,8 +9,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.hooks import LayerHook, find_place
+from gradlens.recorder.hooks import LayerHook
 from gradlens.recorder.outputs import OutputGradients
+from gradlens.recorder.placing import find_place
 
 LINKS = 32
 ROUNDS = 15

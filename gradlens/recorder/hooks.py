@@ -18,10 +18,9 @@ learn (``LearningHook``); the rows after it by ``LayerHook``, whose way is as sh
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,6 @@ from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.outputs import KEPT, OutputGradients
 
 KEY = "gradlens"
-PLACE = "_compiled_call_impl"
 
 
 class _Hooks(dict[Any, Any]):
@@ -42,7 +40,7 @@ class _Hooks(dict[Any, Any]):
 OnError = Callable[[Exception], None]
 
 
-class _Hook:
+class ForwardHook:
     """A forward hook of one layer.
 
     A copy or a pickle of the model made meanwhile holds, in its place, a function of the standard library that does
@@ -73,7 +71,7 @@ class _Hook:
             node._register_hook_dict(tensor)
 
 
-class LayerHook(_Hook):
+class LayerHook(ForwardHook):
     """The hook of one layer in all recorded rows but the first.
 
     Args:
@@ -137,7 +135,7 @@ class LayerHook(_Hook):
             self._on_error(error)
 
 
-class LearningHook(_Hook):
+class LearningHook(ForwardHook):
     """The hook of one layer in the first recorded row, and in every row of a compiled model.
 
     Args:
@@ -229,92 +227,3 @@ def _is_made_by(tensor: Tensor, module: nn.Module) -> bool:
     nodes = [node for node, _ in base.grad_fn.next_functions if node is not None]
     nodes += [below for node in nodes for below, _ in node.next_functions if below is not None]
     return any(id(getattr(node, "variable", None)) in own for node in nodes)
-
-
-# --- placing them ---------------------------------------------------------------------------------------------
-
-
-class Place(Protocol):
-    """Where a hook can be put and taken away, row by row."""
-
-    def put(self) -> None:
-        """Put the hook there."""
-
-    def clear(self) -> None:
-        """Take it away."""
-
-
-class ForwardPlace:
-    """Among the forward hooks of a module.
-
-    Args:
-        module: The module.
-        hook: Its hook.
-    """
-
-    def __init__(self, module: nn.Module, hook: _Hook) -> None:
-        self._module, self._hook = module, hook
-        self._handle: Any = None
-
-    def put(self) -> None:
-        """Put the hook there."""
-        self._handle = self._module.register_forward_hook(self._hook)
-
-    def clear(self) -> None:
-        """Take it away."""
-        self._handle.remove()
-
-
-class DirectPlace:
-    """On the short way through a module's call.
-
-    Args:
-        module: The module.
-        hook: Its hook.
-    """
-
-    def __init__(self, module: nn.Module, hook: LayerHook) -> None:
-        self._attributes = module.__dict__
-        self._hooked = hook.around(module)
-
-    def put(self) -> None:
-        """Put the hook there, unless somebody else was quicker."""
-        self._attributes.setdefault(PLACE, self._hooked)
-
-    def clear(self) -> None:
-        """Take it away."""
-        if self._attributes.get(PLACE) is self._hooked:
-            del self._attributes[PLACE]
-
-
-def find_place(module: nn.Module, hook: LayerHook, *, directly: bool) -> Place:
-    """Return the place for a hook.
-
-    Args:
-        module: A layer.
-        hook: Its hook.
-        directly: Whether the short way may be taken, where the module has one.
-    """
-    return DirectPlace(module, hook) if directly and _has_short_way(module) else ForwardPlace(module, hook)
-
-
-def _has_short_way(module: nn.Module) -> bool:
-    """Say whether the place is there, is empty, and is left out when the module is copied or pickled."""
-    kind = type(module)
-    return (
-        kind.__call__ is nn.Module.__call__
-        and kind.__getstate__ is nn.Module.__getstate__
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and not hasattr(kind, "__deepcopy__")
-        and getattr(kind, PLACE, True) is None
-        and PLACE not in module.__dict__
-        and _is_left_out()
-    )
-
-
-@functools.cache
-def _is_left_out() -> bool:
-    """Say whether this version of torch calls what stands in the place, and leaves it out of copies."""
-    probe = nn.Identity()
-    probe.__dict__[PLACE] = lambda x: x + 1
-    return bool(probe(1) == 2 and copy.deepcopy(probe)(1) == 1)

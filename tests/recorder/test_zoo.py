@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradlens.metrics import METRICS
-from gradlens.recorder import Recorder, hooks
+from gradlens.recorder import Recorder, placing
 from gradlens.run import ListSink
 from tests.recorder.zoo import ZOO, Case, Truth, find_truth
 
@@ -41,7 +41,7 @@ def record_case(case: Case) -> tuple[ListSink, list[Truth]]:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_metric_of_every_odd_model(name: str, directly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not directly:
-        monkeypatch.setattr(hooks, "_has_short_way", lambda module: False)
+        monkeypatch.setattr(placing, "_has_short_way", lambda module: False)
     case = ZOO[name]
     sink, truths = record_case(case)
     assert sink.header is not None

@@ -1,0 +1,31 @@
+"""Numbers that a user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from gradlens.errors import RecorderError
+
+Scalar = float | Tensor
+
+
+def to_numbers(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return numbers under names that a file can hold; see ``to_number``."""
+    return {name.replace("/", "."): to_number(name, value) for name, value in values.items()}
+
+
+def to_number(name: str, value: Scalar) -> Scalar:
+    """Return a number; a tensor that is not on the CPU as it is, so that nothing waits for it.
+
+    Raises:
+        RecorderError: It is no single number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_cpu and not value.is_meta:
+        return value.detach()
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise RecorderError(f"{name} must be one number, got {shown}") from None

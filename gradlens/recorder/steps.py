@@ -1,0 +1,379 @@
+"""One optimizer step after another: when its gradients are read, and when its row is closed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradlens.recorder.backward import BackwardWatch
+from gradlens.recorder.calibrate import seconds_per_hook
+from gradlens.recorder.layers import Learned, own_parameters, spread_out
+from gradlens.recorder.outputs import OutputGradients
+from gradlens.recorder.parameters import ParameterGradients, Weights, share_out
+from gradlens.recorder.placing import LayerHooks
+from gradlens.recorder.ranks import Ranks
+from gradlens.recorder.rhythm import AutoEvery, Clock
+from gradlens.recorder.row import CHANGE, MeasuredRow, Part
+from gradlens.recorder.scalars import Scalar, to_number
+from gradlens.recorder.scaling import ScalerWatch
+from gradlens.recorder.table import Table
+
+SPREAD = 16
+"""Parameters that tell of backward passes where no gradient of an output does."""
+
+MANY_ROWS = 64
+
+
+class Steps:
+    """Follows a training from step to step, and closes a row in the table for each step that is recorded.
+
+    Args:
+        modules: Layer names to modules.
+        optimizers: A step is over when each of them has stepped, or one would step again; none: ``step_by_hand``.
+        scaler: Follows the GradScaler.
+        rhythm: Metric to every how many rows it has a value.
+        learned: What the first row teaches.
+        wanted: Says whether a step is recorded.
+        clock: Keeps account of what that costs.
+        ranks: The processes that record together.
+        guard: Runs what is given, and meets its errors.
+        on_error: Meets an error in a hook.
+        first_step: Index of the next optimizer step.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Sequence[Optimizer],
+        scaler: ScalerWatch,
+        rhythm: Mapping[str, int],
+        learned: Learned,
+        wanted: Callable[[int], bool],
+        clock: Clock,
+        ranks: Ranks | None,
+        guard: Callable[[Callable[[], None]], None],
+        on_error: Callable[[Exception], None],
+        first_step: int,
+    ) -> None:
+        self.on = False
+        """Whether steps are followed."""
+        self.index = first_step
+        """Of the step in progress."""
+        self.epoch = 0
+        """Epochs done."""
+        self.row_wanted = False
+        """Whether the step in progress is recorded."""
+        self.clip: Scalar | None = None
+        """By how much the gradients of the step in progress were clipped, as the user says."""
+        self.cost = 0.0
+        """Seconds that the recorder took of the step in progress, but for the hooks on layers."""
+        self.local_error: Exception | None = None
+        """What went wrong on this rank in the step in progress; all ranks end recording when its row is closed."""
+
+        self._optimizers, self._scaler, self._rhythm, self._learned = optimizers, scaler, rhythm, learned
+        self._wanted, self._clock, self._ranks, self._guard = wanted, clock, ranks, guard
+        self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
+        self._outputs = OutputGradients(len(modules))
+        own = [[p for p in own_parameters(m) if ranks is None or ranks.reads(p)] for m in modules.values()]
+        groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
+        count = "nonfinite_count" in rhythm
+        self.gradients = ParameterGradients(share_out(own, groups), count_nonfinite=count, always_early=scaler.present)
+        self._weights = Weights(share_out(own, ())[0])
+        self._reads_gradients = "param_grad_norm" in rhythm or count
+        self._watch = BackwardWatch(self._end_backward)
+        self._hooks = LayerHooks(
+            modules,
+            self._outputs,
+            learned,
+            ranks,
+            on_error,
+            on_pass=self._watch.begin,
+            on_left_over=self._collect_left_over,
+        )
+        self._handles: list[Any] = []
+        self._forget_step(time.perf_counter())
+
+    def start(self, table: Table, now_and_then: Callable[[], None]) -> None:
+        """Place the hooks.
+
+        Args:
+            table: Takes the rows.
+            now_and_then: Called after one row in many.
+        """
+        self.on = True
+        self._table, self._now_and_then = table, now_and_then
+        seconds_per_hook()
+        for k, optimizer in enumerate(self._optimizers):
+            self._handles.append(optimizer.register_step_pre_hook(self._pre_hook(k)))
+            self._handles.append(optimizer.register_step_post_hook(self._post_hook(k)))
+        if self._learned.compiled and "activation_grad_norm" not in self._rhythm:
+            self._watch.watch(spread_out(self.gradients.parameters, SPREAD))
+        self._forget_step(time.perf_counter())
+        self._arm()
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        self.on = self._outputs.armed = self._learned.open = False
+        self._hooks.remove()
+        self._watch.stop()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forget(self) -> None:
+        """Let go of every tensor."""
+        self._outputs.clear()
+        self.gradients.clear()
+        self._weights.clear()
+
+    def step_by_hand(self) -> None:
+        """Read the gradients, and close the row: where there is no optimizer that does."""
+        self._guard(lambda: self._before_step(0, None))
+        if self.on:
+            self._guard(lambda: self._after_step(0))
+
+    # --- from step to step --------------------------------------------------------------------------------
+
+    def _forget_step(self, now: float) -> None:
+        """Forget the step that is over."""
+        self._backward_seen = False
+        self._seen = 0
+        self._stepped: set[int] = set()
+        self._lrs: dict[str, Scalar] = {}
+        self._found_inf: Tensor | None = None
+        self.clip = None
+        self._began = now
+        self.cost = 0.0
+
+    def _arm(self) -> None:
+        """Get ready for the next step: on or off with the layers' hooks, by whether it is recorded."""
+        self.row_wanted = self._outputs.armed = bool(self._wanted(self.index))
+        if self.row_wanted:
+            self._outputs.drop_pending()  # what came late, in a step that was not recorded
+            self._watch.start()
+        else:
+            self._watch.stop()
+        learned = self._learned
+        needed = learned.open or ("activation_grad_norm" in self._rhythm and (learned.compiled or self.row_wanted))
+        if learned.compiled and "activation_grad_norm" not in self._rhythm:
+            needed = False  # hooks break compiled code up, so it has none that is not needed
+        if needed:
+            self._hooks.put()
+        else:
+            self._hooks.remove()
+
+    def _advance(self, started: float) -> None:
+        now = time.perf_counter()
+        outputs, clock = self._outputs, self._clock
+        self.cost += now - started + outputs.seconds + outputs.count * seconds_per_hook()
+        if self.index > 0:
+            clock.add_step(now - self._began, self.cost)
+        if self.row_wanted:
+            if self._table.n_rows > 1:
+                clock.add_row(self.cost)
+            if self._auto is not None:
+                self._auto.note_row(self.index)
+            self.forget()
+        self.index += 1
+        self._forget_step(now)
+        self._arm()
+
+    # --- the backward pass --------------------------------------------------------------------------------
+
+    def _collect_left_over(self) -> None:
+        """Meet gradients of a backward pass whose end was not seen: it failed, or no parameter told of it."""
+        if self._watch.broken_off:
+            self._watch.forget()
+            self._outputs.drop_pending()
+        else:
+            with torch.no_grad():
+                self._outputs.collect(self._scaler.scale)
+                self._seen = 0
+
+    def _end_backward(self) -> None:
+        if self.on:
+            started = time.perf_counter()
+            self._guard(self._see_backward)
+            self.cost += time.perf_counter() - started
+
+    @torch.no_grad()
+    def _see_backward(self) -> None:
+        if self._learned.open:
+            self._learned.note_end()
+        scale = self._scaler.scale
+        if self._is_skipped:
+            of_this_pass = self._outputs.collect_apart(scale)
+            self.settle_skipped()
+            self._outputs.parts = of_this_pass
+        self._backward_seen = True
+        self._scaler.begin_round()
+        if not self._reads_gradients or self.gradients.looks_closely:
+            self._outputs.collect(scale)
+        self._seen = self._outputs.pending
+        if self._reads_gradients:
+            self.gradients.look(scale)
+
+    # --- the optimizer ------------------------------------------------------------------------------------
+
+    def _pre_hook(self, k: int) -> Callable[..., Any]:
+        """Return what an optimizer calls before its step; a closure is wrapped, since it computes the gradient."""
+
+        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            if not self.on:
+                return None
+            closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
+            if not closures:
+                if self.row_wanted or self._stepped:
+                    self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
+                return None
+            watched = self._watch_closure(closures[0], k)
+            args = tuple(watched if value is closures[0] else value for value in args)
+            return args, {name: watched if value is closures[0] else value for name, value in kwargs.items()}
+
+        return before
+
+    def _watch_closure(self, closure: Callable[[], Any], k: int) -> Callable[[], Any]:
+        """Read the gradients when a closure has computed them first; later calls in the step do not count."""
+        first = True
+
+        def watched() -> Any:
+            nonlocal first
+            result = closure()
+            if first:
+                first = False
+                self._guard(lambda: self._before_step(k, None))
+                self._outputs.armed = False
+                self._hooks.remove()
+            return result
+
+        return watched
+
+    def _post_hook(self, k: int) -> Callable[..., None]:
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self.on:
+                self._guard(lambda: self._after_step(k))
+
+        return after
+
+    @torch.no_grad()
+    def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
+        started = time.perf_counter()
+        if k in self._stepped:  # a second step of one of several optimizers: the round before is over
+            self._end_round()
+        if self.row_wanted:
+            self._read(k, grad_scale)
+        self.cost += time.perf_counter() - started
+
+    def _read(self, k: int, grad_scale: Tensor | None) -> None:
+        if self._outputs.pending != self._seen:  # by a pass whose end was not seen, so nothing is known of before
+            self.gradients.forget_look()
+        self._seen = 0
+        if self._reads_gradients:
+            scale = self._scaler.scale
+            layers, grads = self._outputs.take_kept()
+            norms = self.gradients.read(k, grad_scale, grads, layers)
+            if layers:
+                self._outputs.add(layers, norms, scale)
+            if not self._stepped and self._optimizers:
+                self.gradients.read_others(scale)
+        self._outputs.collect(self._scaler.scale)
+        due = self._due()
+        if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
+            self._weights.read(keep_copies="update_ratio" in due)
+        if self._optimizers:
+            optimizer = self._optimizers[k]
+            name = "lr" if k == 0 else f"lr_{k + 1}"
+            self._lrs[name] = to_number(name, optimizer.param_groups[0]["lr"])
+            found_inf = getattr(optimizer, "found_inf", None)
+            self._found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
+
+    def _after_step(self, k: int) -> None:
+        self._stepped.add(k)
+        if len(self._stepped) >= len(self._optimizers):
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Close the row, and begin the next step."""
+        started = time.perf_counter()
+        if self.row_wanted:
+            self._table.hand_over()
+            if self._weights.has_copies:
+                with torch.no_grad():
+                    self._weights.read_update()
+            scalars = dict(self._lrs)
+            if self._scaler.present:
+                scalars["skipped"] = 0.0 if self._found_inf is None else self._found_inf.reshape(())
+            self._close_row(scalars)
+        self._advance(started)
+
+    # --- a step that the scaler skips -----------------------------------------------------------------------
+
+    @property
+    def _is_skipped(self) -> bool:
+        """Whether the scaler skipped the step: it went through, and no optimizer stepped; known for recorded ones."""
+        return self.row_wanted and self._backward_seen and not self._stepped and self._scaler.skipped
+
+    def settle_skipped(self) -> None:
+        """Close the row of a step that the scaler skipped, if it did."""
+        if self._is_skipped:
+            self._close_skipped_row()
+
+    @torch.no_grad()
+    def _close_skipped_row(self) -> None:
+        started = time.perf_counter()
+        self._table.hand_over()
+        self.gradients.take_as_they_were()
+        if "param_norm" in self._due():
+            self._weights.read(keep_copies=False)
+        self._close_row({"skipped": 1.0})
+        self._advance(started)
+
+    # --- rows ---------------------------------------------------------------------------------------------
+
+    def _due(self) -> list[str]:
+        """List the metrics that the row in progress is to have."""
+        return [name for name, every in self._rhythm.items() if self._table.n_rows % every == 0]
+
+    def _close_row(self, scalars: dict[str, Scalar]) -> None:
+        if self._outputs.pending:
+            self._outputs.collect(self._scaler.scale)
+        parts: dict[str, list[Part]] = {
+            "activation_grad_norm": self._outputs.parts,
+            "param_grad_norm": self.gradients.parts,
+            "nonfinite_count": self.gradients.count_parts,
+            "param_norm": [] if self._weights.norms is None else [self._weights.norms],
+            CHANGE: [] if self._weights.changes is None else [self._weights.changes],
+        }
+        if self.clip is not None:
+            scalars["clip_coefficient"] = self.clip
+        due = self._due()
+        wanted = {*due, *(("param_norm", CHANGE) if "update_ratio" in due else ())}
+        measured = MeasuredRow(
+            self.index,
+            self.epoch,
+            due,
+            {name: found for name, found in parts.items() if found and name in wanted},
+            scalars,
+            self.gradients.parts_before,
+            self.gradients.parts if self.gradients.parts_before else [],
+        )
+        self.gradients.end_row()
+        was_open = self._learned.open
+        error, self.local_error = self.local_error, None
+        self._table.close_row(measured, error)
+        if was_open:
+            self._end_learning()
+        if self._table.n_rows % MANY_ROWS == 0:
+            self._now_and_then()
+
+    def _end_learning(self) -> None:
+        """Go over from the hooks that learn to those that are quick."""
+        self._hooks.renew()
+        if not self._learned.compiled:
+            spread = 0 if "activation_grad_norm" in self._rhythm else SPREAD
+            self._watch.watch(self._learned.parameters_to_watch(spread))
