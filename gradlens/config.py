@@ -277,8 +277,8 @@ class RunConfig:
     shortcut: str = "A"
     """A (zero-padded, no parameters) or B (projection where shapes change); of the residual nets only."""
     skip_broken: bool = False
-    every: int = 1
-    """Record every so many steps."""
+    every: int | str = 1
+    """Record every so many steps; or "auto": as often as recording keeps to its budget."""
     device: str = "auto"
     amp: bool = False
     """bfloat16 autocast in the forward pass."""
@@ -300,8 +300,10 @@ class RunConfig:
             _one_of(key, getattr(self, key), allowed)
         for name in self.augment:
             _one_of("augment", name, AUGMENTATIONS)
-        for key, low in (("epochs", 1), ("batch_size", 2), ("image_size", 8), ("every", 1)):
+        for key, low in (("epochs", 1), ("batch_size", 2), ("image_size", 8)):
             _at_least(key, getattr(self, key), low)
+        if self.every != "auto" and not (isinstance(self.every, int) and self.every >= 1):
+            raise ConfigError(f"every must be a whole number from 1, or auto; got {self.every}")
         for key in ("seed", "patience", "workers", "weight_decay", "lr"):
             _at_least(key, getattr(self, key), 0)
         if not 0 <= self.label_smoothing < 1:
@@ -352,6 +354,11 @@ def parse_names(text: str) -> tuple[str, ...]:
     """Split a list such as ``flip,crop``; ``none`` is the empty one."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     return () if names == ["none"] else tuple(names)
+
+
+def parse_every(text: str) -> int | str:
+    """Read a rhythm: a whole number, or ``auto``; ``RunConfig`` checks it."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve what else runs on the machine
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 
@@ -64,6 +66,8 @@ def make_run(tmp_path: Path) -> RunMaker:
         accuracy: float = 0.5,
         config: dict | None = None,
         status: str = "complete",
+        overhead: float = float("nan"),
+        notes: tuple[str, ...] = (),
         change: Callable[[np.ndarray], np.ndarray] = lambda grid: grid,
     ) -> Path:
         path = tmp_path / folder / f"{name}.h5"
@@ -93,6 +97,8 @@ def make_run(tmp_path: Path) -> RunMaker:
                         "seconds": 1.0,
                     }
                 )
+        if notes or overhead == overhead:
+            sink.write_state(overhead, notes)
         sink.close(status)
         return path
 

@@ -14,6 +14,7 @@ from gradlens.config import (
     make_config,
     model_names,
     parse_data,
+    parse_every,
     parse_model,
     parse_schedule,
     parse_seeds,
@@ -103,12 +104,17 @@ def test_differences_name_the_field() -> None:
     [
         ("optimizer", "adan"), ("split", "stratified"), ("augment", ("flop",)), ("epochs", 0), ("batch_size", 1),
         ("image_size", 4), ("lr", -1.0), ("lr", float("nan")), ("label_smoothing", 1.0), ("val_fraction", 0.0),
-        ("every", 0), ("workers", -1), ("recipe", "slow"), ("on_nonfinite", "hide"),
+        ("every", 0), ("every", "often"), ("workers", -1), ("recipe", "slow"), ("on_nonfinite", "hide"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_names_its_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         RunConfig("plain34", **{field: value})
+
+
+def test_rhythms() -> None:
+    assert [parse_every(text) for text in ("3", "auto", "-1", "x")] == [3, "auto", -1, "x"]
+    assert RunConfig("plain34", every="auto").to_dict()["every"] == "auto"
 
 
 def test_seeds() -> None:

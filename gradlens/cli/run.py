@@ -17,6 +17,7 @@ from gradlens.config import (
     SPLITS,
     RunConfig,
     make_config,
+    parse_every,
     parse_model,
     parse_names,
     parse_seeds,
@@ -61,7 +62,7 @@ from gradlens.errors import ConfigError, GradlensError
 @click.option("--skip-broken", is_flag=True, default=None, help="Pass over images that are missing or broken.")
 @click.option("--seed", type=int, help="Seeds weights, split, order and augmentation (default 0).")
 @click.option("--seeds", metavar="LIST", help="Train one run after another: 0,1,2 or 0-4.")
-@click.option("--every", type=int, help="Record every so many steps (default 1).")
+@click.option("--every", metavar="N", help="Record every so many steps (default 1); auto: as often as costs under 1 %.")
 @click.option("--device", help="auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="bfloat16 autocast in the forward pass.")
 @click.option("--workers", type=int, help="Processes that prepare batches (default 0).")
@@ -83,6 +84,7 @@ def run(
     seed: int | None,
     seeds: str | None,
     augment: str | None,
+    every: str | None,
     out: Path,
     resume: bool,
     overwrite: bool,
@@ -102,6 +104,8 @@ def run(
     chosen = parse_seeds(seeds) if seeds is not None else (seed or 0,)
     if augment is not None:
         options["augment"] = parse_names(augment)
+    if every is not None:
+        options["every"] = parse_every(every)
     given = {key: value for key, value in options.items() if value is not None}
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen]
     if not resume and not overwrite:

@@ -32,6 +32,8 @@ def summary_facts(run: Run) -> dict[str, Any]:
         "status": run.status,
         "rows": len(run.steps),
         "notable": notable(run),
+        "overhead": _finite(float(run.info.get("overhead", math.nan))),
+        "notes": list(run.info.get("notes", ())),
         "epochs": {name: _plain(values) for name, values in run.epochs.items()},
         "layers": layer_rows(run),
         "config": dict(run.config),
@@ -74,8 +76,13 @@ def _head(run: Run) -> Panel:
     seconds = np.nansum(run.epochs.get("seconds", np.zeros(1)))
     if seconds:
         text.append(f" · {say_seconds(float(seconds))} on {environment.get('device', '?')}")
+    overhead = float(run.info.get("overhead", math.nan))
+    if math.isfinite(overhead):
+        text.append(f" · recording took {say_share(overhead)}")
     for sentence in notable(run):
         text.append(f"\n• {sentence}")
+    for note in run.info.get("notes", ()):
+        text.append(f"\n• note: {note}", style="yellow")
     title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
     return Panel(text, title=Text(title, style="bold"), title_align="left", box=box.ROUNDED, padding=(0, 1))
 
@@ -155,6 +162,12 @@ def say_value(value: float) -> str:
     if math.isnan(value):
         return "-"
     return "not finite" if math.isinf(value) else "0" if value == 0 else f"{value:.2e}"
+
+
+def say_share(share: float) -> str:
+    """Write a share of the training time."""
+    percent = 100 * share
+    return "under 0.1 % of the time" if percent < 0.1 else f"{percent:.1f} % of the time"
 
 
 def say_seconds(seconds: float) -> str:

@@ -522,6 +522,25 @@ def test_auto_chooses_what_the_budget_allows(cost: float, interval: int) -> None
     assert clock.overhead == pytest.approx(recorded * cost / (0.1 * steps), rel=1e-6)
 
 
+def test_auto_makes_up_for_a_first_row_that_cost_more() -> None:
+    clock = Clock()
+    auto = AutoEvery(clock, budget=0.01)
+    rows = []
+    for step in range(4_000):
+        spent = 0.0
+        if auto(step):
+            spent = 0.1 if step == 0 else 0.005
+            rows.append(step)
+            if step:
+                clock.add_row(spent)
+        clock.add_step(0.1 + spent, spent)
+        if spent:
+            auto.note_row(step)
+    assert rows[2] == 11  # twice the interval that is due, as long as the first row is not made up for
+    assert rows[-1] - rows[-2] == 5
+    assert clock.overhead <= 0.0101
+
+
 def test_auto_records_and_says_what_it_cost(tmp_path: Path) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -17,7 +17,7 @@ from gradlens.terminal.compare import print_compare, spark
 from gradlens.terminal.heatmap import print_heatmap
 from gradlens.terminal.listing import print_listing, run_rows
 from gradlens.terminal.progress import TrainingView
-from gradlens.terminal.summary import print_summary, say_seconds, summary_facts
+from gradlens.terminal.summary import print_summary, say_seconds, say_share, summary_facts
 from tests.conftest import SAMPLE
 
 
@@ -101,6 +101,20 @@ def test_the_summary_says_what_is_notable(make_run) -> None:
     facts = summary_facts(read_run(SAMPLE))
     assert len(facts["layers"]) == 34
     assert facts["layers"][0]["activation_grad_norm"] > 0
+
+
+def test_the_summary_says_what_recording_cost_and_what_is_missing(make_run) -> None:
+    run = read_run(make_run(overhead=0.0123, notes=("no gradient came to the output of [a]", "another")))
+    out = console(100, colour=False)
+    print_summary(out, run)
+    text = "\n".join(plain_lines(out))
+    assert "recording took 1.2 % of the time" in text
+    assert "note: no gradient came to the output of [a]" in text
+    facts = summary_facts(run)
+    assert facts["overhead"] == 0.0123
+    assert facts["notes"] == ["no gradient came to the output of [a]", "another"]
+    assert summary_facts(read_run(make_run("old")))["overhead"] is None
+    assert say_share(0.0004) == "under 0.1 % of the time"
 
 
 def test_a_run_with_nothing_in_it_is_shown(make_run) -> None:
