@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,33 @@ def test_every_metric_of_every_odd_model(name: str, directly: bool, monkeypatch:
             if metric == "activation_grad_norm":
                 expected[[layer in case.silent for layer in names]] = np.nan
             np.testing.assert_allclose(found, expected, rtol=case.rtol, err_msg=f"{metric}, step {row.step}")
+
+
+def train(case: Case, steps: int, record: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+    torch.manual_seed(0)
+    model = case.build()
+    args, kwargs = case.inputs(0)
+    model(*args, **kwargs)  # lazy modules become what they are
+    optimizer = case.optimizer(model)
+    recorder = Recorder(model, ListSink(), optimizer=optimizer, metrics=METRICS, layers=case.layers, on_error="raise")
+    with recorder if record else contextlib.nullcontext():
+        for step in range(steps):
+            case.before_step(model, step)
+            args, kwargs = case.inputs(step)
+            optimizer.zero_grad()
+            case.backward(case.loss(model(*args, **kwargs)))
+            optimizer.step()
+    return [*model.state_dict().values()], torch.get_rng_state()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+@pytest.mark.parametrize("name", ZOO)
+def test_training_is_bit_identical_in_every_odd_model(name: str) -> None:
+    bare, bare_rng = train(ZOO[name], 5, record=False)
+    watched, watched_rng = train(ZOO[name], 5, record=True)
+    for a, b in zip(bare, watched, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+    assert torch.equal(bare_rng, watched_rng)
 
 
 def test_the_zoo_is_large_enough() -> None:
