@@ -124,7 +124,7 @@ class Learned:
         self._forward_numel: dict[int, int] = {}
         self._grad_numel: dict[int, int] = {}
         self._calls: dict[int, int] = {}
-        self._pass: dict[int, None] = {}
+        self._pass: dict[int, tuple[int, int]] = {}
         self._passes: list[list[int]] = []
 
     def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
@@ -139,13 +139,20 @@ class Learned:
         They are counted where gradients come by, so that an evaluation is not counted, nor the second forward pass of a
         checkpoint.
         """
-        self._grad_numel[layer] = self._grad_numel.get(layer, 0) + grad.numel()
-        self._calls[layer] = self._calls.get(layer, 0) + new_call
-        self._pass.setdefault(layer)
+        numel, calls = self._pass.get(layer, (0, 0))
+        self._pass[layer] = numel + grad.numel(), calls + new_call
 
     def note_end(self) -> None:
         """Learn that a backward pass is over."""
-        self._passes.append(list(self._pass))
+        if self._pass:
+            self._passes.append(list(self._pass))
+        for layer, (numel, calls) in self._pass.items():
+            self._grad_numel[layer] = self._grad_numel.get(layer, 0) + numel
+            self._calls[layer] = self._calls.get(layer, 0) + calls
+        self._pass.clear()
+
+    def forget_pass(self) -> None:
+        """Forget the backward pass in progress: it belongs to a later step."""
         self._pass.clear()
 
     def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
@@ -177,6 +184,7 @@ class Learned:
         A layer that never ran (a part of a fused operation, or unused) stands behind the one that was registered before
         it.
         """
+        self.note_end()
         ordered = [self._names[layer] for layer in self._forward_numel]
         before = None
         for name in self._names:

@@ -203,13 +203,14 @@ class Steps:
 
     @torch.no_grad()
     def _see_backward(self) -> None:
-        if self._learned.open:
-            self._learned.note_end()
         scale = self._scaler.scale
         if self._is_skipped:
             of_this_pass = self._outputs.collect_apart(scale)
+            self._learned.forget_pass()
             self.settle_skipped()
             self._outputs.parts = of_this_pass
+        if self._learned.open:
+            self._learned.note_end()
         self._backward_seen = True
         self._scaler.begin_round()
         if not self._reads_gradients or self.gradients.looks_closely:
