@@ -211,9 +211,9 @@ class ParameterGradients:
     @property
     def parts_before(self) -> list[Part]:
         """What was read before; empty where that is not known of every optimizer that stepped."""
-        if any(k not in self._before for k in self._after):
-            return []
-        return [self._before[k].part for k in self._after]
+        idle = {k: reading for k, reading in self._after.items() if not self._owners[k].parameters}
+        before = {**idle, **self._before}  # another rank reads all of what is idle here
+        return [before[k].part for k in self._after] if before.keys() >= self._after.keys() else []
 
 
 class Weights:

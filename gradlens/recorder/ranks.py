@@ -43,12 +43,12 @@ class Ranks:
         return place is not None and all(place[i] == 0 for i in copies)
 
     def combine(
-        self, due: Sequence[str], columns: Mapping[str, HostNorms], n_layers: int, extra: HostNorms
+        self, metrics: Sequence[str], columns: Mapping[str, HostNorms], n_layers: int, extra: HostNorms
     ) -> tuple[dict[str, HostNorms], HostNorms]:
         """Add up what the ranks measured of one row; all of them must call it.
 
         Args:
-            due: The metrics of the row, the same on all ranks.
+            metrics: All metrics of the run, the same on all ranks also where one of them failed.
             columns: What this rank has, (L,) each.
             n_layers: L.
             extra: Numbers that are simply added.
@@ -56,7 +56,7 @@ class Ranks:
         Returns:
             The columns and the extra numbers of all ranks together.
         """
-        names = [CHANGE if name == "update_ratio" else name for name in due]
+        names = [CHANGE if name == "update_ratio" else name for name in metrics]
         packed = np.zeros((len(names), 2, n_layers))
         for (values, there), name in zip(packed, names, strict=True):
             column = columns.get(name)

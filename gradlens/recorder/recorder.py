@@ -170,6 +170,7 @@ class Recorder:
         self._steps.epoch = first_epoch
         self._table = Table(
             sink,
+            tuple(self._rhythm),
             self._learned,
             len(self._modules),
             self._make_header,
@@ -214,6 +215,8 @@ class Recorder:
             return
         table = self._table
         try:
+            if self._ranks is not None:
+                self._steps.end_with_others(status)
             if table.n_rows:
                 table.open()  # a resumed run that had nothing left to do is not open yet
             if table.layers:
@@ -391,9 +394,8 @@ class Recorder:
         """
         if self._state != "recording":
             return
-        steps = self._steps
-        if self._ranks is not None and steps.local_error is None and steps.row_wanted:
-            steps.local_error = error
+        if self._ranks is not None and not self._table.ended:
+            self._steps.local_error = self._steps.local_error or error
             return
         self._state = "broken"
         self._steps.stop()

@@ -22,6 +22,7 @@ from gradlens.recorder.row import CHANGE, MeasuredRow, Part
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.scaling import ScalerWatch
 from gradlens.recorder.table import Table
+from gradlens.run import Status
 
 SPREAD = 16
 """Parameters that tell of backward passes where no gradient of an output does."""
@@ -302,14 +303,15 @@ class Steps:
         """Close the row, and begin the next step."""
         started = time.perf_counter()
         if self.row_wanted:
-            self._table.hand_over()
+            self._hold(self._table.hand_over)
             if self._weights.has_copies:
-                with torch.no_grad():
-                    self._weights.read_update()
+                self._hold(torch.no_grad()(self._weights.read_update))
             scalars = dict(self._lrs)
             if self._scaler.present:
                 scalars["skipped"] = 0.0 if self._found_inf is None else self._found_inf.reshape(())
-            self._close_row(scalars)
+            self._hold(lambda: self._close_row(scalars))
+            if self._ranks is not None:
+                self._meet()
         self._advance(started)
 
     # --- a step that the scaler skips -----------------------------------------------------------------------
@@ -327,10 +329,10 @@ class Steps:
     @torch.no_grad()
     def _close_skipped_row(self) -> None:
         started = time.perf_counter()
-        self._table.hand_over()
+        self._hold(self._table.hand_over)
         self.gradients.take_as_they_were()
         if "param_norm" in self._due():
-            self._weights.read(keep_copies=False)
+            self._hold(lambda: self._weights.read(keep_copies=False))
         self._close_row({"skipped": 1.0})
         self._advance(started)
 
@@ -365,8 +367,7 @@ class Steps:
         )
         self.gradients.end_row()
         was_open = self._learned.open
-        error, self.local_error = self.local_error, None
-        self._table.close_row(measured, error)
+        self._table.close_row(measured)
         if was_open:
             self._end_learning()
         if self._table.n_rows % MANY_ROWS == 0:
@@ -378,3 +379,37 @@ class Steps:
         if not self._learned.compiled:
             spread = 0 if "activation_grad_norm" in self._rhythm else SPREAD
             self._watch.watch(self._learned.parameters_to_watch(spread))
+
+    # --- several ranks --------------------------------------------------------------------------------------
+
+    def _hold(self, act: Callable[[], None]) -> None:
+        """Do a part of closing a row; where several ranks record, an error must not keep this one from its end."""
+        if self._ranks is None:
+            act()
+        else:
+            self._guard(act)
+
+    def _meet(self) -> None:
+        """End a row together with the other ranks."""
+        error, self.local_error = self.local_error, None
+        try:
+            self._table.meet(error)
+        except Exception as failure:
+            if self._table.ended:
+                raise
+            self.local_error = failure
+
+    def end_with_others(self, status: Status) -> None:
+        """Add up the rows that wait for that, where all ranks have come to the end.
+
+        Args:
+            status: How the run ended on this rank.
+
+        Raises:
+            Exception: What went wrong on this rank; or where it did on another, a RecorderError.
+        """
+        self._table.hand_over()
+        if status == "complete":
+            self._table.meet_at_the_end(self.local_error)
+        if self.local_error is not None:
+            raise self.local_error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -23,10 +25,13 @@ class Table:
     """Keeps the last row open for scalars, and gives the rows before it to the sink.
 
     Their numbers may still be on a device: the sink asks for a row when it comes to it, in a thread of its own. Only
-    where several ranks record together are the rows made at once.
+    where several ranks record together are the rows made at once, when an optimizer has stepped: there, and nowhere
+    else, all ranks meet, also where recording failed on one of them. The row of a skipped step waits until then, since
+    the ranks see at different moments that it was skipped.
 
     Args:
         sink: Where rows go.
+        metrics: All metrics of the run.
         learned: Describes the layers.
         n_layers: L.
         make_header: Makes the run's header out of its layers.
@@ -39,6 +44,7 @@ class Table:
     def __init__(
         self,
         sink: Sink,
+        metrics: Sequence[str],
         learned: Learned,
         n_layers: int,
         make_header: Callable[[tuple[Layer, ...]], Header],
@@ -54,6 +60,9 @@ class Table:
         """Index of the last row's optimizer step."""
         self.last_met = {name: np.full(n_layers, -1) for name in GRADIENTS}
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
+        self.ended = False
+        """Whether the ranks have ended the recording together, or cannot meet any more."""
+        self._metrics = metrics
         self._learned = learned
         self._n_layers = n_layers
         self._make_header = make_header
@@ -63,30 +72,46 @@ class Table:
         self._order = np.arange(n_layers)
         self._measured: MeasuredRow | None = None
         self._last_row: Row | None = None
+        self._waiting: list[MeasuredRow] = []
+        self._out_numel = np.zeros(n_layers)
+        self._is_open = self._have_met = False
 
     def open(self) -> None:
         """Open the sink, once the order of the layers is known."""
+        self._describe()
+        if not self._is_open:
+            self._is_open = True
+            self.sink.open(self._make_header(self.layers))
+
+    def _describe(self) -> None:
         if self.layers:
             return
         self.layers = self._learned.describe()
         self._learned.open = False
         self._order = self._learned.places([layer.name for layer in self.layers])
-        self.sink.open(self._make_header(self.layers))
+        if self._ranks is not None:  # until they have met, the parts of the batch pass for equal
+            self._out_numel[self._order] = [layer.out_numel for layer in self.layers]
+            self._set_out_numel(self._out_numel * self._ranks.world)
 
-    def close_row(self, measured: MeasuredRow, error: Exception | None) -> None:
+    def _set_out_numel(self, sizes: HostNorms) -> None:
+        pairs = zip(self.layers, sizes[self._order], strict=True)
+        self.layers = tuple(replace(layer, out_numel=round(size)) for layer, size in pairs)
+
+    def close_row(self, measured: MeasuredRow) -> None:
         """Add a row; scalars can be added to it until the next one is closed.
+
+        Where several ranks record, the row is this rank's alone until they meet.
 
         Args:
             measured: The row.
-            error: What went wrong on this rank; where several record together, all of them must come here.
         """
-        self.open()
         measured.index, self.last_step = self.n_rows, measured.step
-        if self._ranks is None:
-            self._measured = measured
-        else:
-            self._last_row = self._finish_together(self._ranks, measured, error)
         self.n_rows += 1
+        self._measured = measured
+        if self._ranks is None:
+            self.open()
+        else:
+            self._describe()
 
     def add_scalars(self, numbers: Mapping[str, float | Tensor]) -> None:
         """Add scalars to the last row, if it is still open."""
@@ -99,20 +124,23 @@ class Table:
         """Give the last row to the sink, now that no scalar can be added any more."""
         measured, row = self._measured, self._last_row
         self._measured = self._last_row = None
-        if measured is not None:
+        if measured is not None and self._ranks is not None:
+            self._waiting.append(measured)
+        elif measured is not None:
             measured.start_fetch()
             self.sink.write_row(lambda: self._finish(measured))
         elif row is not None:
             self.sink.write_row(row)
 
     def drop(self) -> None:
-        """Forget the last row."""
+        """Forget the last row, and those that wait for other ranks."""
         self._measured = self._last_row = None
+        self._waiting.clear()
 
     @property
     def last_row(self) -> Row | None:
         """The row that was closed last; waits for the device where its numbers are still there."""
-        if self._measured is not None:
+        if self._measured is not None and self._ranks is None:
             self._last_row = self._finish(self._measured)
             self._measured = None
         return self._last_row
@@ -135,19 +163,68 @@ class Table:
             row.scalars.pop("clip_coefficient", None)
         return row
 
-    def _finish_together(self, ranks: Ranks, measured: MeasuredRow, error: Exception | None) -> Row:
-        """Return the row that all ranks measured.
+    # --- several ranks --------------------------------------------------------------------------------------
+
+    def meet(self, error: Exception | None) -> None:
+        """Add up what all ranks measured in the row just closed, and then in those that wait.
+
+        An optimizer has stepped, and all ranks come here, whatever happened to them.
+
+        Args:
+            error: What went wrong on this rank.
 
         Raises:
-            RecorderError: Something went wrong on any of them.
+            Exception: The error; or where it happened on another rank, a RecorderError.
         """
+        newest, self._measured = self._measured, None
+        self._finish_together(newest, error)
+
+    def meet_at_the_end(self, error: Exception | None) -> None:
+        """Add up what all ranks measured in the rows that wait, if any do: the run is complete on all of them.
+
+        Args:
+            error: As in ``meet``.
+
+        Raises:
+            Exception: As in ``meet``.
+        """
+        if self._waiting:
+            newest = self._waiting.pop()
+            self._finish_together(newest, error)
+
+    def _finish_together(self, newest: MeasuredRow | None, error: Exception | None) -> None:
+        added = self._add_up(newest, error)
+        waiting, self._waiting = self._waiting, []
+        rows = [self._make_row(measured, *self._add_up(measured, None)) for measured in waiting]
+        if newest is not None:
+            self._last_row = self._make_row(newest, *added)
+        self.open()
+        for row in rows:
+            self.sink.write_row(row)
+
+    def _add_up(self, measured: MeasuredRow | None, error: Exception | None) -> tuple[dict[str, HostNorms], HostNorms]:
+        """Return the columns and the totals of a row over all ranks: one collective."""
+        assert self._ranks is not None
+        columns, totals = {}, np.full(2, math.nan)
+        try:
+            if measured is not None:
+                columns, totals = measured.columns(self._n_layers), measured.totals()
+        except Exception as failure:
+            error = error or failure
         if self._auto is not None:
-            self._auto.note_row(measured.step)
-        next_step = self._auto.next if self._auto is not None and ranks.rank == 0 else 0
-        extra = np.array([*measured.totals(), error is not None, next_step])
-        columns, sums = ranks.combine(measured.due, measured.columns(self._n_layers), self._n_layers, extra)
-        if self._auto is not None:
-            self._auto.set_next(int(sums[3]))
-        if sums[2] > 0:
+            self._auto.note_row(self.last_step)
+        next_step = self._auto.next if self._auto is not None and self._ranks.rank == 0 else 0
+        said = [error is not None, self._gradients.changes_seen, next_step]
+        extra = np.array([*totals, *said, *([] if self._have_met else self._out_numel)])
+        self.ended = True  # unless the others are met
+        columns, sums = self._ranks.combine(self._metrics, columns, self._n_layers, extra)
+        self.ended = bool(sums[2] > 0)
+        if self.ended:
             raise error or RecorderError("recording failed on another rank")
-        return self._make_row(measured, columns, sums[:2])
+        if not self._have_met and not self._is_open:
+            self._set_out_numel(sums[5:])
+        self._have_met = True
+        self._gradients.changes_seen = bool(sums[3] > 0)
+        if self._auto is not None:
+            self._auto.set_next(int(sums[4]))
+        return columns, sums[:2]
