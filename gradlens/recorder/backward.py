@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradlens.recorder.compiled import in_compiled_backward
+
 
 def in_backward() -> int:
     """Return the number of the backward pass that runs in this thread; -1 where none does."""
@@ -49,7 +51,7 @@ class BackwardWatch:
 
     def begin(self) -> None:
         """Hear that a backward pass runs in this thread."""
-        if self._running != -1 and not self.broken_off:
+        if (self._running != -1 and not self.broken_off) or in_compiled_backward():
             return
         engine = torch.autograd.Variable._execution_engine
         try:
@@ -67,6 +69,7 @@ class BackwardWatch:
         """Forget a pass that was broken off."""
         self._running = -1
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _on_grad(self, parameter: Tensor) -> None:
         self.begin()
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.recorder.compiled import must_stay_whole
 from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.outputs import KEPT, OutputGradients
 
@@ -128,6 +129,7 @@ class LayerHook(ForwardHook):
 
         return hooked
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take(self, grad: Tensor) -> None:
         try:
             self._outputs.take(self._layer, grad)
@@ -163,7 +165,8 @@ class LearningHook(ForwardHook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Learn, and hang a hook on the output."""
         if torch.compiler.is_compiling():
-            self._outside_the_graph(module, output)
+            if not must_stay_whole():
+                self._outside_the_graph(module, output)
         else:
             self._after_forward(module, output)
 
@@ -191,6 +194,7 @@ class LearningHook(ForwardHook):
             if tensor._base is not None and _is_made_by(tensor, module):
                 self._hang(tensor._base, functools.partial(self._take_of_base, seen))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take(self, seen: list[bool], grad: Tensor) -> None:
         if not self._outputs.armed:
             return
@@ -203,6 +207,7 @@ class LearningHook(ForwardHook):
         except Exception as error:
             self._on_error(error)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take_of_base(self, seen: list[bool], grad: Tensor) -> None:
         """Take the gradient of a base whose view, the layer's output, was changed in place and so got none."""
         if not seen:

@@ -197,6 +197,16 @@ def compiled_backward(session: Session) -> None:
     session.around_backward = lambda: torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend))
 
 
+def compiled_backward_by_config(session: Session) -> None:
+    wrap()(session)
+    session.around_backward = lambda: torch._dynamo.config.patch(compiled_autograd=True)
+
+
+def compiled_backward_of_parts(session: Session) -> None:
+    compiled_backward(session)
+    session.parts = 2
+
+
 def compiled_both(session: Session) -> None:
     wrap()(session)
     compiled_backward(session)
@@ -254,6 +264,8 @@ WAYS: dict[str, Way] = {
     "the whole step compiled": Way(whole_step, missing=ACTIVATION),
     "compiled autograd": Way(compiled_both, missing=ACTIVATION),
     "compiled autograd, eager model": Way(compiled_backward, missing=ACTIVATION),
+    "compiled autograd, eager model, micro-batches": Way(compiled_backward_of_parts, missing=ACTIVATION),
+    "compiled autograd by configuration": Way(compiled_backward_by_config, missing=ACTIVATION),
     "called before the recorder": Way(called(wrap()), missing=ACTIVATION),
     "model.compile(), called before": Way(called(in_place()), missing=ACTIVATION),
     "a compiled function, called before": Way(called(function()), missing=ACTIVATION),
