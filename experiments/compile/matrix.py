@@ -1,7 +1,7 @@
 """What of torch.compile works with the recorder, from real runs: way x backend x metric.
 
-    python experiments/compile/matrix.py                     # all, some minutes
-    python experiments/compile/matrix.py --backends eager aot_eager --ways fullgraph
+python experiments/compile/matrix.py                     # all, some minutes
+python experiments/compile/matrix.py --backends eager aot_eager --ways fullgraph
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def describe(outcome: Outcome, metrics: tuple[str, ...]) -> str:
         return f"**{len(outcome.sink.rows)} rows**"
     text = f"exact ({error:.0e})" if error < 1e-4 else f"**WRONG ({error:.0e})**"
     if gone:
-        text = f"{sum(gone)} missing, {'said' if outcome.said else '**NOT SAID**'}" + ("; else " + text if error else "")
+        text = f"{sum(gone)} missing, {'said' if outcome.said else '**NOT SAID**'}" + (
+            "; else " + text if error else ""
+        )
     return text
 
 
@@ -52,7 +54,9 @@ def main() -> None:
             try:
                 outcome = run_way(way, backend)
             except Exception as error:
-                print(f"| {name} | {backend} | **{type(error).__name__}: {str(error).splitlines()[0]}** | | |", flush=True)
+                print(
+                    f"| {name} | {backend} | **{type(error).__name__}: {str(error).splitlines()[0]}** | | |", flush=True
+                )
                 continue
             activation = describe(outcome, ("activation_grad_norm",))
             rest = describe(outcome, ("param_grad_norm", "param_norm", "update_ratio", "nonfinite_count"))

@@ -12,6 +12,14 @@ from torch import nn
 from gradlens.errors import GradlensError, GradlensWarning
 from gradlens.recorder.layers import LayerChoice, choose_layers, own_parameters
 
+NO_HOOK = (
+    "activation_grad_norm is missing: no hook fired; was the model compiled with fullgraph=True, or compiled and "
+    "called before gradlens.record()?"
+)
+SILENT_PASSES = (
+    "activation_grad_norm is missing in rows in which no gradient of an output came in some of the backward passes: "
+    "code that was compiled before gradlens.record() ran"
+)
 LISTED = 8
 """Names that a note lists at most."""
 
@@ -29,6 +37,7 @@ class Notes:
         self._model, self._choice, self._modules = model, choice, modules
         self._names = list(modules)
         self._texts: dict[str, None] = {}
+        self._replaced: set[str] = set()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -50,6 +59,7 @@ class Notes:
         now = choose_layers(self._model, self._choice)
         added = [name for name in now if name not in self._modules]
         replaced = [name for name, module in self._modules.items() if now.get(name) is not module]
+        self._replaced.update(replaced)
         for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
             if names:
                 text = f"{listed(names)}: {what} after recording began, and not recorded since"
@@ -64,10 +74,7 @@ class Notes:
             called: Names of the layers that ran.
         """
         if not called:
-            self.add(
-                "activation_grad_norm is missing: no hook fired; was the model compiled and called before "
-                "gradlens.record()?"
-            )
+            self.add(NO_HOOK)
             return
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
         silent = [name for name in never if name in called]
@@ -80,6 +87,33 @@ class Notes:
         stopped = newest >= 0 and newest < n_rows - 1
         if stopped:
             self.add(f"activation_grad_norm is missing from row {newest + 1} on: no hook fires any more")
+
+    def note_gaps(self, gaps: NDArray[np.int64], last: NDArray[np.int64], n_rows: int) -> None:
+        """Say which layers' outputs got no gradient in some rows, although their parameters did.
+
+        Args:
+            gaps: (L,) in how many rows.
+            last: As in ``note_missing_outputs``; what is said there is not said again.
+            n_rows: Rows of the run.
+        """
+        ended = n_rows - 1 - int(last.max(initial=-1))
+        known = [i for i, name in enumerate(self._names) if name not in self._replaced]
+        some = [i for i in known if last[i] >= 0 and gaps[i] > ended]
+        if some:
+            names = listed([self._names[i] for i in some])
+            count = max(int(gaps[i]) for i in some)
+            self.add(
+                f"activation_grad_norm is missing in up to {count} of {n_rows} rows, in which the parameters had "
+                f"gradients, of {names}"
+            )
+
+    def warn_of_no_hook(self) -> None:
+        """Say that no gradient of an output is to be expected."""
+        self.warn(NO_HOOK, "call torch.compiler.reset() and gradlens.record() before the first call")
+
+    def warn_of_silent_passes(self) -> None:
+        """Say that a row's gradients of outputs were not those of all backward passes."""
+        self.warn(SILENT_PASSES, "call torch.compiler.reset() before gradlens.record()")
 
     def note_missing_parameters(self, last: NDArray[np.int64]) -> None:
         """Say which layers' parameters never got a gradient.

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
+from gradlens.recorder.compiled import forget_broken_code, forget_compiled_code, is_compiled
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line
@@ -153,7 +154,8 @@ class Recorder:
         self._modules = choose_layers(model, layers)
         self._ranks = find_ranks(model)
         self._learned = Learned(self._modules)
-        self._learned.compiled = _is_compiled(model)
+        self._learned.compiled = any(map(is_compiled, model.modules()))
+        self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
             self._modules,
             self._optimizers,
@@ -163,6 +165,7 @@ class Recorder:
             wanted,
             self._clock,
             self._ranks,
+            self._notes,
             self._guard,
             self.fail,
             first_step,
@@ -179,7 +182,6 @@ class Recorder:
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
-        self._notes = Notes(model, layers, self._modules)
         self._state = "ready"
 
     # --- context ------------------------------------------------------------------------------------------
@@ -189,6 +191,8 @@ class Recorder:
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder serves once", tip="make a new one")
         self._state = "recording"
+        if self._learned.compiled and "activation_grad_norm" in self._rhythm:
+            forget_compiled_code(self._model)
         self._steps.start(self._table, self._write_state)
         return self
 
@@ -211,6 +215,7 @@ class Recorder:
             was = self._state
         self._state = "closed"
         self._steps.stop()
+        forget_broken_code()
         if was != "recording":
             return
         table = self._table
@@ -376,6 +381,7 @@ class Recorder:
         if "activation_grad_norm" in self._rhythm:
             last = table.last_met["activation_grad_norm"]
             self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)
+            self._notes.note_gaps(table.gaps, last, table.n_rows)
         if "param_grad_norm" in self._rhythm:
             self._notes.note_missing_parameters(table.last_met["param_grad_norm"])
 
@@ -437,13 +443,6 @@ def _rhythm(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[st
     if not optimizers:
         rhythm.pop("update_ratio", None)
     return rhythm
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
 
 
 def _unwrapped_name(model: nn.Module) -> str:

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from gradlens.recorder.backward import BackwardWatch
 from gradlens.recorder.calibrate import seconds_per_hook
+from gradlens.recorder.compiled import outside_graphs
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
+from gradlens.recorder.notes import Notes
 from gradlens.recorder.outputs import OutputGradients
 from gradlens.recorder.parameters import ParameterGradients, Weights, share_out
 from gradlens.recorder.placing import LayerHooks
@@ -27,6 +29,8 @@ from gradlens.run import Status
 SPREAD = 16
 """Parameters that tell of backward passes where no gradient of an output does."""
 
+FIRST_SPREAD = 4
+"""The same in the first row, in which the hooks on layers tell of them too, unless compiled code has left them out."""
 MANY_ROWS = 64
 
 
@@ -42,6 +46,7 @@ class Steps:
         wanted: Says whether a step is recorded.
         clock: Keeps account of what that costs.
         ranks: The processes that record together.
+        notes: Keeps what a reader should know.
         guard: Runs what is given, and meets its errors.
         on_error: Meets an error in a hook.
         first_step: Index of the next optimizer step.
@@ -57,6 +62,7 @@ class Steps:
         wanted: Callable[[int], bool],
         clock: Clock,
         ranks: Ranks | None,
+        notes: Notes,
         guard: Callable[[Callable[[], None]], None],
         on_error: Callable[[Exception], None],
         first_step: int,
@@ -77,7 +83,7 @@ class Steps:
         """What went wrong on this rank in the step in progress; all ranks end recording when its row is closed."""
 
         self._optimizers, self._scaler, self._rhythm, self._learned = optimizers, scaler, rhythm, learned
-        self._wanted, self._clock, self._ranks, self._guard = wanted, clock, ranks, guard
+        self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
         self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
         self._outputs = OutputGradients(len(modules))
         own = [[p for p in own_parameters(m) if ranks is None or ranks.reads(p)] for m in modules.values()]
@@ -112,8 +118,8 @@ class Steps:
         for k, optimizer in enumerate(self._optimizers):
             self._handles.append(optimizer.register_step_pre_hook(self._pre_hook(k)))
             self._handles.append(optimizer.register_step_post_hook(self._post_hook(k)))
-        if self._learned.compiled and "activation_grad_norm" not in self._rhythm:
-            self._watch.watch(spread_out(self.gradients.parameters, SPREAD))
+        spread = SPREAD if self._learned.compiled else FIRST_SPREAD
+        self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
         self._forget_step(time.perf_counter())
         self._arm()
 
@@ -143,7 +149,7 @@ class Steps:
     def _forget_step(self, now: float) -> None:
         """Forget the step that is over."""
         self._backward_seen = False
-        self._seen = 0
+        self._seen = self._silent = 0
         self._stepped: set[int] = set()
         self._lrs: dict[str, Scalar] = {}
         self._found_inf: Tensor | None = None
@@ -205,6 +211,7 @@ class Steps:
     @torch.no_grad()
     def _see_backward(self) -> None:
         scale = self._scaler.scale
+        silent = self._outputs.pending == self._seen
         if self._is_skipped:
             of_this_pass = self._outputs.collect_apart(scale)
             self._learned.forget_pass()
@@ -213,6 +220,7 @@ class Steps:
         if self._learned.open:
             self._learned.note_end()
         self._backward_seen = True
+        self._silent += silent
         self._scaler.begin_round()
         if not self._reads_gradients or self.gradients.looks_closely:
             self._outputs.collect(scale)
@@ -225,6 +233,7 @@ class Steps:
     def _pre_hook(self, k: int) -> Callable[..., Any]:
         """Return what an optimizer calls before its step; a closure is wrapped, since it computes the gradient."""
 
+        @outside_graphs
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
             if not self.on:
                 return None
@@ -256,6 +265,7 @@ class Steps:
         return watched
 
     def _post_hook(self, k: int) -> Callable[..., None]:
+        @outside_graphs
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             if self.on:
                 self._guard(lambda: self._after_step(k))
@@ -346,7 +356,7 @@ class Steps:
         if self._outputs.pending:
             self._outputs.collect(self._scaler.scale)
         parts: dict[str, list[Part]] = {
-            "activation_grad_norm": self._outputs.parts,
+            "activation_grad_norm": self._outputs_of_all_passes,
             "param_grad_norm": self.gradients.parts,
             "nonfinite_count": self.gradients.count_parts,
             "param_norm": [] if self._weights.norms is None else [self._weights.norms],
@@ -373,12 +383,24 @@ class Steps:
         if self._table.n_rows % MANY_ROWS == 0:
             self._now_and_then()
 
+    @property
+    def _outputs_of_all_passes(self) -> list[Part]:
+        """The gradients of outputs; none where compiled code without hooks ran in a part of the step."""
+        parts = self._outputs.parts
+        if parts and self._silent and self._learned.compiled:
+            self._notes.warn_of_silent_passes()
+            return []
+        return parts
+
     def _end_learning(self) -> None:
         """Go over from the hooks that learn to those that are quick."""
         self._hooks.renew()
-        if not self._learned.compiled:
-            spread = 0 if "activation_grad_norm" in self._rhythm else SPREAD
-            self._watch.watch(self._learned.parameters_to_watch(spread))
+        if not self._learned.called and "activation_grad_norm" in self._rhythm:
+            self._notes.warn_of_no_hook()
+        spread = 0 if "activation_grad_norm" in self._rhythm else SPREAD
+        to_watch = [] if self._learned.compiled else self._learned.parameters_to_watch(spread)
+        if to_watch:
+            self._watch.watch(to_watch)
 
     # --- several ranks --------------------------------------------------------------------------------------
 

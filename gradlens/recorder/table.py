@@ -63,6 +63,8 @@ class Table:
         self.ended = False
         """Whether the ranks have ended the recording together, or cannot meet any more."""
         self._metrics = metrics
+        self.gaps = np.zeros(n_layers, dtype=np.int64)
+        """(L,) rows in which a layer's parameters had a gradient, and its output had none."""
         self._learned = learned
         self._n_layers = n_layers
         self._make_header = make_header
@@ -153,6 +155,9 @@ class Table:
         for name, last in self.last_met.items():
             if name in columns:
                 last[~np.isnan(columns[name])] = measured.index
+        outputs, parameters = (columns.get(name) for name in GRADIENTS)
+        if parameters is not None and GRADIENTS[0] in measured.due:
+            self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
         said = "clip_coefficient" in measured.scalars
         row = make_row(measured, columns, totals, self._order)
         if said:

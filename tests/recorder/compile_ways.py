@@ -61,7 +61,8 @@ class Session:
     step: Callable[[], object]
     recorded: nn.Module
     around_backward: Callable[[], Any] = nullcontext
-    batch: Callable[[int], int] = lambda step: BATCH
+    batch: Callable[[int, int], int] = lambda step, part: BATCH
+    """Step and part to the size of the micro-batch."""
     parts: int = 1
     every: int = 1
     metrics: tuple[str, ...] = tuple(METRICS)
@@ -70,7 +71,7 @@ class Session:
         self.optimizer.zero_grad()
         for part in range(self.parts):
             with self.around_backward():
-                loss_of(self.call(inputs(step * self.parts + part, batch=self.batch(part)))).backward()
+                loss_of(self.call(inputs(step * self.parts + part, batch=self.batch(step, part)))).backward()
         self.step()
 
 
@@ -85,6 +86,7 @@ class Way:
         before: Before the recorder is made.
         inside: When it is there, before the first step.
         middle: Before the third step.
+        each: Before every step.
         missing: Metrics that may be missing, if the run says so.
     """
 
@@ -215,12 +217,23 @@ def compiled_both(session: Session) -> None:
 def other_batch_later(session: Session) -> None:
     """Compile and call before the recorder; micro-batches of another size come after."""
     called(wrap(dynamic=False))(session)
-    session.parts, session.batch = 2, lambda part: BATCH + part
+    session.parts, session.batch = 2, lambda step, part: BATCH + part
+
+
+def function_other_batch_later(session: Session) -> None:
+    """The same with a compiled function, of which the recorder does not know."""
+    called(function(dynamic=False))(session)
+    session.parts, session.batch = 2, lambda step, part: BATCH + part
+
+
+def other_batch_in_later_steps(session: Session) -> None:
+    called(function(dynamic=False))(session)
+    session.batch = lambda step, part: BATCH + step % 2
 
 
 def micro_batches(session: Session) -> None:
     wrap(dynamic=False)(session)
-    session.parts, session.batch = 2, lambda part: BATCH + part
+    session.parts, session.batch = 2, lambda step, part: BATCH + part
 
 
 def every_second(session: Session) -> None:
@@ -261,16 +274,19 @@ WAYS: dict[str, Way] = {
     "compiled optimizer step": Way(compiled_step),
     "compiled optimizer step, bound method": Way(compiled_bound_step),
     "compiled optimizer step, eager model": Way(compiled_step_only),
-    "the whole step compiled": Way(whole_step, missing=ACTIVATION),
-    "compiled autograd": Way(compiled_both, missing=ACTIVATION),
-    "compiled autograd, eager model": Way(compiled_backward, missing=ACTIVATION),
-    "compiled autograd, eager model, micro-batches": Way(compiled_backward_of_parts, missing=ACTIVATION),
-    "compiled autograd by configuration": Way(compiled_backward_by_config, missing=ACTIVATION),
-    "called before the recorder": Way(called(wrap()), missing=ACTIVATION),
-    "model.compile(), called before": Way(called(in_place()), missing=ACTIVATION),
+    "the whole step compiled": Way(whole_step),
+    "compiled autograd": Way(compiled_both),
+    "compiled autograd, eager model": Way(compiled_backward),
+    "compiled autograd, eager model, micro-batches": Way(compiled_backward_of_parts),
+    "compiled autograd by configuration": Way(compiled_backward_by_config),
+    "called before the recorder": Way(called(wrap())),
+    "model.compile(), called before": Way(called(in_place())),
     "a compiled function, called before": Way(called(function()), missing=ACTIVATION),
-    "a submodule, called before": Way(called(block_only), missing=ACTIVATION),
-    "called before, other micro-batches after": Way(other_batch_later, missing=ACTIVATION),
+    "a submodule, called before": Way(called(block_only)),
+    "called before, other micro-batches after": Way(other_batch_later),
+    "a function called before, other micro-batches after": Way(function_other_batch_later, missing=ACTIVATION),
+    "a function called before, other batches after": Way(other_batch_in_later_steps, missing=ACTIVATION),
+    "plain model recorded, called before": Way(called(wrap_unseen), missing=ACTIVATION),
     "called before, then torch.compiler.reset()": Way(reset),
     "torch.compile(model) in the middle": Way(middle=wrap_unseen, missing=ACTIVATION),
     "model.compile() in the middle": Way(middle=in_place(), missing=ACTIVATION),
@@ -314,14 +330,14 @@ def find_double_truth(session: Session, step: int) -> Truth:
     def call_parts(loss: Tensor) -> None:
         loss.backward()
         for part in range(1, session.parts):
-            x = inputs(step * session.parts + part, torch.float64, session.batch(part))
+            x = inputs(step * session.parts + part, torch.float64, session.batch(step, part))
             calls.append(part)
             loss_of(case_model[0](x)).backward()
 
     case_model: list[nn.Module] = []
     case = Case(
         Net,
-        lambda step: ((inputs(step * session.parts, torch.float64, session.batch(0)),), {}),
+        lambda step: ((inputs(step * session.parts, torch.float64, session.batch(step, 0)),), {}),
         loss_of,
         optimizer=lambda model: (case_model.append(model), torch.optim.SGD(model.parameters(), 0.05))[1],
         backward=call_parts,
