@@ -276,6 +276,8 @@ class _Stack:
         if self._copies is None:
             self._reduce_single(tensors[self._first])
             return
+        if tensors[self._first].shape != self._shape:  # stack() itself would go on, and leave old numbers in the rows
+            raise RuntimeError("another shape")
         torch.stack(self._pick(tensors), out=self._copies)
         if self._factors is not None:
             self._copies.mul_(self._factors)

@@ -101,3 +101,14 @@ def test_a_list_that_changes_its_shapes_under_one_key_is_taken_anew() -> None:
         np.testing.assert_allclose(reducer.norms(tensors, "key"), [truth(t) for t in tensors])
     sparse = torch.eye(3).to_sparse()
     assert reducer.norms([sparse, sparse, torch.ones(9)], "key").tolist() == pytest.approx([3**0.5, 3**0.5, 3])
+
+
+@pytest.mark.parametrize("count", [8, 48])
+@pytest.mark.parametrize("last", [[], [torch.randn(5)]], ids=["stacked", "mixed"])
+def test_a_list_of_other_shapes_is_found_out(count: int, last: list[torch.Tensor]) -> None:
+    """As a short last batch brings it."""
+    reducer = Reducer()
+    for rows in (32, 32, count, 32, count):
+        tensors = [*(torch.randn(rows, 64) for _ in range(4)), *last]
+        expected = [tensor.double().norm().item() for tensor in tensors]
+        np.testing.assert_allclose(reducer.norms(tensors, "outputs"), expected, rtol=1e-6)
