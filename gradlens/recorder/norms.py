@@ -309,6 +309,7 @@ class _Plan:
         self.outdated = False
         """Whether another plan suits the list better from now on: with ``exponents``."""
         self.exponents = exponents
+        self._applied = exponents
         self._scales = exponents is not None
         self._numel = np.array([tensor.numel() for tensor in tensors])
         groups, self._alone = _group(tensors, SMALL if self._scales else COPIED)
@@ -365,9 +366,9 @@ class _Plan:
     def _mend(self, tensors: Sequence[Tensor], norms: HostNorms) -> None:
         """Take again what left the range of float32, and see how to scale so that it does not in the next row."""
         right = _is_right(norms, self._numel)
-        if self.exponents is not None:
-            right |= (norms == 0) & (self.exponents == FURTHEST)  # so far up no number of float32 has a square of 0
-            np.ldexp(norms, -self.exponents, out=norms)
+        if self._applied is not None:
+            right |= (norms == 0) & (self._applied == FURTHEST)  # so far up no number of float32 has a square of 0
+            np.ldexp(norms, -self._applied, out=norms)
         for place in self._places[~right[self._places]]:
             norms[place] = _scaled_norm(_flatten(plain(tensors[place])))
         usual = ((norms > NORMAL[0]) & (norms < NORMAL[1])) | ~np.isfinite(norms)

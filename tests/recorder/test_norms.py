@@ -94,6 +94,18 @@ def test_many_at_once_are_each_right_and_in_place(shapes: list[tuple[int, ...]])
     np.testing.assert_allclose(list_norms(tensors, Reducer(), "key"), [truth(t) for t in tensors], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-35, 1e-25, 1e-18, 1.0, 1e17, 1e20, 1e30])
+@pytest.mark.parametrize("drift", [0.1, 0.7, 1.0, 1.6, 30.0])
+def test_one_key_is_right_row_after_row(size: float, drift: float) -> None:
+    """The numbers grow or shrink from row to row; how they are scaled is planned in one row for the next."""
+    reducer, shapes = Reducer(), [(8, 3000), (8, 5), (3000, 4), (3000,), (5,), (5,), (50_000,)]
+    for row in range(10):
+        generator = torch.Generator().manual_seed(row)
+        scale = min(max(size * drift**row, 1e-42), 1e37)
+        tensors = [torch.randn(shape, generator=generator).clamp(-3, 3) * scale for shape in shapes]
+        np.testing.assert_allclose(reducer.norms(tensors, "key"), [truth(t) for t in tensors], rtol=1e-6)
+
+
 def test_a_list_that_changes_its_shapes_under_one_key_is_taken_anew() -> None:
     reducer = Reducer()
     first = [torch.ones(4), torch.ones(4), torch.ones(9)]
