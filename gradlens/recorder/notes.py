@@ -13,8 +13,8 @@ from gradlens.errors import GradlensError, GradlensWarning
 from gradlens.recorder.layers import LayerChoice, choose_layers, own_parameters
 
 NO_HOOK = (
-    "activation_grad_norm is missing: no hook fired; was the model compiled with fullgraph=True, or compiled and "
-    "called before gradlens.record()?"
+    "activation_grad_norm is missing in the first row: no hook fired; was the model compiled with fullgraph=True, or "
+    "compiled and called before gradlens.record()?"
 )
 SILENT_PASSES = (
     "activation_grad_norm is missing in rows in which no gradient of an output came in some of the backward passes: "
@@ -74,7 +74,8 @@ class Notes:
             called: Names of the layers that ran.
         """
         if not called:
-            self.add(NO_HOOK)
+            if last.max(initial=-1) < 0:
+                self.add("activation_grad_norm is missing in every row")
             return
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
         silent = [name for name in never if name in called]

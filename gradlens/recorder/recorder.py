@@ -54,7 +54,8 @@ def record(
 
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, place the
-            recorder before the first compiled call. Of a model in DistributedDataParallel or ``fully_shard``, every
+            recorder before the first compiled call; with ``fullgraph=True`` outputs have no hooks, and their gradients
+            are missing. Of a model in DistributedDataParallel or ``fully_shard``, every
             rank makes a recorder, and rank 0 writes.
         path: The run file; it appears with the first row.
         optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
