@@ -1,0 +1,49 @@
+"""The experiments run: briefly, and without looking at the numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MEASURE = ROOT / "experiments" / "overhead" / "measure.py"
+
+
+def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(MEASURE), *arguments], capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.mark.slow
+def test_overhead_is_measured_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    ways = ["gradlens", "gradlens-auto", "forum", "tensorboard"]
+    arguments = ["--steps", "3", "--warmup", "2", "--memory-runs", "1", "--json", str(out)]
+    done = measure("--subject", "mlp", "--way", *ways, *arguments)
+    assert done.returncode == 0, done.stderr
+    pairs = {pair["way"]: pair for pair in json.loads(out.read_text(encoding="utf-8"))["pairs"]}
+    assert list(pairs) == ways
+    if "missing" in pairs["tensorboard"]:  # the extra "bench" is not installed
+        assert "not installed: tensorboard" in done.stdout
+        del pairs["tensorboard"]
+    for pair in pairs.values():
+        assert pair["rounds"] == 3
+        assert pair["ratio"]["median"] > 0
+        assert pair["equal_losses"]
+    assert pairs["gradlens"]["bytes_per_step"] > 0
+    assert pairs["gradlens"]["own_account"] > 0
+    assert pairs["forum"]["bytes_per_step"] == 0
+    again = measure("--tables", str(out), "--markdown", str(tmp_path / "tables.md"))
+    assert again.stdout == done.stdout == (tmp_path / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_wrong_subject_is_refused() -> None:
+    done = measure("--subject", "nothing")
+    assert done.returncode == 2
+    assert "invalid choice: 'nothing'" in done.stderr
