@@ -45,12 +45,13 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._bare_memory: dict[tuple[str, bool], dict[str, Any]] = {}
+        self._bytes: dict[tuple[str, str], dict[str, Any]] = {}
 
     def compare(self, subject: str, way: str) -> dict[str, Any]:
         """Measure one way on one subject."""
         found = {
             "subject": subject,
-            "subject_title": SUBJECTS[subject].title,
+            "subject_title": SUBJECTS[subject].titles[self._options.device],
             "way": way,
             "way_title": WAYS[way].title,
             **self._run(kind="pair", subject=subject, way=way),
@@ -63,7 +64,10 @@ class Bench:
         """Return the bytes that a step adds, and those that are there once."""
         if pair["bytes"] == 0:
             return {"bytes_per_step": 0.0}
-        found = self._run(kind="bytes", subject=pair["subject"], way=pair["way"])
+        key = (pair["subject"], WAYS[pair["way"]].at_every_step().title)
+        if key not in self._bytes:  # with one thread: there is little to compute
+            self._bytes[key] = self._run(kind="bytes", subject=pair["subject"], way=pair["way"], threads=1)
+        found = self._bytes[key]
         if "error" in found:
             return {"bytes_error": found["error"]}
         return {"bytes_per_step": found["per_step"] * pair["row_share"], "bytes_once": found["once"]}
@@ -97,7 +101,7 @@ class Bench:
         """Do one job in a process of its own."""
         options = self._options
         names = ("steps", "seconds", "warmup", "threads", "device")
-        job |= {name: getattr(options, name) for name in names} | {"block": options.block}
+        job = {name: getattr(options, name) for name in names} | {"block": options.block} | job
         with tempfile.TemporaryDirectory() as folder:
             out, log = Path(folder) / "result.json", Path(folder) / "log.txt"
             command = [sys.executable, str(WORKER), json.dumps(job), str(out)]
@@ -108,7 +112,7 @@ class Bench:
                         stdout=stream,
                         stderr=stream,
                         stdin=subprocess.DEVNULL,
-                        env=os.environ | dict.fromkeys(THREADS, str(options.threads)),
+                        env=os.environ | dict.fromkeys(THREADS, str(job["threads"])),
                         timeout=options.seconds + SLOWEST_START,
                         check=False,
                     )
@@ -165,9 +169,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.block = options.block or (10 if options.device == "cuda" else 1)
     if options.subject is None:
-        options.subject = [name for name, subject in SUBJECTS.items() if options.device in subject.devices]
+        options.subject = [name for name, subject in SUBJECTS.items() if options.device in subject.titles]
     if min(options.steps, options.warmup, options.threads, options.block) < 1 or options.memory_runs < 0:
         parser.error("--steps, --warmup, --threads and --block start at 1, --memory-runs at 0")
+    unfit = [name for name in options.subject if options.device not in SUBJECTS[name].titles]
+    if unfit:
+        parser.error(f"{', '.join(unfit)} is not measured on {options.device}")
     return options
 
 

@@ -126,16 +126,14 @@ class Subject:
     """What is trained.
 
     Args:
-        title: For the table.
-        make: Builds it for a device ("cpu" or "cuda").
+        titles: For the table; for each device on which it is measured, "cpu" or "cuda".
+        make: Builds it for a device.
         solo_steps: Steps of a run in which memory is measured.
-        devices: Where it is measured.
     """
 
-    title: str
+    titles: dict[str, str]
     make: Callable[[str], Trained]
     solo_steps: int
-    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 def _resnet34(device: str) -> Trained:
@@ -165,12 +163,18 @@ def _transformer(device: str) -> Trained:
     return Trained(model, optimizer, symbols[:, :-1].contiguous(), symbols[:, 1:].contiguous())
 
 
+_MLP = "MLP, 50 linear layers of width 128, batch 32, SGD"
 SUBJECTS: dict[str, Subject] = {
-    "resnet34": Subject("ResNet-34, batch 32, 64 px, Adam (cuda: batch 128, 224 px, bf16 autocast)", _resnet34, 6),
-    "mlp": Subject("MLP, 50 linear layers of width 128, batch 32, SGD", _mlp, 80),
-    "transformer": Subject(
-        "transformer, 4 layers of width 128, 64 places, batch 16, AdamW", _transformer, 30, ("cpu",)
+    "resnet34": Subject(
+        {
+            "cpu": "ResNet-34, batch 32, 64 px, Adam",
+            "cuda": "ResNet-34, batch 128, 224 px, bf16 autocast, Adam",
+        },
+        _resnet34,
+        6,
     ),
+    "mlp": Subject({"cpu": _MLP, "cuda": _MLP}, _mlp, 80),
+    "transformer": Subject({"cpu": "transformer, 4 layers of width 128, 64 places, batch 16, AdamW"}, _transformer, 30),
 }
 
 
