@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradlens.recorder.compiled import in_compiled_backward
+from gradlens.recorder.compiled import in_compiled_backward, outside_graphs
 
 
 def in_backward() -> int:
@@ -27,6 +27,8 @@ class BackwardWatch:
     """
 
     def __init__(self, on_end: Callable[[], None]) -> None:
+        self.unheard = False
+        """Whether there were passes whose end is never heard of: compiled ones."""
         self._on_end = on_end
         self._parameters: list[Tensor] = []
         self._handles: list[Any] = []
@@ -51,7 +53,10 @@ class BackwardWatch:
 
     def begin(self) -> None:
         """Hear that a backward pass runs in this thread."""
-        if (self._running != -1 and not self.broken_off) or in_compiled_backward():
+        if self._running != -1 and not self.broken_off:
+            return
+        if in_compiled_backward():
+            self.unheard = True
             return
         engine = torch.autograd.Variable._execution_engine
         try:
@@ -69,10 +74,11 @@ class BackwardWatch:
         """Forget a pass that was broken off."""
         self._running = -1
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _on_grad(self, parameter: Tensor) -> None:
         self.begin()
 
+    @outside_graphs
     def _end(self) -> None:
         self._running = -1
         self._on_end()

@@ -6,10 +6,12 @@ import contextlib
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _broken: set[CodeType] = set()
 """Functions whose compiled code was broken up by a hook."""
@@ -36,9 +38,13 @@ def must_stay_whole() -> bool:
     return False
 
 
-def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an optimizer's hook that is never a part of compiled code."""
-    disabled: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def outside_graphs(function: F) -> F:
+    """Return a function that is never compiled, wherever it is called from, nor what it calls.
+
+    The recorder's own code runs amid compiled code where that calls ``backward()`` or the optimizer. torch would
+    compile it too, and has been seen to get norms wrong.
+    """
+    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled
 
 

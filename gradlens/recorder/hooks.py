@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.compiled import must_stay_whole
+from gradlens.recorder.compiled import must_stay_whole, outside_graphs
 from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.outputs import KEPT, OutputGradients
 
@@ -52,7 +52,17 @@ class ForwardHook:
         self._layer, self._outputs, self._on_error = layer, outputs, on_error
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hang a hook on the output."""
+        """Hang a hook on the output; may be traced by ``torch.compile``."""
+        compiled = torch.compiler.is_compiling()
+        if not (compiled and must_stay_whole()):
+            self._outside_the_graph(module, output, compiled)
+
+    @outside_graphs
+    def _outside_the_graph(self, module: nn.Module, output: Any, compiled: bool) -> None:
+        self.after_forward(module, output, compiled=compiled)
+
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
+        """Hang a hook on the output; never traced."""
         raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,7 +107,7 @@ class LayerHook(ForwardHook):
         self._on_base = on_base
         self._on_left_over = on_left_over
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
         """Hang a hook on the output."""
         try:
             if self._kept:
@@ -124,12 +134,12 @@ class LayerHook(ForwardHook):
                     except Exception as error:
                         fail(error)
                     return output
-            self(module, args, output)
+            self.after_forward(module, output)
             return output
 
         return hooked
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _take(self, grad: Tensor) -> None:
         try:
             self._outputs.take(self._layer, grad)
@@ -162,21 +172,10 @@ class LearningHook(ForwardHook):
         super().__init__(layer, outputs, on_error)
         self._module, self._learned, self._on_pass = module, learned, on_pass
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
         """Learn, and hang a hook on the output."""
-        if torch.compiler.is_compiling():
-            if not must_stay_whole():
-                self._outside_the_graph(module, output)
-        else:
-            self._after_forward(module, output)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _outside_the_graph(self, module: nn.Module, output: Any) -> None:
-        self._learned.compiled = True
-        self._after_forward(module, output)
-
-    def _after_forward(self, module: nn.Module, output: Any) -> None:
         try:
+            self._learned.compiled |= compiled
             tensors = output_tensors(output)
             takes = self._outputs.armed and torch.is_grad_enabled()
             if self._learned.open:
@@ -194,7 +193,7 @@ class LearningHook(ForwardHook):
             if tensor._base is not None and _is_made_by(tensor, module):
                 self._hang(tensor._base, functools.partial(self._take_of_base, seen))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _take(self, seen: list[bool], grad: Tensor) -> None:
         if not self._outputs.armed:
             return
@@ -207,7 +206,7 @@ class LearningHook(ForwardHook):
         except Exception as error:
             self._on_error(error)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _take_of_base(self, seen: list[bool], grad: Tensor) -> None:
         """Take the gradient of a base whose view, the layer's output, was changed in place and so got none."""
         if not seen:

@@ -20,6 +20,7 @@ SILENT_PASSES = (
     "activation_grad_norm is missing in rows in which no gradient of an output came in some of the backward passes: "
     "code that was compiled before gradlens.record() ran"
 )
+COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass: clipping is not seen"
 LISTED = 8
 """Names that a note lists at most."""
 
@@ -111,6 +112,18 @@ class Notes:
     def warn_of_no_hook(self) -> None:
         """Say that no gradient of an output is to be expected."""
         self.warn(NO_HOOK, "call torch.compiler.reset() and gradlens.record() before the first call")
+
+    def note_compiled_backward(self, *, scaled: bool) -> None:
+        """Say what is not seen where compiled autograd runs the backward passes.
+
+        Args:
+            scaled: Whether a GradScaler is in use.
+        """
+        if scaled:
+            tip = "do without one of the two"
+            self.warn(f"{COMPILED_BACKWARD}, and a step that the GradScaler skips goes into the row after it", tip)
+        else:
+            self.add(COMPILED_BACKWARD)
 
     def warn_of_silent_passes(self) -> None:
         """Say that a row's gradients of outputs were not those of all backward passes."""

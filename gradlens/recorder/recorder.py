@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
-from gradlens.recorder.compiled import forget_broken_code, forget_compiled_code, is_compiled
+from gradlens.recorder.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line
@@ -273,6 +273,7 @@ class Recorder:
         """
         return self._clock.overhead
 
+    @outside_graphs
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars (loss=...) to the row just closed; nothing happens if that step was not recorded.
 
@@ -321,6 +322,7 @@ class Recorder:
         self._notes.look_for_changes()
         self._table.sink.write_state(self.overhead, self.notes)
 
+    @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
         """Close a row where no optimizer was given; call it while the gradients stand, before they are zeroed.
 
@@ -337,6 +339,7 @@ class Recorder:
         self._steps.step_by_hand()
         self.log(**scalars)
 
+    @outside_graphs
     def clipped(self, coefficient: float | Tensor) -> None:
         """Say by how much the gradients of the step in progress were clipped; call it before ``optimizer.step()``.
 

@@ -376,6 +376,8 @@ class Steps:
             self.gradients.parts if self.gradients.parts_before else [],
         )
         self.gradients.end_row()
+        if self._watch.unheard:
+            self._notes.note_compiled_backward(scaled=self._scaler.present)
         was_open = self._learned.open
         self._table.close_row(measured)
         if was_open:

@@ -88,6 +88,7 @@ class Way:
         middle: Before the third step.
         each: Before every step.
         missing: Metrics that may be missing, if the run says so.
+        notes: What the run is to say although nothing is missing.
     """
 
     before: Act = lambda session: None
@@ -95,6 +96,7 @@ class Way:
     middle: Act = lambda session: None
     each: Act = lambda session: None
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def wrap(**options: Any) -> Act:
@@ -199,9 +201,9 @@ def compiled_backward(session: Session) -> None:
     session.around_backward = lambda: torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend))
 
 
-def compiled_backward_by_config(session: Session) -> None:
-    wrap()(session)
-    session.around_backward = lambda: torch._dynamo.config.patch(compiled_autograd=True)
+def whole_step_by_config(session: Session) -> None:
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        whole_step(session)
 
 
 def compiled_backward_of_parts(session: Session) -> None:
@@ -251,6 +253,7 @@ def reset(session: Session) -> None:
     torch.compiler.reset()
 
 
+HIDDEN = ("compiled autograd hides the end of a backward pass: clipping is not seen",)
 ACTIVATION = ("activation_grad_norm",)
 WAYS: dict[str, Way] = {
     "torch.compile(model)": Way(wrap()),
@@ -275,10 +278,10 @@ WAYS: dict[str, Way] = {
     "compiled optimizer step, bound method": Way(compiled_bound_step),
     "compiled optimizer step, eager model": Way(compiled_step_only),
     "the whole step compiled": Way(whole_step),
-    "compiled autograd": Way(compiled_both),
-    "compiled autograd, eager model": Way(compiled_backward),
-    "compiled autograd, eager model, micro-batches": Way(compiled_backward_of_parts),
-    "compiled autograd by configuration": Way(compiled_backward_by_config),
+    "compiled autograd": Way(compiled_both, notes=HIDDEN),
+    "compiled autograd, eager model": Way(compiled_backward, notes=HIDDEN),
+    "compiled autograd, eager model, micro-batches": Way(compiled_backward_of_parts, notes=HIDDEN),
+    "the whole step and compiled autograd": Way(whole_step_by_config, notes=HIDDEN),
     "called before the recorder": Way(called(wrap())),
     "model.compile(), called before": Way(called(in_place())),
     "a compiled function, called before": Way(called(function()), missing=ACTIVATION),
