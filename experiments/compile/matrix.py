@@ -60,7 +60,7 @@ def main() -> None:
                 continue
             activation = describe(outcome, ("activation_grad_norm",))
             rest = describe(outcome, ("param_grad_norm", "param_norm", "update_ratio", "nonfinite_count"))
-            said = "; ".join(dict.fromkeys(outcome.said))
+            said = "; ".join(outcome.sink.notes)
             print(f"| {name} | {backend} | {activation} | {rest} | {said} |", flush=True)
 
 
