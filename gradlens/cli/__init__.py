@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 import click
 
@@ -12,8 +14,11 @@ from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
 from gradlens.cli.run import run
 from gradlens.cli.summary import summary
+from gradlens.config import LAUNCH_VARIABLES
 from gradlens.errors import ConfigError, GradlensError
 
+PATIENCE_S = 10
+"""Seconds that a process waits with an error for the first to say it."""
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -43,6 +48,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        _let_the_first_speak()
         error.show()
         return USAGE
     except GradlensError as error:
@@ -55,7 +61,15 @@ def run_command(arguments: list[str] | None = None) -> int:
         return OK
 
 
+def _let_the_first_speak() -> None:
+    """Of several processes that met the same error, wait until torchrun ends this one after the first has said it."""
+    environment = os.environ
+    if environment.keys() >= set(LAUNCH_VARIABLES) and environment["RANK"] != "0":
+        time.sleep(PATIENCE_S)
+
+
 def _say(error: GradlensError) -> None:
+    _let_the_first_speak()
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
     if error.tip:
         click.echo(f"{click.style('Tip:', fg='cyan')} {error.tip}", err=True)

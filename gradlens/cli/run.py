@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def run(
 
     MODEL is plain18, plain34, resnet18, resnet34 (ImageNet stem), plain20 ... plain110, resnet20 ... resnet110
     (CIFAR family), each also with -nobn; torchvision:NAME; path.py:FACTORY; or module:FACTORY.
-    Writes OUT/MODEL-sSEED.h5.
+    Writes OUT/MODEL-sSEED.h5. Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share
+    each batch.
     """
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given: choose one of them")
@@ -150,29 +152,35 @@ def _refuse_existing(paths: list[Path]) -> None:
 
 
 def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool) -> None:
-    from gradlens.terminal.console import results, talk
+    from gradlens.events import ignore
+    from gradlens.terminal.console import talk
     from gradlens.terminal.progress import TrainingView
-    from gradlens.train import train_run
+    from gradlens.train import joined, train_run
 
-    console = talk()
     failed = []
-    with TrainingView(console) as view:
+    with joined(plans[0][0].device) as world, TrainingView(talk()) if world.first else nullcontext(ignore) as view:
         for config, path in plans:
             if train_run(config, path, overwrite=overwrite, resume=resume, listener=view) == "failed":
                 failed.append(path)
+    if world.first:
+        _show([path for _, path in plans])
+    if failed:
+        raise GradlensError(
+            f"{', '.join(map(str, failed))}: stopped by a loss that was not finite; what was recorded is kept",
+            tip="a lower --lr, or --on-nonfinite continue",
+        )
+
+
+def _show(paths: list[Path]) -> None:
+    """Show what came out."""
     from gradlens.storage import read_run
+    from gradlens.terminal.console import results, talk
     from gradlens.terminal.summary import print_summary
 
-    paths = [path for _, path in plans]
     if len(paths) == 1:
         print_summary(results(), read_run(paths[0]))
     else:
         from gradlens.terminal.listing import print_listing, run_rows
 
         print_listing(results(), paths[0].parent, run_rows(paths))
-    console.print(f"next: gradlens heatmap {' '.join(map(str, paths[:3]))}", markup=False)
-    if failed:
-        raise GradlensError(
-            f"{', '.join(map(str, failed))}: stopped by a loss that was not finite; what was recorded is kept",
-            tip="a lower --lr, or --on-nonfinite continue",
-        )
+    talk().print(f"next: gradlens heatmap {' '.join(map(str, paths[:3]))}", markup=False)

@@ -6,6 +6,7 @@ So a run that goes on at epoch 7 sees exactly what an unbroken run saw there, wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = tuple[Tensor, Tensor]
 
+IGNORED = -100
+"""The label of a picture that only fills up a part of a batch; ``cross_entropy`` passes over it."""
+LEAST = 2
+"""Pictures in a part of a batch: batch norm cannot train on one."""
 
 # What a random stream is for.
 ORDER, AUGMENTATION = 1, 2
@@ -42,23 +47,51 @@ def make_augmentation(names: Sequence[str], side: int) -> v2.Transform | None:
     return v2.Compose([known[name] for name in names]) if names else None
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that one of several processes takes.
+
+    Args:
+        rank: The process.
+        world_size: Their number.
+    """
+
+    rank: int
+    world_size: int
+
+    def of(self, keys: list[int]) -> tuple[list[int], int]:
+        """Return this process's part of a batch, and how many of it count: what else is there only fills it up."""
+        mine = keys[self.rank :: self.world_size]
+        own = len(mine)
+        others = [key for key in keys if key not in mine] or keys
+        return mine + [others[i % len(others)] for i in range(LEAST - own)], own
+
+
 class _Pictures(Dataset[Batch]):
     """Whole batches by index; the epoch is packed into the index (epoch * N + i), so that workers know it."""
 
-    def __init__(self, data: ImageSet, augmentation: v2.Transform | None, seed: int) -> None:
+    def __init__(
+        self, data: ImageSet, augmentation: v2.Transform | None, seed: int, share: Share | None = None
+    ) -> None:
         self.data = data
+        self.share = share
         self.augmentation = augmentation
         self.seed = seed
 
     def __getitems__(self, keys: list[int]) -> Batch:
         """Return images (B, 3, side, side) float and labels (B,)."""
         n = len(self.data)
+        own = len(keys)
+        if self.share is not None:
+            keys, own = self.share.of(keys)
         indices = [key % n for key in keys]
         images = self.data.images[indices]
         if self.augmentation is not None:
             images = torch.stack([self._augment(image, key) for image, key in zip(images, keys, strict=True)])
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-        return (images.float() / 255 - mean) / std, self.data.labels[indices]
+        labels = self.data.labels[indices]
+        labels[own:] = IGNORED
+        return (images.float() / 255 - mean) / std, labels
 
     def _augment(self, image: Tensor, key: int) -> Tensor:
         assert self.augmentation is not None
@@ -99,6 +132,8 @@ class Batches:
         augment: Names out of ``gradlens.config.AUGMENTATIONS``.
         side: Pixels.
         workers: Processes that prepare batches; 0 prepares them here.
+        share: The part of each batch that is wanted; None for all of it. A part of less than two pictures (of a short
+            last batch) is filled up with others of the batch, whose label is ``IGNORED``.
     """
 
     def __init__(
@@ -110,10 +145,12 @@ class Batches:
         augment: Sequence[str] = (),
         side: int = 0,
         workers: int = 0,
+        share: Share | None = None,
     ) -> None:
+        self._batch_size = batch_size
         self._order = _Order(len(data), shuffle_seed)
         self._loader: DataLoader[Batch] = DataLoader(
-            _Pictures(data, make_augmentation(augment, side), shuffle_seed or 0),
+            _Pictures(data, make_augmentation(augment, side), shuffle_seed or 0, share),
             batch_size=batch_size,
             sampler=self._order,
             drop_last=shuffle_seed is not None and len(data) > 1 and len(data) % batch_size == 1,
@@ -124,6 +161,10 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def size(self, batch: int) -> int:
+        """Return the number of pictures in a whole batch, counted from 0: of all processes together."""
+        return min(self._batch_size, self._order.count - batch * self._batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Return the batches of an epoch: images (B, 3, side, side) float32, labels (B,) int64."""
@@ -144,9 +185,10 @@ def make_batches(
     augment: Sequence[str],
     side: int,
     workers: int,
+    share: Share | None = None,
 ) -> tuple[Batches, Batches]:
     """Return training batches (shuffled, augmented) and validation batches (in order, as they are)."""
     return (
-        Batches(train, batch_size, shuffle_seed=seed, augment=augment, side=side, workers=workers),
-        Batches(val, batch_size, shuffle_seed=None, workers=workers),
+        Batches(train, batch_size, shuffle_seed=seed, augment=augment, side=side, workers=workers, share=share),
+        Batches(val, batch_size, shuffle_seed=None, workers=workers, share=share),
     )

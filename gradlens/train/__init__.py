@@ -1,5 +1,6 @@
 """Train a net with the recorder on."""
 
+from gradlens.train.distributed import joined
 from gradlens.train.session import train_run
 
-__all__ = ["train_run"]
+__all__ = ["joined", "train_run"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradlens.config import RunConfig
 from gradlens.errors import RunFileError
 from gradlens.train.loop import Progress
+
+Generators = tuple[Tensor, list[Tensor]]
 
 
 def checkpoint_path(run_path: Path) -> Path:
@@ -32,6 +35,7 @@ def save_checkpoint(
     progress: Progress,
     rows: int,
     steps: int,
+    generators: Sequence[Generators],
 ) -> None:
     """Write the state after an epoch, atomically.
 
@@ -44,6 +48,7 @@ def save_checkpoint(
         progress: Where the training stands.
         rows: Rows recorded so far.
         steps: Optimizer steps made so far.
+        generators: The random generators of each process that trains, by rank.
     """
     state: dict[str, Any] = {
         "config": config.to_dict(),
@@ -53,8 +58,9 @@ def save_checkpoint(
         "progress": asdict(progress),
         "rows": rows,
         "steps": steps,
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch_rng": generators[0][0],
+        "cuda_rng": generators[0][1],
+        "other_rng": list(generators[1:]),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -81,12 +87,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def restore(state: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> Progress:
-    """Put a checkpoint's state back, the random generators' included."""
+def restore(
+    state: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, rank: int = 0
+) -> Progress:
+    """Put a checkpoint's state back, the random generators' included, as far as it holds those of this rank."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    torch.set_rng_state(state["torch_rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    generators = [(state["torch_rng"], state["cuda_rng"]), *state.get("other_rng", [])]
+    if rank < len(generators):
+        of_cpu, of_gpus = generators[rank]
+        torch.set_rng_state(of_cpu)
+        if of_gpus and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(of_gpus)
     return Progress(**state["progress"])
+
+
+def read_generators() -> Generators:
+    """Return the state of this process's random generators: the CPU's, and those of all GPUs."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

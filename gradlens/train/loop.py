@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradlens.config import RunConfig
-from gradlens.data import Batches
+from gradlens.data import IGNORED, Batches
 from gradlens.errors import ModelError
 from gradlens.events import EpochDone, Listener, NonFinite, StepDone
 from gradlens.recorder import Recorder
 from gradlens.run import FloatArray
+from gradlens.train.distributed import World
 
 
 @dataclass
@@ -47,13 +48,13 @@ class Mean:
 
     loss: float = 0.0
     correct: float = 0.0
-    count: int = 0
+    count: float = 0
 
-    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch."""
-        self.loss += loss * len(labels)
-        self.correct += float((logits.argmax(1) == labels).sum())
-        self.count += len(labels)
+    def add(self, loss: float, correct: float, count: float) -> None:
+        """Add one batch: its mean loss, its correct answers, its images."""
+        self.loss += loss * count
+        self.correct += correct
+        self.count += count
 
     @property
     def values(self) -> tuple[float, float]:
@@ -78,6 +79,7 @@ class Trainer:
         scheduler: Stepped once per epoch.
         train_batches: Shuffled.
         val_batches: In order.
+        world: The processes that train together; the batches are this one's part.
         device: Where the model is.
         listener: Gets the events.
         after_epoch: Called when an epoch is over and recorded; writes the checkpoint.
@@ -96,6 +98,7 @@ class Trainer:
     after_epoch: Callable[[], None]
     interrupted: Callable[[], bool]
     progress: Progress = field(default_factory=Progress)
+    world: World = field(default_factory=World)
 
     def train(self, recorder: Recorder) -> str:
         """Train until the epochs are done or the patience is at its end.
@@ -143,19 +146,17 @@ class Trainer:
             images, labels = (part.to(self.device, non_blocking=True) for part in batch)
             with self._autocast():
                 logits = find_logits(self.model(images))
-                loss = self._loss(logits, labels)
+                loss = self._loss(logits, labels, self.train_batches.size(step - 1))
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
-            value = loss.item()
+            value, asked = self._add_up(mean, loss, logits, labels)
             recorder.log(loss=value)
-            mean.add(value, logits, labels)
             self.listener(StepDone(epoch, step, *mean.values, main_profile(recorder)))
             if not math.isfinite(value):
                 self._meet_nonfinite(epoch, value, recorder)
-            if self.interrupted():
-                raise KeyboardInterrupt
+            self._stop_if(asked)
         return mean.values
 
     def _meet_nonfinite(self, epoch: int, loss: float, recorder: Recorder) -> None:
@@ -169,18 +170,40 @@ class Trainer:
     def _validate(self) -> tuple[float, float]:
         self.model.eval()
         mean = Mean()
-        for batch in self.val_batches.epoch(0):
+        for step, batch in enumerate(self.val_batches.epoch(0)):
             images, labels = (part.to(self.device, non_blocking=True) for part in batch)
             with self._autocast():
                 logits = find_logits(self.model(images))
-                loss = self._loss(logits, labels)
-            mean.add(loss.item(), logits, labels)
-            if self.interrupted():
-                raise KeyboardInterrupt
+                loss = self._loss(logits, labels, self.val_batches.size(step))
+            self._stop_if(self._add_up(mean, loss, logits, labels)[1])
         return mean.values
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+    def _loss(self, logits: Tensor, labels: Tensor, count: int) -> Tensor:
+        """Return the mean loss; of several processes, what averages to the mean over all images of the batch."""
+        smoothing = self.config.label_smoothing
+        if not self.world.shared:
+            return functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        total = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+        return total * (self.world.size / count)
+
+    def _add_up(self, mean: Mean, loss: Tensor, logits: Tensor, labels: Tensor) -> tuple[float, bool]:
+        """Add a batch to the mean over images.
+
+        Returns:
+            The loss of the whole batch, and whether the user asked any of several processes to stop.
+        """
+        count = float((labels != IGNORED).sum()) if self.world.shared else len(labels)
+        correct = float((logits.argmax(1) == labels).sum())
+        asked = float(self.interrupted()) if self.world.shared else 0.0
+        total, correct, count, asked = self.world.add(loss.item(), correct, count, asked)
+        value = total / self.world.size
+        mean.add(value, correct, count)
+        return value, asked > 0
+
+    def _stop_if(self, asked: bool) -> None:
+        """Stop where the user asked for it: several processes all at the same step."""
+        if asked if self.world.shared else self.interrupted():
+            raise KeyboardInterrupt
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
-from gradlens.config import RunConfig, parse_schedule
-from gradlens.data import Splits, load_data, make_batches
+from gradlens.config import RunConfig, parse_data, parse_schedule
+from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError, RunFileError
 from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
-from gradlens.run import Status
+from gradlens.run import NullSink, Sink, Status
 from gradlens.storage import BackgroundSink, FileSink, read_run
-from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, restore, save_checkpoint
+from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, read_generators, restore, save_checkpoint
+from gradlens.train.distributed import World, has_batch_norm, joined, unwrapped
 from gradlens.train.loop import StoppedError, Trainer, find_logits
 
 MAY_DIFFER_ON_RESUME = ("workers",)
@@ -37,14 +39,14 @@ def train_run(
     resume: bool = False,
     listener: Listener = ignore,
 ) -> Status:
-    """Train one model with one seed and record it.
+    """Train one model with one seed and record it; where torchrun started several processes, together with them.
 
     Args:
         config: What to train and how.
         path: The run file.
         overwrite: Replace a run that is there.
         resume: Go on where a run stopped: after the last epoch that was finished.
-        listener: Gets the events of the training.
+        listener: Gets the events of the training; of several processes, that of the first alone.
 
     Returns:
         "complete", or "failed" after a loss that was not finite.
@@ -53,13 +55,46 @@ def train_run(
         GradlensError: The model, the data, the file or the options cannot be used.
         KeyboardInterrupt: The user stopped it; the file is closed as "interrupted" and can be resumed.
     """
-    started = time.perf_counter()
-    state = _state_to_resume(config, path, listener) if resume else None
-    if resume and state is None and path.exists():
+    with joined(config.device) as world:
+        listener = listener if world.first else ignore
+        world.gather(None)  # until rank 0 has closed the file of a run before this one
+        start = world.together(lambda: _find_start(config, path, overwrite, resume, listener, world))
+        if start.complete:
+            return "complete"
+        _check_starts(path, start, world)
+        trainer, recorder = _prepare(config, path, start, listener, world)
+        return _run(trainer, recorder, path, start.time)
+
+
+@dataclass
+class _Start:
+    """Where a run begins."""
+
+    time: float
+    state: dict[str, Any] | None = None
+    """The checkpoint's, of a run that goes on."""
+    complete: bool = False
+    """Whether there is nothing left to do."""
+    sink: Sink = field(default_factory=NullSink)
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Rows and epochs that are done, of a run that goes on."""
+        return (int(self.state["rows"]), int(self.state["progress"]["epoch"])) if self.state else None
+
+
+def _find_start(
+    config: RunConfig, path: Path, overwrite: bool, resume: bool, listener: Listener, world: World
+) -> _Start:
+    start = _Start(time.perf_counter())
+    world.check(config)
+    start.state = _state_to_resume(config, path, listener) if resume else None
+    if resume and start.state is None and path.exists():
         there = read_run(path)
         if there.status == "complete":
             listener(Note(f"{path} is complete; nothing to resume"))
-            return "complete"
+            start.complete = True
+            return start
         if len(there.epochs.get("epoch", ())):
             raise RunFileError(
                 f"{path} cannot be resumed: its checkpoint {checkpoint_path(path)} is missing",
@@ -67,36 +102,68 @@ def train_run(
             )
         listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
         overwrite = True
-    counts = (int(state["rows"]), int(state["progress"]["epoch"])) if state else None
-    sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=counts))
+    if world.first:
+        start.sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=start.counts))
+    return start
 
-    device = choose_device(config.device)
-    data = load_data(config, listener)
+
+def _check_starts(path: Path, start: _Start, world: World) -> None:
+    """Refuse to go on from a file that not all processes see."""
+    if len(set(world.gather(start.counts))) > 1:
+        raise RunFileError(
+            f"{path} cannot be resumed: not all processes see its checkpoint {checkpoint_path(path)}",
+            tip="all machines need the same --out folder",
+        )
+
+
+def _prepare(
+    config: RunConfig, path: Path, start: _Start, listener: Listener, world: World
+) -> tuple[Trainer, Recorder]:
+    """Build all that a training needs."""
+    device = world.together(lambda: choose_device(world.device_name(config.device)))
+    data = _load(config, listener, world)
     torch.manual_seed(config.seed)
-    trainer = _make_trainer(config, data, device, listener)
-    check_model(trainer.model, config, data, device)
-    if state is None:
+    trainer = world.together(lambda: _make_trainer(config, data, device, listener, world))
+    net = trainer.model
+    world.together(lambda: check_model(net, config, data, device))
+    if start.state is None and world.first:
         checkpoint_path(path).unlink(missing_ok=True)  # of a run that is replaced
+    trainer.model = world.wrap(net, config)
+    counts = start.counts or (0, 0)
     recorder = Recorder(
         trainer.model,
-        sink,
+        start.sink,
         optimizer=trainer.optimizer,
         every=config.every,
         info={
             "model": config.model,
             "seed": config.seed,
-            "config": {**config.to_dict(), "data_facts": data.facts},
+            "config": {**config.to_dict(), "data_facts": data.facts, **world.describe(net)},
         },
         on_error="raise",
-        first_step=int(state["steps"]) if state else 0,
-        first_epoch=counts[1] if counts else 0,
-        first_row=counts[0] if counts else 0,
+        first_step=int(start.state["steps"]) if start.state else 0,
+        first_epoch=counts[1],
+        first_row=counts[0],
     )
-    if state:
-        trainer.progress = restore(state, trainer.model, trainer.optimizer, trainer.scheduler)
+    world.seed(config.seed)
+    if start.state:
+        trainer.progress = restore(start.state, net, trainer.optimizer, trainer.scheduler, world.rank)
     trainer.after_epoch = lambda: _save(trainer, recorder, checkpoint_path(path))
     listener(_started(trainer, data, path))
-    return _run(trainer, recorder, path, started)
+    if world.shared:
+        listener(Note(_say_processes(net, world)))
+    return trainer, recorder
+
+
+def _load(config: RunConfig, listener: Listener, world: World) -> Splits:
+    if parse_data(config.data).kind == "torchvision":  # may be downloaded
+        return world.in_turn(lambda: load_data(config, listener))
+    return world.together(lambda: load_data(config, listener))
+
+
+def _say_processes(net: nn.Module, world: World) -> str:
+    text = f"{world.size} processes share each batch"
+    return f"{text}; batch norm normalises the part of each by itself" if has_batch_norm(net) else text
 
 
 def _run(trainer: Trainer, recorder: Recorder, path: Path, started: float) -> Status:
@@ -115,11 +182,12 @@ def _run(trainer: Trainer, recorder: Recorder, path: Path, started: float) -> St
     except KeyboardInterrupt:
         ended("interrupted")
         raise
-    checkpoint_path(path).unlink(missing_ok=True)
+    if trainer.world.first:
+        checkpoint_path(path).unlink(missing_ok=True)
     return ended("complete", reason)
 
 
-def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listener: Listener) -> Trainer:
+def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listener: Listener, world: World) -> Trainer:
     model = build_model(
         config.model,
         num_classes=len(data.classes),
@@ -138,6 +206,7 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         augment=config.augment,
         side=config.image_size,
         workers=config.workers,
+        share=Share(world.rank, world.size) if world.shared else None,
     )
     return Trainer(
         config=config,
@@ -150,6 +219,7 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         listener=listener,
         after_epoch=lambda: None,
         interrupted=lambda: False,
+        world=world,
     )
 
 
@@ -205,16 +275,22 @@ def _state_to_resume(config: RunConfig, path: Path, listener: Listener) -> dict[
 
 def _save(trainer: Trainer, recorder: Recorder, path: Path) -> None:
     rows, steps = recorder.counts
-    save_checkpoint(
-        path,
-        config=trainer.config,
-        model=trainer.model,
-        optimizer=trainer.optimizer,
-        scheduler=trainer.scheduler,
-        progress=trainer.progress,
-        rows=rows,
-        steps=steps,
-    )
+    generators = trainer.world.gather(read_generators())
+
+    def save() -> None:
+        save_checkpoint(
+            path,
+            config=trainer.config,
+            model=unwrapped(trainer.model),
+            optimizer=trainer.optimizer,
+            scheduler=trainer.scheduler,
+            progress=trainer.progress,
+            rows=rows,
+            steps=steps,
+            generators=generators,
+        )
+
+    trainer.world.together(lambda: save() if trainer.world.first else None)
 
 
 def _started(trainer: Trainer, data: Splits, path: Path) -> Started:

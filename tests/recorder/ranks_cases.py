@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from gradlens.metrics import METRICS
 from gradlens.recorder import hooks, parameters
 from gradlens.recorder.row import MeasuredRow
 from gradlens.storage import FileSink
+from tests.processes import run_all
 
 BATCH, CLASSES, STEPS = 24, 5, 6
 
@@ -319,27 +320,12 @@ class Death:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def work(folder: Path, rank: int, world: int, tasks: list[str]) -> None:
+def work(folder: Path, world: int, tasks: list[str], rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     found = do_all(tasks, folder, rank, world)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-def start(folder: Path, rank: int, world: int, tasks: list[str]) -> int:
-    """Start a process that holds all that is imported here already, and return its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    with open(folder / f"rank{rank}.txt", "w") as said, contextlib.redirect_stderr(said):
-        try:
-            work(folder, rank, world, tasks)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-    os._exit(code)
 
 
 def main(folder: Path, world: int, tasks: list[str]) -> None:
@@ -348,9 +334,7 @@ def main(folder: Path, world: int, tasks: list[str]) -> None:
     rest = [task for task in tasks if task not in deadly]
     groups = [(folder, rest)] if rest else []
     for here, mine in [*groups, *((folder / task, [task]) for task in deadly)]:
-        here.mkdir(exist_ok=True)
-        children = [start(here, rank, world, mine) for rank in range(world)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        codes = run_all(here, world, functools.partial(work, here, world, mine))
         (here / "codes.json").write_text(json.dumps(codes))
 
 
