@@ -55,8 +55,9 @@ def record(
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, place the
             recorder before the first compiled call; with ``fullgraph=True`` outputs have no hooks, and their gradients
-            are missing. Of a model in DistributedDataParallel or ``fully_shard``, every
-            rank makes a recorder, and rank 0 writes.
+            are missing. Of a model in DistributedDataParallel or ``fully_shard``, every rank makes a recorder and,
+            without an optimizer, calls its ``step()``; rank 0 writes, and only its ``log()`` and ``log_epoch()`` count.
+            ``DistributedDataParallel.join()`` is not supported.
         path: The run file; it appears with the first row.
         optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
             one would step again. Without one, call ``recorder.step()``.

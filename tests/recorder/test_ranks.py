@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 import gradlens
@@ -21,28 +23,27 @@ from tests.recorder.ranks_cases import CASES, FAILING, STEPS, build, run
 pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo")
 
 ROOT = Path(__file__).parents[2]
-QUICK = (
-    "ddp-unused",
-    "ddp-clip-late",
-    "ddp-scaler-first",
-    "ddp-auto",
-    "fsdp-adam",
-    "fsdp-clip-parts",
-    "fsdp-scaler-last",
-)
+QUICK = ("ddp-unused", "ddp-clip-late", "ddp-scaler-first", "fsdp-clip-parts")
 COUNTED = ("ddp-count-scaler", "fsdp-count-clip-parts")
-ERRORS = (
-    "ddp-error-hook-warn-1", "ddp-error-epoch-raise-0", "ddp-error-weights-raise-1", "fsdp-error-columns-warn-1",
-)  # fmt: skip
+ERRORS = ("ddp-error-hook-warn-1", "fsdp-error-columns-raise-1")
 MORE_ERRORS = (
     "ddp-error-hook-raise-1", "ddp-error-hook-raise-0", "ddp-error-read-warn-0", "ddp-error-columns-raise-1",
-    "ddp-error-sink-warn-0", "ddp-error-sink-raise-0", "fsdp-error-hook-raise-0", "fsdp-error-weights-warn-1",
-    "fsdp-error-read-raise-1",
+    "ddp-error-sink-warn-0", "ddp-error-sink-raise-0", "ddp-error-epoch-raise-0", "ddp-error-weights-raise-1",
+    "fsdp-error-hook-raise-0", "fsdp-error-weights-warn-1", "fsdp-error-read-raise-1",
 )  # fmt: skip
 QUICK_DEATH = "ddp-die-1"
 DEATHS = ("ddp-die-0", "fsdp-die-0", "fsdp-die-1")
 DEATHS_OF_FOUR = ("ddp-die-3", "fsdp-die-2")
 ALL = tuple(f"{kind}-{name}" for kind in ("ddp", "fsdp") for name in CASES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with as many threads as each of several processes does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Together:
@@ -81,7 +82,7 @@ def all_of_two(tmp_path_factory: pytest.TempPathFactory) -> Together:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    return Together(tmp_path_factory.mktemp("four"), 4, (*ALL, *COUNTED, *ERRORS, *DEATHS_OF_FOUR))
+    return Together(tmp_path_factory.mktemp("four"), 4, (*ALL, *COUNTED, *ERRORS, *MORE_ERRORS, *DEATHS_OF_FOUR))
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +120,12 @@ def assert_equal(task: str, together: Together, whole: Run) -> None:
         if name in whole.scalars:
             np.testing.assert_array_equal(got.scalars[name], whole.scalars[name][rows])
     if case.clip >= 0:  # unknown until it is seen that something clips
+        # A list-wise operation on sharded gradients leaves no trace but their values: looked at every 16th row.
         known = {"ddp": case.clip + 1, "fsdp": 16}[kind] if case.clip else 0
         coefficients = whole.scalars["clip_coefficient"][known:]
         assert (coefficients < 0.999).all()
-        np.testing.assert_allclose(got.scalars["clip_coefficient"][known:], coefficients, rtol=1e-5)
+        found_coefficients = got.scalars.get("clip_coefficient", np.full(case.steps, np.nan))
+        np.testing.assert_allclose(found_coefficients[known:], coefficients, rtol=1e-5)
     else:
         assert "clip_coefficient" not in got.scalars or (got.scalars["clip_coefficient"] == 1).all()
 
@@ -178,10 +181,13 @@ def assert_ended_together(task: str, together: Together) -> None:
         else:
             assert end["raised"] == (reason if reason == local else f"RecorderError: {reason}")
             assert end["steps"] == steps + 1
-    if steps:
-        run = together.read(task)
-        assert run.status == "failed"
-        assert run.steps.tolist() == list(range({"sink": 0, "epoch": 5}.get(where, 3)))
+    if where in ("weights", "sink"):  # nothing was written before the error
+        assert not (together.folder / "of-rank-0" / f"{task}.h5").exists()
+        return
+    run = together.read(task)
+    assert run.status == "failed"
+    assert run.steps.tolist() == list(range(steps))
+    assert run.info["notes"] == [f"recording ended at step {steps}: {local if broken_rank == '0' else elsewhere}"]
 
 
 @pytest.mark.parametrize("task", ERRORS)
@@ -190,7 +196,9 @@ def test_an_error_on_one_rank_ends_the_recording_of_all(task: str, two: Together
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "world"), [*((e, "all_of_two") for e in MORE_ERRORS), *((e, "four") for e in ERRORS)])
+@pytest.mark.parametrize(
+    ("task", "world"), [*((e, "all_of_two") for e in MORE_ERRORS), *((e, "four") for e in (*ERRORS, *MORE_ERRORS))]
+)
 def test_more_errors_on_one_rank(task: str, world: str, request: pytest.FixtureRequest) -> None:
     assert_ended_together(task, request.getfixturevalue(world))
 
