@@ -23,8 +23,9 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.recorder.against_truth import largest_errors, record_case
+from tests.recorder.case import Case
 from tests.recorder.torchvision_zoo import QUICK, SLOW
-from tests.recorder.zoo import ZOO, Case
+from tests.recorder.zoo import ZOO
 
 METRICS = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "nonfinite_count")
 STEPS = 3

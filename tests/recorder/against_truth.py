@@ -8,7 +8,8 @@ import torch
 from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.run import ListSink
-from tests.recorder.zoo import Case, Truth, find_truth
+from tests.recorder.case import Case
+from tests.recorder.truth import Truth, find_truth
 
 
 def record_case(case: Case, steps: int) -> tuple[ListSink, list[Truth]]:

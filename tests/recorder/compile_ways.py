@@ -18,7 +18,8 @@ from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import clean_name
 from gradlens.run import ListSink
-from tests.recorder.zoo import Case, Truth, find_truth, rand
+from tests.recorder.case import Case, rand
+from tests.recorder.truth import Truth, find_truth
 
 STEPS = 4
 BATCH = 4

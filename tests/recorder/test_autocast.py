@@ -16,7 +16,8 @@ from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, own_parameters
 from gradlens.recorder.outputs import KEPT
 from gradlens.run import ListSink
-from tests.recorder.zoo import norm64, rand
+from tests.recorder.case import rand
+from tests.recorder.truth import norm64
 
 RTOL = 1e-6
 STEPS = 3

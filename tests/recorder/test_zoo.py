@@ -11,7 +11,8 @@ from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder, placing
 from gradlens.run import ListSink
 from tests.recorder.against_truth import assert_right, record_case
-from tests.recorder.zoo import ZOO, Case
+from tests.recorder.case import Case
+from tests.recorder.zoo import ZOO
 
 STEPS = 4  # the first is recorded by other hooks than the later ones
 

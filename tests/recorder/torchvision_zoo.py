@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from tests.recorder.zoo import Case, Inputs, floats, rand
+from tests.recorder.case import Case, Inputs, floats, rand
 
 CLASSES = 10
 

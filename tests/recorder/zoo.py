@@ -1,13 +1,11 @@
-"""Odd small models, and the slow and obvious way to their gradients: probes added to outputs of a copy."""
+"""Odd small models, and how each is trained."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,73 +13,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
-from gradlens.recorder.layers import all_leaves, choose_layers, own_parameters, with_norms
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def matrix(step: int) -> Inputs:
-    return (rand(6, 8, seed=step),), {}
-
-
-def sequence(step: int) -> Inputs:
-    return (rand(3, 5, 8, seed=step),), {}
-
-
-def pictures(step: int) -> Inputs:
-    return (rand(4, 3, 12, 12, seed=step),), {}
-
-
-def tokens(step: int) -> Inputs:
-    return (torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(step)),), {}
-
-
-def floats(output: Any) -> list[Tensor]:
-    """List the tensors of numbers in an output, each once."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() or output.is_complex() else []
-    if isinstance(output, Mapping):
-        parts = list(output.values())
-    elif is_dataclass(output):
-        parts = [getattr(output, f.name) for f in fields(output)]
-    else:
-        parts = list(output) if isinstance(output, list | tuple) else []
-    return list({id(t): t for part in parts for t in floats(part)}.values())
-
-
-def squares(output: Any) -> Tensor:
-    """Return a loss of everything in an output; the weights keep the symmetric cases apart."""
-    total = torch.zeros(())
-    for i, tensor in enumerate(floats(output)):
-        numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        weights = torch.linspace(0.5, 1.5, numbers.numel(), dtype=numbers.dtype).view(numbers.shape)
-        total = total + (weights * (numbers - 0.3 * (i + 1)) ** 2).sum()
-    return total
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model and how it is trained."""
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[int], Inputs] = matrix
-    loss: Callable[[Any], Tensor] = squares
-    layers: Any = None
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
-    backward: Callable[[Tensor], None] = lambda loss: loss.backward()
-    before_step: Callable[[nn.Module, int], None] = lambda model, step: None
-    rtol: float = 1e-5
-    silent: tuple[str, ...] = ()
-    """Layers whose outputs never get a gradient, although they own parameters that do."""
-
+from gradlens.recorder.layers import all_leaves, with_norms
+from tests.recorder.case import Case, Inputs, floats, matrix, pictures, rand, sequence, tokens
 
 # --- models ---------------------------------------------------------------------------------------------------
 
@@ -539,88 +472,3 @@ ZOO: dict[str, Case] = {
     ),
     "embedding bag": Case(lambda: nn.Sequential(nn.EmbeddingBag(10, 8), nn.Linear(8, 2)), tokens),
 }
-
-
-# --- the truth ------------------------------------------------------------------------------------------------
-
-
-def norm64(tensors: list[Tensor]) -> float:
-    """Return the norm of several tensors together, in float64."""
-    return float(np.linalg.norm([np.linalg.norm(dense(t).reshape(-1)) for t in tensors])) if tensors else 0.0
-
-
-def dense(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
-    return tensor.resolve_conj().to(torch.complex128 if tensor.is_complex() else torch.float64).numpy()
-
-
-def add_probes(output: Any, found: list[Tensor]) -> Any:
-    """Return an output with a zero added to each tensor, each once; its gradients of every backward pass are found."""
-    known: dict[int, Tensor] = {}
-
-    def change(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            if not (part.requires_grad and (part.is_floating_point() or part.is_complex())):
-                return part
-            if id(part) not in known:
-                probe = torch.zeros_like(part, requires_grad=True)
-                probe.register_hook(found.append)
-                known[id(part)] = part + probe
-            return known[id(part)]
-        if isinstance(part, Mapping):
-            return type(part)({key: change(value) for key, value in part.items()})
-        if is_dataclass(part):
-            return replace(part, **{f.name: change(getattr(part, f.name)) for f in fields(part)})
-        if isinstance(part, tuple) and hasattr(part, "_fields"):
-            return type(part)(*map(change, part))
-        return type(part)(map(change, part)) if isinstance(part, list | tuple) else part
-
-    return change(output)
-
-
-def without_recorder(model: nn.Module) -> nn.Module:
-    """Return an independent copy; lazy modules lose their first hooks in a copy, so they are copied before any."""
-    return copy.deepcopy(model)
-
-
-@dataclass
-class Truth:
-    """What a recorder should find: layer to value; NaN where there is no gradient."""
-
-    activation_grad_norm: dict[str, float]
-    param_grad_norm: dict[str, float]
-    param_norm: dict[str, float]
-    update_ratio: dict[str, float]
-    nonfinite_count: dict[str, float]
-
-
-def find_truth(case: Case, model: nn.Module, step: int) -> Truth:
-    """Train an independent copy for one step, with probes on every output."""
-    model = without_recorder(model)
-    modules = choose_layers(model, case.layers)
-    asked: dict[str, list[Tensor]] = {name: [] for name in modules}
-    handles = [
-        module.register_forward_hook(lambda m, args, out, name=name: add_probes(out, asked[name]))
-        for name, module in modules.items()
-    ]
-    optimizer = case.optimizer(model)
-    args, kwargs = case.inputs(step)
-    torch.manual_seed(step)
-    model.zero_grad()
-    case.backward(case.loss(model(*args, **kwargs)))
-    for handle in handles:
-        handle.remove()
-    own = {name: own_parameters(module) for name, module in modules.items()}
-    grads = {name: [p.grad for p in parameters if p.grad is not None] for name, parameters in own.items()}
-    before = {name: [p.detach().clone() for p in parameters] for name, parameters in own.items()}
-    optimizer.step()
-    change = {name: norm64([p - old for p, old in zip(own[name], before[name], strict=True)]) for name in own}
-    size = {name: norm64(weights) for name, weights in before.items()}
-    return Truth(
-        {name: norm64(mine) if mine else np.nan for name, mine in asked.items()},
-        {name: norm64(mine) if mine else np.nan for name, mine in grads.items()},
-        {name: size[name] if own[name] else np.nan for name in own},
-        {name: change[name] / size[name] if own[name] and size[name] else np.nan for name in own},
-        {name: 0.0 if mine else np.nan for name, mine in grads.items()},
-    )
