@@ -63,6 +63,7 @@ class MeasuredRow:
         before: The norms of the parameters' gradients at the end of the backward pass; empty where unknown.
         after: The same as the optimizer got them.
         index: Its place in the table.
+        changes_seen: Whether something had changed gradients between backward pass and step by then.
     """
 
     step: int
@@ -73,7 +74,13 @@ class MeasuredRow:
     before: list[Part] = field(default_factory=list)
     after: list[Part] = field(default_factory=list)
     index: int = 0
+    changes_seen: bool = False
     _fetched: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether all its numbers are there."""
+        return not self._on_device()
 
     def start_fetch(self) -> None:
         """Begin to copy what lies on a device, all of it at once, without waiting."""

@@ -15,7 +15,7 @@ from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
 from gradlens.recorder.ranks import Ranks
 from gradlens.recorder.rhythm import AutoEvery
-from gradlens.recorder.row import MeasuredRow, make_row
+from gradlens.recorder.row import MeasuredRow, clip_coefficient, make_row
 from gradlens.run import Header, Layer, Row, Sink
 
 GRADIENTS = ("activation_grad_norm", "param_grad_norm")
@@ -112,8 +112,15 @@ class Table:
         self._measured = measured
         if self._ranks is None:
             self.open()
+            self._look_for_changes(measured)
         else:
             self._describe()
+
+    def _look_for_changes(self, measured: MeasuredRow) -> None:
+        """See at once, where the numbers are there, whether something clips: it decides what the next rows hold."""
+        if measured.before and not self._gradients.changes_seen and measured.is_on_host:
+            self._gradients.changes_seen = abs(clip_coefficient(measured.totals()) - 1) > 0
+        measured.changes_seen = self._gradients.changes_seen
 
     def add_scalars(self, numbers: Mapping[str, float | Tensor]) -> None:
         """Add scalars to the last row, if it is still open."""
@@ -164,7 +171,7 @@ class Table:
             return row
         if row.scalars.get("clip_coefficient", 1.0) != 1:
             self._gradients.changes_seen = True
-        elif not self._gradients.changes_seen:
+        elif not (measured.changes_seen if self._ranks is None else self._gradients.changes_seen):
             row.scalars.pop("clip_coefficient", None)
         return row
 

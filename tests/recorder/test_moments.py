@@ -68,6 +68,35 @@ def test_clipping_that_begins_late_is_seen_from_then_on() -> None:
     assert sink.metric("param_grad_norm")[8:].max() < 0.011
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_said_of_clipping_does_not_hang_on_the_writing_thread(late: bool) -> None:
+    class Late(ListSink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting: list = []
+
+        def write_row(self, row) -> None:
+            self.waiting.append(row)
+
+        def close(self, status) -> None:
+            for row in self.waiting:
+                super().write_row(row)
+            super().close(status)
+
+    model, sink = mlp(), Late() if late else ListSink()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Recorder(model, sink, optimizer=optimizer):
+        for step in range(6):
+            optimizer.zero_grad()
+            backward(model, step)
+            if step == 1:
+                for p in model.parameters():
+                    p.grad.data.mul_(0.5)
+            optimizer.step()
+    found = [row.scalars.get("clip_coefficient") for row in sink.rows]
+    assert found == [None, pytest.approx(0.5), 1.0, 1.0, 1.0, 1.0]
+
+
 def test_without_clipping_there_is_no_coefficient_and_the_user_may_say_one() -> None:
     model, sink = mlp(), ListSink()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
