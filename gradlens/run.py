@@ -192,7 +192,8 @@ class Run:
     """Name to (E,)."""
     status: Status
     info: Mapping[str, Any]
-    """model, seed, created, gradlens_version, format_version, config, environment, heartbeat."""
+    """model, seed, created, gradlens_version, format_version, config, environment, heartbeat, every (metric to rows),
+    overhead (the recorder's time over the training's, NaN where unknown), notes (list of sentences)."""
 
     def metric(self, name: str) -> FloatArray:
         """Return a metric over steps and layers.

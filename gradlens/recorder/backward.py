@@ -23,13 +23,16 @@ class BackwardWatch:
     reduction in a callback at the end of the pass; a callback that queues another one comes after theirs.
 
     Args:
+        on_begin: Called when it hears of a pass.
         on_end: Called at the end of each backward pass, gradients reduced between ranks included.
     """
 
-    def __init__(self, on_end: Callable[[], None]) -> None:
+    def __init__(self, on_begin: Callable[[], None], on_end: Callable[[], None]) -> None:
         self.unheard = False
         """Whether there were passes whose end is never heard of: compiled ones."""
-        self._on_end = on_end
+        self.nested = False
+        """Whether a pass began while another one ran, or after one that was broken off."""
+        self._on_begin, self._on_end = on_begin, on_end
         self._parameters: list[Tensor] = []
         self._handles: list[Any] = []
         self._running = -1
@@ -58,12 +61,14 @@ class BackwardWatch:
         if in_compiled_backward():
             self.unheard = True
             return
+        self.nested |= self._running != -1
         engine = torch.autograd.Variable._execution_engine
         try:
             engine.queue_callback(lambda: engine.queue_callback(self._end))
         except RuntimeError:  # no pass runs here: a wrapper calls the hooks at a time of its own
             return
         self._running = in_backward()
+        self._on_begin()
 
     @property
     def broken_off(self) -> bool:

@@ -21,7 +21,7 @@ WIDTH, BATCH = 64, 8
 class _Link(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.eye(WIDTH)
+        self.weight = torch.eye(WIDTH, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight
@@ -44,7 +44,7 @@ def seconds_per_hook() -> float:
 
     hooks = [LayerHook(i, outputs, fail, on_base=False, on_left_over=outputs.drop_pending) for i in range(LINKS)]
     places = [find_place(link, hook, directly=True) for link, hook in zip(links, hooks, strict=True)]
-    x = torch.ones(BATCH, WIDTH, requires_grad=True)
+    x = torch.ones(BATCH, WIDTH, dtype=torch.float32, device="cpu", requires_grad=True)
 
     def run() -> float:
         started = time.perf_counter()

@@ -67,7 +67,9 @@ def forget_compiled_code(model: nn.Module) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Say whether a module is compiled, in place or by a wrapper."""
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+    call = getattr(module, "_compiled_call_impl", None)
+    in_place = call is not None and not getattr(call, "is_hook", False)  # the place serves for hooks too
+    return in_place or type(module).__name__ == "OptimizedModule"
 
 
 def _forget(code: CodeType) -> None:

@@ -137,6 +137,7 @@ class LayerHook(ForwardHook):
             self.after_forward(module, output)
             return output
 
+        hooked.is_hook = True  # type: ignore[attr-defined]
         return hooked
 
     @outside_graphs

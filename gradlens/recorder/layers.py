@@ -103,6 +103,10 @@ def spread_out(parameters: Sequence[nn.Parameter], count: int) -> list[nn.Parame
     return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, count)})]
 
 
+Pass = dict[int, tuple[int, int]]
+"""Layer to the elements of its outputs' gradients and to its calls, of one backward pass."""
+
+
 class Learned:
     """What the first recorded row teaches about the layers: their order, the size of their outputs, their calls.
 
@@ -117,6 +121,8 @@ class Learned:
         """Whether there is still something to learn."""
         self.compiled = False
         """Whether layers run in compiled code."""
+        self.closely = False
+        """Whether the hooks that learn stay on, so that the end of each backward pass is seen."""
         self.replicated = False
         """Whether copies of the layers run in their place (``nn.DataParallel``)."""
         self.on_base: set[int] = set()
@@ -124,7 +130,7 @@ class Learned:
         self._forward_numel: dict[int, int] = {}
         self._grad_numel: dict[int, int] = {}
         self._calls: dict[int, int] = {}
-        self._pass: dict[int, tuple[int, int]] = {}
+        self._pass: Pass = {}
         self._passes: list[list[int]] = []
 
     def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
@@ -151,9 +157,20 @@ class Learned:
             self._calls[layer] = self._calls.get(layer, 0) + calls
         self._pass.clear()
 
-    def forget_pass(self) -> None:
-        """Forget the backward pass in progress: it belongs to a later step."""
-        self._pass.clear()
+    def take_pass(self) -> Pass:
+        """Return what was learned of the backward pass in progress, and forget it here."""
+        taken, self._pass = self._pass, {}
+        return taken
+
+    def add_pass(self, taken: Pass) -> None:
+        """Learn after all what was taken.
+
+        Args:
+            taken: See ``take_pass``.
+        """
+        self.note_end()
+        self._pass = taken
+        self.note_end()
 
     def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
         """Choose parameters that tell of every backward pass there was: for each, of its first and its last layer.

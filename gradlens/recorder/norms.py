@@ -49,6 +49,8 @@ SAFE64 = (1e-140, 1e140)
 """Norms between these are right in float64 without scaling."""
 CHUNK64 = 1 << 14
 MOST_PLANS = 64
+NO_FLOAT64 = ("mps",)
+"""Kinds of devices without float64."""
 ONLY_FLOAT32 = {torch.float32}
 _dtype_of = operator.attrgetter("dtype")
 
@@ -89,17 +91,22 @@ def exact_norm(tensor: Tensor) -> Tensor:
         tensor: Any shape, dtype and layout.
 
     Returns:
-        A 0-d float64 tensor on the same device; exactly 0 only where every element is 0 (or there are none).
+        A 0-d tensor on the same device, float64 where it has that; exactly 0 only where every element is 0 (or there
+        are none).
     """
-    norm: Tensor = torch.linalg.vector_norm(plain(tensor), dtype=_widest(tensor.device))
+    numbers = plain(tensor)
+    if numbers.device.type in NO_FLOAT64:
+        return _scaled_exact_norm(numbers)
+    norm: Tensor = torch.linalg.vector_norm(numbers, dtype=torch.float64)
     return norm
 
 
 def device_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norms (N,) of N tensors on one device, in float64, without waiting for it."""
+    """Return the norms (N,) of N tensors on one device, as ``exact_norm`` does, without waiting for it."""
     parts = [plain(tensor) for tensor in tensors]
-    dtype = _widest(parts[0].device)
-    return torch.stack(list(torch._foreach_norm(parts, 2, dtype=dtype)))
+    if parts[0].device.type in NO_FLOAT64:
+        return torch.stack([_scaled_exact_norm(part) for part in parts])
+    return torch.stack(list(torch._foreach_norm(parts, 2, dtype=torch.float64)))
 
 
 def list_norms(tensors: Sequence[Tensor], reducer: Reducer, key: Hashable) -> Numbers:
@@ -118,9 +125,13 @@ def list_norms(tensors: Sequence[Tensor], reducer: Reducer, key: Hashable) -> Nu
     return np.array([norm(t) if t.is_cpu else float(exact_norm(t)) for t in tensors])
 
 
-def _widest(device: torch.device) -> torch.dtype:
-    """Return the widest float that a device has; Apple's has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def _scaled_exact_norm(numbers: Tensor) -> Tensor:
+    """Return the norm in float32, of numbers that are scaled so that the largest is 1: no square leaves the range."""
+    if not numbers.numel():
+        return torch.zeros((), device=numbers.device)
+    numbers = numbers.float()
+    largest = numbers.abs().amax()
+    return torch.where(largest > 0, torch.linalg.vector_norm(numbers / largest) * largest, largest)
 
 
 # --- one tensor on the CPU ----------------------------------------------------------------------------------
@@ -323,7 +334,7 @@ class _Plan:
         ends = np.cumsum([size for places, size in zip(groups, sizes, strict=True) for _ in places])
         self._starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         counts = [size * len(places) for places, size in zip(groups, sizes, strict=True)]
-        results = torch.empty(sum(counts))
+        results = torch.empty(sum(counts), dtype=torch.float32, device="cpu")
         self._results = results.numpy()
         stacks = [
             _Stack(*each, workspace) for each in zip(groups, shapes, blocks, torch.split(results, counts), strict=True)
@@ -430,7 +441,7 @@ class Reducer:
 
     def __init__(self) -> None:
         self._plans: dict[Hashable, _Plan] = {}
-        self._workspace = torch.empty(0)
+        self._workspace = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def norms(self, tensors: Sequence[Tensor], key: Hashable) -> HostNorms:
         """Return the norms (N,) of N tensors on the CPU.
@@ -445,7 +456,7 @@ class Reducer:
         if len(self._plans) > MOST_PLANS:
             self._plans.clear()
         if not self._workspace.numel():
-            self._workspace = torch.empty(STACKED)
+            self._workspace = torch.empty(STACKED, dtype=torch.float32, device="cpu")
         self._plans[key] = _Plan(tensors, self._workspace, None)
         found = self.norms_as_before(tensors, key)
         assert found is not None

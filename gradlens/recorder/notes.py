@@ -21,6 +21,7 @@ SILENT_PASSES = (
     "code that was compiled before gradlens.record() ran"
 )
 COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass: clipping is not seen"
+INNER_PASSES = "gradients of outputs by torch.autograd.grad, which reach no parameter, are not counted"
 LISTED = 8
 """Names that a note lists at most."""
 
@@ -39,6 +40,7 @@ class Notes:
         self._names = list(modules)
         self._texts: dict[str, None] = {}
         self._replaced: set[str] = set()
+        self._inner_passes_from: int | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -124,6 +126,18 @@ class Notes:
             self.warn(f"{COMPILED_BACKWARD}, and a step that the GradScaler skips goes into the row after it", tip)
         else:
             self.add(COMPILED_BACKWARD)
+
+    def note_inner_passes(self, row: int) -> None:
+        """Say that there are backward passes which reach no parameter.
+
+        Args:
+            row: The row in which they were seen.
+        """
+        if self._inner_passes_from is None:
+            self._inner_passes_from = row
+            self.add(
+                INNER_PASSES if row == 0 else f"{INNER_PASSES}; seen from row {row} on, and before it maybe counted"
+            )
 
     def warn_of_silent_passes(self) -> None:
         """Say that a row's gradients of outputs were not those of all backward passes."""

@@ -115,6 +115,17 @@ class ParameterGradients:
         self._always_early = always_early
         self.clear()
 
+    def share_anew(self, owners: Sequence[Owners]) -> None:
+        """Follow a change of the optimizers' parameters.
+
+        Args:
+            owners: As at first.
+        """
+        self._owners = owners
+        self._samples = [spread_out(each.parameters, SAMPLES) for each in owners]
+        self._reducer = Reducer()
+        self.forget_look()
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that are read, each once."""
@@ -269,7 +280,8 @@ def _equal(now: Signature, then: Signature) -> bool:
 def _count(grads: Sequence[Tensor], values: Numbers) -> Numbers:
     """Count NaN and Inf entries; on the CPU only where the norm shows that there are some."""
     if isinstance(values, Tensor):
-        return torch.stack([count_nonfinite(grad) for grad in grads]).double()
+        counts_there = [count_nonfinite(grad) for grad in grads]
+        return torch.stack(counts_there).to(values.dtype) if counts_there else values
     counts: Indices = np.zeros(len(grads), dtype=np.int64)
     for i in np.flatnonzero(~np.isfinite(values)):
         counts[i] = int(count_nonfinite(grads[int(i)]))

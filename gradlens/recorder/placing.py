@@ -71,7 +71,7 @@ class LayerHooks:
 
     def _find_places(self) -> list[Place]:
         learned, outputs = self._learned, self._outputs
-        if learned.open or learned.compiled:
+        if learned.open or learned.compiled or learned.closely:
             return [
                 ForwardPlace(
                     module,
@@ -122,11 +122,12 @@ class ForwardPlace:
 
     def clear(self) -> None:
         """Take it away."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
 
 
 class DirectPlace:
-    """On the short way through a module's call.
+    """On the short way through a module's call; among its forward hooks where somebody else took that meanwhile.
 
     Args:
         module: The module.
@@ -136,15 +137,19 @@ class DirectPlace:
     def __init__(self, module: nn.Module, hook: LayerHook) -> None:
         self._attributes = module.__dict__
         self._hooked = hook.around(module)
+        self._other = ForwardPlace(module, hook)
 
     def put(self) -> None:
-        """Put the hook there, unless somebody else was quicker."""
-        self._attributes.setdefault(PLACE, self._hooked)
+        """Put the hook there."""
+        if self._attributes.setdefault(PLACE, self._hooked) is not self._hooked:
+            self._other.put()
 
     def clear(self) -> None:
         """Take it away."""
         if self._attributes.get(PLACE) is self._hooked:
             del self._attributes[PLACE]
+        else:
+            self._other.clear()
 
 
 def find_place(module: nn.Module, hook: LayerHook, *, directly: bool) -> Place:

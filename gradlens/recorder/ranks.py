@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gradlens.errors import RecorderError
+from gradlens.errors import GradlensWarning, RecorderError
 from gradlens.metrics import get_metric
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.row import CHANGE
@@ -102,4 +103,11 @@ def find_ranks(model: nn.Module) -> Ranks | None:
             return Ranks(module.process_group)
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
         return Ranks()
+    if dist.get_world_size() > 1:
+        warnings.warn(
+            f"gradlens: {dist.get_world_size()} processes run, and this model is wrapped in nothing that joins them, "
+            "so each records its own; pass the DistributedDataParallel model itself where they train one together",
+            GradlensWarning,
+            stacklevel=4,
+        )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -50,7 +51,9 @@ def record(
     Use it as a context manager around the training loop. The hooks only read: they change no gradient, draw no
     random number, and are removed on exit, also after an exception. A row holds the gradients that the optimizer got:
     after accumulation, reduction between ranks, unscaling and clipping. Activation gradients of several backward passes
-    within one step are combined as those of one larger batch (root of the sum of squares).
+    within one step are combined as those of one larger batch (root of the sum of squares); those of
+    ``torch.autograd.grad`` beside them, which reach no parameter, are not counted. A step that a GradScaler skips
+    counts as a step if it is one to be recorded.
 
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, place the
@@ -149,6 +152,11 @@ class Recorder:
         self._on_error = on_error
         self._optimizers = _as_list(optimizer)
         watched_scaler = ScalerWatch(scaler, self._optimizers)
+        if watched_scaler.present and not self._optimizers:
+            raise ConfigError(
+                "scaler= without optimizer=: the recorder cannot tell whether gradients are still scaled",
+                tip="pass the optimizer too, or call recorder.step() after scaler.unscale_() and leave scaler= out",
+            )
         self._rhythm = _rhythm(metrics, optimizers=len(self._optimizers), scaled=watched_scaler.present)
         self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
         wanted = make_rule(every, self._clock)
@@ -159,18 +167,19 @@ class Recorder:
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
-            self._modules,
-            self._optimizers,
-            watched_scaler,
-            self._rhythm,
-            self._learned,
-            wanted,
-            self._clock,
-            self._ranks,
-            self._notes,
-            self._guard,
-            self.fail,
-            first_step,
+            model=model,
+            modules=self._modules,
+            optimizers=self._optimizers,
+            scaler=watched_scaler,
+            rhythm=self._rhythm,
+            learned=self._learned,
+            wanted=wanted,
+            clock=self._clock,
+            ranks=self._ranks,
+            notes=self._notes,
+            guard=self._guard,
+            on_error=self.fail,
+            first_step=first_step,
         )
         self._steps.epoch = first_epoch
         self._table = Table(
@@ -184,6 +193,7 @@ class Recorder:
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
+        self._epochs: list[Mapping[str, float]] = []
         self._state = "ready"
 
     # --- context ------------------------------------------------------------------------------------------
@@ -195,7 +205,12 @@ class Recorder:
         self._state = "recording"
         if self._learned.compiled and "activation_grad_norm" in self._rhythm:
             forget_compiled_code(self._model)
-        self._steps.start(self._table, self._write_state)
+        try:
+            self._steps.start(self._table, self._write_state)
+        except BaseException:
+            self._steps.stop()
+            self._state = "closed"
+            raise
         return self
 
     def __exit__(
@@ -224,19 +239,21 @@ class Recorder:
         try:
             if self._ranks is not None:
                 self._steps.end_with_others(status)
-            if table.n_rows:
+            if table.n_rows or self._epochs:
                 table.open()  # a resumed run that had nothing left to do is not open yet
             if table.layers:
                 table.hand_over()
                 table.sink.flush()
                 self._note_missing()
                 table.sink.write_state(self.overhead, self.notes)
+                self._write_epochs()
+            table.sink.close(status)
         except Exception as error:
-            table.sink.close("failed")
+            with contextlib.suppress(Exception):
+                table.sink.close("failed")
             self._say(error)
-            return
-        self._steps.forget()
-        table.sink.close(status)
+        finally:
+            self._steps.forget()
 
     def __repr__(self) -> str:
         return (
@@ -253,7 +270,10 @@ class Recorder:
 
     @property
     def last_row(self) -> Row | None:
-        """The row that was closed last; waits for the device where its numbers are still there."""
+        """The row that was closed last; waits for the device where its numbers are still there.
+
+        None before the first row, and after ``log_epoch`` until the next.
+        """
         return self._table.last_row
 
     @property
@@ -278,6 +298,8 @@ class Recorder:
     def log(self, **scalars: float | Tensor) -> None:
         """Add scalars (loss=...) to the row just closed; nothing happens if that step was not recorded.
 
+        Nor does it after ``log_epoch``, which has passed the row on.
+
         Args:
             scalars: Numbers or tensors of one element; those on an accelerator are not waited for. A "/" in a name
                 becomes a "." in the file.
@@ -297,7 +319,7 @@ class Recorder:
     def log_epoch(self, **values: float | Tensor) -> None:
         """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ...
 
-        When it returns, everything so far is in the file.
+        When it returns, everything so far is in the file; before the first row it waits for that.
 
         Args:
             values: As in ``log``.
@@ -312,12 +334,19 @@ class Recorder:
 
     def _write_epoch(self, numbers: Mapping[str, float]) -> None:
         self._steps.settle_skipped()
-        table = self._table
-        table.open()
-        table.hand_over()
-        self._write_state()
-        table.sink.write_epoch(numbers)
         self._steps.epoch += 1
+        self._epochs.append(numbers)
+        table = self._table
+        if table.n_rows:  # else the layers are not known yet
+            table.open()
+            table.hand_over()
+            self._write_state()
+            self._write_epochs()
+
+    def _write_epochs(self) -> None:
+        for numbers in self._epochs:
+            self._table.sink.write_epoch(numbers)
+        self._epochs.clear()
 
     def _write_state(self) -> None:
         self._notes.look_for_changes()
@@ -409,15 +438,14 @@ class Recorder:
             self._steps.local_error = self._steps.local_error or error
             return
         self._state = "broken"
-        self._steps.stop()
+        self._steps.quieten()
         self._steps.forget()
         self._table.drop()
         self._notes.add(f"recording ended at step {self._steps.index}: {line(error)}")
-        try:
+        with contextlib.suppress(Exception):  # the file may be what failed
             self._table.sink.write_state(self.overhead, self.notes)
+        with contextlib.suppress(Exception):
             self._table.sink.close("failed")
-        except Exception:  # the file is what failed
-            pass
         self._say(error)
 
     def _say(self, error: Exception) -> None:

@@ -25,7 +25,7 @@ def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
         ConfigError: ``per_decade`` is no whole number from 1.
     """
     if not isinstance(per_decade, int) or per_decade < 1:
-        raise ConfigError(f"log_spaced: per_decade must be a whole number from 1, got {per_decade!r}")
+        raise ConfigError(f"log_spaced: per_decade must be a whole number from 1, got {per_decade!r}", tip="20, say")
 
     def wanted(step: int) -> bool:
         if step < 2:

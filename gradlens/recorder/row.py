@@ -91,7 +91,7 @@ class MeasuredRow:
             self._fetched = torch.cat([tensor.cpu().double() for tensor in tensors]), None
             return
         packed = torch.cat([tensor.double() for tensor in tensors])
-        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host = torch.empty(packed.shape, dtype=packed.dtype, device="cpu", pin_memory=True)
         host.copy_(packed, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(packed.device))
@@ -136,7 +136,7 @@ class MeasuredRow:
         return {metric: _combine(parts, n_layers, metric) for metric, parts in self.parts.items()}
 
     def totals(self) -> HostNorms:
-        """Return the squared norms (2,) of all parameters' gradients before and after what the loop did to them."""
+        """Return the squared norms (2,) of all recorded gradients together, before and after the loop changed them."""
         self.land()
         if not self.before:
             return np.full(2, math.nan)

@@ -17,15 +17,15 @@ def to_numbers(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def to_number(name: str, value: Scalar) -> Scalar:
-    """Return a number; a tensor that is not on the CPU as it is, so that nothing waits for it.
+    """Return a number; of a tensor that is not on the CPU a copy there, so that nothing waits for it.
 
     Raises:
         RecorderError: It is no single number.
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_cpu and not value.is_meta:
-        return value.detach()
+        return value.detach().clone()  # its owner may change it before it is fetched
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise RecorderError(f"{name} must be one number, got {shown}") from None
+        raise RecorderError(f"{name} must be one number, got {shown}", tip="a mean or a sum of it is one") from None

@@ -12,17 +12,18 @@ from torch.optim import Optimizer
 
 from gradlens.recorder.backward import BackwardWatch
 from gradlens.recorder.calibrate import seconds_per_hook
-from gradlens.recorder.compiled import outside_graphs
-from gradlens.recorder.layers import Learned, own_parameters, spread_out
+from gradlens.recorder.layers import Learned, Pass, own_parameters, spread_out
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.outputs import OutputGradients
-from gradlens.recorder.parameters import ParameterGradients, Weights, share_out
+from gradlens.recorder.parameters import Owners, ParameterGradients, Weights, share_out
+from gradlens.recorder.passes import Passes
 from gradlens.recorder.placing import LayerHooks
 from gradlens.recorder.ranks import Ranks
 from gradlens.recorder.rhythm import AutoEvery, Clock
 from gradlens.recorder.row import CHANGE, MeasuredRow, Part
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.scaling import ScalerWatch
+from gradlens.recorder.stepping import place_step_hooks
 from gradlens.recorder.table import Table
 from gradlens.run import Status
 
@@ -38,6 +39,7 @@ class Steps:
     """Follows a training from step to step, and closes a row in the table for each step that is recorded.
 
     Args:
+        model: The model, of which they are a part.
         modules: Layer names to modules.
         optimizers: A step is over when each of them has stepped, or one would step again; none: ``step_by_hand``.
         scaler: Follows the GradScaler.
@@ -54,6 +56,8 @@ class Steps:
 
     def __init__(
         self,
+        *,
+        model: nn.Module,
         modules: Mapping[str, nn.Module],
         optimizers: Sequence[Optimizer],
         scaler: ScalerWatch,
@@ -86,13 +90,14 @@ class Steps:
         self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
         self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
         self._outputs = OutputGradients(len(modules))
-        own = [[p for p in own_parameters(m) if ranks is None or ranks.reads(p)] for m in modules.values()]
-        groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
+        self._own = [[p for p in own_parameters(m) if ranks is None or ranks.reads(p)] for m in modules.values()]
+        self._group_sizes = self._count_groups()
         count = "nonfinite_count" in rhythm
-        self.gradients = ParameterGradients(share_out(own, groups), count_nonfinite=count, always_early=scaler.present)
-        self._weights = Weights(share_out(own, ())[0])
+        self.gradients = ParameterGradients(self._share_out(), count_nonfinite=count, always_early=scaler.present)
+        self._weights = Weights(share_out(self._own, ())[0])
+        self._passes = Passes(model)
         self._reads_gradients = "param_grad_norm" in rhythm or count
-        self._watch = BackwardWatch(self._end_backward)
+        self._watch = BackwardWatch(self._begin_backward, self._end_backward)
         self._hooks = LayerHooks(
             modules,
             self._outputs,
@@ -105,6 +110,20 @@ class Steps:
         self._handles: list[Any] = []
         self._forget_step(time.perf_counter())
 
+    def _count_groups(self) -> list[int]:
+        return [len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _share_out(self) -> list[Owners]:
+        groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
+        return share_out(self._own, groups)
+
+    def _follow_groups(self) -> None:
+        """See whether an optimizer got other parameters (``add_param_group``)."""
+        sizes = self._count_groups()
+        if sizes != self._group_sizes:
+            self._group_sizes = sizes
+            self.gradients.share_anew(self._share_out())
+
     def start(self, table: Table, now_and_then: Callable[[], None]) -> None:
         """Place the hooks.
 
@@ -115,19 +134,21 @@ class Steps:
         self.on = True
         self._table, self._now_and_then = table, now_and_then
         seconds_per_hook()
-        for k, optimizer in enumerate(self._optimizers):
-            self._handles.append(optimizer.register_step_pre_hook(self._pre_hook(k)))
-            self._handles.append(optimizer.register_step_post_hook(self._post_hook(k)))
+        self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
         spread = SPREAD if self._learned.compiled else FIRST_SPREAD
         self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
         self._forget_step(time.perf_counter())
         self._arm()
 
-    def stop(self) -> None:
-        """Remove the hooks."""
+    def quieten(self) -> None:
+        """Follow no more steps, but leave the optimizers' hooks: one may be going through them at the moment."""
         self.on = self._outputs.armed = self._learned.open = False
         self._hooks.remove()
         self._watch.stop()
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        self.quieten()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -150,6 +171,9 @@ class Steps:
         """Forget the step that is over."""
         self._backward_seen = False
         self._seen = self._silent = 0
+        self._aside: list[Part] = []
+        self._learned_aside: list[Pass] = []
+        self._watch.nested = False
         self._stepped: set[int] = set()
         self._lrs: dict[str, Scalar] = {}
         self._found_inf: Tensor | None = None
@@ -161,7 +185,7 @@ class Steps:
         """Get ready for the next step: on or off with the layers' hooks, by whether it is recorded."""
         self.row_wanted = self._outputs.armed = bool(self._wanted(self.index))
         if self.row_wanted:
-            self._outputs.drop_pending()  # what came late, in a step that was not recorded
+            self._outputs.clear()  # what came late, in a step that was not recorded
             self._watch.start()
         else:
             self._watch.stop()
@@ -211,66 +235,77 @@ class Steps:
     @torch.no_grad()
     def _see_backward(self) -> None:
         scale = self._scaler.scale
-        silent = self._outputs.pending == self._seen
+        taken = self._outputs.pending - self._seen
+        if taken and self._looks_at_passes and not self._watch.nested and self._passes.left_parameters_alone():
+            self._set_aside(scale)
+            return
+        if self._passes.is_suspicious(taken, learning=self._learned.open) and not self._learned.closely:
+            self._learned.closely = True
+            self._hooks.renew()
+            self._hooks.put()
+        self._follow_groups()
         if self._is_skipped:
             of_this_pass = self._outputs.collect_apart(scale)
-            self._learned.forget_pass()
+            self._learned.take_pass()
             self.settle_skipped()
+            if not self.row_wanted:  # the pass belongs to a step without a row
+                return
             self._outputs.parts = of_this_pass
         if self._learned.open:
             self._learned.note_end()
         self._backward_seen = True
-        self._silent += silent
+        self._silent += taken == 0
         self._scaler.begin_round()
-        if not self._reads_gradients or self.gradients.looks_closely:
+        if not self._reads_gradients or self.gradients.looks_closely or self._looks_at_passes:
             self._outputs.collect(scale)
         self._seen = self._outputs.pending
         if self._reads_gradients:
             self.gradients.look(scale)
 
+    @property
+    def _looks_at_passes(self) -> bool:
+        """Whether those that reach no parameter are told from the others; then the end of each pass is seen."""
+        return self._learned.open or self._learned.closely
+
+    def _begin_backward(self) -> None:
+        if self._looks_at_passes:
+            self._passes.begin()
+
+    def _set_aside(self, scale: Tensor | None) -> None:
+        """Set the gradients of a pass aside that left all parameters alone: it may be no pass of the loss."""
+        self._aside += self._outputs.collect_apart(scale)
+        self._learned_aside.append(self._learned.take_pass())
+        self._seen = 0
+
+    def _settle_aside(self) -> None:
+        """Decide what becomes of them: where another pass reached parameters, that one was the loss's."""
+        if self._aside and self._backward_seen:
+            self._learned.closely = self._passes.others_seen = True
+            self._notes.note_inner_passes(self._table.n_rows)
+        elif self._aside:
+            self._outputs.parts += self._aside
+            for taken in self._learned_aside:
+                self._learned.add_pass(taken)
+        if self._learned.closely and self._passes.end_row():
+            self._learned.closely = False
+            self._hooks.renew()
+
     # --- the optimizer ------------------------------------------------------------------------------------
 
-    def _pre_hook(self, k: int) -> Callable[..., Any]:
-        """Return what an optimizer calls before its step; a closure is wrapped, since it computes the gradient."""
+    def _on_step(self, k: int, optimizer: Optimizer) -> None:
+        if self.on and (self.row_wanted or self._stepped):
+            self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
 
-        @outside_graphs
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-            if not self.on:
-                return None
-            closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
-            if not closures:
-                if self.row_wanted or self._stepped:
-                    self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
-                return None
-            watched = self._watch_closure(closures[0], k)
-            args = tuple(watched if value is closures[0] else value for value in args)
-            return args, {name: watched if value is closures[0] else value for name, value in kwargs.items()}
-
-        return before
-
-    def _watch_closure(self, closure: Callable[[], Any], k: int) -> Callable[[], Any]:
+    def _on_closure(self, k: int) -> None:
         """Read the gradients when a closure has computed them first; later calls in the step do not count."""
-        first = True
+        if self.on:
+            self._guard(lambda: self._before_step(k, None))
+            self._outputs.armed = False
+            self._hooks.remove()
 
-        def watched() -> Any:
-            nonlocal first
-            result = closure()
-            if first:
-                first = False
-                self._guard(lambda: self._before_step(k, None))
-                self._outputs.armed = False
-                self._hooks.remove()
-            return result
-
-        return watched
-
-    def _post_hook(self, k: int) -> Callable[..., None]:
-        @outside_graphs
-        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if self.on:
-                self._guard(lambda: self._after_step(k))
-
-        return after
+    def _on_stepped(self, k: int) -> None:
+        if self.on:
+            self._guard(lambda: self._after_step(k))
 
     @torch.no_grad()
     def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
@@ -282,6 +317,7 @@ class Steps:
         self.cost += time.perf_counter() - started
 
     def _read(self, k: int, grad_scale: Tensor | None) -> None:
+        self._follow_groups()
         if self._outputs.pending != self._seen:  # by a pass whose end was not seen, so nothing is known of before
             self.gradients.forget_look()
         self._seen = 0
@@ -308,6 +344,10 @@ class Steps:
         self._stepped.add(k)
         if len(self._stepped) >= len(self._optimizers):
             self._end_round()
+        elif self.row_wanted and not self._outputs.armed:  # a closure's end took the hooks off
+            self._outputs.armed = True
+            if "activation_grad_norm" in self._rhythm:
+                self._hooks.put()
 
     def _end_round(self) -> None:
         """Close the row, and begin the next step."""
@@ -343,7 +383,7 @@ class Steps:
         self.gradients.take_as_they_were()
         if "param_norm" in self._due():
             self._hold(lambda: self._weights.read(keep_copies=False))
-        self._close_row({"skipped": 1.0})
+        self._hold(lambda: self._close_row({"skipped": 1.0}))
         self._advance(started)
 
     # --- rows ---------------------------------------------------------------------------------------------
@@ -355,6 +395,7 @@ class Steps:
     def _close_row(self, scalars: dict[str, Scalar]) -> None:
         if self._outputs.pending:
             self._outputs.collect(self._scaler.scale)
+        self._settle_aside()
         parts: dict[str, list[Part]] = {
             "activation_grad_norm": self._outputs_of_all_passes,
             "param_grad_norm": self.gradients.parts,

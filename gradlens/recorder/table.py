@@ -161,7 +161,8 @@ class Table:
     def _make_row(self, measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms) -> Row:
         for name, last in self.last_met.items():
             if name in columns:
-                last[~np.isnan(columns[name])] = measured.index
+                there = ~np.isnan(columns[name])
+                last[there] = np.maximum(last[there], measured.index)  # rows may be finished out of order
         outputs, parameters = (columns.get(name) for name in GRADIENTS)
         if parameters is not None and GRADIENTS[0] in measured.due:
             self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from gradlens.errors import RunFileError
 from gradlens.run import Header, Row, Sink, Status
 
 GATHERED = 64
@@ -14,7 +16,9 @@ GATHERED = 64
 WAITING = 4096
 """Calls that may wait for the disk; a training that is still faster then waits too, so that memory stays bounded."""
 FLUSH_SECONDS = 1.0
-"""Rows are at risk for no longer, also when no further row comes."""
+"""So often the thread looks for rows that wait, also when no further one comes: at most two of these are at risk."""
+PAUSE_SECONDS = 2e-4
+"""Between two calls the thread lets the training have the interpreter, for which it might else wait 5 ms."""
 
 
 class BackgroundSink:
@@ -35,6 +39,7 @@ class BackgroundSink:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._process = os.getpid()
         self.seconds = 0.0
         """Processor time that the thread has used."""
 
@@ -66,7 +71,9 @@ class BackgroundSink:
         self._raise()
 
     def close(self, status: Status) -> None:
-        """Write what waits, end the thread and the run."""
+        """Write what waits, end the thread and the run; in a forked process the run goes on without it."""
+        if os.getpid() != self._process:
+            return
         thread, self._thread = self._thread, None
         if thread is not None:
             self._closing = True
@@ -77,6 +84,11 @@ class BackgroundSink:
 
     def _put(self, call: Callable[[], None]) -> None:
         self._raise()
+        if os.getpid() != self._process:
+            raise RunFileError(
+                "this process was forked from the one that writes the run, and cannot write it too",
+                tip="make the recorder in the process that trains",
+            )
         if self._thread is None:  # not open yet, or closed: what the sink itself says
             call()
             return
@@ -127,3 +139,5 @@ class BackgroundSink:
                     self._calls[0]()
             finally:
                 self._calls.popleft()
+            if not self._closing:
+                time.sleep(PAUSE_SECONDS)

@@ -59,6 +59,8 @@ class FileSink:
         self._n_steps = self._n_epochs = 0
         self._last_flush = time.monotonic()
         self._state = math.nan, ""
+        self._order: NDArray[np.int64] | None = None
+        """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
         self._check_place()
 
     def _check_place(self) -> None:
@@ -86,6 +88,8 @@ class FileSink:
             stored = read_run(self.path).layers
             if {layer.name for layer in stored} != {layer.name for layer in header.layers}:
                 raise RunFileError(f"{self.path} cannot be resumed: the model has other layers now")
+            now = [layer.name for layer in header.layers]
+            self._order = np.array([now.index(layer.name) for layer in stored], dtype=np.int64)
             header = replace(header, layers=stored)
         self._header = header
 
@@ -206,6 +210,8 @@ class FileSink:
             _write(file[f"scalar/{name}"], start, np.array([row.scalars.get(name, np.nan) for row in rows]))
         for name in self._header.metrics:
             block = np.array([row.metrics.get(name, missing) for row in rows])
+            if self._order is not None:
+                block = block[:, self._order]
             _write(file[f"metric/{name}"], start, as_float32(block))
         file.flush()
         file["state/n_steps"][()] = start + len(rows)
