@@ -58,7 +58,8 @@ class FileSink:
         self._epoch_columns: list[str] = list(EPOCH_COLUMNS)
         self._n_steps = self._n_epochs = 0
         self._last_flush = time.monotonic()
-        self._state = math.nan, ""
+        self._state = self._state_written = math.nan, ""
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._order: NDArray[np.int64] | None = None
         """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
         self._check_place()
@@ -115,9 +116,11 @@ class FileSink:
             file = self._ready_file()
             self._append_rows(file)
             self._append_epochs(file)
-            file["state/overhead"][()] = self._state[0]
-            file["state/notes"][()] = np.bytes_(self._state[1].encode()[:NOTES_BYTES])
-            file["state/heartbeat"][()] = time.time()
+            if self._state != self._state_written:
+                self._dataset("state/overhead")[()] = self._state[0]
+                self._dataset("state/notes")[()] = np.bytes_(self._state[1].encode()[:NOTES_BYTES])
+                self._state_written = self._state
+            self._dataset("state/heartbeat")[()] = time.time()
             file.flush()
         self._last_flush = time.monotonic()
 
@@ -133,6 +136,7 @@ class FileSink:
         finally:
             if self._file is not None:
                 self._file.close()
+            self._datasets.clear()
             self._file = None
             self._header = None
 
@@ -173,6 +177,8 @@ class FileSink:
             raise
         if self._file is not None:
             self._file.close()
+        self._datasets.clear()
+        self._state_written = math.nan, ""
         self._file, self._n_steps, self._n_epochs = file, rows, epochs
         self._scalars, self._epoch_columns = scalars, columns
 
@@ -198,23 +204,30 @@ class FileSink:
         kept |= {f"epoch/{name}": file["epoch"][name][:epochs] for name in file["epoch"]}
         return {**kept, "created": str(file.attrs["created"])}
 
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset of the file; to look one up costs as much as to write a row."""
+        if name not in self._datasets:
+            assert self._file is not None
+            self._datasets[name] = self._file[name]
+        return self._datasets[name]
+
     def _append_rows(self, file: h5py.File) -> None:
         assert self._header is not None
         rows, n_layers = self._rows, len(self._header.layers)
         if not rows:
             return
         start, missing = self._n_steps, np.full(n_layers, np.nan)
-        _write(file["step"], start, np.array([row.step for row in rows], dtype=np.int64))
-        _write(file["epoch_of_step"], start, np.array([row.epoch for row in rows], dtype=np.int32))
+        _write(self._dataset("step"), start, np.array([row.step for row in rows], dtype=np.int64))
+        _write(self._dataset("epoch_of_step"), start, np.array([row.epoch for row in rows], dtype=np.int32))
         for name in self._scalars:
-            _write(file[f"scalar/{name}"], start, np.array([row.scalars.get(name, np.nan) for row in rows]))
+            _write(self._dataset(f"scalar/{name}"), start, np.array([row.scalars.get(name, np.nan) for row in rows]))
         for name in self._header.metrics:
             block = np.array([row.metrics.get(name, missing) for row in rows])
             if self._order is not None:
                 block = block[:, self._order]
-            _write(file[f"metric/{name}"], start, as_float32(block))
+            _write(self._dataset(f"metric/{name}"), start, as_float32(block))
         file.flush()
-        file["state/n_steps"][()] = start + len(rows)
+        self._dataset("state/n_steps")[()] = start + len(rows)
         self._n_steps, self._rows = start + len(rows), []
 
     def _append_epochs(self, file: h5py.File) -> None:
@@ -222,9 +235,9 @@ class FileSink:
             return
         start, epochs = self._n_epochs, self._epochs
         for name in self._epoch_columns:
-            _write(file[f"epoch/{name}"], start, np.array([row.get(name, np.nan) for row in epochs]))
+            _write(self._dataset(f"epoch/{name}"), start, np.array([row.get(name, np.nan) for row in epochs]))
         file.flush()
-        file["state/n_epochs"][()] = start + len(epochs)
+        self._dataset("state/n_epochs")[()] = start + len(epochs)
         self._n_epochs, self._epochs = start + len(epochs), []
 
 
