@@ -48,19 +48,16 @@ def record(
 ) -> Recorder:
     """Record a model's gradients into a file while it trains.
 
-    Use it as a context manager around the training loop. The hooks only read: they change no gradient, draw no
-    random number, and are removed on exit, also after an exception. A row holds the gradients that the optimizer got:
-    after accumulation, reduction between ranks, unscaling and clipping. Activation gradients of several backward passes
-    within one step are combined as those of one larger batch (root of the sum of squares); those of
-    ``torch.autograd.grad`` beside them, which reach no parameter, are not counted. A step that a GradScaler skips
-    counts as a step if it is one to be recorded.
+    Use it as a context manager around the training loop. The hooks only read, and are removed on exit, also after an
+    exception. A row holds the gradients that the optimizer got: after accumulation, reduction between ranks, unscaling
+    and clipping. Activation gradients of several backward passes within one step are combined as those of one larger
+    batch (root of the sum of squares); those of ``torch.autograd.grad``, which reach no parameter, are not counted.
 
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, place the
-            recorder before the first compiled call; with ``fullgraph=True`` outputs have no hooks, and their gradients
-            are missing. Of a model in DistributedDataParallel or ``fully_shard``, every rank makes a recorder and,
-            without an optimizer, calls its ``step()``; rank 0 writes, and only its ``log()`` and ``log_epoch()`` count.
-            ``DistributedDataParallel.join()`` is not supported.
+            recorder before the first compiled call; ``fullgraph=True`` leaves no gradients of outputs. Of a model in
+            DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, without
+            an optimizer, calls its ``step()``; rank 0 writes, and only its ``log()`` and ``log_epoch()`` count.
         path: The run file; it appears with the first row.
         optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
             one would step again. Without one, call ``recorder.step()``.
@@ -69,8 +66,8 @@ def record(
             ``gradlens.log_spaced``); or "auto": as often as keeps the recorder's own time under 1 %.
         layers: Which modules; None takes those that own a weight and are no norm, a regular expression is searched
             in their names, a callable gets (name, module); ``gradlens.with_norms``, ``gradlens.all_leaves``.
-        scaler: The GradScaler in use; activation gradients are divided by its scale, and a step that it skips becomes a
-            row with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
+        scaler: The GradScaler in use; gradients are unscaled, and a step that it skips is a step and a row too, if it
+            was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
         overwrite: Replace a file that is there.
         on_error: What an error in recording does once training has begun: "warn" ends the recording with one warning

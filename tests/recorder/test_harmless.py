@@ -247,6 +247,7 @@ def test_warnings_of_a_training_that_goes_well_are_none(tmp_path: Path) -> None:
         for step in range(3):
             backward(model, step)
             optimizer.step()
+    assert gradlens.read_run(tmp_path / "run.h5").info["notes"] == []
 
 
 def test_a_wrapped_optimizer_is_refused_in_a_line() -> None:
