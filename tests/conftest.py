@@ -120,3 +120,14 @@ def save_picture(path: Path, rng: np.random.Generator, side: int = 40) -> None:
     """Write a picture of smooth noise, unlike any other."""
     coarse = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8))
     coarse.resize((side, side + 6), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with as many threads as each of several processes does."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -7,20 +7,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 import gradlens
 from gradlens.run import Run
 from tests.recorder.ranks_cases import CASES, FAILING, STEPS, build, run
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("ddp-unused", "ddp-clip-late", "ddp-scaler-first", "fsdp-clip-parts")
@@ -35,15 +36,6 @@ QUICK_DEATH = "ddp-die-1"
 DEATHS = ("ddp-die-0", "fsdp-die-0", "fsdp-die-1")
 DEATHS_OF_FOUR = ("ddp-die-3", "fsdp-die-2")
 ALL = tuple(f"{kind}-{name}" for kind in ("ddp", "fsdp") for name in CASES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute with as many threads as each of several processes does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Together:

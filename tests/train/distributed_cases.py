@@ -36,7 +36,7 @@ class Dropped(nn.Module):
 
 
 class Poison(nn.Module):
-    """Gives NaN on rank 1 from the third training step on."""
+    """Gives NaN from the third training step on: on rank 1, or where there are no ranks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Poison(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += self.training
-        bad = self.calls >= 3 and os.environ.get("RANK") == "1"
+        bad = self.calls >= 3 and os.environ.get("RANK", "1") == "1"
         return self.layer(x.flatten(1)) * (float("nan") if bad else 1.0)
 
 

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 from gradlens import read_run
@@ -29,21 +27,15 @@ from gradlens.train.distributed import World, joined, own_device
 from tests.processes import free_port
 from tests.train.distributed_cases import TINY, few
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["--image-size", "16", "--batch-size", "150", "--epochs", "1", "--optimizer", "sgd", "--lr", "0.01"]
 SMALL = ["run", "plain8-nobn", *TRAIN]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute with as many threads as each of several processes does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def command(*arguments: str) -> list[str]:

@@ -21,6 +21,7 @@ from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path
 from gradlens.train.loop import find_logits
 from gradlens.train.session import choose_device, make_optimizer, make_scheduler
+from tests.train import distributed_cases
 
 
 @pytest.fixture(autouse=True)
@@ -183,23 +184,10 @@ def test_dropout_is_resumed_to_the_bit_with_any_number_of_workers(workers: int, 
     assert_equal_runs(read_run(tmp_path / "a.h5"), read_run(tmp_path / "whole.h5"))
 
 
-class Poison(nn.Module):
-    """Gives NaN from the third training step on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3 * 16 * 16, 5)
-        self.calls = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += self.training
-        return self.layer(x.flatten(1)) * (float("nan") if self.calls >= 3 else 1.0)
-
-
 @pytest.mark.parametrize("choice", ["stop", "continue"])
 def test_a_loss_that_is_not_finite_is_recorded_and_said(choice: str, tmp_path: Path) -> None:
     said: list = []
-    name = f"{__name__}:Poison"
+    name = f"{distributed_cases.__name__}:Poison"
     status = train_run(config(name, on_nonfinite=choice), tmp_path / "a.h5", listener=said.append)
     run = read_run(tmp_path / "a.h5")
     told = [event for event in said if isinstance(event, NonFinite)]
