@@ -9,7 +9,8 @@
     ├── RecorderError      (RuntimeError)     the recorder used in a way that it cannot serve
     └── RunFileError       (OSError)          a run file that cannot be read or written
         ├── RunExistsError (FileExistsError)  it is there already, and overwriting was not asked for
-        └── NoRunError     (FileNotFoundError) there is none
+        ├── NoRunError     (FileNotFoundError) there is none
+        └── DamagedError                      it is not as it was written
 
 Each is also a built-in, so ``except ValueError`` works for those who do not know gradlens.
 """
@@ -60,6 +61,10 @@ class RunExistsError(RunFileError, FileExistsError):
 
 class NoRunError(RunFileError, FileNotFoundError):
     """There is no run where one was looked for."""
+
+
+class DamagedError(RunFileError):
+    """A run file that is not as it was written: bits flipped, cut off, or overwritten."""
 
 
 class GradlensWarning(UserWarning):

@@ -96,3 +96,8 @@ def get_metric(name: str) -> Metric:
         return METRICS[name]
     except KeyError:
         raise ConfigError(f"unknown metric {name!r}; expected one of {', '.join(METRICS)}") from None
+
+
+def is_linear(name: str) -> bool:
+    """Say whether a metric is averaged as it is, and not its logarithm."""
+    return name in METRICS and METRICS[name].scale == "linear"

@@ -83,6 +83,9 @@ class Row:
 class Sink(Protocol):
     """Where a recorder's rows go: a list, a file, or nothing."""
 
+    def claim(self) -> None:
+        """Make sure that nobody else writes there, before the first row."""
+
     def open(self, header: Header) -> None:
         """Begin the run."""
 
@@ -109,6 +112,9 @@ def row_of(row: Row | Callable[[], Row]) -> Row:
 
 class NullSink:
     """Keep nothing: the sink of all ranks but the first."""
+
+    def claim(self) -> None:
+        """Return."""
 
     def open(self, header: Header) -> None:
         """Begin the run."""
@@ -139,6 +145,9 @@ class ListSink:
     status: Status = "running"
     overhead: float = math.nan
     notes: tuple[str, ...] = ()
+
+    def claim(self) -> None:
+        """Return."""
 
     def open(self, header: Header) -> None:
         """Begin the run."""

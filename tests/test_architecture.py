@@ -19,6 +19,7 @@ FLOORS = {
     "run": 1,
     "config": 1,
     "provenance": 1,
+    "blocks": 2,  # puts rows of a run together
     "events": 2,  # speaks of configurations and runs
     "metrics": 3,
     "storage": 3.5,  # labels its datasets with the metrics' titles

@@ -203,10 +203,12 @@ class Recorder:
         if self._learned.compiled and "activation_grad_norm" in self._rhythm:
             forget_compiled_code(self._model)
         try:
+            self._table.sink.claim()
             self._steps.start(self._table, self._write_state)
         except BaseException:
             self._steps.stop()
             self._state = "closed"
+            self._table.sink.close("failed")
             raise
         return self
 

@@ -2,7 +2,7 @@
 
 from gradlens.storage.background import BackgroundSink
 from gradlens.storage.find import find_runs, newest_run, resolve_runs
-from gradlens.storage.reader import read_run
+from gradlens.storage.reader import read_card, read_run
 from gradlens.storage.writer import FileSink
 
-__all__ = ["BackgroundSink", "FileSink", "find_runs", "newest_run", "read_run", "resolve_runs"]
+__all__ = ["BackgroundSink", "FileSink", "find_runs", "newest_run", "read_card", "read_run", "resolve_runs"]

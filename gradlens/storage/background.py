@@ -43,6 +43,10 @@ class BackgroundSink:
         self.seconds = 0.0
         """Processor time that the thread has used."""
 
+    def claim(self) -> None:
+        """Make sure that nobody else writes there."""
+        self._sink.claim()
+
     def open(self, header: Header) -> None:
         """Begin the run, and the thread."""
         self._sink.open(header)

@@ -3,7 +3,7 @@
 ::
 
     /            attributes: format="gradlens" format_version=1 gradlens_version created model seed
-                 config_json environment_json
+                 config_json environment_json · header_crc32 · card_json (of a finished file, for quick listings)
     /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel calls
     /step        (T,) int64, a dimension scale          /epoch_of_step (T,) int32, index into /epoch
     /scalar/     loss (T,) · lr (T,) · ...
@@ -11,7 +11,12 @@
                  layer (L,) the scale: the layers' names, where netCDF readers (xarray) look for it
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
     /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970) · overhead (the recorder's time over
-                 the training's) · notes (lines of text), scalar datasets
+                 the training's) · notes (lines of text) · check_a, check_b, scalar datasets
+    /level/      <rows> (B, M, L, 5) float32: of each whole block of so many rows (64, 256, ... 65536):
+                 min, mean, max, count, zeros of each metric and layer; first_<rows> (B,) the block's first
+                 step; metric, layer, statistic: the scales
+    /check/      block (N, 2 + M) uint32, in a file that is being written: level (0 for the rows themselves, in
+                 blocks of 64; else rows per block), number of the block, CRC-32 of its bytes for each metric
 
 Rows are written before ``n_steps``, so a reader that cuts every array to ``n_steps`` never sees half a
 row. In ten lines of plain h5py::
@@ -20,27 +25,60 @@ row. In ten lines of plain h5py::
         n = int(f["state/n_steps"][()])
         norms = f["metric/activation_grad_norm"][:n]        # (T, L)
         names = f["layer/name"].asstr()[:]
+
+While it is written, nothing in the file is compressed: what is compressed cannot be appended to without writing it
+again, and HDF5 never gives the old place back while others may read. When the run ends, the file is packed: shuffled
+and deflated in chunks of about 256 kB, each with the checksum of its zlib stream. Until then ``/check`` guards it, and
+in both states ``check_a`` or ``check_b`` (whichever has the same ``n_steps``) guards the counts and the columns, and
+``header_crc32`` the header; ``gradlens.storage.checks`` says how. ``level``, ``check`` and the checksums came after the
+first files of version 1: a reader does without them where they are missing.
+
+The mean of a block is geometric, over finite positive values (``count`` of them), for a metric whose attribute
+``scale`` is "log"; arithmetic, over finite values, where it is "linear".
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 import gradlens
+from gradlens.blocks import LEVELS, STATISTICS
 from gradlens.metrics import get_metric
 from gradlens.run import EPOCH_COLUMNS, Header, jsonable
+from gradlens.storage.checks import CHECK_BYTES, header_crc
 
 FORMAT = "gradlens"
 FORMAT_VERSION = 1
 CHUNK_ROWS = 64
+LEVEL_CHUNK = 16
+"""Blocks in a chunk of a level, while it is written."""
+PACKED_CHUNK = 65536
+"""Numbers in a chunk of a finished file: 256 kB."""
 SCALARS = ("loss", "lr")
 NOTES_BYTES = 4096
 """Room for notes: text of any length cannot be changed while a file is written and read at once."""
+LAYER_TEXTS = ("name", "kind", "role")
+LAYER_NUMBERS = ("depth", "out_numel", "param_numel", "calls")
+
+
+def root_attributes(header: Header, created: str | None = None) -> dict[str, Any]:
+    """Return the attributes of a new file."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "gradlens_version": gradlens.__version__,
+        "created": created or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "model": header.model,
+        "seed": header.seed,
+        "config_json": jsonable(dict(header.config)),
+        "environment_json": jsonable(dict(header.environment)),
+    }
 
 
 def create_layout(
@@ -50,67 +88,165 @@ def create_layout(
     epoch_columns: Iterable[str],
     created: str | None = None,
 ) -> None:
-    """Make every attribute, group and dataset of an empty run.
+    """Make every attribute, group and dataset of an empty run that is going to be written.
 
     All of it must stand before SWMR mode begins: HDF5 shows no object made later to readers.
     """
-    file.attrs.update(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "gradlens_version": gradlens.__version__,
-            "created": created or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "model": header.model,
-            "seed": header.seed,
-            "config_json": jsonable(dict(header.config)),
-            "environment_json": jsonable(dict(header.environment)),
-        }
-    )
-    _create_layers(file, header)
-    step = _column(file, "step", np.int64)
-    step.make_scale("step")
-    _column(file, "epoch_of_step", np.int32).dims[0].attach_scale(step)
+    attributes = root_attributes(header, created)
+    file.attrs.update(attributes)
+    columns = create_layers(file, header)
+    file.attrs["header_crc32"] = header_crc(attributes, columns)
+    create_column(file, "step", np.int64).make_scale("step")
+    create_column(file, "epoch_of_step", np.int32).dims[0].attach_scale(file["step"])
     for name in dict.fromkeys((*SCALARS, *scalars)):
-        _column(file, f"scalar/{name}", np.float64).dims[0].attach_scale(step)
+        create_column(file, f"scalar/{name}", np.float64).dims[0].attach_scale(file["step"])
     for name, every in header.metrics.items():
-        _create_metric(file, name, every, len(header.layers))
-    for name in dict.fromkeys((*EPOCH_COLUMNS, *epoch_columns)):
-        _column(file, f"epoch/{name}", np.float64)
-    file.create_dataset("state/status", data=np.bytes_("running"), dtype="S16")
-    file["state/n_steps"] = np.int64(0)
-    file["state/n_epochs"] = np.int64(0)
-    file["state/heartbeat"] = np.float64(time.time())
-    file["state/overhead"] = np.float64(np.nan)
-    file.create_dataset("state/notes", data=np.bytes_(b""), dtype=f"S{NOTES_BYTES}")
+        describe_metric(file, create_rows(file, name, len(header.layers), CHUNK_ROWS), name, every)
+    create_epochs(file, (*EPOCH_COLUMNS, *epoch_columns))
+    create_state(file)
+    metrics = sorted(header.metrics)
+    if metrics:
+        create_level_scales(file, metrics, header)
+        for level in LEVELS:
+            create_level(file, level, len(metrics), len(header.layers), LEVEL_CHUNK)
+        width = 2 + len(metrics)
+        file.create_dataset(
+            "check/block", shape=(0, width), maxshape=(None, width), chunks=(512, width), dtype=np.uint32
+        )
 
 
-def _create_layers(file: h5py.File, header: Header) -> None:
+def create_layers(file: h5py.File, header: Header) -> dict[str, list[Any]]:
+    """Make the table of layers; return its columns."""
     layers = header.layers
     text = h5py.string_dtype("utf-8")
-    for key in ("name", "kind", "role"):
-        file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=text)
-    for key in ("depth", "out_numel", "param_numel", "calls"):
-        file.create_dataset(f"layer/{key}", data=[getattr(layer, key) for layer in layers], dtype=np.int64)
-    file.create_dataset("metric/layer", data=[layer.name for layer in layers], dtype=text).make_scale("layer")
+    columns = {key: [getattr(layer, key) for layer in layers] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)}
+    for key, values in columns.items():
+        file.create_dataset(f"layer/{key}", data=values, dtype=text if key in LAYER_TEXTS else np.int64)
+    file["layer/name"].make_scale("name")
+    for key in columns:
+        if key != "name":
+            file[f"layer/{key}"].dims[0].attach_scale(file["layer/name"])
+    file.create_dataset("metric/layer", data=columns["name"], dtype=text).make_scale("layer")
+    return columns
 
 
-def _create_metric(file: h5py.File, name: str, every: int, n_layers: int) -> None:
-    dataset = file.create_dataset(
+def create_rows(file: h5py.File, name: str, n_layers: int, chunk_rows: int, **filters: Any) -> h5py.Dataset:
+    """Make the dataset of a metric, empty."""
+    return file.create_dataset(
         f"metric/{name}",
         shape=(0, n_layers),
         maxshape=(None, n_layers),
-        chunks=(CHUNK_ROWS, max(n_layers, 1)),
+        chunks=(chunk_rows, max(n_layers, 1)),
         dtype=np.float32,
         fillvalue=np.nan,
+        **filters,
     )
+
+
+def describe_metric(file: h5py.File, dataset: h5py.Dataset, name: str, every: int) -> None:
+    """Say what a metric is, and along what it lies."""
     metric = get_metric(name)
-    dataset.attrs.update({"every": every, "title": metric.title, "reading": metric.reading, "combine": metric.combine})
+    dataset.attrs.update(
+        {
+            "every": every,
+            "title": metric.title,
+            "reading": metric.reading,
+            "combine": metric.combine,
+            "scale": metric.scale,
+        }
+    )
     dataset.dims[0].attach_scale(file["step"])
     dataset.dims[1].attach_scale(file["metric/layer"])
 
 
-def _column(file: h5py.File, name: str, dtype: Any) -> h5py.Dataset:
+def create_epochs(file: h5py.File, names: Iterable[str], **filters: Any) -> None:
+    """Make the table of epochs, empty."""
+    for name in dict.fromkeys(names):
+        create_column(file, f"epoch/{name}", np.float64, **filters)
+    file["epoch/epoch"].make_scale("epoch")
+    for name, column in file["epoch"].items():
+        if name != "epoch":
+            column.dims[0].attach_scale(file["epoch/epoch"])
+
+
+def create_state(file: h5py.File, values: Mapping[str, Any] | None = None) -> None:
+    """Make the scalar datasets that tell how far the run is."""
+    values = values or {}
+    status = np.bytes_(values.get("status", "running"))
+    file.create_dataset("state/status", data=status, dtype="S16")
+    file["state/n_steps"] = np.int64(values.get("n_steps", 0))
+    file["state/n_epochs"] = np.int64(values.get("n_epochs", 0))
+    file["state/heartbeat"] = np.float64(values.get("heartbeat", time.time()))
+    file["state/overhead"] = np.float64(values.get("overhead", np.nan))
+    file.create_dataset("state/notes", data=notes_bytes(values.get("notes", "")), dtype=f"S{NOTES_BYTES}")
+    for slot in ("check_a", "check_b"):
+        file.create_dataset(f"state/{slot}", data=np.bytes_(b""), dtype=f"S{CHECK_BYTES}")
+
+
+def notes_bytes(text: str) -> np.bytes_:
+    """Return notes as they are stored: UTF-8, cut between characters."""
+    return np.bytes_(text.encode()[:NOTES_BYTES].decode("utf-8", "ignore").encode())
+
+
+def create_level_scales(file: h5py.File, metrics: list[str], header: Header) -> None:
+    """Make the coordinates of the levels."""
+    text = h5py.string_dtype("utf-8")
+    layers = [layer.name for layer in header.layers]
+    for name, values in (("metric", metrics), ("layer", layers), ("statistic", list(STATISTICS))):
+        file.create_dataset(f"level/{name}", data=values, dtype=text).make_scale(name)
+
+
+def create_level(file: h5py.File, level: int, n_metrics: int, n_layers: int, chunk: int, **filters: Any) -> None:
+    """Make one level, empty."""
+    shape = (n_metrics, n_layers, len(STATISTICS))
+    dataset = file.create_dataset(
+        f"level/{level}",
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        chunks=(chunk, 1, max(n_layers, 1), len(STATISTICS)),
+        dtype=np.float32,
+        fillvalue=np.nan,
+        **filters,
+    )
+    create_column(file, f"level/first_{level}", np.int64, **filters).make_scale(f"first_{level}")
+    for axis, scale in enumerate((f"first_{level}", "metric", "layer", "statistic")):
+        dataset.dims[axis].attach_scale(file[f"level/{scale}"])
+
+
+def create_column(file: h5py.File, name: str, dtype: Any, chunk: int = CHUNK_ROWS * 8, **filters: Any) -> h5py.Dataset:
+    """Make a column, empty."""
     fill = np.nan if np.issubdtype(dtype, np.floating) else 0
     return file.create_dataset(
-        name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS * 8,), dtype=dtype, fillvalue=fill
+        name, shape=(0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, fillvalue=fill, **filters
     )
+
+
+def column_names(file: h5py.File) -> tuple[str, ...]:
+    """List the columns of a file that have one value per row, and then those with one per epoch, each sorted."""
+    rows = ("step", "epoch_of_step", *(f"scalar/{name}" for name in sorted(file["scalar"])))
+    return (*rows, *(f"epoch/{name}" for name in sorted(file["epoch"])))
+
+
+def metric_names(file: h5py.File) -> tuple[str, ...]:
+    """List the metrics of a file, sorted, without the scale that names their layers."""
+    return tuple(sorted(name for name, dataset in file["metric"].items() if dataset.ndim == 2))
+
+
+def pack_chunk_rows(numbers_per_row: int) -> int:
+    """Return how many rows a chunk of a finished file holds: a power of two, at least 64."""
+    rows = CHUNK_ROWS
+    while rows < 4096 and 2 * rows * max(numbers_per_row, 1) <= PACKED_CHUNK:
+        rows *= 2
+    return rows
+
+
+def as_float32(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Round to float32 without turning a nonzero value into 0 or a finite one into infinity."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = values.astype(np.float32)
+    limits = np.finfo(np.float32)
+    vanished = (rounded == 0) & (values != 0)
+    rounded[vanished] = np.copysign(limits.smallest_subnormal, values[vanished])
+    overflowed = np.isinf(rounded) & np.isfinite(values)
+    rounded[overflowed] = np.copysign(limits.max, values[overflowed])
+    return rounded

@@ -9,35 +9,42 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status, row_of
-from gradlens.storage.reader import metric_names, open_run_file, read_run
-from gradlens.storage.schema import NOTES_BYTES, SCALARS, create_layout
+from gradlens.storage.growth import RowBlock
+from gradlens.storage.live import LiveFile, stale_names, temporary_name
+from gradlens.storage.lock import WriterLock, check_unlocked
+from gradlens.storage.pack import pack
+from gradlens.storage.schema import SCALARS, as_float32
+from gradlens.storage.stored import StoredFile, open_run_file
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 1.0
+COPIED_ROWS = 4096
+"""Rows that are copied at once when a file is laid out anew."""
 
 
 class FileSink:
-    """Write rows to an HDF5 file in SWMR mode.
+    """Write rows to an HDF5 file that others can read meanwhile.
 
     The file appears under its name with the first flush, complete in layout; before that, and whenever it has to
-    be laid out anew (a scalar that was not there before), it is built beside under a temporary name.
+    be laid out anew (a scalar that was not there before), it is built beside under a temporary name. When the run ends
+    it is packed (see ``schema``), likewise beside.
 
     Args:
-        path: Where the run goes; its folder is made with the first row.
+        path: Where the run goes; its folder is made when the file is claimed.
         overwrite: Replace a file that is there.
         resume_at: (rows, epochs) to keep of the file that is there, and append to.
+        flush_rows: Flush after so many rows,
+        flush_seconds: or with the first row so long after the last flush.
 
     Raises:
         RunExistsError: The file is there, and neither ``overwrite`` nor ``resume_at`` was given.
-        RunFileError: The folder cannot be written to.
+        RunFileError: The folder cannot be written to, or somebody else is writing the file.
     """
 
     def __init__(
@@ -46,20 +53,23 @@ class FileSink:
         *,
         overwrite: bool = False,
         resume_at: tuple[int, int] | None = None,
+        flush_rows: int = FLUSH_ROWS,
+        flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
         self._resume_at = resume_at
+        self._flush_rows = flush_rows
+        self._flush_seconds = flush_seconds
         self._header: Header | None = None
-        self._file: h5py.File | None = None
+        self._lock: WriterLock | None = None
+        self._file: LiveFile | None = None
+        self._lost: RunFileError | None = None
+        """Why the file cannot be written any more."""
         self._rows: list[Row] = []
         self._epochs: list[dict[str, float]] = []
-        self._scalars: list[str] = list(SCALARS)
-        self._epoch_columns: list[str] = list(EPOCH_COLUMNS)
-        self._n_steps = self._n_epochs = 0
         self._last_flush = time.monotonic()
         self._state = self._state_written = math.nan, ""
-        self._datasets: dict[str, h5py.Dataset] = {}
         self._order: NDArray[np.int64] | None = None
         """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
         self._check_place()
@@ -67,6 +77,7 @@ class FileSink:
     def _check_place(self) -> None:
         if self.path.is_dir():
             raise RunFileError(f"{self.path} is a folder; expected the name of a file", tip=f"{self.path / 'run.h5'}")
+        check_unlocked(self.path)
         if self._resume_at is not None:
             if not self.path.exists():
                 raise NoRunError(f"{self.path} is not there, so nothing can be resumed")
@@ -79,14 +90,30 @@ class FileSink:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise RunFileError(f"{self.path} cannot be written: {there.name} is no folder that you may write to")
 
+    def claim(self) -> None:
+        """Make sure that nobody else writes this file until it is closed.
+
+        Raises:
+            RunFileError: Somebody else is writing it, or its folder cannot be made.
+        """
+        if self._lock is not None:
+            return
+        with _file_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = WriterLock(self.path)
+            for stale in stale_names(self.path):  # of writers that were killed
+                stale.unlink(missing_ok=True)
+
     def open(self, header: Header) -> None:
         """Begin the run; the file itself is made with the first flush, when the scalars' names are known.
 
         Raises:
-            RunFileError: The run to be resumed has other layers.
+            RunFileError: The run to be resumed has other layers; or as in ``claim``.
         """
+        self.claim()
         if self._resume_at is not None:
-            stored = read_run(self.path).layers
+            with open_run_file(self.path) as source:
+                stored = source.layers()
             if {layer.name for layer in stored} != {layer.name for layer in header.layers}:
                 raise RunFileError(f"{self.path} cannot be resumed: the model has other layers now")
             now = [layer.name for layer in header.layers]
@@ -97,8 +124,8 @@ class FileSink:
     def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Keep one row; flushed after 64 rows, or one second after the last flush."""
         self._rows.append(row_of(row))
-        due = time.monotonic() - self._last_flush >= FLUSH_SECONDS
-        if self._file is None or due or len(self._rows) >= FLUSH_ROWS:
+        due = time.monotonic() - self._last_flush >= self._flush_seconds
+        if self._file is None or due or len(self._rows) >= self._flush_rows:
             self.flush()
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
@@ -111,45 +138,93 @@ class FileSink:
         self._state = overhead, "\n".join(note.replace("\n", " ") for note in notes)
 
     def flush(self) -> None:
-        """Write everything that waits, then the counts, then the heartbeat."""
+        """Write everything that waits, then the counts, then the heartbeat.
+
+        Raises:
+            RunFileError: It cannot be written. The file stays as it was after the last flush, and takes no more rows.
+        """
+        if self._lost is not None:
+            raise self._lost
         with _file_errors(self.path):
-            file = self._ready_file()
-            self._append_rows(file)
-            self._append_epochs(file)
-            if self._state != self._state_written:
-                self._dataset("state/overhead")[()] = self._state[0]
-                self._dataset("state/notes")[()] = np.bytes_(self._state[1].encode()[:NOTES_BYTES])
-                self._state_written = self._state
-            self._dataset("state/heartbeat")[()] = time.time()
-            file.flush()
+            if self._file is not None:
+                self._abandon_if(self._file.check_place)
+            self._make_ready()
+            self._abandon_if(self._write)
         self._last_flush = time.monotonic()
 
+    def _abandon_if(self, act: Callable[[], None]) -> None:
+        """Do something with the file; after an error it is not written any more."""
+        try:
+            act()
+        except (OSError, RuntimeError) as error:
+            self._lost = error if isinstance(error, RunFileError) else _write_error(self.path, error)
+            assert self._file is not None
+            self._file.abandon("failed")
+            self._file = None
+            raise self._lost from error
+
+    def _write(self) -> None:
+        file = self._file
+        assert file is not None
+        if self._rows:
+            file.append(self._block())
+            self._rows = []
+        if self._epochs:
+            file.append_epochs(self._epoch_block())
+            self._epochs = []
+        if self._state != self._state_written:
+            file.write_state(*self._state)
+            self._state_written = self._state
+        file.commit()
+
     def close(self, status: Status) -> None:
-        """Write what waits and the status, and close the file; where nothing was ever recorded, there is no file."""
+        """Write what waits and the status, close and pack the file; where nothing was recorded, there is no file."""
         if self._header is None:
+            self._release()
             return
         try:
-            if self._file is not None or self._rows or self._epochs or self._resume_at is not None:
+            if self._lost is None and (self._file or self._rows or self._epochs or self._resume_at is not None):
                 self.flush()
                 assert self._file is not None
-                self._file["state/status"][()] = np.bytes_(status)
+                with _file_errors(self.path):
+                    self._file.close(status)
+                self._file = None
+                self._pack()
         finally:
             if self._file is not None:
-                self._file.close()
-            self._datasets.clear()
-            self._file = None
+                self._file.abandon(status)
+                self._file = None
             self._header = None
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _pack(self) -> None:
+        """Put the finished file in its compact form; where that cannot be done, it stays whole as it is."""
+        temporary = temporary_name(self.path)
+        try:
+            with open_run_file(self.path) as source:
+                pack(source, temporary)
+            os.replace(temporary, self.path)
+        except RunFileError:
+            raise
+        except (OSError, RuntimeError):  # no room for both
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
 
     # --- the file -----------------------------------------------------------------------------------------
 
-    def _ready_file(self) -> h5py.File:
-        """Return the file, laid out anew where a row or an epoch brings a name that it does not hold yet."""
-        scalars = dict.fromkeys((*self._scalars, *(name for row in self._rows for name in row.scalars)))
-        columns = dict.fromkeys((*self._epoch_columns, *(name for row in self._epochs for name in row)))
-        if self._file is None or len(scalars) > len(self._scalars) or len(columns) > len(self._epoch_columns):
+    def _make_ready(self) -> None:
+        """Lay the file out, anew where a row or an epoch brings a name that it does not hold yet."""
+        held = (self._file.scalars, self._file.epoch_columns) if self._file is not None else ((), ())
+        scalars = dict.fromkeys((*SCALARS, *held[0], *(name for row in self._rows for name in row.scalars)))
+        columns = dict.fromkeys((*EPOCH_COLUMNS, *held[1], *(name for row in self._epochs for name in row)))
+        if self._file is None or len(scalars) > len(held[0]) or len(columns) > len(held[1]):
             self._lay_out(list(scalars), list(columns))
-        assert self._file is not None
-        return self._file
 
     def _lay_out(self, scalars: list[str], columns: list[str]) -> None:
         """Build the file beside, with the rows that are to be kept, and move it into place.
@@ -157,125 +232,104 @@ class FileSink:
         The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
         """
         assert self._header is not None
-        kept, (rows, epochs) = self._read_kept()
-        scalars = list(dict.fromkeys((*scalars, *_members(kept, "scalar/"))))
-        columns = list(dict.fromkeys((*columns, *_members(kept, "epoch/"))))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        file = h5py.File(temporary, "w", libver="latest", locking=False)
-        try:
-            create_layout(file, self._header, scalars, columns, kept.pop("created", None))
-            for name, block in kept.items():
-                _write(file[name], 0, block)
-            file["state/n_steps"][()], file["state/n_epochs"][()] = rows, epochs
-            file.swmr_mode = True
-            file.flush()
-            _move(temporary, self.path, onto=self._overwrite or bool(kept))
-        except BaseException:
-            file.close()
-            temporary.unlink(missing_ok=True)
-            raise
+        with contextlib.ExitStack() as stack:
+            source, kept = self._kept(stack)
+            created = None
+            if source is not None:
+                names = source.columns
+                scalars = list(dict.fromkeys((*scalars, *_members(names, "scalar/"))))
+                columns = list(dict.fromkeys((*columns, *_members(names, "epoch/"))))
+                created = str(source.attributes["created"])
+            new = LiveFile(self.path, self._header, scalars, columns, created)
+            try:
+                if source is not None:
+                    copy_rows(source, new, kept)
+                new.publish(onto=self._overwrite or source is not None)
+            except BaseException:
+                new.abandon("failed")
+                raise
         if self._file is not None:
-            self._file.close()
-        self._datasets.clear()
+            self._file.abandon(None)
+        self._file, self._overwrite = new, True
         self._state_written = math.nan, ""
-        self._file, self._n_steps, self._n_epochs = file, rows, epochs
-        self._scalars, self._epoch_columns = scalars, columns
 
-    def _read_kept(self) -> tuple[dict[str, Any], tuple[int, int]]:
-        """Read what the file holds so far, as far as it is to be kept: by dataset, and the numbers of rows."""
+    def _kept(self, stack: contextlib.ExitStack) -> tuple[StoredFile | None, tuple[int, int]]:
+        """Open the file whose rows are to be kept, and say how many rows and epochs."""
         if self._file is not None:
-            counts = self._n_steps, self._n_epochs
-            return self._read_columns(self._file, *counts), counts
+            return stack.enter_context(open_run_file(self.path)), (self._file.n_steps, self._file.n_epochs)
         if self._resume_at is None:
-            return {}, (0, 0)
-        with open_run_file(self.path) as file:
-            return self._read_columns(file, *self._resume_at), self._resume_at
-
-    def _read_columns(self, file: h5py.File, rows: int, epochs: int) -> dict[str, Any]:
-        held = int(file["state/n_steps"][()]), int(file["state/n_epochs"][()])
-        if held[0] < rows or held[1] < epochs:
+            return None, (0, 0)
+        source = stack.enter_context(open_run_file(self.path))
+        rows, epochs = self._resume_at
+        if source.n_steps < rows or source.n_epochs < epochs:
             raise RunFileError(
-                f"{self.path} holds {held[0]} rows and {held[1]} epochs, fewer than the {rows} and {epochs} to be kept"
+                f"{self.path} holds {source.n_steps} rows and {source.n_epochs} epochs, fewer than the {rows} and "
+                f"{epochs} to be kept"
             )
-        kept: dict[str, Any] = {name: file[name][:rows] for name in ("step", "epoch_of_step")}
-        kept |= {f"scalar/{name}": file["scalar"][name][:rows] for name in file["scalar"]}
-        kept |= {f"metric/{name}": file["metric"][name][:rows] for name in metric_names(file)}
-        kept |= {f"epoch/{name}": file["epoch"][name][:epochs] for name in file["epoch"]}
-        return {**kept, "created": str(file.attrs["created"])}
+        return source, self._resume_at
 
-    def _dataset(self, name: str) -> h5py.Dataset:
-        """Return a dataset of the file; to look one up costs as much as to write a row."""
-        if name not in self._datasets:
-            assert self._file is not None
-            self._datasets[name] = self._file[name]
-        return self._datasets[name]
-
-    def _append_rows(self, file: h5py.File) -> None:
+    def _block(self) -> RowBlock:
+        """Return the rows that wait, by column."""
         assert self._header is not None
-        rows, n_layers = self._rows, len(self._header.layers)
-        if not rows:
-            return
-        start, missing = self._n_steps, np.full(n_layers, np.nan)
-        _write(self._dataset("step"), start, np.array([row.step for row in rows], dtype=np.int64))
-        _write(self._dataset("epoch_of_step"), start, np.array([row.epoch for row in rows], dtype=np.int32))
-        for name in self._scalars:
-            _write(self._dataset(f"scalar/{name}"), start, np.array([row.scalars.get(name, np.nan) for row in rows]))
-        for name in self._header.metrics:
-            block = np.array([row.metrics.get(name, missing) for row in rows])
-            if self._order is not None:
-                block = block[:, self._order]
-            _write(self._dataset(f"metric/{name}"), start, as_float32(block))
-        file.flush()
-        self._dataset("state/n_steps")[()] = start + len(rows)
-        self._n_steps, self._rows = start + len(rows), []
+        assert self._file is not None
+        rows, missing = self._rows, np.full(len(self._header.layers), np.nan)
+        metrics = {}
+        for name in self._file.metrics:
+            values = np.array([row.metrics.get(name, missing) for row in rows])
+            metrics[name] = as_float32(values if self._order is None else values[:, self._order])
+        return RowBlock(
+            np.array([row.step for row in rows], dtype=np.int64),
+            np.array([row.epoch for row in rows], dtype=np.int32),
+            {name: _column([row.scalars for row in rows], name) for name in self._file.scalars},
+            metrics,
+        )
 
-    def _append_epochs(self, file: h5py.File) -> None:
-        if not self._epochs:
-            return
-        start, epochs = self._n_epochs, self._epochs
-        for name in self._epoch_columns:
-            _write(self._dataset(f"epoch/{name}"), start, np.array([row.get(name, np.nan) for row in epochs]))
-        file.flush()
-        self._dataset("state/n_epochs")[()] = start + len(epochs)
-        self._n_epochs, self._epochs = start + len(epochs), []
+    def _epoch_block(self) -> dict[str, FloatArray]:
+        assert self._file is not None
+        return {name: _column(self._epochs, name) for name in self._file.epoch_columns}
 
 
-def as_float32(values: FloatArray) -> NDArray[np.float32]:
-    """Round to float32 without turning a nonzero value into 0 or a finite one into infinity."""
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = values.astype(np.float32)
-    limits = np.finfo(np.float32)
-    vanished = (rounded == 0) & (values != 0)
-    rounded[vanished] = np.copysign(limits.smallest_subnormal, values[vanished])
-    overflowed = np.isinf(rounded) & np.isfinite(values)
-    rounded[overflowed] = np.copysign(limits.max, values[overflowed])
-    return rounded
+def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> None:
+    """Append so many rows and epochs of one file to another; what the other has besides is NaN.
+
+    Raises:
+        DamagedError: What is to be copied is damaged.
+    """
+    rows, epochs = counts
+    columns = {name: source.column(name) for name in source.columns}
+    missing = {name: np.full(rows, np.nan) for name in target.scalars if f"scalar/{name}" not in columns}
+    scalars = {name: missing.get(name, columns.get(f"scalar/{name}")) for name in target.scalars}
+    for start in range(0, rows, COPIED_ROWS):
+        part = slice(start, min(start + COPIED_ROWS, rows))
+        target.append(
+            RowBlock(
+                columns["step"][part],
+                columns["epoch_of_step"][part],
+                {name: values[part] for name, values in scalars.items() if values is not None},
+                {name: source.rows(name, part.start, part.stop) for name in target.metrics},
+            )
+        )
+    if epochs:
+        gap = np.full(epochs, np.nan)
+        target.append_epochs({name: columns.get(f"epoch/{name}", gap)[:epochs] for name in target.epoch_columns})
 
 
-def _members(kept: dict[str, Any], prefix: str) -> list[str]:
-    return [name.removeprefix(prefix) for name in kept if name.startswith(prefix)]
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> FloatArray:
+    return np.array([row.get(name, np.nan) for row in rows], dtype=np.float64)
 
 
-def _write(dataset: h5py.Dataset, start: int, block: NDArray[Any]) -> None:
-    """Write rows from ``start`` on; a write that was broken off before is simply written again."""
-    dataset.resize(start + len(block), axis=0)
-    dataset[start:] = block
+def _members(names: Sequence[str], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def _move(temporary: Path, path: Path, *, onto: bool) -> None:
-    """Give the file its name; without ``onto``, never onto another."""
-    if onto:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise RunExistsError(f"{path} was made by somebody else meanwhile", tip="another name") from None
-    except OSError:  # a file system without hard links
-        os.rename(temporary, path)
-        return
-    temporary.unlink()
+def _write_error(path: Path, error: Exception) -> RunFileError:
+    """Return the error in one line; HDF5 hides what the system said in the middle of many."""
+    text = str(error)
+    if "error message = '" in text:
+        reason = text.split("error message = '", 1)[1].split("'", 1)[0]
+    else:
+        reason = getattr(error, "strerror", None) or (text.splitlines() or [type(error).__name__])[0]
+    return RunFileError(f"{path} cannot be written: {reason}", tip="is there room, and may you write there?")
 
 
 @contextlib.contextmanager
@@ -285,8 +339,5 @@ def _file_errors(path: Path) -> Iterator[None]:
         yield
     except RunFileError:
         raise
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise RunFileError(
-            f"{path} cannot be written: {reason}", tip="is there room, and may you write there?"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise _write_error(path, error) from error

@@ -21,7 +21,8 @@ from gradlens import read_run
 from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink, find_runs, newest_run, resolve_runs
-from gradlens.storage.writer import as_float32
+from gradlens.storage.live import LiveFile
+from gradlens.storage.schema import as_float32
 from tests.conftest import SAMPLE, make_layers
 
 HEADER = Header(make_layers(4), {"activation_grad_norm": 1, "param_norm": 2}, model="net", seed=7, config={"a": 1})
@@ -68,9 +69,18 @@ def test_the_layout_is_that_of_the_contract(make_run) -> None:
         assert file.attrs["format_version"] == 1
         for key in ("gradlens_version", "created", "model", "seed", "config_json", "environment_json"):
             assert key in file.attrs
-        assert set(file) == {"layer", "step", "epoch_of_step", "scalar", "metric", "epoch", "state"}
+        assert set(file) == {"layer", "step", "epoch_of_step", "scalar", "metric", "epoch", "state", "level"}
         assert set(file["layer"]) == {"name", "kind", "role", "depth", "out_numel", "param_numel", "calls"}
-        assert set(file["state"]) == {"status", "n_steps", "n_epochs", "heartbeat", "overhead", "notes"}
+        assert set(file["state"]) == {
+            "status",
+            "n_steps",
+            "n_epochs",
+            "heartbeat",
+            "overhead",
+            "notes",
+            "check_a",
+            "check_b",
+        }
         assert set(file["epoch"]) >= {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
         assert {"loss", "lr"} <= set(file["scalar"])
         assert file["metric/layer"].asstr()[:].tolist() == file["layer/name"].asstr()[:].tolist()
@@ -128,9 +138,7 @@ def test_a_write_that_was_broken_off_is_written_again(tmp_path: Path, monkeypatc
     sink.open(HEADER)
     sink.write_row(row(0))
     sink.write_row(row(1))
-    from gradlens.storage import writer
-
-    original, calls = writer._write, []
+    original, calls = LiveFile._write, []
 
     def breaks(*arguments):  # type: ignore[no-untyped-def]
         calls.append(1)
@@ -139,7 +147,7 @@ def test_a_write_that_was_broken_off_is_written_again(tmp_path: Path, monkeypatc
         original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_write", breaks)
+        patch.setattr(LiveFile, "_write", breaks)
         with pytest.raises(KeyboardInterrupt):
             sink.flush()
     sink.close("interrupted")
@@ -167,7 +175,7 @@ def test_a_rebuild_that_fails_loses_nothing(resume: bool, tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradlens.storage.writer.create_layout", full)
+        patch.setattr("gradlens.storage.live.create_layout", full)
         with pytest.raises(RunFileError, match="cannot be written: No space left"):
             sink.write_epoch({"epoch": 1, "new": 2.0})
     sink.close("failed")
@@ -203,10 +211,12 @@ def test_nothing_is_overwritten_unasked(make_run) -> None:
 def test_a_file_made_meanwhile_is_not_overwritten(tmp_path: Path, make_run) -> None:
     sink = FileSink(tmp_path / "runs" / "net-s0.h5")
     sink.open(HEADER)
-    make_run()
+    make_run("other").rename(tmp_path / "runs" / "net-s0.h5")
     with pytest.raises(RunExistsError, match="somebody else"):
         sink.write_row(row(0))
     assert len(read_run(tmp_path / "runs" / "net-s0.h5").steps) == 20
+    with pytest.raises(RunExistsError, match="somebody else"):
+        sink.close("failed")
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 

@@ -1,0 +1,127 @@
+"""One writer for each run file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+from gradlens.errors import RunFileError
+
+if sys.platform != "win32":  # there a file that is open cannot be replaced, which serves as well
+    import fcntl
+
+_held: set[Path] = set()
+
+
+class WriterLock:
+    """The right to write a run file, held until it is released or the process ends, however it ends.
+
+    It is a lock of the operating system on a hidden file beside (``.NAME.lock``). It belongs to the process (POSIX
+    record lock), so that children that outlive it, such as those that load data, do not hold it.
+
+    Args:
+        path: The run file.
+
+    Raises:
+        RunFileError: Somebody else is writing it; or its folder cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._run = path
+        self._path = lock_path(path)
+        self._process = os.getpid()
+        self._file = -1
+        if self._path in _held:
+            raise _refusal(path, f"in this process ({self._process})")
+        self._file = self._acquire()
+        _held.add(self._path)
+
+    def _acquire(self) -> int:
+        while True:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if _lock(file):
+                    if not _is_at(file, self._path):  # released by its owner meanwhile
+                        os.close(file)
+                        continue
+                    os.truncate(file, 0)
+                    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+                    return file
+                raise _refusal(self._run, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.close(file)
+                raise
+
+    def release(self) -> None:
+        """Let others write; a second call, or one in a forked process, does nothing."""
+        if self._file < 0 or os.getpid() != self._process:
+            return
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._file)
+        self._file = -1
+        _held.discard(self._path)
+
+    def __del__(self) -> None:
+        """Release."""
+        with contextlib.suppress(Exception):
+            self.release()
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise a RunFileError if somebody is writing a run file at the moment; takes nothing and leaves nothing."""
+    place = lock_path(path)
+    if place in _held:
+        raise _refusal(path, f"in this process ({os.getpid()})")
+    try:
+        file = os.open(place, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if not _lock(file):
+            raise _refusal(path, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
+    finally:
+        os.close(file)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether somebody is writing a run file at the moment."""
+    try:
+        check_unlocked(path)
+    except RunFileError:
+        return True
+    return False
+
+
+def lock_path(path: Path) -> Path:
+    """Return the hidden file beside a run file whose lock its writer holds."""
+    return path.absolute().with_name(f".{path.name}.lock")
+
+
+def _lock(file: int) -> bool:
+    """Take the lock; True also on a file system that knows none."""
+    try:
+        if sys.platform != "win32":
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(file)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _refusal(path: Path, by: str) -> RunFileError:
+    return RunFileError(f"{path} is being written {by}", tip="another name, or wait until that run has ended")

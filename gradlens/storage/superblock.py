@@ -1,0 +1,126 @@
+"""Open an HDF5 file whose writer has not closed it, without waiting for a writer that may be dead.
+
+HDF5 offers SWMR mode for this, and there it reads what is missing or broken again and again, for minutes. Here the file
+is shown to HDF5 as it will look when it is closed: the superblock's flags cleared, and its end where the file ends.
+Broken metadata then fail at once, and a reader of a file that is being written tries again.
+
+Source of the layout: HDF5 File Format Specification, version 3.0, II.A (superblock version 2 and 3).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIZE = 48
+FLAGS, END, CHECKSUM = 11, 28, 44
+"""Offsets of the consistency flags, the address of the file's end, and the checksum."""
+MASK = 0xFFFFFFFF
+
+
+def lookup3(data: bytes) -> int:
+    """Return Bob Jenkins' lookup3 hash (2006, ``hashlittle``), which HDF5 uses as the checksum of metadata."""
+
+    def turn(value: int, by: int) -> int:
+        return ((value << by) | (value >> (32 - by))) & MASK
+
+    a = b = c = (0xDEADBEEF + len(data)) & MASK
+    while len(data) > 12:
+        x, y, z = struct.unpack("<III", data[:12])
+        a, b, c = (a + x) & MASK, (b + y) & MASK, (c + z) & MASK
+        for by in (4, 6, 8, 16, 19, 4):
+            a, c = ((a - c) & MASK) ^ turn(c, by), (c + b) & MASK
+            a, b, c = b, c, a
+        data = data[12:]
+    if data:
+        x, y, z = struct.unpack("<III", data.ljust(12, b"\0"))
+        a, b, c = (a + x) & MASK, (b + y) & MASK, (c + z) & MASK
+        for by in (14, 11, 25, 16, 4, 14, 24):
+            c = ((c ^ b) - turn(b, by)) & MASK
+            a, b, c = b, c, a
+        c = b  # the last turn's result
+    return c
+
+
+def closed_superblock(data: bytes, size: int) -> bytes | None:
+    """Return a superblock as it would be in a closed file of that size; None where it is none that can be changed."""
+    if len(data) < SIZE or not data.startswith(SIGNATURE) or data[8] != 3 or data[9:11] != b"\x08\x08":
+        return None
+    changed = bytearray(data[:SIZE])
+    if lookup3(data[:CHECKSUM]) != struct.unpack_from("<I", data, CHECKSUM)[0]:
+        return None
+    changed[FLAGS] = 0
+    struct.pack_into("<Q", changed, END, size)
+    struct.pack_into("<I", changed, CHECKSUM, lookup3(bytes(changed[:CHECKSUM])))
+    return bytes(changed)
+
+
+class ClosedView(io.RawIOBase):
+    """An HDF5 file as if its writer had closed it, for h5py to read.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It does not begin as a file that a writer keeps open does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = io.FileIO(path)
+        self._place = 0
+        self._size = os.fstat(self._file.fileno()).st_size
+        start = closed_superblock(self._file.read(SIZE) or b"", self._size)
+        if start is None:
+            self._file.close()
+            raise ValueError("no superblock of a file that is being written")
+        self._start = start
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a place."""
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read into a buffer."""
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._place)
+        count = self._file.readinto(view) or 0
+        if self._place < SIZE:
+            end = min(self._place + count, SIZE)
+            view[: end - self._place] = self._start[self._place : end]
+        self._place += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        if hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+    def __enter__(self) -> ClosedView:
+        """Return the view."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
