@@ -27,6 +27,7 @@ _HOME = {
     "with_norms": "gradlens.recorder",
     "all_leaves": "gradlens.recorder",
     "read_run": "gradlens.storage",
+    "follow_run": "gradlens.storage",
     "Run": "gradlens.run",
     "Layer": "gradlens.run",
     "GradlensError": "gradlens.errors",
@@ -41,6 +42,7 @@ __all__ = [
     "Run",
     "__version__",
     "all_leaves",
+    "follow_run",
     "log_spaced",
     "read_run",
     "record",
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from gradlens.errors import GradlensError, GradlensWarning
     from gradlens.recorder import Recorder, all_leaves, log_spaced, record, with_norms
     from gradlens.run import Layer, Run
-    from gradlens.storage import read_run
+    from gradlens.storage import follow_run, read_run
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,12 @@ blocks alone, so that a picture of a million rows needs a few thousand of them, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.run import FloatArray
+FloatArray = NDArray[np.floating[Any]]
 
 STATISTICS = ("min", "mean", "max", "count", "zeros")
 LEVELS = (64, 256, 1024, 4096, 16384, 65536)
@@ -57,8 +58,10 @@ def combine(blocks: FloatArray, starts: NDArray[np.int64], *, linear: bool | NDA
 
 
 def _forward(values: FloatArray, linear: bool | NDArray[np.bool_]) -> FloatArray:
-    logs = np.log(np.where(np.asarray(linear) | (values <= 0), 1.0, values))
-    return np.where(linear, values, logs)
+    """Return what is averaged: the logarithm, or of a linear metric the value."""
+    if not np.any(linear):
+        return np.log(values)
+    return np.where(linear, values, np.log(np.where(np.asarray(linear) | (values <= 0), 1.0, values)))
 
 
 def _join(

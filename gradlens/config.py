@@ -361,6 +361,27 @@ def parse_every(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
+def parse_span(text: str) -> tuple[int | None, int | None]:
+    """Read a span of optimizer steps, both ends included: ``100:200``, ``100:``, ``:200`` or ``:``.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if match is None:
+        raise ConfigError(f"steps {text!r}: expected FIRST:LAST, for example 100:200, 100: or :200")
+    first, last = (int(part) if part else None for part in match.groups())
+    if first is not None and last is not None and last < first:
+        raise ConfigError(f"steps {text!r}: the last step is before the first")
+    return first, last
+
+
+def say_span(span: tuple[int | None, int | None]) -> list[str]:
+    """Return what stands for a span in a file's name, if it is not the whole run."""
+    first, last = span
+    return [] if first is None and last is None else [f"steps-{first or 0}-{'end' if last is None else last}"]
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as ``0,1,2`` or ``0-4``.
 

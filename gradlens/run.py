@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.blocks import STATISTICS, Blocks, choose_level, summarise
 from gradlens.errors import ConfigError
+from gradlens.metrics import is_linear
 
 Role = Literal["main", "shortcut", "norm"]
 Status = Literal["running", "complete", "interrupted", "failed"]
@@ -179,6 +181,17 @@ class ListSink:
         return np.array([row.metrics.get(name, missing) for row in self.rows])
 
 
+@runtime_checkable
+class PartlyReadable(Protocol):
+    """Metrics of which parts can be read without the rest."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Return some rows of a metric, (stop - start, L)."""
+
+    def read_blocks(self, name: str, start: int, stop: int, least: int) -> Blocks:
+        """Return statistics of at least so many blocks of rows."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training of one model with one seed, read from a file.
@@ -217,9 +230,57 @@ class Run:
         Raises:
             ConfigError: The run holds no such metric.
         """
+        self._check(name)
+        return self.metrics[name]
+
+    def _check(self, name: str) -> None:
         if name not in self.metrics:
             raise ConfigError(f"run {self.name} holds no metric {name!r}; it holds {', '.join(self.metrics) or 'none'}")
-        return self.metrics[name]
+
+    def metric_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Return some rows of a metric; of a stored run, no others are read.
+
+        Args:
+            name: One of ``run.metrics``.
+            start: Index of the first row, not of its step.
+            stop: Index of the row after the last.
+
+        Returns:
+            (stop - start, L) float32, as in ``metric``.
+
+        Raises:
+            ConfigError: As in ``metric``.
+        """
+        self._check(name)
+        if isinstance(self.metrics, PartlyReadable):
+            return self.metrics.read_rows(name, start, stop)
+        return self.metrics[name][start:stop]
+
+    def blocks(self, name: str, *, least: int, start: int = 0, stop: int | None = None) -> Blocks:
+        """Return statistics of blocks of rows of a metric; of a stored run, no more is read than that takes.
+
+        Args:
+            name: One of ``run.metrics``.
+            least: At least so many blocks where there are as many rows; up to about four times as many come.
+            start: Index of the first row.
+            stop: Index of the row after the last; None for the end.
+
+        Returns:
+            Blocks in order; they are of equal length, but for the first and the last.
+
+        Raises:
+            ConfigError: As in ``metric``.
+        """
+        self._check(name)
+        stop = len(self.steps) if stop is None else min(stop, len(self.steps))
+        start = min(max(start, 0), stop)
+        if isinstance(self.metrics, PartlyReadable):
+            return self.metrics.read_blocks(name, start, stop, least)
+        if start == stop:
+            return Blocks(np.array([start]), np.empty((0, len(self.layers), len(STATISTICS))))
+        starts = np.arange(start, stop, choose_level(stop - start, least))
+        values = self.metrics[name][start:stop]
+        return Blocks(np.append(starts, stop), summarise(values, starts - start, linear=is_linear(name)))
 
     @property
     def model(self) -> str:

@@ -16,13 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "errors": 0,
+    "blocks": 0.5,
+    "metrics": 0.5,
     "run": 1,
     "config": 1,
     "provenance": 1,
-    "blocks": 2,  # puts rows of a run together
     "events": 2,  # speaks of configurations and runs
-    "metrics": 3,
-    "storage": 3.5,  # labels its datasets with the metrics' titles
+    "storage": 3.5,
     "analysis": 3.5,
     "recorder": 4,
     "models": 4,
@@ -106,7 +106,7 @@ def test_no_pyplot_anywhere() -> None:
 def test_nothing_is_public_by_accident() -> None:
     assert sorted(gradlens.__all__) == [
         "GradlensError", "GradlensWarning", "Layer", "Recorder", "Run", "__version__",
-        "all_leaves", "log_spaced", "read_run", "record", "with_norms",
+        "all_leaves", "follow_run", "log_spaced", "read_run", "record", "with_norms",
     ]  # fmt: skip
     for name in gradlens.__all__:
         assert getattr(gradlens, name) is not None

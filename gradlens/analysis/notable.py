@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
     FIRST_STEPS,
     end_to_end,
+    is_long,
+    long_blocks,
     say_end_to_end,
     say_layer,
     say_power,
     say_rows,
+    typical_values,
 )
 from gradlens.run import Run
 
@@ -41,23 +45,44 @@ def _ending(run: Run) -> list[str]:
     return ["the run failed"] if run.status == "failed" else []
 
 
+MOST_BLOCKS = 64
+"""Of a long run, so many blocks with values that are not finite are looked into."""
+
+
 def _nonfinite(run: Run) -> list[str]:
-    broken = np.zeros(len(run.steps), dtype=bool)
-    for metric in (ACTIVATION_GRAD, "param_grad_norm"):
-        if metric in run.metrics:
-            broken |= np.isinf(run.metric(metric)).any(axis=1)
-    rows = np.flatnonzero(broken)
+    names = [name for name in (ACTIVATION_GRAD, "param_grad_norm") if name in run.metrics]
+    rows, more = _broken_rows(run, names)
     if len(rows):
-        return [f"gradients were not finite in {len(rows)} rows, first at step {run.steps[rows[0]]}"]
+        number = f"more than {len(rows)}" if more else f"{len(rows)}"
+        return [f"gradients were not finite in {number} rows, first at step {run.steps[rows[0]]}"]
     infinite = np.flatnonzero(np.isinf(run.scalars.get("loss", np.empty(0))))
     return [f"the loss was infinite, first at step {run.steps[infinite[0]]}"] if len(infinite) else []
+
+
+def _broken_rows(run: Run, names: list[str]) -> tuple[NDArray[np.int64], bool]:
+    """Return the rows in which any of these metrics is infinite, and whether there may be more."""
+    spans, more = [(0, len(run.steps))], False
+    if is_long(run):
+        spans = []
+        for name in names:
+            blocks = long_blocks(run, name)
+            found = np.flatnonzero(np.isinf(blocks.high).any(axis=1))
+            more |= len(found) > MOST_BLOCKS
+            spans += [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found[:MOST_BLOCKS]]
+    rows = [
+        np.flatnonzero(np.isinf(run.metric_rows(name, *span)).any(axis=1)) + span[0]
+        for span in sorted(set(spans))
+        for name in names
+    ]
+    return np.unique(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64), more
 
 
 def _way_back(run: Run) -> list[str]:
     way = end_to_end(run)
     if way is None:
         return []
-    early, whole = way.median(slice(0, FIRST_STEPS)), way.median()
+    first_rows = end_to_end(run, rows=slice(0, FIRST_STEPS))
+    early, whole = first_rows.median() if first_rows else np.nan, way.median()
     if np.isnan(whole):
         return [say_end_to_end(whole)]
     first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
@@ -71,7 +96,10 @@ def _way_back(run: Run) -> list[str]:
 def _zeros(run: Run) -> list[str]:
     if ACTIVATION_GRAD not in run.metrics or not len(run.steps):
         return []
-    share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
+    if is_long(run):
+        share = long_blocks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
+    else:
+        share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
     dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
@@ -81,7 +109,7 @@ def _zeros(run: Run) -> list[str]:
 def _missing(run: Run) -> list[str]:
     if "param_grad_norm" not in run.metrics or not len(run.steps):
         return []
-    never = np.isnan(run.metric("param_grad_norm")).all(axis=0)
+    never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
     names = [run.layers[i].name for i in np.flatnonzero(never)]
     return [f"{len(names)} layer(s) never got a gradient: {', '.join(names[:4])}"] if names else []
 

@@ -8,37 +8,94 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.blocks import LEVELS, Blocks
 from gradlens.errors import ConfigError
+from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
 FIRST_STEPS = 10
 
 
-def layer_values(run: Run, metric: str, *, per_element: bool = False) -> FloatArray:
-    """Return a metric over steps and layers, (T, L) float64.
+EXACT_NUMBERS = 4_000_000
+"""Of a run with more numbers than this in a metric (20,000 rows of 200 layers), blocks of rows are read instead."""
+LONG_BLOCKS = 256
+"""At least so many of them; a run that has fewer is short enough to be read."""
+ALL_ROWS = slice(None)
+
+
+def rows_within(run: Run, first: int | None, last: int | None) -> slice:
+    """Return the rows from one optimizer step to another, both included.
+
+    Args:
+        run: The run.
+        first: Index of a step, or None for the beginning.
+        last: Index of a step, or None for the end.
 
     Raises:
-        ConfigError: The run lacks the metric, or it is no norm, so that there is nothing to divide.
+        ConfigError: No row was recorded there.
+    """
+    start = 0 if first is None else int(np.searchsorted(run.steps, first))
+    stop = len(run.steps) if last is None else int(np.searchsorted(run.steps, last, side="right"))
+    if stop <= start and (first is not None or last is not None):
+        held = f"steps {run.steps[0]} to {run.steps[-1]}" if len(run.steps) else "no rows"
+        raise ConfigError(f"run {run.name} has no row from step {first or 0} to {last}; it holds {held}")
+    return slice(start, stop)
+
+
+def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
+    """Return a metric over steps and layers, (T, L) float64.
 
     Args:
         run: The run.
         metric: Its name.
+        rows: Which rows.
         per_element: Divide an L2 norm over activations by sqrt(out_numel): the root mean square per element.
+
+    Raises:
+        ConfigError: The run lacks the metric, or it is no norm, so that there is nothing to divide.
     """
-    values = np.asarray(run.metric(metric), dtype=np.float64)
-    if per_element:
-        if not metric.endswith("_norm"):
-            raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
-        key = "out_numel" if metric.startswith("activation") else "param_numel"
-        numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
-        values = values / np.sqrt(np.maximum(numel, 1))
-    return values
+    scale = _elements(run, metric) if per_element else 1.0
+    start, stop, _ = rows.indices(len(run.steps))
+    return np.asarray(run.metric_rows(metric, start, stop), dtype=np.float64) / scale
 
 
-def depth_profile(run: Run, metric: str, rows: slice = slice(None), *, per_element: bool = False) -> FloatArray:
-    """Return the median of a metric over rows, for each layer, (L,); NaN where a layer has no value."""
-    values = layer_values(run, metric, per_element=per_element)[rows]
+def _elements(run: Run, metric: str) -> FloatArray:
+    """Return the square root of each layer's number of elements, (L,)."""
+    if not metric.endswith("_norm"):
+        raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
+    key = "out_numel" if metric.startswith("activation") else "param_numel"
+    numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
+    return np.sqrt(np.maximum(numel, 1))
+
+
+def is_long(run: Run, rows: slice = ALL_ROWS, least: int | None = None) -> bool:
+    """Say whether so many rows are looked at block by block, at least so many (``LONG_BLOCKS``) of them."""
+    start, stop, _ = rows.indices(len(run.steps))
+    whole = (stop - start) // LEVELS[0]
+    return (stop - start) * len(run.layers) > EXACT_NUMBERS and whole >= (LONG_BLOCKS if least is None else least)
+
+
+def long_blocks(run: Run, metric: str, rows: slice = ALL_ROWS) -> Blocks:
+    """Return the blocks by which a long run is judged."""
+    start, stop, _ = rows.indices(len(run.steps))
+    return run.blocks(metric, least=LONG_BLOCKS, start=start, stop=stop)
+
+
+def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
+    """Return a metric's rows, (T, L) float64; of a long run what stands for blocks of rows, (B, L)."""
+    if not is_long(run, rows):
+        return layer_values(run, metric, rows, per_element=per_element)
+    scale = _elements(run, metric) if per_element else 1.0
+    return long_blocks(run, metric, rows).shown / scale
+
+
+def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
+    """Return the median of a metric over rows, for each layer, (L,); NaN where a layer has no value.
+
+    Of a long run it is the median of the means of blocks of rows.
+    """
+    values = typical_values(run, metric, rows, per_element=per_element)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
         return np.asarray(np.nanmedian(values, axis=0)) if len(values) else np.full(len(run.layers), np.nan)
@@ -71,12 +128,15 @@ class EndToEnd:
     Args:
         first: Index of the first main layer.
         last: Index of the last main layer before the output layer, whose own gradient is the loss's.
-        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is not known.
+        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is not known. Of a long
+            run (B,), of blocks of rows.
+        rows_known: The number of rows where both are known.
     """
 
     first: int
     last: int
     decades: FloatArray
+    rows_known: int
 
     def median(self, rows: slice = slice(None)) -> float:
         """Return the (lower) median over the rows where both are known, in decades."""
@@ -84,13 +144,10 @@ class EndToEnd:
         known = known[~np.isnan(known)]
         return float(known[(len(known) - 1) // 2]) if len(known) else float("nan")
 
-    @property
-    def rows_known(self) -> int:
-        """The number of rows where both are known."""
-        return int((~np.isnan(self.decades)).sum())
 
-
-def end_to_end(run: Run, metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> EndToEnd | None:
+def end_to_end(
+    run: Run, metric: str = ACTIVATION_GRAD, rows: slice = ALL_ROWS, *, per_element: bool = False
+) -> EndToEnd | None:
     """Compare the first main layer with the last hidden one, row by row.
 
     Returns:
@@ -99,13 +156,22 @@ def end_to_end(run: Run, metric: str = ACTIVATION_GRAD, *, per_element: bool = F
     main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
     if len(main) < 3 or metric not in run.metrics:
         return None
-    first, last = main[0], main[-2]
-    values = layer_values(run, metric, per_element=per_element)
+    ends = [main[0], main[-2]]
+    long = long_blocks(run, metric, rows) if is_long(run, rows) else None
+    if long is None:
+        values = layer_values(run, metric, rows)[:, ends]
+        counts = np.isfinite(values).astype(np.float64)
+    else:
+        values = long.shown[:, ends]
+        counts = (long.count + long.zeros)[:, ends]
+    if per_element:
+        values = values / _elements(run, metric)[ends]
     with np.errstate(divide="ignore", invalid="ignore"):
-        decades = np.log10(values[:, first]) - np.log10(values[:, last])
-    decades = np.where(values[:, first] == 0, -np.inf, decades)
-    decades[~np.isfinite(values[:, [first, last]]).all(axis=1)] = np.nan
-    return EndToEnd(int(first), int(last), decades)
+        decades = np.log10(values[:, 0]) - np.log10(values[:, 1])
+    decades = np.where(values[:, 0] == 0, -np.inf, decades)
+    decades[~np.isfinite(values).all(axis=1)] = np.nan
+    known = int(counts.min(axis=1).sum())
+    return EndToEnd(int(ends[0]), int(ends[1]), decades, known)
 
 
 # Within a factor of ten is called "about as large"; the line for "vanishes" is that of AutoTrainer (Zhang et al. 2021,
@@ -157,22 +223,31 @@ class HeatMatrix:
     steps: NDArray[np.float64]
 
 
-def heat_matrix(run: Run, metric: str, *, columns: int, per_element: bool = False) -> HeatMatrix:
+def heat_matrix(
+    run: Run, metric: str, *, columns: int, per_element: bool = False, rows: slice = ALL_ROWS
+) -> HeatMatrix:
     """Arrange a metric as layers by steps, averaging neighbouring rows where there are more than columns.
 
     Rows are averaged geometrically, over what is finite and positive; a block holding any non-finite value shows that,
     and a block without a positive value but with a zero shows zero. Rows of a coarser rhythm are left out.
     """
-    values = layer_values(run, metric, per_element=per_element)
-    known = ~np.isnan(values).all(axis=1) if len(values) else np.zeros(0, dtype=bool)
-    if known.any() and not known.all():
-        values, steps = values[known], run.steps[known].astype(np.float64)
-    else:
-        steps = run.steps.astype(np.float64)
-    if len(steps) == 0:
+    start, stop, _ = rows.indices(len(run.steps))
+    if stop <= start:
         return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
+    steps = run.steps[start:stop].astype(np.float64)
     rhythm = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
-    edges = np.append(steps, float(run.steps[-1]) + rhythm)
+    least = -(-columns // 4)  # blocks come in sizes four times apart
+    if is_long(run, rows, least):
+        blocks = run.blocks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
+        scale = _elements(run, metric) if per_element else 1.0
+        edges = np.append(steps[blocks.edges[:-1] - start], steps[-1] + rhythm)
+        return HeatMatrix((blocks.shown / scale).T, edges)
+    values = layer_values(run, metric, rows, per_element=per_element)
+    known = ~np.isnan(values).all(axis=1)
+    end = steps[-1] + rhythm
+    if known.any() and not known.all():
+        values, steps = values[known], steps[known]
+    edges = np.append(steps, end)
     if len(steps) <= columns:
         return HeatMatrix(values.T, edges)
     starts = block_starts(len(steps), columns)

@@ -12,6 +12,7 @@ import gradlens
 from gradlens.cli.compare import compare
 from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
+from gradlens.cli.recover import recover
 from gradlens.cli.run import run
 from gradlens.cli.summary import summary
 from gradlens.config import LAUNCH_VARIABLES
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, compare):
+for command in (run, ls, summary, heatmap, compare, recover):
     cli.add_command(command)
 
 

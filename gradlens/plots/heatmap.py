@@ -26,6 +26,7 @@ from gradlens.analysis.profile import (
     find_stages,
     heat_matrix,
     positive_range,
+    rows_within,
     say_end_to_end,
     say_layer,
     say_power,
@@ -38,33 +39,45 @@ from gradlens.run import FloatArray, Run
 
 COLUMNS = 1600
 MOST_LABELS = 42
+MOST_EPOCH_LINES = 60
 PANELS_PER_ROW = 3
 
 
-def draw_heatmap(runs: Sequence[Run], metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> Figure:
+def draw_heatmap(
+    runs: Sequence[Run],
+    metric: str = ACTIVATION_GRAD,
+    *,
+    per_element: bool = False,
+    steps: tuple[int | None, int | None] = (None, None),
+) -> Figure:
     """Draw a metric of one or more runs as layers (input at the top) by steps, with one colour scale for all.
 
     Args:
         runs: One panel each.
         metric: Which; the colour is its log10.
         per_element: Divide norms by sqrt of the number of elements (RMS).
+        steps: First and last optimizer step to show; None is the beginning, or the end.
 
     Returns:
         The figure; save it with ``save_figure``.
 
     Raises:
-        ConfigError: There are no runs, one lacks the metric, or none has a row.
+        ConfigError: There are no runs, one lacks the metric, none has a row, or one has none among the steps.
     """
     if not runs:
         raise ConfigError("a heatmap needs at least one run")
-    matrices = [heat_matrix(run, metric, columns=COLUMNS, per_element=per_element) for run in runs]
+    windows = [rows_within(run, *steps) for run in runs]
+    matrices = [
+        heat_matrix(run, metric, columns=COLUMNS, per_element=per_element, rows=rows)
+        for run, rows in zip(runs, windows, strict=True)
+    ]
     if all(matrix.values.shape[1] == 0 for matrix in matrices):
         raise ConfigError(f"no row of {metric} has been recorded yet in {', '.join(run.name for run in runs)}")
     with house_style():
-        return _draw(list(runs), matrices, metric, per_element)
+        return _draw(list(runs), matrices, metric, per_element, windows)
 
 
-def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element: bool) -> Figure:
+def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element: bool, windows: list[slice]) -> Figure:
     columns = min(len(runs), PANELS_PER_ROW)
     rows = math.ceil(len(runs) / columns)
     most_layers = max(len(run.layers) for run in runs)
@@ -81,7 +94,7 @@ def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element:
         axis.set_title(titles[i], fontweight="bold")
     _colour_bar(figure, axes, norm, metric, per_element)
     _legend(figure, matrices)
-    figure.suptitle(caption(runs, metric, per_element=per_element), x=0.01, ha="left", fontsize=8, wrap=False)
+    figure.suptitle(_caption(runs, metric, per_element, windows), x=0.01, ha="left", fontsize=8, wrap=False)
     return figure
 
 
@@ -136,6 +149,8 @@ def _mark_epochs(axis: Axes, run: Run) -> None:
     top.set_xticks(starts[shown], [str(n) for n in numbers[shown]])
     top.tick_params(labelsize=6.5, colors=FAINT, length=2)
     top.set_xlabel("epoch", fontsize=7, color=FAINT)
+    if len(starts) > MOST_EPOCH_LINES:
+        return
     for start in starts[1:]:
         axis.axvline(start, color="white", linewidth=0.35, alpha=0.55)
 
@@ -188,23 +203,35 @@ def _legend(figure: Figure, matrices: list[HeatMatrix]) -> None:
         figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
 
 
-def caption(runs: Sequence[Run], metric: str = ACTIVATION_GRAD, *, per_element: bool = False) -> str:
+def caption(
+    runs: Sequence[Run],
+    metric: str = ACTIVATION_GRAD,
+    *,
+    per_element: bool = False,
+    steps: tuple[int | None, int | None] = (None, None),
+) -> str:
     """Say in a sentence per run what the heatmap shows, from the numbers."""
-    told = zip(label_runs(list(runs)), runs, strict=True)
-    said = [f"{label}: {said}." for label, run in list(told)[:4] if (said := _say_run(run, metric, per_element))]
+    return _caption(runs, metric, per_element, [rows_within(run, *steps) for run in runs])
+
+
+def _caption(runs: Sequence[Run], metric: str, per_element: bool, windows: list[slice]) -> str:
+    told = list(zip(label_runs(list(runs)), runs, windows, strict=True))[:4]
+    said = [f"{label}: {said}." for label, run, rows in told if (said := _say_run(run, metric, per_element, rows))]
     width = 80 + 62 * (min(len(runs), PANELS_PER_ROW) - 1)
     return "\n".join("\n".join(textwrap.wrap(line, width)) for line in said)
 
 
-def _say_run(run: Run, metric: str, per_element: bool) -> str:
+def _say_run(run: Run, metric: str, per_element: bool, rows: slice) -> str:
     if metric in (ACTIVATION_GRAD, "param_grad_norm"):
-        way = end_to_end(run, metric, per_element=per_element)
+        way = end_to_end(run, metric, rows, per_element=per_element)
         if way is None or np.isnan(way.median()):
             return ""
         first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
-        ratio = f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, len(run.steps))}"
+        ratio = (
+            f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, rows.stop - rows.start)}"
+        )
         return f"{say_end_to_end(way.median())} ({ratio})"
-    profile = depth_profile(run, metric, per_element=per_element)
+    profile = depth_profile(run, metric, rows, per_element=per_element)
     if np.isnan(profile).all():
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))

@@ -10,7 +10,7 @@ from typing import Any, cast
 import h5py
 import numpy as np
 
-from gradlens.blocks import LEVELS, Blocks, choose_level, combine, summarise
+from gradlens.blocks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
 from gradlens.errors import GradlensError
 from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run, Status
@@ -89,6 +89,9 @@ class StoredMetrics(Mapping[str, FloatArray]):
             self._cache[name] = reading(self._path, lambda stored: stored.rows(name, 0, self._n_steps))
         return self._cache[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # the mixin's would read it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -105,6 +108,7 @@ class StoredMetrics(Mapping[str, FloatArray]):
     def read_blocks(self, name: str, start: int, stop: int, least: int) -> Blocks:
         """Return statistics of blocks of rows, at least so many where there are as many rows."""
         stop = min(stop, self._n_steps)
+        start = min(max(start, 0), stop)
         size = choose_level(stop - start, least)
         return reading(self._path, lambda stored: _read_blocks(stored, name, start, stop, size))
 
@@ -112,6 +116,8 @@ class StoredMetrics(Mapping[str, FloatArray]):
 def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> Blocks:
     """Read blocks of one level, and what they do not cover at both ends out of finer ones, at last out of rows."""
     linear = is_linear(name)
+    if start == stop:
+        return Blocks(np.array([start]), np.empty((0, stored.n_layers, len(STATISTICS))))
     size = size if stored.has_levels else 1
     if size == 1 or stop - start < size:
         values = stored.rows(name, start, stop)

@@ -70,8 +70,13 @@ def reading(path: str | os.PathLike[str], use: Callable[[StoredFile], T]) -> T:
 
 
 @contextlib.contextmanager
-def open_run_file(path: Path) -> Iterator[StoredFile]:
-    """Open a run file, once, and close it; errors as in ``reading``."""
+def open_run_file(path: Path, *, salvage: bool = False) -> Iterator[StoredFile]:
+    """Open a run file, once, and close it; errors as in ``reading``.
+
+    Args:
+        path: The file.
+        salvage: Read as much as can be read of a damaged file; see ``StoredFile``.
+    """
     if not path.exists():
         raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
     if path.is_dir():
@@ -80,7 +85,7 @@ def open_run_file(path: Path) -> Iterator[StoredFile]:
         with _telling_damage(path):
             file, closed = _open_hdf5(path, stack)
             _check_format(path, file)
-            stored = StoredFile(path, file, closed)
+            stored = StoredFile(path, file, closed, salvage=salvage)
         yield stored
 
 
@@ -92,8 +97,12 @@ def _telling_damage(path: Path) -> Iterator[None]:
     except GradlensError:
         raise
     except BROKEN as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"{path} is damaged: {text}", tip=RECOVER) from error
+        raise DamagedError(f"{path} is damaged: {line_of(error)}", tip=RECOVER) from error
+
+
+def line_of(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -152,15 +161,19 @@ class StoredFile:
         path: The file.
         file: The file, open.
         closed: Whether its writer has closed it.
+        salvage: Columns that do not fit their checksum are returned as they are, with NaN (or -1) in place of what
+            cannot be read at all, and a sentence for each in ``doubts``. The rows of metrics are compared all the same.
 
     Raises:
         DamagedError: By all its methods, where the file is not as it was written.
     """
 
-    def __init__(self, path: Path, file: h5py.File, closed: bool) -> None:
+    def __init__(self, path: Path, file: h5py.File, closed: bool, *, salvage: bool = False) -> None:
         self.path = path
         self.file = file
         self.closed = closed
+        self.salvage = salvage
+        self.doubts: list[str] = []
         self.n_steps = int(file["state/n_steps"][()])
         self.n_epochs = int(file["state/n_epochs"][()])
         self._slot = self._find_slot()
@@ -179,7 +192,19 @@ class StoredFile:
         for slot in map(Slot.decode, texts):
             if slot is not None and (slot.n_steps, slot.n_epochs) == (self.n_steps, self.n_epochs):
                 return slot
+        if self.salvage:
+            return self._take_newest(texts)
         raise ValueError("the numbers of its rows and epochs do not fit their checksum")
+
+    def _take_newest(self, texts: list[bytes]) -> Slot | None:
+        """Take the counts from the slot with the most rows that can be read."""
+        slots = [slot for slot in map(Slot.decode, texts) if slot is not None]
+        if not slots:
+            self.doubts.append("the numbers of rows and epochs do not fit their checksum")
+            return None
+        newest = max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))
+        self.n_steps, self.n_epochs = newest.n_steps, newest.n_epochs
+        return newest
 
     @property
     def packed(self) -> bool:
@@ -207,7 +232,7 @@ class StoredFile:
         columns |= {key: group[key][:].tolist() for key in LAYER_NUMBERS if key in group}
         expected = self.file.attrs.get("header_crc32")
         if self.verify and expected is not None and int(expected) != header_crc(self.attributes, columns):
-            raise ValueError("its description of the model and the run does not fit its checksum")
+            self._doubt("its description of the model and the run does not fit its checksum")
         if "calls" not in columns:
             columns["calls"] = [int(size > 0) for size in columns["out_numel"]]
         return columns
@@ -224,7 +249,8 @@ class StoredFile:
         """Return how the run ended, or that it has not."""
         text = bytes(self.file["state/status"][()]).decode("ascii", "replace").strip(" \0")
         if text not in get_args(Status):
-            raise ValueError(f"status {text!r}")
+            self._doubt(f"status {text!r}")
+            return "running"
         return cast(Status, text)
 
     @tells_damage
@@ -235,7 +261,7 @@ class StoredFile:
         notes = bytes(state["notes"][()]) if "notes" in state else b""
         expected = self._slot.state if self.verify and self._slot is not None else 0
         if expected and expected != state_crc(bytes(state["status"][()]), overhead, notes):
-            raise ValueError("its status, overhead and notes do not fit their checksum")
+            self._doubt("its status, overhead and notes do not fit their checksum")
         return {
             "status": self.status(),
             "heartbeat": float(state["heartbeat"][()]),
@@ -264,13 +290,36 @@ class StoredFile:
             start: The first row, or epoch.
         """
         count = self.n_epochs if name.startswith("epoch/") else self.n_steps
-        values = np.asarray(self.file[name][start:count])
-        if len(values) != max(count - start, 0):
-            raise ValueError(f"{name} holds {start + len(values)} values of {count}")
+        try:
+            values = np.asarray(self.file[name][start:count])
+            if len(values) != max(count - start, 0):
+                raise ValueError(f"{name} holds {start + len(values)} values of {count}")
+        except BROKEN as error:
+            if not self.salvage:
+                raise
+            self._doubt(f"a part of {name} ({line_of(error)})")
+            return self._salvage_column(name, count)[start:]
         crcs = self._slot.crcs if self.verify and start == 0 and self._slot is not None else ()
         if crcs and crc(values) != crcs[self.columns.index(name)]:
-            raise ValueError(f"{name} does not fit its checksum")
+            self._doubt(f"a value of {name}: it does not fit its checksum")
         return values
+
+    def _salvage_column(self, name: str, count: int) -> NDArray[Any]:
+        """Read a column as far as it goes, with NaN (or -1) in place of what cannot be read."""
+        dataset = self.file[name]
+        values = np.full(count, np.nan if np.issubdtype(dataset.dtype, np.floating) else -1, dtype=dataset.dtype)
+        for start in range(0, count, BLOCK):
+            with contextlib.suppress(*BROKEN):
+                part = dataset[start : min(start + BLOCK, count)]
+                values[start : start + len(part)] = part
+        return values
+
+    def _doubt(self, sentence: str) -> None:
+        """Raise a ValueError, or while salvaging keep the sentence."""
+        if not self.salvage:
+            raise ValueError(sentence)
+        if sentence not in self.doubts:
+            self.doubts.append(sentence)
 
     @tells_damage
     def last_epoch(self, names: Iterable[str]) -> dict[str, float]:
@@ -333,6 +382,11 @@ class StoredFile:
         return found[:, 2:]
 
     # --- levels -------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return int(self.file["layer/name"].shape[0])
 
     @property
     def has_levels(self) -> bool:

@@ -15,6 +15,7 @@ from gradlens.analysis.profile import (
     find_stages,
     heat_matrix,
     positive_range,
+    rows_within,
 )
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray, Run
@@ -33,7 +34,14 @@ MARGIN = 3
 MOST_LINES_PIPED = 60
 
 
-def print_heatmap(console: Console, runs: Sequence[Run], metric: str, *, per_element: bool = False) -> None:
+def print_heatmap(
+    console: Console,
+    runs: Sequence[Run],
+    metric: str,
+    *,
+    per_element: bool = False,
+    steps: tuple[int | None, int | None] = (None, None),
+) -> None:
     """Print one heatmap per run, input at the top, all with one scale.
 
     Args:
@@ -41,10 +49,14 @@ def print_heatmap(console: Console, runs: Sequence[Run], metric: str, *, per_ele
         runs: The runs.
         metric: Which metric.
         per_element: Divide norms by sqrt of the number of elements.
+        steps: First and last optimizer step to show; None is the beginning, or the end.
     """
     label = min(max((len(layer.name) for run in runs for layer in run.layers), default=8), 20, console.width // 4)
     columns = max(console.width - label - MARGIN, 10)
-    matrices = [heat_matrix(run, metric, columns=columns, per_element=per_element) for run in runs]
+    matrices = [
+        heat_matrix(run, metric, columns=columns, per_element=per_element, rows=rows_within(run, *steps))
+        for run in runs
+    ]
     found = positive_range(matrices)
     low, high = found or (1.0, 1.0)
     colour = has_colour(console)

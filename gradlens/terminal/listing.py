@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.errors import GradlensError
-from gradlens.storage import read_run
+from gradlens.storage import read_card
 from gradlens.terminal.summary import STATUS_STYLE
 
 STALE_SECONDS = 60.0
@@ -26,22 +25,13 @@ def run_rows(paths: list[Path]) -> list[dict[str, Any]]:
 
 def _row(path: Path) -> dict[str, Any]:
     try:
-        run = read_run(path)
+        card = read_card(path)
     except GradlensError as error:
         return {"run": path.stem, "status": "unreadable", "note": error.message}
-    final = {name: float(v[-1]) for name, v in run.epochs.items() if len(v)}
-    stale = run.status == "running" and time.time() - float(run.info["heartbeat"]) > STALE_SECONDS
+    stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
     return {
-        "run": run.name,
-        "model": run.model,
-        "seed": run.seed,
-        "data": run.config.get("data"),
-        "status": run.status,
-        "epochs": len(run.epochs.get("epoch", ())),
-        "rows": len(run.steps),
-        "train_accuracy": _known(final.get("train_accuracy")),
-        "val_accuracy": _known(final.get("val_accuracy")),
-        "created": run.info.get("created"),
+        "run": path.stem,
+        **{key: value for key, value in card.items() if key != "heartbeat"},
         "note": "no sign of life for a minute: killed?" if stale else "",
     }
 
@@ -64,10 +54,6 @@ def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) ->
             Text(row["note"] or str(row.get("data") or "")),
         )
     console.print(table)
-
-
-def _known(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _share(value: float | None) -> str:
