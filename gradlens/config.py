@@ -23,6 +23,8 @@ INITS = ("he", "default")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
+EXPORT_FORMS = ("csv", "parquet", "tensorboard")
+EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
 
 TORCHVISION_SETS = {
     "cifar10": "CIFAR10",

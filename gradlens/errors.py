@@ -7,6 +7,7 @@
     ├── DataError          (ValueError)       images or labels that cannot be used
     ├── ModelError         (ValueError)       a model that cannot be built or recorded
     ├── RecorderError      (RuntimeError)     the recorder used in a way that it cannot serve
+    ├── MissingLibraryError (ImportError)      a library that only some formats need is not installed
     └── RunFileError       (OSError)          a run file that cannot be read or written
         ├── RunExistsError (FileExistsError)  it is there already, and overwriting was not asked for
         ├── NoRunError     (FileNotFoundError) there is none
@@ -49,6 +50,10 @@ class ModelError(GradlensError, ValueError):
 
 class RecorderError(GradlensError, RuntimeError):
     """The recorder was used in a way that it cannot serve."""
+
+
+class MissingLibraryError(GradlensError, ImportError):
+    """A library that only some formats need is not installed."""
 
 
 class RunFileError(GradlensError, OSError):

@@ -29,12 +29,13 @@ FLOORS = {
     "data": 4,
     "plots": 4,
     "terminal": 4,
+    "export": 4,
     "train": 5,
     "cli": 6,
     "": 7,
     "__main__": 7,
 }
-VIEW_WING = {"analysis", "plots", "terminal"}
+VIEW_WING = {"analysis", "plots", "terminal", "export"}
 HOMES = {
     "torch": {"recorder", "models", "data", "train"},
     "torchvision": {"models", "data"},
@@ -42,7 +43,10 @@ HOMES = {
     "rich": {"terminal"},
     "h5py": {"storage"},
     "click": {"cli"},
+    "pyarrow": {"export"},
+    "tensorboard": {"export"},
 }
+OPTIONAL = {"pyarrow", "tensorboard"}
 
 
 def room(path: Path) -> str:
@@ -98,6 +102,12 @@ def test_the_command_line_imports_nothing_heavy_at_the_top(path: Path) -> None:
             assert module in light or module.startswith("gradlens.cli"), f"{path.name} imports {module} at the top"
 
 
+def test_optional_packages_are_imported_inside_functions() -> None:
+    for path in FILES:
+        for module, at_top in imports(tree_of(path)):
+            assert not (at_top and module.split(".")[0] in OPTIONAL), f"{path.name} imports {module} at the top"
+
+
 def test_no_pyplot_anywhere() -> None:
     for path in FILES:
         assert all(module != "matplotlib.pyplot" for module, _ in imports(tree_of(path))), path
@@ -127,17 +137,28 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
     return set(done.stderr.rpartition("LOADED ")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["heatmap", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["heatmap", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    heavy = {"torch", "torchvision", "numpy", "h5py", "matplotlib", "rich", "PIL"}
+    heavy = {"torch", "torchvision", "numpy", "h5py", "matplotlib", "rich", "PIL", *OPTIONAL}
     assert not heavy & loaded_after(arguments, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ls"], ["summary"], ["heatmap"], ["compare"], ["summary", "--format", "json"]], ids=" ".join
+    "arguments",
+    [
+        ["ls"],
+        ["summary"],
+        ["heatmap"],
+        ["compare"],
+        ["summary", "--format", "json"],
+    ],
+    ids=" ".join,
 )
 def test_the_view_wing_never_imports_torch(arguments: list[str], make_run, tmp_path: Path) -> None:
     make_run()
     loaded = loaded_after(arguments, tmp_path)
     assert "numpy" in loaded
     assert not {"torch", "torchvision"} & loaded
+    assert OPTIONAL & loaded == {"parquet": {"pyarrow"}, "tensorboard": {"tensorboard"}}.get(arguments[-1], set())

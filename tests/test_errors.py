@@ -15,7 +15,7 @@ LEAVES = [
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_each_error_is_also_a_built_in_and_keeps_its_message_and_tip(leaf: type[errors.GradlensError]) -> None:
-    assert issubclass(leaf, (ValueError, RuntimeError, OSError))
+    assert issubclass(leaf, (ValueError, RuntimeError, OSError, ImportError))
     error = leaf("it failed", tip="try this")
     assert (error.message, error.tip) == ("it failed", "try this")
     assert str(error) == "it failed (tip: try this)"

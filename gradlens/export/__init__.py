@@ -1,0 +1,25 @@
+"""Runs for other programs: tidy tables as CSV and Parquet, and TensorBoard events.
+
+Everything goes out in blocks, so that memory does not grow with the run. The libraries that write Parquet and events
+are optional, and imported inside the functions that need them.
+"""
+
+from gradlens.export.csvfile import write_csv
+from gradlens.export.events import write_events
+from gradlens.export.libraries import check_library
+from gradlens.export.parquet import write_parquet
+from gradlens.export.places import default_place, whole_file, whole_folder
+from gradlens.export.tables import distinct, held_metrics, make_table
+
+__all__ = [
+    "check_library",
+    "default_place",
+    "distinct",
+    "held_metrics",
+    "make_table",
+    "whole_file",
+    "whole_folder",
+    "write_csv",
+    "write_events",
+    "write_parquet",
+]
