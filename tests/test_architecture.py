@@ -138,7 +138,7 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["heatmap", "--help"], ["--version"]]
+    "arguments", [["--help"], ["run", "--help"], ["heatmap", "--help"], ["export", "--help"], ["--version"]]
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "torchvision", "numpy", "h5py", "matplotlib", "rich", "PIL", *OPTIONAL}
@@ -153,6 +153,9 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         ["heatmap"],
         ["compare"],
         ["summary", "--format", "json"],
+        ["export"],
+        ["export", "--to", "parquet"],
+        ["export", "--to", "tensorboard"],
     ],
     ids=" ".join,
 )

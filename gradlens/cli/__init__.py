@@ -10,6 +10,7 @@ import click
 
 import gradlens
 from gradlens.cli.compare import compare
+from gradlens.cli.export import export
 from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
 from gradlens.cli.recover import recover
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, compare, recover):
+for command in (run, ls, summary, heatmap, compare, export, recover):
     cli.add_command(command)
 
 
