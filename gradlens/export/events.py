@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradlens.export.libraries import optional
 from gradlens.export.records import write_record
-from gradlens.export.tables import epoch_columns, last_rows, metric_rows, spans
+from gradlens.export.tables import epoch_columns, last_rows, metric_rows, names_of, spans
 from gradlens.run import Run
 from gradlens.storage.writer import as_float32
 
@@ -101,13 +101,17 @@ class _Encoder:
 
 
 def _step_tags(run: Run, metrics: Sequence[str]) -> list[str]:
-    tags = [f"{metric}/{layer.name}" for metric in metrics if metric in run.metrics for layer in run.layers]
+    tags = [f"{metric}/{layer.name}" for metric in _held(run, metrics) for layer in run.layers]
     return [*tags, *(f"scalar/{name}" for name in run.scalars)]
+
+
+def _held(run: Run, metrics: Sequence[str]) -> list[str]:
+    return [metric for metric in metrics if metric in names_of(run)]
 
 
 def _rows(run: Run, metrics: Sequence[str]) -> Iterator[NDArray[np.float32]]:
     """Yield the values of each row, in the order of its tags."""
-    held = [metric for metric in metrics if metric in run.metrics]
+    held = _held(run, metrics)
     width = len(held) * len(run.layers) + len(run.scalars)
     for start, stop in spans(len(run.steps), width, BLOCK_VALUES):
         parts = [metric_rows(run, metric, start, stop) for metric in held]

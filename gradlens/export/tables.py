@@ -83,9 +83,14 @@ def held_metrics(runs: Iterable[Run], chosen: Sequence[str] = ()) -> list[str]:
 
 def metric_rows(run: Run, name: str, start: int, stop: int) -> NDArray[np.float32]:
     """Return some rows of a metric, (stop - start, L); NaN if the run does not hold it."""
-    if name not in run.metrics:
+    if name not in names_of(run):
         return np.full((stop - start, len(run.layers)), np.nan, np.float32)
     return np.asarray(run.metric(name)[start:stop], np.float32)
+
+
+def names_of(run: Run) -> tuple[str, ...]:
+    """List a run's metrics; to ask ``name in run.metrics`` would read all of that metric."""
+    return tuple(run.metrics)
 
 
 def spans(n_rows: int, width: int, cells: int) -> Iterator[tuple[int, int]]:

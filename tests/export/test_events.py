@@ -88,6 +88,13 @@ def test_the_same_run_gives_the_same_bytes_in_blocks_of_any_size(make_run, monke
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_no_metric_is_read_but_in_pieces(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(make_run(steps=40))
+    monkeypatch.setattr(events, "metric_rows", lambda run, _, start, stop: np.ones((stop - start, len(run.layers))))
+    monkeypatch.setattr(type(run.metrics), "__getitem__", lambda *_: pytest.fail("read as a whole"))
+    assert write_events(run, Path("log"), held_metrics([run])) == 40
+
+
 def test_a_real_run() -> None:
     run = read_run(SAMPLE)
     metrics = held_metrics([run])

@@ -185,6 +185,9 @@ def test_a_metric_is_read_in_pieces(make_run, monkeypatch: pytest.MonkeyPatch) -
     run = read_run(make_run(steps=40, layers=5))
     list(make_table("metrics", distinct([run]), ["param_norm"]).blocks(50))
     assert read == [10] * 4
+    monkeypatch.setattr(tables, "metric_rows", lambda run, _, start, stop: np.ones((stop - start, len(run.layers))))
+    monkeypatch.setattr(type(run.metrics), "__getitem__", lambda *_: pytest.fail("read as a whole"))
+    assert len(list(make_table("metrics", distinct([run]), held_metrics([run])).blocks(50))) == 4
 
 
 @pytest.mark.parametrize("kind", EXPORT_TABLES)
