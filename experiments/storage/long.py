@@ -94,14 +94,17 @@ from gradlens.terminal.summary import summary_facts
 begin = time.perf_counter(); run = read_run(sys.argv[1]); opened = time.perf_counter() - begin
 begin = time.perf_counter(); summary_facts(run); summed = time.perf_counter() - begin
 from gradlens.analysis.profile import heat_matrix, rows_within
-begin = time.perf_counter(); heat_matrix(run, "activation_grad_norm", columns=1600); matrix = time.perf_counter() - begin
+begin = time.perf_counter(); heat_matrix(run, "activation_grad_norm", columns=1600)
+matrix = time.perf_counter() - begin
 half = len(run.steps) // 2
 begin = time.perf_counter()
 heat_matrix(run, "activation_grad_norm", columns=1600, rows=rows_within(run, half, half + len(run.steps) // 100))
 zoomed = time.perf_counter() - begin
-print(json.dumps({"imported_mb": round(before / 1024), "open_s": round(opened, 3), "summary_s": round(summed, 3), "matrix_s": round(matrix, 3),
+found = {"imported_mb": round(before / 1024), "open_s": round(opened, 3),
+    "summary_s": round(summed, 3), "matrix_s": round(matrix, 3),
     "matrix_of_one_percent_s": round(zoomed, 3),
-    "reader_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+    "reader_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+print(json.dumps(found))
 """
 
 

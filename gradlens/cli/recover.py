@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path())
-def recover(runs: tuple[str, ...]) -> None:
+@click.option("--repack", is_flag=True, help="Write whole files anew too: what an earlier gradlens wrote gets smaller.")
+def recover(runs: tuple[str, ...], repack: bool) -> None:
     """Make the files of killed runs appendable again, and keep what is whole of damaged ones.
 
     RUNS are files, names under runs/, or folders; left out, all runs under runs/. Whole files are left untouched, and
@@ -24,7 +25,7 @@ def recover(runs: tuple[str, ...]) -> None:
     failed = []
     for path in resolve_runs(runs, default="all"):
         try:
-            for line in _say(recover_run(path)):
+            for line in _say(recover_run(path, repack=repack), repack):
                 click.echo(line)
         except GradlensError as error:
             if len(runs) == 1:
@@ -35,12 +36,13 @@ def recover(runs: tuple[str, ...]) -> None:
         raise GradlensError(f"{len(failed)} file(s) could not be recovered")
 
 
-def _say(found: Recovery) -> list[str]:
+def _say(found: Recovery, repacked: bool) -> list[str]:
     """Say what was found, and what was saved."""
     held = f"{found.rows} rows and {found.epochs} epochs" + (f", up to step {found.last_step}" if found.rows else "")
     beside = [f"  removed {name}, left by a killed writer" for name in found.leftovers]
     if found.found == "whole":
-        return [f"{found.path}: whole ({found.status}), left untouched: {held}", *beside]
+        done = "packed anew" if repacked else "left untouched"
+        return [f"{found.path}: whole ({found.status}), {done}: {held}", *beside]
     if found.found == "unfinished":
         return [f"{found.path}: its writer did not close it; saved all of it: {held}; {found.status} now", *beside]
     lost = [f"  lost: {sentence}" for sentence in found.lost]

@@ -85,7 +85,7 @@ def metric_rows(run: Run, name: str, start: int, stop: int) -> NDArray[np.float3
     """Return some rows of a metric, (stop - start, L); NaN if the run does not hold it."""
     if name not in names_of(run):
         return np.full((stop - start, len(run.layers)), np.nan, np.float32)
-    return np.asarray(run.metric(name)[start:stop], np.float32)
+    return np.asarray(run.metric_rows(name, start, stop), np.float32)
 
 
 def names_of(run: Run) -> tuple[str, ...]:

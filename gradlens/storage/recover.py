@@ -46,7 +46,7 @@ class Recovery:
     backup: Path | None = None
 
 
-def recover_run(path: Path) -> Recovery:
+def recover_run(path: Path, *, repack: bool = False) -> Recovery:
     """Make a file that any program can append to out of one whose writer was killed; leave a whole file untouched.
 
     It is copied beside, packed, and takes the old one's place in one step. Rows that a checksum shows to be damaged are
@@ -54,6 +54,8 @@ def recover_run(path: Path) -> Recovery:
 
     Args:
         path: The file.
+        repack: Write a whole file anew too, in the form that a run has today when it ends: what an earlier gradlens
+            wrote gets levels, compression and checksums.
 
     Returns:
         What was found and saved.
@@ -77,16 +79,16 @@ def recover_run(path: Path) -> Recovery:
         leftovers = list(stale_names(path))
         for name in leftovers:
             name.unlink(missing_ok=True)
-        found = _recover(path)
+        found = _recover(path, repack)
         found.leftovers = [name.name for name in leftovers]
         return found
     finally:
         lock.release()
 
 
-def _recover(path: Path) -> Recovery:
+def _recover(path: Path, repack: bool) -> Recovery:
     whole = _look(path)
-    if whole is not None and whole.found == "whole":
+    if whole is not None and whole.found == "whole" and not repack:
         return whole
     temporary = temporary_name(path)
     lost: dict[str, list[tuple[int, int]]] = {}
@@ -120,7 +122,7 @@ def _recover(path: Path) -> Recovery:
     saved = _look(path)
     if saved is None:
         raise DamagedError(f"{path} was recovered, and cannot be read: please report this")
-    saved.found, saved.lost, saved.backup = ("damaged" if whole is None else "unfinished"), said, backup
+    saved.found, saved.lost, saved.backup = ("damaged" if whole is None else whole.found), said, backup
     return saved
 
 

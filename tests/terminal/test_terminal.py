@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +191,21 @@ def test_a_training_is_shown_as_it_goes(colour: bool) -> None:
         "complete after 1 epoch(s), 61 s: runs/plain34-s0.h5 (no luck)",
     ):  # fmt: skip
         assert said in text.replace("\n", " ").replace("  ", " ") or said in text
+
+
+def test_many_runs_are_listed_a_line_each() -> None:
+    names = [f"run-{i:03}" for i in range(300)]
+    rows = [
+        {"run": name, "status": "complete", "epochs": 2, "rows": 20, "train_accuracy": 0.5, "val_accuracy": None,
+         "data": "patterns " * 20, "note": ""}
+        for name in names
+    ]  # fmt: skip
+    rows[7] = {"run": "broken", "status": "unreadable", "note": "is damaged"}
+    stream = io.StringIO()
+    print_listing(Console(file=stream, width=70), Path("runs"), rows)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 302
+    assert max(map(len, lines)) <= 70
+    assert lines[2].split()[:6] == ["run-000", "complete", "2", "20", "0.500", "-"]
+    assert lines[9].startswith("broken   unreadable")
+    assert "is damaged" in lines[9]
