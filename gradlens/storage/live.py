@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import math
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.run import Header, Status
-from gradlens.storage.checks import Slot, crc
+from gradlens.storage.checks import Slot, crc, seal, state_crc
 from gradlens.storage.growth import Growth, RowBlock
 from gradlens.storage.schema import column_names, create_layout, metric_names, notes_bytes
 
@@ -67,6 +70,9 @@ class LiveFile:
         self.n_steps = self.n_epochs = 0
         self._committed = -1, -1
         self._committed_in_a = False
+        # What overhead and notes may be in the file: one of each, but for a write that was broken off.
+        self._overheads, self._notes = [math.nan], [b""]
+        self._states = self._possible_states()
         self._crcs = dict.fromkeys(self._columns, 0)
         self._growth = Growth(self.metrics)
         self._records = 0
@@ -118,30 +124,39 @@ class LiveFile:
             dataset[start:] = values
 
     def write_state(self, overhead: float, notes: str) -> None:
-        """Write what may change at any time; it counts at once."""
-        self._datasets["state/overhead"][()] = overhead
-        self._datasets["state/notes"][()] = notes_bytes(notes)
+        """Keep what takes the place of what was said before with the next ``commit``."""
+        self._overheads.append(overhead)
+        self._notes.append(bytes(notes_bytes(notes)))
+
+    def _possible_states(self) -> tuple[int, ...]:
+        return tuple({state_crc(*pair): None for pair in itertools.product(self._overheads, self._notes)})
 
     def commit(self) -> None:
-        """Let everything appended so far count, and show a sign of life."""
+        """Let everything so far count, and show a sign of life."""
         counts = self.n_steps, self.n_epochs
-        if counts != self._committed:
+        states = self._possible_states()
+        new = counts != self._committed or states != self._states
+        if new:
             self._file.flush()
-            # Never over the slot that guards the counts as they stand: their sum changes with each commit.
+            # Never over the slot that guards what stands: the other one, each time.
             slot = self._datasets["state/check_b" if self._committed_in_a else "state/check_a"]
-            slot[()] = np.bytes_(self._slot().encode())
+            slot[()] = np.bytes_(self._slot(states).encode())
             slot.flush()
             self._datasets["state/n_steps"][()] = self.n_steps
             self._datasets["state/n_epochs"][()] = self.n_epochs
-        self._datasets["state/heartbeat"][()] = time.time()
+            self._datasets["state/overhead"][()] = self._overheads[-1]
+            self._datasets["state/notes"][()] = np.bytes_(self._notes[-1])
+        self._datasets["state/heartbeat"][()] = seal(time.time())
         self._file.flush()
-        if counts != self._committed:
+        del self._overheads[:-1], self._notes[:-1]
+        self._states = self._possible_states()
+        if new:
             self._committed, self._committed_in_a = counts, not self._committed_in_a
         self._size = os.fstat(self._handle).st_size
 
-    def _slot(self) -> Slot:
+    def _slot(self, states: tuple[int, ...]) -> Slot:
         crcs = (*(self._crcs[name] for name in self._columns), *self._growth.rest_crcs())
-        return Slot(self.n_steps, self.n_epochs, self._records, crcs=crcs)
+        return Slot(self.n_steps, self.n_epochs, self._records, states, crcs)
 
     def publish(self, *, onto: bool) -> None:
         """Give the file its name, readable by others from then on; without ``onto``, never onto another file."""
@@ -240,7 +255,8 @@ def temporary_name(path: Path) -> Path:
 
 def stale_names(path: Path) -> Sequence[Path]:
     """List what writers that were killed left beside a file."""
-    return list(path.parent.glob(f".{path.name}.*.tmp"))
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    return [other for other in path.parent.iterdir() if ours.fullmatch(other.name)]
 
 
 def move(temporary: Path, path: Path, *, onto: bool) -> None:

@@ -13,7 +13,8 @@ from gradlens.errors import RunFileError
 if sys.platform != "win32":  # there a file that is open cannot be replaced, which serves as well
     import fcntl
 
-_held: set[Path] = set()
+_held: dict[Path, int] = {}
+"""The locks that this process holds, each with the process that took it: a forked one does not hold them."""
 
 
 class WriterLock:
@@ -34,10 +35,10 @@ class WriterLock:
         self._path = lock_path(path)
         self._process = os.getpid()
         self._file = -1
-        if self._path in _held:
+        if _is_held(self._path):
             raise _refusal(path, f"in this process ({self._process})")
         self._file = self._acquire()
-        _held.add(self._path)
+        _held[self._path] = self._process
 
     def _acquire(self) -> int:
         while True:
@@ -64,7 +65,7 @@ class WriterLock:
             self._path.unlink()
         os.close(self._file)
         self._file = -1
-        _held.discard(self._path)
+        _held.pop(self._path, None)
 
     def __del__(self) -> None:
         """Release."""
@@ -75,7 +76,7 @@ class WriterLock:
 def check_unlocked(path: Path) -> None:
     """Raise a RunFileError if somebody is writing a run file at the moment; takes nothing and leaves nothing."""
     place = lock_path(path)
-    if place in _held:
+    if _is_held(place):
         raise _refusal(path, f"in this process ({os.getpid()})")
     try:
         file = os.open(place, os.O_RDWR)
@@ -98,8 +99,13 @@ def is_locked(path: Path) -> bool:
 
 
 def lock_path(path: Path) -> Path:
-    """Return the hidden file beside a run file whose lock its writer holds."""
-    return path.absolute().with_name(f".{path.name}.lock")
+    """Return the hidden file beside a run file whose lock its writer holds; the same by whatever way it is named."""
+    return path.parent.resolve() / f".{path.name}.lock"
+
+
+def _is_held(place: Path) -> bool:
+    """Say whether this process holds a lock: to open and close its file again would let it go."""
+    return _held.get(place) == os.getpid()
 
 
 def _lock(file: int) -> bool:

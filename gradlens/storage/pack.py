@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from gradlens.blocks import LEVELS
 from gradlens.errors import DamagedError
 from gradlens.run import Header, Status
-from gradlens.storage.checks import Slot, header_crc, state_crc
+from gradlens.storage.checks import Slot, state_crc
 from gradlens.storage.growth import Growth, RowBlock
 from gradlens.storage.live import close_unwritten
 from gradlens.storage.schema import (
     create_column,
     create_epochs,
-    create_layers,
     create_level,
     create_level_scales,
     create_rows,
     create_state,
     describe_metric,
+    describe_run,
     notes_bytes,
     pack_chunk_rows,
 )
@@ -134,10 +134,7 @@ def _copy(
     source: StoredFile, file: h5py.File, chunks: ChunkWriter, salvaged: Callable[[str, int, int], None] | None
 ) -> None:
     header = header_of(source)
-    attributes = source.attributes
-    file.attrs.update(attributes)
-    columns = create_layers(file, header)
-    file.attrs["header_crc32"] = header_crc(attributes, columns)
+    describe_run(file, source.attributes, header)
     for name in source.columns:
         values = source.column(name)
         chunk = min(COLUMN_CHUNK, max(64, 2 ** math.ceil(math.log2(max(len(values), 1)))))
@@ -258,8 +255,9 @@ def _finish(source: StoredFile, file: h5py.File, status: Status | None, notes: l
     state |= {"status": status or state["status"], "n_steps": source.n_steps, "n_epochs": source.n_epochs}
     state["notes"] = "\n".join(filter(None, [state["notes"], *notes]))
     create_state(file, state)
-    check = state_crc(state["status"].encode(), state["overhead"], bytes(notes_bytes(state["notes"])))
-    slot = Slot(source.n_steps, source.n_epochs, state=check)
+    notes_there, status_there = bytes(notes_bytes(state["notes"])), state["status"].encode()
+    check = state_crc(state["overhead"], notes_there, status_there, state["heartbeat"])
+    slot = Slot(source.n_steps, source.n_epochs, states=(check,))
     file["state/check_a"][()] = np.bytes_(slot.encode())
     file.attrs["card_json"] = np.bytes_(json.dumps(make_card(source, str(state["status"]))).encode())
 

@@ -3,7 +3,8 @@
 ::
 
     /            attributes: format="gradlens" format_version=1 gradlens_version created model seed
-                 config_json environment_json · header_crc32 · card_json (of a finished file, for quick listings)
+                 config_json environment_json · card_json (of a finished file, for quick listings) · header_json and
+                 header_crc32 (all of these but the card, and /layer, once more: see ``describe_run``)
     /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel calls
     /step        (T,) int64, a dimension scale          /epoch_of_step (T,) int32, index into /epoch
     /scalar/     loss (T,) · lr (T,) · ...
@@ -39,6 +40,7 @@ The mean of a block is geometric, over finite positive values (``count`` of them
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -92,10 +94,7 @@ def create_layout(
 
     All of it must stand before SWMR mode begins: HDF5 shows no object made later to readers.
     """
-    attributes = root_attributes(header, created)
-    file.attrs.update(attributes)
-    columns = create_layers(file, header)
-    file.attrs["header_crc32"] = header_crc(attributes, columns)
+    describe_run(file, root_attributes(header, created), header)
     create_column(file, "step", np.int64).make_scale("step")
     create_column(file, "epoch_of_step", np.int32).dims[0].attach_scale(file["step"])
     for name in dict.fromkeys((*SCALARS, *scalars)):
@@ -113,6 +112,19 @@ def create_layout(
         file.create_dataset(
             "check/block", shape=(0, width), maxshape=(None, width), chunks=(512, width), dtype=np.uint32
         )
+
+
+def describe_run(file: h5py.File, attributes: Mapping[str, Any], header: Header) -> None:
+    """Write what stands once: the root attributes and the table of layers.
+
+    Text of any length lies in HDF5's global heap, which no checksum guards, and which HDF5 2.0 reads for ever where it
+    is damaged. So gradlens itself reads the copy ``header_json``, a text of fixed length.
+    """
+    file.attrs.update(attributes)
+    columns = create_layers(file, header)
+    text = json.dumps({"attributes": dict(attributes), "layers": columns})
+    file.attrs["header_json"] = np.bytes_(text.encode())
+    file.attrs["header_crc32"] = header_crc(attributes, columns)
 
 
 def create_layers(file: h5py.File, header: Header) -> dict[str, list[Any]]:
@@ -229,7 +241,8 @@ def column_names(file: h5py.File) -> tuple[str, ...]:
 
 def metric_names(file: h5py.File) -> tuple[str, ...]:
     """List the metrics of a file, sorted, without the scale that names their layers."""
-    return tuple(sorted(name for name, dataset in file["metric"].items() if dataset.ndim == 2))
+    group = file["metric"]
+    return tuple(sorted(name for name in group if group[name].ndim == 2))
 
 
 def pack_chunk_rows(numbers_per_row: int) -> int:

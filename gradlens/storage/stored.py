@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gradlens.blocks import LEVELS
 from gradlens.errors import DamagedError, GradlensError, NoRunError, RunFileError
 from gradlens.run import FloatArray, Layer, Status
-from gradlens.storage.checks import Slot, crc, header_crc, state_crc
+from gradlens.storage.checks import Slot, crc, header_crc, is_sealed, state_crc
 from gradlens.storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -28,7 +28,7 @@ from gradlens.storage.schema import (
     column_names,
     metric_names,
 )
-from gradlens.storage.superblock import ClosedView
+from gradlens.storage.superblock import ClosedView, check_heaps
 
 BLOCK = LEVELS[0]
 TRIES = 8
@@ -102,7 +102,8 @@ def _telling_damage(path: Path) -> Iterator[None]:
 
 def line_of(error: Exception) -> str:
     """Return what an error says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = str(error).strip("'\"")
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -144,8 +145,10 @@ def _may_be_written(path: Path) -> bool:
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
-        raise RunFileError(f"{path} is an HDF5 file of another program; expected a gradlens run")
+    if "header_json" not in file.attrs:
+        check_heaps(path)
+        if file.attrs.get("format") != FORMAT:
+            raise RunFileError(f"{path} is an HDF5 file of another program; expected a gradlens run")
     version = int(file.attrs.get("format_version", 0))
     if version > FORMAT_VERSION:
         raise RunFileError(
@@ -176,35 +179,45 @@ class StoredFile:
         self.doubts: list[str] = []
         self.n_steps = int(file["state/n_steps"][()])
         self.n_epochs = int(file["state/n_epochs"][()])
-        self._slot = self._find_slot()
+        self._slots = self._find_slots()
+        self._slot = self._slots[0] if self._slots else None
         self.metrics = metric_names(file)
         self.columns = column_names(file)
         self.verify = True
         """Whether checksums are compared."""
         self._records: dict[int, NDArray[np.uint32]] | None = None
+        self._described: tuple[dict[str, Any], dict[str, list[Any]]] | None = None
 
-    def _find_slot(self) -> Slot | None:
-        """Return the slot that guards the counts; None in files that were made before there were any."""
+    def _find_slots(self) -> list[Slot]:
+        """Return the slots that guard the counts; none in files that were made before there were any."""
         state = self.file["state"]
-        texts = [bytes(state[name][()]) for name in ("check_a", "check_b") if name in state]
-        if not any(texts):
-            return None
-        for slot in map(Slot.decode, texts):
-            if slot is not None and (slot.n_steps, slot.n_epochs) == (self.n_steps, self.n_epochs):
-                return slot
-        if self.salvage:
-            return self._take_newest(texts)
-        raise ValueError("the numbers of its rows and epochs do not fit their checksum")
+        names = [name for name in ("check_a", "check_b") if name in state]
+        if not names:
+            return []
+        counts = self.n_steps, self.n_epochs
+        slots = [slot for slot in (Slot.decode(bytes(state[name][()])) for name in names) if slot is not None]
+        found = [slot for slot in slots if (slot.n_steps, slot.n_epochs) == counts]
+        if (
+            not found
+            and len(slots) == 2
+            and all(count in pair for count, pair in zip(counts, _counts(slots), strict=True))
+        ):
+            # Its writer ended between the one count and the other: all that the newer slot guards was written before.
+            found = [max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))]
+            self.n_steps, self.n_epochs = found[0].n_steps, found[0].n_epochs
+        if not found:
+            self._doubt("the numbers of its rows and epochs do not fit their checksum")
+            found = self._take_newest(slots)
+        return found
 
-    def _take_newest(self, texts: list[bytes]) -> Slot | None:
-        """Take the counts from the slot with the most rows that can be read."""
-        slots = [slot for slot in map(Slot.decode, texts) if slot is not None]
+    def _take_newest(self, slots: list[Slot]) -> list[Slot]:
+        """Take the counts from the slot with the most rows, where they are damaged themselves."""
         if not slots:
-            self.doubts.append("the numbers of rows and epochs do not fit their checksum")
-            return None
+            return []
         newest = max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))
         self.n_steps, self.n_epochs = newest.n_steps, newest.n_epochs
-        return newest
+        self.doubts.clear()  # nothing is lost
+        return [newest]
 
     @property
     def packed(self) -> bool:
@@ -217,8 +230,7 @@ class StoredFile:
     @tells_damage
     def attributes(self) -> dict[str, Any]:
         """The root attributes that each file has, as plain values."""
-        names = root_attributes_of(self.file)
-        return {name: _plain(self.file.attrs[name]) for name in names}
+        return self._describe()[0]
 
     @tells_damage
     def layer_columns(self) -> dict[str, list[Any]]:
@@ -227,15 +239,34 @@ class StoredFile:
         Raises:
             DamagedError: Its checksum does not fit.
         """
-        group = self.file["layer"]
-        columns: dict[str, list[Any]] = {key: group[key].asstr()[:].tolist() for key in LAYER_TEXTS}
-        columns |= {key: group[key][:].tolist() for key in LAYER_NUMBERS if key in group}
+        return self._describe()[1]
+
+    def _describe(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """Return the root attributes and the columns of the table of layers, and compare their checksum."""
+        if self._described is not None:
+            return self._described
+        attributes, columns = self._read_copy() or self._read_description()
         expected = self.file.attrs.get("header_crc32")
-        if self.verify and expected is not None and int(expected) != header_crc(self.attributes, columns):
+        if self.verify and expected is not None and int(expected) != header_crc(attributes, columns):
             self._doubt("its description of the model and the run does not fit its checksum")
         if "calls" not in columns:
             columns["calls"] = [int(size > 0) for size in columns["out_numel"]]
-        return columns
+        self._described = attributes, columns
+        return self._described
+
+    def _read_copy(self) -> tuple[dict[str, Any], dict[str, list[Any]]] | None:
+        """Read the description from ``header_json``; None where there is none."""
+        if "header_json" not in self.file.attrs:
+            return None
+        found = json.loads(bytes(self.file.attrs["header_json"]))
+        return dict(found["attributes"]), dict(found["layers"])
+
+    def _read_description(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        group = self.file["layer"]
+        columns: dict[str, list[Any]] = {key: group[key].asstr()[:].tolist() for key in LAYER_TEXTS}
+        columns |= {key: group[key][:].tolist() for key in LAYER_NUMBERS if key in group}
+        attributes = self.file.attrs
+        return {name: _plain(attributes[name]) for name in ROOT_ATTRIBUTES if name in attributes}, columns
 
     @tells_damage
     def layers(self) -> tuple[Layer, ...]:
@@ -259,12 +290,16 @@ class StoredFile:
         state = self.file["state"]
         overhead = float(state["overhead"][()]) if "overhead" in state else math.nan
         notes = bytes(state["notes"][()]) if "notes" in state else b""
-        expected = self._slot.state if self.verify and self._slot is not None else 0
-        if expected and expected != state_crc(bytes(state["status"][()]), overhead, notes):
-            self._doubt("its status, overhead and notes do not fit their checksum")
+        heartbeat = float(state["heartbeat"][()])
+        expected = {value for slot in self._slots for value in slot.states} if self.verify else set()
+        if expected and state_crc(overhead, notes, bytes(state["status"][()]), heartbeat) not in expected:
+            if state_crc(overhead, notes) not in expected:
+                self._doubt("its status, overhead and notes do not fit their checksum")
+            if not is_sealed(heartbeat):
+                self._doubt("its heartbeat does not fit its checksum")
         return {
             "status": self.status(),
-            "heartbeat": float(state["heartbeat"][()]),
+            "heartbeat": heartbeat,
             "overhead": overhead,
             "notes": notes.decode("utf-8", "ignore").strip("\0"),
         }
@@ -277,7 +312,7 @@ class StoredFile:
     @tells_damage
     def attribute_json(self, name: str) -> dict[str, Any]:
         """Return an attribute that holds a mapping as JSON."""
-        return dict(json.loads(self.file.attrs.get(name, "{}")))
+        return dict(json.loads(self.attributes.get(name, "{}")))
 
     # --- columns ------------------------------------------------------------------------------------------
 
@@ -326,7 +361,7 @@ class StoredFile:
         """Return some columns' values in the last row of the table of epochs; NaN where there is none."""
         if not self.n_epochs:
             return dict.fromkeys(names, math.nan)
-        return {name: float(self.file["epoch"][name][self.n_epochs - 1]) for name in names}
+        return {name: float(self.column(f"epoch/{name}")[-1]) for name in names}
 
     # --- metrics ------------------------------------------------------------------------------------------
 
@@ -415,9 +450,8 @@ class StoredFile:
         return values.astype(np.float64)
 
 
-def root_attributes_of(file: h5py.File) -> list[str]:
-    """List the root attributes that the header's checksum is of, as far as the file has them."""
-    return [name for name in ROOT_ATTRIBUTES if name in file.attrs]
+def _counts(slots: list[Slot]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(slot.n_steps for slot in slots), tuple(slot.n_epochs for slot in slots)
 
 
 def _plain(value: Any) -> Any:

@@ -4,12 +4,16 @@ HDF5 offers SWMR mode for this, and there it reads what is missing or broken aga
 is shown to HDF5 as it will look when it is closed: the superblock's flags cleared, and its end where the file ends.
 Broken metadata then fail at once, and a reader of a file that is being written tries again.
 
-Source of the layout: HDF5 File Format Specification, version 3.0, II.A (superblock version 2 and 3).
+``check_heaps`` keeps HDF5 2.0 from reading for ever in a file whose global heap was overwritten with zeros.
+
+Source of the layout: HDF5 File Format Specification, version 3.0, II.A (superblock version 2 and 3) and III.E (global
+heap).
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -19,6 +23,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SIZE = 48
 FLAGS, END, CHECKSUM = 11, 28, 44
 """Offsets of the consistency flags, the address of the file's end, and the checksum."""
+HEAP = b"GCOL\1\0\0\0"
+"""How a collection of the global heap begins; its size follows, in 8 bytes, and then its objects."""
 MASK = 0xFFFFFFFF
 
 
@@ -57,6 +63,34 @@ def closed_superblock(data: bytes, size: int) -> bytes | None:
     struct.pack_into("<Q", changed, END, size)
     struct.pack_into("<I", changed, CHECKSUM, lookup3(bytes(changed[:CHECKSUM])))
     return bytes(changed)
+
+
+def check_heaps(path: Path) -> None:
+    """See whether HDF5 comes to the end of each collection of the global heap, where text of any length is kept.
+
+    Raises:
+        ValueError: It does not.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < SIZE:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            place = data.find(HEAP)
+            while place >= 0:
+                _check_heap(data, place)
+                place = data.find(HEAP, place + len(HEAP))
+
+
+def _check_heap(data: mmap.mmap, place: int) -> None:
+    size = int.from_bytes(data[place + 8 : place + 16], "little")
+    end = min(place + size, len(data))
+    place += 16
+    while place + 16 <= end:
+        number, _, length = struct.unpack_from("<HHxxxxQ", data, place)
+        step = 16 + -(-length // 8) * 8 if number else length
+        if not step:
+            raise ValueError("its texts were overwritten")
+        place += step
 
 
 class ClosedView(io.RawIOBase):

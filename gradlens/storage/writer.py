@@ -26,6 +26,8 @@ FLUSH_ROWS = 64
 FLUSH_SECONDS = 1.0
 COPIED_ROWS = 4096
 """Rows that are copied at once when a file is laid out anew."""
+NOTHING_SAID = math.nan, ""
+"""Overhead and notes of a run of which nothing was said yet."""
 
 
 class FileSink:
@@ -69,7 +71,7 @@ class FileSink:
         self._rows: list[Row] = []
         self._epochs: list[dict[str, float]] = []
         self._last_flush = time.monotonic()
-        self._state = self._state_written = math.nan, ""
+        self._state = self._state_written = NOTHING_SAID
         self._order: NDArray[np.int64] | None = None
         """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
         self._check_place()
@@ -244,14 +246,17 @@ class FileSink:
             try:
                 if source is not None:
                     copy_rows(source, new, kept)
+                    if self._state == self._state_written == NOTHING_SAID:
+                        before = source.state()
+                        self._state = before["overhead"], before["notes"]
+                new.write_state(*self._state)
                 new.publish(onto=self._overwrite or source is not None)
             except BaseException:
                 new.abandon("failed")
                 raise
         if self._file is not None:
             self._file.abandon(None)
-        self._file, self._overwrite = new, True
-        self._state_written = math.nan, ""
+        self._file, self._overwrite, self._state_written = new, True, self._state
 
     def _kept(self, stack: contextlib.ExitStack) -> tuple[StoredFile | None, tuple[int, int]]:
         """Open the file whose rows are to be kept, and say how many rows and epochs."""
