@@ -19,7 +19,7 @@ from gradlens.export.libraries import optional
 from gradlens.export.records import write_record
 from gradlens.export.tables import epoch_columns, last_rows, metric_rows, names_of, spans
 from gradlens.run import Run
-from gradlens.storage.writer import as_float32
+from gradlens.storage.schema import as_float32
 
 BLOCK_VALUES = 1 << 18
 MAX_PATTERNS = 64
