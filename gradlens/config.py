@@ -22,6 +22,7 @@ SPLITS = ("group", "random")
 INITS = ("he", "default")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
+ON_RECORD_ERROR = ("stop", "continue")
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
@@ -286,6 +287,8 @@ class RunConfig:
     """bfloat16 autocast in the forward pass."""
     workers: int = 0
     on_nonfinite: str = "stop"
+    on_record_error: str = "stop"
+    """What becomes of the training where its rows or its checkpoint cannot be written."""
 
     def __post_init__(self) -> None:
         parse_model(self.model)
@@ -298,6 +301,7 @@ class RunConfig:
             ("init", INITS),
             ("shortcut", SHORTCUTS),
             ("on_nonfinite", ON_NONFINITE),
+            ("on_record_error", ON_RECORD_ERROR),
         ):
             _one_of(key, getattr(self, key), allowed)
         for name in self.augment:

@@ -77,6 +77,8 @@ class Ended:
     epochs: int
     seconds: float
     reason: str = ""
+    recorded_until: int | None = None
+    """The step at which recording ended though training went on; None where it did not."""
 
 
 Event = Note | Started | StepDone | EpochDone | NonFinite | Ended

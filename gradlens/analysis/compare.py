@@ -35,6 +35,7 @@ NOT_COMPARED = {
     "data_facts",
     "skip_broken",
     "on_nonfinite",
+    "on_record_error",
     "recipe",
 }
 

@@ -12,6 +12,7 @@ from gradlens.config import (
     AUGMENTATIONS,
     INITS,
     ON_NONFINITE,
+    ON_RECORD_ERROR,
     OPTIMIZERS,
     RECIPES,
     SHORTCUTS,
@@ -69,6 +70,11 @@ from gradlens.errors import ConfigError, GradlensError
 @click.option("--workers", type=int, help="Processes that prepare batches (default 0).")
 @click.option(
     "--on-nonfinite", type=click.Choice(ON_NONFINITE), help="What a NaN or infinite loss does (default stop)."
+)
+@click.option(
+    "--on-record-error",
+    type=click.Choice(ON_RECORD_ERROR),
+    help="Where the file or its checkpoint cannot be written: end the training (stop, default), or go on without.",
 )
 @click.option(
     "--out",
@@ -152,18 +158,33 @@ def _refuse_existing(paths: list[Path]) -> None:
 
 
 def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool) -> None:
-    from gradlens.events import ignore
+    from gradlens.events import Ended, Event, ignore
     from gradlens.terminal.console import talk
     from gradlens.terminal.progress import TrainingView
     from gradlens.train import joined, train_run
 
-    failed = []
+    failed: list[Path] = []
+    unrecorded: dict[Path, int] = {}
+
     with joined(plans[0][0].device) as world, TrainingView(talk()) if world.first else nullcontext(ignore) as view:
         for config, path in plans:
-            if train_run(config, path, overwrite=overwrite, resume=resume, listener=view) == "failed":
+
+            def listen(event: Event, path: Path = path) -> None:
+                view(event)
+                if isinstance(event, Ended) and event.recorded_until is not None:
+                    unrecorded[path] = event.recorded_until
+
+            if train_run(config, path, overwrite=overwrite, resume=resume, listener=listen) == "failed":
                 failed.append(path)
-    if world.first:
-        _show([path for _, path in plans])
+    whole = [path for _, path in plans if path not in unrecorded]
+    if world.first and whole:
+        _show(whole)
+    if unrecorded:
+        ends = (f"{path}: recording ended at step {step}, though training went on" for path, step in unrecorded.items())
+        raise GradlensError(
+            f"{'; '.join(ends)}; what was recorded before is kept",
+            tip="--resume goes on from there, and records what is missing",
+        )
     if failed:
         raise GradlensError(
             f"{', '.join(map(str, failed))}: stopped by a loss that was not finite; what was recorded is kept",

@@ -29,7 +29,7 @@ from gradlens.recorder.table import Table
 from gradlens.run import Header, Layer, NullSink, Row, Sink, Status
 from gradlens.storage import BackgroundSink, FileSink
 
-OnError = Literal["warn", "raise"]
+OnError = Literal["warn", "raise"] | Callable[[Exception], None]
 Optimizers = Optimizer | Sequence[Optimizer] | None
 
 
@@ -71,7 +71,7 @@ def record(
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
         overwrite: Replace a file that is there.
         on_error: What an error in recording does once training has begun: "warn" ends the recording with one warning
-            and lets the training go on; "raise" raises it.
+            and lets the training go on; "raise" raises it; a function is told of it, and may raise.
 
     Returns:
         The recorder.
@@ -140,7 +140,7 @@ class Recorder:
         first_epoch: int = 0,
         first_row: int = 0,
     ) -> None:
-        if on_error not in ("warn", "raise"):
+        if on_error not in ("warn", "raise") and not callable(on_error):
             raise ConfigError(f'on_error must be "warn" or "raise", got {on_error!r}')
         self._info = dict(info or {})
         if not isinstance(self._info.get("config", {}), Mapping):
@@ -273,7 +273,14 @@ class Recorder:
 
         None before the first row, and after ``log_epoch`` until the next.
         """
-        return self._table.last_row
+        found: list[Row | None] = []
+        self._guard(lambda: found.append(self._table.last_row))
+        return found[0] if found else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an error has ended the recording, or will as soon as all ranks have heard of it."""
+        return self._state == "broken" or self._steps.local_error is not None
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -448,6 +455,9 @@ class Recorder:
         self._say(error)
 
     def _say(self, error: Exception) -> None:
+        if callable(self._on_error):
+            self._on_error(error)
+            return
         if self._on_error == "raise":
             raise error
         text = f"gradlens: recording ended at step {self._steps.index}, training goes on: {line(error)}"
