@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradlens.config import RunConfig
 from gradlens.errors import RunFileError
+from gradlens.train.generators import Generators, restore_generators
 from gradlens.train.loop import Progress
 
-Generators = tuple[Tensor, list[Tensor]]
+State = dict[str, Any]
+NEEDED = ("config", "progress", "rows", "steps")
+"""What every checkpoint holds."""
 
 
 def checkpoint_path(run_path: Path) -> Path:
@@ -25,8 +29,12 @@ def checkpoint_path(run_path: Path) -> Path:
     return run_path.with_suffix(".ckpt")
 
 
-def save_checkpoint(
-    path: Path,
+def empty_state(config: RunConfig) -> State:
+    """Return the state of a run that has no finished epoch: it starts again, with the same seed."""
+    return {"config": config.to_dict(), "progress": asdict(Progress()), "rows": 0, "steps": 0}
+
+
+def full_state(
     *,
     config: RunConfig,
     model: nn.Module,
@@ -35,12 +43,12 @@ def save_checkpoint(
     progress: Progress,
     rows: int,
     steps: int,
+    values: Mapping[str, float],
     generators: Sequence[Generators],
-) -> None:
-    """Write the state after an epoch, atomically.
+) -> State:
+    """Return all that a run needs to go on after an epoch.
 
     Args:
-        path: The file.
         config: Compared when the run is resumed.
         model: Its weights and buffers.
         optimizer: Its state.
@@ -48,9 +56,10 @@ def save_checkpoint(
         progress: Where the training stands.
         rows: Rows recorded so far.
         steps: Optimizer steps made so far.
+        values: The last epoch's row in the file: tells whether a file belongs to the checkpoint.
         generators: The random generators of each process that trains, by rank.
     """
-    state: dict[str, Any] = {
+    return {
         "config": config.to_dict(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -58,51 +67,156 @@ def save_checkpoint(
         "progress": asdict(progress),
         "rows": rows,
         "steps": steps,
-        "torch_rng": generators[0][0],
-        "cuda_rng": generators[0][1],
-        "other_rng": list(generators[1:]),
+        "values": {name: float(value) for name, value in values.items()},
+        "generators": list(generators),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write a state so that at any moment, and after a kill, the file holds this one or the one before, whole.
+
+    Args:
+        path: The file.
+        state: What ``empty_state`` or ``full_state`` returned.
+
+    Raises:
+        RunFileError: It cannot be written; the checkpoint before is still there.
+    """
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
-        torch.save(state, temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
+        raise RunFileError(
+            f"the checkpoint {path} cannot be written: {_reason(error)}", tip="is there room, and may you write there?"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
+
+
+def _reason(error: BaseException) -> str:
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a file's new name last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_run_file(path: Path) -> None:
+    """Make the run file's rows last through a power cut before a checkpoint counts on them, where the system can.
+
+    Raises:
+        RunFileError: The system could not keep them.
+    """
+    if os.name != "posix":  # there, a file that is open for reading cannot be synced
+        return
+    try:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFileError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
+        raise RunFileError(f"{path} cannot be written: {_reason(error)}") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def remove_stale(path: Path) -> None:
+    """Remove what writers of this checkpoint left half written when they were killed.
+
+    Args:
+        path: The checkpoint's own.
+    """
+    if not path.parent.is_dir():
+        return
+    prefix, suffix = _prefix(path), ".tmp"
+    for found in path.parent.iterdir():
+        name = found.name
+        writer = name[len(prefix) : -len(suffix)]
+        if name.startswith(prefix) and name.endswith(suffix) and writer.isdecimal() and not _writes(int(writer)):
+            with contextlib.suppress(OSError):
+                found.unlink()
+
+
+def _writes(process: int) -> bool:
+    """Say whether a process may be writing a checkpoint now; this one is not."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":  # there, to ask is to end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def load_checkpoint(path: Path) -> State:
     """Read a checkpoint; nothing in it is executed.
 
     Raises:
         RunFileError: It cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        missing = [name for name in NEEDED if name not in state]
+        reason = f"it holds no {missing[0]}" if missing else ""
     except Exception as error:
+        raise _unreadable(path, type(error).__name__) from error
+    if reason:
+        raise _unreadable(path, reason)
+    return state
+
+
+def _unreadable(path: Path, reason: str) -> RunFileError:
+    return RunFileError(f"the checkpoint {path} cannot be read: {reason}", tip="start again with --overwrite")
+
+
+def restore(state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, rank: int = 0) -> Progress:
+    """Put a checkpoint's state back, the random generators' included, as far as it holds those of this rank.
+
+    Raises:
+        RunFileError: The model is another one now.
+    """
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise RunFileError(
-            f"the checkpoint {path} cannot be read: {type(error).__name__}",
+            f"the run cannot be resumed: its checkpoint does not fit the model: {reason}",
             tip="start again with --overwrite",
         ) from error
-
-
-def restore(
-    state: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, rank: int = 0
-) -> Progress:
-    """Put a checkpoint's state back, the random generators' included, as far as it holds those of this rank."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    generators = [(state["torch_rng"], state["cuda_rng"]), *state.get("other_rng", [])]
+    generators = _generators(state)
     if rank < len(generators):
-        of_cpu, of_gpus = generators[rank]
-        torch.set_rng_state(of_cpu)
-        if of_gpus and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(of_gpus)
+        restore_generators(generators[rank])
     return Progress(**state["progress"])
 
 
-def read_generators() -> Generators:
-    """Return the state of this process's random generators: the CPU's, and those of all GPUs."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _generators(state: State) -> Sequence[Generators]:
+    """Return the generators by rank; a checkpoint of an earlier gradlens holds torch's only."""
+    if "generators" in state:
+        found: list[Generators] = state["generators"]
+        return found
+    pairs = [(state["torch_rng"], state["cuda_rng"]), *state.get("other_rng", [])]
+    return [{"cpu": of_cpu, "gpus": of_gpus} for of_cpu, of_gpus in pairs]

@@ -25,6 +25,7 @@ import gradlens.errors
 from gradlens.config import Launch, RunConfig, parse_model, read_launch
 from gradlens.data import mix_seed
 from gradlens.errors import ConfigError, GradlensError
+from gradlens.train.generators import seed_generators
 
 Result = TypeVar("Result")
 
@@ -160,9 +161,9 @@ class World:
             )
 
     def seed(self, seed: int) -> None:
-        """Seed the global generator: each rank draws numbers of its own (dropout)."""
+        """Seed the global generators: each rank draws numbers of its own (dropout)."""
         if not self.first:
-            torch.manual_seed(mix_seed(seed, RANK_SEED, self.rank))
+            seed_generators(mix_seed(seed, RANK_SEED, self.rank))
 
     def wrap(self, net: nn.Module, config: RunConfig) -> nn.Module:
         """Return the model to be trained: the net itself, or where there are several processes, wrapped.

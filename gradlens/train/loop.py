@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,8 @@ class Trainer:
         world: The processes that train together; the batches are this one's part.
         device: Where the model is.
         listener: Gets the events.
-        after_epoch: Called when an epoch is over and recorded; writes the checkpoint.
+        before_record: Called when an epoch is over, before its row is recorded.
+        after_epoch: Called with an epoch's row when it is recorded; writes the checkpoint.
         interrupted: Says whether the user asked to stop; read between steps.
         progress: Where the training stands.
     """
@@ -95,7 +96,8 @@ class Trainer:
     val_batches: Batches
     device: torch.device
     listener: Listener
-    after_epoch: Callable[[], None]
+    before_record: Callable[[], None]
+    after_epoch: Callable[[Mapping[str, float]], None]
     interrupted: Callable[[], bool]
     progress: Progress = field(default_factory=Progress)
     world: World = field(default_factory=World)
@@ -128,11 +130,12 @@ class Trainer:
                 "lr": lr,
                 "seconds": seconds,
             }
+            self.before_record()
             recorder.log_epoch(epoch=epoch, **values)
             self.progress.epoch = epoch
             self.progress.seconds += seconds
             self.progress.note_validation(val_loss)
-            self.after_epoch()
+            self.after_epoch(values)
             self.listener(EpochDone(epoch, values))
         return f"no lower validation loss for {self.config.patience} epochs" if self._out_of_patience() else ""
 

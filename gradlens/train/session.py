@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,17 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 
 from gradlens.config import RunConfig, parse_data, parse_schedule
 from gradlens.data import Share, Splits, load_data, make_batches
-from gradlens.errors import ConfigError, GradlensError, ModelError, RunFileError
+from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
-from gradlens.run import NullSink, Sink, Status
-from gradlens.storage import BackgroundSink, FileSink, read_run
-from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, read_generators, restore, save_checkpoint
-from gradlens.train.distributed import World, has_batch_norm, joined, unwrapped
+from gradlens.run import Status
+from gradlens.train.checkpoint import checkpoint_path, restore
+from gradlens.train.distributed import World, has_batch_norm, joined
+from gradlens.train.generators import seed_generators
+from gradlens.train.keeper import Keeper
 from gradlens.train.loop import StoppedError, Trainer, find_logits
-
-MAY_DIFFER_ON_RESUME = ("workers",)
+from gradlens.train.start import Start, check_starts, find_start
 
 
 def train_run(
@@ -49,7 +48,7 @@ def train_run(
         listener: Gets the events of the training; of several processes, that of the first alone.
 
     Returns:
-        "complete", or "failed" after a loss that was not finite.
+        "complete"; or "failed" after a loss that was not finite, or where recording ended and training went on.
 
     Raises:
         GradlensError: The model, the data, the file or the options cannot be used.
@@ -58,79 +57,30 @@ def train_run(
     with joined(config.device) as world:
         listener = listener if world.first else ignore
         world.gather(None)  # until rank 0 has closed the file of a run before this one
-        start = world.together(lambda: _find_start(config, path, overwrite, resume, listener, world))
+        start = world.together(lambda: find_start(config, path, overwrite, resume, listener, world))
         if start.complete:
             return "complete"
-        _check_starts(path, start, world)
-        trainer, recorder = _prepare(config, path, start, listener, world)
-        return _run(trainer, recorder, path, start.time)
-
-
-@dataclass
-class _Start:
-    """Where a run begins."""
-
-    time: float
-    state: dict[str, Any] | None = None
-    """The checkpoint's, of a run that goes on."""
-    complete: bool = False
-    """Whether there is nothing left to do."""
-    sink: Sink = field(default_factory=NullSink)
-
-    @property
-    def counts(self) -> tuple[int, int] | None:
-        """Rows and epochs that are done, of a run that goes on."""
-        return (int(self.state["rows"]), int(self.state["progress"]["epoch"])) if self.state else None
-
-
-def _find_start(
-    config: RunConfig, path: Path, overwrite: bool, resume: bool, listener: Listener, world: World
-) -> _Start:
-    start = _Start(time.perf_counter())
-    world.check(config)
-    start.state = _state_to_resume(config, path, listener) if resume else None
-    if resume and start.state is None and path.exists():
-        there = read_run(path)
-        if there.status == "complete":
-            listener(Note(f"{path} is complete; nothing to resume"))
-            start.complete = True
-            return start
-        if len(there.epochs.get("epoch", ())):
-            raise RunFileError(
-                f"{path} cannot be resumed: its checkpoint {checkpoint_path(path)} is missing",
-                tip="--overwrite starts again, --out DIR writes elsewhere",
-            )
-        listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
-        overwrite = True
-    if world.first:
-        start.sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=start.counts))
-    return start
-
-
-def _check_starts(path: Path, start: _Start, world: World) -> None:
-    """Refuse to go on from a file that not all processes see."""
-    if len(set(world.gather(start.counts))) > 1:
-        raise RunFileError(
-            f"{path} cannot be resumed: not all processes see its checkpoint {checkpoint_path(path)}",
-            tip="all machines need the same --out folder",
-        )
+        check_starts(path, start, world)
+        trainer, recorder, keeper = _prepare(config, path, start, listener, world)
+        return _run(trainer, recorder, keeper, path, start.time)
 
 
 def _prepare(
-    config: RunConfig, path: Path, start: _Start, listener: Listener, world: World
-) -> tuple[Trainer, Recorder]:
+    config: RunConfig, path: Path, start: Start, listener: Listener, world: World
+) -> tuple[Trainer, Recorder, Keeper]:
     """Build all that a training needs."""
     device = world.together(lambda: choose_device(world.device_name(config.device)))
     data = _load(config, listener, world)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     trainer = world.together(lambda: _make_trainer(config, data, device, listener, world))
     net = trainer.model
     world.together(lambda: check_model(net, config, data, device))
-    if start.state is None and world.first:
+    if world.first and not start.keep_checkpoint:
         checkpoint_path(path).unlink(missing_ok=True)  # of a run that is replaced
     trainer.model = world.wrap(net, config)
     counts = start.counts or (0, 0)
-    recorder = Recorder(
+    keeper = Keeper(trainer, path, counts[1])
+    recorder = keeper.recorder = Recorder(
         trainer.model,
         start.sink,
         optimizer=trainer.optimizer,
@@ -140,7 +90,7 @@ def _prepare(
             "seed": config.seed,
             "config": {**config.to_dict(), "data_facts": data.facts, **world.describe(net)},
         },
-        on_error="raise",
+        on_error=keeper.meet,
         first_step=int(start.state["steps"]) if start.state else 0,
         first_epoch=counts[1],
         first_row=counts[0],
@@ -148,11 +98,11 @@ def _prepare(
     world.seed(config.seed)
     if start.state:
         trainer.progress = restore(start.state, net, trainer.optimizer, trainer.scheduler, world.rank)
-    trainer.after_epoch = lambda: _save(trainer, recorder, checkpoint_path(path))
+    trainer.before_record, trainer.after_epoch = keeper.before_record, keeper.after_epoch
     listener(_started(trainer, data, path))
     if world.shared:
         listener(Note(_say_processes(net, world)))
-    return trainer, recorder
+    return trainer, recorder, keeper
 
 
 def _load(config: RunConfig, listener: Listener, world: World) -> Splits:
@@ -166,11 +116,14 @@ def _say_processes(net: nn.Module, world: World) -> str:
     return f"{text}; batch norm normalises the part of each by itself" if has_batch_norm(net) else text
 
 
-def _run(trainer: Trainer, recorder: Recorder, path: Path, started: float) -> Status:
+def _run(trainer: Trainer, recorder: Recorder, keeper: Keeper, path: Path, started: float) -> Status:
     """Train under the recorder, and say how it ended."""
 
     def ended(status: Status, reason: str = "") -> Status:
-        trainer.listener(Ended(status, str(path), trainer.progress.epoch, time.perf_counter() - started, reason))
+        seconds, at = time.perf_counter() - started, keeper.ended_at
+        if at is not None:
+            reason = "; ".join(filter(None, (f"recording ended at step {at}", reason)))
+        trainer.listener(Ended(status, str(path), trainer.progress.epoch, seconds, reason, at))
         return status
 
     try:
@@ -182,6 +135,8 @@ def _run(trainer: Trainer, recorder: Recorder, path: Path, started: float) -> St
     except KeyboardInterrupt:
         ended("interrupted")
         raise
+    if keeper.ended_at is not None:  # the checkpoint stays, to go on from
+        return ended("failed", reason or "training went on to its end")
     if trainer.world.first:
         checkpoint_path(path).unlink(missing_ok=True)
     return ended("complete", reason)
@@ -217,7 +172,8 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         val_batches=val_batches,
         device=device,
         listener=listener,
-        after_epoch=lambda: None,
+        before_record=lambda: None,
+        after_epoch=lambda values: None,
         interrupted=lambda: False,
         world=world,
     )
@@ -250,47 +206,6 @@ def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch
             f"{config.model} gives {logits.shape[1]} scores for {len(data.classes)} classes",
             tip="a factory that takes num_classes is told the number",
         )
-
-
-def _state_to_resume(config: RunConfig, path: Path, listener: Listener) -> dict[str, Any] | None:
-    """Return the checkpoint's state, or None where there is none.
-
-    Raises:
-        ConfigError: The run was started with other settings; names them.
-    """
-    checkpoint = checkpoint_path(path)
-    if not checkpoint.exists() or not path.exists():
-        return None
-    state = load_checkpoint(checkpoint)
-    theirs = RunConfig.from_dict(state["config"])
-    differing = [line for line in config.differences(theirs) if line.split(":")[0] not in MAY_DIFFER_ON_RESUME]
-    if differing:
-        raise ConfigError(
-            f"{path} was started with other settings: {'; '.join(differing)}",
-            tip="leave these options out to go on as before, or start again with --overwrite",
-        )
-    listener(Note(f"going on after epoch {state['progress']['epoch']}"))
-    return state
-
-
-def _save(trainer: Trainer, recorder: Recorder, path: Path) -> None:
-    rows, steps = recorder.counts
-    generators = trainer.world.gather(read_generators())
-
-    def save() -> None:
-        save_checkpoint(
-            path,
-            config=trainer.config,
-            model=unwrapped(trainer.model),
-            optimizer=trainer.optimizer,
-            scheduler=trainer.scheduler,
-            progress=trainer.progress,
-            rows=rows,
-            steps=steps,
-            generators=generators,
-        )
-
-    trainer.world.together(lambda: save() if trainer.world.first else None)
 
 
 def _started(trainer: Trainer, data: Splits, path: Path) -> Started:

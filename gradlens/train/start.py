@@ -1,0 +1,160 @@
+"""Where a run begins: from nothing, or where an earlier process left it, however that ended.
+
+A checkpoint is written when an epoch's rows are in the file, so the file always holds what the checkpoint counts on,
+and perhaps more: rows of the epoch in progress, or an epoch whose checkpoint was not finished. What is more is cut off,
+and made anew. Before the first epoch's row is written, a checkpoint says that there is none finished yet; so a file
+that holds an epoch has a checkpoint beside it, at whatever moment its process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradlens.config import RunConfig
+from gradlens.errors import ConfigError, GradlensError, RunFileError
+from gradlens.events import Listener, Note
+from gradlens.run import NullSink, Run, Sink
+from gradlens.storage import BackgroundSink, FileSink, read_run
+from gradlens.train.checkpoint import State, checkpoint_path, load_checkpoint, remove_stale
+from gradlens.train.distributed import World
+
+MAY_DIFFER_ON_RESUME = ("workers", "on_record_error")
+ANEW = "--overwrite starts again, --out DIR writes elsewhere"
+
+
+@dataclass
+class Start:
+    """Where a run begins."""
+
+    time: float
+    state: State | None = None
+    """The checkpoint's, of a run that goes on after an epoch."""
+    keep_checkpoint: bool = False
+    """Whether the checkpoint that is there belongs to the run."""
+    complete: bool = False
+    """Whether there is nothing left to do."""
+    sink: Sink = field(default_factory=NullSink)
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Rows and epochs that are done, of a run that goes on."""
+        return (int(self.state["rows"]), int(self.state["progress"]["epoch"])) if self.state else None
+
+
+def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, listener: Listener, world: World) -> Start:
+    """See what is there, and open the file's sink on the first process.
+
+    Args:
+        config: What to train and how.
+        path: The run file.
+        overwrite: Replace a run that is there.
+        resume: Go on where a run stopped.
+        listener: Hears where the run goes on.
+        world: The processes that train together.
+
+    Raises:
+        ConfigError: The run was started with other settings; names them.
+        RunFileError: It is there and may not be replaced, or cannot be resumed.
+    """
+    start = Start(time.perf_counter())
+    world.check(config)
+    if resume:
+        overwrite = _look_at(config, path, listener, start)
+        if start.complete:
+            if world.first:
+                _tidy(path)
+            return start
+    if world.first:
+        remove_stale(checkpoint_path(path))
+        start.sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=start.counts))
+    return start
+
+
+def _tidy(path: Path) -> None:
+    """Remove the last checkpoint of a complete run, whose process was killed before it could."""
+    checkpoint = checkpoint_path(path)
+    remove_stale(checkpoint)
+    with contextlib.suppress(GradlensError):
+        state = load_checkpoint(checkpoint)
+        run = read_run(path)
+        _check_belongs(path, run, checkpoint, state)
+        if int(state["progress"]["epoch"]) == len(run.epochs["epoch"]):
+            checkpoint.unlink()
+
+
+def check_starts(path: Path, start: Start, world: World) -> None:
+    """Refuse to go on from a file that not all processes see."""
+    if len(set(world.gather(start.counts))) > 1:
+        raise RunFileError(
+            f"{path} cannot be resumed: not all processes see its checkpoint {checkpoint_path(path)}",
+            tip="all machines need the same --out folder",
+        )
+
+
+def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) -> bool:
+    """Find where a run goes on.
+
+    Returns:
+        Whether the file that is there is to be replaced, since the run starts again.
+    """
+    checkpoint = checkpoint_path(path)
+    run = read_run(path) if path.exists() else None
+    if run is not None and run.status == "complete":
+        listener(Note(f"{path} is complete; nothing to resume"))
+        start.complete = True
+        return False
+    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
+    epochs = 0 if run is None else len(run.epochs.get("epoch", ()))
+    if state is None and epochs:
+        raise RunFileError(f"{path} cannot be resumed: its checkpoint {checkpoint} is missing", tip=ANEW)
+    if state is not None:
+        _check_settings(config, path, state)
+        _check_belongs(path, run, checkpoint, state)
+        start.keep_checkpoint = True
+    if state is not None and state["progress"]["epoch"]:
+        start.state = state
+        listener(Note(f"going on after epoch {state['progress']['epoch']}"))
+        return False
+    if run is not None:
+        listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
+    return run is not None
+
+
+def _check_settings(config: RunConfig, path: Path, state: State) -> None:
+    theirs = RunConfig.from_dict(state["config"])
+    differing = [line for line in config.differences(theirs) if line.split(":")[0] not in MAY_DIFFER_ON_RESUME]
+    if differing:
+        raise ConfigError(
+            f"{path} was started with other settings: {'; '.join(differing)}",
+            tip="leave these options out to go on as before, or start again with --overwrite",
+        )
+
+
+def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) -> None:
+    """Refuse a file that was put in the place of the one that the checkpoint was written beside."""
+    rows, epochs = int(state["rows"]), int(state["progress"]["epoch"])
+    reason = ""
+    if run is None:
+        reason = "there is no such file" if epochs else ""
+    elif not epochs and len(run.epochs.get("epoch", ())) > 1:
+        reason = f"it holds {len(run.epochs['epoch'])} epochs, and the checkpoint was written before the first"
+    elif len(run.steps) < rows or len(run.epochs.get("epoch", ())) < epochs:
+        held = f"{len(run.steps)} rows and {len(run.epochs.get('epoch', ()))} epochs"
+        reason = f"it holds {held}, and the checkpoint was written after {rows} and {epochs}"
+    elif epochs:
+        reason = _difference(run, epochs, state.get("values", {}))
+    if reason:
+        raise RunFileError(f"{path} does not belong to its checkpoint {checkpoint}: {reason}", tip=ANEW)
+
+
+def _difference(run: Run, epoch: int, values: dict[str, float]) -> str:
+    """Say where an epoch's row in the file differs from what the checkpoint knows of it; "" where it does not."""
+    for name, value in values.items():
+        there = float(run.epochs[name][epoch - 1]) if name in run.epochs else math.nan
+        if there != value and not (math.isnan(there) and math.isnan(value)):
+            return f"{name} of epoch {epoch} is {there:.9g} there, {value:.9g} in the checkpoint"
+    return ""
