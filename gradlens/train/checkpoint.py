@@ -30,7 +30,7 @@ def checkpoint_path(run_path: Path) -> Path:
 
 
 def empty_state(config: RunConfig) -> State:
-    """Return the state of a run that has no finished epoch: it starts again, with the same seed."""
+    """Return the state of a run that has no finished epoch, or no room for its checkpoint: it starts again."""
     return {"config": config.to_dict(), "progress": asdict(Progress()), "rows": 0, "steps": 0}
 
 

@@ -8,6 +8,7 @@ records it, to the bits of a run that was never broken.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,13 +65,20 @@ class Keeper:
             ) from error
         if self.ended_at is None:
             self.ended_at = step
-            text = f"recording ended at step {step}: {line(error)}; training goes on without it"
+            reason = error.message if isinstance(error, GradlensError) else line(error)
+            text = f"recording ended at step {step}: {reason}; training goes on without it"
             self._trainer.listener(Note(text, warning=True))
 
     def before_record(self) -> None:
         """Say in a checkpoint, before the first epoch's row is in the file, that there is no finished epoch yet."""
-        if self._trainer.world.first and self._trainer.progress.epoch == 0 and not self._recording_ended:
-            self._save(empty_state(self._trainer.config))
+        trainer = self._trainer
+
+        def save() -> None:
+            if trainer.world.first and not self._recording_ended:
+                self._save(empty_state(trainer.config))
+
+        if trainer.progress.epoch == 0:
+            trainer.world.together(save)
 
     def after_epoch(self, values: Mapping[str, float]) -> None:
         """Write the checkpoint of an epoch whose row is in the file.
@@ -114,6 +122,10 @@ class Keeper:
         except RunFileError as error:
             if not self._goes_on:
                 raise
+            if epoch == 1:  # perhaps there is room for a few numbers, by which the file is known again
+                with contextlib.suppress(RunFileError):
+                    few = {**empty_state(self._trainer.config), "values": state["values"]}
+                    save_checkpoint(checkpoint_path(self._path), few)
             if not self._said:
                 where = f"after epoch {self._saved}" if self._saved else "from the start"
                 text = f"{error.message}; training goes on, and after a kill --resume would begin {where}"

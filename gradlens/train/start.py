@@ -140,13 +140,13 @@ def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) 
     reason = ""
     if run is None:
         reason = "there is no such file" if epochs else ""
-    elif not epochs and len(run.epochs.get("epoch", ())) > 1:
+    elif not epochs and "values" not in state and len(run.epochs.get("epoch", ())) > 1:
         reason = f"it holds {len(run.epochs['epoch'])} epochs, and the checkpoint was written before the first"
     elif len(run.steps) < rows or len(run.epochs.get("epoch", ())) < epochs:
         held = f"{len(run.steps)} rows and {len(run.epochs.get('epoch', ()))} epochs"
         reason = f"it holds {held}, and the checkpoint was written after {rows} and {epochs}"
-    elif epochs:
-        reason = _difference(run, epochs, state.get("values", {}))
+    elif len(run.epochs.get("epoch", ())):
+        reason = _difference(run, max(epochs, 1), state.get("values", {}))
     if reason:
         raise RunFileError(f"{path} does not belong to its checkpoint {checkpoint}: {reason}", tip=ANEW)
 
