@@ -105,6 +105,7 @@ def test_differences_name_the_field() -> None:
         ("optimizer", "adan"), ("split", "stratified"), ("augment", ("flop",)), ("epochs", 0), ("batch_size", 1),
         ("image_size", 4), ("lr", -1.0), ("lr", float("nan")), ("label_smoothing", 1.0), ("val_fraction", 0.0),
         ("every", 0), ("every", "often"), ("workers", -1), ("recipe", "slow"), ("on_nonfinite", "hide"),
+        ("on_record_error", "hide"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_names_its_field(field: str, value: object) -> None:

@@ -61,7 +61,7 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
         "--label-smoothing", "0", "--schedule", "cosine", "--patience", "3", "--augment", "flip,crop",
         "--split", "random", "--init", "default", "--shortcut", "B", "--every", "2", "--device", "cpu",
         "--workers", "0", "--val-fraction", "0.3", "--on-nonfinite", "continue", "--skip-broken", "--amp",
-        "--out", "here",
+        "--on-record-error", "continue", "--out", "here",
     ]  # fmt: skip
     assert run_command(["run", "resnet8", "--seeds", "3,4", *TINY, *options]) == 0
     out = capsys.readouterr().out
@@ -71,7 +71,8 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
         "recipe": "report", "lr": 0.01, "optimizer": "sgd", "weight_decay": 0, "label_smoothing": 0, "every": 2,
         "schedule": "cosine", "patience": 3, "augment": ["flip", "crop"], "split": "random", "init": "default",
         "shortcut": "B", "epochs": 1, "batch_size": 10, "image_size": 16, "amp": True, "seed": 4, "val_fraction": 0.3,
-        "on_nonfinite": "continue", "skip_broken": True, "device": "cpu", "workers": 0, "data": "patterns",
+        "on_record_error": "continue", "on_nonfinite": "continue", "skip_broken": True,
+        "device": "cpu", "workers": 0, "data": "patterns",
     }  # fmt: skip
     assert {key: run.config[key] for key in expected} == expected
     assert run.steps.tolist() == [0]
