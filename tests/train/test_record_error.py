@@ -170,7 +170,6 @@ def test_no_room_for_rows_is_said(no_room: tuple[Path, dict[str, Any]]) -> None:
 
 @needs_limits
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="HDF5 crashes at its end after a failed write, and leaves a truncated file")
 def test_no_room_for_rows_ends_well_and_the_run_goes_on(no_room: tuple[Path, dict[str, Any]]) -> None:
     folder, found = no_room
     whole = read_run(folder / "rows-whole/runs/Drawing-s0.h5")
