@@ -114,7 +114,8 @@ def _draw_panel(axis: Axes, run: Run, matrix: HeatMatrix, norm: Normalize, *, la
     values = matrix.values
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
-    axis.pcolormesh(matrix.steps, edges, logs, cmap=magnitude_colours(), norm=norm, rasterized=True)
+    if values.size:
+        axis.pcolorfast(matrix.steps, edges, logs, cmap=magnitude_colours(), norm=norm)
     axis.set_facecolor(MISSING)
     for mask, colour in ((values == 0, ZERO), (np.isinf(values), NONFINITE)):
         if mask.any():
@@ -130,7 +131,7 @@ def _draw_panel(axis: Axes, run: Run, matrix: HeatMatrix, norm: Normalize, *, la
 
 def _overlay(axis: Axes, matrix: HeatMatrix, edges: FloatArray, mask: NDArray[np.bool_], colour: str) -> None:
     shown = np.ma.masked_where(~mask, np.ones_like(matrix.values))
-    axis.pcolormesh(matrix.steps, edges, shown, cmap=ListedColormap([colour]), rasterized=True)
+    axis.pcolorfast(matrix.steps, edges, shown, cmap=ListedColormap([colour]))
 
 
 def _mark_stages(axis: Axes, run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import zlib
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from gradlens.blocks import LEVELS
 from gradlens.errors import DamagedError
 from gradlens.run import Header, Status
+from gradlens.storage.cards import encode_card
 from gradlens.storage.checks import Slot, state_crc
 from gradlens.storage.growth import Growth, RowBlock
 from gradlens.storage.live import close_unwritten
@@ -254,12 +254,11 @@ def _finish(source: StoredFile, file: h5py.File, status: Status | None, notes: l
     state = source.state()
     state |= {"status": status or state["status"], "n_steps": source.n_steps, "n_epochs": source.n_epochs}
     state["notes"] = "\n".join(filter(None, [state["notes"], *notes]))
-    create_state(file, state)
     notes_there, status_there = bytes(notes_bytes(state["notes"])), state["status"].encode()
     check = state_crc(state["overhead"], notes_there, status_there, state["heartbeat"])
     slot = Slot(source.n_steps, source.n_epochs, states=(check,))
-    file["state/check_a"][()] = np.bytes_(slot.encode())
-    file.attrs["card_json"] = np.bytes_(json.dumps(make_card(source, str(state["status"]))).encode())
+    create_state(file, state, slot.encode())
+    file.attrs["card_json"] = np.bytes_(encode_card(make_card(source, str(state["status"]))))
 
 
 def make_card(source: StoredFile, status: str | None = None) -> dict[str, Any]:

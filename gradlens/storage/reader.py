@@ -7,14 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import h5py
 import numpy as np
 
 from gradlens.blocks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
-from gradlens.errors import GradlensError
 from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run, Status
-from gradlens.storage.pack import make_card
 from gradlens.storage.stored import StoredFile, reading
 
 
@@ -141,43 +138,3 @@ def _as_one(blocks: Blocks, size: int, linear: bool) -> Blocks:
     if rows > size or not len(blocks.values):
         return blocks
     return Blocks(blocks.edges[[0, -1]], combine(blocks.values, np.zeros(1, dtype=np.int64), linear=linear))
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """Return what a listing says of a run; of a finished one without looking any further.
-
-    Returns:
-        model, seed, data, status, epochs, rows, train_accuracy, val_accuracy (None where unknown), created; and
-        ``heartbeat`` where the run is not over.
-
-    Raises:
-        RunFileError: As in ``read_run``.
-    """
-    card = _quick_card(path)
-    return card if card is not None else reading(path, lambda s: {**make_card(s), "heartbeat": s.state()["heartbeat"]})
-
-
-def _quick_card(path: Path) -> dict[str, Any] | None:
-    """Read the card of a finished file by HDF5's own functions: h5py's take ten times as long."""
-    import json
-
-    try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_without_locking())
-    except (OSError, GradlensError):
-        return None
-    try:
-        attribute = h5py.h5a.open(file, b"card_json")
-        text = np.empty((), dtype=attribute.dtype)
-        attribute.read(text)
-        return dict(json.loads(bytes(text[()])))
-    except (KeyError, OSError, ValueError, RuntimeError, TypeError):
-        return None
-    finally:
-        file.close()
-
-
-def _without_locking() -> h5py.h5p.PropFAID:
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_file_locking(False, True)
-    return access

@@ -181,8 +181,14 @@ def create_epochs(file: h5py.File, names: Iterable[str], **filters: Any) -> None
             column.dims[0].attach_scale(file["epoch/epoch"])
 
 
-def create_state(file: h5py.File, values: Mapping[str, Any] | None = None) -> None:
-    """Make the scalar datasets that tell how far the run is."""
+def create_state(file: h5py.File, values: Mapping[str, Any] | None = None, check: bytes | None = None) -> None:
+    """Make the scalar datasets that tell how far the run is.
+
+    Args:
+        file: The file.
+        values: Of a finished run, what they hold.
+        check: Of a finished run, the slot that guards them; there is room for no other.
+    """
     values = values or {}
     status = np.bytes_(values.get("status", "running"))
     file.create_dataset("state/status", data=status, dtype="S16")
@@ -190,7 +196,11 @@ def create_state(file: h5py.File, values: Mapping[str, Any] | None = None) -> No
     file["state/n_epochs"] = np.int64(values.get("n_epochs", 0))
     file["state/heartbeat"] = np.float64(values.get("heartbeat", time.time()))
     file["state/overhead"] = np.float64(values.get("overhead", np.nan))
-    file.create_dataset("state/notes", data=notes_bytes(values.get("notes", "")), dtype=f"S{NOTES_BYTES}")
+    notes = notes_bytes(values.get("notes", ""))
+    file.create_dataset("state/notes", data=notes, dtype=f"S{NOTES_BYTES if check is None else max(len(notes), 1)}")
+    if check is not None:
+        file.create_dataset("state/check_a", data=np.bytes_(check))
+        return
     for slot in ("check_a", "check_b"):
         file.create_dataset(f"state/{slot}", data=np.bytes_(b""), dtype=f"S{CHECK_BYTES}")
 

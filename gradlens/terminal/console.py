@@ -7,6 +7,8 @@ import sys
 
 from rich.console import Console
 
+STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
+
 
 class _PatientConsole(Console):
     """Goes on when the reader of a pipe has left (``gradlens heatmap | head``): the picture is still to be written."""

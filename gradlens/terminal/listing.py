@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradlens.errors import GradlensError
 from gradlens.storage import read_card
-from gradlens.terminal.summary import STATUS_STYLE
+from gradlens.terminal.console import STATUS_STYLE
 
 STALE_SECONDS = 60.0
 COLUMNS = ("run", "status", "epochs", "rows", "train acc", "val acc", "data / note")

@@ -16,11 +16,10 @@ from gradlens.analysis.notable import notable
 from gradlens.analysis.profile import depth_profile
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.colours import magnitude_colour, style
-from gradlens.terminal.console import has_colour
+from gradlens.terminal.console import STATUS_STYLE, has_colour
 
 MOST_EPOCHS = 12
 MOST_LAYERS = 48
-STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
 
 def summary_facts(run: Run) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_zero_missing_and_nonfinite_have_colours_of_their_own(make_run, tmp_path
 def test_one_scale_for_all_panels(make_run) -> None:
     runs = [read_run(make_run("a", decades=-3)), read_run(make_run("b", decades=2))]
     figure = draw_heatmap(runs)
-    meshes = [axis.collections[0] for axis in figure.axes if axis.collections and axis.get_title(loc="left")]
+    meshes = [axis.images[0] for axis in figure.axes if axis.images and axis.get_title(loc="left")]
     assert len(meshes) == 2
     assert meshes[0].get_clim() == meshes[1].get_clim()
     values = np.concatenate([run.metric("activation_grad_norm").ravel() for run in runs])
