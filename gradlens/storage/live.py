@@ -53,13 +53,13 @@ class LiveFile:
     ) -> None:
         self.path = path
         self._temporary: Path | None = temporary_name(path)
-        self._file = h5py.File(self._temporary, "w", libver="latest", locking=False)
+        self._file = _new_file(self._temporary, header, scalars, epoch_columns, created)
         self._handle = int(self._file.id.get_vfd_handle())
+        self._identity = _identity(os.fstat(self._handle))
         # All are held open: HDF5 writes a dataset out when it is let go, and ends the process if that fails.
         self._datasets: dict[str, h5py.Dataset] = {}
         self._status_place = self._size = 0
         try:
-            create_layout(self._file, header, scalars, epoch_columns, created)
             self._columns = column_names(self._file)
             self.metrics = metric_names(self._file)
             self._datasets = _open_datasets(self._file)
@@ -161,6 +161,7 @@ class LiveFile:
     def publish(self, *, onto: bool) -> None:
         """Give the file its name, readable by others from then on; without ``onto``, never onto another file."""
         assert self._temporary is not None
+        self._file.flush()  # where that fails, HDF5 survives it; in the next line it would not
         self._file.swmr_mode = True
         self.commit()
         move(self._temporary, self.path, onto=onto)
@@ -177,8 +178,7 @@ class LiveFile:
         here = os.fstat(self._handle)
         said = ""
         try:
-            there = os.stat(self.path)
-            if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            if _identity(os.stat(self.path)) != self._identity:
                 said = "was replaced by another file"
         except FileNotFoundError:
             said = "was removed"
@@ -204,19 +204,59 @@ class LiveFile:
         Args:
             status: What to write as its status, in its place, past HDF5; None leaves that as it is.
         """
-        here = os.fstat(self._handle)
-        close_unwritten(self._file, self._datasets, self._handle)
+        close_unwritten(self._file, self._datasets, self._handle, self._identity)
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
         elif status is not None and self._status_place:
             with contextlib.suppress(OSError), self.path.open("r+b") as file:
                 there = os.fstat(file.fileno())
-                if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and there.st_size >= self._size:
+                if _identity(there) == self._identity and there.st_size >= self._size:
                     file.seek(self._status_place)
                     file.write(status.encode().ljust(STATUS_BYTES, b"\0"))
 
 
-def close_unwritten(file: h5py.File, datasets: dict[str, h5py.Dataset], handle: int) -> None:
+def _new_file(
+    temporary: Path, header: Header, scalars: Iterable[str], epoch_columns: Iterable[str], created: str | None
+) -> h5py.File:
+    """Lay a file out in memory, write it, and open it: for HDF5's own writes see ``close_unwritten``."""
+    with h5py.File(temporary, "w", libver="latest", driver="core", backing_store=False) as file:
+        create_layout(file, header, scalars, epoch_columns, created)
+        file.flush()
+        image = file.id.get_file_image()
+    try:
+        temporary.write_bytes(image)
+        return h5py.File(temporary, "r+", libver="latest", locking=False)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class KeptFile(h5py.File):  # type: ignore[misc]
+    """An HDF5 file that holds all its new datasets open, for ``abandon``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.kept: list[h5py.Dataset] = []
+        super().__init__(*arguments, **options)
+        self.handle = int(self.id.get_vfd_handle())
+        self.identity = _identity(os.fstat(self.handle))
+
+    def abandon(self) -> None:
+        """Close it without writing what is left of it."""
+        close_unwritten(self, self.kept, self.handle, self.identity)
+
+    def create_dataset(self, *arguments: Any, **options: Any) -> h5py.Dataset:
+        """Make a dataset."""
+        dataset = super().create_dataset(*arguments, **options)
+        self.kept.append(dataset)
+        return dataset
+
+
+def close_unwritten(
+    file: h5py.File,
+    datasets: dict[str, h5py.Dataset] | list[h5py.Dataset],
+    handle: int,
+    identity: tuple[int, int],
+) -> None:
     """Close a file without writing what is left of it.
 
     HDF5 would try again and again to write it, and end the process in a segmentation fault when that cannot be done
@@ -226,15 +266,22 @@ def close_unwritten(file: h5py.File, datasets: dict[str, h5py.Dataset], handle: 
         file: The file.
         datasets: Those that are held open; they are let go.
         handle: The number of the open file.
+        identity: What file that is; where HDF5 failed to close it, the number may be that of another by now.
     """
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(null, handle)
-    finally:
-        os.close(null)
+    with contextlib.suppress(OSError):
+        if _identity(os.fstat(handle)) == identity:
+            null = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.dup2(null, handle)
+            finally:
+                os.close(null)
     datasets.clear()
     with contextlib.suppress(OSError, RuntimeError):
         file.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _open_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:

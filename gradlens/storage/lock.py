@@ -48,8 +48,9 @@ class WriterLock:
                     if not _is_at(file, self._path):  # released by its owner meanwhile
                         os.close(file)
                         continue
-                    os.truncate(file, 0)
-                    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+                    with contextlib.suppress(OSError):  # no room
+                        os.truncate(file, 0)
+                        os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
                     return file
                 raise _refusal(self._run, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
             except BaseException:

@@ -21,7 +21,7 @@ from gradlens.run import Header, Status
 from gradlens.storage.cards import encode_card
 from gradlens.storage.checks import Slot, state_crc
 from gradlens.storage.growth import Growth, RowBlock
-from gradlens.storage.live import close_unwritten
+from gradlens.storage.live import KeptFile
 from gradlens.storage.schema import (
     create_column,
     create_epochs,
@@ -118,15 +118,15 @@ def pack(
         DamagedError: The file is damaged, and nothing was to be salvaged.
         OSError: The copy cannot be written.
     """
-    with h5py.File(target, "w", libver="latest", locking=False) as file:
+    with KeptFile(target, "w", libver="latest", locking=False) as file:
         try:
             with ThreadPoolExecutor(THREADS) as pool:
                 _copy(source, file, ChunkWriter(pool), salvaged)
             _finish(source, file, status, notes or [])
             file.flush()
-            os.fsync(int(file.id.get_vfd_handle()))
+            os.fsync(file.handle)
         except BaseException:
-            close_unwritten(file, {}, int(file.id.get_vfd_handle()))
+            file.abandon()
             raise
 
 

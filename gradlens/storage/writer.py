@@ -193,11 +193,12 @@ class FileSink:
                 self._file = None
                 self._pack()
         finally:
-            if self._file is not None:
-                self._file.abandon(status)
-                self._file = None
-            self._header = None
-            self._release()
+            file, self._file, self._header = self._file, None, None
+            try:
+                if file is not None:
+                    file.abandon(status)
+            finally:
+                self._release()
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None
