@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from gradlens.errors import RunFileError
 from gradlens.run import Header, Row, Sink, Status
+from gradlens.storage.writer import check_process
 
 GATHERED = 64
 """Calls that are gathered before the thread is woken: waking it for each row costs the training more than the row."""
@@ -88,11 +88,7 @@ class BackgroundSink:
 
     def _put(self, call: Callable[[], None]) -> None:
         self._raise()
-        if os.getpid() != self._process:
-            raise RunFileError(
-                "this process was forked from the one that writes the run, and cannot write it too",
-                tip="make the recorder in the process that trains",
-            )
+        check_process(self._process)
         if self._thread is None:  # not open yet, or closed: what the sink itself says
             call()
             return

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class LiveFile:
         self._file = _new_file(self._temporary, header, scalars, epoch_columns, created)
         self._handle = int(self._file.id.get_vfd_handle())
         self._identity = _identity(os.fstat(self._handle))
+        _live.add(self)
         # All are held open: HDF5 writes a dataset out when it is let go, and ends the process if that fails.
         self._datasets: dict[str, h5py.Dataset] = {}
         self._status_place = self._size = 0
@@ -189,6 +191,10 @@ class LiveFile:
                 f"{self.path} {said} while it was being written", tip="leave a run's file alone until the run has ended"
             )
 
+    def disown(self) -> None:
+        """Let nothing that is written from now on come into the file."""
+        _write_to_null(self._handle, self._identity)
+
     def close(self, status: Status) -> None:
         """Write the status and close the file; everything must be committed."""
         self._datasets["state/status"][()] = np.bytes_(status)
@@ -268,6 +274,13 @@ def close_unwritten(
         handle: The number of the open file.
         identity: What file that is; where HDF5 failed to close it, the number may be that of another by now.
     """
+    _write_to_null(handle, identity)
+    datasets.clear()
+    with contextlib.suppress(OSError, RuntimeError):
+        file.close()
+
+
+def _write_to_null(handle: int, identity: tuple[int, int]) -> None:
     with contextlib.suppress(OSError):
         if _identity(os.fstat(handle)) == identity:
             null = os.open(os.devnull, os.O_RDWR)
@@ -275,9 +288,19 @@ def close_unwritten(
                 os.dup2(null, handle)
             finally:
                 os.close(null)
-    datasets.clear()
-    with contextlib.suppress(OSError, RuntimeError):
-        file.close()
+
+
+_live: weakref.WeakSet[LiveFile] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """Keep a forked process from writing, as it ends, what HDF5 had not yet written when it was forked."""
+    for file in list(_live):
+        file.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

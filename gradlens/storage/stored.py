@@ -77,10 +77,13 @@ def open_run_file(path: Path, *, salvage: bool = False) -> Iterator[StoredFile]:
         path: The file.
         salvage: Read as much as can be read of a damaged file; see ``StoredFile``.
     """
-    if not path.exists():
-        raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
-    if path.is_dir():
-        raise RunFileError(f"{path} is a folder; expected a run file")
+    try:
+        if not path.exists():
+            raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
+        if path.is_dir():
+            raise RunFileError(f"{path} is a folder; expected a run file")
+    except PermissionError as error:
+        raise RunFileError(f"{path} cannot be read: you may not look into its folder") from error
     with contextlib.ExitStack() as stack:
         with _telling_damage(path):
             file, closed = _open_hdf5(path, stack)

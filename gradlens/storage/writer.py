@@ -66,6 +66,7 @@ class FileSink:
         self._header: Header | None = None
         self._lock: WriterLock | None = None
         self._file: LiveFile | None = None
+        self._process: int | None = None
         self._lost: RunFileError | None = None
         """Why the file cannot be written any more."""
         self._rows: list[Row] = []
@@ -77,6 +78,10 @@ class FileSink:
         self._check_place()
 
     def _check_place(self) -> None:
+        with _file_errors(self.path):
+            self._look_at_place()
+
+    def _look_at_place(self) -> None:
         if self.path.is_dir():
             raise RunFileError(f"{self.path} is a folder; expected the name of a file", tip=f"{self.path / 'run.h5'}")
         check_unlocked(self.path)
@@ -103,6 +108,7 @@ class FileSink:
         with _file_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = WriterLock(self.path)
+            self._process = os.getpid()
             for stale in stale_names(self.path):  # of writers that were killed
                 stale.unlink(missing_ok=True)
 
@@ -145,6 +151,7 @@ class FileSink:
         Raises:
             RunFileError: It cannot be written. The file stays as it was after the last flush, and takes no more rows.
         """
+        check_process(self._process)
         if self._lost is not None:
             raise self._lost
         with _file_errors(self.path):
@@ -180,7 +187,12 @@ class FileSink:
         file.commit()
 
     def close(self, status: Status) -> None:
-        """Write what waits and the status, close and pack the file; where nothing was recorded, there is no file."""
+        """Write what waits and the status, close and pack the file; where nothing was recorded, there is no file.
+
+        In a forked process the run goes on without it.
+        """
+        if self._process not in (None, os.getpid()):
+            return
         if self._header is None:
             self._release()
             return
@@ -318,6 +330,15 @@ def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> 
     if epochs:
         gap = np.full(epochs, np.nan)
         target.append_epochs({name: columns.get(f"epoch/{name}", gap)[:epochs] for name in target.epoch_columns})
+
+
+def check_process(process: int | None) -> None:
+    """Raise a RunFileError if this is not the process that writes, but one that was forked from it."""
+    if process not in (None, os.getpid()):
+        raise RunFileError(
+            "this process was forked from the one that writes the run, and cannot write it too",
+            tip="make the recorder in the process that trains",
+        )
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> FloatArray:
