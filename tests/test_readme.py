@@ -47,9 +47,14 @@ def test_the_code_runs() -> None:
         "criterion": nn.CrossEntropyLoss(),
         "loader": [(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]))] * 4,
     }
-    (code,) = blocks("python")
-    exec(code, names)
+    loop, reader = blocks("python")
+    exec(loop, names)
     run = names["run"]
+    exec(reader, names)
+    assert (names["norms"] == run.metric("activation_grad_norm")).all()
+    assert names["names"].tolist() == [layer.name for layer in run.layers]
+    assert names["loss"].tolist() == run.scalars["loss"].tolist()
+    assert set(names["epochs"]) == set(run.epochs)
     assert run.metric("activation_grad_norm").shape == (4, 2)
     assert run.status == "complete"
 
