@@ -47,3 +47,17 @@ def test_a_wrong_subject_is_refused() -> None:
     done = measure("--subject", "nothing")
     assert done.returncode == 2
     assert "invalid choice: 'nothing'" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_cost_of_checksums_is_measured() -> None:
+    script = ROOT / "experiments" / "storage" / "checksums.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--rounds", "3", "--layers", "4"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ratio") == 3
