@@ -22,7 +22,7 @@ from gradlens.storage.pack import pack
 from gradlens.storage.schema import SCALARS, as_float32
 from gradlens.storage.stored import StoredFile, open_run_file
 
-FLUSH_ROWS = 64
+FLUSH_ROWS = 256
 FLUSH_SECONDS = 1.0
 COPIED_ROWS = 4096
 """Rows that are copied at once when a file is laid out anew."""
@@ -130,7 +130,7 @@ class FileSink:
         self._header = header
 
     def write_row(self, row: Row | Callable[[], Row]) -> None:
-        """Keep one row; flushed after 64 rows, or one second after the last flush."""
+        """Keep one row; flushed after 256 rows, or one second after the last flush."""
         self._rows.append(row_of(row))
         due = time.monotonic() - self._last_flush >= self._flush_seconds
         if self._file is None or due or len(self._rows) >= self._flush_rows:
