@@ -1,7 +1,7 @@
 """Laws of gradients at initialisation, each as a function with its source.
 
-Weights are independent with mean 0; a "norm" is the L2 norm of the gradient of the loss w.r.t. a layer's output, over the
-whole batch. ``gradlens verify`` measures each of them with the recorder.
+Weights are independent with mean 0; a "norm" is the L2 norm of the gradient of the loss w.r.t. a layer's output, over
+the whole batch. ``gradlens verify`` measures each of them with the recorder.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class LogNormal:
 def log_norm_law(widths: Sequence[float], activation: Activation = "relu") -> LogNormal:
     """Return the law of the squared norm of a vector sent back through layers of these widths.
 
-    ln of it is about Normal(-b/2, b) with b = 5 x sum(1 / width) for ReLU, and 2 x sum(1 / width) for linear nets. It is
-    what differs between seeds. Valid for one input, wide and deep fully connected nets; the gradient of a batch whose
-    inputs are unlike each other has a smaller spread.
+    ln of it is about Normal(-b/2, b) with b = 5 x sum(1 / width) for ReLU, and 2 x sum(1 / width) for linear nets: the
+    differences between seeds. Valid for one input and wide fully connected nets; the gradient of a batch whose inputs
+    are unlike each other has a smaller spread.
     Source: Hanin 2018, Which Neural Net Architectures Give Rise to Exploding and Vanishing Gradients?, theorem 1; Hanin
     & Nica 2019, Products of Many Large Random Matrices and Gradients in Deep Neural Networks, theorem 1.
     """
@@ -160,9 +160,9 @@ def noise_scale(small_square: float, big_square: float, small: int, big: int) ->
 
 
 def scaled_weight_gradient(factor: float) -> float:
-    """Return what a weight's gradient is multiplied by when a weight that batch norm follows is multiplied by a factor.
+    """Return what multiplies a weight's gradient when a weight that batch norm follows is multiplied by a factor.
 
-    1 / factor, exactly, but for the norm's epsilon: the output does not change, so f(c w) = f(w), and c f'(c w) = f'(w).
+    1 / factor, but for the norm's epsilon: the output does not change, f(c w) = f(w), and so c f'(c w) = f'(w).
     Source: Ioffe & Szegedy 2015, Batch Normalization, sec. 3.3.
     """
     return 1 / factor

@@ -1,9 +1,9 @@
 """How a gradient's norm changes from layer to layer at initialisation: mean field theory of convolutional nets.
 
 Weights are independent with mean 0, so that mean squares can be followed through a net without drawing weights; the
-formulas hold in the limit of many channels. Forwards, ``Likeness`` follows how alike the numbers of a channel are, which
-says what a batch norm divides by. Backwards, the mean square of the gradient is followed place by place, as the padding
-lets less of it through at the border. Residual nets are in ``gradlens.analysis.streams``.
+formulas hold in the limit of many channels. Forwards, ``Likeness`` follows how alike the numbers of a channel are,
+which says what a batch norm divides by. Backwards, the mean square of the gradient is followed place by place, as the
+padding lets less of it through at the border. Residual nets are in ``gradlens.analysis.streams``.
 """
 
 from __future__ import annotations
@@ -205,9 +205,9 @@ def plain_gains(convs: Sequence[Conv], *, norm: bool, batch: int = 2, pooled: bo
     """Follow the gradient through convolutions, each followed by batch norm (or nothing) and ReLU.
 
     Without batch norm a layer's squared norm is that of the next one x fan-in x weight variance / 2 (Glorot & Bengio
-    2010, sec. 4.2.1; He et al. 2015, sec. 2.3). With batch norm it is divided by the variance that the norm takes out, so
-    that the scale of the weights cancels: pi / (pi - 1) per inner layer of a wide net on a large batch (Yang et al. 2019,
-    sec. 4), more where a channel holds few numbers, less where the padding makes places differ.
+    2010, sec. 4.2.1; He et al. 2015, sec. 2.3). With batch norm it is divided by the variance that the norm takes out,
+    so that the scale of the weights cancels: pi / (pi - 1) per inner layer of a wide net on a large batch (Yang et al.
+    2019, sec. 4), more where a channel holds few numbers, less where the padding makes places differ.
 
     Args:
         convs: In order.
@@ -225,7 +225,7 @@ def plain_gains(convs: Sequence[Conv], *, norm: bool, batch: int = 2, pooled: bo
         for i, conv in enumerate(convs[1:], 1):
             likeness, inverse[i] = likeness.rectified().normed(conv, batch)
         inverse[: 2 if pooled else 1] = math.nan
-    gradient = np.ones((convs[-1].out_side,) * 2)
+    gradient: FloatArray = np.ones((convs[-1].out_side,) * 2)
     found = np.full(len(convs), gradient.sum())
     for i in range(len(convs) - 2, -1, -1):
         opened = open_share(batch * convs[i].places) if norm else 1.0 if pooled and i == 0 else OPEN

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.meanfield import OPEN, Conv, Likeness, open_share
 from gradlens.run import FloatArray
@@ -67,13 +68,13 @@ class _Passed:
 
     before: FloatArray
     after: FloatArray
-    opened: FloatArray
+    opened: NDArray[np.bool_]
     inverse: tuple[float, float, float]
 
 
 def residual_gains(
     stem: Conv, blocks: Sequence[Block], *, norm: bool, batch: int = 2, pooled: bool = False
-) -> FloatArray:
+) -> tuple[FloatArray, FloatArray]:
     """Follow the gradient through a residual net: stem, ReLU, blocks.
 
     A number of the stream goes as ``s -> relu(s + z)``, where the branch z is Normal (many channels) and, under batch
@@ -90,7 +91,8 @@ def residual_gains(
         pooled: A max pooling follows the stem. The stream behind it is taken to be as without.
 
     Returns:
-        (1 + 2 x blocks,) as ``plain_gains``; NaN at the stem with batch norm.
+        (1 + 2 x blocks,) as ``plain_gains``, NaN at the same layers. And (blocks,) the share of the squared
+        norm at each block's input that came through its branch.
     """
     rng = np.random.default_rng(0)
     first = np.maximum(rng.normal(size=(1, SAMPLES, 4)), 0.0)
@@ -100,15 +102,19 @@ def residual_gains(
         stream, step = _forward(stream, block, batch if norm else None, rng)
         passed.append(step)
     gradient = np.ones_like(stream.values)
-    grid = np.ones((blocks[-1].second.out_side,) * 2)
+    grid: FloatArray = np.ones((blocks[-1].second.out_side,) * 2)
     found: list[float] = []
+    shares: list[float] = []
     for block, step in zip(reversed(blocks), reversed(passed), strict=True):
-        gradient, grid, norms = _backward(gradient, grid, block, step, batch if norm else None)
+        gradient, grid, norms, share = _backward(gradient, grid, block, step, batch if norm else None)
         found += norms
+        shares.append(share)
     opened = 1.0 if pooled else float((gradient * (first > 0)).mean() / gradient.mean())
     found.append(math.nan if norm else grid.sum() * opened)
     gains = np.array(found[::-1])
-    return np.asarray(gains / gains[-1])
+    if norm and pooled:
+        gains[1] = math.nan
+    return gains / gains[-1], np.array(shares[::-1])
 
 
 def _forward(stream: _Stream, block: Block, batch: int | None, rng: np.random.Generator) -> tuple[_Stream, _Passed]:
@@ -155,7 +161,7 @@ def _draw(likeness: Likeness, shape: tuple[int, ...], rng: np.random.Generator) 
 
 def _backward(
     gradient: FloatArray, grid: FloatArray, block: Block, step: _Passed, batch: int | None
-) -> tuple[FloatArray, FloatArray, list[float]]:
+) -> tuple[FloatArray, FloatArray, list[float], float]:
     """Take the gradient from a block's output to its input.
 
     Args:
@@ -166,7 +172,8 @@ def _backward(
         batch: Images, or None without batch norm.
 
     Returns:
-        Both at the input, and the squared norms at the outputs of the second and the first convolution.
+        Both at the input, the squared norms at the outputs of the second and the first convolution, and the share of
+        the squared norm at the input that came through convolutions.
     """
     opened = gradient * step.opened
     share = float(step.after @ opened.mean(axis=(1, 2)) / (step.after @ gradient.mean(axis=(1, 2))))
@@ -180,7 +187,7 @@ def _backward(
     norms = [float(at_second.sum()), float(at_first.sum())]
     if block.projection is not None:
         branch = branch + block.projection.back(at_sum * (kept * step.inverse[2]))
-        return np.ones((len(step.before), *opened.shape[1:])), branch, norms
+        return np.ones((len(step.before), *opened.shape[1:])), branch, norms, 1.0
     groups = len(step.before)
     own = opened[:groups]  # without the channels that are born here
     size = float(step.after[:groups] @ own.mean(axis=(1, 2)) / (step.after @ opened.mean(axis=(1, 2))))
@@ -189,4 +196,4 @@ def _backward(
     total = passed + branch
     own = own / float(step.before @ own.mean(axis=(1, 2)))
     mixed = own * (passed.sum() / total.sum()) + branch.sum() / total.sum()
-    return mixed, total, norms
+    return mixed, total, norms, float(branch.sum() / total.sum())
