@@ -7,6 +7,7 @@
     ├── DataError          (ValueError)       images or labels that cannot be used
     ├── ModelError         (ValueError)       a model that cannot be built or recorded
     ├── RecorderError      (RuntimeError)     the recorder used in a way that it cannot serve
+    ├── GateError          (RuntimeError)     something that was to hold does not: exit code 3
     ├── MissingLibraryError (ImportError)      a library that only some formats need is not installed
     └── RunFileError       (OSError)          a run file that cannot be read or written
         ├── RunExistsError (FileExistsError)  it is there already, and overwriting was not asked for
@@ -50,6 +51,10 @@ class ModelError(GradlensError, ValueError):
 
 class RecorderError(GradlensError, RuntimeError):
     """The recorder was used in a way that it cannot serve."""
+
+
+class GateError(GradlensError, RuntimeError):
+    """Something that was asked to hold does not; the command line answers with exit code 3."""
 
 
 class MissingLibraryError(GradlensError, ImportError):

@@ -19,6 +19,37 @@ DECADES = 1 / math.log(10)
 """Decades in a natural logarithm of 1."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """A law beside what the recorder measured.
+
+    Args:
+        law: What is measured.
+        source: Author and year.
+        setting: The net, and how often it was drawn.
+        value: What the law says.
+        measured: What the recorder found.
+        tolerance: Largest relative difference that passes.
+    """
+
+    law: str
+    source: str
+    setting: str
+    value: float
+    measured: float
+    tolerance: float
+
+    @property
+    def error(self) -> float:
+        """The relative difference."""
+        return abs(self.measured - self.value) / abs(self.value)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the tolerance; a measurement that is NaN is not."""
+        return self.error <= self.tolerance
+
+
 def default_variance(fan_in: int) -> float:
     """Return the variance of weights under PyTorch's default of linear and convolutional layers.
 

@@ -13,15 +13,17 @@ from gradlens.cli.compare import compare
 from gradlens.cli.export import export
 from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
+from gradlens.cli.profile import profile
 from gradlens.cli.recover import recover
 from gradlens.cli.run import run
 from gradlens.cli.summary import summary
+from gradlens.cli.verify import verify
 from gradlens.config import LAUNCH_VARIABLES
-from gradlens.errors import ConfigError, GradlensError
+from gradlens.errors import ConfigError, GateError, GradlensError
 
 PATIENCE_S = 10
 """Seconds that a process waits with an error for the first to say it."""
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,12 +36,12 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, compare, export, recover):
+for command in (run, ls, summary, heatmap, profile, compare, verify, export, recover):
     cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 fine, 1 a gradlens error, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 fine, 1 a gradlens error, 2 wrong usage, 3 a gate fell, 130 interrupted."""
     sys.exit(run_command(arguments))
 
 
@@ -55,7 +57,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         return USAGE
     except GradlensError as error:
         _say(error)
-        return USAGE if isinstance(error, ConfigError) else FAILED
+        return USAGE if isinstance(error, ConfigError) else GATE if isinstance(error, GateError) else FAILED
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:

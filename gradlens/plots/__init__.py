@@ -3,5 +3,6 @@
 from gradlens.plots.compare import draw_compare
 from gradlens.plots.files import figure_name, save_figure
 from gradlens.plots.heatmap import draw_heatmap
+from gradlens.plots.profile import draw_profile
 
-__all__ = ["draw_compare", "draw_heatmap", "figure_name", "save_figure"]
+__all__ = ["draw_compare", "draw_heatmap", "draw_profile", "figure_name", "save_figure"]

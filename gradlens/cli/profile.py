@@ -1,0 +1,76 @@
+"""``gradlens profile``: a metric over depth, beside theory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradlens.cli.options import (
+    check_figure_options,
+    figure_options,
+    format_option,
+    open_runs,
+    print_rows,
+    runs_argument,
+    write_figures,
+)
+from gradlens.config import parse_span, say_span
+from gradlens.metrics import METRICS
+
+
+@click.command()
+@runs_argument
+@click.option("--metric", type=click.Choice(list(METRICS)), default="activation_grad_norm", show_default=True)
+@click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
+@click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to take; either may be left out.")
+@click.option(
+    "--rows", "kind", type=click.Choice(["slopes", "layers"]), default="slopes", show_default=True,
+    help="What json and csv hold: a row per run and section, or per layer.",
+)  # fmt: skip
+@format_option
+@figure_options
+def profile(
+    runs: tuple[str, ...],
+    metric: str,
+    per_element: bool,
+    steps: str,
+    kind: str,
+    form: str,
+    outputs: tuple[Path, ...],
+    terminal: bool,
+) -> None:
+    """Show a metric over the layers, how steep it is, and the first step beside theory.
+
+    RUNS are files, names under runs/, or folders; left out, it is the newest run. Seeds of one model are grouped.
+    """
+    check_figure_options(outputs, terminal)
+    window = parse_span(steps)
+    found = open_runs(runs, default="newest")
+    from gradlens.analysis.compare import repeated_runs
+    from gradlens.analysis.curves import layer_rows, make_curves, slope_rows
+
+    for run in repeated_runs(found):
+        click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
+    curves = make_curves(found, metric, per_element=per_element, steps=window)
+    if form == "table":
+        from gradlens.terminal.console import results
+        from gradlens.terminal.profile import print_profile
+
+        print_profile(results(), curves, metric, per_element=per_element)
+    else:
+        print_rows(slope_rows(curves) if kind == "slopes" else layer_rows(curves), form)
+    if terminal:
+        return
+    from gradlens.plots import draw_profile, figure_name
+    from gradlens.plots.profile import caption
+
+    details = [metric] if metric != "activation_grad_norm" else []
+    name = figure_name("profile", found, *details, *(["per-element"] if per_element else []), *say_span(window))
+    write_figures(
+        lambda: draw_profile(curves, metric, per_element=per_element),
+        name,
+        outputs,
+        runs=found,
+        caption=caption(curves, metric).replace("\n", " "),
+    )

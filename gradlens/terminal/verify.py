@@ -1,0 +1,54 @@
+"""The laws beside what was measured, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradlens.analysis.laws import Check
+
+
+def check_rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Return a row per check, for JSON and CSV."""
+    return [
+        {
+            "law": check.law,
+            "source": check.source,
+            "setting": check.setting,
+            "value": check.value,
+            "measured": check.measured if math.isfinite(check.measured) else None,
+            "tolerance": check.tolerance,
+            "passed": check.passed,
+        }
+        for check in checks
+    ]
+
+
+def print_checks(console: Console, checks: Sequence[Check], seconds: float) -> None:
+    """Print the table, and in a line how many laws hold."""
+    table = Table(title="Laws, measured by the recorder", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("law and setting", overflow="fold")
+    table.add_column("source", overflow="fold")
+    for name in ("value", "measured", "off by", "tolerance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for check in checks:
+        verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+        law = Text(check.law).append(f"\n{check.setting}", "dim")
+        numbers = (f"{check.value:.4f}", f"{check.measured:.4f}", _percent(check.error), _percent(check.tolerance))
+        table.add_row(law, Text(check.source), *numbers, verdict)
+    console.print(table)
+    held = sum(check.passed for check in checks)
+    console.print(f"{held} of {len(checks)} laws hold within their tolerance ({seconds:.0f} s)")
+
+
+def _percent(share: float) -> str:
+    if not math.isfinite(share):
+        return "-"
+    return f"{100 * share:.2f} %" if share >= 5e-5 else f"{100 * share:.0e} %"
