@@ -68,7 +68,7 @@ def profile(
     details = [metric] if metric != "activation_grad_norm" else []
     name = figure_name("profile", found, *details, *(["per-element"] if per_element else []), *say_span(window))
     write_figures(
-        lambda: draw_profile(curves, metric, per_element=per_element),
+        lambda: draw_profile(curves, metric, per_element=per_element, steps=window),
         name,
         outputs,
         runs=found,

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from gradlens.analysis.curves import Curve, Theory, say_curve, say_theory
+from gradlens.analysis.curves import Curve, Steps, Theory, say_curve, say_theory
 from gradlens.analysis.profile import find_stages
 from gradlens.metrics import METRICS
 from gradlens.plots.style import FAINT, INK, PALETTE, house_style
@@ -23,22 +23,25 @@ MOST_TOLD = 6
 MOST_NAMES = 14
 
 
-def draw_profile(curves: Sequence[Curve], metric: str, *, per_element: bool = False) -> Figure:
+def draw_profile(
+    curves: Sequence[Curve], metric: str, *, per_element: bool = False, steps: Steps = (None, None)
+) -> Figure:
     """Draw profiles, a line each, input at the left; beside it the first step against theory, where there is one.
 
     Args:
         curves: As ``make_curves`` returns them.
         metric: What they are of.
         per_element: Whether they are the root mean square per element.
+        steps: The span of optimizer steps that they are of.
 
     Returns:
         The figure; save it with ``save_figure``.
     """
     with house_style():
-        return _draw(list(curves), metric, per_element)
+        return _draw(list(curves), metric, per_element, steps)
 
 
-def _draw(curves: list[Curve], metric: str, per_element: bool) -> Figure:
+def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps) -> Figure:
     with_theory = any(curve.theory for curve in curves)
     figure = Figure(figsize=(9.6 if with_theory else 6.4, 4.6), layout="constrained")
     axes = figure.subplots(1, 2 if with_theory else 1, squeeze=False)[0]
@@ -46,7 +49,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool) -> Figure:
         _draw_curve(axes[0], curve, *_look(i))
     title = METRICS[metric].title if metric in METRICS else metric
     axes[0].set_ylabel("\n".join(textwrap.wrap(f"log10 of the {_per_element(title, per_element)}", 56)))
-    axes[0].set_title("over the chosen steps", fontweight="bold")
+    axes[0].set_title(_say_steps(steps), fontweight="bold")
     axes[0].legend(handles=_handles(curves), loc="best")
     if with_theory:
         for i, curve in enumerate(curves):
@@ -58,8 +61,15 @@ def _draw(curves: list[Curve], metric: str, per_element: bool) -> Figure:
         axes[1].legend(handles=_theory_handles(curves), loc="best")
     for axis in axes:
         _dress(axis, curves)
-    figure.suptitle(caption(curves, metric, width=168 if with_theory else 110), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(caption(curves, metric, width=160 if with_theory else 104), x=0.01, ha="left", fontsize=8)
     return figure
+
+
+def _say_steps(steps: Steps) -> str:
+    first, last = steps
+    if first is None and last is None:
+        return "all steps"
+    return f"steps {first or 0} to {'the end' if last is None else last}"
 
 
 def _look(number: int) -> tuple[str, str]:
@@ -94,9 +104,10 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str) -> None:
 
 
 def _handles(curves: list[Curve]) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=_look(i)[0], linestyle=_look(i)[1], label=_label(curve)) for i, curve in enumerate(curves)
-    ]
+    handles = []
+    for i, curve in enumerate(curves):
+        colour, dash = _look(i)
+        handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]
     if any(np.isneginf(curve.decades).any() for curve in curves):
         handles.append(Line2D([], [], color=INK, linestyle="none", marker="v", markersize=4, label="exactly 0"))
     return handles
@@ -133,13 +144,15 @@ def _dress(axis: Axes, curves: list[Curve]) -> None:
     stages = find_stages(layers)
     for stage in stages[1:]:
         axis.axvline(stage.start + 0.5, color=FAINT, linewidth=0.5, alpha=0.7)
-    chosen = [stage.start for stage in stages] if 1 < len(stages) <= MOST_NAMES else []
-    if not chosen:
-        chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), MOST_NAMES))})
+    if 1 < len(stages) <= MOST_NAMES:
+        axis.set_xticks([(stage.start + stage.stop + 1) / 2 for stage in stages], [stage.name for stage in stages])
+        axis.tick_params(axis="x", length=0)
+        return
+    chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), MOST_NAMES))})
     axis.set_xticks([i + 1 for i in chosen], [layers[i].name for i in chosen], rotation=30, ha="right")
 
 
-def caption(curves: Sequence[Curve], metric: str, *, width: int = 168) -> str:
+def caption(curves: Sequence[Curve], metric: str, *, width: int = 160) -> str:
     """Say in a sentence per profile what the figure shows, from the numbers."""
     said = [f"{say_curve(curve, metric)}." for curve in curves[:MOST_TOLD]]
     bands = []
