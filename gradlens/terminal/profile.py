@@ -107,7 +107,6 @@ def _slopes(curves: Sequence[Curve]) -> Table:
         box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     table.add_column("", overflow="fold")
-    table.add_column("section", no_wrap=True)
     for name in ("per layer", "95 % interval", "first / last", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for curve in curves:
@@ -115,7 +114,7 @@ def _slopes(curves: Sequence[Curve]) -> Table:
             over = next((seeds for seeds in curve.seeds if seeds.section == fit.section), None)
             slope, total = (over.slope, over.decades) if over else (fit.slope, fit.decades)
             cells = (*_cells(slope, 3), *_cells(total, 2))
-            table.add_row(Text(curve.label if i == 0 else ""), Text(fit.section), *cells)
+            table.add_row(Text(f"  {fit.section}" if i else curve.label), *cells)
     several = any(curve.seeds for curve in curves)
     table.caption = "intervals over seeds where there are several, else over rows" if several else "intervals over rows"
     return table
@@ -123,9 +122,8 @@ def _slopes(curves: Sequence[Curve]) -> Table:
 
 def _cells(value: Estimate | Interval, digits: int) -> tuple[str, str]:
     centre = value.value if isinstance(value, Estimate) else value.mean
-    return _say(centre, digits), "-" if math.isnan(
-        value.low
-    ) else f"{_say(value.low, digits)} to {_say(value.high, digits)}"
+    ends = f"{_say(value.low, digits)} to {_say(value.high, digits)}"
+    return _say(centre, digits), "-" if math.isnan(value.low) else ends
 
 
 def _say(value: float, digits: int) -> str:
