@@ -210,15 +210,15 @@ def say_curve(curve: Curve, metric: str) -> str:
     estimate: Estimate | Interval
     if curve.seeds:
         whole = curve.seeds[0]
-        estimate, total, of = whole.slope, whole.decades.mean, f"mean of {len(curve.runs)} seeds"
+        estimate, total, of = whole.slope, whole.decades.mean, f", mean of {len(curve.runs)} seeds"
         slope = estimate.mean
     else:
         fit = curve.fits[0][0]
-        estimate, slope, total, of = fit.slope, fit.slope.value, fit.decades.value, "median over rows"
+        estimate, slope, total, of = fit.slope, fit.slope.value, fit.decades.value, ""
     first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].layers[[0, -1]])
     told = f": {say_end_to_end(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
-    return f"{curve.label}{told} ({first} / {last}: {say_power(total)}; {slope:+.3f}{interval} decades per layer, {of})"
+    return f"{curve.label}{told} ({first} / {last}: {say_power(total)}; {slope:+.3f}{interval} decades per layer{of})"
 
 
 def say_theory(curve: Curve) -> str:

@@ -86,7 +86,7 @@ def _family(run: Run) -> tuple[bool, bool, str, str] | None:
         return None
     if spec.source == "registry":
         init, shortcut = (str(run.config.get(key, "")) for key in ("init", "shortcut"))
-        known = init in ("he", "default") and shortcut in ("A", "B")
+        known = init in ("he", "default") and shortcut in ("A", "B") and spec.depth == len(run.main_layers())
         return (spec.family == "resnet", spec.norm, init, shortcut) if known else None
     if spec.source == "torchvision" and spec.location in TORCHVISION_TWINS:
         return True, True, "he", "B"

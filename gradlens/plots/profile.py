@@ -147,6 +147,7 @@ def _dress(axis: Axes, curves: list[Curve]) -> None:
     if 1 < len(stages) <= MOST_NAMES:
         axis.set_xticks([(stage.start + stage.stop + 1) / 2 for stage in stages], [stage.name for stage in stages])
         axis.tick_params(axis="x", length=0)
+        axis.grid(visible=False, axis="x")
         return
     chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), MOST_NAMES))})
     axis.set_xticks([i + 1 for i in chosen], [layers[i].name for i in chosen], rotation=30, ha="right")

@@ -104,7 +104,7 @@ def _slopes(curves: Sequence[Curve]) -> Table:
     """Return a row per profile and section."""
     table = Table(
         title="Decades towards the input: below 0 it shrinks on its way back", title_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False,
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     table.add_column("", overflow="fold")
     for name in ("per layer", "95 % interval", "first / last", "95 % interval"):
