@@ -14,6 +14,9 @@ from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run, Status
 from gradlens.storage.stored import StoredFile, reading
 
+AT_ONCE = 50_000
+"""Scalars of runs with up to so many rows are read with the rest."""
+
 
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read a run file.
@@ -51,14 +54,15 @@ def _read(stored: StoredFile) -> Run:
     info["heartbeat"], info["overhead"] = state["heartbeat"], state["overhead"]
     info["notes"] = state["notes"].splitlines()
     info["every"] = stored.every()
-    columns = {name: stored.column(name) for name in stored.columns}
+    late = [name for name in stored.columns if name.startswith("scalar/") and stored.n_steps > AT_ONCE]
+    columns = {name: stored.column(name) for name in stored.columns if name not in late}
     return Run(
         name=path.stem,
         path=path,
         layers=stored.layers(),
         steps=columns["step"],
         epoch_of_step=columns["epoch_of_step"],
-        scalars=_group(columns, "scalar/"),
+        scalars=StoredScalars(path, late, stored.n_steps) if late else _group(columns, "scalar/"),
         metrics=StoredMetrics(path, stored.metrics, stored.n_steps),
         epochs=_group(columns, "epoch/"),
         status=cast(Status, state["status"]),
@@ -68,6 +72,31 @@ def _read(stored: StoredFile) -> Run:
 
 def _group(columns: Mapping[str, FloatArray], prefix: str) -> dict[str, FloatArray]:
     return {name.removeprefix(prefix): values for name, values in columns.items() if name.startswith(prefix)}
+
+
+class StoredScalars(Mapping[str, FloatArray]):
+    """The scalars of a long run, each read when it is asked for and then kept."""
+
+    def __init__(self, path: Path, columns: list[str], n_steps: int) -> None:
+        self._path = path
+        self._columns = {name.removeprefix("scalar/"): name for name in columns}
+        self._n_steps = n_steps
+        self._cache: dict[str, FloatArray] = {}
+
+    def __getitem__(self, name: str) -> FloatArray:
+        column = self._columns[name]
+        if name not in self._cache:
+            self._cache[name] = reading(self._path, lambda stored: stored.column(column))[: self._n_steps]
+        return self._cache[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns  # the mixin's would read it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 class StoredMetrics(Mapping[str, FloatArray]):

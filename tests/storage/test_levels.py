@@ -155,6 +155,7 @@ def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.
     assert way is not None
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 1000)
     monkeypatch.setattr("gradlens.analysis.profile.LONG_BLOCKS", 50)
+    monkeypatch.setattr("gradlens.storage.reader.AT_ONCE", 1000)
     monkeypatch.setattr(Run, "metric", lambda *_: pytest.fail("all rows were read"))
     long = read_run(path)
     np.testing.assert_allclose(np.log10(depth_profile(long, "activation_grad_norm")), np.log10(profile), atol=0.03)
@@ -166,6 +167,9 @@ def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.
     assert 10 <= found.values.shape[1] <= 40
     assert (found.steps[0], found.steps[-1]) == (matrix.steps[0], matrix.steps[-1])
     np.testing.assert_allclose(np.log10(found.values), np.repeat(depth[:, None], found.values.shape[1], 1), atol=0.1)
+    assert list(long.scalars) == ["loss", "lr"]
+    assert "x" not in long.scalars
+    np.testing.assert_array_equal(long.scalars["loss"], exact.scalars["loss"])
     with pytest.raises(ConfigError, match="holds no metric"):
         long.blocks("x", least=1)
 
