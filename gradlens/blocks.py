@@ -32,7 +32,8 @@ def summarise(values: FloatArray, starts: NDArray[np.int64], *, linear: bool | N
         (B, ..., 5) float64: ``STATISTICS``. ``min`` and ``max`` are over all that is recorded, inf included; ``count``
         is how many values the mean is of, ``zeros`` how many were exactly 0.
     """
-    values = np.asarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = np.asarray(values, dtype=np.float64)
     counted = np.isfinite(values) & (np.asarray(linear) | (values > 0))
     terms = _forward(np.where(counted, values, 1.0), linear)
     counts = np.add.reduceat(counted, starts, axis=0, dtype=np.float64)

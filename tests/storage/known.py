@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,13 @@ BLOCKS_OF = ("nonfinite_count", "param_norm")
 EPOCH_ROWS = 70
 """Epoch e is written after row 70 (e + 1), and no later."""
 STATED = ("a note", "another — with more than ASCII")
+
+
+def fork() -> int:
+    """Fork, and do not mind threads: they are not used in the child."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def layers(count: int) -> tuple[Layer, ...]:

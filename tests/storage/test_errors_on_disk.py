@@ -31,9 +31,7 @@ NOBODY = 65534
 def in_child(act: Callable[[], object], *, ends: bool = True) -> tuple[int, str]:
     """Do something in a forked process; return its id, or exit code if it was waited for, and what it returned."""
     ours, theirs = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
-        child = os.fork()
+    child = known.fork()
     if not child:
         os.close(ours)
         try:

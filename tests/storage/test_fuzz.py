@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def finished(folder: Path) -> Path:
 def killed(folder: Path) -> Path:
     """Write a run and end its process in the middle, without closing the file."""
     path = folder / "killed.h5"
-    child = os.fork()
+    child = known.fork()
     if not child:
         with contextlib.suppress(BaseException):
             sink = FileSink(path)
@@ -106,9 +105,7 @@ class Reader:
     def __init__(self, read: Callable[[Path], str]) -> None:
         self._ask, theirs = os.pipe(), os.pipe()
         self.answers = theirs[0]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process = os.fork()
+        self.process = known.fork()
         if not self.process:
             with contextlib.suppress(BaseException):
                 os.close(self._ask[1])

@@ -10,7 +10,6 @@ import signal
 import struct
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -64,9 +63,7 @@ def write_on(path: Path, seed: int, say: Say, *, background: bool) -> NoReturn:
 def start(path: Path, seed: int, *, background: bool) -> tuple[int, int]:
     """Start a process that writes; return its id, and where it says what it has done."""
     ours, theirs = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
-        process = os.fork()
+    process = known.fork()
     if process:
         os.close(theirs)
         return process, ours
@@ -96,7 +93,7 @@ def kill(path: Path, seed: int, when: str, *, background: bool) -> tuple[int, in
     said = b""
     try:
         if when == "at first":
-            time.sleep(rng.uniform(0, 0.12))
+            time.sleep(rng.uniform(0, 0.3))
         else:
             said = await_message(place, SAFE if when == "later" else CLOSING)
             time.sleep(rng.uniform(0, 0.25 if when == "later" else 0.1))
@@ -151,7 +148,7 @@ def kill_many(folder: Path, kills: int) -> collections.Counter[str]:
         path.parent.mkdir()
         safe = kill(path, seed, when, background=background)
         left = check_left(path, safe)
-        if seed % 9 < 3 or kills < 10:
+        if seed % 15 < 3 or kills < 10:
             go_on(path, left)
         found["no file yet" if left is None else "readable"] += 1
         found["rows beyond the last flush that was acknowledged"] += (
