@@ -20,6 +20,7 @@ import pytest
 
 from gradlens import read_run
 from gradlens.errors import DamagedError
+from gradlens.run import Header, Layer, Row
 from gradlens.storage import BackgroundSink, FileSink
 from gradlens.storage.lock import is_locked
 from gradlens.storage.superblock import ClosedView
@@ -210,3 +211,18 @@ def test_notes_survive_when_a_file_is_laid_out_anew_or_resumed(tmp_path: Path) -
     assert (info["notes"], info["overhead"]) == (list(known.STATED), 0.5)
     with contextlib.suppress(BaseException):
         sink.close("complete")
+
+
+def test_a_description_of_any_length_is_read_while_it_is_written_and_after(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    layers = tuple(Layer(f"{'block.' * 20}{i}é", "Conv2d", "main", i + 1, 1, 1) for i in range(900))
+    config = {"text": "x" * 200_000, "many": {str(i): "ü" for i in range(1000)}}
+    sink = FileSink(path)
+    sink.open(Header(layers, {"param_norm": 1}, model="large", seed=3, config=config))
+    sink.write_row(Row(0, 0, {"param_norm": np.arange(900.0)}))
+    for end in (False, True):
+        if end:
+            sink.close("complete")
+        run = read_run(path)
+        assert (run.layers, run.config, run.model, run.seed) == (layers, config, "large", 3)
+        assert run.metric("param_norm").tolist() == [list(range(900))]
