@@ -138,7 +138,16 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["heatmap", "--help"], ["export", "--help"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["heatmap", "--help"],
+        ["profile", "--help"],
+        ["verify", "--help"],
+        ["export", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "torchvision", "numpy", "h5py", "matplotlib", "rich", "PIL", *OPTIONAL}
@@ -151,6 +160,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         ["ls"],
         ["summary"],
         ["heatmap"],
+        ["profile"],
         ["compare"],
         ["summary", "--format", "json"],
         ["export"],

@@ -1,0 +1,135 @@
+"""The depth profile as a figure and in a terminal: every kind of run, every odd value."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from gradlens import read_run
+from gradlens.analysis.curves import layer_rows, make_curves
+from gradlens.cli import run_command
+from gradlens.metrics import DEFAULT_METRICS
+from gradlens.plots import draw_profile
+from gradlens.plots.profile import caption
+from gradlens.terminal.profile import print_profile
+from tests.conftest import SAMPLE
+
+METRIC = "activation_grad_norm"
+
+
+def texts(figure) -> str:
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    return "\n".join([*titles, *(t.get_text() for axis in figure.axes for t in axis.get_legend().get_texts())])
+
+
+@pytest.mark.parametrize("metric", DEFAULT_METRICS)
+def test_every_magnitude_of_a_real_run_is_drawn(metric: str, tmp_path: Path) -> None:
+    figure = draw_profile(make_curves([read_run(SAMPLE)], metric), metric)
+    figure.savefig(tmp_path / "a.png", dpi=60)
+    assert len(figure.axes) == (2 if metric == METRIC else 1)
+
+
+def test_theory_stands_beside_the_first_step() -> None:
+    curves = make_curves([read_run(SAMPLE)], METRIC)
+    figure = draw_profile(curves, METRIC)
+    line, band = figure.axes[1].lines[0], figure.axes[1].collections[0]
+    theory = curves[0].theory
+    assert theory is not None
+    np.testing.assert_array_equal(line.get_ydata(), theory.decades)
+    assert band.get_paths()
+    assert "theory of initialisation" in texts(figure)
+    assert "predicted spreads away" in caption(curves, METRIC)
+    row = layer_rows(curves)[10]
+    assert row["deviation"] == pytest.approx(
+        (row["first_step_decades"] - row["predicted_decades"]) / row["predicted_spread"]
+    )
+    elements = make_curves([read_run(SAMPLE)], METRIC, per_element=True)[0].theory
+    assert elements is not None
+    np.testing.assert_allclose(elements.deviations(), theory.deviations(), atol=1e-9)
+
+
+def test_there_is_no_theory_where_the_span_begins_later() -> None:
+    assert make_curves([read_run(SAMPLE)], METRIC, steps=(5, None))[0].theory is None
+    assert len(draw_profile(make_curves([read_run(SAMPLE)], METRIC, steps=(5, 9)), METRIC, steps=(5, 9)).axes) == 1
+
+
+def test_seeds_share_a_line_with_a_band(make_run) -> None:
+    for seed in range(3):
+        make_run(f"net-s{seed}", seed=seed, decades=-3 - seed)
+    make_run("deep-s0", model="deep", layers=40)
+    runs = [read_run(f"runs/{name}.h5") for name in ("net-s0", "net-s1", "net-s2", "deep-s0")]
+    curves = make_curves(runs, METRIC)
+    figure = draw_profile(curves, METRIC)
+    assert len(figure.axes[0].lines) == 2
+    assert len(figure.axes[0].collections) == 2
+    assert "net (3 seeds)" in texts(figure)
+    assert "95 % interval of their mean" in caption(curves, METRIC)
+
+
+def odd(grid: np.ndarray) -> np.ndarray:
+    grid[:, 0], grid[:, 2], grid[:, 3] = 0, np.nan, np.inf
+    return grid
+
+
+def test_odd_values_are_marked_and_do_not_break_the_scale(make_run, tmp_path: Path) -> None:
+    curves = make_curves([read_run(make_run(change=odd))], METRIC)
+    figure = draw_profile(curves, METRIC)
+    figure.savefig(tmp_path / "a.png", dpi=60)
+    assert "exactly 0" in texts(figure)
+    assert "exactly 0 at the first layer" in caption(curves, METRIC)
+    draw_profile(make_curves([read_run(make_run("zero", change=lambda grid: grid * 0))], METRIC), METRIC)
+    draw_profile(make_curves([read_run(make_run("one", layers=1, steps=1))], METRIC), METRIC)
+
+
+@pytest.mark.parametrize(("width", "colour"), [(60, True), (80, False), (160, True)])
+def test_the_terminal_view_fits_the_window(width: int, colour: bool, make_run) -> None:
+    out = Console(
+        file=io.StringIO(), width=width, height=40, force_terminal=colour, highlight=False, legacy_windows=False,
+        color_system="truecolor" if colour else None,
+    )  # fmt: skip
+    paths = [SAMPLE, make_run("a-rather-long-name-of-a-run-s0", layers=300), make_run("odd", seed=1, change=odd)]
+    print_profile(out, make_curves([read_run(path) for path in paths], METRIC), METRIC)
+    lines = [Text.from_ansi(line).plain for line in out.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert "300 layers, evenly spaced" in "\n".join(lines)
+    assert "0 exactly 0" in "\n".join(lines)
+
+
+def test_marks_stand_where_the_values_are(make_run) -> None:
+    out = Console(file=io.StringIO(), width=41, highlight=False)
+    runs = [read_run(make_run("a-s0", model="a", decades=-5)), read_run(make_run("b-s0", model="b", decades=0.0))]
+    print_profile(out, make_curves(runs, METRIC), METRIC)
+    rows = [line for line in out.file.getvalue().splitlines() if line.strip().startswith("stage")]
+    places = [row.index("o") for row in rows[:6]]
+    assert places == sorted(places)
+
+
+def test_the_command_shows_and_writes(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        make_run(f"net-s{seed}", seed=seed)
+    assert run_command(["profile", "runs"]) == 0
+    out, err = capsys.readouterr()
+    assert "net (2 seeds)" in out
+    assert "wrote figures/profile-net-s0-net-s1.png" in err
+    assert json.loads(Path("figures/profile-net-s0-net-s1.json").read_text())["caption"].startswith("net: ")
+    assert run_command(["profile", "net-s0", "--per-element", "--steps", "3:9", "-o", "a.svg"]) == 0
+    assert Path("a.svg").exists()
+    capsys.readouterr()
+    before = sorted(Path().rglob("*"))
+    assert run_command(["profile", "runs", "--terminal", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["section"] for row in rows] == ["all", "stage0"] * 3
+    assert rows[0]["slope"] == pytest.approx(-0.6, abs=1e-5)
+    assert run_command(["profile", "runs", "--terminal", "--format", "csv", "--rows", "layers"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 6
+    assert run_command(["profile", "net-s0", "--terminal", "--metric", "nonfinite_count"]) == 2
+    assert run_command(["profile", "net-s0", "--steps", "900:"]) == 2
+    assert run_command(["profile", "--terminal", "-o", "b.png"]) == 2
+    assert sorted(Path().rglob("*")) == before
