@@ -18,6 +18,8 @@ from gradlens.run import FloatArray, Run
 
 RELU_SPREAD, LINEAR_SPREAD = 5.0, 2.0
 """Variance of ln of the squared norm per layer, times its width (Hanin & Nica 2019)."""
+NET_ERROR = 0.03
+"""Decades by which the theory of convolutional nets was itself found to be off, beside the spread between seeds."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Prediction:
             for one input of a fully connected net; an upper bound for a batch and for maps, over which norms average.
         source: Authors and years of the laws.
         validity: Where it holds, in a sentence.
+        error: Decades by which the theory itself may be off.
     """
 
     layers: NDArray[np.int64]
@@ -40,6 +43,7 @@ class Prediction:
     spread: FloatArray
     source: str
     validity: str
+    error: float = 0.0
 
     def per_element(self, run: Run) -> FloatArray:
         """Return the decades of the root mean square per element instead of the L2 norm."""
@@ -81,7 +85,7 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
 def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:
     """Say how far a measured profile is from the prediction, in units of the predicted spread.
 
-    Beyond about 3 the net is not what theory takes it for: not at initialisation, other weights, another build. The
+    The theory's own error is added to the spread, in squares. Beyond about 3 the net is not what theory takes it for: not at initialisation, other weights, another build. The
     spread is an upper bound for batches and maps, so that small values are common there.
 
     Args:
@@ -91,7 +95,7 @@ def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:
     Returns:
         (M,) NaN where there is no prediction or measurement, and at the last hidden layer; -inf at exact zeros.
     """
-    spread = np.where(prediction.spread > 0, prediction.spread, np.nan)
+    spread = np.where(prediction.spread > 0, np.hypot(prediction.spread, prediction.error), np.nan)
     return np.asarray((measured - prediction.decades) / spread)
 
 
@@ -121,17 +125,17 @@ def _predict_net(run: Run, net: Net) -> Prediction:
         validity += "; not at the first layers, which depend on the data"
     if net.norm and net.residual and net.pooled:
         validity += "; the first stage, behind a max pooling, up to 0.3 decades lower"
-    return _prediction(run, np.log10(gains) / 2, variance, sources, validity)
+    return _prediction(run, np.log10(gains) / 2, variance, sources, validity, NET_ERROR)
 
 
 def _prediction(
-    run: Run, decades: FloatArray, variance: FloatArray, sources: Sequence[str], validity: str
+    run: Run, decades: FloatArray, variance: FloatArray, sources: Sequence[str], validity: str, error: float
 ) -> Prediction:
     """Put the hidden layers' numbers beside the run's main layers; the output layer has none."""
     spread = np.array([LogNormal(v).spread_decades for v in variance])
     spread[np.isnan(decades)] = np.nan
     source = ", ".join([*sources, "spread: Hanin & Nica 2019"])
-    return Prediction(run.main_layers(), np.append(decades, np.nan), np.append(spread, np.nan), source, validity)
+    return Prediction(run.main_layers(), np.append(decades, np.nan), np.append(spread, np.nan), source, validity, error)
 
 
 def _chain_variance(convs: Sequence[Conv], per_width: float) -> FloatArray:
@@ -171,7 +175,9 @@ def _predict_stack(run: Run, stack: Stack) -> Prediction | None:
         decades = _stack_decades(stack)
     sources = ["Yang et al. 2019"] if stack.norm else ["Glorot & Bengio 2010", "He et al. 2015"]
     validity = "at initialisation; weights independent with mean 0, scale as recorded"
-    return _prediction(run, decades, _chain_variance(stack.hidden, per_width), sources, validity)
+    return _prediction(
+        run, decades, _chain_variance(stack.hidden, per_width), sources, validity, NET_ERROR if maps else 0.0
+    )
 
 
 def _stack_decades(stack: Stack) -> FloatArray:
