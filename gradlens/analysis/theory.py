@@ -85,8 +85,9 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
 def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:
     """Say how far a measured profile is from the prediction, in units of the predicted spread.
 
-    The theory's own error is added to the spread, in squares. Beyond about 3 the net is not what theory takes it for: not at initialisation, other weights, another build. The
-    spread is an upper bound for batches and maps, so that small values are common there.
+    The theory's own error is added to the spread, in squares. Beyond about 3 the net is not what theory takes it for:
+    not at initialisation, other weights, another build. The spread is an upper bound for batches and maps, so that
+    small values are common there.
 
     Args:
         prediction: The prediction.

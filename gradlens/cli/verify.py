@@ -34,7 +34,7 @@ def verify(form: str) -> None:
         print_rows(check_rows(checks), form)
     fallen = [check.law for check in checks if not check.passed]
     if fallen:
-        raise GateError(f"{len(fallen)} of {len(checks)} laws do not hold: {'; '.join(fallen)}")
+        raise GateError(f"{len(fallen)} of {len(checks)} checks fell: {'; '.join(fallen)}")
 
 
 def _is_terminal() -> bool:

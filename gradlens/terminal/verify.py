@@ -33,19 +33,18 @@ def check_rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
 def print_checks(console: Console, checks: Sequence[Check], seconds: float) -> None:
     """Print the table, and in a line how many laws hold."""
     table = Table(title="Laws, measured by the recorder", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("law and setting", overflow="fold")
-    table.add_column("source", overflow="fold")
+    table.add_column("law, source and setting", overflow="fold")
     for name in ("value", "measured", "off by", "tolerance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for check in checks:
         verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
-        law = Text(check.law).append(f"\n{check.setting}", "dim")
+        law = Text(check.law).append(f"\n{check.source}; {check.setting}", "dim")
         numbers = (f"{check.value:.4f}", f"{check.measured:.4f}", _percent(check.error), _percent(check.tolerance))
-        table.add_row(law, Text(check.source), *numbers, verdict)
+        table.add_row(law, *numbers, verdict)
     console.print(table)
     held = sum(check.passed for check in checks)
-    console.print(f"{held} of {len(checks)} laws hold within their tolerance ({seconds:.0f} s)")
+    console.print(f"{held} of {len(checks)} checks are within their tolerance ({seconds:.0f} s)")
 
 
 def _percent(share: float) -> str:

@@ -54,8 +54,8 @@ def test_the_command_tells_by_its_exit_code(
     assert run_command(["verify"]) == code
     out, err = capsys.readouterr()
     assert "Someone 2000" in out
-    assert ("2 of 2 laws hold" in out) == (code == 0)
-    assert ("Error: 1 of 2 laws do not hold: a law" in err) == (code == 3)
+    assert ("2 of 2 checks are within" in out) == (code == 0)
+    assert ("Error: 1 of 2 checks fell: a law" in err) == (code == 3)
     assert run_command(["verify", "--format", "csv"]) == code
     assert capsys.readouterr().out.splitlines()[0] == "law,source,setting,value,measured,tolerance,passed"
     assert run_command(["verify", "--format", "json"]) == code
@@ -76,4 +76,4 @@ def test_all_laws_hold_within_two_minutes(capsys: pytest.CaptureFixture[str]) ->
     started = time.perf_counter()
     assert run_command(["verify"]) == 0, capsys.readouterr()
     assert time.perf_counter() - started < 120
-    assert "17 of 17 laws hold" in capsys.readouterr().out
+    assert "17 of 17 checks are within" in capsys.readouterr().out
