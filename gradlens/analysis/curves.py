@@ -210,7 +210,7 @@ def say_curve(curve: Curve, metric: str) -> str:
     estimate: Estimate | Interval
     if curve.seeds:
         whole = curve.seeds[0]
-        estimate, total, of = whole.slope, whole.decades.mean, f", mean of {len(curve.runs)} seeds"
+        estimate, total, of = whole.slope, whole.decades.mean, f", {len(curve.runs)} seeds"
         slope = estimate.mean
     else:
         fit = curve.fits[0][0]

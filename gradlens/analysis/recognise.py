@@ -65,6 +65,8 @@ def recognise_net(run: Run) -> Net | None:
     main = [run.layers[i] for i in run.main_layers()]
     if built is None or not isinstance(side, int) or len(main) < 4 or main[-1].kind != "Linear":
         return None
+    if any(layer.calls != 1 for layer in main):  # of micro-batches, the norms see one at a time
+        return None
     residual, norm, init, shortcut = built
     sizes = {3 * c * k * k + (0 if norm else c): k for k, (c, _, _) in STEMS.items()}
     kernel = sizes.get(main[0].param_numel)
