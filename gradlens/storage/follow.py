@@ -55,7 +55,7 @@ def follow_run(
             dead, and the rows end.
 
     Yields:
-        At most 4,096 rows at once.
+        At most 4,096 rows at once; at the end of a run perhaps none, with its status.
 
     Raises:
         NoRunError: There is no such file, or it was removed.
@@ -68,16 +68,19 @@ def follow_run(
     """
     seen, epochs = start, 0
     heartbeat, changed = -1.0, time.monotonic()
-    ended = False
+    ended, told = False, "running"
     while True:
         new, beat, more = reading(path, lambda stored, at=(seen, epochs): _new_rows(stored, *at))  # type: ignore[misc]
         if len(new.steps) or any(map(len, new.epochs.values())):
             yield new
+            told = new.status
             seen += len(new.steps)
             epochs += len(new.epochs.get("epoch", ()))
         if more:
             continue
         if ended:
+            if told != new.status:
+                yield new  # no rows, but how the run ended
             return
         if new.status != "running":
             ended = True  # the counts were read before the status: look once more
