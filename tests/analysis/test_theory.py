@@ -71,7 +71,7 @@ def test_the_mean_product_of_two_rectified_numbers(correlation: float) -> None:
 def test_what_relu_and_norm_let_through(count: int) -> None:
     """Draw outputs and gradients, and take both parts out by hand."""
     rng = np.random.default_rng(0)
-    z, v = rng.normal(size=(2, 40_000, count))
+    z, v = rng.normal(size=(2, 20_000, count))
     z, v = (x - x.mean(1, keepdims=True) for x in (z, v))
     z /= np.sqrt(np.mean(z**2, axis=1, keepdims=True))
     left = np.where(z > 0, v, 0)
@@ -114,10 +114,10 @@ def test_mean_squares_go_through_a_convolution_as_torch_says(kernel: int, stride
 
 def test_a_map_of_one_place_is_a_fully_connected_net() -> None:
     """Both ways to the law of Yang et al. for a finite batch agree once the likeness has settled."""
-    convs = [Conv(64, 64, 1, 1, 0, 1, 0.03)] * 30
-    for batch in (8, 32, 1000):
+    convs = [Conv(64, 64, 1, 1, 0, 1, 0.03)] * 16
+    for batch in (8, 32):
         gains = plain_gains(convs, norm=True, batch=batch)
-        assert gains[10] / gains[11] == pytest.approx(batch_norm_growth(batch, "relu") ** 2, rel=1e-6)
+        assert gains[8] / gains[9] == pytest.approx(batch_norm_growth(batch, "relu") ** 2, rel=1e-6)
         assert math.isnan(gains[0])
     likeness, inverse = Likeness(np.ones((1, 1)), 1.0, -1 / 7).rectified().normed(convs[0], 8)
     assert likeness.images == pytest.approx(-1 / 7)
@@ -260,7 +260,7 @@ def test_fully_connected_stacks_start_as_theory_says(init: str, norm: bool, acti
     widths = [20, 128, 96, 128, 160, 128, 128, 5]
     config = {"activation": activation, "norm": "batch" if norm else "none"}
     runs = []
-    for seed in range(6):
+    for seed in range(5):
         x = torch.randn(24, 20, generator=torch.Generator().manual_seed(seed))
         runs.append(measured_run(f"m{seed}", mlp(widths, init, norm, activation, seed), x, {"config": config}))
     stack, prediction = recognise_stack(runs[0]), predicted_profile(runs[0])
