@@ -16,6 +16,8 @@ from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve what else runs on the machine
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 
