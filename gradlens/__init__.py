@@ -9,6 +9,7 @@ The view wing reads, judges and draws, and never imports torch::
 
     run = gradlens.read_run("run.h5")
     run.metric("param_grad_norm")          # (T, L) float32
+    print(gradlens.diagnose(run))          # what is wrong, with evidence, threshold, source and remedy
 
 Names are loaded on first use, so ``import gradlens`` costs nothing.
 """
@@ -26,6 +27,10 @@ _HOME = {
     "log_spaced": "gradlens.recorder",
     "with_norms": "gradlens.recorder",
     "all_leaves": "gradlens.recorder",
+    "diagnose": "gradlens.analysis.diagnose",
+    "diagnose_arrays": "gradlens.analysis.diagnose",
+    "Diagnosis": "gradlens.analysis.findings",
+    "Finding": "gradlens.analysis.findings",
     "read_run": "gradlens.storage",
     "follow_run": "gradlens.storage",
     "Run": "gradlens.run",
@@ -35,6 +40,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "GradlensError",
     "GradlensWarning",
     "Layer",
@@ -42,6 +49,8 @@ __all__ = [
     "Run",
     "__version__",
     "all_leaves",
+    "diagnose",
+    "diagnose_arrays",
     "follow_run",
     "log_spaced",
     "read_run",
@@ -50,6 +59,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from gradlens.analysis.diagnose import diagnose, diagnose_arrays
+    from gradlens.analysis.findings import Diagnosis, Finding
     from gradlens.errors import GradlensError, GradlensWarning
     from gradlens.recorder import Recorder, all_leaves, log_spaced, record, with_norms
     from gradlens.run import Layer, Run

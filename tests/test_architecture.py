@@ -115,8 +115,8 @@ def test_no_pyplot_anywhere() -> None:
 
 def test_nothing_is_public_by_accident() -> None:
     assert sorted(gradlens.__all__) == [
-        "GradlensError", "GradlensWarning", "Layer", "Recorder", "Run", "__version__",
-        "all_leaves", "follow_run", "log_spaced", "read_run", "record", "with_norms",
+        "Diagnosis", "Finding", "GradlensError", "GradlensWarning", "Layer", "Recorder", "Run", "__version__",
+        "all_leaves", "diagnose", "diagnose_arrays", "follow_run", "log_spaced", "read_run", "record", "with_norms",
     ]  # fmt: skip
     for name in gradlens.__all__:
         assert getattr(gradlens, name) is not None
@@ -162,6 +162,9 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         ["heatmap"],
         ["profile"],
         ["compare"],
+        ["diagnose"],
+        ["diagnose", "--format", "junit"],
+        ["diagnose", "--rules", "smdebug"],
         ["summary", "--format", "json"],
         ["export"],
         ["export", "--to", "parquet"],

@@ -91,6 +91,17 @@ def median_estimate(series: FloatArray) -> Estimate:
     return Estimate(value, low, high, n)
 
 
+def resampled_medians(series: FloatArray) -> FloatArray:
+    """Return medians of the series drawn anew in blocks, as ``median_estimate`` does; empty where nothing is known."""
+    series = np.asarray(series, dtype=np.float64)
+    series = series[~np.isnan(series)]
+    n = len(series)
+    if n == 0:
+        return np.empty(0)
+    length = block_length(n, neighbour_correlation(series))
+    return middle(series[_draw_blocks(n, length, -(-n // length))])
+
+
 def _draw_blocks(n: int, length: int, blocks: int) -> NDArray[np.int64]:
     """Return (RESAMPLES, n) indices: blocks of neighbours, drawn with replacement."""
     starts = np.random.default_rng(0).integers(0, n - length + 1, (RESAMPLES, blocks))
