@@ -108,5 +108,4 @@ def _healthy(rec: Recording) -> str:
         return "no fault is seen; over fewer than three layers no way back can be judged"
     typical = float(np.nanmedian(decades[len(decades) // 2 :, 0])) if not np.isnan(decades[:, 0]).all() else math.nan
     first, last = rec.names(path[[0, -2]])
-    return f"no fault is seen: {first} has {say_power(typical)} times the gradient norm of {last}, all values are
-    finite"
+    return f"no fault is seen: {first} has {say_power(typical)} times the gradient norm of {last}"

@@ -40,7 +40,7 @@ def frozen(rec: Recording) -> list[Finding]:
         graded = np.setdiff1d(layers, wanting)
         why = "though gradients arrive" if len(graded) else "no gradient is asked for"
         found.append(_finding(rec, layers, start, f"{what} at {len(layers)} layer(s), {why}", len(series) // 2))
-    elif series is None and len(wanting):
+    elif len(wanting):
         said = "their parameters have no gradient, their outputs have (requires_grad is off)"
         found.append(_finding(rec, wanting, 0, said, rec.n_rows))
     return found
@@ -65,14 +65,15 @@ def _still_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None, str
     if rec.has(UPDATE):
         series = rec.series(UPDATE)
         late = series.values[series.late]
-        still = (late == 0).sum(axis=0) >= LEAST_VALUES
-        return np.flatnonzero(still & ~(np.nan_to_num(late) > 0).any(axis=0)), series, UPDATE
+        still = (late == 0).any(axis=0) & ~(np.nan_to_num(late) > 0).any(axis=0)
+        enough = (series.values == 0).sum(axis=0) >= LEAST_VALUES
+        return np.flatnonzero(still & enough), series, UPDATE
     if rec.has(PARAM_NORM) and not rec.long:
         series = rec.series(PARAM_NORM)
         late = series.values[series.late].astype(np.float32)
-        same = (late == late[-1]).all(axis=0) & (late[-1] > 0)
-        still = same & (len(late) >= LEAST_VALUES) & _has_gradients(rec)
-        return np.flatnonzero(still), series, PARAM_NORM
+        same = np.asarray((late == late[-1]).all(axis=0) & (late[-1] > 0)) & _has_gradients(rec)
+        enough = (series.values.astype(np.float32) == late[-1]).sum(axis=0) >= LEAST_VALUES
+        return np.flatnonzero(same & enough), series, PARAM_NORM
     return np.empty(0, dtype=np.int64), None, ""
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradlens.analysis.findings import Finding
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.analysis.recording import COHERENCE, LEAST_ROWS, RMS, ZEROS, Recording, Series, medians, share_beyond,
-since from gradlens.analysis.wayback import FELL, loss_fell
+from gradlens.analysis.recording import (
+    COHERENCE,
+    LEAST_ROWS,
+    RMS,
+    ZEROS,
+    Recording,
+    Series,
+    medians,
+    share_beyond,
+    since,
+)
+from gradlens.analysis.wayback import FELL, loss_fell
+from gradlens.run import FloatArray
 
 DEAD_SHARE = 0.99
 """smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here over a layer's units. Half zeros
@@ -143,5 +153,5 @@ def incoherent(rec: Recording) -> list[Finding]:
     ]
 
 
-def _row_medians(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _row_medians(values: FloatArray) -> FloatArray:
     return medians(values.T)

@@ -23,8 +23,8 @@ BEYOND_RESCALING = -8.0
 """Adam divides each gradient by its own size, so that early layers may learn though their gradient is small, but not
 below its epsilon of 1e-8 (Kingma & Ba 2015, algorithm 1); what moves weights there is decay or momentum."""
 FELL = 0.1
-"""A loss that falls by less after the first fifth of the rows is taken to be stuck. Measured on the embedded data: nets
-that train fall by 30 % to 80 %, nets with a vanishing gradient by less than 3 %."""
+"""A loss that falls by less after the first fifth of the rows is taken to be stuck. Measured on 20 small nets of 3 to 30
+layers: those that train fall by 13 % to 81 %, those whose gradient vanishes by at most 1.1 % (one of tanh by 24 %)."""
 ALLOWED_DECADES = math.log10(70)
 """Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| > 70 is an explosion; here over what the law of
 batch norm allows."""
@@ -95,7 +95,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
             "first / last hidden below 10^-3 for good, and early layers that hardly learn",
             "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3; relative only, as all gradients are "
             "tiny near convergence",
-            "Add batch norm or shortcuts, use He initialisation with ReLU in place of sigmoid or tanh, or fewer layers.",
+            "Add batch norm or shortcuts, use He initialisation with ReLU in place of sigmoid or tanh, fewer layers.",
             confidence,
         )
     ]
@@ -172,7 +172,7 @@ def exploding(rec: Recording, broken: int | None) -> list[Finding]:
         rec: What was recorded.
         broken: The first row that is not finite, or None.
     """
-    return [found for found in (_over_depth(rec), _over_steps(rec, broken)) if found is not None][:1]
+    return [found for found in (_over_depth(rec, broken), _over_steps(rec, broken)) if found is not None][:1]
 
 
 def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
@@ -192,34 +192,39 @@ def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
     return law + ALLOWED_DECADES, f"{said}, times 70, Zhang et al. 2021, AutoTrainer, ICSE"
 
 
-def _over_depth(rec: Recording) -> Finding | None:
-    """Confidence: the share of resampled medians beyond the threshold."""
+def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
+    """Judged by the later half of the rows; where one is not finite, by the later half of those before it.
+
+    Confidence: the share of resampled medians beyond the threshold; of few rows, by Laplace's rule of succession.
+    """
     path, decades = way_back(rec)
-    if not rec.gradient or len(decades) < LEAST_ROWS:
+    if not len(decades):
         return None
     series = rec.series(rec.gradient)
-    line, source = allowed_growth(rec, len(path))
-    with np.errstate(invalid="ignore"):
-        early = decades[:, :-1].copy()
-        early[np.isinf(early)] = np.nan
-    typical = medians(early[series.late])
-    if not (np.nan_to_num(typical, nan=-np.inf) > line).any():
+    n = len(decades) if broken is None else int((series.rows < broken).sum())
+    if n < (LEAST_ROWS if broken is None else 1):
         return None
-    top = int(np.nanargmax(typical))
-    beyond = np.nan_to_num(early[:, top], nan=-np.inf) > line
+    line, source = allowed_growth(rec, len(path))
+    early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
+    late = early[n // 2 :]
+    typical = np.nan_to_num(medians(late), nan=-np.inf)
+    if not (typical > line).any():
+        return None
+    top = int(np.argmax(typical))
     names = rec.names(path)
-    layers = [names[i] for i in np.flatnonzero(np.nan_to_num(typical, nan=-np.inf) > ALLOWED_DECADES)]
-    ordered = [names[top], *(name for name in layers if name != names[top])]
+    layers = [names[i] for i in np.flatnonzero(typical > ALLOWED_DECADES) if i != top]
+    beyond = np.nan_to_num(early[:, top], nan=-np.inf) > line
+    few = float((beyond.sum() + 1) / (n + 2))
+    rows = "median of the later half of the rows" + ("" if broken is None else " before one that is not finite")
     return Finding(
         "exploding",
-        tuple(ordered),
-        (int(series.steps[since(beyond)]), rec.last_step),
-        f"{names[top]} has {say_power(float(typical[top]))} times the gradient norm of {names[-2]} (median of the "
-        f"later half of the rows)",
+        (names[top], *layers),
+        (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
+        f"{names[top]} has {say_power(float(typical[top]))} times the gradient norm of {names[-2]} ({rows})",
         f"a growth over depth beyond 10^{line:+.1f}",
         source,
         "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip the gradient's norm.",
-        share_beyond(early[series.late][:, top], line, below=False),
+        few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
 
 
