@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.findings import Finding
+from gradlens.analysis.findings import Finding, quoted
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.recording import COUNT, PARAM_GRAD, RMS, Recording
 
@@ -65,7 +65,7 @@ def _direction(rec: Recording, row: int) -> tuple[bool, tuple[str, ...], str]:
     if RMS in rec.run.metrics:
         bad = _bad_layers(rec, RMS, row)
         if len(bad):
-            return True, rec.names(bad), f"the output of {rec.names(bad)[0]} is the first that is not finite"
+            return True, rec.names(bad), f"the output of {quoted(rec.names(bad)[0])} is the first that is not finite"
     gradient = next((n for n in (ACTIVATION_GRAD, PARAM_GRAD, COUNT) if len(_bad_layers(rec, n, row))), "")
     names = rec.names(_bad_layers(rec, gradient, row)) if gradient else ()
     loss = rec.scalar("loss")
@@ -73,8 +73,8 @@ def _direction(rec: Recording, row: int) -> tuple[bool, tuple[str, ...], str]:
         return True, names, "the loss itself is not finite"
     origin = tuple(reversed(names))  # the gradient comes from the output
     healthy = _finite_behind(rec, gradient, row) if gradient else ()
-    said = f"{origin[0] if origin else 'a layer'} is the nearest to the loss whose gradient is not finite"
-    return False, origin, f"{said}, {healthy[0]} behind it is still finite" if healthy else said
+    said = f"{quoted(origin[0]) if origin else 'a layer'} is the nearest to the loss whose gradient is not finite"
+    return False, origin, f"{said}, {quoted(healthy[0])} behind it is still finite" if healthy else said
 
 
 def _bad_layers(rec: Recording, name: str, row: int) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradlens.analysis.broken import first_broken_row, nonfinite
-from gradlens.analysis.findings import Diagnosis, Finding, make_diagnosis
+from gradlens.analysis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.analysis.profile import say_power
 from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, Recording, run_of_arrays
 from gradlens.analysis.still import frozen, unused
@@ -42,7 +42,12 @@ def diagnose(run: Run) -> Diagnosis:
     if way and _explained(rec, way[0], units):
         notes.append(f"what follows from it: {way[0]}")
         way = []
-    findings = [*broken, *exploded, *units, *way, *still]
+    findings = [*broken, *exploded, *units, *way]
+    for finding in still:
+        if finding.kind == "frozen" and _follows(finding, findings):
+            notes.append(f"what follows from it: {finding}")
+        else:
+            findings.append(finding)
     if not broken and not exploded and not way and not units:
         findings += incoherent(rec)
     if run.status == "running":
@@ -80,6 +85,12 @@ def _explained(rec: Recording, way: Finding, units: Sequence[Finding]) -> bool:
     return bool(ends) and max(ends) >= depth[way.layers[0]]
 
 
+def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
+    """Say whether layers stand still as their gradient is gone, or their weights are too large to be moved."""
+    named = {name for cause in causes if cause.kind in ("vanishing", "exploding", "dead") for name in cause.layers}
+    return set(finding.layers) <= named
+
+
 def _missing(rec: Recording) -> str:
     """Return why the data do not suffice, or ""."""
     if rec.n_rows < LEAST_ROWS:
@@ -108,4 +119,4 @@ def _healthy(rec: Recording) -> str:
         return "no fault is seen; over fewer than three layers no way back can be judged"
     typical = float(np.nanmedian(decades[len(decades) // 2 :, 0])) if not np.isnan(decades[:, 0]).all() else math.nan
     first, last = rec.names(path[[0, -2]])
-    return f"no fault is seen: {first} has {say_power(typical)} times the gradient norm of {last}"
+    return f"no fault is seen: {quoted(first)} has {say_power(typical)} times the gradient norm of {quoted(last)}"

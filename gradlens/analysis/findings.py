@@ -135,10 +135,11 @@ def say_layers(names: tuple[str, ...], most: int = 3) -> str:
     if not names:
         return "no layer in particular"
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(_quoted(name) for name in names[:most]) + more
+    return ", ".join(quoted(name) for name in names[:most]) + more
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Write a layer's name so that it cannot be taken for a number."""
     return f"layer {name!r}" if name.replace(".", "").isdigit() else name
 
 

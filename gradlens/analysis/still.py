@@ -37,9 +37,14 @@ def frozen(rec: Recording) -> list[Finding]:
         rows = np.flatnonzero((moving & ~np.isnan(series.values[:, layers])).all(axis=1))
         start = int(series.rows[rows[-1] + 1]) if len(rows) and rows[-1] + 1 < len(series) else int(series.rows[0])
         what = "update_ratio is exactly 0" if said == UPDATE else "param_norm stays the same to the last bit"
+        count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
         graded = np.setdiff1d(layers, wanting)
-        why = "though gradients arrive" if len(graded) else "no gradient is asked for"
-        found.append(_finding(rec, layers, start, f"{what} at {len(layers)} layer(s), {why}", len(series) // 2))
+        why = (
+            "though gradients arrive"
+            if len(graded)
+            else "and no gradient comes (requires_grad is off, or it leads nowhere)"
+        )
+        found.append(_finding(rec, layers, start, f"{what} at {len(layers)} layer(s), {why}", count))
     elif len(wanting):
         said = "their parameters have no gradient, their outputs have (requires_grad is off)"
         found.append(_finding(rec, wanting, 0, said, rec.n_rows))
@@ -81,7 +86,8 @@ def _has_gradients(rec: Recording) -> NDArray[np.bool_]:
     """Say which layers' parameters get a gradient that is not 0; all where it was not recorded."""
     if not rec.has(PARAM_GRAD):
         return np.ones(len(rec.run.layers), dtype=bool)
-    return np.asarray(medians(rec.series(PARAM_GRAD).values) > 0)
+    has: NDArray[np.bool_] = np.greater(medians(rec.series(PARAM_GRAD).values), 0)
+    return has
 
 
 def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
@@ -90,30 +96,27 @@ def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
     rows = rec.broken_rows(name)
     if len(rows):
         known |= rec.broken(name, int(rows[0]), int(rows[0]) + 1)[0]
-    return ~known
+    return np.logical_not(known)
 
 
 def _wants_no_gradient(rec: Recording) -> NDArray[np.int64]:
     """Return the layers that ran, and of whose parameters alone no gradient was asked for.
 
-    Their output's gradient is known; or, at the input, all layers up to them have none, as when the first layers of a
-    trained net are kept as they are.
+    Their weights are seen to stand still, and their output's gradient is known; or, at the input, all layers up to them
+    have none, as when the first layers of a trained net are kept as they are.
     """
-    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)):
+    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD) and rec.has(UPDATE)):
         return np.empty(0, dtype=np.int64)
     never, silent = _never(rec, PARAM_GRAD), _never(rec, ACTIVATION_GRAD)
-    kept = never & ~silent
+    updates = rec.series(UPDATE).values
+    still = (updates == 0).any(axis=0) & ~(np.nan_to_num(updates) > 0).any(axis=0)
+    kept = never & still & ~silent
     for i in rec.run.main_layers():
         layer = rec.run.layers[i]
-        if not (never[i] and silent[i] and layer.out_numel > 0 and layer.calls > 0) or _changes(rec, int(i)):
+        if not (never[i] and still[i] and layer.out_numel > 0 and layer.calls > 0):
             break
         kept[i] = True
     return np.flatnonzero(kept)
-
-
-def _changes(rec: Recording, layer: int) -> bool:
-    """Say whether a layer's weights were seen to change."""
-    return rec.has(UPDATE) and bool((np.nan_to_num(rec.series(UPDATE).values[:, layer]) > 0).any())
 
 
 def _without_any(rec: Recording) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.findings import Finding
+from gradlens.analysis.findings import Finding, quoted
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.recording import (
     COHERENCE,
@@ -57,7 +57,7 @@ def dead(rec: Recording) -> list[Finding]:
             "dead",
             names,
             _steps(rec, series, layers[0], DEAD_SHARE),
-            f"{worst:.1%} of what follows {names[int(np.argmax(typical[layers]))]} is exactly 0 (median of the later "
+            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0 (median of the later "
             f"half), and at {len(layers)} of {int((~np.isnan(typical)).sum())} layers it is more than {DEAD_SHARE:.0%}",
             f"more than {DEAD_SHARE:.0%} zeros for good",
             "smdebug, DeadRelu: active less than 1 % of the time; half zeros are healthy for ReLU",
@@ -92,7 +92,7 @@ def saturated(rec: Recording) -> list[Finding]:
             "saturated",
             names,
             _steps(rec, series, layers[0], SATURATED_RMS),
-            f"the output of {rec.run.layers[worst].name} has a root mean square of {typical[worst]:.1f} before its "
+            f"the output of {quoted(rec.run.layers[worst].name)} has a root mean square of {typical[worst]:.1f} before its "
             f"bounded activation function; {len(layers)} layer(s) are beyond {SATURATED_RMS:.0f}",
             f"a root mean square beyond {SATURATED_RMS:.0f} for good",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 of at most 0.25",
