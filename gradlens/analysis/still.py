@@ -39,11 +39,7 @@ def frozen(rec: Recording) -> list[Finding]:
         what = "update_ratio is exactly 0" if said == UPDATE else "param_norm stays the same to the last bit"
         count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
         graded = np.setdiff1d(layers, wanting)
-        why = (
-            "though gradients arrive"
-            if len(graded)
-            else "and no gradient comes (requires_grad is off, or it leads nowhere)"
-        )
+        why = "though gradients arrive" if len(graded) else "and no gradient comes (requires_grad off, or unused)"
         found.append(_finding(rec, layers, start, f"{what} at {len(layers)} layer(s), {why}", count))
     elif len(wanting):
         said = "their parameters have no gradient, their outputs have (requires_grad is off)"

@@ -57,8 +57,8 @@ def dead(rec: Recording) -> list[Finding]:
             "dead",
             names,
             _steps(rec, series, layers[0], DEAD_SHARE),
-            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0 (median of the later "
-            f"half), and at {len(layers)} of {int((~np.isnan(typical)).sum())} layers it is more than {DEAD_SHARE:.0%}",
+            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0 (median of the "
+            f"later half), and at {len(layers)} of {int((~np.isnan(typical)).sum())} layers it is more than {DEAD_SHARE:.0%}",
             f"more than {DEAD_SHARE:.0%} zeros for good",
             "smdebug, DeadRelu: active less than 1 % of the time; half zeros are healthy for ReLU",
             "Lower the learning rate and check biases; LeakyReLU or GELU in place of ReLU keeps a slope everywhere.",
@@ -92,8 +92,8 @@ def saturated(rec: Recording) -> list[Finding]:
             "saturated",
             names,
             _steps(rec, series, layers[0], SATURATED_RMS),
-            f"the output of {quoted(rec.run.layers[worst].name)} has a root mean square of {typical[worst]:.1f} before its "
-            f"bounded activation function; {len(layers)} layer(s) are beyond {SATURATED_RMS:.0f}",
+            f"the output of {quoted(rec.run.layers[worst].name)} has a root mean square of {typical[worst]:.1f} before "
+            f"its bounded activation function; {len(layers)} layer(s) are beyond {SATURATED_RMS:.0f}",
             f"a root mean square beyond {SATURATED_RMS:.0f} for good",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 of at most 0.25",
             "Make the weights smaller (Glorot initialisation), normalise before the activation, or scale the inputs.",

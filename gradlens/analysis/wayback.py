@@ -77,7 +77,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
     why, learns = _early_layers(rec, path, typical)
     power = say_power(typical)
     names = rec.names(path)
-    said = f"{quoted(names[0])} has {power} times the gradient norm of {quoted(names[-2])} (median of the later half of the rows)"
+    said = f"{quoted(names[0])} has {power} times the gradient norm of {quoted(names[-2])}, median of the later half"
     if learns:
         notes.append(f"{said}, but {why}: that is no fault")
         return []
@@ -221,7 +221,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{quoted(names[top])} has {say_power(float(typical[top]))} times the gradient norm of {quoted(names[-2])} ({rows})",
+        f"{quoted(names[top])} has {say_power(float(typical[top]))} times the gradient norm of {quoted(names[-2])}, {rows}",
         f"a growth over depth beyond 10^{line:+.1f}",
         source,
         "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip the gradient's norm.",

@@ -10,6 +10,7 @@ import click
 
 import gradlens
 from gradlens.cli.compare import compare
+from gradlens.cli.diagnose import diagnose
 from gradlens.cli.export import export
 from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
@@ -36,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, profile, compare, verify, export, recover):
+for command in (run, ls, summary, heatmap, profile, compare, diagnose, verify, export, recover):
     cli.add_command(command)
 
 
