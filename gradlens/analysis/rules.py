@@ -50,8 +50,8 @@ def smdebug(run: Run) -> list[Finding]:
     still = ratio == 0
     found += _named(rec, "vanishing", (ratio < 1e-8) & ~still, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
     found += _named(rec, "frozen", _lasting(still, 3), "unchanged over 3 steps", f"{source}, UnchangedTensor")
-    found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units active less than 1 %", f"{source},
-    DeadRelu") return found
+    found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units off", f"{source}, DeadRelu")
+    return found
 
 
 def autotrainer(run: Run) -> list[Finding]:
@@ -87,7 +87,8 @@ def deepchecker(run: Run) -> list[Finding]:
     more than twofold in each of 5 rows; log10 of update / weight below -4 (named vanishing) or above -1 (exploding);
     dead: more than 50 % of the units with a 95th percentile < 1e-5, ``DEAD_UNITS`` of a layer's zero_fraction. Not
     applied: activation std outside 0.5 to 2 (behind the activation function, where nothing is recorded), its checks of
-    data, weights and loss. """
+    data, weights and loss.
+    """
     rec, source = Recording(run), "Ben Braiek & Khomh 2023, TheDeepChecker"
     size = mean_gradient(rec)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -142,8 +143,9 @@ def diagnose_by(run: Run, pack: str) -> Diagnosis:
     findings = _once(PACKS[pack](run))
     missing = "" if findings or rec.n_rows else "there are no rows"
     healthy = f"no rule of {pack} fires"
-    return make_diagnosis(run.name, findings, len(run.steps), missing, [f"by the rules of {pack}, not gradlens's"],
-    healthy)
+    return make_diagnosis(
+        run.name, findings, len(run.steps), missing, [f"by the rules of {pack}, not gradlens's"], healthy
+    )
 
 
 def _once(findings: list[Finding]) -> list[Finding]:
@@ -160,7 +162,8 @@ def _once(findings: list[Finding]) -> list[Finding]:
 
 def mean_gradient(rec: Recording) -> FloatArray:
     """Return the stand-in for mean |g|: the root mean square of the parameters' gradient, else of the outputs', (B,
-    L)."""
+    L).
+    """
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:
         return np.empty((0, len(rec.run.layers)))
@@ -219,7 +222,8 @@ def _lasting(grid: Grid, times: int) -> Grid:
 
 def _named(rec: Recording, kind: str, grid: Grid, threshold: str, source: str) -> list[Finding]:
     """Make a finding of where a rule fires; confidence is the share of rows in which it does, as the rule has no
-    other."""
+    other.
+    """
     rows = np.flatnonzero(grid.any(axis=1)) if grid.size else np.empty(0, dtype=np.int64)
     if not len(rows):
         return []

@@ -57,8 +57,8 @@ def dead(rec: Recording) -> list[Finding]:
             "dead",
             names,
             _steps(rec, series, layers[0], DEAD_SHARE),
-            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0 (median of the "
-            f"later half), and at {len(layers)} of {int((~np.isnan(typical)).sum())} layers it is more than {DEAD_SHARE:.0%}",
+            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0, median of the "
+            f"later half; beyond the line are {len(layers)} of {int((~np.isnan(typical)).sum())} layers",
             f"more than {DEAD_SHARE:.0%} zeros for good",
             "smdebug, DeadRelu: active less than 1 % of the time; half zeros are healthy for ReLU",
             "Lower the learning rate and check biases; LeakyReLU or GELU in place of ReLU keeps a slope everywhere.",

@@ -221,7 +221,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{quoted(names[top])} has {say_power(float(typical[top]))} times the gradient norm of {quoted(names[-2])}, {rows}",
+        f"{quoted(names[top])} has {say_power(typical[top])} times the gradient norm of {quoted(names[-2])}, {rows}",
         f"a growth over depth beyond 10^{line:+.1f}",
         source,
         "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip the gradient's norm.",

@@ -33,8 +33,8 @@ PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
     """Say what is wrong with runs, what shows it, and what to do.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Kinds: vanishing, exploding, incoherent,
-    dead, saturated, nonfinite, frozen, unused; else healthy, or undecided where the data do not suffice.
+    RUNS are files, names under runs/, or folders; left out, it is the newest run. Kinds: vanishing, exploding,
+    incoherent, dead, saturated, nonfinite, frozen, unused; else healthy, or undecided where the data do not suffice.
     """
     from gradlens.analysis.diagnose import diagnose as judge
     from gradlens.analysis.findings import KINDS, UNDECIDED
