@@ -45,6 +45,19 @@ class Series:
         """The later half, by which a state that lasts is judged."""
         return slice(len(self) // 2, None)
 
+    @property
+    def windows(self) -> list[tuple[slice, str]]:
+        """The later half, and the last fifth where it has enough rows: by these a state that lasts is judged."""
+        return late_windows(len(self))
+
+
+def late_windows(rows: int) -> list[tuple[slice, str]]:
+    """Return the windows at the end of so many rows, each with its name."""
+    found = [(slice(rows // 2, rows), "the later half of the rows")]
+    if rows // 5 >= LEAST_ROWS:
+        found.append((slice(rows - rows // 5, rows), "the last fifth of the rows"))
+    return found
+
 
 class Recording:
     """What a run's rows hold, as far as it can be judged."""

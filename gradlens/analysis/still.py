@@ -12,7 +12,7 @@ from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, PARAM_NORM, UPDA
 LEAST_VALUES = 3
 """Weights have a coarse rhythm, so that a window may hold few values; two exact zeros may be a schedule's start and
 end, three in a row are a state. smdebug's UnchangedTensor asks for 3 steps, too."""
-FROZEN_LINE = "no change of the weights at all over the later half of the rows"
+FROZEN_LINE = "no change of the weights at all over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes the ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"
 
 
@@ -22,9 +22,9 @@ def frozen(rec: Recording) -> list[Finding]:
     Confidence: with n values that are all exactly 0, (n + 1) / (n + 2), by Laplace's rule of succession.
     """
     lr = rec.scalar("lr")
-    late = lr[len(lr) // 2 :]
+    late = lr[-max(len(lr) // 5, LEAST_ROWS) :]
     late = late[~np.isnan(late)]
-    if len(late) >= LEAST_ROWS // 2 and (late == 0).all():
+    if len(late) >= LEAST_ROWS and (late == 0).all():
         known = np.flatnonzero(~np.isnan(lr))
         start = int(known[np.flatnonzero(np.append(lr[known[:-1]] != 0, True))[-1]]) if (lr[known] != 0).any() else 0
         return [_finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))]
@@ -62,16 +62,16 @@ def _finding(rec: Recording, layers: NDArray[np.int64], row: int, evidence: str,
 
 
 def _still_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None, str]:
-    """Return the layers whose weights do not change in the later half, the series that shows it, and its name."""
+    """Return the layers whose weights do not change in the last fifth, the series that shows it, and its name."""
     if rec.has(UPDATE):
         series = rec.series(UPDATE)
-        late = series.values[series.late]
+        late = series.values[-max(len(series) // 5, LEAST_VALUES) :]
         still = (late == 0).any(axis=0) & ~(np.nan_to_num(late) > 0).any(axis=0)
         enough = (series.values == 0).sum(axis=0) >= LEAST_VALUES
         return np.flatnonzero(still & enough), series, UPDATE
     if rec.has(PARAM_NORM) and not rec.long:
         series = rec.series(PARAM_NORM)
-        late = series.values[series.late].astype(np.float32)
+        late = series.values[-max(len(series) // 5, LEAST_VALUES) :].astype(np.float32)
         same = np.asarray((late == late[-1]).all(axis=0) & (late[-1] > 0)) & _has_gradients(rec)
         enough = (series.values.astype(np.float32) == late[-1]).sum(axis=0) >= LEAST_VALUES
         return np.flatnonzero(same & enough), series, PARAM_NORM

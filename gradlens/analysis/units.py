@@ -42,12 +42,12 @@ where gradients are shattered, resnet34 0.028; this is their geometric mean."""
 def dead(rec: Recording) -> list[Finding]:
     """Nearly all of what follows a layer's activation function is 0, for good.
 
-    Confidence: the least of the layers' shares of resampled medians beyond the threshold.
+    Confidence: the largest of the layers' shares of resampled medians beyond the threshold.
     """
     if not rec.has(ZEROS) or len(rec.series(ZEROS)) < LEAST_ROWS // 2:
         return []
     series = rec.series(ZEROS)
-    typical = medians(series.values[series.late])
+    late, window, typical = _typical(series, DEAD_SHARE)
     layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical) > DEAD_SHARE))
     if not layers:
         return []
@@ -57,14 +57,20 @@ def dead(rec: Recording) -> list[Finding]:
             "dead",
             names,
             _steps(rec, series, layers[0], DEAD_SHARE),
-            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0, median of the "
-            f"later half; beyond the line are {len(layers)} of {int((~np.isnan(typical)).sum())} layers",
+            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0, median of "
+            f"{window}; beyond the line are {len(layers)} of {int((~np.isnan(typical)).sum())} layers",
             f"more than {DEAD_SHARE:.0%} zeros for good",
             "smdebug, DeadRelu: active less than 1 % of the time; half zeros are healthy for ReLU",
             "Lower the learning rate and check biases; LeakyReLU or GELU in place of ReLU keeps a slope everywhere.",
-            max(share_beyond(series.values[series.late][:, i], DEAD_SHARE, below=False) for i in layers),
+            max(share_beyond(series.values[late][:, i], DEAD_SHARE, below=False) for i in layers),
         )
     ]
+
+
+def _typical(series: Series, line: float) -> tuple[slice, str, FloatArray]:
+    """Return the window at the end in which a layer's median is beyond a line, its name, and the medians."""
+    found = [(late, said, medians(series.values[late])) for late, said in series.windows]
+    return next((item for item in found if (np.nan_to_num(item[2]) > line).any()), found[0])
 
 
 def _steps(rec: Recording, series: Series, layer: int, line: float) -> tuple[int, int]:
@@ -81,7 +87,7 @@ def saturated(rec: Recording) -> list[Finding]:
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
     series = rec.series(RMS)
-    typical = medians(series.values[series.late])
+    late, window, typical = _typical(series, SATURATED_RMS)
     beyond = np.nan_to_num(typical) > SATURATED_RMS
     layers = [i for i in rec.run.main_layers()[:-1] if beyond[i] and _bounded(rec, int(i))]
     if not layers:
@@ -93,11 +99,11 @@ def saturated(rec: Recording) -> list[Finding]:
             names,
             _steps(rec, series, layers[0], SATURATED_RMS),
             f"the output of {quoted(rec.run.layers[worst].name)} has a root mean square of {typical[worst]:.1f} before "
-            f"its bounded activation function; {len(layers)} layer(s) are beyond {SATURATED_RMS:.0f}",
+            f"its bounded activation function; {len(layers)} layers beyond {SATURATED_RMS:.0f}; median of {window}",
             f"a root mean square beyond {SATURATED_RMS:.0f} for good",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 of at most 0.25",
             "Make the weights smaller (Glorot initialisation), normalise before the activation, or scale the inputs.",
-            max(share_beyond(series.values[series.late][:, i], SATURATED_RMS, below=False) for i in layers),
+            max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
         )
     ]
 

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from gradlens.analysis.findings import Finding, quoted
 from gradlens.analysis.laws import batch_norm_growth
 from gradlens.analysis.profile import ACTIVATION_GRAD, VANISH_DECADES, say_power
-from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, UPDATE, Recording, medians, share_beyond, since
+from gradlens.analysis.recording import (
+    LEAST_ROWS,
+    PARAM_GRAD,
+    UPDATE,
+    Recording,
+    late_windows,
+    medians,
+    share_beyond,
+    since,
+)
 from gradlens.analysis.theory import predicted_profile
 from gradlens.run import FloatArray
 
@@ -37,6 +46,8 @@ RISE_DECADES = 2.0
 """Before a step that is not finite, a rise of a hundred times is the beginning of it. Measured: in the same healthy
 runs single rows are up to 1.5 decades above the one before."""
 RISING_ROWS = 20
+TOO_LARGE = "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip gradients."
+TOO_FAST = "Lower the learning rate or warm it up, and clip the gradient's norm."
 
 
 def way_back(rec: Recording) -> tuple[NDArray[np.int64], FloatArray]:
@@ -64,20 +75,21 @@ def way_back(rec: Recording) -> tuple[NDArray[np.int64], FloatArray]:
 def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
     """The first layer's gradient is far below the last hidden one's for good, and the early layers hardly learn.
 
-    Confidence: the share of resampled medians (block bootstrap over the later half of the rows) beyond the threshold.
+    Confidence: the share of resampled medians (block bootstrap over the window) beyond the threshold.
     """
     path, decades = way_back(rec)
     series = rec.series(rec.gradient) if rec.gradient else None
     if series is None or len(decades) < LEAST_ROWS:
         return []
-    first, late = decades[:, 0], series.late
-    typical = _lower_median(first[late])
+    first = decades[:, 0]
+    found = [(late, said, _lower_median(first[late])) for late, said in series.windows]
+    late, window, typical = next((item for item in found if item[2] < VANISH_DECADES), found[0])
     if not typical < VANISH_DECADES:
         return []
     why, learns = _early_layers(rec, path, typical)
     power = say_power(typical)
     names = rec.names(path)
-    said = f"{quoted(names[0])} has {power} times the gradient norm of {quoted(names[-2])}, median of the later half"
+    said = f"{quoted(names[0])} has {power} times the gradient norm of {quoted(names[-2])}, median of {window}"
     if learns:
         notes.append(f"{said}, but {why}: that is no fault")
         return []
@@ -194,7 +206,7 @@ def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
 
 
 def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
-    """Judged by the later half of the rows; where one is not finite, by the later half of those before it.
+    """Judged by the windows at the end of the rows; where one is not finite, of those before it.
 
     Confidence: the share of resampled medians beyond the threshold; of few rows, by Laplace's rule of succession.
     """
@@ -207,16 +219,16 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         return None
     line, source = allowed_growth(rec, len(path))
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
-    late = early[n // 2 :]
-    typical = np.nan_to_num(medians(late), nan=-np.inf)
+    found = [(early[part], said, np.nan_to_num(medians(early[part]), nan=-np.inf)) for part, said in late_windows(n)]
+    late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])
     if not (typical > line).any():
         return None
     top = int(np.argmax(typical))
     names = rec.names(path)
     layers = [names[i] for i in np.flatnonzero(typical > ALLOWED_DECADES) if i != top]
     beyond = np.nan_to_num(early[:, top], nan=-np.inf) > line
-    few = float((beyond[n // 2 :].sum() + 1) / (len(late) + 2))
-    rows = "median of the later half of the rows" + ("" if broken is None else " before one that is not finite")
+    few = float((beyond[-len(late) :].sum() + 1) / (len(late) + 2))
+    rows = f"median of {window}" + ("" if broken is None else " before one that is not finite")
     return Finding(
         "exploding",
         (names[top], *layers),
@@ -224,7 +236,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         f"{quoted(names[top])} has {say_power(typical[top])} times the gradient norm of {quoted(names[-2])}, {rows}",
         f"a growth over depth beyond 10^{line:+.1f}",
         source,
-        "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip the gradient's norm.",
+        TOO_LARGE if beyond[0] else TOO_FAST,
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
 
@@ -267,7 +279,7 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
         f"{LEAST_ROWS} rows",
         "a thousand times the usual norm over 5 rows, with a loss that rises or a step that is not finite",
         "measured: healthy runs (plain34 and resnet34, 20 epochs) never rise 0.7 decades above their first ten rows",
-        "Lower the learning rate or warm it up, and clip the gradient's norm.",
+        TOO_FAST,
         max(share, 1 / (len(total) + 1)),
     )
 
@@ -293,7 +305,7 @@ def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: F
         f"the norm of all gradients grows by {say_power(rise)} in {len(steps_up)} row(s), then it is not finite",
         f"a hundredfold rise within {RISING_ROWS} rows before a row that is not finite",
         "measured: in healthy runs (plain34 and resnet34) no row is more than 1.5 decades above the one before",
-        "Lower the learning rate or warm it up, and clip the gradient's norm.",
+        TOO_FAST,
         float((np.sum(steps_up > 0) + 1) / (len(steps_up) + 2)),
     )
 
