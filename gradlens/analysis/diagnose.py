@@ -23,8 +23,8 @@ def diagnose(run: Run) -> Diagnosis:
 
     Judged are ratios, laws and what is exact, so that the size of the loss leaves the verdict: a net near convergence
     with tiny gradients everywhere is healthy, and so is one whose gradient grows towards the input as batch norm makes
-    it grow. A fault must last over the later half or the last fifth of the rows, but for values that are not finite. Steps
-    that a GradScaler skipped are left out. A running run may be diagnosed; a long one is read block by block.
+    it grow. A fault must last over the later half or the last fifth of the rows, but for values that are not
+    finite. Steps that a GradScaler skipped are left out. A running run may be diagnosed; a long one is read by blocks.
 
     Args:
         run: Read by ``gradlens.read_run``.

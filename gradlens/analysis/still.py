@@ -25,8 +25,8 @@ def frozen(rec: Recording) -> list[Finding]:
     late = lr[-max(len(lr) // 5, LEAST_ROWS) :]
     late = late[~np.isnan(late)]
     if len(late) >= LEAST_ROWS and (late == 0).all():
-        known = np.flatnonzero(~np.isnan(lr))
-        start = int(known[np.flatnonzero(np.append(lr[known[:-1]] != 0, True))[-1]]) if (lr[known] != 0).any() else 0
+        before = np.flatnonzero(np.nan_to_num(lr) != 0)
+        start = int(before[-1]) + 1 if len(before) else 0
         return [_finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))]
     still, series, said = _still_layers(rec)
     wanting = _wants_no_gradient(rec)

@@ -86,7 +86,8 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
     late, window, typical = next((item for item in found if item[2] < VANISH_DECADES), found[0])
     if not typical < VANISH_DECADES:
         return []
-    why, learns = _early_layers(rec, path, typical)
+    begins = since(first < VANISH_DECADES)
+    why, learns = _early_layers(rec, path, typical, int(series.rows[begins]))
     power = say_power(typical)
     names = rec.names(path)
     said = f"{quoted(names[0])} has {power} times the gradient norm of {quoted(names[-2])}, median of {window}"
@@ -95,7 +96,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
         return []
     lows = np.array([_lower_median(column) for column in decades[late].T])
     below = [name for name, low in zip(names[:-1], lows[:-1], strict=True) if low < VANISH_DECADES]
-    start = int(series.steps[since(first < VANISH_DECADES)])
+    start = int(series.steps[begins])
     confidence = share_beyond(first[late], VANISH_DECADES, below=True)
     parts = [said, _zeros_said(lows, names), _theory_said(rec, path, typical), why]
     return [
@@ -118,12 +119,13 @@ def _lower_median(values: FloatArray) -> float:
     return float(known[(len(known) - 1) // 2]) if len(known) else math.nan
 
 
-def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float) -> tuple[str, bool]:
-    """Say whether the early layers learn in spite of a small gradient, and by what one sees it."""
+def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float, row: int) -> tuple[str, bool]:
+    """Say whether the early layers learn in spite of a gradient that is small from a row on, and what shows it."""
     if not rec.has(UPDATE):
         return "", False
     series = rec.series(UPDATE)
-    ratios = medians(series.values[series.late])[path]
+    since_then = series.values[series.rows >= row]
+    ratios = medians(since_then if len(since_then) else series.values[series.late])[path]
     first, last = float(ratios[0]), float(ratios[-2])
     if math.isnan(first) or math.isnan(last):
         return "", False

@@ -1,4 +1,4 @@
-"""Diagnoses: planted faults are found where they are, healthy runs stay healthy, and too little is said to be too little."""
+"""Diagnoses: planted faults are found where they are, healthy runs stay healthy, and too little stays undecided."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def arrays(decades: float = 0.0, noise: float = 0.2, rows: int = ROWS, layers: i
     """Return a recording: decades of the first over the last hidden layer, and noise in decades."""
     rng = np.random.default_rng(seed)
     depth = np.append(np.linspace(decades, 0, layers - 1), 0.3)
-    logs = depth + noise * rng.normal(size=(rows, layers)) + noise * rng.normal(size=(rows, 1)).cumsum(axis=0)
+    logs = depth + noise * rng.normal(size=(rows, layers)) + noise * rng.normal(size=(rows, 1))
     update = np.full((rows, layers), 1e-3) * 10.0 ** np.minimum(depth, 0)
     return {
         "activation_grad_norm": 10.0**logs,
@@ -53,7 +53,8 @@ def check(found: Diagnosis, kind: str) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.2, 0.5])
 @pytest.mark.parametrize(
-    ("decades", "kind"), [(0, "healthy"), (-2, "healthy"), (2, "healthy"), (-6, "vanishing"), (-30, "vanishing"), (8, "exploding")]
+    ("decades", "kind"),
+    [(0, "healthy"), (-2, "healthy"), (2, "healthy"), (-6, "vanishing"), (-30, "vanishing"), (8, "exploding")],
 )  # fmt: skip
 def test_the_way_back(decades: float, kind: str, noise: float) -> None:
     found = diagnose_arrays(arrays(decades, noise))
@@ -314,8 +315,7 @@ def test_missing_metrics_are_undecided() -> None:
     check(diagnose_arrays({"param_norm": np.ones((ROWS, LAYERS)) * np.arange(ROWS)[:, None]}), "undecided")
     data = {name: grid for name, grid in arrays().items() if name == "activation_grad_norm"}
     check(diagnose_arrays(data), "healthy")
-    data["activation_grad_norm"][5:, 0] = np.nan
-    data["activation_grad_norm"][:, 1:6] = np.nan
+    data["activation_grad_norm"][5:, :6] = np.nan
     check(diagnose_arrays(data), "undecided")
     check(diagnose_arrays({"param_grad_norm": arrays(-9)["param_grad_norm"]}), "vanishing")
 
