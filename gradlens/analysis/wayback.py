@@ -32,9 +32,9 @@ BEYOND_RESCALING = -8.0
 """Adam divides each gradient by its own size, so that early layers may learn though their gradient is small, but not
 below its epsilon of 1e-8 (Kingma & Ba 2015, algorithm 1); what moves weights there is decay or momentum."""
 FELL = 0.1
-"""A loss that falls by less after the first fifth of the rows is stuck. Measured on small nets of 3 to 30 layers: by 13 % to
-81 % where training goes on; by at most 1.3 % where the gradient vanishes, training is slow, or has converged before. One
-net of tanh whose gradient vanishes fell by 24 % under Adam."""
+"""A loss that falls by less after the first fifth of the rows is stuck. Measured on small nets of 3 to 30 layers: by
+13 % to 81 % where training goes on; by at most 1.3 % where the gradient vanishes, training is slow, or has converged
+before. One net of tanh whose gradient vanishes fell by 24 % under Adam."""
 ALLOWED_DECADES = math.log10(70)
 """Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| > 70 is an explosion; here over what the law of
 batch norm allows."""
