@@ -16,8 +16,9 @@ Names are loaded on first use, so ``import gradlens`` costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradlens.lazy import loader
 
 __version__ = "0.1.0"
 
@@ -67,13 +68,7 @@ if TYPE_CHECKING:
     from gradlens.storage import follow_run, read_run
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'gradlens' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradlens.lazy import loader
 
 _HOME = {
-    "draw_compare": "compare",
-    "draw_heatmap": "heatmap",
-    "draw_profile": "profile",
-    "figure_name": "files",
-    "save_figure": "files",
+    "draw_compare": "gradlens.plots.compare",
+    "draw_heatmap": "gradlens.plots.heatmap",
+    "draw_profile": "gradlens.plots.profile",
+    "figure_name": "gradlens.plots.files",
+    "save_figure": "gradlens.plots.files",
 }
 
 __all__ = ["draw_compare", "draw_heatmap", "draw_profile", "figure_name", "save_figure"]
@@ -22,10 +23,4 @@ if TYPE_CHECKING:
     from gradlens.plots.profile import draw_profile
 
 
-def __getattr__(name: str) -> Any:
-    """Load a figure's module on first use: each command draws but one."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOME)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradlens.lazy import loader
 
 _HOME = {
-    "BackgroundSink": "background",
-    "FileSink": "writer",
-    "NewRows": "follow",
-    "Recovery": "recover",
-    "find_runs": "find",
-    "follow_run": "follow",
-    "newest_run": "find",
-    "read_card": "cards",
-    "read_run": "reader",
-    "recover_run": "recover",
-    "resolve_runs": "find",
+    "BackgroundSink": "gradlens.storage.background",
+    "FileSink": "gradlens.storage.writer",
+    "NewRows": "gradlens.storage.follow",
+    "Recovery": "gradlens.storage.recover",
+    "find_runs": "gradlens.storage.find",
+    "follow_run": "gradlens.storage.follow",
+    "newest_run": "gradlens.storage.find",
+    "read_card": "gradlens.storage.cards",
+    "read_run": "gradlens.storage.reader",
+    "recover_run": "gradlens.storage.recover",
+    "resolve_runs": "gradlens.storage.find",
 }
 
 __all__ = [
@@ -43,10 +44,4 @@ if TYPE_CHECKING:
     from gradlens.storage.writer import FileSink
 
 
-def __getattr__(name: str) -> Any:
-    """Load a name from its module on first use: a listing needs neither HDF5 nor numpy."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOME)
