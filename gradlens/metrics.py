@@ -30,7 +30,7 @@ class Metric:
     title: str
     scale: Literal["log", "linear"]
     every: int
-    combine: Literal["root_sum_square", "as_accumulated", "sum"]
+    combine: Literal["root_sum_square", "as_accumulated", "sum", "root_mean_square", "share", "of_the_sums"]
     reading: str
 
 
@@ -78,6 +78,33 @@ METRICS: dict[str, Metric] = {
             1,
             "sum",
             "Zero in a healthy step; with a GradScaler, the step that holds any is skipped and the scale halved.",
+        ),
+        Metric(
+            "activation_rms",
+            "root mean square of the layer's output",
+            "log",
+            10,
+            "root_mean_square",
+            "Over the whole batch, of all calls whose output gets a gradient. With He initialisation it keeps its size "
+            "over depth; where it falls or grows with depth, so does what the layers can tell apart.",
+        ),
+        Metric(
+            "zero_fraction",
+            "share of zeros in the output of the activation function behind the layer",
+            "linear",
+            25,
+            "share",
+            "About 0.5 behind a ReLU at initialisation. A unit that is zero for one batch may live for another, so "
+            "judge over a window. NaN where it is not known what follows the layer: behind an addition, say.",
+        ),
+        Metric(
+            "grad_coherence",
+            "cosine between the gradients that two halves of the batch have for the layer's weight",
+            "linear",
+            25,
+            "of_the_sums",
+            "Of linear layers and 2-d convolutions. Near 1 the examples agree, near 0 noise prevails. The halves are "
+            "independent only without batch norm, which shares its statistics between them.",
         ),
     )
 }

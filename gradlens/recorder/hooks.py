@@ -191,7 +191,7 @@ class LearningHook(ForwardHook):
         seen: list[bool] = []
         for tensor in tensors:
             self._hang(tensor, functools.partial(self._take, seen))
-            if tensor._base is not None and _is_made_by(tensor, module):
+            if tensor._base is not None and is_made_by(tensor, module):
                 self._hang(tensor._base, functools.partial(self._take_of_base, seen))
 
     @outside_graphs
@@ -220,7 +220,7 @@ def _base(tensor: Tensor) -> Tensor:
     return tensor if base is None else base
 
 
-def _is_made_by(tensor: Tensor, module: nn.Module) -> bool:
+def is_made_by(tensor: Tensor, module: nn.Module) -> bool:
     """Say whether a view shows, whole, what an operation on the module's own parameters put out.
 
     So it is with a linear layer on inputs of three dimensions: it works on a matrix, and its output is a view of that.

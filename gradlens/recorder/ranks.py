@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from gradlens.errors import GradlensWarning, RecorderError
-from gradlens.metrics import get_metric
 from gradlens.recorder.norms import HostNorms
-from gradlens.recorder.row import CHANGE
+from gradlens.recorder.quotients import addends, adds
 
 
 class Ranks:
@@ -57,7 +56,7 @@ class Ranks:
         Returns:
             The columns and the extra numbers of all ranks together.
         """
-        names = [CHANGE if name == "update_ratio" else name for name in metrics]
+        names = addends(metrics)
         packed = np.zeros((len(names), 2, n_layers))
         for (values, there), name in zip(packed, names, strict=True):
             column = columns.get(name)
@@ -67,7 +66,7 @@ class Ranks:
             values[:] = np.where(np.isnan(column), 0, column)
             if name == "activation_grad_norm":
                 values /= self.world
-            if not _adds(name):
+            if not adds(name):
                 np.square(values, out=values)
         sums = torch.from_numpy(np.concatenate([packed.ravel(), extra])).to(self._device)
         dist.all_reduce(sums, group=self._group)
@@ -75,14 +74,10 @@ class Ranks:
         packed = total[: packed.size].reshape(packed.shape)
         found: dict[str, HostNorms] = {}
         for (values, there), name in zip(packed, names, strict=True):
-            value = values if _adds(name) else np.sqrt(values)
+            value = values if adds(name) else np.sqrt(values)
             if there.any() or name in columns:
                 found[name] = np.where(there > 0, np.where(np.isnan(value), np.inf, value), np.nan)
         return found, total[packed.size :]
-
-
-def _adds(name: str) -> bool:
-    return name != CHANGE and get_metric(name).combine == "sum"
 
 
 def find_ranks(model: nn.Module) -> Ranks | None:

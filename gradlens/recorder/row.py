@@ -11,14 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradlens.metrics import get_metric
 from gradlens.recorder.norms import HostNorms, Numbers
+from gradlens.recorder.quotients import adds, find_column, noise_scalars
 from gradlens.run import FloatArray, Row
 
 Indices = NDArray[np.int64]
 
-CHANGE = "change"
-"""The norm of the update itself, from which ``update_ratio`` follows; not stored."""
 UNCHANGED = 1e-6
 """A coefficient this near to 1 is rounding."""
 
@@ -58,7 +56,7 @@ class MeasuredRow:
         step: Index of the optimizer step.
         epoch: Index of the epoch in progress.
         due: The metrics that the row is to have.
-        parts: Metric to its numbers.
+        parts: Metric, or what it is a quotient of, to its numbers.
         scalars: Numbers, or tensors of one element that may still be on a device.
         before: The norms of the parameters' gradients at the end of the backward pass; empty where unknown.
         after: The same as the optimizer got them.
@@ -149,23 +147,20 @@ def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: Ho
 
     Args:
         measured: What the columns came of.
-        columns: Metric to (L,), in the order of registration.
+        columns: Metric, or what it is a quotient of, to (L,), in the order of registration.
         totals: See ``MeasuredRow.totals``.
         order: (L,) the registered layer that stands at each place in the file.
     """
     metrics: dict[str, FloatArray] = {}
     for name in measured.due:
-        if name == "update_ratio":
-            if CHANGE in columns:
-                change, norms = columns[CHANGE], columns["param_norm"]
-                missing = np.where(np.isinf(change), np.inf, np.nan)
-                metrics[name] = np.divide(change, norms, out=missing, where=(norms != 0) & ~np.isinf(change))
-        else:
-            metrics[name] = columns.get(name, np.full(len(order), np.nan))
+        column = find_column(name, columns, len(order))
+        if column is not None:
+            metrics[name] = column
     scalars = {name: float(value) for name, value in measured.scalars.items()}
     scalars.setdefault("clip_coefficient", clip_coefficient(totals))
     if math.isnan(scalars["clip_coefficient"]):
         del scalars["clip_coefficient"]
+    scalars |= noise_scalars(columns)
     return Row(measured.step, measured.epoch, {name: column[order] for name, column in metrics.items()}, scalars)
 
 
@@ -188,7 +183,7 @@ def _combine(parts: Sequence[Part], n_layers: int, metric: str) -> HostNorms:
         column[layers] = values
         return column
     column[layers] = 0
-    if metric != CHANGE and get_metric(metric).combine == "sum":
+    if adds(metric):
         np.add.at(column, layers, values)
     else:
         np.hypot.at(column, layers, values)  # no square that could under- or overflow

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradlens.recorder.activations import CallWatch
 from gradlens.recorder.backward import BackwardWatch
 from gradlens.recorder.calibrate import seconds_per_hook
 from gradlens.recorder.layers import Learned, Pass, own_parameters, spread_out
@@ -18,9 +19,10 @@ from gradlens.recorder.outputs import OutputGradients
 from gradlens.recorder.parameters import Owners, ParameterGradients, Weights, share_out
 from gradlens.recorder.passes import Passes
 from gradlens.recorder.placing import LayerHooks
+from gradlens.recorder.quotients import CHANGE, addends
 from gradlens.recorder.ranks import Ranks
 from gradlens.recorder.rhythm import AutoEvery, Clock
-from gradlens.recorder.row import CHANGE, MeasuredRow, Part
+from gradlens.recorder.row import MeasuredRow, Part
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.scaling import ScalerWatch
 from gradlens.recorder.stepping import place_step_hooks
@@ -107,6 +109,7 @@ class Steps:
             on_pass=self._watch.begin,
             on_left_over=self._collect_left_over,
         )
+        self._calls = CallWatch(model, modules, rhythm, learned, on_error, self._watch.begin)
         self._handles: list[Any] = []
         self._forget_step(time.perf_counter())
 
@@ -144,6 +147,7 @@ class Steps:
         """Follow no more steps, but leave the optimizers' hooks: one may be going through them at the moment."""
         self.on = self._outputs.armed = self._learned.open = False
         self._hooks.remove()
+        self._calls.arm(())
         self._watch.stop()
 
     def stop(self) -> None:
@@ -156,6 +160,7 @@ class Steps:
     def forget(self) -> None:
         """Let go of every tensor."""
         self._outputs.clear()
+        self._calls.clear()
         self.gradients.clear()
         self._weights.clear()
 
@@ -186,9 +191,11 @@ class Steps:
         self.row_wanted = self._outputs.armed = bool(self._wanted(self.index))
         if self.row_wanted:
             self._outputs.clear()  # what came late, in a step that was not recorded
+            self._calls.clear()
             self._watch.start()
         else:
             self._watch.stop()
+        self._calls.arm(self._due() if self.row_wanted else ())
         learned = self._learned
         needed = learned.open or ("activation_grad_norm" in self._rhythm and (learned.compiled or self.row_wanted))
         if learned.compiled and "activation_grad_norm" not in self._rhythm:
@@ -221,6 +228,7 @@ class Steps:
         if self._watch.broken_off:
             self._watch.forget()
             self._outputs.drop_pending()
+            self._calls.take_pass()
         else:
             with torch.no_grad():
                 self._outputs.collect(self._scaler.scale)
@@ -236,7 +244,8 @@ class Steps:
     def _see_backward(self) -> None:
         scale = self._scaler.scale
         taken = self._outputs.pending - self._seen
-        if taken and self._looks_at_passes and not self._watch.nested and self._passes.left_parameters_alone():
+        seen = taken or self._calls.pending
+        if seen and self._looks_at_passes and not self._watch.nested and self._passes.left_parameters_alone():
             self._set_aside(scale)
             return
         if self._passes.is_suspicious(taken, learning=self._learned.open) and not self._learned.closely:
@@ -245,14 +254,16 @@ class Steps:
             self._hooks.put()
         self._follow_groups()
         if self._is_skipped:
-            of_this_pass = self._outputs.collect_apart(scale)
+            of_this_pass, calls = self._outputs.collect_apart(scale), self._calls.take_pass()
             self._learned.take_pass()
             self.settle_skipped()
             if not self.row_wanted:  # the pass belongs to a step without a row
                 return
             self._outputs.parts = of_this_pass
+            self._calls.add_pass(calls)
         if self._learned.open:
             self._learned.note_end()
+        self._calls.add_pass()
         self._backward_seen = True
         self._silent += taken == 0
         self._scaler.begin_round()
@@ -265,7 +276,7 @@ class Steps:
     @property
     def _looks_at_passes(self) -> bool:
         """Whether those that reach no parameter are told from the others; then the end of each pass is seen."""
-        return self._learned.open or self._learned.closely
+        return self._learned.open or self._learned.closely or self._calls.on
 
     def _begin_backward(self) -> None:
         if self._looks_at_passes:
@@ -274,11 +285,13 @@ class Steps:
     def _set_aside(self, scale: Tensor | None) -> None:
         """Set the gradients of a pass aside that left all parameters alone: it may be no pass of the loss."""
         self._aside += self._outputs.collect_apart(scale)
+        self._calls.set_aside()
         self._learned_aside.append(self._learned.take_pass())
         self._seen = 0
 
     def _settle_aside(self) -> None:
         """Decide what becomes of them: where another pass reached parameters, that one was the loss's."""
+        self._calls.settle_aside(counts=not self._backward_seen)
         if self._aside and self._backward_seen:
             self._learned.closely = self._passes.others_seen = True
             self._notes.note_inner_passes(self._table.n_rows)
@@ -302,6 +315,7 @@ class Steps:
             self._guard(lambda: self._before_step(k, None))
             self._outputs.armed = False
             self._hooks.remove()
+            self._calls.remove()
 
     def _on_stepped(self, k: int) -> None:
         if self.on:
@@ -346,6 +360,7 @@ class Steps:
             self._end_round()
         elif self.row_wanted and not self._outputs.armed:  # a closure's end took the hooks off
             self._outputs.armed = True
+            self._calls.arm(self._due())
             if "activation_grad_norm" in self._rhythm:
                 self._hooks.put()
 
@@ -396,17 +411,19 @@ class Steps:
         if self._outputs.pending:
             self._outputs.collect(self._scaler.scale)
         self._settle_aside()
+        self._calls.add_pass()
         parts: dict[str, list[Part]] = {
             "activation_grad_norm": self._outputs_of_all_passes,
             "param_grad_norm": self.gradients.parts,
             "nonfinite_count": self.gradients.count_parts,
             "param_norm": [] if self._weights.norms is None else [self._weights.norms],
             CHANGE: [] if self._weights.changes is None else [self._weights.changes],
+            **self._calls.parts(self._scaler.scale),
         }
         if self.clip is not None:
             scalars["clip_coefficient"] = self.clip
         due = self._due()
-        wanted = {*due, *(("param_norm", CHANGE) if "update_ratio" in due else ())}
+        wanted = addends(due)
         measured = MeasuredRow(
             self.index,
             self.epoch,

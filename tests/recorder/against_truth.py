@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.run import ListSink
-from tests.recorder.case import Case
+from tests.recorder.case import KNOWN_METRICS, Case
 from tests.recorder.truth import Truth, find_truth
 
 
@@ -22,7 +21,9 @@ def record_case(case: Case, steps: int) -> tuple[ListSink, list[Truth]]:
         model(*args, **kwargs)
     truths = []
     optimizer = case.optimizer(model)
-    with Recorder(model, sink, optimizer=optimizer, metrics=METRICS, layers=case.layers, on_error="raise") as recorder:
+    with Recorder(
+        model, sink, optimizer=optimizer, metrics=KNOWN_METRICS, layers=case.layers, on_error="raise"
+    ) as recorder:
         for step in range(steps):
             case.before_step(model, step)
             truths.append(find_truth(case, model, step))

@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.metrics import METRICS
+
+KNOWN_METRICS = tuple(name for name in METRICS if name not in ("zero_fraction", "grad_coherence"))
+"""Metrics of which ``truth`` knows what they should be in any model."""
+GRADIENTS_AND_WEIGHTS = tuple(name for name in KNOWN_METRICS if name != "activation_rms")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 

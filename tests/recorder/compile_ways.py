@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlens.errors import GradlensWarning
-from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import clean_name
 from gradlens.run import ListSink
-from tests.recorder.case import Case, rand
+from tests.recorder.case import GRADIENTS_AND_WEIGHTS, Case, rand
 from tests.recorder.truth import Truth, find_truth
 
 STEPS = 4
@@ -66,7 +65,7 @@ class Session:
     """Step and part to the size of the micro-batch."""
     parts: int = 1
     every: int = 1
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = GRADIENTS_AND_WEIGHTS
 
     def train_step(self, step: int) -> None:
         self.optimizer.zero_grad()

@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlens
-from gradlens.metrics import METRICS
 from gradlens.recorder import hooks, parameters
 from gradlens.recorder.row import MeasuredRow
 from gradlens.storage import FileSink
 from tests.processes import run_all
+from tests.recorder.case import KNOWN_METRICS
 
 BATCH, CLASSES, STEPS = 24, 5, 6
 
@@ -174,7 +174,7 @@ def make_scaler(case: Case) -> torch.amp.GradScaler | None:
 def run(case: Case, model: nn.Module, path: Path, rank: int = 0, world: int = 1, **options: Any) -> gradlens.Recorder:
     """Train and record."""
     optimizer, scaler = make_optimizer(case, model), make_scaler(case)
-    record: dict[str, Any] = {"metrics": METRICS, "every": case.every, "scaler": scaler}
+    record: dict[str, Any] = {"metrics": (*KNOWN_METRICS, "zero_fraction"), "every": case.every, "scaler": scaler}
     record |= {name: options.pop(name) for name in ("on_error", "every") if name in options}
     with gradlens.record(model, path, optimizer=optimizer, info={"model": "net"}, **record) as recorder:
         train(case, model, recorder, optimizer, scaler, rank, world, **options)

@@ -11,9 +11,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from gradlens.errors import GradlensWarning
-from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.run import ListSink
+from tests.recorder.case import GRADIENTS_AND_WEIGHTS
 from tests.recorder.compile_ways import WAYS, Net, Outcome, Session, Way, inputs, run_way
 
 BOUND = {"eager": 1e-5, "aot_eager": 1e-5, "inductor": 1e-4}
@@ -107,7 +107,7 @@ def test_after_the_recorder_the_code_is_whole_again(function: bool) -> None:
         session.recorded, session.call = net, torch.compile(lambda x: net(x), backend="eager")
     else:
         session.train_step(0)
-    with Recorder(session.recorded, ListSink(), optimizer=optimizer, metrics=METRICS):
+    with Recorder(session.recorded, ListSink(), optimizer=optimizer, metrics=GRADIENTS_AND_WEIGHTS):
         session.train_step(1)
         session.train_step(2)
     assert all(not module._forward_hooks for module in session.net.modules())
@@ -122,7 +122,7 @@ def test_after_the_recorder_the_code_is_whole_again(function: bool) -> None:
 def test_a_rhythm_compiles_nothing_anew() -> None:
     session, optimizer = start("eager")
     sink = ListSink()
-    with Recorder(session.recorded, sink, optimizer=optimizer, metrics=METRICS, every=3):
+    with Recorder(session.recorded, sink, optimizer=optimizer, metrics=GRADIENTS_AND_WEIGHTS, every=3):
         for step in range(4):
             session.train_step(step)
         graphs = counters["stats"]["unique_graphs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.recorder.layers import choose_layers, own_parameters
-from tests.recorder.case import Case
+from tests.recorder.case import Case, floats
 
 
 def norm64(tensors: list[Tensor]) -> float:
@@ -26,9 +26,28 @@ def dense(tensor: Tensor) -> np.ndarray:
     return tensor.resolve_conj().to(torch.complex128 if tensor.is_complex() else torch.float64).numpy()
 
 
-def add_probes(output: Any, found: list[Tensor]) -> Any:
+@dataclass
+class Seen:
+    """What probes found: gradients of every backward pass, and copies of the outputs of calls that got any."""
+
+    grads: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rms(self) -> float:
+        numel = sum(dense(output).size * (1 + output.is_complex()) for output in self.outputs)
+        return norm64(self.outputs) / np.sqrt(numel) if numel else np.nan
+
+
+def add_probes(output: Any, seen: Seen) -> Any:
     """Return an output with a zero added to each tensor, each once; its gradients of every backward pass are found."""
     known: dict[int, Tensor] = {}
+    copies = [tensor.detach().clone() for tensor in floats(output)]
+
+    def find(grad: Tensor) -> None:
+        seen.grads.append(grad)
+        seen.outputs.extend(copies)
+        copies.clear()
 
     def change(part: Any) -> Any:
         if isinstance(part, Tensor):
@@ -36,7 +55,7 @@ def add_probes(output: Any, found: list[Tensor]) -> Any:
                 return part
             if id(part) not in known:
                 probe = torch.zeros_like(part, requires_grad=True)
-                probe.register_hook(found.append)
+                probe.register_hook(find)
                 known[id(part)] = part + probe
             return known[id(part)]
         if isinstance(part, Mapping):
@@ -64,13 +83,14 @@ class Truth:
     param_norm: dict[str, float]
     update_ratio: dict[str, float]
     nonfinite_count: dict[str, float]
+    activation_rms: dict[str, float]
 
 
 def find_truth(case: Case, model: nn.Module, step: int) -> Truth:
     """Train an independent copy for one step, with probes on every output."""
     model = without_recorder(model)
     modules = choose_layers(model, case.layers)
-    asked: dict[str, list[Tensor]] = {name: [] for name in modules}
+    asked = {name: Seen() for name in modules}
     handles = [
         module.register_forward_hook(lambda m, args, out, name=name: add_probes(out, asked[name]))
         for name, module in modules.items()
@@ -89,9 +109,10 @@ def find_truth(case: Case, model: nn.Module, step: int) -> Truth:
     change = {name: norm64([p - old for p, old in zip(own[name], before[name], strict=True)]) for name in own}
     size = {name: norm64(weights) for name, weights in before.items()}
     return Truth(
-        {name: norm64(mine) if mine else np.nan for name, mine in asked.items()},
+        {name: norm64(seen.grads) if seen.grads else np.nan for name, seen in asked.items()},
         {name: norm64(mine) if mine else np.nan for name, mine in grads.items()},
         {name: size[name] if own[name] else np.nan for name in own},
         {name: change[name] / size[name] if own[name] and size[name] else np.nan for name in own},
         {name: 0.0 if mine else np.nan for name, mine in grads.items()},
+        {name: seen.rms for name, seen in asked.items()},
     )

@@ -1,0 +1,392 @@
+"""What layers put out, and what becomes of it: its size, and the zeros behind the activation function.
+
+Outputs are measured as soon as they are there, since an in-place activation changes them. Whether a call counts is
+known only later: when, in a backward pass of the loss, a gradient comes to its output. So an evaluation never counts,
+nor a teacher's pass without a graph, and of a checkpoint's two forward passes the one through which the gradient goes.
+
+What follows a layer is found in two ways. A module that is an activation function (``ACTIVATIONS``) is called with the
+very tensor that the layer put out, unchanged since, or with what a norm layer made of it. Or the input of a recorded
+layer was made by such a function (``FUNCTIONS``, in the graph), whose own input is the layer's output, again perhaps
+behind norm layers. Everything else is not known: an addition in between, or functional activations behind which stands
+something else than a recorded layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
+from gradlens.recorder.compiled import outside_graphs
+from gradlens.recorder.hooks import OnError, is_made_by
+from gradlens.recorder.layers import NORMS, Learned, output_tensors
+from gradlens.recorder.norms import exact_norm, norm, plain
+from gradlens.recorder.quotients import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, SIGNAL, ZEROS
+from gradlens.recorder.row import Part
+
+METRICS_OF_CALLS = ("activation_rms", "zero_fraction", "grad_coherence")
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold),
+    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid),
+)
+FUNCTIONS = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Mish", "Hardtanh", "Hardswish", "Hardsigmoid", "Threshold"),
+        *("Sigmoid", "Tanh", "Softplus", "Softshrink", "Hardshrink"),
+    )
+)
+"""Operations in the graph that are activation functions."""
+THROUGH = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm"),
+        *("FusedRmsNorm", "ToCopy"),
+    )
+)
+"""Operations that may stand between a layer and its activation function: norms, and autocast's change of type."""
+MOST_THROUGH = 4
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer.
+
+    Args:
+        layer: Its index.
+    """
+
+    layer: int
+    norms: list[float | Tensor] = field(default_factory=list)
+    """Of the tensors that it put out."""
+    numel: int = 0
+    zeros: list[float | Tensor] = field(default_factory=list)
+    activated: int = 0
+    """Elements among which the zeros were counted."""
+
+
+@dataclass
+class TakenPass:
+    """What one backward pass brought: the calls that it went through, and halves of weight gradients."""
+
+    calls: list[Call]
+    halves: PassHalves
+
+
+class CallHook:
+    """A forward hook that reads; silent in compiled code, without a graph, and within function transforms.
+
+    Args:
+        act: Gets module, inputs and output.
+        on_error: Hears of an error.
+    """
+
+    def __init__(self, act: Callable[[nn.Module, Any, Any], None], on_error: OnError) -> None:
+        self._act, self._on_error = act, on_error
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Read; may be traced by ``torch.compile``."""
+        if not torch.compiler.is_compiling():
+            self._call(module, args, kwargs, output)
+
+    def _call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        x = args[0] if args else kwargs.get("input")
+        try:
+            if not _is_transformed(output):
+                self._act(module, x, output)
+        except Exception as error:
+            self._on_error(error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave nothing of the recorder in a pickle or a copy."""
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class CallWatch:
+    """Watches calls of layers in the rows that are to have a metric which needs it; elsewhere it has no hook.
+
+    Args:
+        model: The model, whose norm layers and activation functions are watched too.
+        modules: Layer names to modules.
+        metrics: Those of the run.
+        learned: Knows whether layers are compiled; they are not watched then.
+        on_error: Hears of an error.
+        on_pass: Called from within a backward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        metrics: Iterable[str],
+        learned: Learned,
+        on_error: OnError,
+        on_pass: Callable[[], None],
+    ) -> None:
+        self.wanted = [name for name in METRICS_OF_CALLS if name in metrics]
+        """Metrics of the run that are measured here."""
+        self._model, self._modules, self._learned = model, modules, learned
+        self._on_error, self._on_pass = on_error, on_pass
+        self._due: frozenset[str] = frozenset()
+        self._handles: list[Any] = []
+        self._leaves: dict[int, Any] = {}
+        self._expected = [1.0] * len(modules)
+        self._coherence = Coherence()
+        self.clear()
+
+    # --- hooks --------------------------------------------------------------------------------------------
+
+    def arm(self, due: Iterable[str]) -> None:
+        """Put the hooks on that these metrics need, and take others off."""
+        now = frozenset() if self._learned.compiled else frozenset(self.wanted).intersection(due)
+        if now != self._due or bool(now) != bool(self._handles):
+            self.remove()
+            self._due = now
+            if now:
+                self._place()
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def on(self) -> bool:
+        """Whether calls are watched in the step in progress."""
+        return bool(self._due)
+
+    def _place(self) -> None:
+        for layer, module in enumerate(self._modules.values()):
+            self._hook(module, functools.partial(self._see_layer, layer))
+        if "zero_fraction" in self._due:
+            for module in self._model.modules():
+                if isinstance(module, NORMS):
+                    self._hook(module, self._see_norm)
+                elif isinstance(module, ACTIVATIONS):
+                    self._hook(module, self._see_activation)
+
+    def _hook(self, module: nn.Module, act: Callable[[nn.Module, Any, Any], None]) -> None:
+        self._handles.append(module.register_forward_hook(CallHook(act, self._on_error), with_kwargs=True))
+
+    # --- the step -----------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget the step in progress."""
+        self._running: list[Call] = []
+        self._counted: dict[Call, None] = {}
+        self._aside: list[TakenPass] = []
+        self._coherence.clear()
+        self._forget_tensors()
+        for handle in self._leaves.values():
+            handle.remove()
+        self._leaves.clear()
+
+    def _forget_tensors(self) -> None:
+        self._tensors: dict[int, tuple[weakref.ref[Tensor], int, list[Call]]] = {}
+        self._nodes: dict[Any, list[Call]] = {}
+        self._seen_nodes: set[Any] = set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether the backward pass in progress went through calls that are watched."""
+        return bool(self._running or self._coherence.running.halves or self._coherence.running.unknown)
+
+    def take_pass(self) -> TakenPass:
+        """Return what the backward pass in progress brought, and forget it here."""
+        calls, self._running = self._running, []
+        return TakenPass(calls, self._coherence.take_pass())
+
+    def add_pass(self, taken: TakenPass | None = None) -> None:
+        """Add what a pass brought to the step.
+
+        Args:
+            taken: See ``take_pass``; None is the pass that has just ended.
+        """
+        if taken is None:
+            taken = self.take_pass()
+            self._forget_tensors()
+        self._counted.update(dict.fromkeys(taken.calls))
+        self._coherence.add_pass(taken.halves)
+
+    def set_aside(self) -> None:
+        """Set the pass that has just ended aside: it may be none of the loss."""
+        self._aside.append(self.take_pass())
+
+    def settle_aside(self, *, counts: bool) -> None:
+        """Decide whether what was set aside counts."""
+        aside, self._aside = self._aside, []
+        for taken in aside if counts else ():
+            self.add_pass(taken)
+
+    def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
+        """Return what was measured in the step, for each addend.
+
+        Args:
+            scale: The loss scale that gradients carry.
+        """
+        if not self._due:
+            return {}
+        found: dict[str, Numbers] = {OUTPUT_NORM: [], OUTPUT_NUMEL: [], ZEROS: [], ACTIVATED: []}
+        for call in self._counted:
+            found[OUTPUT_NORM] += [(call.layer, value) for value in call.norms]
+            found[OUTPUT_NUMEL] += [(call.layer, call.numel)] if call.norms else []
+            found[ZEROS] += [(call.layer, value) for value in call.zeros]
+            found[ACTIVATED] += [(call.layer, call.activated)] if call.zeros else []
+        found |= self._coherence.numbers()
+        square = None if scale is None else scale * scale
+        return {
+            name: _as_parts(numbers, square if name in (SIGNAL, NOISE) else None) for name, numbers in found.items()
+        }
+
+    # --- the forward pass ---------------------------------------------------------------------------------
+
+    def _see_layer(self, layer: int, module: nn.Module, x: Any, output: Any) -> None:
+        tensors = [tensor for tensor in output_tensors(output) if not _is_transformed(tensor)]
+        if "zero_fraction" in self._due and isinstance(x, Tensor):
+            self._see_function(x)
+        if not any(tensor.requires_grad for tensor in tensors):
+            return
+        if "grad_coherence" in self._due:
+            node = self._coherence.find_node(module, x, output)
+            if node is not None:
+                node.register_prehook(functools.partial(self._split, Use(layer, module, x, x._version)))
+        if self._due == {"grad_coherence"}:
+            return
+        call = Call(layer)
+        if "activation_rms" in self._due:
+            call.norms = [self._measure(layer, tensor) for tensor in tensors]
+            call.numel = sum(plain(tensor).numel() for tensor in tensors)
+        if "zero_fraction" in self._due and isinstance(output, Tensor):
+            self._trace(output, [call])
+        self._hang(call, module, tensors)
+
+    def _measure(self, layer: int, tensor: Tensor) -> float | Tensor:
+        if not tensor.is_cpu:
+            return exact_norm(tensor)
+        found = self._expected[layer] = norm(tensor, self._expected[layer])
+        return found
+
+    def _hang(self, call: Call, module: nn.Module, tensors: list[Tensor]) -> None:
+        """Have the backward pass say that it went through a call."""
+        confirm = functools.partial(self._confirm, call)
+        for tensor in tensors:
+            if not tensor.requires_grad:
+                continue
+            if tensor.grad_fn is None:
+                if id(tensor) not in self._leaves:
+                    self._leaves[id(tensor)] = tensor.register_hook(confirm)  # type: ignore[no-untyped-call]
+                continue
+            tensor.grad_fn.register_prehook(confirm)
+            if tensor._base is not None and is_made_by(tensor, module):
+                tensor._base.grad_fn.register_prehook(confirm)  # type: ignore[union-attr]
+
+    def _trace(self, tensor: Tensor, calls: list[Call]) -> None:
+        """Remember what calls a tensor comes from."""
+        known = self._calls_of(tensor)
+        known = [*known, *calls]
+        self._tensors[id(tensor)] = weakref.ref(tensor), tensor._version, known
+        if tensor.grad_fn is not None:
+            self._nodes[tensor.grad_fn] = known
+
+    def _calls_of(self, tensor: Any, *, changed: int = 0) -> list[Call]:
+        """List the calls that a tensor comes from, if it was not changed since, or just so many times."""
+        known = self._tensors.get(id(tensor))
+        if known is None:
+            return []
+        reference, version, calls = known
+        unchanged = tensor._version == version + changed
+        return calls if unchanged and reference() is tensor else []
+
+    def _see_norm(self, module: nn.Module, x: Any, output: Any) -> None:
+        calls = self._calls_of(x)
+        if calls and isinstance(output, Tensor):
+            self._trace(output, calls)
+
+    def _see_activation(self, module: nn.Module, x: Any, output: Any) -> None:
+        calls = self._calls_of(x, changed=int(x is output))
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            self._seen_nodes.add(output.grad_fn)
+        if calls and isinstance(output, Tensor):
+            _count_zeros(output, calls)
+
+    def _see_function(self, x: Tensor) -> None:
+        """Look at what made a layer's input."""
+        node: Any = x.grad_fn
+        if node is None or node in self._seen_nodes or node.name() not in FUNCTIONS:
+            return
+        self._seen_nodes.add(node)
+        below = node.next_functions[0][0]
+        for _ in range(MOST_THROUGH):
+            if below in self._nodes:
+                _count_zeros(x, self._nodes[below])
+                return
+            if below is None or below.name() not in THROUGH:
+                return
+            below = below.next_functions[0][0]
+
+    # --- the backward pass --------------------------------------------------------------------------------
+
+    @outside_graphs
+    def _confirm(self, call: Call, grads: Any) -> None:
+        try:
+            self._on_pass()
+            self._running.append(call)
+        except Exception as error:
+            self._on_error(error)
+
+    @outside_graphs
+    @torch.no_grad()
+    def _split(self, use: Use, grads: Any) -> None:
+        try:
+            self._on_pass()
+            self._coherence.take(use, grads[0])
+        except Exception as error:
+            self._on_error(error)
+
+
+def _count_zeros(tensor: Tensor, calls: list[Call]) -> None:
+    numbers = plain(tensor)
+    if tensor.is_complex():
+        numbers = numbers.abs().amax(-1)
+    zeros = numbers.numel() - torch.count_nonzero(numbers)
+    value: float | Tensor = float(zeros.numpy()) if zeros.is_cpu else zeros.double()
+    for call in calls:
+        call.zeros.append(value)
+        call.activated += numbers.numel()
+
+
+def _is_transformed(output: Any) -> bool:
+    """Say whether an output has no numbers to read: within function transforms, or on the meta device."""
+    if not isinstance(output, Tensor):
+        return False
+    return output.is_meta or bool(torch._C._functorch.is_functorch_wrapped_tensor(output))
+
+
+def _as_parts(numbers: Numbers, scale: Tensor | float | None) -> list[Part]:
+    """Return the numbers as parts of a row: one for those in Python, one for each device."""
+    found: list[Part] = []
+    here = [(layer, value) for layer, value in numbers if not isinstance(value, Tensor)]
+    if here:
+        layers, values = zip(*here, strict=True)
+        found.append(Part(np.array(layers), np.array(values, dtype=np.float64), None, scale))
+    there: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for layer, value in numbers:
+        if isinstance(value, Tensor):
+            there.setdefault(value.device, []).append((layer, value))
+    for each in there.values():
+        indices, tensors = zip(*each, strict=True)
+        stacked = torch.stack(list(tensors))
+        found.append(Part(np.array(indices), stacked.numpy() if stacked.is_cpu else stacked, None, scale))
+    return found
