@@ -127,6 +127,10 @@ class Notes:
         else:
             self.add(COMPILED_BACKWARD)
 
+    def note_unwatched_calls(self, metrics: Sequence[str]) -> None:
+        """Say that these metrics are missing because layers run in compiled code."""
+        self.add(f"not measured in compiled code: {listed(metrics)}")
+
     def note_inner_passes(self, row: int) -> None:
         """Say that there are backward passes which reach no parameter.
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
+from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
@@ -422,6 +423,9 @@ class Recorder:
             last = table.last_met["activation_grad_norm"]
             self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)
             self._notes.note_gaps(table.gaps, last, table.n_rows)
+        unwatched = [name for name in METRICS_OF_CALLS if name in self._rhythm and self._learned.compiled]
+        if unwatched:
+            self._notes.note_unwatched_calls(unwatched)
         if "param_grad_norm" in self._rhythm:
             self._notes.note_missing_parameters(table.last_met["param_grad_norm"])
 

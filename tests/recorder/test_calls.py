@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from gradlens.metrics import DEFAULT_METRICS, METRICS
 from gradlens.recorder import Recorder
@@ -272,3 +273,135 @@ def test_passes_that_reach_no_parameter_do_not_count() -> None:
     for metric in METRICS_OF_CALLS:
         np.testing.assert_allclose(sink.metric(metric), alone.metric(metric), rtol=1e-6)
     assert sink.rows[1].scalars["gradient_noise"] == pytest.approx(alone.rows[1].scalars["gradient_noise"])
+
+
+# --- zeros ----------------------------------------------------------------------------------------------------
+
+
+class Following(nn.Module):
+    """Layers followed by all kinds of things, and what share of zeros follows each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_module, self.inplace, self.function, self.function_inplace = (nn.Linear(8, 8) for _ in range(4))
+        self.normed, self.function_normed, self.added, self.added_inplace = (nn.Linear(8, 8) for _ in range(4))
+        self.gelu, self.nothing, self.dropped, self.head = (nn.Linear(8, 8) for _ in range(4))
+        self.norm, self.relu, self.relu_inplace = nn.BatchNorm1d(8), nn.ReLU(), nn.ReLU(inplace=True)
+        self.truth: dict[str, Tensor] = {}
+
+    def keep(self, name: str, x: Tensor) -> Tensor:
+        self.truth[name] = x.detach().clone()
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.keep("by_module", self.relu(self.by_module(x)))
+        x = self.keep("inplace", self.relu_inplace(self.inplace(x)))
+        x = self.keep("function", functional.relu(self.function(x)))
+        x = self.keep("function_inplace", functional.relu_(self.function_inplace(x)))
+        x = self.keep("normed", self.relu_inplace(self.norm(self.normed(x))))
+        x = self.keep("function_normed", functional.relu(functional.layer_norm(self.function_normed(x), (8,))))
+        x = self.relu(self.added(x) + x)
+        shortcut, x = x, self.added_inplace(x)
+        x += shortcut
+        x = self.relu_inplace(x)
+        x = self.keep("gelu", functional.gelu(self.gelu(x)))
+        x = functional.dropout(functional.relu(self.dropped(self.nothing(x))))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_zeros_behind_all_kinds_of_activation_functions(precision: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    model, truths = Following(), []
+
+    def step(model: nn.Module, i: int) -> None:
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            loss = model(rand(16, 8, seed=i)).square().mean()
+        truths.append({name: float((x == 0).double().mean()) for name, x in model.truth.items()})
+        loss.backward()
+
+    sink, _ = record(model, step)
+    for row, truth in zip(sink.rows, truths, strict=True):
+        expected = [truth.get(name, np.nan) for name in names(sink)]
+        np.testing.assert_allclose(row.metrics["zero_fraction"], expected, rtol=1e-12)
+        assert np.isfinite(row.metrics["activation_rms"]).all()
+
+
+class Checkpoints(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.before, self.reentrant = nn.Linear(8, 8), reentrant
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU())
+        self.after, self.tanh = nn.Linear(8, 3), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tanh(self.before(x))
+        x = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+        return self.after(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_changes_nothing(reentrant: bool) -> None:
+    found = []
+    for kind in (None, reentrant):
+        torch.manual_seed(0)
+        sink, _ = record(Checkpoints(kind), lambda model, i: mean_loss(model, rand(6, 8, seed=i)).backward())
+        assert names(sink)[0] == "before"
+        found.append(sink)
+    plain, checked = found
+    for metric in METRICS_OF_CALLS:
+        columns = [names(checked).index(name) for name in names(plain)]
+        np.testing.assert_allclose(checked.metric(metric)[:, columns], plain.metric(metric), rtol=1e-6)
+    assert checked.rows[2].scalars["gradient_noise"] == pytest.approx(plain.rows[2].scalars["gradient_noise"])
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_the_size_of_outputs_is_right_at_any_size(size: float) -> None:
+    sink, copies = record(mlp(), lambda m, i: m(size * rand(6, 4, seed=i)).mul(1 / size).mean().backward(), steps=2)
+    for i, model in enumerate(copies):
+        output = model[0].double()(size * rand(6, 4, seed=i).double()).detach()
+        assert sink.rows[i].metrics["activation_rms"][0] == pytest.approx(
+            float(output.square().mean().sqrt()), rel=1e-6
+        )
+
+
+# --- off, compiled, harmless ------------------------------------------------------------------------------------
+
+
+def test_metrics_of_calls_are_off_unless_asked_for() -> None:
+    assert not set(METRICS_OF_CALLS) & set(DEFAULT_METRICS)
+    hooked: list[int] = []
+
+    def step(model: nn.Module, i: int) -> None:
+        hooked.append(len(model[1]._forward_hooks) + len(model[2]._forward_hooks))
+        mean_loss(model, rand(6, 4, seed=i)).backward()
+
+    sink, _ = record(mlp(), step, metrics=DEFAULT_METRICS)
+    assert hooked == [1, 0, 0]  # the first row learns
+    assert set(sink.rows[0].metrics) == set(DEFAULT_METRICS)
+
+
+def test_hooks_stand_only_in_the_rows_of_their_rhythm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in METRICS_OF_CALLS:
+        monkeypatch.setitem(METRICS, name, replace(METRICS[name], every=3))
+    hooked: list[int] = []
+
+    def step(model: nn.Module, i: int) -> None:
+        hooked.append(len(model[1]._forward_hooks))
+        mean_loss(model, rand(6, 4, seed=i)).backward()
+
+    model = mlp()
+    sink, _ = record(model, step, steps=5)
+    assert hooked == [1, 0, 0, 1, 0]
+    assert [row.step for row in sink.rows if "grad_coherence" in row.metrics] == [0, 3]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::UserWarning:torch.*")
+def test_compiled_layers_have_none_and_it_is_said() -> None:
+    model = torch.compile(mlp(), backend="eager")
+    sink, _ = record(model, lambda model, i: mean_loss(model, rand(6, 4, seed=i)).backward())
+    for metric in METRICS_OF_CALLS:
+        assert np.isnan(sink.metric(metric)).all()
+    assert any("compiled" in note and "grad_coherence" in note for note in sink.notes)
+    assert np.isfinite(sink.metric("activation_grad_norm")).all()
