@@ -113,6 +113,8 @@ class Coherence:
     def add_pass(self, taken: PassHalves) -> None:
         """Add what a pass brought to the step."""
         whole = self._whole
+        if taken.halves and whole.halves:  # a part of a pass (reentrant checkpoints), or another micro-batch?
+            whole.clear &= taken.halves.keys() == whole.halves.keys()
         for layer, halves in taken.halves.items():
             whole.add(layer, halves)
         whole.unknown |= taken.unknown

@@ -352,7 +352,10 @@ def test_a_checkpoint_changes_nothing(reentrant: bool) -> None:
     for metric in METRICS_OF_CALLS:
         columns = [names(checked).index(name) for name in names(plain)]
         np.testing.assert_allclose(checked.metric(metric)[:, columns], plain.metric(metric), rtol=1e-6)
-    assert checked.rows[2].scalars["gradient_noise"] == pytest.approx(plain.rows[2].scalars["gradient_noise"])
+    if reentrant:  # its backward pass is several, so the size of the batch is not known
+        assert "gradient_noise" not in checked.rows[2].scalars
+    else:
+        assert checked.rows[2].scalars["gradient_noise"] == pytest.approx(plain.rows[2].scalars["gradient_noise"])
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
