@@ -21,7 +21,7 @@ class Metric:
         title: What stands on an axis.
         scale: "log" for magnitudes, "linear" for shares.
         every: Default rhythm in rows: 1 is every row, 25 is NaN in 24 of 25. Metrics that need
-            another pass over all weights have a coarser one.
+            another pass over weights or outputs have a coarser one.
         combine: How the parts of one optimizer step (micro-batches, repeated calls) add up.
         reading: How to read it, and how it scales with batch and loss.
     """
@@ -83,7 +83,7 @@ METRICS: dict[str, Metric] = {
             "activation_rms",
             "root mean square of the layer's output",
             "log",
-            10,
+            25,
             "root_mean_square",
             "Over the whole batch, of all calls whose output gets a gradient. With He initialisation it keeps its size "
             "over depth; where it falls or grows with depth, so does what the layers can tell apart.",
@@ -101,7 +101,7 @@ METRICS: dict[str, Metric] = {
             "grad_coherence",
             "cosine between the gradients that two halves of the batch have for the layer's weight",
             "linear",
-            25,
+            50,
             "of_the_sums",
             "Of linear layers and 2-d convolutions. Near 1 the examples agree, near 0 noise prevails. The halves are "
             "independent only without batch norm, which shares its statistics between them.",
