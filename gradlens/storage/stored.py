@@ -222,11 +222,6 @@ class StoredFile:
         self.doubts.clear()  # nothing is lost
         return [newest]
 
-    @property
-    def packed(self) -> bool:
-        """Whether the file was finished and packed."""
-        return "check" not in self.file and self._slot is not None
-
     # --- what stands once ---------------------------------------------------------------------------------
 
     @property
