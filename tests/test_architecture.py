@@ -22,6 +22,7 @@ FLOORS = {
     "run": 1,
     "config": 1,
     "provenance": 1,
+    "probing": 2,  # speaks of runs and names
     "events": 2,  # speaks of configurations and runs
     "storage": 3.5,
     "analysis": 3.5,
@@ -146,6 +147,7 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
         ["heatmap", "--help"],
         ["profile", "--help"],
         ["verify", "--help"],
+        ["probe", "--help"],
         ["export", "--help"],
         ["--version"],
     ],

@@ -14,6 +14,7 @@ from gradlens.cli.diagnose import diagnose
 from gradlens.cli.export import export
 from gradlens.cli.heatmap import heatmap
 from gradlens.cli.ls import ls
+from gradlens.cli.probe import probe
 from gradlens.cli.profile import profile
 from gradlens.cli.recover import recover
 from gradlens.cli.run import run
@@ -37,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, profile, compare, diagnose, verify, export, recover):
+for command in (run, ls, summary, heatmap, profile, compare, diagnose, probe, verify, export, recover):
     cli.add_command(command)
 
 

@@ -218,18 +218,23 @@ def find_logits(output: Any) -> Tensor:
     Raises:
         ModelError: There is no (B, classes) tensor.
     """
-    if not isinstance(output, Tensor):
-        for key in ("logits", "out"):
-            if hasattr(output, key):
-                output = getattr(output, key)
-            elif isinstance(output, dict) and key in output:
-                output = output[key]
-        if isinstance(output, list | tuple) and output:
-            output = output[0]
+    output = find_output(output)
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
     shown = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
     raise ModelError(f"the model gave {shown}; expected class scores of shape (batch, classes)")
+
+
+def find_output(output: Any) -> Any:
+    """Return what of a model's output is to be looked at: its "logits" or "out", or the first of several."""
+    if isinstance(output, Tensor):
+        return output
+    for key in ("logits", "out"):
+        if hasattr(output, key):
+            output = getattr(output, key)
+        elif isinstance(output, dict) and key in output:
+            output = output[key]
+    return output[0] if isinstance(output, list | tuple) and output else output
 
 
 def main_profile(recorder: Recorder) -> FloatArray | None:

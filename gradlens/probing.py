@@ -1,0 +1,330 @@
+"""What a probe was asked for and what it found: the shared language of those who measure, judge and show it.
+
+Shapes: M main layers, L layers. A probe is one backward pass of a net at initialisation, for each of several draws.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.config import INITS, SHORTCUTS, ModelSpec, parse_data, parse_model
+from gradlens.errors import ConfigError
+from gradlens.run import Run
+
+FP16_NORMAL, FP16_LOST, BF16_NORMAL = -14, -25, -126
+"""Powers of two: float16's smallest normal number 2^-14 = 6.1e-5; what is below half its smallest number of all,
+2^-24 = 6.0e-8, rounds to 0; bfloat16's smallest normal number 2^-126 = 1.2e-38, as float32's. Source: IEEE 754-2019,
+sec. 3.3; bfloat16 has float32's exponent."""
+FP16_TOP = 15
+"""float16's largest number 65504 is above 2^15."""
+BIAS, BROKEN = 127, 255
+"""Of float32's exponents: what is added to them, and the one that means NaN or infinity (IEEE 754-2019, sec. 3.4)."""
+DEFAULT_CLASSES = 10
+SMALL, SMALL_BATCH, LARGE_BATCH = 50_000, 32, 4
+"""Numbers in an input up to which it is small; examples in a batch of small inputs, and of large ones."""
+DEFAULT_SEEDS = (0, 1, 2)
+NORMS = ("batch", "none")
+INPUT_TIP = "--input CxHxW for images, LENGTH for vectors, long:LENGTH or long:LENGTH:VOCABULARY for tokens"
+
+
+# --- what was asked for -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """One example's form.
+
+    Args:
+        shape: Without the batch.
+        tokens: Whole numbers instead of normal noise.
+        vocabulary: Tokens are below it; 0 where the model's first embedding is to say it.
+    """
+
+    shape: tuple[int, ...]
+    tokens: bool = False
+    vocabulary: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Numbers in an example."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        """Return it as ``--input`` takes it."""
+        text = "x".join(map(str, self.shape))
+        return text if not self.tokens else f"long:{text}" + (f":{self.vocabulary}" if self.vocabulary else "")
+
+
+def parse_input(text: str) -> Input:
+    """Read an input's form: ``3x224x224``, ``784``, ``long:32`` (tokens) or ``long:32:50257`` (with a vocabulary).
+
+    Raises:
+        ConfigError: It is none, or holds a 0.
+    """
+    match = re.fullmatch(r"(?:(long):)?(\d+(?:x\d+)*)(?::(\d+))?", text.strip().lower())
+    if match is None or (match[3] and not match[1]):
+        raise ConfigError(f"--input {text!r}: expected sizes such as 3x224x224, 784 or long:32", tip=INPUT_TIP)
+    shape = tuple(int(part) for part in match[2].split("x"))
+    vocabulary = int(match[3]) if match[3] else 0
+    if 0 in shape or (match[3] and vocabulary < 2):
+        raise ConfigError(f"--input {text!r}: every size must be at least 1, and a vocabulary 2")
+    if math.prod(shape) > 10**9:
+        raise ConfigError(f"--input {text!r}: an example of {math.prod(shape):.1e} numbers is too large")
+    return Input(shape, bool(match[1]), vocabulary)
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """What to probe.
+
+    Args:
+        model: Its name, as ``gradlens run`` takes it.
+        input: None for what suits the model.
+        classes: Outputs; None for 10, those of the data, or whatever a factory gives.
+        batch_size: None for 32, or 4 of large inputs.
+        seeds: Of the draws of weights.
+        init: Of plain and residual nets.
+        shortcut: Of residual nets.
+        data: A SPEC as ``gradlens run`` takes it; None for noise.
+    """
+
+    model: str
+    input: Input | None = None
+    classes: int | None = None
+    batch_size: int | None = None
+    seeds: tuple[int, ...] = DEFAULT_SEEDS
+    init: str = "he"
+    shortcut: str = "A"
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_model(self.model)
+        for key, value, least in (("classes", self.classes, 1), ("batch-size", self.batch_size, 2)):
+            if value is not None and value < least:
+                raise ConfigError(f"--{key} must be at least {least}, got {value}")
+        if self.data is not None:
+            parse_data(self.data)
+            given = self.input
+            if given and (given.tokens or len(given.shape) != 3 or given.shape[0] != 3 or len({*given.shape[1:]}) > 1):
+                raise ConfigError(f"--data gives square pictures in colour: --input 3xSxS, not {given}")
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's name, taken apart."""
+        return parse_model(self.model)
+
+    def filled(self, form: Input) -> ProbePlan:
+        """Fill in an input's form, and the batch that suits it."""
+        batch = self.batch_size or (SMALL_BATCH if form.numel <= SMALL else LARGE_BATCH)
+        return replace(self, input=form, batch_size=batch)
+
+
+def make_plans(
+    model: str,
+    *,
+    depths: Sequence[int] = (),
+    norms: Sequence[str] = (),
+    inits: Sequence[str] = (),
+    shortcuts: Sequence[str] = (),
+    base: ProbePlan,
+) -> list[ProbePlan]:
+    """Return a plan for each combination of what was listed.
+
+    Args:
+        model: A model's name; or ``plain`` or ``resnet``, with depths.
+        depths: Weighted layers; of plain and resnet.
+        norms: Of "batch" and "none".
+        inits: Of "he" and "default".
+        shortcuts: Of "A" and "B".
+        base: All the rest.
+
+    Raises:
+        ConfigError: An option does not go with the model, or there is no such net.
+    """
+    for key, values, known in (("norm", norms, NORMS), ("init", inits, INITS), ("shortcut", shortcuts, SHORTCUTS)):
+        for value in values:
+            if value not in known:
+                raise ConfigError(f"--{key} {value!r} is not known; expected some of {', '.join(known)}")
+    family = model if model in ("plain", "resnet") else ""
+    if family and not depths:
+        raise ConfigError(f"{model} alone names no net", tip=f"gradlens probe {model} --depths 18,34,56, or {model}34")
+    if not family and depths:
+        raise ConfigError(
+            f"--depths goes with plain and resnet, not with {model}", tip="gradlens probe plain --depths 18"
+        )
+    spec = None if family else parse_model(model)
+    if spec is not None and spec.source != "registry" and (norms or inits or shortcuts):
+        raise ConfigError(f"--norm, --init and --shortcut are for plain and residual nets, not for {model}")
+    if shortcuts and (family or (spec.family if spec else "")) != "resnet":
+        raise ConfigError(f"{model} has no shortcuts: --shortcut is for residual nets")
+    names = _names(model, family, spec, depths, norms)
+    return [
+        replace(base, model=name, init=init, shortcut=shortcut)
+        for name in names
+        for init in inits or ("he",)
+        for shortcut in shortcuts or ("A",)
+    ]
+
+
+def _names(model: str, family: str, spec: ModelSpec | None, depths: Sequence[int], norms: Sequence[str]) -> list[str]:
+    suffix = {"batch": "", "none": "-nobn"}
+    if family:
+        return [f"{family}{depth}{suffix[norm]}" for depth in depths for norm in norms or ("batch",)]
+    if spec is None or spec.source != "registry" or not norms:
+        return [model]
+    if not spec.norm and "batch" in norms:
+        raise ConfigError(f"{model} has no batch norm: --norm batch contradicts its name")
+    return [f"{model.removesuffix('-nobn')}{suffix[norm]}" for norm in norms]
+
+
+def parse_list(text: str | None, option: str) -> tuple[str, ...]:
+    """Split ``he,default``; nothing where the option was not given.
+
+    Raises:
+        ConfigError: A part is empty or stands there twice.
+    """
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    if "" in parts or len(set(parts)) != len(parts):
+        raise ConfigError(f"{option} {text!r}: expected values with commas between them, each once")
+    return parts
+
+
+def parse_depths(text: str | None) -> tuple[int, ...]:
+    """Read ``18,34,56``.
+
+    Raises:
+        ConfigError: A part is no whole number.
+    """
+    parts = parse_list(text, "--depths")
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise ConfigError(f"--depths {text!r}: expected whole numbers such as 18,34,56, got {wrong[0]!r}")
+    return tuple(int(part) for part in parts)
+
+
+# --- what was found ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entries:
+    """How large the single numbers of a gradient are.
+
+    Args:
+        zeros: Those that are exactly 0.
+        exponents: (256,) of the others, how many have each exponent of float32: 0 below 2^-126, e in 1 to 254 from
+            2^(e - 127) to twice that, 255 NaN or infinite.
+    """
+
+    zeros: int = 0
+    exponents: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+
+    def __add__(self, other: Entries) -> Entries:
+        """Return both together."""
+        return Entries(self.zeros + other.zeros, self.exponents + other.exponents)
+
+    @property
+    def total(self) -> int:
+        """All entries."""
+        return self.zeros + int(self.exponents.sum())
+
+    @property
+    def nonfinite(self) -> int:
+        """NaN and infinite entries."""
+        return int(self.exponents[BROKEN])
+
+    @property
+    def known(self) -> int:
+        """Entries that are finite and not 0."""
+        return int(self.exponents[:BROKEN].sum())
+
+    def below(self, power: int) -> int:
+        """Return how many entries that are not 0 are smaller than 2^power; a power of at least -126."""
+        return int(self.exponents[: max(power + BIAS, 0)].sum()) if power < 128 else self.known
+
+    def share_below(self, power: int) -> float:
+        """Return their share among the entries that are finite and not 0; NaN where there are none."""
+        return self.below(power) / self.known if self.known else math.nan
+
+    @property
+    def largest(self) -> int | None:
+        """The power of two just above the largest finite entry; None where all are 0."""
+        found = np.flatnonzero(self.exponents[:BROKEN])
+        return int(found[-1]) - BIAS + 1 if len(found) else None
+
+
+def add_up(parts: Sequence[Entries]) -> Entries:
+    """Return all of them together."""
+    return sum(parts, Entries())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One net as drawn with one seed, and one backward pass through it.
+
+    Args:
+        run: What the recorder found, one row.
+        loss: Mean cross-entropy against labels that are independent of the input, in nats.
+        scores: Classes that the model gives a score; 1 where it gives a single logit.
+        spread: Standard deviation of an example's scores over the classes, root mean square over examples.
+        outputs: Layer to the entries of dLoss/d(output).
+        parameters: Layer (norm layers too) to the entries of dLoss/d(parameters).
+        all_parameters: Those of all parameters, shared ones once.
+        units: Layer to (dead, all): channels behind its activation function that are 0 for every example and place.
+        broken: Layers whose output holds NaN or infinity, first one first.
+        unused: Parameters that no gradient reaches.
+        frozen: Parameters of which none is asked for.
+        shared: Groups of names of one parameter.
+        numel: Elements of all parameters, shared ones once.
+        tensors: Number of parameters, shared ones once.
+        seconds: That it took.
+        redrawn: An output layer whose weights were all 0, so that no gradient comes through it in the first step; ""
+            where there is none. All but the loss is then of the net with PyTorch's default weights in it.
+    """
+
+    run: Run
+    loss: float
+    scores: int
+    spread: float
+    outputs: Mapping[str, Entries]
+    parameters: Mapping[str, Entries]
+    all_parameters: Entries
+    units: Mapping[str, tuple[int, int]]
+    broken: tuple[str, ...]
+    unused: tuple[str, ...]
+    frozen: tuple[str, ...]
+    shared: tuple[tuple[str, ...], ...]
+    numel: int
+    tensors: int
+    seconds: float
+    redrawn: str = ""
+
+    @property
+    def expected_loss(self) -> float:
+        """The loss of a net that knows nothing and says so: ln(classes); ln(2) of a single logit."""
+        return math.log(max(self.scores, 2))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A net at initialisation.
+
+    Args:
+        plan: What was probed, with nothing left to choose.
+        draws: One per seed.
+    """
+
+    plan: ProbePlan
+    draws: tuple[Draw, ...]
+
+    @property
+    def seconds(self) -> float:
+        """That all draws took."""
+        return sum(draw.seconds for draw in self.draws)
