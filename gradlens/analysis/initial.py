@@ -17,7 +17,7 @@ from gradlens.analysis.depth import fit_depth, theil_sen
 from gradlens.analysis.findings import KINDS, Finding, quoted, say_layers
 from gradlens.analysis.profile import ACTIVATION_GRAD, VANISH_DECADES, say_end_to_end, say_power
 from gradlens.analysis.recording import Recording
-from gradlens.analysis.theory import Prediction, deviation, first_predicted, first_profile, predicted_profile
+from gradlens.analysis.theory import Prediction, deviation, first_predicted, predicted_profile
 from gradlens.analysis.wayback import TOO_LARGE, allowed_growth, way_back
 from gradlens.probing import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Draw, Entries, Probe, add_up
 from gradlens.run import FloatArray, Layer
@@ -183,8 +183,15 @@ def judge(probe: Probe) -> Judged:
 
 
 def _profile(draw: Draw) -> FloatArray:
-    first = first_profile(draw.run)
-    return np.full(len(draw.run.main_layers()), math.nan) if first is None else first
+    """Return (M,) decades over the last hidden layer with a gradient; of recognised nets, as ``first_profile`` does."""
+    main = draw.run.main_layers()
+    found = np.full(len(main), math.nan)
+    path, decades = way_back(Recording(draw.run))
+    if len(decades):
+        found[np.searchsorted([draw.run.layers[i].depth for i in main], [draw.run.layers[i].depth for i in path])] = (
+            decades[0]
+        )
+    return found
 
 
 # --- faults -----------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]
     zeros = int(np.isneginf(back[0]).sum())
     said = f"{first} has {say_power(middle(decades))} times the gradient norm of {last} {_of_draws(k, draws)}"
     if zeros:
-        said += f"; exactly 0 at {zeros} layer(s), below what float32 can hold"
+        said += f"; exactly 0 at {zeros} layer(s), by underflow of float32 or dead units"
     return Finding(
         "vanishing", tuple(low), (0, 0), said, "first / last hidden below 10^-3 at initialisation",
         "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3",
@@ -234,10 +241,10 @@ def _exploding(draws: Sequence[Draw]) -> Finding | None:
     k, confidence = _counted(draws, lambda i: tops[i][0] > lines[i])
     if not k:
         return None
-    top, name = max(tops)
+    highest, name = max(tops)
     return Finding(
         "exploding", (name,), (0, 0),
-        f"{quoted(name)} has up to {say_power(top)} times the gradient norm of the last hidden layer "
+        f"{quoted(name)} has up to {say_power(highest)} times the gradient norm of the last hidden layer "
         f"{_of_draws(k, draws)}",
         f"a growth over depth beyond 10^{lines[0]:+.1f}", sources[0], TOO_LARGE, confidence,
     )  # fmt: skip
@@ -353,30 +360,30 @@ def say_scale(entries: Entries) -> str:
     """Say what float16 loses of the entries without a loss scale, and which power of two keeps it; "" if little."""
     if not entries.known or entries.share_below(FP16_LOST) <= FP16_MANY:
         return ""
+    power, lifted = loss_scale(entries)
     lost = f"float16 rounds {say_share(entries.share_below(FP16_LOST))} of the gradients' entries to 0"
-    power = loss_scale(entries)
-    if power is not None:
-        return f"{lost}; a loss scale of 2^{power} lifts {100 * LIFTED:.1f} % of them into its normal range"
+    if lifted >= LIFTED:
+        return f"{lost}; a loss scale of 2^{power} lifts {100 * LIFTED:.1f} % of all into its normal range"
+    gone = say_share(entries.share_below(FP16_LOST - power))
     return (
-        f"{lost}, and no loss scale lifts {100 * LIFTED:.1f} % of them without overflow of the largest: take bfloat16"
+        f"{lost}, and with the largest loss scale that the largest entry bears, 2^{power}, still {gone}: bfloat16 has "
+        "the range"
     )
 
 
-def loss_scale(entries: Entries) -> int | None:
-    """Return the least power of two by which enough entries come into float16's normal range; None where none does.
+def loss_scale(entries: Entries) -> tuple[int, float]:
+    """Return the least power of two by which enough entries come into float16's normal range, and their share.
 
-    The largest entry times the scale must stay below 2^15, and so below float16's largest number.
+    The largest entry times the scale stays below 2^15, and so below float16's largest number; where that leaves too
+    many under the range, it is the largest such power.
     """
-    if not entries.known:
-        return 0
-    largest = entries.largest
-    assert largest is not None
-    for power in range(0, FP16_TOP - min(largest, FP16_TOP) + 1):
-        if FP16_NORMAL - power < BF16_NORMAL:
+    top = entries.largest
+    most = 0 if top is None else max(min(FP16_TOP - top, FP16_NORMAL - BF16_NORMAL), 0)
+    for power in range(most + 1):
+        lifted = 1 - entries.share_below(FP16_NORMAL - power) if entries.known else 1.0
+        if lifted >= LIFTED:
             break
-        if entries.share_below(FP16_NORMAL - power) <= 1 - LIFTED:
-            return power
-    return None
+    return power, lifted
 
 
 def say_share(share: float) -> str:

@@ -84,10 +84,14 @@ def probe(
     from gradlens.train.probe import probe as measure
 
     found = []
-    for number, plan in enumerate(plans):
-        where = f"{plan.model}, net {number + 1} of {len(plans)}, " if len(plans) > 1 else f"{plan.model}, "
-        _talk(f"{where}first draw")
-        found.append(judge(measure(plan, lambda done, where=where: _talk(f"{where}{done} draw(s) done"))))
+    for number, plan in enumerate(plans, 1):
+        net = f"{plan.model}, net {number} of {len(plans)}" if len(plans) > 1 else plan.model
+
+        def say(done: int, net: str = net) -> None:
+            _talk(f"{net}: {done} draw(s) done")
+
+        say(0)
+        found.append(judge(measure(plan, say)))
     _talk("")
     _show(found, form, every_layer)
     fallen = [

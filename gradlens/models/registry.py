@@ -75,7 +75,7 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
     try:
         model = factory(**options)
     except Exception as error:
-        raise ModelError(f"{spec.name} failed: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{spec.name} failed: {_say(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec.name} gave a {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -91,12 +91,18 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
             f"{spec.name}: no module named {error.name!r}", tip="path/to/file.py:FACTORY names a file"
         ) from None
     except Exception as error:
-        raise ModelError(f"{spec.location} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{spec.location} cannot be loaded: {_say(error)}") from error
     factory = getattr(module, spec.factory, None)
     if not callable(factory):
         raise ModelError(f"{spec.location} has no callable {spec.factory!r}")
     found: Callable[..., Any] = factory
     return found
+
+
+def _say(error: Exception) -> str:
+    """Return an error's type and the first line of what it says."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _import(name: str) -> Any:

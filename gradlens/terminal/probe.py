@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gradlens.analysis.curves import plain
 from gradlens.analysis.findings import finding_row, quoted
-from gradlens.analysis.initial import Judged, loss_scale, middle, say_parameters, say_share, say_verdict
+from gradlens.analysis.initial import LIFTED, Judged, loss_scale, middle, say_parameters, say_share, say_verdict
 from gradlens.analysis.profile import say_power
 from gradlens.probing import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
@@ -67,10 +67,12 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
     rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {drawn}, {probe.seconds:.1f} s"))
     if judged.ends:
         first, last = map(quoted, judged.ends)
-        text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}, {_signed(judged.slope)} decades per layer"
+        text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
+        text += "" if math.isnan(judged.slope) else f", {_signed(judged.slope)} decades per layer"
         rows.append(("gradient", text))
     rows.append(("theory", say_theory(judged)))
     logits = f"; scores' standard deviation {middle(np.array([d.spread for d in probe.draws])):.2g}"
+    logits = logits if draw.scores > 1 else ""
     rows.append(("loss", f"{judged.loss:.3f}, ln({max(draw.scores, 2)}) = {draw.expected_loss:.3f}{logits}"))
     dead, units = judged.units
     text = f"{dead:.0f} of {units:,} behind activation functions that can be 0" if units else "no such activation seen"
@@ -102,8 +104,8 @@ def say_entries(entries: Entries) -> str:
         return f"all {entries.total:,} entries are 0"
     low = say_share(entries.share_below(FP16_NORMAL))
     text = f"under fp16's normal range {low}, to 0 {say_share(entries.share_below(FP16_LOST))}"
-    scale = loss_scale(entries)
-    text += f"; loss scale 2^{scale}" if scale else ""
+    scale, lifted = loss_scale(entries)
+    text += f"; loss scale 2^{scale}" if scale and lifted >= LIFTED else ""
     zeros = f"; exactly 0: {say_share(entries.zeros / entries.total)}" if entries.zeros else ""
     return f"{text}; under bf16's {say_share(entries.share_below(BF16_NORMAL))}{zeros}"
 
@@ -122,7 +124,7 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
         title=f"log10 of the gradient norm over the last hidden layer's: {MEASURED} measured, {THEORY} theory",
         title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
-    label = min(max(len(layer.name) for layer in judged.layers), MOST_LABEL, console.width // 4)
+    label = max(min(max(len(layer.name) for layer in judged.layers), MOST_LABEL, console.width // 4), 5)
     table.add_column("layer", no_wrap=True, width=label)
     cells = max(console.width - label - 45, 8)
     table.add_column("", no_wrap=True, width=cells)
@@ -256,7 +258,7 @@ def _entry_columns(name: str, entries: Entries) -> dict[str, Any]:
         f"{name}_under_fp16": entries.below(FP16_NORMAL),
         f"{name}_lost_in_fp16": entries.below(FP16_LOST),
         f"{name}_under_bf16": entries.below(BF16_NORMAL),
-        f"{name}_loss_scale": None if (power := loss_scale(entries)) is None else 2**power,
+        f"{name}_loss_scale": 2 ** loss_scale(entries)[0],
     }
 
 
@@ -294,9 +296,9 @@ def _layer_row(judged: Judged, i: int, layer: Layer, place: int | None) -> dict[
     for name in ("activation_grad_norm", "param_grad_norm", "activation_rms", "zero_fraction"):
         row[name] = plain(middle(np.array([draw.run.metric(name)[0, i] for draw in draws])))
     row["decades"] = None if place is None else plain(middle(judged.profile[:, place]))
-    known = prediction is not None and away is not None and place is not None
-    row["predicted_decades"] = plain(prediction.decades[place]) if known and prediction else None
-    row["predicted_spread"] = plain(prediction.spread[place]) if known and prediction else None
+    known = place is not None
+    row["predicted_decades"] = plain(float(prediction.decades[place])) if known and prediction else None
+    row["predicted_spread"] = plain(float(prediction.spread[place])) if known and prediction else None
     row["deviation"] = plain(middle(away[:, place])) if known and away is not None else None
     dead, units = draws[0].units.get(layer.name, (0, 0))
     row |= {"dead_units": dead if units else None, "units": units or None}

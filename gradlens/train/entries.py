@@ -29,13 +29,13 @@ def count_entries(grad: Tensor) -> Entries:
     grad = grad.detach()
     if grad.layout is not torch.strided:
         values = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
-        found = count_entries(values)
-        return Entries(found.zeros + grad.numel() - values.numel(), found.exponents)
+        held = count_entries(values)
+        return Entries(held.zeros + grad.numel() - values.numel(), held.exponents)
     if grad.is_complex():
         grad = torch.view_as_real(grad.resolve_conj())
     flat = grad.reshape(-1)
     counts, zeros = torch.zeros(256, dtype=torch.int64), 0
-    for part in flat.split(CHUNK):
+    for part in torch.split(flat, CHUNK):
         nonzero = int(torch.count_nonzero(part))
         zeros += part.numel() - nonzero
         found = torch.bincount(_exponents(part), minlength=256)
@@ -62,7 +62,7 @@ class Counting(TorchDispatchMode):
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: dict[str, Entries] = {}
         """Layer to the entries of its output's gradient, filled by the backward pass."""
         self.broken: list[str] = []
@@ -77,14 +77,14 @@ class Counting(TorchDispatchMode):
         """Place the hooks."""
         for name, module in self._layers.items():
             self._handles.append(module.register_forward_hook(self._hook(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the hooks on modules; those on outputs stay for the backward pass."""
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -362,7 +363,7 @@ def describe_stack(model: nn.Module) -> dict[str, str]:
     at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
     if len(at) < 3 or at[0] != 0 or at[-1] != len(leaves) - 1:
         return {}
-    after = [leaves[i + 1 : j] for i, j in zip(at, at[1:], strict=False)]
+    after = [leaves[i + 1 : j] for i, j in itertools.pairwise(at)]
     if isinstance(leaves[at[-2]], nn.Conv2d):
         after[-1] = [m for m in after[-1] if not isinstance(m, nn.AdaptiveAvgPool2d)]
     norm = bool(after[0]) and isinstance(after[0][0], _BatchNorm)
