@@ -305,14 +305,17 @@ def _unused(draws: Sequence[Draw]) -> Finding | None:
 
 
 def say_parameters(names: Sequence[str]) -> str:
-    """Name parameters by the modules that hold them, by their outermost ones where there are many."""
-    for parts in (1, 2, 3):
-        owners = list(dict.fromkeys(name.rsplit(".", parts)[0] if "." in name else name for name in names))
+    """Name parameters by the modules that hold them, by outer ones where there are many."""
+    owners: list[str] = []
+    for parts in (1, 2, 3, 99):
+        cut = [name.rsplit(".", min(parts, name.count(".")))[0] if "." in name else name for name in names]
+        held = set(cut)
+        owners = [
+            name for name in dict.fromkeys(cut) if not any(name.startswith(f"{outer}.") for outer in held - {name})
+        ]
         if len(owners) <= MOST_NAMES:
             return ", ".join(owners)
-    owners = list(dict.fromkeys(name.split(".", 1)[0] for name in names))
-    more = f" and {len(owners) - MOST_NAMES} more" if len(owners) > MOST_NAMES else ""
-    return ", ".join(owners[:MOST_NAMES]) + more
+    return f"{', '.join(owners[:MOST_NAMES])} and {len(owners) - MOST_NAMES} more"
 
 
 # --- remarks ----------------------------------------------------------------------------------------------

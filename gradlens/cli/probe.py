@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +28,7 @@ KINDS = ("exploding", "nonfinite", "dead", "vanishing", "unused")
 @click.option("--classes", type=int, help="Outputs (default 10, or those of the data).")
 @click.option("--batch-size", type=int, help="Examples (default 32; 4 of more than 50,000 numbers each).")
 @click.option("--seed", type=int, help="One draw of weights, with this seed.")
-@click.option("--seeds", metavar="LIST", help="A draw of weights each: 0,1,2 (default) or 0-9.")
+@click.option("--seeds", metavar="LIST", help="A draw of weights each: 0-9 (default 0,1,2; of several nets 0).")
 @click.option(
     "--data", metavar="SPEC", help="Real pictures instead of noise: patterns, folder:PATH, csv:FILE, cifar10, ..."
 )
@@ -68,7 +69,7 @@ def probe(
         raise ConfigError(f"--seed must be at least 0, got {seed}")
     from gradlens.probing import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
 
-    drawn = parse_seeds(seeds) if seeds else (seed,) if seed is not None else DEFAULT_SEEDS
+    drawn = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
     base = ProbePlan(
         "plain18", parse_input(shape) if shape is not None else None, classes, batch_size, drawn, data=data
     )
@@ -80,6 +81,8 @@ def probe(
         shortcuts=parse_list(shortcut, "--shortcut"),
         base=base,
     )
+    if drawn is None and len(plans) > 1:
+        plans = [replace(plan, seeds=DEFAULT_SEEDS[:1]) for plan in plans]
     from gradlens.analysis.initial import judge
     from gradlens.train.probe import probe as measure
 

@@ -28,7 +28,7 @@ WORDS = {
     "vanishing": "vanishes",
     "exploding": "explodes",
     "nonfinite": "not finite",
-    "unused": "trainable, unused parts",
+    "unused": "unused",
 }
 
 
@@ -184,21 +184,21 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
     """Print a row per net; of its settings those that the sweep changes."""
     every = [_settings(judged) for judged in found]
     columns = [key for key in every[0] if key != "model" and len({row[key] for row in every}) > 1]
-    table = Table(title="At initialisation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-                  collapse_padding=True)  # fmt: skip
+    title = "At initialisation, in decades towards the input"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
         table.add_column(name, no_wrap=True)
     for name in ("first/last", "theory", "per layer", "theory", "loss", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     for judged in found:
         settings = _settings(judged)
         verdict = Text(WORDS.get(judged.kind, judged.kind), KIND_STYLE.get(judged.kind, "bold red"))
         theory, first = judged.theory, judged.ends[0] if judged.ends else ""
         predicted = theory is not None and (theory.layer == first)
         numbers = (
-            say_power(judged.ratio),
-            say_power(theory.predicted) if theory is not None and predicted else "-",
+            _say(judged.ratio),
+            _say(theory.predicted) if theory is not None and predicted else "-",
             _signed(judged.slope),
             _signed(theory.slope) if theory is not None else "-",
             f"{judged.loss:.2f}",
