@@ -70,9 +70,8 @@ def probe(
     from gradlens.probing import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
 
     drawn = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
-    base = ProbePlan(
-        "plain18", parse_input(shape) if shape is not None else None, classes, batch_size, drawn, data=data
-    )
+    form_of_input = parse_input(shape) if shape is not None else None
+    base = ProbePlan("plain18", form_of_input, classes, batch_size, drawn or DEFAULT_SEEDS, data=data)
     plans = make_plans(
         model,
         depths=parse_depths(depths),

@@ -185,7 +185,7 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
     every = [_settings(judged) for judged in found]
     columns = [key for key in every[0] if key != "model" and len({row[key] for row in every}) > 1]
     title = "At initialisation, in decades towards the input"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, no_wrap=True)
     for name in ("first/last", "theory", "per layer", "theory", "loss", "time"):
@@ -202,7 +202,7 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
             _signed(judged.slope),
             _signed(theory.slope) if theory is not None else "-",
             f"{judged.loss:.2f}",
-            f"{judged.probe.seconds:.1f} s",
+            f"{judged.probe.seconds:.1f}s",
         )
         table.add_row(*(str(settings[name]) for name in columns), *numbers, verdict)
     console.print(table)
