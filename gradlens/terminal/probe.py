@@ -185,7 +185,7 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
     every = [_settings(judged) for judged in found]
     columns = [key for key in every[0] if key != "model" and len({row[key] for row in every}) > 1]
     title = "At initialisation, in decades towards the input"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, no_wrap=True)
     for name in ("first/last", "theory", "per layer", "theory", "loss", "time"):
