@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradlens.errors import ConfigError
-
-FAMILIES = ("plain", "resnet")
-IMAGENET_DEPTHS = (18, 34)
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)
-BOTTLENECK_DEPTHS = (50, 101, 152)
+from gradlens.modelspec import ModelSpec as ModelSpec
+from gradlens.modelspec import model_names as model_names
+from gradlens.modelspec import parse_model as parse_model
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("flip", "crop", "rotation", "color")
@@ -37,85 +35,6 @@ TORCHVISION_SETS = {
 }
 
 Split = Literal["group", "random"]
-
-
-# --- models -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model's name, taken apart.
-
-    Args:
-        name: As the user wrote it.
-        source: Where it comes from.
-        family: "plain" or "resnet" (registry only).
-        depth: Weighted layers on the main path (registry only).
-        norm: With batch norm (registry only).
-        location: Module name or file (factories), or torchvision's name.
-        factory: The callable's name (factories only).
-    """
-
-    name: str
-    source: Literal["registry", "torchvision", "file", "module"]
-    family: str = ""
-    depth: int = 0
-    norm: bool = True
-    location: str = ""
-    factory: str = ""
-
-    @property
-    def slug(self) -> str:
-        """The name as it stands in a file name."""
-        name = self.factory or self.name.replace(":", "-")
-        return re.sub(r"[^\w.+-]+", "-", name)
-
-
-def model_names() -> list[str]:
-    """List the models that have a name of their own, each also with ``-nobn``."""
-    depths = (*IMAGENET_DEPTHS, *CIFAR_DEPTHS)
-    plain = [f"{family}{depth}" for family in FAMILIES for depth in depths]
-    return [name + suffix for name in plain for suffix in ("", "-nobn")]
-
-
-def parse_model(name: str) -> ModelSpec:
-    """Take a model's name apart.
-
-    Args:
-        name: ``plain34``, ``resnet56-nobn``, ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
-
-    Raises:
-        ConfigError: The name fits none of these.
-    """
-    if match := re.fullmatch(r"(plain|resnet)(\d+)(-nobn)?", name):
-        family, depth, nobn = match[1], int(match[2]), match[3]
-        _check_depth(name, depth)
-        return ModelSpec(name, "registry", family, depth, nobn is None)
-    if ":" in name:
-        location, _, factory = name.rpartition(":")
-        if location == "torchvision":
-            return ModelSpec(name, "torchvision", location=factory)
-        if location and factory.isidentifier():
-            source: Literal["file", "module"] = "file" if location.endswith(".py") else "module"
-            return ModelSpec(name, source, location=location, factory=factory)
-    raise ConfigError(
-        f"unknown model {name!r}; expected one of {', '.join(n for n in model_names() if 'nobn' not in n)}, "
-        "each also with -nobn, or torchvision:NAME, path.py:FACTORY, module:FACTORY",
-        tip="gradlens run plain34",
-    )
-
-
-def _check_depth(name: str, depth: int) -> None:
-    if depth in BOTTLENECK_DEPTHS:
-        raise ConfigError(
-            f"{name}: depth {depth} is built of bottleneck blocks, which the plain/residual pair does not have",
-            tip=f"torchvision:resnet{depth} runs torchvision's own",
-        )
-    if depth not in IMAGENET_DEPTHS and (depth < 8 or depth % 6 != 2):
-        raise ConfigError(
-            f"{name}: there is no net of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
-            f"{', '.join(map(str, CIFAR_DEPTHS))} (CIFAR family)"
-        )
 
 
 # --- data -------------------------------------------------------------------------------------------------

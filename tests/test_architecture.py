@@ -19,6 +19,7 @@ FLOORS = {
     "lazy": 0,
     "blocks": 0.5,
     "metrics": 0.5,
+    "modelspec": 0.5,
     "run": 1,
     "config": 1,
     "provenance": 1,

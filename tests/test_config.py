@@ -26,7 +26,9 @@ from gradlens.errors import ConfigError
 def test_every_registered_name_is_parsed(name: str) -> None:
     spec = parse_model(name)
     assert spec.source == "registry"
-    assert name == f"{spec.family}{spec.depth}{'' if spec.norm else '-nobn'}"
+    half = {"both": "", "value": "-valueonly", "gradient": "-gradonly"}[spec.carries]
+    sigmoid = "-sigmoid" if spec.activation == "sigmoid" else ""
+    assert name == f"{spec.family}{spec.depth}{half}{'' if spec.norm else '-nobn'}{sigmoid}"
     assert spec.slug == name
 
 
@@ -49,7 +51,11 @@ def test_names_of_other_peoples_models(name: str, source: str, location: str, fa
         ("plane34", "unknown model 'plane34'; expected one of plain18, plain34"),
         ("plain35", "no net of depth 35; expected 18 or 34"),
         ("resnet50", "bottleneck"),
-        ("plain34-bn", "unknown model"),
+        ("plain34-bn", "nothing is called -bn; expected -valueonly, -gradonly, -nobn, -sigmoid"),
+        ("resnet34-nobn-gradonly", "it is written resnet34-gradonly-nobn"),
+        ("resnet34-nobn-nobn", "it is written resnet34-nobn"),
+        ("resnet34-valueonly-gradonly", "the value alone, or the gradient alone"),
+        ("plain34-gradonly", "a plain net has none"),
         ("file.py:", "unknown model"),
         ("", "unknown model"),
     ],

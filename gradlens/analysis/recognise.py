@@ -86,6 +86,8 @@ def _family(run: Run) -> tuple[bool, bool, str, str] | None:
         spec = parse_model(run.model)
     except ConfigError:
         return None
+    if spec.source == "registry" and (spec.carries, spec.activation) != ("both", "relu"):
+        return None  # theory of initialisation says nothing of these variants here
     if spec.source == "registry":
         init, shortcut = (str(run.config.get(key, "")) for key in ("init", "shortcut"))
         known = init in ("he", "default") and shortcut in ("A", "B") and spec.depth == len(run.main_layers())

@@ -100,7 +100,9 @@ def run(
     """Train MODEL with the recorder on.
 
     MODEL is plain18, plain34, resnet18, resnet34 (ImageNet stem), plain20 ... plain110, resnet20 ... resnet110
-    (CIFAR family), each also with -nobn; torchvision:NAME; path.py:FACTORY; or module:FACTORY.
+    (CIFAR family), each also with -nobn (no batch norm) and -sigmoid, residual ones with -valueonly or -gradonly (what
+    the shortcut passes on), in the order resnet34-gradonly-nobn-sigmoid; torchvision:NAME; path.py:FACTORY; or
+    module:FACTORY.
     Writes OUT/MODEL-sSEED.h5. Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share
     each batch.
     """

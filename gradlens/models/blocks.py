@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Shortcut = Literal["A", "B"] | None
+Carries = Literal["both", "value", "gradient"]
+Activation = Literal["relu", "sigmoid"]
 
 
 def conv3x3(inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Conv2d:
@@ -21,6 +23,11 @@ def conv3x3(inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Conv2d:
 def norm_layer(channels: int, norm: bool) -> nn.Module:
     """Make a batch norm, or nothing."""
     return nn.BatchNorm2d(channels) if norm else nn.Identity()
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """Make an activation function."""
+    return nn.Sigmoid() if activation == "sigmoid" else nn.ReLU(inplace=True)
 
 
 class PadShortcut(nn.Module):
@@ -56,7 +63,10 @@ def make_shortcut(shortcut: Shortcut, inputs: int, outputs: int, stride: int, *,
 class Block(nn.Module):
     """Two 3x3 convolutions, each followed by batch norm (or nothing) and ReLU; residual where it has a shortcut.
 
-    The plain block is the residual block with only the addition left out.
+    The plain block is the residual block with only the addition left out. Two variants ask which half of the shortcut
+    matters. Where it carries the value alone, the block's output is that of the residual block, and no gradient comes
+    back through the shortcut to the block's input (to the weights of a projection it does). Where it carries the
+    gradient alone, the output is that of the plain block, and the gradient comes back as in the residual block.
 
     Args:
         inputs: Channels that come in.
@@ -64,23 +74,42 @@ class Block(nn.Module):
         stride: Of the first convolution.
         shortcut: "A", "B", or None for the plain block.
         norm: With batch norm.
+        carries: What the shortcut passes on: "both", the "value" or the "gradient" alone.
+        activation: "sigmoid" in place of "relu".
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, shortcut: Shortcut, norm: bool) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        *,
+        shortcut: Shortcut,
+        norm: bool,
+        carries: Carries = "both",
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, stride, norm=norm)
         self.bn1 = norm_layer(outputs, norm)
         self.conv2 = conv3x3(outputs, outputs, 1, norm=norm)
         self.bn2 = norm_layer(outputs, norm)
-        self.relu = nn.ReLU(inplace=True)
+        self.activation = activation_layer(activation)
         self.residual = shortcut is not None
+        self.carries = carries
         self.downsample = make_shortcut(shortcut, inputs, outputs, stride, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, H/stride, W/stride) for (B, inputs, H, W)."""
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.activation(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        activated: Tensor = self.relu(out)
+            out = out + self._through_shortcut(x)
+        activated: Tensor = self.activation(out)
         return activated
+
+    def _through_shortcut(self, x: Tensor) -> Tensor:
+        """Return what the shortcut adds to the branch."""
+        taken = x.detach() if self.carries == "value" else x
+        carried: Tensor = taken if self.downsample is None else self.downsample(taken)
+        return carried - carried.detach() if self.carries == "gradient" else carried

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.config import ModelSpec
-from gradlens.models.blocks import Block, Shortcut
+from gradlens.models.blocks import Activation, Block, Carries, Shortcut, activation_layer
 
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 IMAGENET_CHANNELS = (64, 128, 256, 512)
@@ -33,6 +33,8 @@ class ResidualNet(nn.Module):
         shortcut: "A", "B", or None for the plain net.
         norm: With batch norm.
         num_classes: Outputs.
+        carries: What the shortcuts pass on; see ``Block``.
+        activation: "sigmoid" in place of "relu", everywhere.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class ResidualNet(nn.Module):
         shortcut: Shortcut,
         norm: bool,
         num_classes: int,
+        carries: Carries = "both",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         kernel, stride, padding = (7, 2, 3) if imagenet_stem else (3, 1, 1)
         self.conv1 = nn.Conv2d(3, channels[0], kernel, stride, padding, bias=not norm)
         self.bn1: nn.Module = nn.BatchNorm2d(channels[0]) if norm else nn.Identity()
-        self.relu = nn.ReLU(inplace=True)
+        self.activation = activation_layer(activation)
         self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1) if imagenet_stem else nn.Identity()
         self.n_stages = len(blocks)
         inputs = channels[0]
@@ -57,7 +61,10 @@ class ResidualNet(nn.Module):
             stage = nn.Sequential()
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                stage.append(Block(inputs, outputs, stride, shortcut=shortcut, norm=norm))
+                block = Block(
+                    inputs, outputs, stride, shortcut=shortcut, norm=norm, carries=carries, activation=activation
+                )
+                stage.append(block)
                 inputs = outputs
             self.add_module(f"layer{i + 1}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -65,7 +72,7 @@ class ResidualNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, num_classes) for images (B, 3, H, W)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.activation(self.bn1(self.conv1(x))))
         for i in range(self.n_stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
@@ -77,7 +84,8 @@ def build_net(
 ) -> ResidualNet:
     """Build a plain or residual net with weights that depend on the seed and each weight's name alone.
 
-    So a plain and a residual net of one depth and seed start from equal weights wherever both have them.
+    So a plain net, a residual net and its variants of one depth and seed start from equal weights wherever they have
+    them.
 
     Args:
         spec: A registry name, taken apart.
@@ -99,6 +107,8 @@ def build_net(
             shortcut=shortcut if spec.family == "resnet" else None,
             norm=spec.norm,
             num_classes=num_classes,
+            carries=spec.carries,
+            activation=spec.activation,
         )
     initialise(net, seed, init)
     return net

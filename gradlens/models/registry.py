@@ -24,7 +24,8 @@ def build_model(
     """Build a model by name.
 
     Args:
-        name: ``plain34``, ``resnet56-nobn``, ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
+        name: ``plain34``, ``resnet56-nobn``, ``resnet34-valueonly``, ``torchvision:NAME``, ``path.py:FACTORY``
+            or ``module:FACTORY``.
             A factory is called with ``num_classes`` if it takes that, else with nothing.
         num_classes: Outputs.
         seed: Of the weights.

@@ -324,12 +324,20 @@ def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> 
                 columns["step"][part],
                 columns["epoch_of_step"][part],
                 {name: values[part] for name, values in scalars.items() if values is not None},
-                {name: source.rows(name, part.start, part.stop) for name in target.metrics},
+                {name: _rows_or_gap(source, name, part) for name in target.metrics},
             )
         )
     if epochs:
         gap = np.full(epochs, np.nan)
         target.append_epochs({name: columns.get(f"epoch/{name}", gap)[:epochs] for name in target.epoch_columns})
+
+
+def _rows_or_gap(source: StoredFile, metric: str, part: slice) -> NDArray[np.float32]:
+    """Return rows of a metric; NaN where the run was begun without it."""
+    if metric in source.metrics:
+        return source.rows(metric, part.start, part.stop)
+    shape = (part.stop - part.start, len(source.layers()))
+    return np.full(shape, np.nan, dtype=np.float32)
 
 
 def check_process(process: int | None) -> None:

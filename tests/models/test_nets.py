@@ -14,6 +14,7 @@ from gradlens.config import model_names
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.models.blocks import PadShortcut
+from tests.models.second import SecondNet
 
 
 def parameters(model: nn.Module) -> int:
@@ -24,13 +25,63 @@ def parameters(model: nn.Module) -> int:
 def test_every_registered_net_trains_a_step(name: str) -> None:
     net = build_model(name, num_classes=3)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    assert has_norm != name.endswith("-nobn")
+    assert has_norm != ("-nobn" in name)
     logits = net(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 3)
     logits.square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())
     weighted = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == int("".join(c for c in name.split("-")[0] if c.isdigit()))
+
+
+LARGE = [n for n in model_names() if not n.lstrip("plainrest").startswith("20") and n not in ("plain18", "resnet18")]
+CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("option", ["A", "B"])
+def test_values_and_gradients_are_those_of_a_second_implementation(name: str, option: str) -> None:
+    if option == "B" and name.startswith("plain"):
+        pytest.skip("a plain net has no shortcut")
+    net = build_model(name, num_classes=3, seed=1, shortcut=option).double()
+    torch.manual_seed(0)
+    for module in net.modules():  # batch norms and biases that are not just 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, 0, 0.2)
+    weights = {key: p.detach().clone().requires_grad_() for key, p in net.named_parameters()}
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    factors = torch.randn(3, 3, dtype=torch.float64)
+    ours, theirs = net(images), SecondNet(name, weights)(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    (ours * factors).sum().backward()
+    (theirs * factors).sum().backward()
+    for key, parameter in net.named_parameters():
+        scale = float(weights[key].grad.abs().max())
+        torch.testing.assert_close(parameter.grad, weights[key].grad, rtol=1e-7, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("suffix", ["", "-nobn", "-sigmoid", "-nobn-sigmoid"])
+def test_variants_start_from_equal_weights_and_keep_one_half_of_the_shortcut(suffix: str) -> None:
+    images, nets = torch.randn(2, 3, 32, 32), {}
+    names = {"both": "resnet20", "value": "resnet20-valueonly", "gradient": "resnet20-gradonly", "none": "plain20"}
+    for half, name in names.items():
+        nets[half] = build_model(f"{name}{suffix}", num_classes=5, seed=3)
+    states = [net.state_dict() for net in nets.values()]
+    assert all(state.keys() == states[0].keys() for state in states)
+    assert all(torch.equal(state[key], states[0][key]) for state in states for key in state)
+    with torch.no_grad():
+        out = {half: net(images) for half, net in nets.items()}
+    assert torch.equal(out["both"], out["value"])  # bit for bit
+    assert torch.equal(out["none"], out["gradient"])
+    assert not torch.equal(out["both"], out["none"])
+
+
+def test_a_projection_learns_though_the_gradient_through_it_is_cut() -> None:
+    net = build_model("resnet20-valueonly", num_classes=5, shortcut="B")
+    net(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in net.named_parameters() if "downsample" in n)
 
 
 @pytest.mark.parametrize("depth", [18, 34])
