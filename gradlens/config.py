@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradlens.errors import ConfigError
+from gradlens.metrics import get_metric
 from gradlens.modelspec import ModelSpec as ModelSpec
 from gradlens.modelspec import model_names as model_names
 from gradlens.modelspec import parse_model as parse_model
@@ -201,6 +202,8 @@ class RunConfig:
     skip_broken: bool = False
     every: int | str = 1
     """Record every so many steps; or "auto": as often as recording keeps to its budget."""
+    metrics: tuple[str, ...] = ()
+    """Recorded beside the defaults and, of nets with residual blocks, the metrics of their paths."""
     device: str = "auto"
     amp: bool = False
     """bfloat16 autocast in the forward pass."""
@@ -225,6 +228,8 @@ class RunConfig:
             _one_of(key, getattr(self, key), allowed)
         for name in self.augment:
             _one_of("augment", name, AUGMENTATIONS)
+        for name in self.metrics:
+            get_metric(name)
         for key, low in (("epochs", 1), ("batch_size", 2), ("image_size", 8)):
             _at_least(key, getattr(self, key), low)
         if self.every != "auto" and not (isinstance(self.every, int) and self.every >= 1):
@@ -243,14 +248,15 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types."""
-        return {**asdict(self), "augment": list(self.augment)}
+        return {**asdict(self), "augment": list(self.augment), "metrics": list(self.metrics)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Read what ``to_dict`` wrote; keys that are no field are passed over."""
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
-        kept["augment"] = tuple(kept.get("augment", ()))
+        for key in ("augment", "metrics"):
+            kept[key] = tuple(kept.get(key, ()))
         return cls(**kept)
 
     def differences(self, other: RunConfig) -> list[str]:

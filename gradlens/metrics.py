@@ -106,11 +106,41 @@ METRICS: dict[str, Metric] = {
             "Of linear layers and 2-d convolutions. Near 1 the examples agree, near 0 noise prevails. The halves are "
             "independent only without batch norm, which shares its statistics between them.",
         ),
+        Metric(
+            "shortcut_grad_norm",
+            "L2 norm of what comes back through the block's shortcut",
+            "log",
+            25,
+            "root_sum_square",
+            "The gradient w.r.t. a residual block's input is the sum of what comes back through its shortcut and "
+            "through its branch. It stands at the block's first convolution, and is NaN at layers that begin no "
+            "block. 0 where the shortcut passes no gradient on. Scales as activation_grad_norm does.",
+        ),
+        Metric(
+            "branch_grad_norm",
+            "L2 norm of what comes back through the block's branch",
+            "log",
+            25,
+            "root_sum_square",
+            "Beside shortcut_grad_norm: the other addend of the gradient w.r.t. the block's input.",
+        ),
+        Metric(
+            "path_cosine",
+            "cosine between what comes back through the block's shortcut and through its branch",
+            "linear",
+            25,
+            "of_the_sums",
+            "Over the whole batch. Near 0 the squares of the two norms add up to that of their sum, so that each "
+            "square is a share; below 0 they partly cancel out. NaN where one of the norms is 0.",
+        ),
     )
 }
 
 DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
 """``nonfinite_count`` comes to these where a GradScaler is in use."""
+METRICS_ON_REQUEST: tuple[str, ...] = ("nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence")
+METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
+"""Of residual blocks alone; ``gradlens run`` records them of every net that has any."""
 
 
 def get_metric(name: str) -> Metric:

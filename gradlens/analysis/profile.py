@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradlens.blocks import LEVELS, Blocks
 from gradlens.errors import ConfigError
-from gradlens.metrics import is_linear
+from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
@@ -64,6 +64,8 @@ def _elements(run: Run, metric: str) -> FloatArray:
     """Return the square root of each layer's number of elements, (L,)."""
     if not metric.endswith("_norm"):
         raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
+    if metric in METRICS_OF_PATHS:
+        raise ConfigError(f"{metric} is of a block's input, whose size no layer tells", tip="leave --per-element out")
     key = "out_numel" if metric.startswith("activation") else "param_numel"
     numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
     return np.sqrt(np.maximum(numel, 1))

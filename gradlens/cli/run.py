@@ -25,6 +25,7 @@ from gradlens.config import (
     parse_seeds,
 )
 from gradlens.errors import ConfigError, GradlensError
+from gradlens.metrics import METRICS_ON_REQUEST
 
 
 @click.command()
@@ -65,6 +66,9 @@ from gradlens.errors import ConfigError, GradlensError
 @click.option("--seed", type=int, help="Seeds weights, split, order and augmentation (default 0).")
 @click.option("--seeds", metavar="LIST", help="Train one run after another: 0,1,2 or 0-4.")
 @click.option("--every", metavar="N", help="Record every so many steps (default 1); auto: as often as costs under 1 %.")
+@click.option(
+    "--metrics", metavar="LIST", help=f"Record these too, beside what always is: of {', '.join(METRICS_ON_REQUEST)}."
+)
 @click.option("--device", help="auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="bfloat16 autocast in the forward pass.")
 @click.option("--workers", type=int, help="Processes that prepare batches (default 0).")
@@ -91,6 +95,7 @@ def run(
     seed: int | None,
     seeds: str | None,
     augment: str | None,
+    metrics: str | None,
     every: str | None,
     out: Path,
     resume: bool,
@@ -114,6 +119,8 @@ def run(
     chosen = parse_seeds(seeds) if seeds is not None else (seed or 0,)
     if augment is not None:
         options["augment"] = parse_names(augment)
+    if metrics is not None:
+        options["metrics"] = parse_names(metrics)
     if every is not None:
         options["every"] = parse_every(every)
     given = {key: value for key, value in options.items() if value is not None}

@@ -24,15 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
 from gradlens.recorder.compiled import outside_graphs
 from gradlens.recorder.hooks import OnError, is_made_by
 from gradlens.recorder.layers import NORMS, Learned, output_tensors
 from gradlens.recorder.norms import exact_norm, norm, plain
-from gradlens.recorder.quotients import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, SIGNAL, ZEROS
+from gradlens.recorder.paths import Measured, Paths, Ways
+from gradlens.recorder.quotients import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
 from gradlens.recorder.row import Part
 
-METRICS_OF_CALLS = ("activation_rms", "zero_fraction", "grad_coherence")
+METRICS_OF_LAYERS = ("activation_rms", "zero_fraction", "grad_coherence")
+METRICS_OF_CALLS = (*METRICS_OF_LAYERS, *METRICS_OF_PATHS)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold),
@@ -76,10 +79,11 @@ class Call:
 
 @dataclass
 class TakenPass:
-    """What one backward pass brought: the calls that it went through, and halves of weight gradients."""
+    """What one backward pass brought: the calls that it went through, halves of weight gradients, ways back."""
 
     calls: list[Call]
     halves: PassHalves
+    paths: list[Measured]
 
 
 class CallHook:
@@ -143,6 +147,7 @@ class CallWatch:
         self._leaves: dict[int, Any] = {}
         self._expected = [1.0] * len(modules)
         self._coherence = Coherence()
+        self._paths = Paths(model, modules)
         self.clear()
 
     # --- hooks --------------------------------------------------------------------------------------------
@@ -168,8 +173,11 @@ class CallWatch:
         return bool(self._due)
 
     def _place(self) -> None:
-        for layer, module in enumerate(self._modules.values()):
+        for layer, module in enumerate(self._modules.values() if self._due.intersection(METRICS_OF_LAYERS) else ()):
             self._hook(module, functools.partial(self._see_layer, layer))
+        for layer, block, convolution in self._paths.blocks if self._due.intersection(METRICS_OF_PATHS) else ():
+            self._hook(convolution, functools.partial(self._paths.see_convolution, layer))
+            self._hook(block, functools.partial(self._paths.see_block, layer, self._see_way))
         if "zero_fraction" in self._due:
             for module in self._model.modules():
                 if isinstance(module, NORMS):
@@ -188,6 +196,7 @@ class CallWatch:
         self._counted: dict[Call, None] = {}
         self._aside: list[TakenPass] = []
         self._coherence.clear()
+        self._paths.clear()
         self._forget_tensors()
         for handle in self._leaves.values():
             handle.remove()
@@ -197,16 +206,18 @@ class CallWatch:
         self._tensors: dict[int, tuple[weakref.ref[Tensor], int, list[Call]]] = {}
         self._nodes: dict[Any, list[Call]] = {}
         self._seen_nodes: set[Any] = set()
+        self._paths.forget_tensors()
 
     @property
     def pending(self) -> bool:
         """Whether the backward pass in progress went through calls that are watched."""
-        return bool(self._running or self._coherence.running.halves or self._coherence.running.unknown)
+        halves = self._coherence.running
+        return bool(self._running or halves.halves or halves.unknown or self._paths.running)
 
     def take_pass(self) -> TakenPass:
         """Return what the backward pass in progress brought, and forget it here."""
         calls, self._running = self._running, []
-        return TakenPass(calls, self._coherence.take_pass())
+        return TakenPass(calls, self._coherence.take_pass(), self._paths.take_pass())
 
     def add_pass(self, taken: TakenPass | None = None) -> None:
         """Add what a pass brought to the step.
@@ -219,6 +230,7 @@ class CallWatch:
             self._forget_tensors()
         self._counted.update(dict.fromkeys(taken.calls))
         self._coherence.add_pass(taken.halves)
+        self._paths.add_pass(taken.paths)
 
     def set_aside(self) -> None:
         """Set the pass that has just ended aside: it may be none of the loss."""
@@ -244,11 +256,10 @@ class CallWatch:
             found[OUTPUT_NUMEL] += [(call.layer, call.numel)] if call.norms else []
             found[ZEROS] += [(call.layer, value) for value in call.zeros]
             found[ACTIVATED] += [(call.layer, call.activated)] if call.zeros else []
-        found |= self._coherence.numbers()
+        found |= self._coherence.numbers() | self._paths.numbers()
         square = None if scale is None else scale * scale
-        return {
-            name: _as_parts(numbers, square if name in (SIGNAL, NOISE) else None) for name, numbers in found.items()
-        }
+        scales = {SIGNAL: square, NOISE: square, PATH_PRODUCT: square, **dict.fromkeys(METRICS_OF_PATHS, scale)}
+        return {name: _as_parts(numbers, scales.get(name)) for name, numbers in found.items()}
 
     # --- the forward pass ---------------------------------------------------------------------------------
 
@@ -262,7 +273,7 @@ class CallWatch:
             node = self._coherence.find_node(module, x, output)
             if node is not None:
                 node.register_prehook(functools.partial(self._split, Use(layer, module, x, x._version)))
-        if self._due == {"grad_coherence"}:
+        if not self._due.intersection(("activation_rms", "zero_fraction")):
             return
         call = Call(layer)
         if "activation_rms" in self._due:
@@ -352,6 +363,15 @@ class CallWatch:
         try:
             self._on_pass()
             self._coherence.take(use, grads[0])
+        except Exception as error:
+            self._on_error(error)
+
+    @outside_graphs
+    @torch.no_grad()
+    def _see_way(self, ways: Ways, way: int, i: int, grad_inputs: Any, grad_outputs: Any) -> None:
+        try:
+            self._on_pass()
+            self._paths.take(ways, way, grad_inputs[i])
         except Exception as error:
             self._on_error(error)
 

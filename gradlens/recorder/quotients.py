@@ -18,15 +18,19 @@ ZEROS, ACTIVATED = "zeros", "activated"
 COSINES, PAIRS = "cosines", "pairs"
 SIGNAL, NOISE = "signal", "noise"
 """Estimates of |G|^2 and of trace(S), of one layer on one rank."""
+SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
+PATH_PRODUCT = "path_product"
+"""The inner product of what comes back through a block's shortcut and through its branch."""
 
 ADDENDS: dict[str, tuple[str, ...]] = {
     "update_ratio": (CHANGE, "param_norm"),
     "activation_rms": (OUTPUT_NORM, OUTPUT_NUMEL),
     "zero_fraction": (ZEROS, ACTIVATED),
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
+    "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
 }
-"""Metric to what is measured for it; none of that is stored. A metric that is not here is measured itself."""
-COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE)
+"""Metric to what is measured for it; that alone stores none of it. A metric that is not here is measured itself."""
+COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
 """What is simply added."""
 
 
@@ -60,9 +64,13 @@ def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) ->
     top, bottom = columns[above], columns[below]
     if metric == "activation_rms":
         bottom = np.sqrt(bottom)
+    if metric == "path_cosine":
+        bottom = bottom * columns.get(BRANCH_NORM, unknown)
     missing = np.where(np.isinf(top), np.inf, np.nan)
     usable = (bottom != 0) & ~np.isnan(bottom) & ~np.isinf(top)
     found: HostNorms = np.divide(top, bottom, out=missing, where=usable)
+    if metric == "path_cosine":
+        np.clip(found, -1, 1, out=found, where=np.isfinite(found))  # rounding
     return found
 
 

@@ -13,7 +13,10 @@ from torch import nn
 
 from gradlens.errors import GradlensWarning, RecorderError
 from gradlens.recorder.norms import HostNorms
-from gradlens.recorder.quotients import addends, adds
+from gradlens.recorder.quotients import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
+
+OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
+"""What is measured of gradients of a rank's own loss, and the power of the gradient that it is."""
 
 
 class Ranks:
@@ -64,8 +67,8 @@ class Ranks:
                 continue
             there[:] = ~np.isnan(column)
             values[:] = np.where(np.isnan(column), 0, column)
-            if name == "activation_grad_norm":
-                values /= self.world
+            if name in OF_ACTIVATIONS:
+                values /= self.world ** OF_ACTIVATIONS[name]
             if not adds(name):
                 np.square(values, out=values)
         sums = torch.from_numpy(np.concatenate([packed.ravel(), extra])).to(self._device)

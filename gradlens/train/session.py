@@ -15,12 +15,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
-from gradlens.config import RunConfig, parse_data, parse_schedule
+from gradlens.config import RunConfig, parse_data, parse_model, parse_schedule
 from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
+from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
+from gradlens.recorder.paths import find_blocks
 from gradlens.run import Status
 from gradlens.train.checkpoint import checkpoint_path, restore
 from gradlens.train.distributed import World, has_batch_norm, joined
@@ -84,11 +86,12 @@ def _prepare(
         trainer.model,
         start.sink,
         optimizer=trainer.optimizer,
+        metrics=choose_metrics(config, net),
         every=config.every,
         info={
             "model": config.model,
             "seed": config.seed,
-            "config": {**config.to_dict(), "data_facts": data.facts, **world.describe(net)},
+            "config": {**config.to_dict(), **_bounded(config), "data_facts": data.facts, **world.describe(net)},
         },
         on_error=keeper.meet,
         first_step=int(start.state["steps"]) if start.state else 0,
@@ -103,6 +106,18 @@ def _prepare(
     if world.shared:
         listener(Note(_say_processes(net, world)))
     return trainer, recorder, keeper
+
+
+def choose_metrics(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
+    """Return what is recorded: the defaults, the paths of residual blocks where there are any, and what was asked for."""
+    of_paths = METRICS_OF_PATHS if find_blocks(model) else ()
+    return tuple(dict.fromkeys((*DEFAULT_METRICS, *of_paths, *config.metrics)))
+
+
+def _bounded(config: RunConfig) -> dict[str, str]:
+    """Say for a diagnosis that sigmoids stand directly behind the layers, where they do."""
+    spec = parse_model(config.model)
+    return {"activation": "sigmoid"} if spec.activation == "sigmoid" and not spec.norm else {}
 
 
 def _load(config: RunConfig, listener: Listener, world: World) -> Splits:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from gradlens.config import model_names
+from gradlens.config import model_names, parse_model
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.models.blocks import PadShortcut
@@ -54,12 +54,14 @@ def test_values_and_gradients_are_those_of_a_second_implementation(name: str, op
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     factors = torch.randn(3, 3, dtype=torch.float64)
     ours, theirs = net(images), SecondNet(name, weights)(images)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    # batch norm without shortcuts makes differences grow by up to 1.21 a layer (Yang et al. 2019), rounding too
+    close = max(1e-9, 1e-15 * 1.25 ** parse_model(name).depth)
+    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
     (ours * factors).sum().backward()
     (theirs * factors).sum().backward()
     for key, parameter in net.named_parameters():
         scale = float(weights[key].grad.abs().max())
-        torch.testing.assert_close(parameter.grad, weights[key].grad, rtol=1e-7, atol=1e-9 * scale)
+        torch.testing.assert_close(parameter.grad, weights[key].grad, rtol=100 * close, atol=close * scale)
 
 
 @pytest.mark.parametrize("suffix", ["", "-nobn", "-sigmoid", "-nobn-sigmoid"])

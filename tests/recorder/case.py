@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.metrics import METRICS
+from gradlens.metrics import METRICS, METRICS_OF_PATHS
 
-KNOWN_METRICS = tuple(name for name in METRICS if name not in ("zero_fraction", "grad_coherence"))
+OTHERS = ("zero_fraction", "grad_coherence", *METRICS_OF_PATHS)
+KNOWN_METRICS = tuple(name for name in METRICS if name not in OTHERS)
 """Metrics of which ``truth`` knows what they should be in any model."""
 GRADIENTS_AND_WEIGHTS = tuple(name for name in KNOWN_METRICS if name != "activation_rms")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
