@@ -109,7 +109,7 @@ def _prepare(
 
 
 def choose_metrics(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
-    """Return what is recorded: the defaults, the paths of residual blocks where there are any, and what was asked for."""
+    """Return what is recorded: the defaults, the paths of residual blocks where there are any, what was asked for."""
     of_paths = METRICS_OF_PATHS if find_blocks(model) else ()
     return tuple(dict.fromkeys((*DEFAULT_METRICS, *of_paths, *config.metrics)))
 
