@@ -231,7 +231,15 @@ def test_the_sample_is_a_few_spreads_from_theory_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "plain20"}, {"model": "mine"}, {"config": {}}, {"config": {"image_size": 224}}]
+    "change",
+    [
+        {"model": "plain20"},
+        {"model": "mine"},
+        {"model": "plain34-sigmoid"},
+        {"model": "resnet34-gradonly"},
+        {"config": {}},
+        {"config": {"image_size": 224}},
+    ],
 )
 def test_a_net_that_does_not_fit_its_name_gets_no_line(change: dict) -> None:
     run = read_run(SAMPLE)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from gradlens import read_run
 from gradlens.errors import ConfigError
 from gradlens.metrics import DEFAULT_METRICS, METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
@@ -23,9 +27,11 @@ from gradlens.models.blocks import Block
 from gradlens.recorder import Recorder
 from gradlens.recorder.paths import find_blocks
 from gradlens.run import ListSink
+from tests.recorder import paths_ranks
 from tests.recorder.case import rand
 
 ALL = (*DEFAULT_METRICS, *METRICS_OF_PATHS)
+ROOT = Path(__file__).parents[2]
 Step = Callable[[nn.Module, int], None]
 
 
@@ -129,7 +135,10 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("kind", NETS)
+LARGE = ("ImageNet stem", "torchvision's Bottleneck", "sigmoid", "gradient only, B")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LARGE)) for kind in NETS])
 def test_both_addends_in_float64(kind: str) -> None:
     torch.manual_seed(0)
     sink, copies = record(NETS[kind]().double(), train)
@@ -281,8 +290,15 @@ def test_two_passes_through_one_graph_add_up() -> None:
         np.testing.assert_allclose(sink.metric(metric), factor * once.metric(metric), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["identity and A", "B", "torchvision's BasicBlock"])
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("identity and A", None),
+        pytest.param("identity and A", torch.bfloat16, marks=pytest.mark.slow),
+        ("B", None),
+        pytest.param("torchvision's BasicBlock", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_training_is_bit_for_bit_what_it_is_without(kind: str, precision: torch.dtype | None) -> None:
     def step(model: nn.Module, i: int) -> None:
         with torch.autocast("cpu", precision, enabled=precision is not None):
@@ -369,6 +385,21 @@ def test_the_cosine_alone_brings_no_other_metric() -> None:
     sink, _ = record(build_model("resnet8", num_classes=3), train, metrics=["path_cosine"])
     np.testing.assert_array_equal(sink.metric("path_cosine"), both.metric("path_cosine"))
     assert set(sink.rows[0].metrics) == {"path_cosine"}
+
+
+@pytest.mark.slow
+def test_two_ranks_record_what_one_process_records_of_the_whole_batch(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.recorder.paths_ranks", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in paths_ranks.NETS:
+        paths_ranks.train(build_model(name, num_classes=3), tmp_path / f"{name}-alone.h5")
+        whole, got = (read_run(tmp_path / f"{name}{end}.h5") for end in ("-alone", ""))
+        for metric in METRICS_OF_PATHS:
+            np.testing.assert_allclose(got.metric(metric), whole.metric(metric), rtol=1e-5, atol=1e-6)
+        blocks = 3 * paths_ranks.STEPS
+        assert np.isfinite(got.metric("path_cosine")).sum() == (0 if "valueonly" in name else blocks)
+        assert (got.metric("shortcut_grad_norm") == 0).sum() == (blocks if "valueonly" in name else 0)
 
 
 def test_there_is_no_root_mean_square_of_them() -> None:

@@ -16,6 +16,8 @@ from gradlens import read_run
 from gradlens.config import OPTIMIZERS, make_config
 from gradlens.errors import ConfigError, ModelError, RunExistsError, RunFileError
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
+from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
+from gradlens.recorder.paths import find_blocks
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path
@@ -74,6 +76,32 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: str, tmp_
     a, b, c = (read_run(tmp_path / f"{name}.h5") for name in "abc")
     assert_equal_runs(a, b)
     assert not np.array_equal(a.scalars["loss"], c.scalars["loss"])
+
+
+def test_residual_nets_are_recorded_with_their_paths_and_what_was_asked_for(tmp_path: Path) -> None:
+    train_run(config("resnet8", epochs=1, metrics=("grad_coherence",)), tmp_path / "a.h5")
+    train_run(config("plain8-nobn-sigmoid", epochs=1), tmp_path / "b.h5")
+    residual, plain = read_run(tmp_path / "a.h5"), read_run(tmp_path / "b.h5")
+    assert set(residual.metrics) == {*DEFAULT_METRICS, *METRICS_OF_PATHS, "grad_coherence"}
+    assert set(plain.metrics) == set(DEFAULT_METRICS)
+    blocks = [layer.name for layer in residual.layers if layer.name.endswith("0.conv1")]
+    found = residual.metric("path_cosine")
+    assert [residual.layers[i].name for i in np.flatnonzero(np.isfinite(found[0]))] == blocks
+    assert np.isnan(found[1:]).all()  # every 25th row
+    assert plain.config["activation"] == "sigmoid"
+    assert "activation" not in residual.config
+
+
+def test_a_run_begun_without_a_metric_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.h5"
+    monkeypatch.setattr("gradlens.train.session.find_blocks", lambda model: [])
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config("resnet8", epochs=8), path, listener=Stop(6))
+    monkeypatch.setattr("gradlens.train.session.find_blocks", find_blocks)
+    assert set(read_run(path).metrics) == set(DEFAULT_METRICS)
+    assert train_run(config("resnet8", epochs=8), path, resume=True) == "complete"
+    found = read_run(path).metric("branch_grad_norm")
+    assert np.flatnonzero(np.isfinite(found).any(axis=1)).tolist() == [25]
 
 
 class Stop:
