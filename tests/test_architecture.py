@@ -25,7 +25,9 @@ FLOORS = {
     "provenance": 1,
     "probing": 2,  # speaks of runs and names
     "events": 2,  # speaks of configurations and runs
+    "experiment": 2,
     "storage": 3.5,
+    "jobs": 3.8,
     "analysis": 3.5,
     "recorder": 4,
     "models": 4,

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gradlens.cli.experiment import run_experiment
 from gradlens.config import (
     AUGMENTATIONS,
     INITS,
@@ -87,6 +88,7 @@ from gradlens.metrics import METRICS_ON_REQUEST
     show_default=True,
     help="Folder for run files.",
 )
+@click.option("--jobs", type=click.IntRange(min=1), help="Of an experiment: processes at a time (default: the cores).")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of a run that was stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace runs that are there.")
 def run(
@@ -98,25 +100,26 @@ def run(
     metrics: str | None,
     every: str | None,
     out: Path,
+    jobs: int | None,
     resume: bool,
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL with the recorder on.
+    """Train MODEL with the recorder on, or what is missing of an experiment (MODEL is a .toml file).
 
     MODEL is plain18, plain34, resnet18, resnet34 (ImageNet stem), plain20 ... plain110, resnet20 ... resnet110
     (CIFAR family), each also with -nobn (no batch norm) and -sigmoid, residual ones with -valueonly or -gradonly (what
     the shortcut passes on), in the order resnet34-gradonly-nobn-sigmoid; torchvision:NAME; path.py:FACTORY; or
     module:FACTORY.
-    Writes OUT/MODEL-sSEED.h5. Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share
-    each batch.
+    Writes OUT/MODEL-sSEED.h5. An experiment (experiments/report.toml) writes OUT/report/GROUP/MODEL-sSEED.h5, goes on
+    with runs that are unfinished and keeps those that are complete; options go before what its file says.
+    Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
     """
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given: choose one of them")
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run, --overwrite replaces it: choose one of them")
-    parse_model(model)
-    chosen = parse_seeds(seeds) if seeds is not None else (seed or 0,)
+    chosen = parse_seeds(seeds) if seeds is not None else None if seed is None else (seed,)
     if augment is not None:
         options["augment"] = parse_names(augment)
     if metrics is not None:
@@ -124,7 +127,14 @@ def run(
     if every is not None:
         options["every"] = parse_every(every)
     given = {key: value for key, value in options.items() if value is not None}
-    plans = [_plan(model, recipe, number, given, out, resume) for number in chosen]
+    if model.endswith(".toml"):
+        given |= {} if recipe is None else {"recipe": recipe}
+        run_experiment(Path(model), given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
+        return
+    if jobs is not None:
+        raise ConfigError("--jobs is of experiments (gradlens run experiments/report.toml); --seeds trains in turn")
+    parse_model(model)
+    plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing([path for _, path in plans])
     _train_all(plans, overwrite=overwrite, resume=resume)

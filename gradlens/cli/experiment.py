@@ -1,0 +1,74 @@
+"""``gradlens run FILE.toml``: all runs of an experiment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gradlens.config import LAUNCH_VARIABLES
+from gradlens.errors import ConfigError, GradlensError
+
+
+def run_experiment(
+    file: Path,
+    overrides: dict[str, Any],
+    *,
+    seeds: tuple[int, ...] | None,
+    out: Path,
+    jobs: int | None,
+    overwrite: bool,
+) -> None:
+    """Train what is missing of an experiment.
+
+    Args:
+        file: The experiment.
+        overrides: Settings that go before those of the file.
+        seeds: In place of those of the file.
+        out: Folder of all experiments' runs.
+        jobs: Processes at a time; None: as many as there are cores, or runs.
+        overwrite: Train all anew.
+
+    Raises:
+        ConfigError: The file or an option is wrong.
+        GradlensError: Some runs failed; names them.
+    """
+    from gradlens.experiment import read_experiment
+    from gradlens.jobs import count_cores, make_jobs, run_jobs
+    from gradlens.terminal.console import talk
+    from gradlens.terminal.experiment import ExperimentView
+
+    if os.environ.keys() >= set(LAUNCH_VARIABLES):
+        raise ConfigError(f"{file}: an experiment starts its own processes; run it without torchrun")
+    experiment = read_experiment(file)
+    all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=overwrite)
+    todo = sum(job.state == "waiting" for job in all_jobs)
+    cores = count_cores()
+    at_once = min(jobs or cores, max(todo, 1))
+    console = talk()
+    console.print(f"{experiment.name}: {experiment.question}", style="bold", markup=False)
+    console.print(
+        f"{len(all_jobs)} runs, {todo} to train, {at_once} at a time, in {experiment.folder(out)}", markup=False
+    )
+    with ExperimentView(console, all_jobs) as view:
+        run_jobs(all_jobs, at_once, cores, view)
+    failed = [job for job in all_jobs if job.state == "failed"]
+    if not failed:
+        _show([job.path for job in all_jobs], experiment.commands(out))
+        return
+    reasons = "; ".join(f"{job.label}: {job.error}" for job in failed)
+    raise GradlensError(
+        f"{len(failed)} of {len(all_jobs)} runs failed: {reasons}",
+        tip="the same command goes on with what is missing",
+    )
+
+
+def _show(paths: list[Path], figures: list[str]) -> None:
+    """Show what came out, a table for each group."""
+    from gradlens.terminal.console import results, talk
+    from gradlens.terminal.listing import print_listing, run_rows
+
+    for folder in dict.fromkeys(path.parent for path in paths):
+        print_listing(results(), folder, run_rows([path for path in paths if path.parent == folder]))
+    for command in figures:
+        talk().print(f"figure: {command}", markup=False, soft_wrap=True)

@@ -1,0 +1,245 @@
+"""An experiment: a question, the runs that answer it, and the figures that come of them; read from a TOML file.
+
+::
+
+    question = "Does the plain net's gradient vanish?"
+    measured = "The profile of activation_grad_norm over depth, in the first and the last epoch."
+    seeds = [0, 1, 2]
+    figures = ["gradlens compare {runs}/grouped -o figures/compare.png"]
+
+    [run]                       # for all groups: the fields of gradlens.config.RunConfig but model and seed
+    recipe = "report"
+    image_size = 64
+
+    [group.grouped]             # its runs lie in OUT/NAME/grouped
+    models = ["plain34", "resnet34"]
+    split = "group"             # and what is special to it; seeds too
+
+What the command line says goes before what the group says, and that before ``[run]``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gradlens.config import RunConfig, make_config
+from gradlens.errors import ConfigError
+
+SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("model", "seed"))
+DEFAULTS = RunConfig("plain34")
+TOP = ("question", "measured", "seeds", "figures", "run", "group")
+FLAGS = ("skip_broken", "amp")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an experiment.
+
+    Args:
+        label: Group and run, as in ``grouped/plain34-s0``.
+        config: What to train and how.
+        path: The run file.
+        options: What the command line must be told beside model, seed and folder.
+    """
+
+    label: str
+    config: RunConfig
+    path: Path
+    options: Mapping[str, Any]
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of ``gradlens`` that train it."""
+        found = ["run", self.config.model, "--seed", str(self.config.seed), "--out", str(self.path.parent)]
+        for key, value in self.options.items():
+            option = f"--{key.replace('_', '-')}"
+            if key in FLAGS:
+                found += [option] if value else []
+            elif isinstance(value, tuple):
+                found += [option, ",".join(value) or "none"]
+            else:
+                found += [option, str(value)]
+        return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in model and seed alone.
+
+    Args:
+        name: Of its folder.
+        models: Names of models.
+        seeds: One run each.
+        settings: Fields of ``RunConfig``.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and what answers it.
+
+    Args:
+        path: The file.
+        question: In a sentence.
+        measured: What of the runs answers it.
+        figures: Commands that draw; ``{runs}`` stands for the folder of the experiment.
+        groups: The runs.
+    """
+
+    path: Path
+    question: str
+    measured: str
+    figures: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the file, and of the folder of its runs."""
+        return self.path.stem
+
+    def folder(self, out: Path) -> Path:
+        """Return the folder of its runs."""
+        return out / self.name
+
+    def commands(self, out: Path) -> list[str]:
+        """Return the commands that draw its figures."""
+        return [figure.replace("{runs}", str(self.folder(out))) for figure in self.figures]
+
+    def plan(self, out: Path, overrides: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> list[Planned]:
+        """List its runs, those of one seed together, so that early results compare.
+
+        Args:
+            out: Folder of all experiments' runs.
+            overrides: Settings that go before those of the file.
+            seeds: In place of those of the file.
+
+        Raises:
+            ConfigError: A value is not allowed; names file and group.
+        """
+        found = []
+        for group in self.groups:
+            settings = {**group.settings, **overrides}
+            for seed in seeds if seeds is not None else group.seeds:
+                for model in group.models:
+                    config = self._configure(group, model, seed, settings)
+                    path = self.folder(out) / group.name / f"{config.run_name}.h5"
+                    found.append(Planned(f"{group.name}/{config.run_name}", config, path, settings))
+        paths = [planned.path for planned in found]
+        for planned in found:
+            if paths.count(planned.path) > 1:
+                raise ConfigError(f"{self.path}: two runs are to be written to {planned.path}")
+        return found
+
+    def _configure(self, group: Group, model: str, seed: int, settings: Mapping[str, Any]) -> RunConfig:
+        given = {key: value for key, value in settings.items() if key != "recipe"}
+        try:
+            return make_config(model, settings.get("recipe", DEFAULTS.recipe), seed=seed, **given)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: group.{group.name}: {error.message}", tip=error.tip) from None
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment's file.
+
+    Raises:
+        ConfigError: It is not there, no TOML, or a key in it is unknown, missing or of the wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise ConfigError(f"{path} cannot be read: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    reader = _Reader(path)
+    reader.check_keys("", table, TOP)
+    seeds = reader.seeds("seeds", table["seeds"]) if "seeds" in table else (DEFAULTS.seed,)
+    common = reader.settings("run", reader.table("run", table.get("run", {})), SETTINGS)
+    groups = reader.table("group", table.get("group", {}))
+    if not groups:
+        raise ConfigError(f"{path}: group is missing: [group.NAME] with models = [...] names the runs")
+    return Experiment(
+        path,
+        reader.text("question", table.get("question")),
+        reader.text("measured", table.get("measured", "")),
+        reader.texts("figures", table.get("figures", [])),
+        tuple(reader.group(name, value, common, seeds) for name, value in groups.items()),
+    )
+
+
+class _Reader:
+    """Checks values of a file, and names file and key where one is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def refuse(self, key: str, expected: str, value: object) -> ConfigError:
+        if value is None:
+            return ConfigError(f"{self.path}: {key} is missing: expected {expected}")
+        return ConfigError(f"{self.path}: {key} must be {expected}, got {value!r}")
+
+    def check_keys(self, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for key in table:
+            if key not in known:
+                raise ConfigError(f"{self.path}: {prefix}{key} is not known; expected one of {', '.join(known)}")
+
+    def table(self, key: str, value: object) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            raise self.refuse(key, f"a table [{key}]", value)
+        return value
+
+    def text(self, key: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise self.refuse(key, "a text", value)
+        return value.strip()
+
+    def texts(self, key: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self.refuse(key, 'a list of texts such as ["a", "b"]', value)
+        return tuple(value)
+
+    def seeds(self, key: str, value: object) -> tuple[int, ...]:
+        right = isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value)
+        if not right or len(set(value)) != len(value):  # type: ignore[call-overload, arg-type]
+            raise self.refuse(key, "a list of whole numbers such as [0, 1, 2], each once", value)
+        return tuple(value)  # type: ignore[arg-type]
+
+    def settings(self, prefix: str, table: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+        self.check_keys(f"{prefix}.", table, known)
+        return {key: self.setting(f"{prefix}.{key}", key, value) for key, value in table.items() if key in SETTINGS}
+
+    def setting(self, where: str, key: str, value: Any) -> Any:
+        usual = getattr(DEFAULTS, key)
+        if isinstance(usual, tuple):
+            return self.texts(where, value)
+        kinds: dict[type, tuple[tuple[type, ...], str]] = {
+            bool: ((bool,), "true or false"),
+            int: ((int,), "a whole number"),
+            float: ((int, float), "a number"),
+            str: ((str,), "a text"),
+        }
+        allowed, expected = ((int, str), "a whole number or a text") if key == "every" else kinds[type(usual)]
+        if type(value) not in allowed:
+            raise self.refuse(where, expected, value)
+        return float(value) if type(usual) is float else value
+
+    def group(self, name: str, value: object, common: Mapping[str, Any], seeds: tuple[int, ...]) -> Group:
+        key = f"group.{name}"
+        if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+            raise ConfigError(f"{self.path}: {key}: a group's name is a folder's; letters, digits and ._+- only")
+        table = self.table(key, value)
+        own = self.settings(key, table, ("models", "seeds", *SETTINGS))
+        models = self.texts(f"{key}.models", table.get("models"))
+        if not models:
+            raise self.refuse(f"{key}.models", "at least one model", [])
+        mine = self.seeds(f"{key}.seeds", table["seeds"]) if "seeds" in table else seeds
+        return Group(name, models, mine, {**common, **own})

@@ -1,0 +1,98 @@
+"""All runs of an experiment as they go: in a terminal a line for each that runs, elsewhere a line for each epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gradlens.jobs import Job
+from gradlens.terminal.summary import say_seconds
+
+STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+class ExperimentView:
+    """Shows jobs on a console; a context manager, and the ``view`` of ``run_jobs``.
+
+    Args:
+        console: Where to.
+        jobs: All of them.
+    """
+
+    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+        self.console, self.jobs = console, jobs
+        self._live: Live | None = None
+        self._said: dict[str, int] = {}
+
+    def __enter__(self) -> ExperimentView:
+        kept = [job for job in self.jobs if job.state == "kept"]
+        for job in kept:
+            self.console.print(Text(f"{job.label}: kept, it is complete", style="dim"))
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        for job in self.jobs:
+            if job.state == "interrupted":
+                self._end(job)
+
+    def __call__(self, job: Job | None) -> None:
+        """Show that a job began or ended; None: that some went on."""
+        if job is None:
+            if self._live is None:
+                self._say_epochs()
+        elif job.state == "running":
+            if self._live is None:
+                self.console.print(Text(f"{job.label}: begins"))
+        elif job.state != "interrupted":
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        said = f"{job.label}: {job.state}"
+        if job.progress is not None:
+            said += f" after epoch {job.progress.epoch} of {job.progress.epochs}, {_loss(job)}"
+        said += f": {job.error}" if job.error else ""
+        self.console.print(Text(said, style=STYLES[job.state]))
+
+    def _say_epochs(self) -> None:
+        for job in self.jobs:
+            progress = job.progress
+            if job.state == "running" and progress is not None and progress.epoch > self._said.get(job.label, 0):
+                self._said[job.label] = progress.epoch
+                told = f"epoch {progress.epoch} of {progress.epochs}, {_loss(job)}{_left(job)}"
+                self.console.print(Text(f"{job.label}: {told}"))
+
+    def _render(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        for job in self.jobs:
+            if job.state == "running":
+                progress = job.progress
+                epoch = f"epoch {progress.epoch if progress else 0}/{job.epochs}"
+                table.add_row(Text(job.label, style="cyan"), epoch, _loss(job), _left(job).removeprefix(", "))
+        states = [job.state for job in self.jobs]
+        done = states.count("complete") + states.count("kept")
+        counts = f"{done} of {len(states)} done, {states.count('running')} running, {states.count('waiting')} waiting"
+        failed = f", {states.count('failed')} failed" if "failed" in states else ""
+        return Group(table, Text(counts + failed, style="bold"))
+
+
+def _loss(job: Job) -> str:
+    known = job.progress is not None and not math.isnan(job.progress.loss)
+    return f"loss {job.progress.loss:.3f}" if known and job.progress is not None else "loss -"
+
+
+def _left(job: Job) -> str:
+    left = math.nan if job.progress is None else job.progress.seconds_left
+    return "" if math.isnan(left) else f", {say_seconds(left)} left"
