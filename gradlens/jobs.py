@@ -96,6 +96,8 @@ class Job:
         self.state = "complete" if code == 0 else "interrupted" if code in (130, -signal.SIGINT) else "failed"
         if self.state == "failed":
             self.error = self._last_words(code)
+        if self._said is not None:
+            self._said.close()
         self.read_progress()
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shlex
@@ -175,7 +176,7 @@ def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path) -> No
     ]
     jobs[3].state = "kept"
     seen = []
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     with ExperimentView(console, jobs) as view:
         run_jobs(jobs, 2, 8, lambda one: (view(one), seen.append(one and (one.label, one.state)))[0])
     assert [one.state for one in jobs] == ["failed", "failed", "complete", "kept"]
@@ -216,7 +217,7 @@ def test_all_are_stopped_where_this_one_is(number: int, tmp_path: Path) -> None:
 
 def test_the_view_tells_epochs_loss_and_time(tmp_path: Path) -> None:
     jobs = [job("a", "", tmp_path), job("b", "", tmp_path)]
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     jobs[0].state = "running"
     with ExperimentView(console, jobs) as view:
         jobs[0].progress = Progress(1, 2, 1.25, 90.0)
@@ -250,53 +251,53 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]'))
     small = tmp_path / "runs" / "tiny" / "small"
     child = start("tiny.toml", "--seeds", "0", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=300)
+    said, told = child.communicate(timeout=600)
     assert child.returncode == 0, told
-    assert "3 runs, 3 to train, 2 at a time, in runs/tiny" in told
+    assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
     assert "small/plain8-s0: complete after epoch 2 of 2" in told
     assert "figure: gradlens compare runs/tiny/small" in told
     assert "1 run(s) in runs/tiny/small" in said
     before = (small / "plain8-s0.h5").read_bytes()
 
     child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=300)
+    said, told = child.communicate(timeout=600)
     assert child.returncode == 0, told
-    assert "6 runs, 3 to train" in told
-    assert told.count("kept, it is complete") == 3
+    assert "4 runs, 2 to train" in told
+    assert told.count("kept, it is complete") == 2
     assert (small / "plain8-s0.h5").read_bytes() == before
 
     child = start("tiny.toml", "--seeds", "0", "--epochs", "3", cwd=tmp_path)  # others are there already
-    assert child.communicate(timeout=300)[1].count("was made with other settings: epochs: 2 there, 3 here") == 1
+    assert child.communicate(timeout=600)[1].count("was made with other settings: epochs: 2 there, 3 here") == 1
     assert child.returncode == 2
 
-    long = ("tiny.toml", "--seeds", "3", "--jobs", "2", "--epochs", "40", "--out", "long")
+    long = ("tiny.toml", "--seeds", "3", "--jobs", "2", "--epochs", "8", "--out", "long")
     child = start(*long, cwd=tmp_path)
     paths = [tmp_path / "long" / "tiny" / group / "plain8-s3.h5" for group in ("small", "other")]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not all(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
         assert time.monotonic() < end
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    assert "interrupted" in child.communicate(timeout=60)[1]
+    assert "interrupted" in child.communicate(timeout=120)[1]
     assert child.returncode == 130
     assert [read_run(path).status for path in paths] == ["interrupted", "interrupted"]
     done = [len(read_run(path).epochs["epoch"]) for path in paths]
     child = start(*long, cwd=tmp_path)
-    told = child.communicate(timeout=300)[1]
+    told = child.communicate(timeout=600)[1]
     assert child.returncode == 0, told
     assert [read_run(path).status for path in paths] == ["complete", "complete"]
-    assert all(len(read_run(path).epochs["epoch"]) == 40 > epochs for path, epochs in zip(paths, done, strict=True))
+    assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
 
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_trained_is_named_at_the_end(tmp_path: Path) -> None:
     write(tmp_path, TINY.replace('["plain8"]', '["plain8", "torchvision:nothing"]', 1))
     child = start("tiny.toml", "--seeds", "0", "--epochs", "1", cwd=tmp_path)
-    _, told = child.communicate(timeout=300)
+    _, told = child.communicate(timeout=600)
     assert child.returncode == 1
     assert "1 of 4 runs failed: small/torchvision-nothing-s0: torchvision has no model 'nothing'" in told
     assert (tmp_path / "runs" / "tiny" / "other" / "resnet8-s0.h5").exists()
