@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.broken import first_broken_row, nonfinite
 from gradlens.analysis.findings import Diagnosis, Finding, make_diagnosis, quoted
+from gradlens.analysis.pace import accumulated, slow
 from gradlens.analysis.profile import say_power
-from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, Recording, run_of_arrays
+from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
 from gradlens.analysis.still import frozen, unused
 from gradlens.analysis.units import dead, incoherent, saturated
 from gradlens.analysis.wayback import exploding, vanishing, way_back
@@ -35,13 +36,16 @@ def diagnose(run: Run) -> Diagnosis:
     """
     rec, notes = Recording(run), list[str]()
     row = first_broken_row(rec)
-    broken, exploded = nonfinite(rec, row), exploding(rec, row)
+    broken, exploded = nonfinite(rec, row), [*accumulated(rec), *exploding(rec, row)]
     units = [*dead(rec), *saturated(rec)]
     still = [*frozen(rec), *unused(rec)]
     way = vanishing(rec, notes)
-    if way and _explained(rec, way[0], units):
-        notes.append(f"what follows from it: {way[0]}")
-        way = []
+    if way:
+        late = [finding for finding in units if _came_later(rec, finding, way[0])]
+        units = [finding for finding in units if finding not in late]
+        if _explained(rec, way[0], units):
+            late, way = way, []
+        notes += [f"what follows from it: {finding}" for finding in late]
     findings = [*broken, *exploded, *units, *way]
     for finding in still:
         if finding.kind == "frozen" and _follows(finding, findings):
@@ -50,6 +54,8 @@ def diagnose(run: Run) -> Diagnosis:
             findings.append(finding)
     if not broken and not exploded and not way and not units:
         findings += incoherent(rec)
+        if not still:
+            findings += slow(rec)
     if run.status == "running":
         notes.append("the run is still being written, or its writer was killed")
     if rec.skipped.any():
@@ -83,6 +89,13 @@ def _explained(rec: Recording, way: Finding, units: Sequence[Finding]) -> bool:
     depth = {layer.name: layer.depth for layer in rec.run.layers}
     ends = [depth[name] for finding in units for name in finding.layers]
     return bool(ends) and max(ends) >= depth[way.layers[0]]
+
+
+def _came_later(rec: Recording, units: Finding, way: Finding) -> bool:
+    """Say whether units were still on when the gradient had vanished already: they are no cause of it then."""
+    steps = rec.series(ZEROS if units.kind == "dead" else RMS).steps
+    before = steps[steps < units.steps[0]]
+    return bool(len(before) and before[-1] >= way.steps[0])
 
 
 def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:

@@ -37,6 +37,10 @@ SHRINKS_DECADES = -1.0
 COHERENT = 0.005
 """Measured at initialisation, mean cosine of two disjoint batches of 32 over layers: plain34 with batch norm 0.001,
 where gradients are shattered, resnet34 0.028; this is their geometric mean."""
+SHATTERED_LAYERS = 8
+"""Balduzzi et al. 2017: without shortcuts the correlation falls like (1/2)^L, so that fewer layers than 8 cannot bring
+it below 0.005 = (1/2)^7.6. What is lower in a shallow net is noise: a regression that begins at its noise floor
+(experiments/scorecard, noise-floor) was called incoherent by four layers."""
 
 
 def dead(rec: Recording) -> list[Finding]:
@@ -129,12 +133,15 @@ def incoherent(rec: Recording) -> list[Finding]:
     """The norms are healthy, but gradients of parts of the batch have no common direction, from the beginning on.
 
     Near convergence noise outweighs the signal in any net: so it counts only where the first fifth of the rows shows
-    it, too, and the loss does not fall. Confidence: the share of resampled medians below the threshold.
+    it, too, the loss does not fall, and the net is deep enough to be shattered. Confidence: the share of resampled
+    medians below the threshold.
     """
     if not rec.has(COHERENCE) or len(rec.series(COHERENCE)) < LEAST_ROWS // 2:
         return []
     series = rec.series(COHERENCE)
     main = rec.run.main_layers()
+    if (~np.isnan(series.values[:, main])).any(axis=0).sum() < SHATTERED_LAYERS:
+        return []
     middle = _row_medians(series.values[:, main])
     early = middle[: max(len(middle) // 5, 3)]
     fell = loss_fell(rec)
