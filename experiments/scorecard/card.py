@@ -30,7 +30,7 @@ import tables  # noqa: E402
 import torch  # noqa: E402
 from healthy import BOOK  # noqa: E402
 from judge import from_plain, judge, plain  # noqa: E402
-from score import score  # noqa: E402
+from score import Answer, score  # noqa: E402
 from training import STEPS, train  # noqa: E402
 
 import gradlens  # noqa: E402
@@ -109,8 +109,15 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
+def brief_answer(answer: Answer) -> dict[str, Any]:
+    """Return an answer in one short row: steps to a right alarm in place of what was said at each length."""
+    row = plain(answer)
+    del row["early"], row["truth"], row["first"]
+    return row | {"right": answer.right, "steps": answer.steps, "alarmed_early": answer.alarmed_early}
+
+
 def write(
-    out: Path, text: str, answers: list[Any], losses: dict[str, dict[str, Any]], given: Sequence[str] | None
+    out: Path, text: str, answers: list[Answer], losses: dict[str, dict[str, Any]], given: Sequence[str] | None
 ) -> None:
     """Write the tables, and every answer with what is needed to make it again."""
     out.mkdir(parents=True, exist_ok=True)
@@ -127,9 +134,10 @@ def write(
         "commit": commit(),
         "scores": scores,
         "runs": brief,
-        "answers": [plain(answer) for answer in answers],
+        "answers": [brief_answer(answer) for answer in answers],
     }
-    (out / "scorecard.json").write_text(json.dumps(whole, indent=None) + "\n", encoding="utf-8")
+    text = json.dumps(whole, separators=(",", ":")).replace('{"subject"', '\n{"subject"')
+    (out / "scorecard.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from judge import TOOLS
@@ -46,17 +47,38 @@ def groups(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 def score_table(answers: Sequence[Answer]) -> str:
     """Return the scores: a row per measure, a column per tool."""
-    scores = {tool: score([answer for answer in answers if answer.tool == tool]) for tool in TOOLS}
+    tools = [tool for tool in TOOLS if any(answer.tool == tool for answer in answers)]
+    scores = {tool: score([answer for answer in answers if answer.tool == tool]) for tool in tools}
     rows = []
     for key, said in ROWS.items():
-        cells = [getattr(scores[tool], key) for tool in TOOLS]
+        cells = [getattr(scores[tool], key) for tool in tools]
         rows.append([said, *(f"{cell:.0f}" if isinstance(cell, float) else str(cell) for cell in cells)])
-    return markdown(["", *TOOLS], rows)
+    return markdown(["", *tools], rows)
+
+
+def without_dead(answers: Sequence[Answer]) -> list[Answer]:
+    """Take findings of dead units out of the packs' answers: zero_fraction is a rough stand-in for what they count."""
+    return [
+        replace(
+            answer,
+            findings=tuple(finding for finding in answer.findings if finding[0] != "dead"),
+            early={rows: tuple(kind for kind in kinds if kind != "dead") for rows, kinds in answer.early.items()},
+        )
+        for answer in answers
+        if answer.tool != "gradlens"
+    ]
 
 
 def _said(answers: Sequence[Answer]) -> str:
     counted = Counter(answer.findings[0][0] if answer.findings else "-" for answer in answers)
     return ", ".join(f"{kind} {count}" if len(counted) > 1 else kind for kind, count in counted.most_common())
+
+
+def _cost(least: float) -> str:
+    """Say how much of its twin's progress the best of a fault's seeds lost; below a tenth it is no fault."""
+    if math.isinf(least):
+        return "not finite"
+    return f"{least:.2f}" + (" (no fault?)" if least < 0.1 else "")
 
 
 def fault_table(answers: Sequence[Answer], losses: dict[str, dict[str, Any]], twins: dict[str, str]) -> str:
@@ -77,7 +99,7 @@ def fault_table(answers: Sequence[Answer], losses: dict[str, dict[str, Any]], tw
         ours = [answer for answer in mine if answer.tool == "gradlens"]
         placed = f"{sum(a.placed for a in ours)}/{len(ours)}" if ours[0].layers else ""
         when = f"{min(steps)} to {max(steps)}" if steps and min(steps) < max(steps) else str(steps[0]) if steps else ""
-        rows.append([name, twin, "not finite" if math.isinf(least) else f"{least:.2f}", truth, *said, placed, when])
+        rows.append([name, twin, _cost(least), truth, *said, placed, when])
     head = ["fault", "twin", "progress lost, least", "right", *TOOLS, "layer", "steps"]
     return markdown(head, rows)
 
@@ -102,6 +124,7 @@ def card(answers: Sequence[Answer], losses: dict[str, dict[str, Any]], twins: di
         count = len({(answer.subject, answer.seed) for answer in kept})
         faults = len({(answer.subject, answer.seed) for answer in kept if answer.faulty})
         parts += [f"## {name}: {faults} faulty runs, {count - faults} healthy ones", score_table(kept)]
+        parts += ["The packs without their rules of dead units:", score_table(without_dead(kept))]
     there = {answer.subject for answer in answers}
     parts += ["## Faults", fault_table(answers, losses, {name: twin for name, twin in twins.items() if name in there})]
     parts += ["## Healthy trainings", healthy_table(answers, losses)]

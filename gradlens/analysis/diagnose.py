@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.broken import first_broken_row, nonfinite
 from gradlens.analysis.findings import Diagnosis, Finding, make_diagnosis, quoted
-from gradlens.analysis.pace import accumulated, slow
+from gradlens.analysis.pace import accumulated, slow, swollen
 from gradlens.analysis.profile import say_power
 from gradlens.analysis.recording import LEAST_ROWS, PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
 from gradlens.analysis.still import frozen, unused
@@ -36,7 +36,7 @@ def diagnose(run: Run) -> Diagnosis:
     """
     rec, notes = Recording(run), list[str]()
     row = first_broken_row(rec)
-    broken, exploded = nonfinite(rec, row), [*accumulated(rec), *exploding(rec, row)]
+    broken, exploded = nonfinite(rec, row), accumulated(rec) or exploding(rec, row) or swollen(rec)
     units = [*dead(rec), *saturated(rec)]
     still = [*frozen(rec), *unused(rec)]
     way = vanishing(rec, notes)

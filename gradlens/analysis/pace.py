@@ -1,4 +1,4 @@
-"""Faults of the pace: gradients that are never cleared and add up, and steps so small that nothing is learned."""
+"""Faults of the pace: gradients that are never cleared, outputs that swell, and steps too small to learn anything."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.findings import Finding
-from gradlens.analysis.profile import ACTIVATION_GRAD
+from gradlens.analysis.findings import Finding, quoted
+from gradlens.analysis.profile import ACTIVATION_GRAD, say_power
 from gradlens.analysis.recording import (
     COHERENCE,
     LEAST_ROWS,
     PARAM_GRAD,
+    RMS,
     UPDATE,
     Recording,
     medians,
     share_beyond,
+    since,
 )
 from gradlens.analysis.still import LEAST_VALUES
 from gradlens.analysis.wayback import loss_fell
@@ -33,11 +35,18 @@ SMALL_STEP = 1e-4
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
 AGREE = 0.15
 """At a minimum the gradients of two halves of a batch cancel each other, so that small steps with halves that agree
-are no convergence. Measured on experiments/scorecard, seeds 0 to 2: near convergence -0.06 to 0.07, with a learning rate
-a thousand times too small 0.42 to 0.53; this is about the geometric mean of 0.07 and 0.42."""
+are no convergence. Measured on experiments/scorecard, seeds 0 to 2: near convergence -0.06 to 0.07, with a learning
+rate a thousand times too small 0.42 to 0.53; this is about the geometric mean of 0.07 and 0.42."""
 HALVED = 0.5
 """Where the loss is halved after the first fifth of the rows, small steps are enough. Measured there: with a learning
 rate a thousand times too small it falls by 6 % to 20 %, with the right one by 68 % to 75 %."""
+
+SWOLLEN_TIMES = 2.0
+"""A hidden layer's outputs a hundred times what they were in the first row. Measured there: healthy nets grow by at
+most 1.0 decades, but for one that begins far too small and grows by 2.7."""
+SWOLLEN_DEPTH = math.log10(70)
+"""And as many times the first layer's: the factor of Zhang et al. 2021 (AutoTrainer) for gradients over depth. Measured
+there: healthy nets have at most 1.0 decades, those whose signal explodes on its way forward 1.95 to 2.5."""
 
 
 def accumulated(rec: Recording) -> list[Finding]:
@@ -87,6 +96,46 @@ def _changes(values: FloatArray) -> FloatArray:
     return np.asarray(np.abs(np.diff(logs, axis=0)))
 
 
+def swollen(rec: Recording) -> list[Finding]:
+    """A hidden layer's outputs have grown by orders of magnitude, and beyond those of the first layer.
+
+    The signal explodes on its way forward, whatever the gradient's norms are under an optimizer that divides by them.
+    Embeddings are no first layer, as theirs are small by custom. Confidence: the largest of the layers' shares of
+    resampled medians beyond the line.
+    """
+    if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
+        return []
+    series = rec.series(RMS)
+    hidden = [i for i in rec.run.main_layers()[:-1] if rec.run.layers[i].kind != "Embedding"]
+    if len(hidden) < 2:
+        return []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        outputs = np.log10(series.values[:, hidden])
+    outputs = np.where(np.isfinite(outputs), outputs, np.nan)
+    grown = np.minimum(outputs - outputs[0] - SWOLLEN_TIMES, outputs - outputs[:, :1] - SWOLLEN_DEPTH)
+    late = grown[series.late]
+    typical = np.nan_to_num(medians(late), nan=-np.inf)
+    beyond = np.flatnonzero(typical > 0)
+    if not len(beyond):
+        return []
+    top, names = int(np.argmax(typical)), rec.names(hidden)
+    over_time, over_depth = (medians((outputs - base)[series.late])[top] for base in (outputs[0], outputs[:, :1]))
+    return [
+        Finding(
+            "exploding",
+            tuple(names[i] for i in beyond),
+            (int(series.steps[since(grown[:, beyond[0]] > 0)]), rec.last_step),
+            f"the outputs of {quoted(names[top])} are {say_power(over_time)} times what they were in the first row, "
+            f"and {say_power(over_depth)} times those of {quoted(names[0])}, median of the later half of the rows",
+            f"hidden outputs {10**SWOLLEN_TIMES:.0f} times their first and {10**SWOLLEN_DEPTH:.0f} times the first "
+            "layer's",
+            "He et al. 2015, sec. 2.2: the forward signal must keep its size; the factor 70 is Zhang et al. 2021's",
+            "Use He initialisation, add batch norm, or lower the learning rate.",
+            max(share_beyond(late[:, i], 0.0, below=False) for i in beyond),
+        )
+    ]
+
+
 def slow(rec: Recording) -> list[Finding]:
     """Weights hardly move, though halves of the batch agree on where to go: the learning rate is far too small.
 
@@ -113,8 +162,9 @@ def slow(rec: Recording) -> list[Finding]:
             "frozen",
             rec.names(rec.in_order(main[moving])),
             (int(series.steps[0]), rec.last_step),
-            f"layers change by {step:.1e} of their norm in a step (median of layers and rows), while gradients of halves "
-            f"of the batch agree (cosine {float(np.nanmedian(middle)):.2f}) and the loss falls by {max(fell, 0):.0%} only",
+            f"layers change by {step:.1e} of their norm in a step (median of layers and rows), while gradients of "
+            f"halves of the batch agree (cosine {float(np.nanmedian(middle)):.2f}) and the loss falls by only "
+            f"{max(fell, 0):.0%}",
             f"updates below {SMALL_STEP:.0e} with a cosine above {AGREE}, and a loss that is not halved",
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; at a minimum the halves' "
             "gradients cancel",

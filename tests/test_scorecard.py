@@ -1,0 +1,93 @@
+"""The score card counts right, and its harness runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+CARD = Path(__file__).parent.parent / "experiments" / "scorecard"
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(CARD))
+    monkeypatch.delitem(sys.modules, "score", raising=False)
+    module = importlib.import_module("score")
+    monkeypatch.delitem(sys.modules, "score")
+    return module
+
+
+def test_wilson_intervals_by_hand(counting: ModuleType) -> None:
+    # 8 of 10 at z = 1.96: (0.8 + 0.19208 +- 1.96 sqrt(0.016 + 0.0096040)) / 1.38416
+    assert counting.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert counting.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert counting.wilson(10, 10)[1] == pytest.approx(1.0)
+    assert counting.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_scores_by_hand(counting: ModuleType) -> None:
+    def answer(truth: str, findings: list[tuple[str, str]], layers: str = "", early: dict | None = None) -> object:
+        kept = {rows: tuple(kinds) for rows, kinds in (early or {}).items()}
+        return counting.Answer("s", 0, "t", frozenset(truth.split()), frozenset(layers.split()), tuple(findings), kept)
+
+    score = counting.score(
+        [
+            answer("dead", [("dead", "a")], "a b", {10: ["vanishing"], 20: ["dead"], 30: ["dead"]}),
+            answer("vanishing", [("dead", "a"), ("vanishing", "c")], "a"),  # kind only beside another, layer wrong
+            answer("frozen unused", [("unused", "x")], "", {10: ["unused"]}),
+            answer("exploding", []),  # missed
+            answer("", [], "", {10: ["dead"], 20: []}),  # an alarm that passes
+            answer("", [("frozen", "a")]),
+            answer("", []),
+        ]
+    )
+    counted = {name: (share.hits, share.of) for name, share in vars(score).items() if name != "steps"}
+    assert counted == {
+        "precision": (3, 4), "strict_precision": (2, 4), "recall": (3, 4), "strict_recall": (2, 4), "any_kind": (3, 4),
+        "first_layer": (1, 2), "false_alarms": (1, 3), "false_alarms_early": (2, 3), "in_time": (2, 4),
+    }  # fmt: skip
+    assert score.steps == 15  # of 20 and 10
+    assert math.isnan(counting.score([]).precision.value)
+
+
+def test_what_a_fault_costs(counting: ModuleType) -> None:
+    assert counting.lost(1.5, 1.0, 2.0) == pytest.approx(0.5)
+    assert counting.lost(1.0, 1.0, 2.0) == 0
+    assert counting.lost(math.nan, 1.0, 2.0) == math.inf
+
+
+@pytest.mark.slow
+def test_the_harness_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
+    command = [sys.executable, str(CARD / "card.py"), "--seeds", "0,3", "--steps", "60", "--jobs", "1"]
+    command += ["--subject", "linear-regression", "frozen-stem", "stem", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "## tuning seeds 0: 1 faulty runs, 2 healthy ones" in done.stdout
+    assert "## held-out seeds 3" in done.stdout
+    kept = json.loads((tmp_path / "scorecard.json").read_text(encoding="utf-8"))
+    assert kept["scores"]["tuning seeds 0"]["gradlens"]["recall"][:2] == [1, 1]
+    assert len(kept["answers"]) == 3 * 2 * 5
+    assert all(run["end"] < run["start"] for run in kept["runs"].values())
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(times) == 6
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.stdout == done.stdout
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+@pytest.mark.slow
+def test_each_fault_has_a_twin_and_a_reason() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import faults; from healthy import BOOK\n"
+    code += "kinds = set('vanishing exploding incoherent dead saturated nonfinite frozen unused'.split())\n"
+    code += "all_of = BOOK.subjects.values(); bad = [s for s in all_of if s.faulty]\n"
+    code += "assert all(s.kinds <= kinds and not BOOK.subjects[s.twin].faulty and len(s.why) > 20 for s in bad)\n"
+    code += "assert len(bad) >= 16 and len(all_of) - len(bad) >= 12"
+    done = subprocess.run([sys.executable, "-c", code, str(CARD)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
