@@ -49,7 +49,10 @@ def smdebug(run: Run) -> list[Finding]:
     found += _named(rec, "exploding", ratio > 10, "update / weight > 10", f"{source}, WeightUpdateRatio")
     still = ratio == 0
     found += _named(rec, "vanishing", (ratio < 1e-8) & ~still, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
-    found += _named(rec, "frozen", _lasting(still, 3), "unchanged over 3 steps", f"{source}, UnchangedTensor")
+    known = ~np.isnan(ratio).all(axis=1)
+    unchanged = np.zeros_like(still)
+    unchanged[known] = _lasting(still[known], 3)
+    found += _named(rec, "frozen", unchanged, "unchanged over 3 steps", f"{source}, UnchangedTensor")
     found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units off", f"{source}, DeadRelu")
     return found
 

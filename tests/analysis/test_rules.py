@@ -82,6 +82,10 @@ def test_three_rows_without_a_change() -> None:
     assert kinds("smdebug", update_ratio=still) == set()
     still[5:8, 1] = 0
     assert kinds("smdebug", update_ratio=still) == {"frozen"}
+    sparse = grid(1e-3)
+    sparse[:, 1] = 0
+    sparse[np.arange(ROWS) % 10 != 0] = np.nan  # weights have a coarser rhythm: steps recorded count
+    assert kinds("smdebug", update_ratio=sparse) == {"frozen"}
 
 
 def test_five_rows_of_growth_or_fall() -> None:
