@@ -71,6 +71,7 @@ def assert_close(got: Run, whole: Run, bound: float) -> None:
     np.testing.assert_allclose(got.scalars["loss"], whole.scalars["loss"], rtol=bound)
 
 
+@pytest.mark.slow
 def test_torchrun_leaves_what_one_process_leaves() -> None:
     done = torchrun(*SMALL, "--out", "two")
     assert done.returncode == 0, done.stderr
