@@ -21,7 +21,11 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", model_names())
+LARGE = [n for n in model_names() if not n.lstrip("plainrest").startswith("20") and n not in ("plain18", "resnet18")]
+CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()]
+
+
+@pytest.mark.parametrize("name", CHECKED)
 def test_every_registered_net_trains_a_step(name: str) -> None:
     net = build_model(name, num_classes=3)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
@@ -32,10 +36,6 @@ def test_every_registered_net_trains_a_step(name: str) -> None:
     assert all(p.grad is not None for p in net.parameters())
     weighted = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == int("".join(c for c in name.split("-")[0] if c.isdigit()))
-
-
-LARGE = [n for n in model_names() if not n.lstrip("plainrest").startswith("20") and n not in ("plain18", "resnet18")]
-CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()]
 
 
 @pytest.mark.parametrize("name", CHECKED)

@@ -69,7 +69,11 @@ def true_gradients(model: nn.Module, names: list[str], images: Tensor, labels: T
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("resnet34-B", "plain34-nobn"))) for name in MODELS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("resnet34", "resnet34-B", "plain34-nobn")))
+        for name in MODELS
+    ],
 )
 def test_every_layer_and_metric_agrees_with_autograd_on_a_copy(name: str) -> None:
     torch.manual_seed(0)

@@ -67,6 +67,7 @@ def assert_whole(path: Path, whole_path: Path) -> None:
 # --- kills ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_run_killed_at_every_point_goes_on_to_the_bits_of_an_unbroken_one(tmp_path: Path) -> None:
     found = cases(tmp_path, "points")
