@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.findings import Finding, quoted
 from gradlens.analysis.laws import batch_norm_growth
-from gradlens.analysis.profile import ACTIVATION_GRAD, VANISH_DECADES, say_power
+from gradlens.analysis.profile import ACTIVATION_GRAD, FIRST_STEPS, VANISH_DECADES, say_power
 from gradlens.analysis.recording import (
     LEAST_ROWS,
     PARAM_GRAD,
@@ -151,6 +151,20 @@ def loss_fell(rec: Recording) -> float:
         return math.nan
     before, after = float(np.median(loss[part : 2 * part])), float(np.median(loss[-part:]))
     return (before - after) / abs(before) if before != 0 else math.nan
+
+
+def loss_halved(rec: Recording) -> bool:
+    """Say whether the loss of the last fifth of the rows is at most half of that of the very first ones.
+
+    A net may be through with learning before ``loss_fell`` begins to look.
+    """
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    part = len(loss) // 5
+    if part < 2:
+        return False
+    first = max(min(part // 4, FIRST_STEPS), 2)
+    return bool(np.median(loss[-part:]) <= 0.5 * np.median(loss[:first]))
 
 
 def _zeros_said(lows: FloatArray, names: tuple[str, ...]) -> str:
