@@ -134,8 +134,8 @@ def incoherent(rec: Recording) -> list[Finding]:
 
     Near convergence noise outweighs the signal in any net: so it counts only where the first fifth of the rows shows
     it, too, the loss does not fall, nor has it been halved before, and the net is deep enough to be shattered. (A
-    ResNet-34 that had learnt all of its pictures in a tenth of the rows was called incoherent.) Confidence: the share of resampled
-    medians below the threshold.
+    ResNet-34 that had learnt all of its pictures in a tenth of the rows was called incoherent.) Confidence: the share
+    of resampled medians below the threshold.
     """
     if not rec.has(COHERENCE) or len(rec.series(COHERENCE)) < LEAST_ROWS // 2:
         return []
