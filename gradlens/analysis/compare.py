@@ -36,6 +36,7 @@ NOT_COMPARED = {
     "skip_broken",
     "on_nonfinite",
     "on_record_error",
+    "metrics",
     "recipe",
 }
 
@@ -119,18 +120,19 @@ def label_runs(runs: list[Run]) -> list[str]:
 
 def _say_differences(run: Run, others: list[Run]) -> list[str]:
     """Write the settings of a run in which those of its model differ: ``split=random``."""
-    twins = [_settings(other) for other in others if _name(other) == _name(run)]
+    twins = [compared_settings(other) for other in others if _name(other) == _name(run)]
     keys = sorted({key for settings in twins for key in settings})
     varying = [key for key in keys if len({_text(settings.get(key)) for settings in twins}) > 1]
-    return [f"{key}={_show(_settings(run).get(key))}" for key in varying]
+    return [f"{key}={_show(compared_settings(run).get(key))}" for key in varying]
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def compared_settings(run: Run) -> dict[str, Any]:
+    """Return the settings of a run by which it is compared: all but model, seed, and how it was watched."""
     return {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
 
 
 def _key(run: Run) -> str:
-    return _text([_name(run), _settings(run)])
+    return _text([_name(run), compared_settings(run)])
 
 
 def _name(run: Run) -> str:

@@ -9,6 +9,7 @@ import time
 import click
 
 import gradlens
+from gradlens.cli.claims import claims
 from gradlens.cli.compare import compare
 from gradlens.cli.diagnose import diagnose
 from gradlens.cli.export import export
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, profile, compare, diagnose, probe, verify, export, recover):
+for command in (run, ls, summary, heatmap, profile, compare, diagnose, claims, probe, verify, export, recover):
     cli.add_command(command)
 
 

@@ -46,11 +46,11 @@ def figure_options(command: Command) -> Command:
     return click.option("--terminal", is_flag=True, help="Show it in the terminal only; write no file.")(command)
 
 
-def open_runs(arguments: Sequence[str], *, default: str) -> list[Run]:
-    """Read the runs that the arguments name."""
+def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False) -> list[Run]:
+    """Read the runs that the arguments name; if deep, those in the folders below, too."""
     from gradlens.storage import read_run, resolve_runs
 
-    return [read_run(path) for path in resolve_runs(arguments, default=default)]
+    return [read_run(path) for path in resolve_runs(arguments, default=default, deep=deep)]
 
 
 def command_line() -> str:

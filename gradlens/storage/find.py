@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gradlens.errors import NoRunError
@@ -11,15 +11,25 @@ RUNS = Path("runs")
 FIRST_RUN = "gradlens run plain34 makes one"
 
 
-def find_runs(folder: Path = RUNS) -> list[Path]:
-    """List the run files in a folder, by name.
+def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
+    """List the run files in a folder, by name; where it holds none itself, those in the folders below it.
+
+    Args:
+        folder: The folder.
+        deep: Also list those in the folders below where it holds some itself.
 
     Raises:
         NoRunError: There is no such folder.
     """
     if not folder.is_dir():
         raise NoRunError(f"there is no folder {folder}", tip=FIRST_RUN)
-    return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+    here = [] if deep else _shown(folder, folder.glob("*.h5"))
+    return here or _shown(folder, folder.rglob("*.h5"))
+
+
+def _shown(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Return files in order, without hidden ones and those in hidden folders."""
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def newest_run(folder: Path = RUNS) -> Path:
@@ -34,12 +44,13 @@ def newest_run(folder: Path = RUNS) -> Path:
     return max(paths, key=lambda path: path.stat().st_mtime)
 
 
-def resolve_runs(arguments: Sequence[str | Path], *, default: str) -> list[Path]:
+def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = False) -> list[Path]:
     """Turn the RUN arguments of a command into files.
 
     Args:
         arguments: Files and folders; a folder stands for all runs in it.
         default: What no argument means: "newest" or "all" runs under ``runs/``.
+        deep: A folder also stands for the runs in the folders below it.
 
     Raises:
         NoRunError: A file or folder is not there, or a folder holds no run.
@@ -51,7 +62,7 @@ def resolve_runs(arguments: Sequence[str | Path], *, default: str) -> list[Path]
     found: list[Path] = []
     for argument in map(Path, arguments):
         if argument.is_dir() or argument == RUNS:
-            paths = find_runs(argument)
+            paths = find_runs(argument, deep=deep)
             if not paths:
                 raise NoRunError(f"there is no run in {argument}", tip=FIRST_RUN)
             found += paths
