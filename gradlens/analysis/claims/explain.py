@@ -28,7 +28,7 @@ def _gradient(verdicts: Mapping[str, Verdict]) -> str:
         if not verdict.evidence:
             continue
         main = verdict.evidence[0]
-        ratio = f"its norm at the first layer is 10^{say(main)} times that at the last hidden one"
+        ratio = f"its norm at the first layer is {say(main)} times that at the last hidden one"
         does = {
             "supported": "vanishes on its way back",
             "not supported": "does not vanish",
@@ -119,7 +119,7 @@ def _but(overall: Overall, condition: str) -> str:
         return ", but was not tested there" if cause.verdict == "undecided" else ""
     return (
         f", but a shortcut that passes on the value alone closes {_share(share)} of the gap while the "
-        f"gradient vanishes all the same (10^{say(decades)})"
+        f"gradient vanishes all the same ({say(decades)})"
     )
 
 

@@ -104,10 +104,11 @@ def signed(value: float, unit: str) -> str:
 
 
 def say(evidence: Evidence) -> str:
-    """Write a number with its interval: ``+0.13 [+0.10, +0.16]``."""
+    """Write a number with its interval: ``+0.130 [+0.100, +0.160]``; of decades, the powers of ten."""
     if math.isnan(evidence.value):
         return "not known"
     value, low, high = (signed(number, evidence.unit) for number in (evidence.value, evidence.low, evidence.high))
+    value = f"10^{value}" if evidence.unit == DECADES else value
     return value if math.isnan(evidence.low) else f"{value} [{low}, {high}]"
 
 
@@ -150,9 +151,9 @@ def judge_vanishing(setting: Setting) -> Verdict:
         return _untested(setting, "there is no run of a plain net")
     main, beside = (_decades(seeds, name) for seeds, name in ((plain, "plain net,"), (resnet, "residual net,")))
     evidence = [main, *([beside] if beside.n else [])]
-    said = f"first / last hidden layer 10^{say(main)} in the plain net"
+    said = f"first / last hidden layer {say(main)} in the plain net"
     if beside.n:
-        said += f", 10^{say(beside)} in the residual one"
+        said += f", {say(beside)} in the residual one"
     if beyond(main, below=VANISHES):
         return _verdict(setting, "supported", f"it vanishes: {said}", evidence)
     if beyond(main, above=KEEPS):
@@ -166,7 +167,7 @@ def judge_vanishing(setting: Setting) -> Verdict:
 def _decades(seeds: Seeds, name: str) -> Evidence:
     values = _over(seeds, decades_back)
     cut = sum(abs(value) > FLOAT32_DECADES for value in values.values())
-    note = f"{cut} cut at 10^{FLOAT32_DECADES:.1f}, float32's resolution" if cut else ""
+    note = f"{cut} cut at 10^±{FLOAT32_DECADES:.1f}, float32's resolution" if cut else ""
     found = _evidence(
         f"{name} first / last hidden layer",
         _mean({seed: cut_decades(value) for seed, value in values.items()}),
@@ -201,9 +202,9 @@ def _few(evidence: Evidence, said: str) -> str:
 # --- C and D: training ----------------------------------------------------------------------------------------
 
 
-def _pair(setting: Setting) -> tuple[Seeds, Seeds, str]:
+def _pair(setting: Setting, depth: int) -> tuple[Seeds, Seeds, str]:
     """Return plain and residual runs of equal seeds, or why there are none."""
-    plain, resnet = setting.plain.get(setting.depth, {}), setting.resnet.get(setting.depth, {})
+    plain, resnet = setting.plain.get(depth, {}), setting.resnet.get(depth, {})
     seeds = sorted(plain.keys() & resnet.keys())
     missing = ""
     if not plain or not resnet:
@@ -215,7 +216,7 @@ def _pair(setting: Setting) -> tuple[Seeds, Seeds, str]:
 
 def judge_speed(setting: Setting) -> Verdict:
     """Judge claim C by the area under the training accuracy and the epochs to reach given levels."""
-    plain, resnet, missing = _pair(setting)
+    plain, resnet, missing = _pair(setting, setting.depth)
     if not plain or not resnet:
         return _untested(setting, missing)
     runs = [*plain.values(), *resnet.values()]
@@ -274,7 +275,7 @@ QUANTITIES = (
 
 def judge_end(setting: Setting) -> Verdict:
     """Judge claim D by the last epoch of pairs of runs."""
-    plain, resnet, missing = _pair(setting)
+    plain, resnet, missing = _pair(setting, setting.depth)
     if not plain or not resnet:
         return _untested(setting, missing)
     evidence, better, worse, none = [], set(), set(), set()
@@ -378,12 +379,19 @@ def _at_depth(setting: Setting) -> Iterable[Evidence]:
 # --- F: the cause ---------------------------------------------------------------------------------------------
 
 
+def _tested_depth(setting: Setting) -> int:
+    """Return the deepest net of which both halves of the shortcut were trained; else that of the other claims."""
+    arms = (setting.plain, setting.resnet, *setting.halves.values())
+    return max(set.intersection(*(set(arm) for arm in arms)), default=setting.depth)
+
+
 def judge_cause(setting: Setting) -> Verdict:
     """Judge the cause by what half a shortcut does."""
-    plain, resnet, missing = _pair(setting)
-    halves = {name: setting.halves[name].get(setting.depth, {}) for name in ("gradient", "value")}
+    depth = _tested_depth(setting)
+    plain, resnet, missing = _pair(setting, depth)
+    halves = {name: setting.halves[name].get(depth, {}) for name in ("gradient", "value")}
     if missing or not all(halves.values()):
-        need = missing or f"resnet{setting.depth}-gradonly and -valueonly, trained alike, would decide it"
+        need = missing or f"resnet{depth}-gradonly and -valueonly, trained alike, would decide it"
         return _untested(setting, need)
     seeds = sorted(plain.keys() & halves["gradient"].keys() & halves["value"].keys())
     arms = {"plain": plain, "resnet": resnet, **halves}
@@ -408,7 +416,7 @@ def judge_cause(setting: Setting) -> Verdict:
     grad, value, _, _, alive, _ = evidence
     said = f"of the gap in training accuracy the gradient alone closes {say(grad)}, the value alone {say(value)}"
     if not beyond(alive, above=VANISHES):
-        why = f"no test: with the gradient's way alone it is not shown to stay alive (10^{say(alive)}); {said}"
+        why = f"no test: with the gradient's way alone it is not shown to stay alive ({say(alive)}); {said}"
         return _verdict(setting, "undecided", why, evidence)
     if beyond(grad, above=HALF):
         if beyond(value, below=HALF):
