@@ -181,7 +181,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
     ids=" ".join,
 )
 def test_the_view_wing_never_imports_torch(arguments: list[str], make_run, tmp_path: Path) -> None:
-    make_run()
+    make_run(model="plain34")
     loaded = loaded_after(arguments, tmp_path)
     assert ("numpy" in loaded) == (arguments != ["ls"])  # finished runs are listed without opening them
     assert not {"torch", "torchvision"} & loaded

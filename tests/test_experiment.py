@@ -65,7 +65,7 @@ def test_an_experiment_of_ours_can_be_planned_and_is_described(name: str) -> Non
     experiment = read_experiment(ROOT / "experiments" / f"{name}.toml")
     planned = experiment.plan(Path("runs"), {"data": "csv:a.csv"})
     assert all("grad_coherence" in one.config.metrics and one.config.data == "csv:a.csv" for one in planned)
-    assert len({one.config.seed for one in planned}) == (5 if name in ("report", "full") else 3)
+    assert len({one.config.seed for one in planned}) == {"report": 5, "full": 5, "cause": 10}.get(name, 3)
     for one in planned:
         assert_parsed(one)
     assert experiment.figures
