@@ -19,19 +19,22 @@ class Metric:
     Args:
         name: Its name in the file and in ``record(metrics=...)``.
         title: What stands on an axis.
-        scale: "log" for magnitudes, "linear" for shares.
+        scale: "log" for magnitudes, "linear" for shares and cosines, "signed" for magnitudes that may be negative: they
+            are averaged as they are, and drawn on a scale that is linear around 0 and logarithmic beyond.
         every: Default rhythm in rows: 1 is every row, 25 is NaN in 24 of 25. Metrics that need
             another pass over weights or outputs have a coarser one.
         combine: How the parts of one optimizer step (micro-batches, repeated calls) add up.
         reading: How to read it, and how it scales with batch and loss.
+        limits: The least and the largest value that a linear one can have; None where there is no such bound.
     """
 
     name: str
     title: str
-    scale: Literal["log", "linear"]
+    scale: Literal["log", "linear", "signed"]
     every: int
     combine: Literal["root_sum_square", "as_accumulated", "sum", "root_mean_square", "share", "of_the_sums"]
     reading: str
+    limits: tuple[float, float] | None = None
 
 
 METRICS: dict[str, Metric] = {
@@ -96,6 +99,7 @@ METRICS: dict[str, Metric] = {
             "share",
             "About 0.5 behind a ReLU at initialisation. A unit that is zero for one batch may live for another, so "
             "judge over a window. NaN where it is not known what follows the layer: behind an addition, say.",
+            (0.0, 1.0),
         ),
         Metric(
             "grad_coherence",
@@ -105,6 +109,7 @@ METRICS: dict[str, Metric] = {
             "of_the_sums",
             "Of linear layers and 2-d convolutions. Near 1 the examples agree, near 0 noise prevails. The halves are "
             "independent only without batch norm, which shares its statistics between them.",
+            (-1.0, 1.0),
         ),
         Metric(
             "shortcut_grad_norm",
@@ -132,6 +137,7 @@ METRICS: dict[str, Metric] = {
             "of_the_sums",
             "Over the whole batch. Near 0 the squares of the two norms add up to that of their sum, so that each "
             "square is a share; below 0 they partly cancel out. NaN where one of the norms is 0.",
+            (-1.0, 1.0),
         ),
     )
 }
@@ -141,6 +147,28 @@ DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "
 METRICS_ON_REQUEST: tuple[str, ...] = ("nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Of residual blocks alone; ``gradlens run`` records them of every net that has any."""
+
+DERIVED_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "coherent_grad_norm",
+            "L2 norm of the gradient w.r.t. the layer's parameters, times the cosine between those of two halves of "
+            "the batch",
+            "signed",
+            50,
+            "of_the_sums",
+            "param_grad_norm x grad_coherence: how fast a step of unit length along one half's gradient lowers the "
+            "other half's loss. What the halves agree on is left, noise averages out to 0 over rows and seeds, as it "
+            "would not if negative values were cut off. Below 0 the halves work against each other: gradient confusion "
+            "(Sankararaman et al. 2020, section 2); what is lost with depth though the norm stays is coherence "
+            "(Balduzzi et al. 2017). Scales as param_grad_norm does; NaN in rows and layers without either.",
+        ),
+    )
+}
+"""What is not recorded but computed from what is, when a run is looked at (``gradlens.analysis.derived``)."""
+SHOWN_METRICS: dict[str, Metric] = METRICS | DERIVED_METRICS
+"""All that can be drawn."""
 
 
 def get_metric(name: str) -> Metric:
@@ -157,4 +185,10 @@ def get_metric(name: str) -> Metric:
 
 def is_linear(name: str) -> bool:
     """Say whether a metric is averaged as it is, and not its logarithm."""
-    return name in METRICS and METRICS[name].scale == "linear"
+    return name in SHOWN_METRICS and SHOWN_METRICS[name].scale != "log"
+
+
+def say_metric(name: str, *, per_element: bool = False) -> str:
+    """Return what stands on an axis; per element the root mean square in place of the norm."""
+    title = SHOWN_METRICS[name].title if name in SHOWN_METRICS else name
+    return title.replace("L2 norm", "RMS per element") if per_element else title

@@ -11,11 +11,13 @@ import numpy as np
 
 from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
+from gradlens.analysis.derived import check_metric, with_derived
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_end_to_end, say_power, typical_values
 from gradlens.analysis.resample import Estimate
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.analysis.theory import Prediction, deviation, first_predicted, first_profile, predicted_profile
 from gradlens.errors import ConfigError
+from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 
 Steps = tuple[int | None, int | None]
@@ -54,20 +56,22 @@ class Curve:
     Args:
         label: What it is called.
         runs: Its runs.
-        layers: Its main layers, input first.
-        decades: (M,) log10 of the metric: of a run the median over rows, of seeds the mean of these; -inf at exact
-            zeros (of most seeds), NaN where nothing is known.
+        metric: What it is of.
+        layers: Its main layers, input first; of a metric of residual blocks those that begin one.
+        centre: (M,) log10 of a magnitude, else the metric itself: of a run the median over rows, of seeds the mean of
+            these; -inf where a magnitude is exactly 0 (of most seeds), NaN where nothing is known.
         low: (M,) lower end of a band: of seeds the 95 % interval of the mean, of one run the rows' 10 % quantile.
         high: Its upper end, 90 %.
-        fits: Per run, its sections.
+        fits: Per run, its sections; none of what is no magnitude.
         seeds: The sections over seeds.
         theory: What theory says of the first step; None where it says nothing, or where it was not asked.
     """
 
     label: str
     runs: tuple[Run, ...]
+    metric: str
     layers: tuple[Layer, ...]
-    decades: FloatArray
+    centre: FloatArray
     low: FloatArray
     high: FloatArray
     fits: list[list[DepthFit]]
@@ -82,15 +86,18 @@ def make_curves(
 
     Args:
         runs: Those without a row in the span are refused; of those that repeat a seed the first counts.
-        metric: A magnitude.
+        metric: A metric that every run holds, or of which every run holds the factors.
         per_element: The root mean square per element instead of the L2 norm.
         steps: First and last optimizer step; None is the beginning, or the end.
 
     Raises:
-        ConfigError: A run lacks the metric, has no row of it in the span, or it is no magnitude.
+        ConfigError: A run lacks the metric, or has no row of it in the span.
     """
     if not runs:
         raise ConfigError("a profile needs at least one run")
+    runs = [with_derived(run) for run in runs]
+    for run in runs:
+        check_metric(run, metric)
     grouped: list[tuple[str, tuple[Run, ...]]] = []
     for group in group_runs(list(runs)):
         alike = len({tuple(layer.name for layer in run.layers) for run in group.runs}) == 1
@@ -106,14 +113,8 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
     fits, centres, quantiles = [], [], []
     for run in runs:
         rows = rows_within(run, *steps)
-        fits.append(fit_depth(run, metric, rows, per_element=per_element))
-        values = typical_values(run, metric, rows, per_element=per_element)[:, run.main_layers()]
-        if np.isnan(values).all():
-            raise ConfigError(f"no row of {metric} has been recorded yet in {run.name}")
-        with np.errstate(divide="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
-            finite = np.log10(np.where(np.isfinite(values), values, np.nan))
-            low, centre, high = np.nanquantile(finite, [0.1, 0.5, 0.9], axis=0, method="closest_observation")
+        fits.append([] if is_linear(metric) else fit_depth(run, metric, rows, per_element=per_element))
+        low, centre, high = _quantiles(run, metric, rows, per_element)
         centres.append(centre)
         quantiles.append((low, high))
     main = runs[0].main_layers()
@@ -124,9 +125,24 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
         most_zero = np.isneginf(centres).sum(axis=0) * 2 > len(runs)
         centre = np.where(most_zero, -np.inf, [interval.mean for interval in over])
         low, high = (np.array([getattr(interval, end) for interval in over]) for end in ("low", "high"))
+    kept = ~np.isnan(centre) if metric in METRICS_OF_PATHS else np.ones(len(main), dtype=bool)
+    layers = tuple(runs[0].layers[i] for i in main[kept])
     theory = _theory(runs, per_element) if metric == ACTIVATION_GRAD and not (steps[0] or 0) else None
     seeds = over_seeds(fits) if len(runs) > 1 else []
-    return Curve(label, runs, tuple(runs[0].layers[i] for i in main), centre, low, high, fits, seeds, theory)
+    return Curve(label, runs, metric, layers, centre[kept], low[kept], high[kept], fits, seeds, theory)
+
+
+def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatArray:
+    """Return the 10 %, 50 % and 90 % quantiles over rows of the main layers, (3, M); of a magnitude in decades."""
+    values = typical_values(run, metric, rows, per_element=per_element)[:, run.main_layers()]
+    if np.isnan(values).all():
+        raise ConfigError(f"no row of {metric} has been recorded yet in {run.name}")
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
+        finite = np.where(np.isfinite(values), values, np.nan)
+        if is_linear(metric):
+            return np.asarray(np.nanquantile(finite, [0.1, 0.5, 0.9], axis=0))
+        return np.asarray(np.nanquantile(np.log10(finite), [0.1, 0.5, 0.9], axis=0, method="closest_observation"))
 
 
 def _theory(runs: tuple[Run, ...], per_element: bool) -> Theory | None:
@@ -177,7 +193,8 @@ def layer_rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         away = _mean(theory.deviations()) if theory else None
         for i, layer in enumerate(curve.layers):
             row = {"model": curve.label, "layer": layer.name, "stage": layer.stage, "depth": layer.depth}
-            row |= {"log10": plain(curve.decades[i]), "low": plain(curve.low[i]), "high": plain(curve.high[i])}
+            name = curve.metric if is_linear(curve.metric) else "log10"
+            row |= {name: plain(curve.centre[i]), "low": plain(curve.low[i]), "high": plain(curve.high[i])}
             if theory is not None and measured is not None and away is not None:
                 row |= {
                     "first_step_decades": plain(measured[i]),
@@ -205,6 +222,8 @@ def plain(value: float) -> float | str | None:
 
 def say_curve(curve: Curve, metric: str) -> str:
     """Say in a sentence what a profile shows, from its numbers."""
+    if is_linear(metric):
+        return _say_values(curve)
     if not curve.fits[0]:
         return f"{curve.label}: fewer than three hidden layers, no slope"
     estimate: Estimate | Interval
@@ -219,6 +238,18 @@ def say_curve(curve: Curve, metric: str) -> str:
     told = f": {say_end_to_end(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
     return f"{curve.label}{told} ({first} / {last}: {say_power(total)}; {slope:+.3f}{interval} decades per layer{of})"
+
+
+def _say_values(curve: Curve) -> str:
+    """Say where what is no magnitude is least and largest, and on which side of 0 its bands are."""
+    known = np.flatnonzero(np.isfinite(curve.centre))
+    if not len(known):
+        return f"{curve.label}: nothing is known"
+    low, high = (known[pick(curve.centre[known])] for pick in (np.argmin, np.argmax))
+    ends = (f"{curve.centre[i]:+.3g} ({curve.layers[i].name})" for i in (low, high))
+    beyond = [int((side > 0).sum()) for side in (curve.low[known], -curve.high[known])]
+    signs = f"; the band is above 0 at {beyond[0]} of {len(known)} layers and below at {beyond[1]}"
+    return f"{curve.label}: from {' to '.join(ends)}, median layer {np.median(curve.centre[known]):+.3g}{signs}"
 
 
 def say_theory(curve: Curve) -> str:

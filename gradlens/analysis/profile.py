@@ -231,7 +231,8 @@ def heat_matrix(
     """Arrange a metric as layers by steps, averaging neighbouring rows where there are more than columns.
 
     Rows are averaged geometrically, over what is finite and positive; a block holding any non-finite value shows that,
-    and a block without a positive value but with a zero shows zero. Rows of a coarser rhythm are left out.
+    and a block without a positive value but with a zero shows zero. Linear metrics are averaged as they are. Rows
+    without a value, as a coarser rhythm leaves them, are left out: a column reaches to the next row that has one.
     """
     start, stop, _ = rows.indices(len(run.steps))
     if stop <= start:
@@ -253,7 +254,8 @@ def heat_matrix(
     if len(steps) <= columns:
         return HeatMatrix(values.T, edges)
     starts = block_starts(len(steps), columns)
-    return HeatMatrix(block_means(values, starts).T, np.append(edges[starts], edges[-1]))
+    means = block_means(values, starts, linear=is_linear(metric))
+    return HeatMatrix(means.T, np.append(edges[starts], edges[-1]))
 
 
 def block_starts(count: int, blocks: int) -> NDArray[np.int64]:
@@ -261,13 +263,17 @@ def block_starts(count: int, blocks: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count, blocks + 1).astype(np.int64))[:-1]
 
 
-def block_means(values: FloatArray, starts: NDArray[np.int64]) -> FloatArray:
-    """Return the geometric means of blocks of rows, (blocks, L), treating odd values as ``heat_matrix`` says."""
-    positive = np.isfinite(values) & (values > 0)
-    logs = np.log(np.where(positive, values, 1.0))
+def block_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool = False) -> FloatArray:
+    """Return the geometric means of blocks of rows, (blocks, L), treating odd values as ``heat_matrix`` says.
+
+    Linear ones get their arithmetic means.
+    """
+    positive = np.isfinite(values) & (linear | (values > 0))
+    logs = np.where(positive, values, 0.0) if linear else np.log(np.where(positive, values, 1.0))
     counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.exp(np.add.reduceat(logs, starts, axis=0) / counts)
+        means = np.add.reduceat(logs, starts, axis=0) / counts
+        means = means if linear else np.exp(means)
     zero = np.add.reduceat((values == 0).astype(np.int64), starts, axis=0) > 0
     broken = np.add.reduceat(np.isinf(values).astype(np.int64), starts, axis=0) > 0
     means = np.where(counts > 0, means, np.where(zero, 0.0, np.nan))

@@ -3,47 +3,89 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gradlens.cli.options import check_figure_options, figure_options, open_runs, runs_argument, write_figures
+from gradlens.cli.options import (
+    check_figure_options,
+    figure_options,
+    look_options,
+    metric_names,
+    metrics_option,
+    open_runs,
+    runs_argument,
+    write_figures,
+)
 from gradlens.config import parse_span, say_span
-from gradlens.metrics import METRICS
+from gradlens.errors import ConfigError
+
+DEFAULT = ("activation_grad_norm",)
 
 
 @click.command()
 @runs_argument
-@click.option("--metric", type=click.Choice(list(METRICS)), default="activation_grad_norm", show_default=True)
+@metrics_option(DEFAULT[0], several=True)
 @click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
+@click.option("--relative", is_flag=True, help="Divide magnitudes by that of the last hidden layer, step by step.")
+@click.option("--minus", metavar="RUN", help="Show the difference to this run; of magnitudes log10 of the ratio.")
 @click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to show; either may be left out.")
+@look_options
 @figure_options
 def heatmap(
-    runs: tuple[str, ...], metric: str, per_element: bool, steps: str, outputs: tuple[Path, ...], terminal: bool
+    runs: tuple[str, ...],
+    metrics: tuple[str, ...],
+    per_element: bool,
+    relative: bool,
+    minus: str | None,
+    steps: str,
+    theme: str,
+    width: str,
+    outputs: tuple[Path, ...],
+    terminal: bool,
 ) -> None:
     """Show layers by steps, in the terminal and as a picture.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Several share one colour scale.
+    RUNS are files, names under runs/, or folders; left out, it is the newest run. Several share one colour scale. Of
+    several metrics each has a column: --metric param_grad_norm,grad_coherence,coherent_grad_norm.
     """
     check_figure_options(outputs, terminal)
-    found = open_runs(runs, default="newest")
     window = parse_span(steps)
-    for item in found:
-        item.metric_rows(metric, 0, 0)
+    from gradlens.analysis.derived import check_metric, with_derived
+
+    found = [with_derived(run) for run in open_runs(runs, default="newest")]
+    others = [with_derived(run) for run in open_runs((minus,), default="newest")] if minus else []
+    if len(others) > 1:
+        raise ConfigError(f"--minus {minus}: expected one run, got {len(others)}")
+    other = others[0] if others else None
+    for item in [*found, *others]:
+        for metric in metrics:
+            check_metric(item, metric)
+    view: dict[str, Any] = {"per_element": per_element, "relative": relative, "steps": window, "minus": other}
     from gradlens.terminal.console import results
     from gradlens.terminal.heatmap import print_heatmap
 
-    print_heatmap(results(), found, metric, per_element=per_element, steps=window)
+    for metric in metrics:
+        print_heatmap(results(), found, metric, **view)
     if terminal:
         return
     from gradlens.plots import draw_heatmap, figure_name
     from gradlens.plots.heatmap import caption
+    from gradlens.plots.style import make_look
 
-    details = [metric] if metric != "activation_grad_norm" else []
-    name = figure_name("heatmap", found, *details, *(["per-element"] if per_element else []), *say_span(window))
+    look = make_look(theme, width)
+    details = [
+        *metric_names(metrics, DEFAULT),
+        *(["per-element"] if per_element else []),
+        *(["relative"] if relative else []),
+        *([f"minus-{other.name}"] if other else []),
+        *say_span(window),
+        *look.details(),
+    ]
     write_figures(
-        lambda: draw_heatmap(found, metric, per_element=per_element, steps=window),
-        name,
+        lambda: draw_heatmap(found, metrics, **view, look=look),
+        figure_name("heatmap", found, *details),
         outputs,
-        runs=found,
-        caption=caption(found, metric, per_element=per_element, steps=window).replace("\n", " "),
+        runs=[*found, *others],
+        caption=caption(found, metrics, **view).replace("\n", " "),
     )

@@ -15,6 +15,7 @@ import click
 
 from gradlens.config import check_figure_path
 from gradlens.errors import ConfigError
+from gradlens.metrics import SHOWN_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,46 @@ def figure_options(command: Command) -> Command:
         help="Write the picture to this file (.png, .svg, .pdf); repeatable. Default: figures/NAME.png.",
     )(command)  # fmt: skip
     return click.option("--terminal", is_flag=True, help="Show it in the terminal only; write no file.")(command)
+
+
+def metrics_option(default: str, *, several: bool = False) -> Callable[[Command], Command]:
+    """Choose what is shown of each layer: one metric, or several, separated by commas or given again and again."""
+    what = f"What of each layer: {', '.join(SHOWN_METRICS)}."
+    if not several:
+        return click.option(
+            "--metric", type=click.Choice(list(SHOWN_METRICS)), default=default, show_default=True, metavar="METRIC",
+            help=what,
+        )  # fmt: skip
+    return click.option(
+        "--metric", "metrics", multiple=True, callback=_split_metrics, metavar="METRIC,...", default=(default,),
+        show_default=True, help=f"{what} Several are drawn side by side.",
+    )  # fmt: skip
+
+
+def _split_metrics(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name.strip() for part in value for name in part.split(",") if name.strip()]
+    choice = click.Choice(list(SHOWN_METRICS))
+    return tuple(dict.fromkeys(choice.convert(name, parameter, context) for name in names))
+
+
+def metric_names(metrics: Sequence[str], default: Sequence[str]) -> list[str]:
+    """Return what stands for metrics in a file's name: nothing for what is drawn unasked."""
+    return [] if tuple(metrics) == tuple(default) else ["-".join(metrics)]
+
+
+def look_options(command: Command) -> Command:
+    """Choose a picture's ground and width."""
+    command = click.option(
+        "--theme",
+        type=click.Choice(["light", "dark"]),
+        default="light",
+        show_default=True,
+        help="The picture's ground.",
+    )(command)
+    return click.option(
+        "--width", type=click.Choice(["one", "two", "screen"]), default="screen", show_default=True,
+        help="One or two columns of print (89, 183 mm), or as wide as the contents want.",
+    )(command)  # fmt: skip
 
 
 def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False) -> list[Run]:

@@ -10,25 +10,28 @@ from gradlens.cli.options import (
     check_figure_options,
     figure_options,
     format_option,
+    look_options,
+    metrics_option,
     open_runs,
     print_rows,
     runs_argument,
     write_figures,
 )
 from gradlens.config import parse_span, say_span
-from gradlens.metrics import METRICS
+from gradlens.metrics import is_linear
 
 
 @click.command()
 @runs_argument
-@click.option("--metric", type=click.Choice(list(METRICS)), default="activation_grad_norm", show_default=True)
+@metrics_option("activation_grad_norm")
 @click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
 @click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to take; either may be left out.")
 @click.option(
     "--rows", "kind", type=click.Choice(["slopes", "layers"]), default="slopes", show_default=True,
-    help="What json and csv hold: a row per run and section, or per layer.",
+    help="What json and csv hold: a row per run and section, or per layer; of what has no slope, the latter.",
 )  # fmt: skip
 @format_option
+@look_options
 @figure_options
 def profile(
     runs: tuple[str, ...],
@@ -37,6 +40,8 @@ def profile(
     steps: str,
     kind: str,
     form: str,
+    theme: str,
+    width: str,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -59,17 +64,24 @@ def profile(
 
         print_profile(results(), curves, metric, per_element=per_element)
     else:
-        print_rows(slope_rows(curves) if kind == "slopes" else layer_rows(curves), form)
+        sloped = kind == "slopes" and not is_linear(metric)
+        print_rows(slope_rows(curves) if sloped else layer_rows(curves), form)
     if terminal:
         return
     from gradlens.plots import draw_profile, figure_name
     from gradlens.plots.profile import caption
+    from gradlens.plots.style import make_look
 
-    details = [metric] if metric != "activation_grad_norm" else []
-    name = figure_name("profile", found, *details, *(["per-element"] if per_element else []), *say_span(window))
+    look = make_look(theme, width)
+    details = [
+        *([metric] if metric != "activation_grad_norm" else []),
+        *(["per-element"] if per_element else []),
+        *say_span(window),
+        *look.details(),
+    ]
     write_figures(
-        lambda: draw_profile(curves, metric, per_element=per_element, steps=window),
-        name,
+        lambda: draw_profile(curves, metric, per_element=per_element, steps=window, look=look),
+        figure_name("profile", found, *details),
         outputs,
         runs=found,
         caption=caption(curves, metric).replace("\n", " "),

@@ -8,24 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from gradlens.analysis.compare import label_runs
+from gradlens.analysis.compare import group_runs, label_runs
+from gradlens.analysis.derived import say_caution
+from gradlens.analysis.heat import Panel, Span, View, common_scale, make_panel
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
-    HeatMatrix,
     depth_profile,
     end_to_end,
-    epoch_starts,
-    find_stages,
-    heat_matrix,
-    positive_range,
     rows_within,
     say_end_to_end,
     say_layer,
@@ -33,198 +25,195 @@ from gradlens.analysis.profile import (
     say_rows,
 )
 from gradlens.errors import ConfigError
-from gradlens.metrics import METRICS
-from gradlens.plots.style import FAINT, MISSING, NONFINITE, ZERO, house_style, magnitude_colours
-from gradlens.run import FloatArray, Run
+from gradlens.metrics import is_linear
+from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
+from gradlens.plots.style import Look, fill, house_style
+from gradlens.run import Run
 
 COLUMNS = 1600
-MOST_LABELS = 42
-MOST_EPOCH_LINES = 60
 PANELS_PER_ROW = 3
+MOST_TOLD = 4
 
 
 def draw_heatmap(
     runs: Sequence[Run],
-    metric: str = ACTIVATION_GRAD,
+    metric: str | Sequence[str] = ACTIVATION_GRAD,
     *,
     per_element: bool = False,
-    steps: tuple[int | None, int | None] = (None, None),
+    relative: bool = False,
+    steps: Span = (None, None),
+    minus: Run | None = None,
+    look: Look | None = None,
 ) -> Figure:
-    """Draw a metric of one or more runs as layers (input at the top) by steps, with one colour scale for all.
+    """Draw metrics of one or more runs as layers (input at the top) by steps, with one colour scale for each metric.
 
     Args:
-        runs: One panel each.
-        metric: Which; the colour is its log10.
+        runs: One panel each; of several metrics, a row of panels each.
+        metric: Which, or several. Magnitudes are coloured by their log10, shares and cosines as they are.
         per_element: Divide norms by sqrt of the number of elements (RMS).
+        relative: Divide magnitudes by that of the last hidden layer, step by step.
         steps: First and last optimizer step to show; None is the beginning, or the end.
+        minus: Show the difference to this run: of magnitudes log10 of the ratio.
+        look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
         The figure; save it with ``save_figure``.
 
     Raises:
-        ConfigError: There are no runs, one lacks the metric, none has a row, or one has none among the steps.
+        ConfigError: There are no runs, one lacks a metric, none has a row, or one has none among the steps; or as
+            ``make_panel`` says.
     """
     if not runs:
         raise ConfigError("a heatmap needs at least one run")
-    windows = [rows_within(run, *steps) for run in runs]
-    matrices = [
-        heat_matrix(run, metric, columns=COLUMNS, per_element=per_element, rows=rows)
-        for run, rows in zip(runs, windows, strict=True)
-    ]
-    if all(matrix.values.shape[1] == 0 for matrix in matrices):
-        raise ConfigError(f"no row of {metric} has been recorded yet in {', '.join(run.name for run in runs)}")
-    with house_style():
-        return _draw(list(runs), matrices, metric, per_element, windows)
+    look = look or Look()
+    names = [metric] if isinstance(metric, str) else list(metric)
+    views = [View(name, per_element, relative, steps) for name in names]
+    panels = [[make_panel(run, view, columns=COLUMNS, minus=minus) for view in views] for run in runs]
+    for column, name in zip(zip(*panels, strict=True), names, strict=True):
+        if all(panel.is_empty for panel in column):
+            raise ConfigError(f"no row of {name} has been recorded yet in {', '.join(run.name for run in runs)}")
+    with house_style(look):
+        return _draw_table(panels, look) if len(names) > 1 else _draw_grid([row[0] for row in panels], look)
 
 
-def _draw(runs: list[Run], matrices: list[HeatMatrix], metric: str, per_element: bool, windows: list[slice]) -> Figure:
-    columns = min(len(runs), PANELS_PER_ROW)
-    rows = math.ceil(len(runs) / columns)
-    most_layers = max(len(run.layers) for run in runs)
-    panel = min(max(1.5 + 0.105 * most_layers, 2.6), 6.5)
-    figure = Figure(figsize=(2.6 + 3.6 * columns, 1.35 + panel * rows), layout="constrained")
+def _columns_of_seeds(runs: Sequence[Run]) -> int:
+    """Return the seeds of each model where all have as many, next to each other: rows of panels are models then."""
+    groups = group_runs(list(runs))
+    counts = {len(group.runs) for group in groups}
+    if len(groups) < 2 or len(counts) != 1 or sum(len(group.runs) for group in groups) != len(runs):
+        return 0
+    in_order = [run.name for group in groups for run in group.runs] == [run.name for run in runs]
+    return counts.pop() if in_order else 0
+
+
+def _panel_height(panels: Sequence[Panel], most: float) -> float:
+    layers = max(len(panel.layers) for panel in panels)
+    return min(max(1.5 + 0.105 * layers, 2.6), most)
+
+
+def _draw_grid(panels: list[Panel], look: Look) -> Figure:
+    """Draw one metric: panels in rows, with one colour bar."""
+    seeds = _columns_of_seeds([panel.run for panel in panels])
+    most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
+    columns = seeds if 1 < seeds <= 5 and look.width != "one" else min(len(panels), most)
+    rows = math.ceil(len(panels) / columns)
+    height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
+    width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
+    figure = Figure(figsize=(width, 1.35 + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    norm, titles = _scale(matrices), label_runs(runs)
+    scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
     for i, axis in enumerate(axes.flat):
-        if i >= len(runs):
+        if i >= len(panels):
             axis.set_visible(False)
             continue
-        same = i % columns > 0 and _names(runs[i]) == _names(runs[i - 1])
-        _draw_panel(axis, runs[i], matrices[i], norm, labels=not same)
-        axis.set_title(titles[i], fontweight="bold")
-    _colour_bar(figure, axes, norm, metric, per_element)
-    _legend(figure, matrices)
-    figure.suptitle(_caption(runs, metric, per_element, windows), x=0.01, ha="left", fontsize=8, wrap=False)
+        same = i % columns > 0 and panels[i].layers == panels[i - 1].layers
+        draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height))
+        if not same:
+            axis.set_ylabel("layer, from the input (top) to the output (bottom)")
+        axis.set_title(_wrapped(titles[i], width / columns), fontweight="bold")
+        if columns > 1 and i + columns < len(panels):
+            axis.set_xlabel("")
+    draw_colour_bar(figure, axes, panels[0], scale, below=False, inches=height * rows - 0.6)
+    draw_key(figure, panels)
+    _head(figure, panels, width, look)
     return figure
 
 
-def _names(run: Run) -> list[str]:
-    return [layer.name for layer in run.layers]
+def _draw_table(panels: list[list[Panel]], look: Look) -> Figure:
+    """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all below each other."""
+    across = look.width != "one"
+    count, metrics = len(panels), len(panels[0])
+    rows, columns = (count, metrics) if across else (count * metrics, 1)
+    everything = [panel for row in panels for panel in row]
+    height = _panel_height(everything, 2.8 if not across else 4.6 if count < 3 else 3.2)
+    width = look.inches(1.6 + 2.9 * columns)
+    figure = Figure(figsize=(width, 1.6 + height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    labels = label_runs([row[0].run for row in panels])
+    for m in range(metrics):
+        column = [row[m] for row in panels]
+        mine: NDArray[Any] = axes[:, m] if across else axes[m * count : (m + 1) * count, 0]
+        scale = common_scale(column)
+        for i, axis in enumerate(mine):
+            named = m == 0 or not across or column[i].layers != panels[i][m - 1].layers
+            draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height))
+            if i == 0 or not across:
+                title = column[i].view.metric if across else f"{labels[i]}: {column[i].view.metric}"
+                axis.set_title(_wrapped(title, width / columns - (0.2 if across else 1.4)), fontweight="bold")
+            if across and m == 0:
+                axis.set_ylabel(_wrapped(labels[i], height), fontweight="bold", fontsize=9)
+            if across and i + 1 < count:
+                axis.set_xlabel("")
+        along = 0.78 * width / columns if across else height * count - 0.6
+        draw_colour_bar(figure, mine, column[0], scale, below=across, inches=along)
+    draw_key(figure, everything)
+    _head(figure, everything, width, look)
+    return figure
 
 
-def _scale(matrices: list[HeatMatrix]) -> Normalize:
-    found = positive_range(matrices)
-    low, high = (math.log10(found[0]), math.log10(found[1])) if found else (-1.0, 0.0)
-    return Normalize(low, high if high > low else low + 1)
+def _gap(panel: Panel, height_in: float) -> float:
+    """Return how many layers must lie between two names of 6 points, so that they do not overlap."""
+    return len(panel.layers) * 0.105 / max(height_in - 0.9, 0.5)
 
 
-def _draw_panel(axis: Axes, run: Run, matrix: HeatMatrix, norm: Normalize, *, labels: bool) -> None:
-    n_layers = len(run.layers)
-    edges = np.arange(n_layers + 1) - 0.5
-    values = matrix.values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
-    if values.size:
-        axis.pcolorfast(matrix.steps, edges, logs, cmap=magnitude_colours(), norm=norm)
-    axis.set_facecolor(MISSING)
-    for mask, colour in ((values == 0, ZERO), (np.isinf(values), NONFINITE)):
-        if mask.any():
-            _overlay(axis, matrix, edges, mask, colour)
-    axis.set_ylim(n_layers - 0.5, -0.5)
-    axis.set_xlim(matrix.steps[0], max(matrix.steps[-1], matrix.steps[0] + 1))
-    axis.set_xlabel("optimizer step")
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _mark_stages(axis, run)
-    _mark_epochs(axis, run)
-    _label_layers(axis, run, labels)
+def _wrapped(text: str, inches: float) -> str:
+    return "\n".join(textwrap.wrap(text, max(int(inches * 12), 16)))
 
 
-def _overlay(axis: Axes, matrix: HeatMatrix, edges: FloatArray, mask: NDArray[np.bool_], colour: str) -> None:
-    shown = np.ma.masked_where(~mask, np.ones_like(matrix.values))
-    axis.pcolorfast(matrix.steps, edges, shown, cmap=ListedColormap([colour]))
-
-
-def _mark_stages(axis: Axes, run: Run) -> None:
-    for stage in find_stages(run.layers)[1:]:
-        axis.axhline(stage.start - 0.5, color="white", linewidth=0.9)
-
-
-def _mark_epochs(axis: Axes, run: Run) -> None:
-    starts = epoch_starts(run)
-    if len(starts) < 2:
-        return
-    top = axis.secondary_xaxis("top")
-    every = max(1, math.ceil(len(starts) / 10))
-    numbers = np.arange(1, len(starts) + 1)
-    shown = (numbers - 1) % every == 0
-    top.set_xticks(starts[shown], [str(n) for n in numbers[shown]])
-    top.tick_params(labelsize=6.5, colors=FAINT, length=2)
-    top.set_xlabel("epoch", fontsize=7, color=FAINT)
-    if len(starts) > MOST_EPOCH_LINES:
-        return
-    for start in starts[1:]:
-        axis.axvline(start, color="white", linewidth=0.35, alpha=0.55)
-
-
-def _label_layers(axis: Axes, run: Run, labels: bool) -> None:
-    names = _names(run)
-    chosen = choose_labels(run)
-    size = 7.0 if len(chosen) <= 24 else 5.8
-    axis.set_yticks(chosen, [names[i] for i in chosen] if labels else [])
-    axis.tick_params(axis="y", length=2, labelsize=size)
-    if labels:
-        axis.set_ylabel("layer, from the input (top) to the output (bottom)")
-
-
-def choose_labels(run: Run, most: int = MOST_LABELS) -> list[int]:
-    """Choose the layers that get a label: all of them, or each stage's first and evenly spaced ones between."""
-    count = len(run.layers)
-    if count <= most:
-        return list(range(count))
-    gap = math.ceil(count / (most * 0.75))
-    firsts = [stage.start for stage in find_stages(run.layers)]
-    chosen: list[int] = []
-    for i in firsts + list(range(0, count, gap)):
-        if all(abs(i - other) >= gap for other in chosen):
-            chosen.append(i)
-    return sorted(chosen)
-
-
-def _colour_bar(figure: Figure, axes: NDArray[Any], norm: Normalize, metric: str, per_element: bool) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, magnitude_colours()), ax=axes, pad=0.012, aspect=36, fraction=0.04)
-    title = METRICS[metric].title if metric in METRICS else metric
-    if per_element:
-        title = title.replace("L2 norm", "RMS per element")
-    bar.set_label("\n".join(textwrap.wrap(f"log10 of the {title}", 72)))
-    bar.ax.yaxis.set_major_locator(MaxNLocator(8))
-
-
-def _legend(figure: Figure, matrices: list[HeatMatrix]) -> None:
-    kinds = (
-        ("exactly 0", ZERO, lambda v: v == 0),
-        ("no gradient recorded", MISSING, np.isnan),
-        ("not finite", NONFINITE, np.isinf),
-    )
-    patches = [
-        Patch(facecolor=colour, edgecolor=FAINT, linewidth=0.4, label=label)
-        for label, colour, test in kinds
-        if any(test(matrix.values).any() for matrix in matrices)
-    ]
-    if patches:
-        figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+def _head(figure: Figure, panels: Sequence[Panel], width: float, look: Look) -> None:
+    figure.suptitle(fill(_sentences(panels, short=look.width == "one"), width), x=0.01, ha="left", fontsize=8)
 
 
 def caption(
     runs: Sequence[Run],
-    metric: str = ACTIVATION_GRAD,
+    metric: str | Sequence[str] = ACTIVATION_GRAD,
     *,
     per_element: bool = False,
-    steps: tuple[int | None, int | None] = (None, None),
+    relative: bool = False,
+    steps: Span = (None, None),
+    minus: Run | None = None,
 ) -> str:
-    """Say in a sentence per run what the heatmap shows, from the numbers."""
-    return _caption(runs, metric, per_element, [rows_within(run, *steps) for run in runs])
+    """Say in a sentence per run and metric what the heatmap shows, from the numbers, and how to read it."""
+    names = [metric] if isinstance(metric, str) else list(metric)
+    views = [View(name, per_element, relative, steps) for name in names]
+    panels = [make_panel(run, view, columns=COLUMNS, minus=minus) for run in runs for view in views]
+    return "\n".join(_sentences(panels))
 
 
-def _caption(runs: Sequence[Run], metric: str, per_element: bool, windows: list[slice]) -> str:
-    told = list(zip(label_runs(list(runs)), runs, windows, strict=True))[:4]
-    said = [f"{label}: {said}." for label, run, rows in told if (said := _say_run(run, metric, per_element, rows))]
-    width = 80 + 62 * (min(len(runs), PANELS_PER_ROW) - 1)
-    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in said)
+def _sentences(panels: Sequence[Panel], *, short: bool = False) -> list[str]:
+    """Say what is seen and how to read it; in a column of print the file alone says the latter."""
+    metrics = list(dict.fromkeys(panel.view.metric for panel in panels))
+    runs = list({id(panel.run): panel.run for panel in panels}.values())
+    labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
+    said = []
+    for panel in panels[: MOST_TOLD * len(metrics)]:
+        text = _say_difference(panel) if panel.minus is not None else _say_panel(panel)
+        if text:
+            name = f", {panel.view.metric}" if len(metrics) > 1 else ""
+            said.append(f"{labels[id(panel.run)]}{name}: {text}.")
+    if short:
+        return said
+    cautions = dict.fromkeys(text for metric in metrics if (text := say_caution(metric)))
+    return [*said, _say_how(panels), *cautions]
 
 
-def _say_run(run: Run, metric: str, per_element: bool, rows: slice) -> str:
-    if metric in (ACTIVATION_GRAD, "param_grad_norm"):
-        way = end_to_end(run, metric, rows, per_element=per_element)
+def _say_how(panels: Sequence[Panel]) -> str:
+    """Say how to read the picture."""
+    text = "Each row of a panel is a layer, the input's at the top; each column an optimizer step"
+    if any(is_linear(panel.view.metric) for panel in panels):
+        text += ", up to the next row that has a value"
+    if any(panel.minus is not None for panel in panels):
+        return f"{text}. Red: {panels[0].run.name} is larger; blue: smaller."
+    if any(panel.kind in ("signed", "difference") for panel in panels):
+        text += ". Red is above 0, blue below"
+    return f"{text}."
+
+
+def _say_panel(panel: Panel) -> str:
+    run, view = panel.run, panel.view
+    rows = rows_within(run, *view.steps)
+    if view.metric in (ACTIVATION_GRAD, "param_grad_norm"):
+        way = end_to_end(run, view.metric, rows, per_element=view.per_element)
         if way is None or np.isnan(way.median()):
             return ""
         first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
@@ -232,11 +221,24 @@ def _say_run(run: Run, metric: str, per_element: bool, rows: slice) -> str:
             f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, rows.stop - rows.start)}"
         )
         return f"{say_end_to_end(way.median())} ({ratio})"
-    profile = depth_profile(run, metric, rows, per_element=per_element)
+    profile = depth_profile(run, view.metric, rows, per_element=view.per_element)
     if np.isnan(profile).all():
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
-    return (
-        f"median over rows from {profile[low]:.1e} ({run.layers[low].name}) to {profile[high]:.1e} "
-        f"({run.layers[high].name})"
-    )
+    ends = [say_value(profile[i], view.metric) for i in (low, high)]
+    middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
+    return f"median over rows from {ends[0]} ({run.layers[low].name}) to {ends[1]} ({run.layers[high].name}){middle}"
+
+
+def _say_difference(panel: Panel) -> str:
+    finite = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
+    if np.isnan(finite).all() or panel.minus is None:
+        return "there is no step at which both have a value"
+    middle, share = float(np.nanmedian(finite)), float((finite > 0).sum() / np.isfinite(finite).sum())
+    typical = f"{say_power(middle)} times" if panel.kind == "ratio" else f"{middle:+.3f} against"
+    return f"{typical} that of {panel.minus.name}, median over layers and steps; larger in {share:.0%} of them"
+
+
+def say_value(value: float, metric: str) -> str:
+    """Write a value of a metric: a magnitude with an exponent, a share or cosine with two decimals."""
+    return f"{value:+.2f}" if is_linear(metric) and 0.01 <= abs(value) < 100 else f"{value:.1e}"

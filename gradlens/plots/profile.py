@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from gradlens.analysis.curves import Curve, Steps, Theory, say_curve, say_theory
+from gradlens.analysis.derived import say_caution
+from gradlens.analysis.heat import quiet_end
 from gradlens.analysis.profile import find_stages
-from gradlens.metrics import METRICS
-from gradlens.plots.style import FAINT, INK, PALETTE, house_style
+from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
+from gradlens.plots.style import Look, current, fill, house_style
 from gradlens.run import FloatArray
 
 DASHES = ("-", "--", "-.", ":")
@@ -24,7 +28,12 @@ MOST_NAMES = 14
 
 
 def draw_profile(
-    curves: Sequence[Curve], metric: str, *, per_element: bool = False, steps: Steps = (None, None)
+    curves: Sequence[Curve],
+    metric: str,
+    *,
+    per_element: bool = False,
+    steps: Steps = (None, None),
+    look: Look | None = None,
 ) -> Figure:
     """Draw profiles, a line each, input at the left; beside it the first step against theory, where there is one.
 
@@ -33,36 +42,75 @@ def draw_profile(
         metric: What they are of.
         per_element: Whether they are the root mean square per element.
         steps: The span of optimizer steps that they are of.
+        look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
         The figure; save it with ``save_figure``.
     """
-    with house_style():
-        return _draw(list(curves), metric, per_element, steps)
+    look = look or Look()
+    with house_style(look):
+        return _draw(list(curves), metric, per_element, steps, look)
 
 
-def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps) -> Figure:
+def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, look: Look) -> Figure:
     with_theory = any(curve.theory for curve in curves)
-    figure = Figure(figsize=(9.6 if with_theory else 6.4, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2 if with_theory else 1, squeeze=False)[0]
+    width = look.inches(9.6 if with_theory else 6.4)
+    stacked = with_theory and look.width == "one"
+    height = {"one": 3.4, "two": 4.0}.get(look.width, 4.6) * (2 if stacked else 1)
+    figure = Figure(figsize=(width, height + 0.14 * len(curves)), layout="constrained")
+    panels = 2 if with_theory else 1
+    axes = figure.subplots(panels if stacked else 1, 1 if stacked else panels, squeeze=False).ravel()
+    inches = width / (1 if stacked else panels)
     for i, curve in enumerate(curves):
-        _draw_curve(axes[0], curve, *_look(i))
-    title = METRICS[metric].title if metric in METRICS else metric
-    axes[0].set_ylabel("\n".join(textwrap.wrap(f"log10 of the {_per_element(title, per_element)}", 56)))
+        draw_curve(axes[0], curve, *look_of(i))
+    title = say_metric(metric, per_element=per_element)
+    title = title if is_linear(metric) else f"log10 of the {title}"
+    axes[0].set_ylabel("\n".join(textwrap.wrap(title, 56 if look.width == "screen" else 40)))
     axes[0].set_title(_say_steps(steps), fontweight="bold")
-    axes[0].legend(handles=_handles(curves), loc="best")
+    scale_axis(axes[0], curves, metric)
+    _place_legend(axes[0], _handles(curves), inches)
     if with_theory:
         for i, curve in enumerate(curves):
             if curve.theory is not None:
-                _draw_theory(axes[1], curve.theory, *_look(i))
-        axes[1].axhline(0, color=FAINT, linewidth=0.6)
+                _draw_theory(axes[1], curve.theory, *look_of(i))
+        axes[1].axhline(0, color=current().faint, linewidth=0.6)
         axes[1].set_ylabel("decades relative to the last hidden layer")
-        axes[1].set_title("first step: measured, and theory of initialisation", fontweight="bold")
-        axes[1].legend(handles=_theory_handles(curves), loc="best")
+        axes[1].set_title("\n".join(textwrap.wrap("first step: measured, and theory of initialisation",
+                                                  int(inches * 12))), fontweight="bold")  # fmt: skip
+        _place_legend(axes[1], _theory_handles(curves), inches)
     for axis in axes:
-        _dress(axis, curves)
-    figure.suptitle(caption(curves, metric, width=160 if with_theory else 104), x=0.01, ha="left", fontsize=8)
+        dress_axis(axis, curves, inches)
+    lines = [*_said(curves, metric), *([] if look.width == "one" else _how(curves, metric))]
+    figure.suptitle(fill(lines, width), x=0.01, ha="left", fontsize=8)
     return figure
+
+
+def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
+    """Put a short legend where there is room, and a long one below the panel, so that it hides no line."""
+    letters = max(len(handle.get_label()) for handle in handles)
+    if len(handles) <= 4 and letters < inches * 8:
+        axis.legend(handles=handles, loc="best")
+        return
+    columns = max(1, int(inches * 12 / (letters + 6)))
+    below = axis.transAxes + ScaledTranslation(0, -0.46, axis.get_figure().dpi_scale_trans)  # type: ignore[union-attr]
+    axis.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns, borderaxespad=0
+    )
+
+
+def scale_axis(axis: Axes, curves: Sequence[Curve], metric: str) -> None:
+    """Scale the upright axis: decades, a share or cosine between its limits, or a signed magnitude."""
+    if not is_linear(metric):
+        return
+    known = SHOWN_METRICS[metric]
+    if known.limits:
+        axis.set_ylim(*known.limits)
+    if known.scale == "signed":
+        quiet = quiet_end(np.concatenate([curve.centre for curve in curves]))
+        axis.set_yscale("symlog", linthresh=quiet)
+        axis.yaxis.set_minor_locator(NullLocator())
+    if known.scale == "signed" or (known.limits and known.limits[0] < 0):
+        axis.axhline(0, color=current().ink, linewidth=0.7)
 
 
 def _say_steps(steps: Steps) -> str:
@@ -72,21 +120,20 @@ def _say_steps(steps: Steps) -> str:
     return f"steps {first or 0} to {'the end' if last is None else last}"
 
 
-def _look(number: int) -> tuple[str, str]:
-    return PALETTE[number % len(PALETTE)], DASHES[(number // len(PALETTE)) % len(DASHES)]
+def look_of(number: int) -> tuple[str, str]:
+    """Return the colour and the dashes of a line."""
+    palette = current().palette
+    return palette[number % len(palette)], DASHES[(number // len(palette)) % len(DASHES)]
 
 
-def _per_element(title: str, per_element: bool) -> str:
-    return title.replace("L2 norm", "RMS per element") if per_element else title
-
-
-def _draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
-    x = np.arange(1, len(curve.decades) + 1)
-    shown = np.where(np.isfinite(curve.decades), curve.decades, np.nan)
+def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
+    """Draw a profile with its band; exact zeros are marked at the lower edge."""
+    x = np.arange(1, len(curve.centre) + 1)
+    shown = np.where(np.isfinite(curve.centre), curve.centre, np.nan)
     axis.plot(x, shown, color=colour, linestyle=dash, marker=".", markersize=4)
     band = np.isfinite(curve.low) & np.isfinite(curve.high)
     axis.fill_between(x, curve.low, curve.high, where=band, color=colour, alpha=0.15, linewidth=0)
-    zeros = np.isneginf(curve.decades)
+    zeros = np.isneginf(curve.centre)
     if zeros.any():  # they lie below every axis
         axis.plot(
             x[zeros], np.full(zeros.sum(), 0.02), "v", color=colour, markersize=4, transform=axis.get_xaxis_transform()
@@ -106,10 +153,12 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str) -> None:
 def _handles(curves: list[Curve]) -> list[Line2D]:
     handles = []
     for i, curve in enumerate(curves):
-        colour, dash = _look(i)
+        colour, dash = look_of(i)
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]
-    if any(np.isneginf(curve.decades).any() for curve in curves):
-        handles.append(Line2D([], [], color=INK, linestyle="none", marker="v", markersize=4, label="exactly 0"))
+    if any(np.isneginf(curve.centre).any() for curve in curves):
+        handles.append(
+            Line2D([], [], color=current().ink, linestyle="none", marker="v", markersize=4, label="exactly 0")
+        )
     return handles
 
 
@@ -121,21 +170,21 @@ def _theory_handles(curves: list[Curve]) -> list[Line2D | Patch]:
     without = [curve.label for curve in curves if curve.theory is None]
     dot = {"marker": "o", "markersize": 2.8, "markerfacecolor": "none", "linestyle": "none"}
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=INK, label="measured, each seed", **dot),  # type: ignore[arg-type]
-        Line2D([], [], color=INK, label="theory"),
-        Patch(color=INK, alpha=0.15, linewidth=0, label="2 standard deviations between seeds, at most"),
+        Line2D([], [], color=current().ink, label="measured, each seed", **dot),  # type: ignore[arg-type]
+        Line2D([], [], color=current().ink, label="theory"),
+        Patch(color=current().ink, alpha=0.15, linewidth=0, label="2 standard deviations between seeds, at most"),
     ]
     if without:
         handles.append(Line2D([], [], linestyle="none", label=f"no theory for {', '.join(without[:2])}"))
     return handles
 
 
-def _dress(axis: Axes, curves: list[Curve]) -> None:
+def dress_axis(axis: Axes, curves: Sequence[Curve], inches: float) -> None:
     """Name the layers where all curves have the same, and mark their stages."""
     layers = curves[0].layers
     same = all([layer.name for layer in curve.layers] == [layer.name for layer in layers] for curve in curves)
     axis.set_xlabel("layer, from the input (left) to the output (right)")
-    axis.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+    axis.grid(color=current().faint, alpha=0.2, linewidth=0.5)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     if not same:
@@ -143,24 +192,45 @@ def _dress(axis: Axes, curves: list[Curve]) -> None:
         return
     stages = find_stages(layers)
     for stage in stages[1:]:
-        axis.axvline(stage.start + 0.5, color=FAINT, linewidth=0.5, alpha=0.7)
+        axis.axvline(stage.start + 0.5, color=current().faint, linewidth=0.5, alpha=0.7)
     if 1 < len(stages) <= MOST_NAMES:
-        axis.set_xticks([(stage.start + stage.stop + 1) / 2 for stage in stages], [stage.name for stage in stages])
+        centres = [(stage.start + stage.stop + 1) / 2 for stage in stages]
+        shown = _apart([stage.name for stage in stages], centres, len(layers), inches)
+        axis.set_xticks([centres[i] for i in shown], [stages[i].name for i in shown])
         axis.tick_params(axis="x", length=0)
         axis.grid(visible=False, axis="x")
         return
-    chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), MOST_NAMES))})
+    most = min(MOST_NAMES, max(3, int(inches * 3)))
+    chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), most))})
     axis.set_xticks([i + 1 for i in chosen], [layers[i].name for i in chosen], rotation=30, ha="right")
 
 
-def caption(curves: Sequence[Curve], metric: str, *, width: int = 160) -> str:
-    """Say in a sentence per profile what the figure shows, from the numbers."""
-    said = [f"{say_curve(curve, metric)}." for curve in curves[:MOST_TOLD]]
+def _apart(names: Sequence[str], centres: Sequence[float], count: int, inches: float) -> list[int]:
+    """Choose names that do not touch each other, at 7 points; the widest stages, as they stand in the middle, win."""
+    per_layer = max(inches - 0.9, 0.5) / max(count, 1)
+    chosen: list[int] = []
+    for i in sorted(range(len(names)), key=lambda i: len(names[i])):
+        half = [0.5 * 0.058 * (len(names[j]) + 1.5) for j in range(len(names))]
+        if all(abs(centres[i] - centres[j]) * per_layer >= half[i] + half[j] for j in chosen):
+            chosen.append(i)
+    return sorted(chosen)
+
+
+def caption(curves: Sequence[Curve], metric: str) -> str:
+    """Say in a sentence per profile what the figure shows, from the numbers, and how to read it; a line each."""
+    return "\n".join([*_said(curves, metric), *_how(curves, metric)])
+
+
+def _said(curves: Sequence[Curve], metric: str) -> list[str]:
+    return [f"{say_curve(curve, metric)}." for curve in curves[:MOST_TOLD]]
+
+
+def _how(curves: Sequence[Curve], metric: str) -> list[str]:
     bands = []
     if any(len(curve.runs) == 1 for curve in curves):
         bands.append("of one run 8 in 10 of its rows")
     if any(len(curve.runs) > 1 for curve in curves):
         bands.append("of several seeds the 95 % interval of their mean")
-    said.append(f"Lines: medians over rows; bands: {', '.join(bands)}.")
-    said += [f"{text}." for curve in curves[:MOST_TOLD] if (text := say_theory(curve))]
-    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in said)
+    said = [f"Lines: medians over rows; bands: {', '.join(bands)}."]
+    said += [text for text in [say_caution(metric)] if text]
+    return said + [f"{text}." for curve in curves[:MOST_TOLD] if (text := say_theory(curve))]

@@ -13,8 +13,15 @@ VIRIDIS = (
     (72, 36, 117), (68, 57, 131), (58, 83, 139), (47, 106, 142), (37, 131, 142), (31, 154, 138),
     (53, 183, 121), (103, 204, 92), (160, 218, 57), (213, 226, 26), (253, 231, 37),
 )  # fmt: skip
-ZERO, MISSING, NONFINITE = (0, 0, 0), (200, 200, 200), (230, 0, 126)
+# ColorBrewer RdBu (Brewer 2003): blue below 0, red above.
+SIGNED = (
+    (5, 48, 97), (33, 102, 172), (67, 147, 195), (146, 197, 222), (209, 229, 240), (247, 247, 247),
+    (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43), (103, 0, 31),
+)  # fmt: skip
+ZERO, MISSING, NONFINITE = (0, 0, 0), (128, 128, 128), (230, 0, 126)
 SHADES = ".:-=+*#%@"
+BELOW, ABOVE = "DCBA", "abcd"
+"""Without colour: far below 0 to near it, and near it to far above."""
 
 Rgb = tuple[int, int, int]
 
@@ -27,10 +34,24 @@ def magnitude_colour(value: float, low: float, high: float) -> Rgb:
         return NONFINITE
     if value <= 0:
         return ZERO
-    place = _share(value, low, high) * (len(VIRIDIS) - 1)
-    i = min(int(place), len(VIRIDIS) - 2)
-    red, green, blue = (round(a + (b - a) * (place - i)) for a, b in zip(VIRIDIS[i], VIRIDIS[i + 1], strict=True))
+    return place_colour(_share(value, low, high))
+
+
+def place_colour(place: float, *, signed: bool = False) -> Rgb:
+    """Return the colour at a place of a scale, from 0 to 1; of a signed one 0.5 is the middle."""
+    colours = SIGNED if signed else VIRIDIS
+    at = place * (len(colours) - 1)
+    i = min(int(at), len(colours) - 2)
+    red, green, blue = (round(a + (b - a) * (at - i)) for a, b in zip(colours[i], colours[i + 1], strict=True))
     return red, green, blue
+
+
+def place_mark(place: float, *, signed: bool = False) -> str:
+    """Return the mark at a place of a scale: light to dense; of a signed one D to A, a blank, and a to d."""
+    if not signed:
+        return SHADES[round(place * (len(SHADES) - 1))]
+    marks = f"{BELOW} {ABOVE}"
+    return marks[round(place * (len(marks) - 1))]
 
 
 def magnitude_mark(value: float, low: float, high: float) -> str:
@@ -41,7 +62,7 @@ def magnitude_mark(value: float, low: float, high: float) -> str:
         return "!"
     if value <= 0:
         return "0"
-    return SHADES[round(_share(value, low, high) * (len(SHADES) - 1))]
+    return place_mark(_share(value, low, high))
 
 
 def _share(value: float, low: float, high: float) -> float:
@@ -71,11 +92,17 @@ def strip(values: list[float], *, colour: bool) -> Text:
 
 def scale_line(low: float, high: float, *, colour: bool, width: int = 24) -> Text:
     """Draw the scale: from the smallest to the largest value."""
-    text = Text(f"10^{math.log10(low):+.1f} ")
+    ends = (f"10^{math.log10(value):+.1f}" for value in (low, high))
+    return scale_between(*ends, colour=colour, width=width)
+
+
+def scale_between(low: str, high: str, *, colour: bool, signed: bool = False, width: int = 24) -> Text:
+    """Draw a scale between the words for its ends; of a signed one 0 is in the middle."""
+    text = Text(f"{low} ")
     for i in range(width):
-        value = low * (high / low) ** (i / max(width - 1, 1))
+        place = i / max(width - 1, 1)
         if colour:
-            text.append("█", style(magnitude_colour(value, low, high)))
+            text.append("█", style(place_colour(place, signed=signed)))
         else:
-            text.append(magnitude_mark(value, low, high))
-    return text.append(f" 10^{math.log10(high):+.1f}")
+            text.append(place_mark(place, signed=signed))
+    return text.append(f" {high}")

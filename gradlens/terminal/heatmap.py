@@ -8,24 +8,18 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.analysis.profile import (
-    HeatMatrix,
-    block_means,
-    block_starts,
-    find_stages,
-    heat_matrix,
-    positive_range,
-    rows_within,
-)
-from gradlens.metrics import METRICS
+from gradlens.analysis.heat import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
+from gradlens.analysis.profile import block_starts, find_stages
+from gradlens.metrics import say_metric
 from gradlens.run import FloatArray, Run
 from gradlens.terminal.colours import (
     MISSING,
     NONFINITE,
     ZERO,
-    magnitude_colour,
-    magnitude_mark,
-    scale_line,
+    Rgb,
+    place_colour,
+    place_mark,
+    scale_between,
     style,
 )
 from gradlens.terminal.console import has_colour
@@ -40,7 +34,9 @@ def print_heatmap(
     metric: str,
     *,
     per_element: bool = False,
-    steps: tuple[int | None, int | None] = (None, None),
+    relative: bool = False,
+    steps: Span = (None, None),
+    minus: Run | None = None,
 ) -> None:
     """Print one heatmap per run, input at the top, all with one scale.
 
@@ -49,97 +45,104 @@ def print_heatmap(
         runs: The runs.
         metric: Which metric.
         per_element: Divide norms by sqrt of the number of elements.
+        relative: Divide magnitudes by that of the last hidden layer.
         steps: First and last optimizer step to show; None is the beginning, or the end.
+        minus: Show the difference to this run.
     """
     label = min(max((len(layer.name) for run in runs for layer in run.layers), default=8), 20, console.width // 4)
     columns = max(console.width - label - MARGIN, 10)
-    matrices = [
-        heat_matrix(run, metric, columns=columns, per_element=per_element, rows=rows_within(run, *steps))
-        for run in runs
-    ]
-    found = positive_range(matrices)
-    low, high = found or (1.0, 1.0)
-    colour = has_colour(console)
-    for run, matrix in zip(runs, matrices, strict=True):
-        console.print(Text(f"{run.name}  {METRICS[metric].title if metric in METRICS else metric}", style="bold"))
-        if matrix.values.shape[1] == 0:
+    view = View(metric, per_element, relative, steps)
+    panels = [make_panel(run, view, columns=columns, minus=minus) for run in runs]
+    scale, colour = common_scale(panels), has_colour(console)
+    for panel in panels:
+        console.print(Text(_title(panel), style="bold"))
+        if panel.is_empty:
             console.print("no row has been recorded yet")
             continue
-        for line in _lines(console, run, matrix, label, columns, (low, high), colour):
+        for line in _lines(console, panel, scale, label, columns, colour):
             console.print(line, no_wrap=True, overflow="crop")
-        console.print(_axis(matrix, label, columns), no_wrap=True, overflow="crop")
-    if found:
-        console.print(_legend(matrices, low, high, colour=colour))
+        console.print(_axis(panel, label, columns), no_wrap=True, overflow="crop")
+    if any(np.isfinite(panel.drawn).any() for panel in panels):
+        console.print(_legend(panels, scale, colour=colour))
 
 
-def _lines(
-    console: Console,
-    run: Run,
-    matrix: HeatMatrix,
-    label: int,
-    columns: int,
-    scale: tuple[float, float],
-    colour: bool,
-) -> list[Text]:
+def _title(panel: Panel) -> str:
+    over = f" {'over' if panel.kind == 'ratio' else 'minus'} {panel.minus.name}" if panel.minus else ""
+    relative = ", relative to the last hidden layer" if panel.view.relative else ""
+    metric = say_metric(panel.view.metric, per_element=panel.view.per_element)
+    return f"{panel.run.name}{over}  {metric}{relative}"
+
+
+def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: int, colour: bool) -> list[Text]:
     most = max(console.height - 6, 8) if console.is_terminal else MOST_LINES_PIPED
     step = 2 if colour else 1  # layers a line
-    values, first = _fit_layers(matrix.values, most * step)
-    values = _fit_columns(values, columns)
-    starts = {stage.start: stage.name for stage in find_stages(run.layers)}
+    count = len(panel.layers)
+    first = list(range(count)) if count <= most * step else block_starts(count, most * step).tolist()
+    drawn = merge_layers(panel, first).drawn if len(first) < count else panel.drawn
+    drawn = np.repeat(drawn, max(columns // drawn.shape[1], 1), axis=1)  # fill the line
+    starts = {stage.start: stage.name for stage in find_stages(panel.layers)}
     lines: list[Text] = []
-    for i in range(0, len(values), step):
-        covered = range(first[i], first[i + step] if i + step < len(first) else len(run.layers))
+    for i in range(0, len(drawn), step):
+        covered = range(first[i], first[i + step] if i + step < len(first) else count)
         stages = [starts[layer] for layer in covered if layer in starts]
         whole = len(covered) == 1 or len(starts) == 1
-        name = run.layers[covered.start].name if whole else "/".join(stages[:2])
+        name = panel.layers[covered.start].name if whole else "/".join(stages[:2])
         line = Text(f"{name[:label]:>{label}} ", style="dim")
         if colour:
-            below = values[i + 1] if i + 1 < len(values) else None
-            _append_half_blocks(line, values[i], below, scale)
+            _append_half_blocks(line, drawn[i], drawn[i + 1] if i + 1 < len(drawn) else None, scale)
         else:
-            line.append("".join(magnitude_mark(float(v), *scale) for v in values[i]))
+            line.append(_marks(drawn[i], scale))
         lines.append(line)
     return lines
 
 
-def _fit_layers(values: FloatArray, most: int) -> tuple[FloatArray, list[int]]:
-    """Merge neighbouring layers where there are more than lines; return the first layer of each."""
-    if len(values) <= most:
-        return values, list(range(len(values)))
-    starts = block_starts(len(values), most)
-    return block_means(values, starts), starts.tolist()
-
-
-def _fit_columns(values: FloatArray, columns: int) -> FloatArray:
-    """Widen cells to fill the line where there are fewer steps than columns."""
-    return np.repeat(values, max(columns // values.shape[1], 1), axis=1)
-
-
-def _append_half_blocks(line: Text, above: FloatArray, below: FloatArray | None, scale: tuple[float, float]) -> None:
-    for column, value in enumerate(above):
-        top = magnitude_colour(float(value), *scale)
-        if below is None:
-            line.append("▀", style(top))
+def _colours(drawn: FloatArray, scale: Scale) -> list[Rgb]:
+    """Return the colour of each cell of a line."""
+    found: list[Rgb] = []
+    for value, place in zip(drawn, scale.places(np.where(np.isfinite(drawn), drawn, np.nan)), strict=True):
+        if np.isfinite(value):
+            found.append(place_colour(float(place), signed=scale.is_diverging))
         else:
-            line.append("▀", style(top, magnitude_colour(float(below[column]), *scale)))
+            found.append(MISSING if np.isnan(value) else NONFINITE if value > 0 else ZERO)
+    return found
 
 
-def _axis(matrix: HeatMatrix, label: int, columns: int) -> Text:
-    first, last = f"step {matrix.steps[0]:.0f}", f"{matrix.steps[-1]:.0f}"
-    cells = matrix.values.shape[1]
+def _marks(drawn: FloatArray, scale: Scale) -> str:
+    """Return the marks of a line without colour: ? not recorded, ! not finite, 0 exactly 0."""
+    marks = []
+    for value, place in zip(drawn, scale.places(np.where(np.isfinite(drawn), drawn, np.nan)), strict=True):
+        if np.isfinite(value):
+            marks.append(place_mark(float(place), signed=scale.is_diverging))
+        else:
+            marks.append("?" if np.isnan(value) else "!" if value > 0 else "0")
+    return "".join(marks)
+
+
+def _append_half_blocks(line: Text, above: FloatArray, below: FloatArray | None, scale: Scale) -> None:
+    tops = _colours(above, scale)
+    bottoms: list[Rgb | None] = [*_colours(below, scale)] if below is not None else [None] * len(tops)
+    for top, bottom in zip(tops, bottoms, strict=True):
+        line.append("▀", style(top, bottom))
+
+
+def _axis(panel: Panel, label: int, columns: int) -> Text:
+    first, last = f"step {panel.edges[0]:.0f}", f"{panel.edges[-1]:.0f}"
+    cells = panel.drawn.shape[1]
     width = cells * max(columns // cells, 1)
     return Text(" " * (label + 1) + first + last.rjust(max(width - len(first), len(last) + 1)), style="dim")
 
 
-def _legend(matrices: list[HeatMatrix], low: float, high: float, *, colour: bool) -> Text:
-    text = scale_line(low, high, colour=colour)
+def _legend(panels: Sequence[Panel], scale: Scale, *, colour: bool) -> Text:
+    in_decades = scale.kind in ("magnitude", "ratio")
+    low, high = (f"10^{end:+.1f}" if in_decades else f"{end:+.3g}" for end in (scale.low, scale.high))
+    text = scale_between(low, high, colour=colour, signed=scale.is_diverging)
     kinds = (
-        ("exactly 0", ZERO, "0", lambda v: v == 0),
+        ("exactly 0", ZERO, "0", np.isneginf),
         ("not recorded", MISSING, "?", np.isnan),
-        ("not finite", NONFINITE, "!", np.isinf),
+        ("not finite", NONFINITE, "!", np.isposinf),
     )
     for title, rgb, mark, test in kinds:
-        if any(test(m.values).any() for m in matrices):
+        if any(test(panel.drawn).any() for panel in panels):
             text.append("   ")
             text.append("█" if colour else mark, style(rgb) if colour else "")
             text.append(f" {title}")

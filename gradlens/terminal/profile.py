@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.curves import Curve, say_theory
+from gradlens.analysis.curves import Curve, say_curve, say_theory
 from gradlens.analysis.resample import Estimate
 from gradlens.analysis.stats import Interval
-from gradlens.metrics import METRICS
+from gradlens.metrics import is_linear, say_metric
 from gradlens.run import FloatArray
 from gradlens.terminal.console import has_colour
 
@@ -27,13 +27,16 @@ SPREADS_APART = 3.0
 
 def print_profile(console: Console, curves: Sequence[Curve], metric: str, *, per_element: bool = False) -> None:
     """Print the profiles on one scale, input at the top, and how steep they are."""
-    title = METRICS[metric].title if metric in METRICS else metric
-    title = title.replace("L2 norm", "RMS per element") if per_element else title
-    console.print(Text(f"log10 of the {title}", style="bold"))
+    title = say_metric(metric, per_element=per_element)
+    console.print(Text(title if is_linear(metric) else f"log10 of the {title}", style="bold"))
     console.print(_legend(curves, has_colour(console)))
     for line in _lines(curves, console.width, has_colour(console)):
         console.print(line, no_wrap=True, overflow="crop")
-    console.print(_slopes(curves))
+    if any(curve.fits[0] for curve in curves):
+        console.print(_slopes(curves))
+    elif is_linear(metric):
+        for curve in curves:
+            console.print(say_curve(curve, metric), highlight=False, markup=False)
     for curve in curves:
         if text := say_theory(curve):
             console.print(text)
@@ -46,7 +49,7 @@ def _legend(curves: Sequence[Curve], colour: bool) -> Text:
         text.append("   " if i else "")
         text.append(MARKS[i % len(MARKS)], _style(i, colour))
         text.append(f" {curve.label}{seeds}")
-    if any(np.isneginf(curve.decades).any() for curve in curves):
+    if any(np.isneginf(curve.centre).any() for curve in curves):
         text.append("   0 exactly 0")
     return text
 
@@ -62,13 +65,13 @@ def _lines(curves: Sequence[Curve], width: int, colour: bool) -> list[Text]:
     names = [layer.name if same else f"layer {i + 1}" for i, layer in enumerate(longest)]
     label = min(max(map(len, names)), MOST_LABEL, width // 3)
     cells = max(width - label - 3, 10)
-    known = np.concatenate([curve.decades[np.isfinite(curve.decades)] for curve in curves])
+    known = np.concatenate([curve.centre[np.isfinite(curve.centre)] for curve in curves])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     lines = [_axis(label, cells, low, high)]
     chosen = sorted({round(i) for i in np.linspace(0, most - 1, min(most, MOST_LAYERS))})
     for i in chosen:
         line = Text(f"{names[i][:label]:>{label}} ", style="dim")
-        line.append_text(_row([_at(curve.decades, i) for curve in curves], low, high, cells, colour))
+        line.append_text(_row([_at(curve.centre, i) for curve in curves], low, high, cells, colour))
         lines.append(line)
     if len(chosen) < most:
         lines.append(Text(f"{len(chosen)} of {most} layers, evenly spaced", style="dim"))

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gradlens import read_run
+from gradlens.analysis.derived import with_derived
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
-from gradlens.plots.heatmap import MOST_LABELS, caption, choose_labels
-from gradlens.plots.style import MISSING, NONFINITE, ZERO
+from gradlens.plots.heatmap import caption
+from gradlens.plots.panels import MOST_LABELS, choose_labels
+from gradlens.plots.style import MISSING, NONFINITE, THEMES, ZERO, Look, house_style, make_look, signed_colours
 from tests.conftest import SAMPLE
 
 
@@ -96,12 +98,12 @@ def test_one_scale_for_all_panels(make_run) -> None:
 def test_labels_never_overlap(count: int, make_run) -> None:
     run = read_run(make_run(f"n{count}", layers=count, steps=3))
     figure = draw_heatmap([run])
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axis = figure.axes[0]
     boxes = sorted((t.get_window_extent() for t in axis.get_yticklabels() if t.get_text()), key=lambda box: box.y0)
     assert 3 <= len(boxes) <= MOST_LABELS
     assert all(a.y1 <= b.y0 + 1.5 for a, b in itertools.pairwise(boxes))
-    chosen = choose_labels(run)
+    chosen = choose_labels(run.layers)
     assert chosen[0] == 0
 
 
@@ -140,3 +142,89 @@ def test_default_names(make_run) -> None:
     assert figure_name("heatmap", runs[:2], "update_ratio").name == "heatmap-update_ratio-plain34-s0-plain34-s1.png"
     assert figure_name("heatmap", runs[:1], "a", "b").name == "heatmap-a-b-plain34-s0.png"
     assert figure_name("compare", runs).name == "compare-plain34-4-runs.png"
+
+
+TO_XYZ = np.array([[0.41246, 0.35758, 0.18044], [0.21267, 0.71515, 0.07217], [0.01933, 0.11919, 0.95030]])
+
+
+def simulated(colour: str, matrix: np.ndarray) -> np.ndarray:
+    """Return CIE L*a*b* (D65) of a colour as a colour-blind reader sees it; the matrix acts on linear sRGB."""
+    srgb = np.array(rgb(colour)) / 255
+    linear = np.clip(matrix @ np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    xyz = TO_XYZ @ linear / np.array([0.95047, 1, 1.08883])
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+# Machado, Oliveira & Fernandes 2009, A Physiologically-based Model of Color Vision Deficiency, table of severity 1
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+DISTINCT = 15.0
+"""A difference of 2.3 is just noticed (Mahy et al. 1994); thin lines need several times as much."""
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_lines_are_told_apart_by_colour_blind_readers(theme: str, kind: str) -> None:
+    seen = [simulated(colour, np.array(BLINDNESS[kind])) for colour in THEMES[theme].palette]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > DISTINCT
+    ground = simulated(THEMES[theme].paper, np.array(BLINDNESS[kind]))
+    assert min(np.linalg.norm(a - ground) for a in seen) > 2 * DISTINCT
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_signed_colours_keep_both_sides_apart(theme: str, kind: str) -> None:
+    with house_style(Look(theme=theme)):
+        below, above = (signed_colours()(place)[:3] for place in (0.2, 0.8))
+    hexes = ["#" + "".join(f"{round(255 * c):02x}" for c in colour) for colour in (below, above)]
+    low, high = (simulated(colour, np.array(BLINDNESS[kind])) for colour in hexes)
+    assert np.linalg.norm(low - high) > 2 * DISTINCT
+    lightness = [simulated(colour, np.eye(3))[0] for colour in THEMES[theme].diverging]
+    half = lightness[: len(lightness) // 2 + 1]
+    assert half == sorted(half, reverse=theme == "dark")  # away from 0 only ever further from the ground
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", ["one", "two", "screen"])
+def test_every_ground_and_width_is_drawn(theme: str, width: str, make_run, tmp_path: Path) -> None:
+    look = make_look(theme, width)
+    runs = [read_run(make_run(f"{m}-s0", model=m)) for m in ("a", "b")]
+    figure = draw_heatmap(
+        runs, ["param_grad_norm", "update_ratio"] if theme == "dark" else "param_grad_norm", look=look
+    )
+    if width != "screen":
+        assert figure.get_figwidth() == {"one": 3.5, "two": 7.2}[width]
+    image = render(figure, tmp_path / "a.png")
+    assert tuple(image[-1, -1]) == rgb(THEMES[theme].paper)
+    with pytest.raises(ConfigError, match="theme 'sepia': expected one of light, dark"):
+        make_look("sepia", "one")
+    with pytest.raises(ConfigError, match="width 'three': expected one of one, two, screen"):
+        make_look("light", "three")
+
+
+def test_several_metrics_are_columns_with_a_scale_each() -> None:
+    figure = draw_heatmap([with_derived(read_run(SAMPLE))] * 2, ["param_grad_norm", "update_ratio"])
+    panels = [axis for axis in figure.axes if axis.images]
+    assert len(panels) == 4
+    limits = [axis.images[0].get_clim() for axis in panels]
+    assert limits[0] == limits[2] != limits[1] == limits[3]
+    assert [axis.get_title(loc="left") for axis in panels[:2]] == ["param_grad_norm", "update_ratio"]
+
+
+@pytest.mark.parametrize(("count", "width"), [(3, "one"), (110, "two"), (300, "one")])
+def test_nothing_is_cut_off_at_the_edges(count: int, width: str, make_run) -> None:
+    figure = draw_heatmap([read_run(make_run(layers=count, steps=3))], look=make_look("light", width))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        box = axis.get_tightbbox()
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1
+    head = figure._suptitle.get_window_extent()
+    assert head.x1 <= figure.bbox.x1
+    assert head.y1 <= figure.bbox.y1 + 1

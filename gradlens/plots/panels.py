@@ -1,0 +1,166 @@
+"""What one heatmap panel shows: the picture, its stages, epochs and marks, and the colour bar of several."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import ListedColormap, Normalize, SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from gradlens.analysis.heat import Panel, Scale
+from gradlens.analysis.profile import epoch_starts, find_stages
+from gradlens.metrics import say_metric
+from gradlens.plots.style import current, magnitude_colours, signed_colours
+from gradlens.run import FloatArray, Layer, Run
+
+MOST_LABELS = 42
+MOST_EPOCH_LINES = 60
+
+
+def colour_norm(scale: Scale) -> Normalize:
+    """Return matplotlib's own form of a scale."""
+    if scale.kind == "signed":
+        return SymLogNorm(scale.quiet, vmin=scale.low, vmax=scale.high, base=10)
+    return Normalize(scale.low, scale.high)
+
+
+def draw_panel(axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0) -> None:
+    """Draw one panel.
+
+    Args:
+        axis: Where.
+        panel: What.
+        scale: Its colours.
+        labels: Whether its layers are named.
+        least_gap: Layers between two names, at least.
+    """
+    edges = np.arange(len(panel.layers) + 1) - 0.5
+    shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
+    colours = signed_colours() if scale.is_diverging else magnitude_colours()
+    if panel.drawn.size:
+        axis.pcolorfast(panel.edges, edges, shown, cmap=colours, norm=colour_norm(scale))
+    axis.set_facecolor(current().missing)
+    for mask, colour in ((np.isneginf(panel.drawn), current().zero), (np.isposinf(panel.drawn), current().nonfinite)):
+        if mask.any():
+            _overlay(axis, panel, edges, mask, colour)
+    axis.set_ylim(len(panel.layers) - 0.5, -0.5)
+    axis.set_xlim(panel.edges[0], max(panel.edges[-1], panel.edges[0] + 1))
+    axis.set_xlabel("optimizer step")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for stage in find_stages(panel.layers)[1:]:
+        axis.axhline(stage.start - 0.5, color=current().line, linewidth=0.9)
+    mark_epochs(axis, panel.run)
+    _label_layers(axis, panel.layers, labels, least_gap)
+
+
+def _overlay(axis: Axes, panel: Panel, edges: FloatArray, mask: NDArray[np.bool_], colour: str) -> None:
+    shown = np.ma.masked_where(~mask, np.ones_like(panel.drawn))
+    axis.pcolorfast(panel.edges, edges, shown, cmap=ListedColormap([colour]))
+
+
+def mark_epochs(axis: Axes, run: Run) -> None:
+    """Number epochs above a panel, and separate them by faint lines where they are few."""
+    starts = epoch_starts(run)
+    if len(starts) < 2:
+        return
+    first, last = axis.get_xlim()
+    within = (starts >= first) & (starts < last)
+    numbers = np.arange(1, len(starts) + 1)[within]
+    starts = starts[within]
+    if not len(starts):
+        return
+    faint = current().faint
+    top = axis.secondary_xaxis("top")
+    shown = (numbers - 1) % max(1, math.ceil(len(starts) / 8)) == 0
+    top.set_xticks(starts[shown], [str(n) for n in numbers[shown]])
+    top.tick_params(labelsize=6.5, colors=faint, length=2)
+    top.set_xlabel("epoch", fontsize=7, color=faint)
+    if len(starts) > MOST_EPOCH_LINES:
+        return
+    for start in starts:
+        if start > first:
+            axis.axvline(start, color=current().line, linewidth=0.35, alpha=0.55)
+
+
+def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: float) -> None:
+    chosen = choose_labels(layers, least_gap=least_gap)
+    size = 7.0 if len(chosen) <= 24 else 5.8
+    axis.set_yticks(chosen, [layers[i].name for i in chosen] if labels else [])
+    axis.tick_params(axis="y", length=2, labelsize=size)
+
+
+def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: float = 0.0) -> list[int]:
+    """Choose the layers that get a label: all of them, or each stage's first and evenly spaced ones between."""
+    count = len(layers)
+    if count <= most and least_gap <= 1:
+        return list(range(count))
+    gap = max(math.ceil(count / (most * 0.75)), math.ceil(least_gap))
+    firsts = [stage.start for stage in find_stages(tuple(layers))]
+    chosen: list[int] = []
+    for i in firsts + list(range(0, count, gap)):
+        if all(abs(i - other) >= gap for other in chosen):
+            chosen.append(i)
+    return sorted(chosen)
+
+
+def draw_colour_bar(figure: Figure, axes: Any, panel: Panel, scale: Scale, *, below: bool, inches: float) -> Colorbar:
+    """Draw the colour bar of panels that share a scale: at their right, or below them, along so many inches."""
+    colours = signed_colours() if scale.is_diverging else magnitude_colours()
+    place = {"location": "bottom", "aspect": 22, "pad": 0.03} if below else {"pad": 0.012, "aspect": inches / 0.11}
+    bar = figure.colorbar(ScalarMappable(colour_norm(scale), colours), ax=axes, fraction=0.04, shrink=0.98, **place)
+    bar.set_label("\n".join(textwrap.wrap(say_colour(panel), int(inches * 13))), fontsize=7 if below else 8)
+    if scale.kind != "signed":
+        bar.locator = MaxNLocator(5 if below else 8)
+        bar.update_ticks()
+    else:
+        bar.set_ticks(signed_ticks(scale))
+        bar.ax.minorticks_off()
+    return bar
+
+
+def signed_ticks(scale: Scale) -> list[float]:
+    """Return 0 and a few powers of ten on both sides of it."""
+    first, last = math.ceil(math.log10(scale.quiet) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / 3))
+    powers = [10.0**k for k in range(last, first - 1, -every)]
+    return [*(-p for p in powers), 0.0, *reversed(powers)]
+
+
+def say_colour(panel: Panel) -> str:
+    """Say what the colour stands for."""
+    title = say_metric(panel.view.metric, per_element=panel.view.per_element)
+    if panel.minus is not None and panel.kind == "ratio":
+        return f"log10 of {panel.run.name} over {panel.minus.name}: {title}"
+    if panel.minus is not None:
+        return f"{panel.run.name} minus {panel.minus.name}: {title}"
+    if panel.kind == "ratio":
+        return f"log10 of the {title}, relative to the last hidden layer"
+    return f"log10 of the {title}" if panel.kind == "magnitude" else title
+
+
+def draw_key(figure: Figure, panels: Sequence[Panel], extra: Sequence[Any] = ()) -> None:
+    """Name the colours that stand for no number, where they are seen, and whatever else is marked."""
+    kinds = (
+        ("exactly 0", current().zero, np.isneginf),
+        ("no gradient recorded", current().missing, np.isnan),
+        ("not finite", current().nonfinite, np.isposinf),
+    )
+    handles: list[Any] = [
+        Patch(facecolor=colour, edgecolor=current().faint, linewidth=0.4, label=label)
+        for label, colour, test in kinds
+        if any(test(panel.drawn).any() for panel in panels)
+    ]
+    handles += extra
+    if handles:
+        most = max(1, int(figure.get_figwidth() / 1.5))
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), most))
