@@ -175,10 +175,10 @@ def _combine(verdicts: Sequence[Verdict]) -> Verdict:
         said = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in decided)
         return replace(decided[0], verdict="mixed", why=f"it depends on the setting: {said}")
     best = max(decided, key=lambda verdict: max((one.n for one in verdict.evidence), default=0))
-    why = f"{best.verdict} in {len(decided)} of {len(verdicts)} settings; {best.setting}: {best.why}"
+    where = f"in {len(decided)} of {len(verdicts)} settings; {best.setting}: {best.why}"
     if len(decided) * 2 < len(verdicts):
-        return replace(best, verdict="undecided", partly=best.verdict, why=why)
-    return replace(best, why=why)
+        return replace(best, verdict="undecided", partly=best.verdict, why=f"{best.verdict} {where}")
+    return replace(best, why=where)
 
 
 def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
