@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -30,6 +30,17 @@ DEFAULT = ("activation_grad_norm",)
 @click.option("--relative", is_flag=True, help="Divide magnitudes by that of the last hidden layer, step by step.")
 @click.option("--minus", metavar="RUN", help="Show the difference to this run; of magnitudes log10 of the ratio.")
 @click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to show; either may be left out.")
+@click.option(
+    "--by",
+    type=click.Choice(["step", "epoch"]),
+    default="step",
+    show_default=True,
+    help="Count steps or epochs.",
+)
+@click.option(
+    "--marks/--no-marks", default=True, show_default=True,
+    help="Mark drops of the learning rate, steps that are not finite, and the layers of findings.",
+)  # fmt: skip
 @look_options
 @figure_options
 def heatmap(
@@ -39,6 +50,8 @@ def heatmap(
     relative: bool,
     minus: str | None,
     steps: str,
+    by: Literal["step", "epoch"],
+    marks: bool,
     theme: str,
     width: str,
     outputs: tuple[Path, ...],
@@ -80,12 +93,14 @@ def heatmap(
         *(["relative"] if relative else []),
         *([f"minus-{other.name}"] if other else []),
         *say_span(window),
+        *(["epochs"] if by == "epoch" else []),
         *look.details(),
     ]
     write_figures(
-        lambda: draw_heatmap(found, metrics, **view, look=look),
+        lambda: draw_heatmap(found, metrics, **view, by=by, marks=marks, look=look),
         figure_name("heatmap", found, *details),
         outputs,
         runs=[*found, *others],
+        look=look,
         caption=caption(found, metrics, **view).replace("\n", " "),
     )

@@ -20,6 +20,7 @@ from gradlens.metrics import SHOWN_METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradlens.plots.style import Look
     from gradlens.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -100,14 +101,20 @@ def command_line() -> str:
 
 
 def write_figures(
-    draw: Callable[[], Figure], default: Path, outputs: Sequence[Path], *, runs: Sequence[Run], caption: str
+    draw: Callable[[], Figure],
+    default: Path,
+    outputs: Sequence[Path],
+    *,
+    runs: Sequence[Run],
+    caption: str,
+    look: Look | None = None,
 ) -> None:
     """Draw a figure, write it to the files that were asked for or to its default place, and say where."""
     from gradlens.plots.files import save_figure
 
     figure = draw()
     for path in outputs or (default,):
-        save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs))
+        save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look)
         click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)
 
 

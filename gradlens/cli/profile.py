@@ -84,5 +84,6 @@ def profile(
         figure_name("profile", found, *details),
         outputs,
         runs=found,
+        look=look,
         caption=caption(curves, metric).replace("\n", " "),
     )

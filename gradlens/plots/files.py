@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from gradlens.config import check_figure_path
 from gradlens.errors import RunExistsError, RunFileError
-from gradlens.plots.style import house_style
+from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
 
@@ -31,7 +31,14 @@ def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
 
 
 def save_figure(
-    figure: Figure, path: Path, *, command: str, runs: Sequence[Run], caption: str = "", asked: bool = True
+    figure: Figure,
+    path: Path,
+    *,
+    command: str,
+    runs: Sequence[Run],
+    caption: str = "",
+    asked: bool = True,
+    look: Look | None = None,
 ) -> None:
     """Write a figure, and beside it a JSON with the command, the runs, the versions and the commit.
 
@@ -41,6 +48,7 @@ def save_figure(
         command: The command that drew it.
         runs: The runs that it shows.
         caption: What it says.
+        look: What it was drawn with.
         asked: The user named this file, so it may be replaced; otherwise only a figure of gradlens is.
 
     Raises:
@@ -55,8 +63,8 @@ def save_figure(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        with house_style():
-            figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, caption), **_options(path))
+        with house_style(look):
+            figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
         os.replace(temporary, path)
         _write_text(facts, json.dumps(_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
@@ -68,12 +76,17 @@ def _options(path: Path) -> dict[str, Any]:
     return {"pil_kwargs": {"compress_level": 3}} if path.suffix.lower() == ".png" else {}
 
 
-def _metadata(path: Path, command: str, caption: str) -> dict[str, Any]:
+def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
+    """Return what a picture says of itself wherever it goes: caption, command and runs."""
+    title = caption or path.stem
+    names = [run.path.name for run in runs]
     if path.suffix.lower() == ".png":
-        return {"Title": caption or path.stem, "Description": command, "Software": "gradlens"}
+        return {"Title": title, "Description": command, "Source": ", ".join(names), "Software": "gradlens"}
     if path.suffix.lower() == ".svg":
-        return {"Title": caption or path.stem, "Description": command, "Creator": "gradlens", "Date": None}
-    return {"Title": caption or path.stem, "Subject": command, "Creator": "gradlens", "CreationDate": None}
+        return {"Title": title, "Description": command, "Source": ", ".join(names), "Creator": "gradlens", "Date": None}
+    return {
+        "Title": title, "Subject": command, "Keywords": ", ".join(names), "Creator": "gradlens", "CreationDate": None
+    }  # fmt: skip
 
 
 def _facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:

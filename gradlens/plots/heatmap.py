@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.derived import say_caution
 from gradlens.analysis.heat import Panel, Span, View, common_scale, make_panel
+from gradlens.analysis.marks import Marks, find_marks, steps_to_epochs
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
     depth_profile,
@@ -26,13 +29,16 @@ from gradlens.analysis.profile import (
 )
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
-from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
+from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
 from gradlens.plots.style import Look, fill, house_style
 from gradlens.run import Run
 
 COLUMNS = 1600
 PANELS_PER_ROW = 3
 MOST_TOLD = 4
+MOST_DIAGNOSED = 9
+"""Of more runs findings are left out: their panels are too small for them."""
+By = Literal["step", "epoch"]
 
 
 def draw_heatmap(
@@ -43,6 +49,8 @@ def draw_heatmap(
     relative: bool = False,
     steps: Span = (None, None),
     minus: Run | None = None,
+    by: By = "step",
+    marks: bool = True,
     look: Look | None = None,
 ) -> Figure:
     """Draw metrics of one or more runs as layers (input at the top) by steps, with one colour scale for each metric.
@@ -54,6 +62,8 @@ def draw_heatmap(
         relative: Divide magnitudes by that of the last hidden layer, step by step.
         steps: First and last optimizer step to show; None is the beginning, or the end.
         minus: Show the difference to this run: of magnitudes log10 of the ratio.
+        by: What the level axis counts: optimizer steps, or epochs, so that runs with other batch sizes can be compared.
+        marks: Mark drops of the learning rate, columns that are not finite, and the layers of findings.
         look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
@@ -72,8 +82,35 @@ def draw_heatmap(
     for column, name in zip(zip(*panels, strict=True), names, strict=True):
         if all(panel.is_empty for panel in column):
             raise ConfigError(f"no row of {name} has been recorded yet in {', '.join(run.name for run in runs)}")
+    marked = _find_marks(panels) if marks else [[Marks(np.empty(0), np.zeros(1, dtype=bool))] * len(names)] * len(runs)
+    if by == "epoch":
+        panels, marked = _in_epochs(panels, marked)
     with house_style(look):
-        return _draw_table(panels, look) if len(names) > 1 else _draw_grid([row[0] for row in panels], look)
+        if len(names) > 1:
+            return _draw_table(panels, marked, look, by)
+        return _draw_grid([row[0] for row in panels], [row[0] for row in marked], look, by)
+
+
+def _find_marks(panels: list[list[Panel]]) -> list[list[Marks]]:
+    """Mark all panels of a run alike; findings stand beside its last one."""
+    few = len(panels) <= MOST_DIAGNOSED
+    return [
+        [find_marks(panel, findings=few and panel is row[-1]) for panel in row] if not row[0].is_empty else
+        [Marks(np.empty(0), np.zeros(0, dtype=bool)) for _ in row]
+        for row in panels
+    ]  # fmt: skip
+
+
+def _in_epochs(panels: list[list[Panel]], marks: list[list[Marks]]) -> tuple[list[list[Panel]], list[list[Marks]]]:
+    for row in panels:
+        if row[0].run.epoch_of_step.size == 0 or len(np.unique(row[0].run.epoch_of_step)) < 2:
+            raise ConfigError(f"run {row[0].run.name} has no two epochs: there is no axis of epochs", tip="--by step")
+    moved = [[replace(panel, edges=steps_to_epochs(panel.run, panel.edges)) for panel in row] for row in panels]
+    drops = [
+        [replace(one, drops=steps_to_epochs(panel.run, one.drops)) for panel, one in zip(row, ones, strict=True)]
+        for row, ones in zip(panels, marks, strict=True)
+    ]
+    return moved, drops
 
 
 def _columns_of_seeds(runs: Sequence[Run]) -> int:
@@ -91,7 +128,7 @@ def _panel_height(panels: Sequence[Panel], most: float) -> float:
     return min(max(1.5 + 0.105 * layers, 2.6), most)
 
 
-def _draw_grid(panels: list[Panel], look: Look) -> Figure:
+def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> Figure:
     """Draw one metric: panels in rows, with one colour bar."""
     seeds = _columns_of_seeds([panel.run for panel in panels])
     most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
@@ -106,20 +143,21 @@ def _draw_grid(panels: list[Panel], look: Look) -> Figure:
         if i >= len(panels):
             axis.set_visible(False)
             continue
-        same = i % columns > 0 and panels[i].layers == panels[i - 1].layers
-        draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height))
+        same = i % columns > 0 and _names(panels[i]) == _names(panels[i - 1])
+        draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height), by=by)
+        draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
             axis.set_ylabel("layer, from the input (top) to the output (bottom)")
         axis.set_title(_wrapped(titles[i], width / columns), fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
-    draw_colour_bar(figure, axes, panels[0], scale, below=False, inches=height * rows - 0.6)
-    draw_key(figure, panels)
+    bar = draw_colour_bar(figure, axes, panels[0], scale, below=False, inches=height * rows - 0.6)
+    draw_key(figure, panels, [*mark_handles(marks), *mark_formats(bar, panels[0], scale)])
     _head(figure, panels, width, look)
     return figure
 
 
-def _draw_table(panels: list[list[Panel]], look: Look) -> Figure:
+def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> Figure:
     """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all below each other."""
     across = look.width != "one"
     count, metrics = len(panels), len(panels[0])
@@ -129,14 +167,15 @@ def _draw_table(panels: list[list[Panel]], look: Look) -> Figure:
     width = look.inches(1.6 + 2.9 * columns)
     figure = Figure(figsize=(width, 1.6 + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    labels = label_runs([row[0].run for row in panels])
+    labels, formats = label_runs([row[0].run for row in panels]), list[Patch]()
     for m in range(metrics):
         column = [row[m] for row in panels]
         mine: NDArray[Any] = axes[:, m] if across else axes[m * count : (m + 1) * count, 0]
         scale = common_scale(column)
         for i, axis in enumerate(mine):
-            named = m == 0 or not across or column[i].layers != panels[i][m - 1].layers
-            draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height))
+            named = m == 0 or not across or _names(column[i]) != _names(panels[i][m - 1])
+            draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height), by=by)
+            draw_marks(axis, marks[i][m], column[i].edges, findings=m == metrics - 1)
             if i == 0 or not across:
                 title = column[i].view.metric if across else f"{labels[i]}: {column[i].view.metric}"
                 axis.set_title(_wrapped(title, width / columns - (0.2 if across else 1.4)), fontweight="bold")
@@ -145,10 +184,16 @@ def _draw_table(panels: list[list[Panel]], look: Look) -> Figure:
             if across and i + 1 < count:
                 axis.set_xlabel("")
         along = 0.78 * width / columns if across else height * count - 0.6
-        draw_colour_bar(figure, mine, column[0], scale, below=across, inches=along)
-    draw_key(figure, everything)
+        bar = draw_colour_bar(figure, mine, column[0], scale, below=across, inches=along)
+        formats += mark_formats(bar, column[0], scale)
+    told = list({handle.get_label(): handle for handle in formats}.values())
+    draw_key(figure, everything, [*mark_handles([one for row in marks for one in row]), *told])
     _head(figure, everything, width, look)
     return figure
+
+
+def _names(panel: Panel) -> list[str]:
+    return [layer.name for layer in panel.layers]
 
 
 def _gap(panel: Panel, height_in: float) -> float:
@@ -186,11 +231,15 @@ def _sentences(panels: Sequence[Panel], *, short: bool = False) -> list[str]:
     runs = list({id(panel.run): panel.run for panel in panels}.values())
     labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
     said = []
-    for panel in panels[: MOST_TOLD * len(metrics)]:
-        text = _say_difference(panel) if panel.minus is not None else _say_panel(panel)
-        if text:
-            name = f", {panel.view.metric}" if len(metrics) > 1 else ""
-            said.append(f"{labels[id(panel.run)]}{name}: {text}.")
+    for run in runs[:MOST_TOLD]:
+        mine = [panel for panel in panels if panel.run is run]
+        told = [_say_difference(panel) if panel.minus is not None else _say_panel(panel) for panel in mine]
+        if len(metrics) > 1:
+            told = [f"{panel.view.metric}: {text}" for panel, text in zip(mine, told, strict=True) if text]
+        if any(told):
+            said.append(f"{labels[id(run)]}: {'; '.join(text for text in told if text)}.")
+    if len(runs) > MOST_TOLD:
+        said.append(f"Beside these {len(runs) - MOST_TOLD} more runs are shown.")
     if short:
         return said
     cautions = dict.fromkeys(text for metric in metrics if (text := say_caution(metric)))
@@ -204,6 +253,8 @@ def _say_how(panels: Sequence[Panel]) -> str:
         text += ", up to the next row that has a value"
     if any(panel.minus is not None for panel in panels):
         return f"{text}. Red: {panels[0].run.name} is larger; blue: smaller."
+    if any(panel.view.relative for panel in panels):
+        return f"{text}. Red: larger than in the last hidden layer; blue: smaller."
     if any(panel.kind in ("signed", "difference") for panel in panels):
         text += ". Red is above 0, blue below"
     return f"{text}."

@@ -13,11 +13,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import ListedColormap, Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gradlens.analysis.heat import Panel, Scale
+from gradlens.analysis.marks import NORMAL_RANGES, Marks
 from gradlens.analysis.profile import epoch_starts, find_stages
 from gradlens.metrics import say_metric
 from gradlens.plots.style import current, magnitude_colours, signed_colours
@@ -25,6 +27,9 @@ from gradlens.run import FloatArray, Layer, Run
 
 MOST_LABELS = 42
 MOST_EPOCH_LINES = 60
+MOST_FINDINGS = 3
+TICKS_APART = 0.12
+"""Of the length of a colour bar."""
 
 
 def colour_norm(scale: Scale) -> Normalize:
@@ -34,7 +39,9 @@ def colour_norm(scale: Scale) -> Normalize:
     return Normalize(scale.low, scale.high)
 
 
-def draw_panel(axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0) -> None:
+def draw_panel(
+    axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0, by: str = "step"
+) -> None:
     """Draw one panel.
 
     Args:
@@ -43,6 +50,7 @@ def draw_panel(axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_ga
         scale: Its colours.
         labels: Whether its layers are named.
         least_gap: Layers between two names, at least.
+        by: What is counted on the level axis, "step" or "epoch"; the panel's edges are in it.
     """
     edges = np.arange(len(panel.layers) + 1) - 0.5
     shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
@@ -55,11 +63,12 @@ def draw_panel(axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_ga
             _overlay(axis, panel, edges, mask, colour)
     axis.set_ylim(len(panel.layers) - 0.5, -0.5)
     axis.set_xlim(panel.edges[0], max(panel.edges[-1], panel.edges[0] + 1))
-    axis.set_xlabel("optimizer step")
+    axis.set_xlabel("optimizer step" if by == "step" else "epochs done")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for stage in find_stages(panel.layers)[1:]:
         axis.axhline(stage.start - 0.5, color=current().line, linewidth=0.9)
-    mark_epochs(axis, panel.run)
+    if by == "step":
+        mark_epochs(axis, panel.run)
     _label_layers(axis, panel.layers, labels, least_gap)
 
 
@@ -90,6 +99,70 @@ def mark_epochs(axis: Axes, run: Run) -> None:
     for start in starts:
         if start > first:
             axis.axvline(start, color=current().line, linewidth=0.35, alpha=0.55)
+
+
+def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -> None:
+    """Mark drops of the learning rate and columns that are not finite, and beside the panel the layers of findings.
+
+    Args:
+        axis: The panel.
+        marks: What was found; drops in the unit of the level axis.
+        edges: Of the panel's columns.
+        findings: Whether there is room for them at the right.
+    """
+    theme, upright = current(), axis.get_xaxis_transform()
+    for drop in marks.drops:
+        axis.axvline(drop, color=theme.ink, linewidth=0.9, linestyle=(0, (1, 2)))
+    if len(marks.drops):
+        axis.plot(
+            marks.drops, np.full(len(marks.drops), 0.985), "v", color=theme.ink, markersize=3.5, transform=upright
+        )
+    if marks.broken.any():
+        broken = ((edges[:-1] + edges[1:]) / 2)[marks.broken]
+        axis.plot(broken, np.zeros(len(broken)), "^", color=theme.nonfinite, markersize=4, transform=upright,
+                  clip_on=False)  # fmt: skip
+    for k, (finding, first, last) in enumerate(marks.findings[:MOST_FINDINGS] if findings else ()):
+        x = 1.02 + 0.07 * k
+        beside = axis.get_yaxis_transform()
+        axis.plot([x, x], [first - 0.4, last + 0.4], color=theme.palette[0], linewidth=1.6, transform=beside,
+                  clip_on=False, solid_capstyle="butt")  # fmt: skip
+        axis.text(x + 0.008, (first + last) / 2, finding.kind, rotation=90, va="center", fontsize=7, transform=beside,
+                  color=theme.palette[0])  # fmt: skip
+
+
+def mark_handles(marks: Sequence[Marks]) -> list[Line2D]:
+    """Explain what is marked in any of the panels."""
+    theme, handles = current(), []
+    if any(len(one.drops) for one in marks):
+        handles.append(
+            Line2D([], [], color=theme.ink, marker="v", markersize=3.5, linestyle=":", label="learning rate drops")
+        )
+    if any(one.broken.any() for one in marks):
+        handles.append(
+            Line2D([], [], color=theme.nonfinite, marker="^", markersize=4, linestyle="none", label="step not finite")
+        )
+    if any(one.findings for one in marks):
+        handles.append(Line2D([], [], color=theme.palette[0], linewidth=1.6, label="layers of a finding"))
+    return handles
+
+
+def mark_formats(bar: Colorbar, panel: Panel, scale: Scale) -> list[Patch]:
+    """Hatch what of a colour bar lies outside the normal range of 16-bit formats, where single elements are shown.
+
+    Below it numbers lose digits and then become 0; a GradScaler multiplies gradients by its scale against that.
+    """
+    if scale.kind != "magnitude" or not (panel.view.per_element or panel.view.metric == "activation_rms"):
+        return []
+    handles = []
+    for (name, ends), hatch in zip(NORMAL_RANGES.items(), ("////", "xxxx"), strict=True):
+        least, most = (math.log10(end) for end in ends)
+        for low, high in ((scale.low, min(least, scale.high)), (max(most, scale.low), scale.high)):
+            if low < high:
+                span: dict[str, Any] = {"facecolor": "none", "edgecolor": "#FFFFFF", "hatch": hatch, "linewidth": 0.0}
+                (bar.ax.axvspan if bar.orientation == "horizontal" else bar.ax.axhspan)(low, high, **span)
+                said = f"outside {name}'s normal range ({ends[0]:.1e} to {ends[1]:.1e})"
+                handles.append(Patch(facecolor="#777777", edgecolor="#FFFFFF", hatch=hatch, label=said))
+    return handles
 
 
 def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: float) -> None:
@@ -131,8 +204,11 @@ def draw_colour_bar(figure: Figure, axes: Any, panel: Panel, scale: Scale, *, be
 def signed_ticks(scale: Scale) -> list[float]:
     """Return 0 and a few powers of ten on both sides of it."""
     first, last = math.ceil(math.log10(scale.quiet) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
-    every = max(1, math.ceil((last - first + 1) / 3))
-    powers = [10.0**k for k in range(last, first - 1, -every)]
+    powers: list[float] = []
+    for k in range(last, first - 1, -1):
+        place = float(scale.places(np.array(10.0**k)))
+        if place > 0.5 + TICKS_APART and (not powers or scale.places(np.array(powers[-1])) > place + TICKS_APART):
+            powers.append(10.0**k)
     return [*(-p for p in powers), 0.0, *reversed(powers)]
 
 

@@ -159,7 +159,7 @@ def test_seeds_are_grouped_with_a_band_and_single_runs_stand_alone(make_run) -> 
     assert (grouped.label, len(grouped.runs), single.label) == ("net", 3, "other, seed 0")
     assert grouped.seeds[0].slope.mean == pytest.approx(-3.2 / 5, abs=1e-5)
     assert grouped.seeds[0].slope.n == 3
-    assert (grouped.low[:-1] < grouped.decades[:-1]).all()
+    assert (grouped.low[:-1] < grouped.centre[:-1]).all()
     rows = slope_rows([grouped, single])
     assert [row["run"] for row in rows if row["section"] == "all"] == ["net-s0", "net-s1", "net-s2", None, "other-s0"]
     assert "3 seeds" in say_curve(grouped, METRIC)

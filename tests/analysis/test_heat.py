@@ -11,6 +11,7 @@ import pytest
 from gradlens.analysis.curves import layer_rows, make_curves, say_curve
 from gradlens.analysis.derived import check_metric, say_caution, with_derived
 from gradlens.analysis.heat import Scale, View, common_scale, make_panel, merge_layers, quiet_end
+from gradlens.analysis.marks import find_marks, learning_rate_drops, steps_to_epochs
 from gradlens.analysis.profile import block_means
 from gradlens.blocks import summarise
 from gradlens.errors import ConfigError
@@ -187,3 +188,34 @@ def test_profiles_of_linear_metrics_have_values_and_no_slope() -> None:
         "below at 1"
     )
     assert make_curves([halves()], "coherent_grad_norm")[0].centre.tolist() == [0.5, -0.5, 0.0]
+
+
+def test_drops_of_the_learning_rate_are_steps_and_no_smooth_schedule() -> None:
+    run = halves()
+    stepped = np.array([0.1] * 8 + [0.01] * 6 + [0.001] * 6)
+    assert learning_rate_drops(replace(run, scalars={"lr": stepped})).tolist() == [8, 14]
+    cosine = 0.05 * (1 + np.cos(np.linspace(0, np.pi / 2, 20)))
+    assert learning_rate_drops(replace(run, scalars={"lr": cosine})).tolist() == []
+    assert learning_rate_drops(run).tolist() == []
+    wild = run_of({"param_grad_norm": np.ones((200, 3))})
+    assert learning_rate_drops(replace(wild, scalars={"lr": np.tile([1.0, 0.1], 100)})).tolist() == []
+
+
+def test_marks_lie_within_the_panel_and_findings_name_its_layers() -> None:
+    values = np.full((20, 3), 1.0)
+    values[4, 1] = np.inf
+    run = replace(run_of({"param_grad_norm": values}), scalars={"lr": np.repeat([0.1, 0.01], 10)})
+    panel = make_panel(run, View("param_grad_norm"), columns=50)
+    marks = find_marks(panel)
+    assert marks.drops.tolist() == [10]
+    assert np.flatnonzero(marks.broken).tolist() == [4]
+    assert [finding.kind for finding, _, _ in marks.findings] == ["nonfinite"]
+    assert find_marks(make_panel(run, View("param_grad_norm", steps=(12, None)), columns=9)).drops.tolist() == []
+    assert find_marks(panel, findings=False).findings == ()
+
+
+def test_steps_become_parts_of_epochs() -> None:
+    run = replace(halves(), epoch_of_step=np.repeat(np.arange(4, dtype=np.int32), 5))
+    assert steps_to_epochs(run, np.array([0, 2.5, 5, 15, 20])).tolist() == [0, 0.5, 1, 3, 4]
+    none = run_of({"param_grad_norm": np.empty((0, 3))})
+    assert np.isnan(steps_to_epochs(none, np.array([1.0]))).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
 from gradlens.plots.heatmap import caption
 from gradlens.plots.panels import MOST_LABELS, choose_labels
 from gradlens.plots.style import MISSING, NONFINITE, THEMES, ZERO, Look, house_style, make_look, signed_colours
+from tests.analysis.test_heat import run_of
 from tests.conftest import SAMPLE
 
 
@@ -228,3 +230,41 @@ def test_nothing_is_cut_off_at_the_edges(count: int, width: str, make_run) -> No
     head = figure._suptitle.get_window_extent()
     assert head.x1 <= figure.bbox.x1
     assert head.y1 <= figure.bbox.y1 + 1
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_drops_broken_steps_and_findings_are_marked_and_explained() -> None:
+    values = np.tile(10.0 ** np.arange(6), (20, 1))
+    values[:, 5] = np.inf
+    run = replace(run_of({"activation_grad_norm": values}), scalars={"lr": np.repeat([0.1, 0.01], 10)})
+    assert labels(draw_heatmap([run])) == [
+        "not finite", "learning rate drops", "step not finite", "layers of a finding"
+    ]  # fmt: skip
+    assert labels(draw_heatmap([run], marks=False)) == ["not finite"]
+    assert "nonfinite" in [text.get_text() for text in draw_heatmap([run]).axes[0].texts]
+
+
+def test_the_range_of_16_bit_formats_is_hatched_where_elements_are_shown() -> None:
+    run = run_of({"activation_grad_norm": np.tile([1.0, 1e-6, 1e-40], (4, 1))})
+    told = labels(draw_heatmap([run], per_element=True, marks=False))
+    assert [text.split("'")[0] for text in told] == ["outside fp16", "outside bf16"]
+    assert labels(draw_heatmap([run], marks=False)) == []
+
+
+def test_an_axis_of_epochs() -> None:
+    run = run_of({"activation_grad_norm": np.ones((20, 3)) * np.arange(1, 4)})
+    with pytest.raises(ConfigError, match="no two epochs"):
+        draw_heatmap([run], by="epoch")
+    axis = draw_heatmap([replace(run, epoch_of_step=np.repeat(np.arange(4, dtype=np.int32), 5))], by="epoch").axes[0]
+    assert (axis.get_xlim(), axis.get_xlabel()) == ((0, 4), "epochs done")
+
+
+def test_a_picture_says_itself_what_made_it(make_run, tmp_path: Path) -> None:
+    runs = [read_run(make_run())]
+    path = tmp_path / "a.png"
+    save_figure(draw_heatmap(runs), path, command="gradlens heatmap net-s0", runs=runs, caption="It shows.")
+    said = Image.open(path).text
+    assert (said["Title"], said["Description"], said["Source"]) == ("It shows.", "gradlens heatmap net-s0", "net-s0.h5")
