@@ -9,8 +9,10 @@ from gradlens.lazy import loader
 _HOME = {
     "BackgroundSink": "gradlens.storage.background",
     "FileSink": "gradlens.storage.writer",
+    "Follower": "gradlens.storage.follow",
     "NewRows": "gradlens.storage.follow",
     "Recovery": "gradlens.storage.recover",
+    "awaited_run": "gradlens.storage.find",
     "find_runs": "gradlens.storage.find",
     "follow_run": "gradlens.storage.follow",
     "newest_run": "gradlens.storage.find",
@@ -23,8 +25,10 @@ _HOME = {
 __all__ = [
     "BackgroundSink",
     "FileSink",
+    "Follower",
     "NewRows",
     "Recovery",
+    "awaited_run",
     "find_runs",
     "follow_run",
     "newest_run",
@@ -37,8 +41,8 @@ __all__ = [
 if TYPE_CHECKING:
     from gradlens.storage.background import BackgroundSink
     from gradlens.storage.cards import read_card
-    from gradlens.storage.find import find_runs, newest_run, resolve_runs
-    from gradlens.storage.follow import NewRows, follow_run
+    from gradlens.storage.find import awaited_run, find_runs, newest_run, resolve_runs
+    from gradlens.storage.follow import Follower, NewRows, follow_run
     from gradlens.storage.reader import read_run
     from gradlens.storage.recover import Recovery, recover_run
     from gradlens.storage.writer import FileSink

@@ -73,8 +73,26 @@ def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = 
 
 def _find_file(argument: Path) -> Path:
     """Return the file of that name, with or without its ending, here or under ``runs/``."""
-    named = Path(f"{argument}.h5")
-    for path in (argument, named, RUNS / argument, RUNS / named):
-        if path.is_file():
-            return path
+    path = _file_named(argument)
+    if path is not None:
+        return path
     raise NoRunError(f"{argument}: there is no such run", tip="gradlens ls shows the runs that there are")
+
+
+def _file_named(argument: Path) -> Path | None:
+    named = Path(f"{argument}.h5")
+    return next((path for path in (argument, named, RUNS / argument, RUNS / named) if path.is_file()), None)
+
+
+def awaited_run(argument: str | Path | None) -> Path | None:
+    """Return the file of a run that may not be there yet; None where it is not.
+
+    Args:
+        argument: A file, a name under ``runs/``, or a folder, of which it is the newest run; None: the newest run under
+            ``runs/``.
+    """
+    folder = RUNS if argument is None else Path(argument)
+    if argument is not None and not folder.is_dir():
+        return _file_named(folder)
+    paths = find_runs(folder) if folder.is_dir() else []
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)

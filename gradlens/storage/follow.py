@@ -31,6 +31,8 @@ class NewRows:
         metrics: Name to (R, L).
         epochs: Rows of the table of epochs that have come, name to (E,).
         status: The run's status.
+        heartbeat: The writer's last sign of life, in seconds since 1970.
+        more: Whether there are more rows already.
     """
 
     start: int
@@ -40,6 +42,8 @@ class NewRows:
     metrics: Mapping[str, FloatArray]
     epochs: Mapping[str, FloatArray]
     status: Status
+    heartbeat: float = 0.0
+    more: bool = False
 
 
 def follow_run(
@@ -66,17 +70,15 @@ def follow_run(
         for new in gradlens.follow_run("runs/plain34-s0.h5"):
             print(new.steps[-1], new.scalars["loss"][-1])
     """
-    seen, epochs = start, 0
+    follower = Follower(path, start=start)
     heartbeat, changed = -1.0, time.monotonic()
     ended, told = False, "running"
     while True:
-        new, beat, more = reading(path, lambda stored, at=(seen, epochs): _new_rows(stored, *at))  # type: ignore[misc]
+        new = follower.look()
         if len(new.steps) or any(map(len, new.epochs.values())):
             yield new
             told = new.status
-            seen += len(new.steps)
-            epochs += len(new.epochs.get("epoch", ()))
-        if more:
+        if new.more:
             continue
         if ended:
             if told != new.status:
@@ -85,15 +87,41 @@ def follow_run(
         if new.status != "running":
             ended = True  # the counts were read before the status: look once more
             continue
-        if beat != heartbeat:
-            heartbeat, changed = beat, time.monotonic()
+        if new.heartbeat != heartbeat:
+            heartbeat, changed = new.heartbeat, time.monotonic()
         elif time.monotonic() - changed > patience:
             return
         time.sleep(poll)
 
 
-def _new_rows(stored: StoredFile, seen: int, epochs: int) -> tuple[NewRows, float, bool]:
-    """Return the next rows, the heartbeat, and whether there are more of them already."""
+class Follower:
+    """Look at a run file now and then, and get what has come since.
+
+    Args:
+        path: The run file.
+        start: Index of the first row that is wanted.
+        epochs: Index of the first row of the table of epochs that is wanted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, start: int = 0, epochs: int = 0) -> None:
+        self.path = path
+        self.seen, self.epochs = start, epochs
+
+    def look(self) -> NewRows:
+        """Return the rows that have come, at most 4,096 of them; waits for nothing.
+
+        Raises:
+            NoRunError: There is no such file.
+            RunFileError: It cannot be read, or the run was resumed from an earlier row meanwhile.
+        """
+        new = reading(self.path, lambda stored: _new_rows(stored, self.seen, self.epochs))
+        self.seen += len(new.steps)
+        self.epochs += len(new.epochs.get("epoch", ()))
+        return new
+
+
+def _new_rows(stored: StoredFile, seen: int, epochs: int) -> NewRows:
+    """Return the next rows."""
     if stored.n_steps < seen or stored.n_epochs < epochs:
         raise RunFileError(
             f"{stored.path} holds {stored.n_steps} rows now and held {seen}: the run was resumed from an earlier one",
@@ -109,7 +137,7 @@ def _new_rows(stored: StoredFile, seen: int, epochs: int) -> tuple[NewRows, floa
     def group(prefix: str) -> dict[str, FloatArray]:
         return {name.removeprefix(prefix): part for name, part in columns.items() if name.startswith(prefix)}
 
-    new = NewRows(
+    return NewRows(
         start=seen,
         steps=columns["step"],
         epoch_of_step=columns["epoch_of_step"],
@@ -117,5 +145,6 @@ def _new_rows(stored: StoredFile, seen: int, epochs: int) -> tuple[NewRows, floa
         metrics={name: stored.rows(name, seen, seen + count) for name in stored.metrics},
         epochs=group("epoch/"),
         status=state["status"],
+        heartbeat=float(state["heartbeat"]),
+        more=seen + count < stored.n_steps,
     )
-    return new, float(state["heartbeat"]), seen + count < stored.n_steps
