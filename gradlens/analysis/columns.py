@@ -1,0 +1,137 @@
+"""Rows that keep coming, as columns of a picture that grows to the right.
+
+Each column stands for as many rows as every other; when there are too many columns, each two become one. So what is
+drawn once stays as it is until then, and neither memory nor time grows with the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.blocks import STATISTICS, Blocks, combine, summarise
+from gradlens.run import FloatArray
+
+MOST = 512
+
+
+class Columns:
+    """The columns of one metric.
+
+    Args:
+        width: Values in a row (layers).
+        linear: Whether they are averaged as they are, and not their logarithms.
+        most: So many columns at most.
+
+    Attributes:
+        size: Rows in a column; the last may have fewer.
+        starts: (C,) the optimizer step at which each begins.
+        counts: (C,) the rows in each.
+        values: (C, width, 5) ``gradlens.blocks.STATISTICS``.
+    """
+
+    def __init__(self, width: int, *, linear: bool = False, most: int = MOST) -> None:
+        self.linear, self.most, self.size = linear, most, 1
+        self.starts = np.empty(0, dtype=np.int64)
+        self.counts = np.empty(0, dtype=np.int64)
+        self.values: FloatArray = np.empty((0, width, len(STATISTICS)))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
+        """Put rows behind those that are there.
+
+        Args:
+            steps: (R,) their optimizer steps.
+            rows: (R, width) their values; NaN is "not recorded".
+        """
+        if not len(rows):
+            return
+        room = self.size - int(self.counts[-1]) if len(self) else 0
+        first = min(max(room, 0), len(rows))
+        starts = np.arange(first, len(rows), self.size)
+        if first:
+            joined = summarise(rows[:first], np.zeros(1, dtype=np.int64), linear=self.linear)
+            self.values[-1:] = self._combine(np.concatenate([self.values[-1:], joined]), np.zeros(1, dtype=np.int64))
+            self.counts[-1] += first
+        if len(starts):
+            blocks = summarise(rows[first:], starts - first, linear=self.linear)
+            self._append(steps[starts], np.diff(np.append(starts, len(rows))), blocks)
+
+    def add_blocks(self, steps: NDArray[np.int64], blocks: Blocks) -> None:
+        """Put blocks of rows, all but the first and last of one size, behind those that are there.
+
+        Args:
+            steps: (B,) the optimizer step at which each begins.
+            blocks: Of rows.
+        """
+        counts = np.diff(blocks.edges)
+        if len(counts):
+            self.size = max(self.size, int(counts.max()))
+            self._append(steps, counts, blocks.values)
+
+    def _append(self, starts: NDArray[np.int64], counts: NDArray[np.int64], values: FloatArray) -> None:
+        self.starts = np.concatenate([self.starts, starts])
+        self.counts = np.concatenate([self.counts, counts])
+        self.values = np.concatenate([self.values, values])
+        while len(self) > self.most:
+            at = np.arange(0, len(self), 2)
+            self.values = self._combine(self.values, at)
+            self.counts = np.add.reduceat(self.counts, at)
+            self.starts = self.starts[at]
+            self.size *= 2
+
+    def _combine(self, values: FloatArray, at: NDArray[np.int64]) -> FloatArray:
+        return combine(values, at, linear=self.linear)
+
+    def fitted(self, width: int) -> tuple[NDArray[np.int64], FloatArray]:
+        """Return at most so many columns, each of as many of these as every other.
+
+        Returns:
+            (C,) the step at which each begins, and (C, width, 5) statistics.
+        """
+        factor = 1
+        while len(self) > factor * width:
+            factor *= 2
+        at = np.arange(0, len(self), factor)
+        return self.starts[at], self.values if factor == 1 else self._combine(self.values, at)
+
+
+class Recent:
+    """The newest rows as they are.
+
+    Args:
+        width: Values in a row.
+        keep: So many rows.
+    """
+
+    def __init__(self, width: int, keep: int) -> None:
+        self.keep = keep
+        self.steps = np.empty(0, dtype=np.int64)
+        self.rows: FloatArray = np.empty((0, width), dtype=np.float32)
+
+    def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
+        """Put rows behind those that are there, and drop the oldest."""
+        self.steps = np.concatenate([self.steps, steps])[-self.keep :]
+        self.rows = np.concatenate([self.rows, np.asarray(rows, dtype=np.float32)])[-self.keep :]
+
+    def columns(self, count: int, *, linear: bool) -> Columns:
+        """Return the newest so many rows as columns, a row each."""
+        found = Columns(self.rows.shape[1], linear=linear, most=max(count, 2))
+        found.add(self.steps[-count:], self.rows[-count:])
+        return found
+
+
+def known_rows(steps: NDArray[np.int64], rows: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
+    """Leave out the rows of a metric of coarser rhythm in which nothing was recorded."""
+    known = ~np.isnan(rows).all(axis=1)
+    return steps[known], rows[known]
+
+
+def shown(values: FloatArray) -> FloatArray:
+    """Return what stands for columns in a picture, (C, width): inf where any value is, else the mean, or 0, or NaN."""
+    edges: NDArray[Any] = np.arange(len(values) + 1)
+    return Blocks(edges, values).shown
