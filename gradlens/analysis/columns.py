@@ -118,10 +118,11 @@ class Recent:
         self.steps = np.concatenate([self.steps, steps])[-self.keep :]
         self.rows = np.concatenate([self.rows, np.asarray(rows, dtype=np.float32)])[-self.keep :]
 
-    def columns(self, count: int, *, linear: bool) -> Columns:
-        """Return the newest so many rows as columns, a row each."""
-        found = Columns(self.rows.shape[1], linear=linear, most=max(count, 2))
-        found.add(self.steps[-count:], self.rows[-count:])
+    def columns(self, step: int, *, linear: bool) -> Columns:
+        """Return the rows from an optimizer step on as columns."""
+        begin = int(np.searchsorted(self.steps, step))
+        found = Columns(self.rows.shape[1], linear=linear)
+        found.add(self.steps[begin:], self.rows[begin:])
         return found
 
 

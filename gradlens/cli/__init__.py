@@ -21,6 +21,7 @@ from gradlens.cli.recover import recover
 from gradlens.cli.run import run
 from gradlens.cli.summary import summary
 from gradlens.cli.verify import verify
+from gradlens.cli.watch import watch
 from gradlens.config import LAUNCH_VARIABLES
 from gradlens.errors import ConfigError, GateError, GradlensError
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, profile, compare, diagnose, claims, probe, verify, export, recover):
+for command in (run, ls, summary, heatmap, profile, compare, diagnose, claims, watch, probe, verify, export, recover):
     cli.add_command(command)
 
 

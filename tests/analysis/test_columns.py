@@ -74,6 +74,6 @@ def test_the_newest_rows_are_kept() -> None:
     for i in range(0, 100, 7):
         recent.add(steps[i : i + 7], rows[i : i + 7])
     np.testing.assert_array_equal(recent.steps, steps[-30:])
-    columns = recent.columns(10, linear=False)
+    columns = recent.columns(450, linear=False)
     assert columns.starts.tolist() == steps[-10:].tolist()
     np.testing.assert_allclose(shown(columns.values), rows[-10:], rtol=1e-6)
