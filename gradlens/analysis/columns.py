@@ -15,6 +15,8 @@ from gradlens.blocks import STATISTICS, Blocks, combine, summarise
 from gradlens.run import FloatArray
 
 MOST = 512
+PENDING = 4096
+"""Rows that wait, at most, until somebody looks: many at once cost less."""
 
 
 class Columns:
@@ -25,21 +27,42 @@ class Columns:
         linear: Whether they are averaged as they are, and not their logarithms.
         most: So many columns at most.
 
-    Attributes:
-        size: Rows in a column; the last may have fewer.
-        starts: (C,) the optimizer step at which each begins.
-        counts: (C,) the rows in each.
-        values: (C, width, 5) ``gradlens.blocks.STATISTICS``.
     """
 
     def __init__(self, width: int, *, linear: bool = False, most: int = MOST) -> None:
-        self.linear, self.most, self.size = linear, most, 1
-        self.starts = np.empty(0, dtype=np.int64)
-        self.counts = np.empty(0, dtype=np.int64)
-        self.values: FloatArray = np.empty((0, width, len(STATISTICS)))
+        self.linear, self.most, self._size = linear, most, 1
+        self._starts = np.empty(0, dtype=np.int64)
+        self._counts = np.empty(0, dtype=np.int64)
+        self._values: FloatArray = np.empty((0, width, len(STATISTICS)))
+        self._pending: list[tuple[NDArray[np.int64], FloatArray]] = []
 
     def __len__(self) -> int:
-        return len(self.starts)
+        self._settle()
+        return len(self._starts)
+
+    @property
+    def size(self) -> int:
+        """Rows in a column; the last may have fewer."""
+        self._settle()
+        return self._size
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(C,) the optimizer step at which each begins."""
+        self._settle()
+        return self._starts
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(C,) the rows in each."""
+        self._settle()
+        return self._counts
+
+    @property
+    def values(self) -> FloatArray:
+        """(C, width, 5) ``gradlens.blocks.STATISTICS``."""
+        self._settle()
+        return self._values
 
     def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
         """Put rows behind those that are there.
@@ -48,15 +71,24 @@ class Columns:
             steps: (R,) their optimizer steps.
             rows: (R, width) their values; NaN is "not recorded".
         """
-        if not len(rows):
+        if len(rows):
+            self._pending.append((steps, rows))
+            if sum(len(part) for part, _ in self._pending) > PENDING:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Put what waits into columns."""
+        if not self._pending:
             return
-        room = self.size - int(self.counts[-1]) if len(self) else 0
+        parts, self._pending = self._pending, []
+        steps, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+        room = self._size - int(self._counts[-1]) if len(self._starts) else 0
         first = min(max(room, 0), len(rows))
-        starts = np.arange(first, len(rows), self.size)
+        starts = np.arange(first, len(rows), self._size)
         if first:
             joined = summarise(rows[:first], np.zeros(1, dtype=np.int64), linear=self.linear)
-            self.values[-1:] = self._combine(np.concatenate([self.values[-1:], joined]), np.zeros(1, dtype=np.int64))
-            self.counts[-1] += first
+            self._values[-1:] = self._combine(np.concatenate([self._values[-1:], joined]), np.zeros(1, dtype=np.int64))
+            self._counts[-1] += first
         if len(starts):
             blocks = summarise(rows[first:], starts - first, linear=self.linear)
             self._append(steps[starts], np.diff(np.append(starts, len(rows))), blocks)
@@ -68,21 +100,22 @@ class Columns:
             steps: (B,) the optimizer step at which each begins.
             blocks: Of rows.
         """
+        self._settle()
         counts = np.diff(blocks.edges)
         if len(counts):
-            self.size = max(self.size, int(counts.max()))
+            self._size = max(self._size, int(counts.max()))
             self._append(steps, counts, blocks.values)
 
     def _append(self, starts: NDArray[np.int64], counts: NDArray[np.int64], values: FloatArray) -> None:
-        self.starts = np.concatenate([self.starts, starts])
-        self.counts = np.concatenate([self.counts, counts])
-        self.values = np.concatenate([self.values, values])
-        while len(self) > self.most:
-            at = np.arange(0, len(self), 2)
-            self.values = self._combine(self.values, at)
-            self.counts = np.add.reduceat(self.counts, at)
-            self.starts = self.starts[at]
-            self.size *= 2
+        self._starts = np.concatenate([self._starts, starts])
+        self._counts = np.concatenate([self._counts, counts])
+        self._values = np.concatenate([self._values, values])
+        while len(self._starts) > self.most:
+            at = np.arange(0, len(self._starts), 2)
+            self._values = self._combine(self._values, at)
+            self._counts = np.add.reduceat(self._counts, at)
+            self._starts = self._starts[at]
+            self._size *= 2
 
     def _combine(self, values: FloatArray, at: NDArray[np.int64]) -> FloatArray:
         return combine(values, at, linear=self.linear)

@@ -17,6 +17,7 @@ from gradlens.storage.stored import StoredFile, reading
 
 MOST_ROWS = 4096
 """Rows that come at once, so that memory stays bounded."""
+NONE: NDArray[Any] = np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,12 @@ def _new_rows(stored: StoredFile, seen: int, epochs: int) -> NewRows:
         )
     count = min(stored.n_steps - seen, MOST_ROWS)
     state: dict[str, Any] = stored.state()
-    columns = {}
+    columns: dict[str, NDArray[Any]] = {}
     for name in stored.columns:
-        of_epochs = name.startswith("epoch/")
-        columns[name] = stored.column(name, epochs) if of_epochs else stored.column(name, seen)[:count]
+        if name.startswith("epoch/"):  # most looks find none
+            columns[name] = stored.column(name, epochs) if stored.n_epochs > epochs else NONE
+        else:
+            columns[name] = stored.column(name, seen)[:count]
 
     def group(prefix: str) -> dict[str, FloatArray]:
         return {name.removeprefix(prefix): part for name, part in columns.items() if name.startswith(prefix)}

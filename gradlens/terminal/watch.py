@@ -20,7 +20,7 @@ from gradlens.terminal.screen import Screen
 from gradlens.terminal.watched import Judge, Watched
 from gradlens.terminal.watchview import NOW_ROWS, SPANS, Choice, draw_waiting, draw_watch
 
-SHARE = 0.025
+SHARE = 0.03
 """Of a core, for reading and drawing; the diagnosis has its own share."""
 SHORTEST_S, LONGEST_S, IDLE_S = 0.4, 2.0, 1.0
 FAILURES = 5

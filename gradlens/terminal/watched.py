@@ -55,10 +55,10 @@ class Watched:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._place = (0, 0, 0), 0.0
         self._begin()
 
     def _begin(self) -> None:
+        self._place = self._identity(), time.monotonic()
         run = read_run(self.path)
         self.run, self.status, self.rows = run, run.status, len(run.steps)
         self.scalar_names = tuple(run.scalars)
@@ -157,11 +157,7 @@ class Watched:
         Raises:
             GradlensError: The file cannot be read any more.
         """
-        try:
-            there = os.stat(self.path)
-        except OSError:
-            raise NoRunError(f"{self.path} was removed") from None
-        now = (there.st_ino, there.st_size, there.st_mtime_ns), time.monotonic()
+        now = self._identity(), time.monotonic()
         if now[0] == self._place[0] and now[1] - self._place[1] < SURE_S:
             return False
         same, self._place = now[0][0] == self._place[0][0], now
@@ -175,6 +171,14 @@ class Watched:
         except GradlensError:  # fewer rows than there were: it was resumed, or begun anew
             self._begin()
             return True
+
+    def _identity(self) -> tuple[int, int, int]:
+        """Return what tells whether the file is another, or has changed."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            raise NoRunError(f"{self.path} was removed", tip="gradlens ls shows the runs that there are") from None
+        return there.st_ino, there.st_size, there.st_mtime_ns
 
     def _read_new(self, *, beginning: bool = False) -> bool:
         begin, changed = time.monotonic(), False
@@ -232,7 +236,7 @@ class Judge:
         step: The last step among them.
     """
 
-    SHARE, LEAST_S = 0.015, 3.0
+    SHARE, LEAST_S = 0.01, 3.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
