@@ -89,6 +89,7 @@ from gradlens.metrics import METRICS_ON_REQUEST
     help="Folder for run files.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Of an experiment: processes at a time (default: the cores).")
+@click.option("--live", is_flag=True, help="Show it in a full screen, as gradlens watch does; q goes back to lines.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of a run that was stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace runs that are there.")
 def run(
@@ -101,6 +102,7 @@ def run(
     every: str | None,
     out: Path,
     jobs: int | None,
+    live: bool,
     resume: bool,
     overwrite: bool,
     **options: Any,
@@ -128,6 +130,8 @@ def run(
         options["every"] = parse_every(every)
     given = {key: value for key, value in options.items() if value is not None}
     if model.endswith(".toml"):
+        if live:
+            raise ConfigError("--live shows one training; an experiment has many: gradlens watch RUN shows one of them")
         given |= {} if recipe is None else {"recipe": recipe}
         run_experiment(Path(model), given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
         return
@@ -137,7 +141,7 @@ def run(
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing([path for _, path in plans])
-    _train_all(plans, overwrite=overwrite, resume=resume)
+    _train_all(plans, overwrite=overwrite, resume=resume, live=live)
 
 
 def _plan(
@@ -176,16 +180,18 @@ def _refuse_existing(paths: list[Path]) -> None:
         )
 
 
-def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool) -> None:
+def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool) -> None:
     from gradlens.events import Ended, Event, ignore
     from gradlens.terminal.console import talk
+    from gradlens.terminal.live import LiveTraining
     from gradlens.terminal.progress import TrainingView
     from gradlens.train import joined, train_run
 
     failed: list[Path] = []
     unrecorded: dict[Path, int] = {}
 
-    with joined(plans[0][0].device) as world, TrainingView(talk()) if world.first else nullcontext(ignore) as view:
+    shown = LiveTraining if live else TrainingView
+    with joined(plans[0][0].device) as world, shown(talk()) if world.first else nullcontext(ignore) as view:
         for config, path in plans:
 
             def listen(event: Event, path: Path = path) -> None:

@@ -85,6 +85,9 @@ class TrainingView:
             f"{event.val_images} validation images of {len(event.classes)} classes, {config.image_size} px, recipe "
             f"{config.recipe}, {event.device} -> {escape(event.path)}"
         )
+        if self.console.is_terminal:
+            hint = f"gradlens watch {event.path} shows it in full screen, in another window or with --live"
+            self.console.print(Text(hint, style="dim"))
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._epochs = self._progress.add_task(

@@ -35,7 +35,7 @@ def watch(argument: str | None, *, metric: str = "", leave_at_end: bool = False)
     Args:
         argument: A file, a name under ``runs/`` or a folder; None: the newest run. It need not be there yet.
         metric: Which to begin with; "" for the first.
-        leave_at_end: Leave when the run ends.
+        leave_at_end: Leave when the run ends, and say nothing then: whoever trains it does.
 
     Raises:
         GradlensError: The file is no run, or cannot be read any more.
@@ -43,10 +43,12 @@ def watch(argument: str | None, *, metric: str = "", leave_at_end: bool = False)
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         console = results()
         system = console.color_system if has_colour(console) else None
+        if leave_at_end and hasattr(os, "nice"):
+            os.nice(5)  # the training beside it goes first
         with Screen(system) as screen:
             view = LiveView(screen, argument, metric, colour=system is not None, leave_at_end=leave_at_end)
             view.loop()
-        if view.told:
+        if not leave_at_end:
             print_line(view.told)
     else:
         follow_plainly(argument)
@@ -79,6 +81,7 @@ class LiveView:
         self._paused_at = 0.0
         self._drawn: object = None
         self._removed = ""
+        self._was_running = False
 
     def loop(self) -> None:
         """Show the run until the user leaves."""
@@ -107,12 +110,16 @@ class LiveView:
     def _tell(self) -> None:
         """Keep a line for the user who has left."""
         if self.watched is None:
+            self.told = "left before there was a run"
             return
         kind = f", {self.judge.diagnosis.kind}" if self.judge is not None and self.judge.diagnosis is not None else ""
         self.told = f"{self.watched.path}: {self.watched.status}, step {self.watched.step:,}{kind}"
 
     def _is_over(self) -> bool:
-        return self.leave_at_end and self.watched is not None and self.watched.status != "running"
+        """Say whether it is to leave: with the end of a run that it has seen running, not with one from before."""
+        ended = self.watched is not None and self.watched.status != "running"
+        self._was_running |= self.watched is not None and not ended
+        return self.leave_at_end and self._was_running and ended
 
     # --- reading ------------------------------------------------------------------------------------------
 
