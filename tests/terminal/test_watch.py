@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -175,23 +174,26 @@ def watch_piped(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_elsewhere_it_is_a_line_per_epoch(tmp_path: Path) -> None:
-    def write() -> None:
-        time.sleep(1.0)
-        writer = Writer(tmp_path / "runs" / "net-s0.h5")
-        for number in (1, 2, 3):
-            writer.rows(50)
-            writer.epoch(number)
-        time.sleep(1.5)
-        writer.sink.close("complete")
+def start_piped(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gradlens", "watch", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    done = watch_piped()
-    thread.join()
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    lines = done.stdout.splitlines()
+
+def test_elsewhere_it_is_a_line_per_epoch(tmp_path: Path) -> None:
+    watching = start_piped()
+    assert watching.stdout is not None
+    first = watching.stdout.readline()  # only then does a run begin
+    writer = Writer(tmp_path / "runs" / "net-s0.h5")
+    for number in (1, 2, 3):
+        writer.rows(50)
+        writer.epoch(number)
+    time.sleep(1.5)
+    writer.sink.close("complete")
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0, err
+    out = first + out
+    assert "\x1b" not in out
+    lines = out.splitlines()
     assert lines[0].startswith("waiting for a run in runs")
     assert "runs/net-s0.h5: running, 6 layers" in lines
     (line,) = [line for line in lines if line.startswith("epoch 3/3")]
