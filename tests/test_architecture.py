@@ -36,11 +36,12 @@ FLOORS = {
     "terminal": 4,
     "export": 4,
     "train": 5,
+    "report": 5,
     "cli": 6,
     "": 7,
     "__main__": 7,
 }
-VIEW_WING = {"analysis", "plots", "terminal", "export"}
+VIEW_WING = {"analysis", "plots", "terminal", "export", "report"}
 HOMES = {
     "torch": {"recorder", "models", "data", "train"},
     "torchvision": {"models", "data"},
@@ -153,6 +154,7 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
         ["verify", "--help"],
         ["probe", "--help"],
         ["export", "--help"],
+        ["report", "--help"],
         ["--version"],
     ],
 )
@@ -174,6 +176,8 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         ["diagnose", "--rules", "smdebug"],
         ["claims"],
         ["summary", "--format", "json"],
+        ["report"],
+        ["report", "-o", "report.md"],
         ["export"],
         ["export", "--to", "parquet"],
         ["export", "--to", "tensorboard"],

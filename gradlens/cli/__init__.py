@@ -18,6 +18,7 @@ from gradlens.cli.ls import ls
 from gradlens.cli.probe import probe
 from gradlens.cli.profile import profile
 from gradlens.cli.recover import recover
+from gradlens.cli.report import report
 from gradlens.cli.run import run
 from gradlens.cli.summary import summary
 from gradlens.cli.verify import verify
@@ -40,7 +41,9 @@ def cli() -> None:
     """
 
 
-for command in (run, ls, summary, heatmap, profile, compare, diagnose, claims, watch, probe, verify, export, recover):
+for command in (
+    run, ls, summary, heatmap, profile, compare, diagnose, claims, report, watch, probe, verify, export, recover,
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -1,0 +1,39 @@
+"""``gradlens report``: everything on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradlens.cli.options import command_line, open_runs, runs_argument
+
+
+@click.command()
+@runs_argument
+@click.option(
+    "-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report to this file (.html, .md, .pdf); repeatable. Default: report.html.",
+)  # fmt: skip
+@click.option(
+    "--lang", "language", type=click.Choice(["en", "id"]), default="en", show_default=True,
+    help="Language of a Markdown report: English or Indonesian.",
+)  # fmt: skip
+def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> None:
+    """Write everything about RUNS on one page: claims, findings, heatmaps, curves, hyper-parameters.
+
+    RUNS are files, names under runs/, or folders; left out, all runs under runs/. The page needs no network and no
+    other file; Markdown has its pictures beside it.
+    """
+    from gradlens.report.facts import collect
+    from gradlens.report.files import DEFAULT, check_report, write_report
+
+    for path in outputs or (DEFAULT,):
+        check_report(path, language)
+    facts = collect(open_runs(runs, default="all"), command=command_line())
+    for path in facts.left_out:
+        click.echo(f"{path} repeats a seed of the same model and settings: it is left out", err=True)
+    for path in outputs or (DEFAULT,):
+        written, *beside = write_report(facts, path, language=language, asked=bool(outputs))
+        more = f" and {len(beside)} pictures beside it" if beside else ""
+        click.echo(f"wrote {written}{more}", err=True)

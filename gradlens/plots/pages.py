@@ -1,0 +1,147 @@
+"""A document of several pages: headings, paragraphs and tables flow down them, figures have pages of their own."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradlens.plots.style import FAINT, INK, house_style
+
+WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.7
+POINTS = 72
+EM_SHARE = 0.54
+"""Width of a usual character over the font's size; of bold ones a tenth more."""
+SPACING = 1.4
+"""Distance of lines over the font's size."""
+TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
+
+
+class Pages:
+    """A PDF that is filled from the top to the bottom.
+
+    Args:
+        path: The file.
+        title: Its title.
+        subject: The command that makes it.
+    """
+
+    def __init__(self, path: Path, *, title: str, subject: str) -> None:
+        facts = {"Title": title, "Subject": subject, "Creator": "gradlens", "CreationDate": None}
+        self._file = PdfPages(path, metadata=facts)
+        self._page: Figure | None = None
+        self._y = 0.0
+        self.count = 0
+
+    def __enter__(self) -> Pages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._turn()
+        self._file.close()  # type: ignore[no-untyped-call]
+
+    def title(self, text: str) -> None:
+        """Write the title."""
+        self._lines(text, TITLE, weight="bold")
+        self._y -= 0.08
+
+    def heading(self, text: str) -> None:
+        """Write a heading; it never stands at the bottom of a page."""
+        self._y -= 0.16
+        self._room(1.1)
+        self._lines(text, HEAD, weight="bold")
+        self._y -= 0.04
+
+    def paragraph(self, text: str, *, faint: bool = False) -> None:
+        """Write a paragraph."""
+        self._lines(text, TEXT, colour=FAINT if faint else INK)
+        self._y -= 0.08
+
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float], marked: Sequence[bool] = ()
+    ) -> None:
+        """Write a table, over several pages where it must be.
+
+        Args:
+            head: The columns' heads.
+            rows: Texts.
+            shares: Widths of the columns; only their proportions count.
+            marked: Per row, whether it is bold.
+        """
+        whole = WIDTH_IN - 2 * MARGIN_IN
+        widths = [whole * share / sum(shares) for share in shares]
+        self._row(head, widths, bold=True, rule=0.8)
+        for i, row in enumerate(rows):
+            self._row(row, widths, bold=bool(marked) and marked[i], rule=0.3)
+        self._y -= 0.1
+
+    def figure(self, figure: Figure) -> None:
+        """Give a figure a page of its own, in its own size."""
+        self._turn()
+        self._save(figure)
+
+    def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
+        most = [max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4) for width in widths]
+        wrapped = [_wrap(cell, count) for cell, count in zip(cells, most, strict=True)]
+        step = CELL * SPACING / POINTS
+        lines = max(map(len, wrapped))
+        self._room(min(lines, 60) * step + 0.08)
+        for i in range(lines):
+            page = self._room(step)
+            x = MARGIN_IN
+            for texts, width in zip(wrapped, widths, strict=True):
+                if i < len(texts):
+                    self._text(page, x, texts[i], CELL, "bold" if bold else "normal", INK)
+                x += width
+            self._y -= step
+        y = (self._y + 0.02) / HEIGHT_IN
+        left, right = MARGIN_IN / WIDTH_IN, 1 - MARGIN_IN / WIDTH_IN
+        self._room(0).add_artist(Line2D([left, right], [y, y], linewidth=rule, color=FAINT))
+        self._y -= 0.05
+
+    def _lines(self, text: str, size: float, *, weight: str = "normal", colour: str = INK) -> None:
+        characters = (WIDTH_IN - 2 * MARGIN_IN) * POINTS / (size * EM_SHARE * (1.1 if weight == "bold" else 1.0))
+        step = size * SPACING / POINTS
+        for line in _wrap(text, int(characters)):
+            self._text(self._room(step), MARGIN_IN, line, size, weight, colour)
+            self._y -= step
+
+    def _text(self, page: Figure, x: float, text: str, size: float, weight: str, colour: str) -> None:
+        page.text(
+            x / WIDTH_IN, self._y / HEIGHT_IN, text, fontsize=size, fontweight=weight, color=colour, va="top",
+            parse_math=False,
+        )  # fmt: skip
+
+    def _room(self, height: float) -> Figure:
+        """Return the page, or a new one where it has less room than that, in inches."""
+        if self._page is not None and self._y - height < MARGIN_IN:
+            self._turn()
+        if self._page is None:
+            with house_style():
+                self._page = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
+            self._y = HEIGHT_IN - MARGIN_IN
+        return self._page
+
+    def _turn(self) -> None:
+        if self._page is not None:
+            self._save(self._page)
+            self._page = None
+
+    def _save(self, figure: Figure) -> None:
+        with house_style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
+            self._file.savefig(figure)  # type: ignore[no-untyped-call]
+        self.count += 1
+
+
+def _wrap(text: str, most: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), most) or [""]

@@ -1,0 +1,110 @@
+"""Where a report goes: written whole, and onto nothing that gradlens did not write unless its name was asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gradlens.errors import ConfigError, RunExistsError, RunFileError
+from gradlens.report.facts import Facts
+from gradlens.report.words import words_of
+
+ENDINGS = (".html", ".md", ".pdf")
+DEFAULT = Path("report.html")
+
+
+def check_report(path: Path, language: str) -> None:
+    """Refuse a name whose ending is not known, and a language that its form does not have.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ConfigError(
+            f"no report can be written to {path}: expected a name that ends in {', '.join(ENDINGS)}, got {ending!r}",
+            tip="gradlens report -o report.html",
+        )
+    words_of(language)
+    if language != "en" and ending != ".md":
+        raise ConfigError(
+            f"--lang {language} is of Markdown reports: expected a name that ends in .md, got {path}",
+            tip=f"gradlens report --lang {language} -o {path.with_suffix('.md').name}",
+        )
+
+
+def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool = True) -> list[Path]:
+    """Write a report; the ending of its name gives the form.
+
+    Args:
+        facts: What it says.
+        path: .html, .md or .pdf.
+        language: "en"; of Markdown also "id".
+        asked: The user named this file, so it may be replaced; otherwise only a report of gradlens is.
+
+    Returns:
+        The files that were written, the report first, then the pictures beside it.
+
+    Raises:
+        ConfigError: The ending or the language is not known.
+        RunExistsError: A file that gradlens did not write is in the way.
+        RunFileError: It cannot be written.
+    """
+    check_report(path, language)
+    if any(path.exists() and path.samefile(run.path) for run in facts.runs if run.path.exists()):
+        raise ConfigError(f"{path} is a run itself; name another file")
+    if not asked and path.exists() and not _is_ours(path):
+        raise RunExistsError(
+            f"{path} is there and was not written by gradlens report", tip="-o FILE names another place"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _write(facts, path, language)
+    except RunFileError:
+        raise
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write(facts: Facts, path: Path, language: str) -> list[Path]:
+    ending = path.suffix.lower()
+    if ending == ".md":
+        from gradlens.report.markdown import draw_pictures, make_markdown
+
+        pictures = draw_pictures(facts, path)
+        _replace(path, make_markdown(facts, pictures, language))
+        return [path, *pictures.values()]
+    if ending == ".pdf":
+        from gradlens.report.paper import write_paper
+
+        temporary = _beside(path)
+        try:
+            write_paper(facts, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return [path]
+    from gradlens.report.page import make_page
+
+    _replace(path, make_page(facts))
+    return [path]
+
+
+def _is_ours(path: Path) -> bool:
+    from gradlens.report.page import GENERATOR
+
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return f'name="generator" content="{GENERATOR}' in file.read(4000)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = _beside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

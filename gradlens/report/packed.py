@@ -1,0 +1,124 @@
+"""Metrics as a page holds them: layers by columns of steps, each number in two bytes.
+
+A code is 0 where nothing was recorded, ``ZERO`` where the value is exactly 0, ``INFINITE`` where it was not finite, and
+else the place between the least and the largest value of the matrix: on a log scale of a magnitude, and of any other
+metric on a linear one. Two bytes hold 76 decades, all that float32 can, in steps of 0.27 %.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.analysis.profile import HeatMatrix, block_starts, heat_matrix
+from gradlens.metrics import METRICS, is_linear
+from gradlens.run import FloatArray, Run
+
+MISSING, ZERO, INFINITE = 0, 65534, 65535
+LAST = 65533
+BYTES_PER_NUMBER = 2 * 4 / 3
+"""Two bytes, as base64."""
+BUDGET = 1_300_000
+"""Bytes for all matrices of a page: with the charts' code (1.12 MB) and the rest it then stays well under 3 MB."""
+MOST_COLUMNS, LEAST_COLUMNS = 800, 40
+
+
+def choose_columns(runs: Sequence[Run]) -> tuple[int, int]:
+    """Return how many columns a matrix may have, and of how many runs there is room for, the first ones.
+
+    Runs lose columns before any run is left out.
+    """
+    sizes = [[(_rows(run, name), len(run.layers)) for name in run.metrics] for run in runs]
+    for columns in (MOST_COLUMNS, 600, 400, 300, 200, 150, 100, 70, LEAST_COLUMNS):
+        total = np.cumsum([_bytes(run, columns) for run in sizes])
+        if not len(runs) or total[-1] <= BUDGET:
+            return columns, len(runs)
+    return LEAST_COLUMNS, max(int(np.searchsorted(total, BUDGET, side="right")), 1)
+
+
+def _rows(run: Run, metric: str) -> int:
+    rhythm = max(int(run.info.get("every", {}).get(metric, 1)), 1)
+    return -(-len(run.steps) // rhythm)
+
+
+def _bytes(run: Sequence[tuple[int, int]], columns: int) -> float:
+    return BYTES_PER_NUMBER * sum(min(rows, columns) * layers for rows, layers in run)
+
+
+def pack_run(run: Run, columns: int) -> dict[str, Any]:
+    """Return all metrics of a run, ready for JSON: name to matrix, and the columns' edges, each kept once."""
+    edges: list[list[int]] = []
+    packed: dict[str, Any] = {}
+    for name in sorted(run.metrics, key=_order):
+        matrix = shown_matrix(run, name, columns)
+        if not matrix.values.size or np.isnan(matrix.values).all():
+            continue
+        steps = [round(step) for step in matrix.steps]
+        if steps not in edges:
+            edges.append(steps)
+        packed[name] = {**encode(matrix.values, linear=is_linear(name)), "edges": edges.index(steps)}
+    return {"metrics": packed, "edges": edges}
+
+
+def _order(name: str) -> int:
+    names = list(METRICS)
+    return names.index(name) if name in names else len(names)
+
+
+def shown_matrix(run: Run, metric: str, columns: int) -> HeatMatrix:
+    """Arrange a metric as layers by columns of steps; neighbouring rows are averaged, geometrically if a magnitude."""
+    if not is_linear(metric):
+        return heat_matrix(run, metric, columns=columns)
+    matrix = heat_matrix(run, metric, columns=max(len(run.steps), 1))
+    count = matrix.values.shape[1]
+    if count <= columns:
+        return matrix
+    starts = block_starts(count, columns)
+    finite = np.isfinite(matrix.values)
+    sums = np.add.reduceat(np.where(finite, matrix.values, 0.0), starts, axis=1)
+    counts = np.add.reduceat(finite.astype(np.int64), starts, axis=1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    broken = np.add.reduceat(np.isinf(matrix.values).astype(np.int64), starts, axis=1) > 0
+    return HeatMatrix(np.where(broken, np.inf, means), np.append(matrix.steps[starts], matrix.steps[-1]))
+
+
+def encode(values: FloatArray, *, linear: bool) -> dict[str, Any]:
+    """Put a matrix into codes.
+
+    Args:
+        values: (L, C).
+        linear: Whether the scale is that of the value, not of its logarithm.
+
+    Returns:
+        columns, low, high (log10 of them on a log scale), and codes: base64 of little-endian uint16, row by row.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    usable = np.isfinite(values) & (values != 0) & (linear | (values > 0))
+    scaled = np.where(usable, values, 1.0) if linear else np.log10(np.where(usable, values, 1.0))
+    known = scaled[usable]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    span = high - low if high > low else 1.0
+    codes = np.where(usable, 1 + np.rint((scaled - low) / span * (LAST - 1)), MISSING)
+    codes = np.where(values == 0, ZERO, np.where(np.isinf(values), INFINITE, codes)).astype("<u2")
+    return {
+        "columns": int(values.shape[1]),
+        "low": low,
+        "high": high,
+        "linear": bool(linear),
+        "codes": base64.b64encode(codes.tobytes()).decode("ascii"),
+    }
+
+
+def decode(packed: dict[str, Any]) -> FloatArray:
+    """Return the matrix again, (L, C), as the page does it."""
+    codes: NDArray[np.uint16] = np.frombuffer(base64.b64decode(packed["codes"]), dtype="<u2")
+    codes = codes.reshape(-1, packed["columns"])
+    span = packed["high"] - packed["low"] if packed["high"] > packed["low"] else 1.0
+    scaled = packed["low"] + (codes.astype(np.float64) - 1) / (LAST - 1) * span
+    values = scaled if packed["linear"] else 10.0**scaled
+    values = np.where(codes == MISSING, np.nan, np.where(codes == ZERO, 0.0, values))
+    return np.where(codes == INFINITE, np.inf, values)

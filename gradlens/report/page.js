@@ -1,0 +1,404 @@
+"use strict";
+// The page's figures, drawn by Apache ECharts. Every text that comes from a run reaches the page as a text node or is
+// painted on a canvas, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const root = document.documentElement;
+  const MISSING = 0, ZERO = 65534, INFINITE = 65535, LAST = 65533;
+  const WIDEST = 240; // columns that a panel shows; neighbours are averaged beyond
+  const DASHES = ["solid", "dashed", "dotted"];
+  const charts = new Map();
+  let printing = false;
+
+  // --- looks ------------------------------------------------------------------------------------------------
+  const dark = () => !printing && root.dataset.theme === "dark";
+  const ink = () => getComputedStyle(root).getPropertyValue("--ink").trim();
+  const look = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  const colour = (i) => {
+    const c = data.palette[i % data.palette.length];
+    return c === "#000000" && dark() ? "#e7eaee" : c === "#0072B2" && dark() ? "#56B4E9" : c;
+  };
+  const chartAt = (id) => {
+    if (!charts.has(id)) charts.set(id, echarts.init(byId(id), null, { renderer: "canvas" }));
+    return charts.get(id);
+  };
+  const axisLook = () => ({
+    axisLine: { lineStyle: { color: look("line") } }, axisTick: { lineStyle: { color: look("line") } },
+    axisLabel: { color: look("faint"), fontSize: 11 }, nameTextStyle: { color: look("faint"), fontSize: 11 },
+    splitLine: { lineStyle: { color: look("line"), opacity: 0.6 } },
+  });
+  const bubbleLook = () => ({
+    backgroundColor: look("paper"), borderColor: look("line"), textStyle: { color: ink(), fontSize: 13 }, confine: true,
+  });
+  const lines = (texts) => {
+    const box = document.createElement("div");
+    box.className = "bubble";
+    for (const text of texts) {
+      const line = document.createElement("div");
+      line.textContent = text;
+      box.append(line);
+    }
+    return box;
+  };
+  const option = (value, text) => {
+    const item = document.createElement("option");
+    item.value = value;
+    item.textContent = text;
+    return item;
+  };
+  const clip = (text, most) => (text.length > most ? "…" + text.slice(-most + 1) : text);
+
+  // --- matrices ---------------------------------------------------------------------------------------------
+  const decoded = new Map();
+  const matrixOf = (run, metric) => {
+    const key = `${run} ${metric}`;
+    if (!decoded.has(key)) decoded.set(key, decode(data.runs[run], metric));
+    return decoded.get(key);
+  };
+  function decode(run, metric) {
+    const packed = run.metrics[metric];
+    if (!packed) return null;
+    const raw = Uint8Array.from(atob(packed.codes), (c) => c.charCodeAt(0));
+    const view = new DataView(raw.buffer);
+    const count = raw.length / 2;
+    const scaled = new Float64Array(count); // NaN, -Infinity (a zero on a log scale), Infinity, or the value or its log10
+    const span = packed.high > packed.low ? packed.high - packed.low : 1;
+    for (let i = 0; i < count; i++) {
+      const code = view.getUint16(2 * i, true);
+      scaled[i] = code === MISSING ? NaN : code === INFINITE ? Infinity
+        : code === ZERO ? (packed.linear ? 0 : -Infinity) : packed.low + ((code - 1) / (LAST - 1)) * span;
+    }
+    return { scaled, columns: packed.columns, edges: run.edges[packed.edges], linear: packed.linear };
+  }
+  // The columns within the window, joined where there are more than a panel can show, per element where asked.
+  function windowOf(run, metric) {
+    const matrix = matrixOf(run, metric);
+    if (!matrix) return null;
+    const { edges, columns } = matrix;
+    const chosen = [];
+    for (let c = 0; c < columns; c++) if (edges[c + 1] > state.from && edges[c] <= state.to) chosen.push(c);
+    if (!chosen.length) return null;
+    const shown = Math.min(chosen.length, WIDEST);
+    const layers = data.layers[data.runs[run].layers];
+    const count = layers.names.length;
+    const values = new Float64Array(count * shown), starts = [], ends = [];
+    for (let b = 0; b < shown; b++) {
+      const first = Math.floor((b * chosen.length) / shown), last = Math.floor(((b + 1) * chosen.length) / shown) - 1;
+      starts.push(edges[chosen[first]]);
+      ends.push(edges[chosen[last] + 1] - 1);
+      for (let layer = 0; layer < count; layer++) {
+        values[layer * shown + b] = joined(matrix.scaled, layer * columns, chosen, first, last) - lessen(layers, metric, layer);
+      }
+    }
+    return { values, starts, ends, count, shown, names: layers.names, linear: matrix.linear };
+  }
+  function joined(scaled, offset, chosen, first, last) {
+    let sum = 0, n = 0, zero = false;
+    for (let i = first; i <= last; i++) {
+      const value = scaled[offset + chosen[i]];
+      if (value === Infinity) return Infinity;
+      if (value === -Infinity) zero = true;
+      else if (!Number.isNaN(value)) { sum += value; n++; }
+    }
+    return n ? sum / n : zero ? -Infinity : NaN;
+  }
+  function lessen(layers, metric, layer) {
+    if (!state.perElement || !data.metrics[metric].size) return 0;
+    return 0.5 * Math.log10(Math.max(layers[data.metrics[metric].size][layer], 1));
+  }
+  function say(value, linear) {
+    if (value === undefined || Number.isNaN(value)) return "not recorded";
+    if (value === Infinity) return "not finite";
+    if (value === -Infinity) return "exactly 0";
+    return linear ? value.toPrecision(3) : (10 ** value).toExponential(2);
+  }
+  const saySpan = (first, last) => (last > first ? `steps ${first} to ${last}` : `step ${first}`);
+  function epochOf(run, step) {
+    const starts = data.runs[run].epochs;
+    let epoch = 0;
+    while (epoch < starts.length && starts[epoch] <= step) epoch++;
+    return epoch ? `, epoch ${epoch}` : "";
+  }
+  function columnAt(view, step) {
+    let column = 0;
+    while (column < view.shown - 1 && view.starts[column + 1] <= step) column++;
+    return column;
+  }
+
+  // --- heatmaps ---------------------------------------------------------------------------------------------
+  const state = { metric: "", runs: [0, -1], perElement: false, from: 0, to: 0, step: 0, layer: 0 };
+  const views = [null, null];
+  const SIDES = ["left", "right"];
+
+  function drawHeat() {
+    if (!data.runs.length) return;
+    const shares = data.metrics[state.metric];
+    let low = Infinity, high = -Infinity;
+    state.runs.forEach((run, side) => {
+      views[side] = run < 0 ? null : windowOf(run, state.metric);
+      for (const value of views[side] ? views[side].values : []) {
+        if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+      }
+    });
+    if (!(high > low)) { high = Number.isFinite(low) ? low + 1 : 1; low = Number.isFinite(low) ? low : 0; }
+    state.runs.forEach((run, side) => drawPanel(side, run, low, high, shares));
+    byId("metric-title").textContent = titleOf(shares);
+    byId("metric-reading").textContent = shares.reading;
+    drawProfile();
+  }
+  const titleOf = (shares) => {
+    const title = state.perElement && shares.size ? shares.title.replace("L2 norm", "RMS per element") : shares.title;
+    return shares.linear ? title : `log10 of the ${title}`;
+  };
+
+  function drawPanel(side, run, low, high, shares) {
+    const figure = byId(`${SIDES[side]}-figure`);
+    figure.hidden = run < 0;
+    if (run < 0) return;
+    byId(`${SIDES[side]}-title`).textContent = data.runs[run].label;
+    const chart = chartAt(SIDES[side]), view = views[side];
+    if (!view) {
+      chart.setOption({ title: { text: "nothing was recorded here", left: "center", top: "middle",
+        textStyle: { color: look("faint"), fontSize: 14, fontWeight: "normal" } } }, true);
+      return;
+    }
+    chart.setOption(heatOption(view, run, low, high, shares), true);
+    chart.dispatchAction({ type: "takeGlobalCursor", key: "brush", brushOption: { brushType: "lineX", brushMode: "single" } });
+  }
+  function cellsOf(view) {
+    const cells = [];
+    for (let layer = 0; layer < view.count; layer++) {
+      for (let column = 0; column < view.shown; column++) {
+        const value = view.values[layer * view.shown + column];
+        if (Number.isFinite(value)) cells.push([column, layer, value]);
+        else if (!Number.isNaN(value)) {
+          cells.push({ value: [column, layer, 0], visualMap: false, itemStyle: { color: value > 0 ? "#e6007e" : "#000000" } });
+        }
+      }
+    }
+    return cells;
+  }
+  function heatOption(view, run, low, high, shares) {
+    const narrow = byId("left").clientWidth < 420;
+    const base = axisLook();
+    const digits = (value) => (shares.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
+    return {
+      animation: false,
+      aria: { enabled: true, label: { description: `${titleOf(shares)}: ${data.runs[run].label}, ${view.count} layers by ${view.shown} columns of steps` } },
+      grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: look("missing"), borderWidth: 0 },
+      xAxis: { type: "category", data: view.starts.map(String), name: "optimizer step", nameLocation: "middle", nameGap: 24, ...base,
+        splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
+      yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
+        axisLabel: { color: look("faint"), fontSize: 10, formatter: (name) => clip(name, narrow ? 14 : 18) } },
+      visualMap: { type: "continuous", min: low, max: high, dimension: 2, orient: "horizontal", left: "center", bottom: 0, itemWidth: 12,
+        itemHeight: narrow ? 110 : 170, inRange: { color: data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: look("faint"), fontSize: 11 } },
+      brush: { xAxisIndex: 0, brushType: false, transformable: false, throttleType: "debounce", throttleDelay: 200,
+        brushStyle: { color: "rgba(255,255,255,0.25)", borderColor: "#ffffff", borderWidth: 1 }, inBrush: {}, outOfBrush: {} },
+      toolbox: { show: false },
+      tooltip: { trigger: "item", transitionDuration: 0, ...bubbleLook(), formatter: (hit) => {
+        if (Array.isArray(hit) || !hit.value) return ""; // the line at the other panel's step; the readout tells it
+        const [column, layer] = hit.value;
+        return lines([view.names[layer], `${saySpan(view.starts[column], view.ends[column])}${epochOf(run, view.starts[column])}`,
+          say(view.values[layer * view.shown + column], view.linear)]);
+      } },
+      series: [{ type: "heatmap", data: cellsOf(view), progressive: 0, emphasis: { disabled: true }, itemStyle: { borderWidth: 0 } }],
+    };
+  }
+
+  // --- the cursor: one step and one layer, by mouse, slider or arrow keys -------------------------------------
+  function moveCursor(step, layer, from) {
+    const view = views[0] || views[1];
+    if (!view) return;
+    state.step = Math.min(Math.max(step, state.from), state.to);
+    state.layer = Math.min(Math.max(layer, 0), view.count - 1);
+    byId("step").value = state.step;
+    byId("layer").value = state.layer;
+    byId("step-value").textContent = String(state.step);
+    byId("layer-value").textContent = view.names[state.layer];
+    const told = [];
+    state.runs.forEach((run, side) => {
+      const panel = views[side];
+      if (run < 0 || !panel) return;
+      const column = columnAt(panel, state.step), layerHere = Math.min(state.layer, panel.count - 1);
+      told.push(`${data.runs[run].label}: ${panel.names[layerHere]}, ${saySpan(panel.starts[column], panel.ends[column])}` +
+        `${epochOf(run, panel.starts[column])}: ${say(panel.values[layerHere * panel.shown + column], panel.linear)}`);
+      if (side !== from) {
+        const chart = chartAt(SIDES[side]);
+        const [x, y] = chart.convertToPixel({ seriesIndex: 0 }, [column, layerHere]);
+        chart.dispatchAction({ type: "updateAxisPointer", currTrigger: "mousemove", x, y });
+      }
+    });
+    byId("readout").replaceChildren(...lines(told).children);
+    drawProfile();
+  }
+  function follow(side) {
+    const chart = chartAt(SIDES[side]);
+    let waiting = null;
+    chart.getZr().on("mousemove", (event) => {
+      const view = views[side], point = [event.offsetX, event.offsetY];
+      if (!view || !chart.containPixel({ gridIndex: 0 }, point)) return;
+      if (!waiting) requestAnimationFrame(() => { const [step, layer] = waiting; waiting = null; moveCursor(step, layer, side); });
+      const [column, layer] = chart.convertFromPixel({ gridIndex: 0 }, point);
+      waiting = [view.starts[Math.min(Math.max(column, 0), view.shown - 1)], layer];
+    });
+    chart.on("brushEnd", (event) => {
+      const area = event.areas[0], view = views[side];
+      if (!area || !view) return;
+      const [first, last] = area.coordRange.map((column) => Math.min(Math.max(Math.round(column), 0), view.shown - 1));
+      chart.dispatchAction({ type: "brush", areas: [] });
+      if (last > first) chooseSteps(view.starts[first], view.ends[last]);
+    });
+    const box = byId(SIDES[side]);
+    box.addEventListener("dblclick", () => chooseSteps(0, data.last_step));
+    box.addEventListener("keydown", (event) => {
+      const view = views[side];
+      if (!view) return;
+      const column = columnAt(view, state.step);
+      const to = (c) => view.starts[Math.min(Math.max(c, 0), view.shown - 1)];
+      const leap = event.shiftKey ? 10 : 1;
+      const moves = {
+        ArrowLeft: () => moveCursor(to(column - leap), state.layer), ArrowRight: () => moveCursor(to(column + leap), state.layer),
+        ArrowUp: () => moveCursor(state.step, state.layer - leap), ArrowDown: () => moveCursor(state.step, state.layer + leap),
+        Home: () => moveCursor(state.from, state.layer), End: () => moveCursor(to(view.shown), state.layer),
+        Escape: () => chooseSteps(0, data.last_step),
+      };
+      if (!moves[event.key]) return;
+      event.preventDefault();
+      moves[event.key]();
+    });
+  }
+  function chooseSteps(from, to) {
+    state.from = Math.max(0, Math.min(from, to));
+    state.to = Math.min(data.last_step, Math.max(from, to));
+    byId("from").value = state.from;
+    byId("to").value = state.to;
+    byId("step").min = state.from;
+    byId("step").max = state.to;
+    drawHeat();
+    moveCursor(state.step, state.layer);
+  }
+
+  // --- the depth profile ------------------------------------------------------------------------------------
+  function drawProfile() {
+    const shown = SIDES.map((_, side) => side).filter((side) => state.runs[side] >= 0 && views[side]);
+    if (!shown.length) return;
+    const longest = shown.map((side) => views[side]).reduce((a, b) => (b.count > a.count ? b : a));
+    const same = shown.every((side) => views[side].names.join("\n") === longest.names.join("\n"));
+    const shares = data.metrics[state.metric], series = [];
+    for (const side of shown) {
+      const view = views[side], column = columnAt(view, state.step), here = [], middle = [];
+      for (let layer = 0; layer < view.count; layer++) {
+        const row = view.values.subarray(layer * view.shown, (layer + 1) * view.shown);
+        const known = Array.from(row).filter((value) => Number.isFinite(value)).sort((a, b) => a - b);
+        here.push([Number.isFinite(row[column]) ? row[column] : null, layer]);
+        middle.push([known.length ? known[known.length >> 1] : null, layer]);
+      }
+      const name = data.runs[state.runs[side]].label;
+      series.push(lineOf(`${name}, ${saySpan(view.starts[column], view.ends[column])}`, here, colour(side), 2, "solid", true));
+      series.push(lineOf(`${name}, median`, middle, colour(side), 1, "dashed", false));
+    }
+    const base = axisLook(), title = titleOf(shares);
+    chartAt("profile").setOption({
+      animation: false,
+      aria: { enabled: true, label: { description: `${title} over the layers at step ${state.step}` } },
+      legend: { top: 0, left: 0, orient: "vertical", itemGap: 3, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 46) },
+      grid: { left: 112, right: 16, top: 20 * series.length + 6, bottom: 46 },
+      xAxis: { type: "value", scale: true, name: shares.linear ? "value" : "log10", nameLocation: "middle", nameGap: 26, ...base },
+      yAxis: { type: "category", inverse: true, data: same ? longest.names : longest.names.map((_, i) => `layer ${i + 1}`), ...base,
+        splitLine: { show: false }, axisLabel: { color: look("faint"), fontSize: 10, formatter: (name) => clip(name, 18) } },
+      tooltip: { trigger: "axis", axisPointer: { type: "line" }, ...bubbleLook(), formatter: (hits) => lines([
+        hits.length ? longest.names[hits[0].value[1]] : "",
+        ...hits.map((hit) => `${hit.seriesName}: ${say(hit.value[0] === null ? NaN : hit.value[0], shares.linear)}`)]) },
+      series,
+    }, true);
+  }
+  const lineOf = (name, points, hue, width, dash, dots) => ({
+    name, type: "line", data: points, showSymbol: dots, symbolSize: 4, itemStyle: { color: hue },
+    lineStyle: { color: hue, width, type: dash }, emphasis: { disabled: true },
+  });
+
+  // --- curves over epochs -----------------------------------------------------------------------------------
+  function drawCurves() {
+    data.curves.forEach((curve, place) => {
+      const base = axisLook(), series = [];
+      curve.groups.forEach((group, i) => {
+        const hue = colour(i), dash = DASHES[Math.floor(i / data.palette.length) % DASHES.length];
+        if (group.low) {
+          const band = { type: "line", stack: `band ${i}`, stackStrategy: "all", symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, emphasis: { disabled: true } };
+          series.push({ ...band, name: `low ${i}`, data: group.low });
+          series.push({ ...band, name: `band ${i}`, data: group.high.map((high, e) => (high === null ? null : high - group.low[e])), areaStyle: { color: hue, opacity: 0.16 } });
+          for (const seed of group.seeds) {
+            series.push({ type: "line", name: `seed ${i}`, data: seed, symbol: "none", lineStyle: { color: hue, width: 0.7, opacity: 0.6 }, silent: true, emphasis: { disabled: true } });
+          }
+        }
+        series.push({ name: group.label, type: "line", data: group.mean, symbolSize: 4, showSymbol: group.mean.length < 2, itemStyle: { color: hue }, lineStyle: { color: hue, width: 2, type: dash }, emphasis: { disabled: true } });
+      });
+      const names = curve.groups.map((group) => group.label);
+      chartAt(`curve-${place}`).setOption({
+        animation: false,
+        aria: { enabled: true, label: { description: `${curve.title} over epochs: ${names.join(", ")}` } },
+        legend: { data: names, top: 0, left: 0, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 40) },
+        grid: { left: 46, right: 14, top: 20 + 18 * Math.ceil(names.length / 3), bottom: 42 },
+        xAxis: { type: "category", data: curve.epochs, name: "epoch", nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
+        yAxis: { type: "value", min: 0, max: curve.share ? 1 : null, ...base },
+        tooltip: { trigger: "axis", ...bubbleLook(), formatter: (hits) => lines([`epoch ${hits[0].axisValue}`,
+          ...curve.groups.map((group) => `${group.label}: ${group.said[hits[0].dataIndex] || "–"}`)]) },
+        series,
+      }, true);
+    });
+  }
+
+  // --- the controls -----------------------------------------------------------------------------------------
+  function fillControls() {
+    for (const [name, metric] of Object.entries(data.metrics)) byId("metric").append(option(name, `${name.replaceAll("_", " ")}: ${metric.title}`));
+    data.runs.forEach((run, i) => {
+      byId("run-left").append(option(i, run.label));
+      byId("run-right").append(option(i, run.label));
+    });
+    byId("run-right").append(option(-1, "none"));
+    state.metric = byId("metric").value;
+    state.runs = [0, data.second];
+    byId("run-left").value = "0";
+    byId("run-right").value = String(data.second);
+    state.to = data.last_step;
+    byId("to").value = state.to;
+    byId("to").max = byId("from").max = byId("step").max = data.last_step;
+    byId("layer").max = Math.max(...data.layers.map((layers) => layers.names.length)) - 1;
+  }
+  function listen() {
+    const redraw = () => { drawHeat(); moveCursor(state.step, state.layer); };
+    byId("metric").addEventListener("change", (event) => { state.metric = event.target.value; redraw(); });
+    SIDES.forEach((side, i) => byId(`run-${side}`).addEventListener("change", (event) => { state.runs[i] = Number(event.target.value); redraw(); resize(); }));
+    byId("per-element").addEventListener("change", (event) => { state.perElement = event.target.checked; redraw(); });
+    const span = () => chooseSteps(Number(byId("from").value) || 0, byId("to").value === "" ? data.last_step : Number(byId("to").value));
+    byId("from").addEventListener("change", span);
+    byId("to").addEventListener("change", span);
+    byId("all-steps").addEventListener("click", () => chooseSteps(0, data.last_step));
+    byId("step").addEventListener("input", (event) => moveCursor(Number(event.target.value), state.layer));
+    byId("layer").addEventListener("input", (event) => moveCursor(state.step, Number(event.target.value)));
+    SIDES.forEach((_, side) => follow(side));
+  }
+  function drawAll() {
+    if (data.runs.length) { drawHeat(); moveCursor(state.step, state.layer); }
+    drawCurves();
+  }
+  const resize = () => charts.forEach((chart) => { if (chart.getDom().clientWidth) chart.resize(); });
+  function choose(theme) {
+    root.dataset.theme = theme;
+    byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  }
+
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  choose(system.matches ? "dark" : "light");
+  system.addEventListener("change", () => { choose(system.matches ? "dark" : "light"); drawAll(); });
+  byId("theme").addEventListener("click", () => { choose(dark() ? "light" : "dark"); drawAll(); });
+  if (data.runs.length) { fillControls(); listen(); }
+  drawAll();
+  let settled = 0;
+  addEventListener("resize", () => { clearTimeout(settled); settled = setTimeout(resize, 80); });
+  addEventListener("beforeprint", () => { printing = true; drawAll(); resize(); });
+  addEventListener("afterprint", () => { printing = false; drawAll(); resize(); });
+  matchMedia("print").addEventListener("change", (event) => { printing = event.matches; drawAll(); resize(); });
+  root.dataset.ready = String(Math.round(performance.now()));
+})();

@@ -1,0 +1,90 @@
+"""The report as PDF: a cover with its tables, then its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradlens.plots.pages import Pages
+from gradlens.report.facts import Facts, Row
+from gradlens.report.markdown import report_figures, say_number
+from gradlens.report.page import title_of
+from gradlens.report.sections import say_evidence
+from gradlens.report.sentences import analysis, opening, say_seeds
+from gradlens.report.words import ENGLISH
+
+
+def write_paper(facts: Facts, path: Path) -> None:
+    """Write the report as PDF.
+
+    Args:
+        facts: What it says.
+        path: The file.
+    """
+    figures = report_figures(facts)
+    with Pages(path, title=title_of(facts), subject=facts.command) as pages:
+        pages.title(title_of(facts))
+        pages.paragraph(" ".join(opening(facts, ENGLISH)))
+        if facts.claims:
+            _claims(pages, facts)
+        pages.heading(ENGLISH["Findings"])
+        _findings(pages, facts)
+        if facts.has_epochs:
+            pages.heading(ENGLISH["Metric comparison"])
+            _finals(pages, facts)
+        pages.heading(ENGLISH["Brief analysis"])
+        for sentence in analysis(facts, ENGLISH):
+            pages.paragraph(f"• {sentence}")
+        pages.heading(ENGLISH["Hyper-parameters"])
+        _side_by_side(pages, facts.settings, facts.names)
+        pages.paragraph(ENGLISH["differs"], faint=True)
+        pages.heading(ENGLISH["Environment"])
+        _side_by_side(pages, facts.environment, facts.names)
+        pages.heading("How to read the figures")
+        for kind in figures:
+            pages.paragraph(f"{ENGLISH[kind]}. {ENGLISH[f'{kind} read']}")
+        made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
+        pages.paragraph(f"{ENGLISH['made by']} {facts.command} ({made}).", faint=True)
+        for figure, _, _ in figures.values():
+            pages.figure(figure)
+
+
+def _claims(pages: Pages, facts: Facts) -> None:
+    claims = facts.claims or {}
+    pages.heading(ENGLISH["Claims"])
+    if claims.get("explanation"):
+        pages.paragraph(str(claims["explanation"]))
+    rows = []
+    for claim in claims.get("claims", ()):
+        for verdict in claim.get("verdicts", ()):
+            evidence = "; ".join(say_evidence(item) for item in verdict.get("evidence", ()))
+            why = f"{verdict.get('why', '')}" + (f" ({evidence})" if evidence else "")
+            said = f"{claim.get('key', '')}. {claim.get('text', '')}"
+            rows.append([said, str(verdict.get("condition", "")), str(verdict.get("verdict", "")), why])
+    pages.table([ENGLISH[key] for key in ("claim", "condition", "verdict", "why")], rows, [3, 1.5, 1.2, 4])
+
+
+def _findings(pages: Pages, facts: Facts) -> None:
+    rows = []
+    for item in facts.seen:
+        run, where, what = item.each[0]
+        place = f" ({where})" if where else ""
+        rows.append(
+            [item.group, f"{item.kind}, {say_seeds(item, ENGLISH)}", f"{run}{place}: {what}", item.remedy or "–"]
+        )
+    pages.table([ENGLISH[key] for key in ("group", "finding", "evidence", "next")], rows, [1.5, 1.5, 4, 2.5])
+
+
+def _finals(pages: Pages, facts: Facts) -> None:
+    columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
+    labels = set(facts.names)
+    heads = [name if name in labels else name.replace("report ", "published, ", 1) for name in columns]
+    rows = [[row["quantity"], *[say_number(row[name]) for name in columns]] for row in facts.finals]
+    pages.table([ENGLISH["quantity"], *heads], rows, [1.3] + [1.5 if name in labels else 1 for name in columns])
+    more = f" {ENGLISH['published']}" if len(columns) > len(labels) else ""
+    pages.paragraph(ENGLISH["last epoch"] + more, faint=True)
+
+
+def _side_by_side(pages: Pages, rows: tuple[Row, ...], names: list[str]) -> None:
+    body = [[row.name.replace("_", " "), *row.values] for row in rows]
+    shares = [1.3] + [2.0] * len(names)
+    pages.table([ENGLISH["setting"], *names], body, shares, [row.differs for row in rows])

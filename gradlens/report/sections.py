@@ -1,0 +1,246 @@
+"""The page's sections; every text that comes from a run is escaped where it becomes markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from gradlens.analysis.compare import say_interval
+from gradlens.analysis.stats import Interval
+from gradlens.report.facts import Facts, Row, Seen
+from gradlens.report.sentences import say_seeds
+from gradlens.report.words import ENGLISH
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        key: Its anchor.
+        title: Its heading.
+        body: Its markup.
+    """
+
+    key: str
+    title: str
+    body: str
+
+
+def sections(facts: Facts, figures: Mapping[str, Any]) -> list[Section]:
+    """Return the page's sections in their order; one that has nothing to say is left out."""
+    found = [
+        Section("claims", "Claims", claims_table(facts.claims) if facts.claims else ""),
+        Section("findings", "Findings", findings_table(facts.seen)),
+        Section("metrics", "Last epoch", finals_table(facts) if facts.has_epochs else ""),
+        Section("heatmaps", "Where the gradient goes", HEATMAPS if figures["runs"] else ""),
+        Section("curves", "Curves", curves(figures) if figures["curves"] else ""),
+        Section("settings", "Hyper-parameters", settings_table(facts.settings, facts.names)),
+        Section("environment", "Environment", settings_table(facts.environment, facts.names, heading="environment")),
+    ]
+    return [section for section in found if section.body]
+
+
+# --- tables ---------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[str], *, cards: bool = False) -> str:
+    """Return a table that scrolls sideways where the window is narrow.
+
+    Args:
+        head: Texts of the columns' heads, not yet escaped.
+        rows: Markup.
+        cards: Where the window is narrow, put the cells of a row below each other instead.
+    """
+    heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    kind = " class=cards" if cards else ""
+    body = "\n".join(rows)
+    return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+
+
+def _kind(kind: str) -> str:
+    return f'<span class="kind {escape(kind.replace(" ", "-"))}">{escape(kind)}</span>'
+
+
+def findings_table(seen: Sequence[Seen]) -> str:
+    """Return what the diagnosis says, a row per experiment and kind."""
+    rows = []
+    for item in seen:
+        first, *others = item.each
+        more = "".join(f"<li>{_evidence(each)}</li>" for each in others)
+        told = f"<details><summary>the other {len(others)}</summary><ul class=evidence>{more}</ul></details>"
+        why = f"{_evidence(first)}{told if others else ''}"
+        line = f"<p class=read>Threshold: {escape(item.threshold)}</p>" if item.threshold else ""
+        rows.append(
+            f'<tr><th scope="row">{escape(item.group)}</th><td>{_kind(item.kind)}<br>'
+            f"<small>{escape(say_seeds(item, ENGLISH))}</small></td><td>{why}{line}</td>"
+            f"<td data-head=next>{escape(item.remedy or '–')}</td></tr>"
+        )
+    read = (
+        "Each seed is judged alone, over the later half of its steps. Healthy means that no rule of the diagnosis sees "
+        "a fault: a gradient that grows towards the input is none."
+    )
+    return table(["experiment", "finding", "why", "next step"], rows, cards=True) + f"<p class=read>{read}</p>"
+
+
+def _evidence(each: tuple[str, str, str]) -> str:
+    run, where, what = each
+    place = f" ({escape(where)})" if where else ""
+    return f"<b>{escape(run)}</b>{place}: {escape(what)}"
+
+
+def finals_table(facts: Facts) -> str:
+    """Return the table of the last epoch, with the report's own numbers beside the nets that it is about."""
+    columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
+    extents = {group.label: group.say_extent() for group in facts.groups}
+    heads = "".join(
+        f'<th scope="col">{escape(name.replace("report ", "published, ") if name not in extents else name)}'
+        f"<br><small>{escape(extents.get(name, 'one run'))}</small></th>"
+        for name in columns
+    )
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(row["quantity"])}</th>{"".join(_number(row[name]) for name in columns)}</tr>'
+        for row in facts.finals
+    )
+    published = f" {ENGLISH['published']}" if len(columns) > len(facts.groups) else ""
+    return (
+        f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+        f"<p class=read>{escape(ENGLISH['last epoch'] + published)}</p>"
+    )
+
+
+def _number(value: Interval | float) -> str:
+    if not isinstance(value, Interval):
+        return f'<td class="number">{value:.4g}</td>'
+    interval = f"<small>{value.low:.3f} to {value.high:.3f}</small>" if math.isfinite(value.low) else ""
+    return f'<td class="number">{escape(say_interval(value))}{interval}</td>'
+
+
+def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "setting") -> str:
+    """Return rows with a column per experiment, differences marked."""
+    body = []
+    for row in rows:
+        mark = ' class="differs"' if row.differs else ""
+        values = "".join(f"<td>{escape(value)}</td>" for value in row.values)
+        body.append(f'<tr{mark}><th scope="row">{escape(row.name.replace("_", " "))}</th>{values}</tr>')
+    marked = sum(row.differs for row in rows)
+    told = f"{marked} rows differ between the experiments; they are marked." if len(names) > 1 else ""
+    return table([heading, *names], body) + (f"<p class=read>{told}</p>" if told else "")
+
+
+# --- claims ---------------------------------------------------------------------------------------------------
+
+
+def claims_table(judgement: Mapping[str, Any]) -> str:
+    """Return the report's claims, each with its verdict under each condition, and the evidence.
+
+    Args:
+        judgement: conditions; claims, each with key, text, for, against and verdicts (condition, verdict, why,
+            evidence); explanation; controls.
+    """
+    conditions = [str(name) for name in judgement.get("conditions", ())]
+    rows = []
+    for claim in judgement.get("claims", ()):
+        by_condition = {str(verdict.get("condition")): verdict for verdict in claim.get("verdicts", ())}
+        cells = "".join(
+            f'<td data-head="{escape(name)}">{_verdict(by_condition.get(name))}</td>' for name in conditions
+        )
+        test = "".join(
+            f"<p class=read>{label}: {escape(str(claim[key]))}</p>"
+            for key, label in (("for", "For it would speak"), ("against", "Against it"))
+            if claim.get(key)
+        )
+        said = f"<b>{escape(str(claim.get('key', '')))}.</b> {escape(str(claim.get('text', '')))}"
+        rows.append(f"<tr><td>{said}<details><summary>the test</summary>{test}</details></td>{cells}</tr>")
+    explanation = judgement.get("explanation")
+    told = f"<p>{escape(str(explanation))}</p>" if explanation else ""
+    controls = _controls(judgement.get("controls", ()))
+    return told + table(["claim", *conditions], rows, cards=True) + controls
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "–"
+    items = "".join(f"<li>{escape(say_evidence(item))}</li>" for item in verdict.get("evidence", ()))
+    evidence = f"<details><summary>evidence</summary><ul class=evidence>{items}</ul></details>" if items else ""
+    return f"{_kind(str(verdict.get('verdict', '')))}<br>{escape(str(verdict.get('why', '')))}{evidence}"
+
+
+def say_evidence(item: Mapping[str, Any]) -> str:
+    """Write a number with its interval: ``name: 0.155 [0.066, 0.244] unit (n = 5)``."""
+    value, low, high = (_say_number(item.get(key)) for key in ("value", "low", "high"))
+    interval = f" [{low}, {high}]" if low and high else ""
+    unit = f" {item['unit']}" if item.get("unit") else ""
+    count = f" (n = {item['n']})" if item.get("n") else ""
+    return f"{item.get('name', '')}: {value or '–'}{interval}{unit}{count}"
+
+
+def _say_number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _controls(controls: Any) -> str:
+    if not controls:
+        return ""
+    items = controls if isinstance(controls, (list, tuple)) else [controls]
+    told = "".join(f"<li>{escape(_say_control(item))}</li>" for item in items)
+    return f"<h3>Controls</h3><ul>{told}</ul>"
+
+
+def _say_control(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return str(item)
+    return "; ".join(f"{key}: {value}" for key, value in item.items() if not isinstance(value, (list, dict)))
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+HEATMAPS = """<div class="controls">
+<label>Metric<select id="metric"></select></label>
+<label>Left<select id="run-left"></select></label>
+<label>Right<select id="run-right"></select></label>
+<label class="tick"><input type="checkbox" id="per-element"> per element (RMS)</label>
+<label>From step<input type="number" id="from" min="0" value="0" step="1"></label>
+<label>to step<input type="number" id="to" min="0" step="1"></label>
+<button type="button" id="all-steps">All steps</button>
+</div>
+<p class="faint" id="metric-title"></p>
+<div class="panels">
+<figure id="left-figure"><figcaption id="left-title"></figcaption>
+<div class="chart" id="left" tabindex="0" role="application" aria-label="Heatmap of the left run"
+ aria-describedby="readout"></div></figure>
+<figure id="right-figure"><figcaption id="right-title"></figcaption>
+<div class="chart" id="right" tabindex="0" role="application" aria-label="Heatmap of the right run"
+ aria-describedby="readout"></div></figure>
+<figure><figcaption>Depth profile at the cursor</figcaption><div class="chart" id="profile" role="img"
+ aria-label="Depth profile at the cursor"></div></figure>
+</div>
+<div class="controls">
+<label class="slide">Step <span id="step-value"></span><input type="range" id="step" min="0" value="0"></label>
+<label class="slide">Layer <span id="layer-value"></span><input type="range" id="layer" min="0" value="0"></label>
+</div>
+<output id="readout" aria-live="polite"></output>
+<p class="key"><span><i class="zero"></i>exactly 0</span><span><i class="missing"></i>not recorded</span>
+<span><i class="broken"></i>not finite</span></p>
+<p class="read">A row per layer, the input at the top; a column per optimizer step; both runs share one colour scale.
+A gradient that vanishes gets darker towards the top, one that explodes brighter. <span id="metric-reading"></span></p>
+<p class="read">Point at a cell for its layer, step and value; drag across a heatmap to choose a span of steps,
+double-click for all of them. By keyboard: arrows in a heatmap move the cursor (with Shift by ten), Home and End go to
+the first and last step, Escape shows all steps. The profile is the column at the cursor (solid) beside the median of
+all steps shown (dashed).</p>
+"""
+
+
+def curves(figures: Mapping[str, Any]) -> str:
+    """Return the places of the curves over epochs."""
+    drawn = "".join(
+        f'<figure><figcaption>{escape(curve["title"])}</figcaption><div class="chart" id="curve-{i}" role="img" '
+        f'aria-label="{escape(curve["title"])} over epochs"></div></figure>\n'
+        for i, curve in enumerate(figures["curves"])
+    )
+    return f'<div class="curves">{drawn}</div><p class="read">{escape(ENGLISH["curves read"])}</p>'

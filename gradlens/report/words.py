@@ -1,0 +1,225 @@
+"""The words of a report in its two languages; numbers and names come from the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradlens.errors import ConfigError
+
+ENGLISH = {
+    "title": "What the gradients say",
+    "runs of": "{runs} of {groups}: {said}.",
+    "run": "one run",
+    "runs": "{n} runs",
+    "net": "one setting",
+    "nets": "{n} settings",
+    "seed": "one seed",
+    "seeds": "{n} seeds",
+    "accuracy": "At the end, validation accuracy is {said}.",
+    "accuracy of": "{value} for {group}",
+    "difference": "Over the {n} seeds that both have, {second} ends {more} {column} than {first}: "
+    "the difference is {mean} [{low}, {high}] (mean of the pairs, 95 % interval){open}.",
+    "higher": "higher in",
+    "lower": "lower in",
+    "open": "; as 0 is inside, these seeds do not decide it",
+    "overfits": "{group} overfits: training accuracy ends {gap} above validation accuracy.",
+    "faster": "After {epoch} epochs, training loss is {said}.",
+    "way": "{group}: {what}; {first} has {power} times the gradient norm of {last} ({over}).",
+    "median": "median over the rows",
+    "median of": "median over the rows, mean of {n} seeds from {low} to {high}",
+    "unknown": "the gradient's way back was not recorded",
+    "gone": "the gradient is exactly 0 at the first layer: it vanishes completely",
+    "vanishes": "the gradient vanishes on its way back",
+    "shrinks": "the gradient shrinks on its way back",
+    "similar": "the gradient is about as large at the first layer as at the last",
+    "grows": "the gradient does not vanish: it grows towards the input",
+    "found": "Diagnosis: {said}.",
+    "found of": "{group} {kind} ({seeds})",
+    "all seeds": "all {n} seeds",
+    "the run": "the run",
+    "some seeds": "seed {seeds} of {n} seeds",
+    "copies": "{share} of the validation images have a copy in the training set, so validation accuracy is partly "
+    "memory ({group}).",
+    "Metric comparison": "Metric comparison",
+    "Simple graph": "Simple graph",
+    "Brief analysis": "Brief analysis",
+    "Hyper-parameters": "Hyper-parameter configuration",
+    "Claims": "The report's claims",
+    "Findings": "Findings",
+    "Environment": "Environment",
+    "last epoch": "Last epoch of each run: mean ± standard deviation between seeds, with the 95 % interval of the "
+    "mean (Student).",
+    "published": "The published numbers are of one run each.",
+    "quantity": "quantity",
+    "training accuracy": "training accuracy",
+    "validation accuracy": "validation accuracy",
+    "training loss": "training loss",
+    "validation loss": "validation loss",
+    "report": "published, {model}",
+    "differs": "Bold: where the experiments differ.",
+    "setting": "setting",
+    "curves": "Accuracy and loss over epochs",
+    "curves read": "Lines are means over seeds while all of them run, bands the 95 % interval of the mean, thin lines "
+    "the single seeds. Read whether the bands part, and where validation leaves training.",
+    "heatmap": "Gradient norm, layers by steps",
+    "heatmap read": "A row per layer with the input at the top, a column per step; the colour is log10 of the gradient "
+    "norm with respect to the layer's output, on one scale for all. A gradient that vanishes darkens towards the top.",
+    "profile": "Gradient norm over depth",
+    "profile read": "The median over steps for each layer, input at the left. A line that falls to the left shrinks on "
+    "its way back. Where theory of initialisation has a prediction, it stands beside the first step.",
+    "group": "experiment",
+    "finding": "finding",
+    "evidence": "evidence",
+    "next": "next step",
+    "claim": "claim",
+    "condition": "condition",
+    "verdict": "verdict",
+    "why": "why",
+    "made by": "Made by",
+    "of evidence": "",
+    "none": "none",
+}  # fmt: skip
+
+INDONESIAN = {
+    "title": "Apa yang dikatakan gradien",
+    "runs of": "{runs} dari {groups}: {said}.",
+    "run": "satu pelatihan",
+    "runs": "{n} pelatihan",
+    "net": "satu pengaturan",
+    "nets": "{n} pengaturan",
+    "seed": "satu seed",
+    "seeds": "{n} seed",
+    "accuracy": "Pada akhir pelatihan, akurasi validasi adalah {said}.",
+    "accuracy of": "{value} untuk {group}",
+    "difference": "Pada {n} seed yang dimiliki keduanya, {second} berakhir dengan {column} {more} daripada {first}: "
+    "selisihnya {mean} [{low}, {high}] (rata-rata pasangan, interval 95 %){open}.",
+    "higher": "lebih tinggi",
+    "lower": "lebih rendah",
+    "open": "; karena 0 berada di dalam interval, seed ini belum memutuskannya",
+    "overfits": "{group} mengalami overfitting: akurasi pelatihan berakhir {gap} di atas akurasi validasi.",
+    "faster": "Setelah {epoch} epoch, loss pelatihan adalah {said}.",
+    "way": "{group}: {what}; {first} memiliki {power} kali norma gradien {last} ({over}).",
+    "median": "median semua baris",
+    "median of": "median semua baris, rata-rata {n} seed, dari {low} sampai {high}",
+    "unknown": "jalan balik gradien tidak tercatat",
+    "gone": "gradien tepat 0 di lapisan pertama: gradien hilang sepenuhnya",
+    "vanishes": "gradien menghilang dalam perjalanan balik",
+    "shrinks": "gradien mengecil dalam perjalanan balik",
+    "similar": "gradien di lapisan pertama kira-kira sebesar di lapisan terakhir",
+    "grows": "gradien tidak menghilang: gradien membesar ke arah masukan",
+    "found": "Diagnosis: {said}.",
+    "found of": "{group} {kind} ({seeds})",
+    "all seeds": "semua {n} seed",
+    "the run": "satu pelatihan",
+    "some seeds": "seed {seeds} dari {n} seed",
+    "copies": "{share} gambar validasi memiliki salinan di data latih, sehingga akurasi validasi sebagian adalah "
+    "hafalan ({group}).",
+    "Metric comparison": "Perbandingan Metrik",
+    "Simple graph": "Grafik Sederhana",
+    "Brief analysis": "Analisis Singkat",
+    "Hyper-parameters": "Konfigurasi Hyperparameter",
+    "Claims": "Klaim laporan",
+    "Findings": "Temuan",
+    "Environment": "Lingkungan",
+    "last epoch": "Epoch terakhir setiap pelatihan: rata-rata ± simpangan baku antar-seed, dengan interval 95 % "
+    "dari rata-rata (Student).",
+    "published": "Angka terpublikasi masing-masing berasal dari satu pelatihan.",
+    "quantity": "besaran",
+    "training accuracy": "akurasi pelatihan",
+    "validation accuracy": "akurasi validasi",
+    "training loss": "loss pelatihan",
+    "validation loss": "loss validasi",
+    "report": "terpublikasi, {model}",
+    "differs": "Huruf tebal: di mana eksperimen berbeda.",
+    "setting": "pengaturan",
+    "curves": "Akurasi dan loss per epoch",
+    "curves read": "Garis adalah rata-rata seed selama semuanya berjalan, pita adalah interval 95 % dari rata-rata, "
+    "garis tipis adalah tiap seed. Perhatikan apakah pita berpisah, dan di mana validasi meninggalkan pelatihan.",
+    "heatmap": "Norma gradien, lapisan terhadap langkah",
+    "heatmap read": "Satu baris per lapisan dengan masukan di atas, satu kolom per langkah; warna adalah log10 norma "
+    "gradien terhadap keluaran lapisan, pada satu skala untuk semua. Gradien yang menghilang menjadi gelap ke atas.",
+    "profile": "Norma gradien terhadap kedalaman",
+    "profile read": "Median semua langkah untuk setiap lapisan, masukan di kiri. Garis yang turun ke kiri mengecil "
+    "dalam perjalanan balik. Di sampingnya langkah pertama dibandingkan dengan teori inisialisasi, jika ada.",
+    "group": "eksperimen",
+    "finding": "temuan",
+    "evidence": "bukti",
+    "next": "langkah berikutnya",
+    "claim": "klaim",
+    "condition": "kondisi",
+    "verdict": "putusan",
+    "why": "alasan",
+    "made by": "Dibuat dengan",
+    "of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
+    "none": "tidak ada",
+}  # fmt: skip
+
+KINDS_INDONESIAN = {
+    "vanishing": "gradien menghilang (vanishing)",
+    "exploding": "gradien meledak (exploding)",
+    "incoherent": "gradien tidak koheren (incoherent)",
+    "dead": "unit mati (dead)",
+    "saturated": "unit jenuh (saturated)",
+    "nonfinite": "nilai tak hingga (nonfinite)",
+    "frozen": "bobot diam (frozen)",
+    "unused": "lapisan tak terpakai (unused)",
+    "healthy": "sehat (healthy)",
+    "undecided": "belum dapat diputuskan (undecided)",
+}
+SETTINGS_INDONESIAN = {
+    "data": "data",
+    "image_size": "ukuran gambar (piksel)",
+    "split": "pembagian data",
+    "val_fraction": "porsi validasi",
+    "augment": "augmentasi",
+    "recipe": "resep",
+    "epochs": "epoch paling banyak",
+    "patience": "kesabaran (early stopping)",
+    "batch_size": "ukuran batch",
+    "lr": "laju pembelajaran (lr)",
+    "schedule": "jadwal lr",
+    "init": "inisialisasi",
+    "amp": "presisi campuran (amp)",
+    "device": "perangkat",
+    "every": "rekam setiap",
+    "metrics": "metrik tambahan",
+    "epochs trained": "epoch yang dilatih",
+    "optimizer steps recorded": "langkah optimizer yang direkam",
+    "layers recorded": "lapisan yang direkam",
+    "parameters in them": "parameter di dalamnya",
+    "data: classes": "data: kelas",
+    "data: training images": "data: gambar latih",
+    "data: validation images": "data: gambar validasi",
+    "data: different pictures": "data: gambar yang berbeda",
+    "data: exact copy files": "data: berkas salinan persis",
+    "data: near copies": "data: salinan hampir sama",
+    "data: validation share any copy in train": "data: porsi validasi dengan salinan di data latih",
+    "device name": "nama perangkat",
+    "recorded on": "direkam pada",
+    "files": "berkas",
+}
+VERDICTS_INDONESIAN = {
+    "supported": "didukung",
+    "not supported": "tidak didukung",
+    "mixed": "campuran",
+    "undecided": "belum dapat diputuskan",
+}
+
+LANGUAGES: Mapping[str, Mapping[str, str]] = {
+    "en": ENGLISH,
+    "id": INDONESIAN
+    | {f"kind {kind}": said for kind, said in KINDS_INDONESIAN.items()}
+    | {f"row {name}": said for name, said in SETTINGS_INDONESIAN.items()}
+    | {f"verdict {verdict}": said for verdict, said in VERDICTS_INDONESIAN.items()},
+}
+
+
+def words_of(language: str) -> Mapping[str, str]:
+    """Return the words of a language.
+
+    Raises:
+        ConfigError: It is not known.
+    """
+    if language not in LANGUAGES:
+        raise ConfigError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
+    return LANGUAGES[language]

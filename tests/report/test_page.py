@@ -1,0 +1,203 @@
+"""The page: nothing in it but what it says, nothing that a run's texts could start, no network, and all its parts."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import gradlens
+from gradlens import read_run
+from gradlens.errors import ConfigError
+from gradlens.report import collect
+from gradlens.report.page import ECHARTS, fill, library_code, make_page
+from gradlens.report.payload import safe_json
+from tests.conftest import SAMPLE
+from tests.report.hostile import ATTACK, ATTACKS, write_hostile
+
+VENDOR = Path(gradlens.__file__).parent / "report" / "vendor" / "echarts"
+
+
+class Reader(HTMLParser):
+    """Take a page apart as a browser does: elements with their attributes, visible text, scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    @property
+    def data(self) -> dict:
+        return json.loads(self.scripts[0])
+
+
+def page_of(*paths: Path, judge=None) -> str:
+    return make_page(collect([read_run(path) for path in paths], command="gradlens report", judge=judge))
+
+
+def test_the_texts_of_a_hostile_run_stay_texts(tmp_path: Path) -> None:
+    page = page_of(*(write_hostile(tmp_path / "runs" / f"h-s{seed}.h5", seed) for seed in (0, 1)))
+    reader = Reader(page)
+    assert [tag for tag, _ in reader.elements if tag in ("script", "img", "iframe", "link", "object")] == ["script"] * 3
+    assert reader.scripts[1] == library_code()
+    assert "alert" not in reader.scripts[2]
+    for text in (ATTACK, ATTACKS[1], ATTACKS[2]):
+        assert text in reader.text
+        assert text not in page
+    assert reader.data["layers"][0]["names"] == [f"{text}.{i}" for i, text in enumerate(ATTACKS)]
+    assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+
+
+def test_scripts_run_only_as_they_were_written(make_run) -> None:
+    reader = Reader(page_of(make_run()))
+    policy = next(a["content"] for tag, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    assert allowed == {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in reader.scripts[1:]}
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe-eval" not in policy
+    assert not re.search(r"script-src[^;]*unsafe-inline", policy)
+
+
+def test_nothing_is_fetched(make_run) -> None:
+    reader = Reader(page_of(make_run()))
+    for tag, attributes in reader.elements:
+        assert "src" not in attributes, tag
+        assert attributes.get("href", "#").startswith("#"), attributes
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(|url\(", reader.scripts[2])
+
+
+def test_the_parts_stand_in_their_order(make_run) -> None:
+    runs = [
+        make_run(f"{model}-s{seed}", model=model, seed=seed, config={"lr": lr, "optimizer": "adam"})
+        for model, lr in (("plain34", 0.1), ("resnet34", 0.2))
+        for seed in (0, 1)
+    ]
+    reader = Reader(page_of(*runs))
+    heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
+    assert heads == ["findings", "metrics", "heatmaps", "curves", "settings", "environment"]
+    assert "published, plain34" in reader.text
+    assert "0.6712" in reader.text
+    assert "4 runs of 2 settings" in reader.text
+    marked = [i for i, (tag, a) in enumerate(reader.elements) if tag == "tr" and a.get("class") == "differs"]
+    assert len(marked) == 2  # the model and the learning rate
+    assert {a["href"] for tag, a in reader.elements if tag == "a"} == {f"#{head}" for head in heads} | {"#main"}
+    data = reader.data
+    assert [run["label"] for run in data["runs"]] == [f"{m}, seed {s}" for m in ("plain34", "resnet34") for s in (0, 1)]
+    assert data["second"] == 2
+    assert [curve["title"] for curve in data["curves"]][:2] == ["training accuracy", "validation accuracy"]
+    assert set(data["metrics"]) == {"activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio"}
+
+
+CLAIMS = {
+    "conditions": ["with batch norm", "without <b>batch norm</b>"],
+    "controls": [{"name": "plain8", "verdict": "healthy"}],
+    "claims": [
+        {
+            "key": "A",
+            "text": f"the gradient weakens {ATTACK}",
+            "for": "a ratio below 1e-3",
+            "against": "a ratio above 1",
+            "verdicts": [
+                {
+                    "condition": "with batch norm",
+                    "verdict": "not supported",
+                    "why": "it grows",
+                    "evidence": [
+                        {"name": "ratio", "value": 155.0, "low": 100.0, "high": 200.0, "unit": "times", "n": 5}
+                    ],
+                },
+                {
+                    "condition": "without <b>batch norm</b>",
+                    "verdict": "supported",
+                    "why": "it vanishes",
+                    "evidence": [],
+                },
+            ],
+        }
+    ],
+    "explanation": "It depends on the norm.",
+}
+
+
+def test_claims_stand_first_where_there_are_any(make_run) -> None:
+    page = page_of(make_run(), judge=lambda runs: CLAIMS)
+    reader = Reader(page)
+    assert next(a["id"] for tag, a in reader.elements if tag == "h2") == "claims"
+    assert f"the gradient weakens {ATTACK}" in reader.text
+    assert "without <b>batch norm</b>" in reader.text
+    assert "ratio: 155 [100, 200] times (n = 5)" in reader.text
+    assert "not supported" in reader.text
+    assert "It depends on the norm." in reader.text
+    assert "claims" not in [a.get("id") for _, a in Reader(page_of(make_run("b"), judge=lambda runs: None)).elements]
+
+
+def test_a_run_without_epochs_and_one_without_rows(make_run) -> None:
+    reader = Reader(page_of(make_run(epochs=0)))
+    assert [a["id"] for tag, a in reader.elements if tag == "h2"] == ["findings", "heatmaps", "settings", "environment"]
+    with pytest.raises(ConfigError, match="nothing to report: expected a run with rows or epochs, got empty"):
+        page_of(make_run("empty", steps=0, epochs=0))
+
+
+def test_the_page_of_a_real_run_is_small() -> None:
+    page = page_of(SAMPLE)
+    assert len(page.encode()) < 2_000_000
+    assert Reader(page).data["runs"][0]["label"] == "plain34, seed 0"
+
+
+def test_paths_are_those_that_the_user_gave(make_run, tmp_path: Path) -> None:
+    make_run()
+    page = page_of(Path("runs/net-s0.h5"))
+    assert "runs/net-s0.h5" in page
+    assert str(tmp_path) not in page
+
+
+def test_the_library_is_as_published_and_its_licence_travels_with_it() -> None:
+    told = (VENDOR / "README.md").read_text()
+    code = gzip.decompress((VENDOR / "echarts.min.js.gz").read_bytes())
+    assert hashlib.sha256(code).hexdigest() in told
+    assert f"Apache ECharts {ECHARTS}," in told
+    assert f'version="{ECHARTS}"'.encode() in code
+    assert "Apache License" in (VENDOR / "LICENSE").read_text()[:200]
+    assert "Apache ECharts" in (VENDOR / "NOTICE").read_text()
+    assert "</script" not in library_code()
+    assert "<!--" not in library_code()
+
+
+def test_what_fills_a_place_is_not_filled_again() -> None:
+    assert fill("{{a}}-{{b}}", {"a": "{{b}}", "b": r"\1"}) == r"{{b}}-\1"
+
+
+@pytest.mark.parametrize("text", [*ATTACKS, "<!--", "]]>", "\u2029"])
+def test_json_in_a_page_holds_no_markup(text: str) -> None:
+    encoded = safe_json({text: text})
+    assert not set("<>&\u2028\u2029") & set(encoded)
+    assert json.loads(encoded) == {text: text}
