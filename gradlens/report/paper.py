@@ -79,7 +79,7 @@ def _finals(pages: Pages, facts: Facts) -> None:
     labels = set(facts.names)
     heads = [name if name in labels else name.replace("report ", "published, ", 1) for name in columns]
     rows = [[row["quantity"], *[say_number(row[name]) for name in columns]] for row in facts.finals]
-    pages.table([ENGLISH["quantity"], *heads], rows, [1.3] + [1.5 if name in labels else 1 for name in columns])
+    pages.table([ENGLISH["quantity"], *heads], rows, [1.4] + [2.4 if name in labels else 1 for name in columns])
     more = f" {ENGLISH['published']}" if len(columns) > len(labels) else ""
     pages.paragraph(ENGLISH["last epoch"] + more, faint=True)
 
