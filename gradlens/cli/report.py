@@ -22,15 +22,15 @@ from gradlens.cli.options import command_line, open_runs, runs_argument
 def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> None:
     """Write everything about RUNS on one page: claims, findings, heatmaps, curves, hyper-parameters.
 
-    RUNS are files, names under runs/, or folders; left out, all runs under runs/. The page needs no network and no
-    other file; Markdown has its pictures beside it.
+    RUNS are files, names under runs/, or folders with all that is in them; left out, all runs under runs/. The page
+    needs no network and no other file; Markdown has its pictures beside it.
     """
     from gradlens.report.facts import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
 
     for path in outputs or (DEFAULT,):
         check_report(path, language)
-    facts = collect(open_runs(runs, default="all"), command=command_line())
+    facts = collect(open_runs(runs, default="all", deep=True), command=command_line())
     for path in facts.left_out:
         click.echo(f"{path} repeats a seed of the same model and settings: it is left out", err=True)
     for path in outputs or (DEFAULT,):

@@ -139,7 +139,9 @@ class Pages:
 
     def _save(self, figure: Figure) -> None:
         with house_style(), warnings.catch_warnings():
-            mpl.rcParams["pdf.fonttype"] = 3  # of type 42, matplotlib 3.11 writes ligatures and bullets with a stray dash
+            mpl.rcParams["pdf.fonttype"] = (
+                3  # of type 42, matplotlib 3.11 writes ligatures and bullets with a stray dash
+            )
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
             self._file.savefig(figure)  # type: ignore[no-untyped-call]
         self.count += 1

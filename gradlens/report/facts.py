@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradlens.analysis.claims import Judgement, judge_claims
+from gradlens.analysis.claims.arms import sort_runs
 from gradlens.analysis.compare import REPORT_NUMBERS, Group, final_table, group_runs, label_runs, repeated_runs
 from gradlens.analysis.diagnose import diagnose
 from gradlens.analysis.findings import Diagnosis, say_layers, say_steps
@@ -78,7 +80,7 @@ class Facts:
         runs: All of them, group by group.
         labels: A name per run.
         left_out: Runs that repeat a seed.
-        claims: A judgement of the report's claims as plain values; None where there is none.
+        claims: The report's claims, judged; None where there is no pair of a plain and a residual net.
         seen: The findings, group by group.
         finals: The table of the last epoch.
         settings: Hyper-parameters.
@@ -91,7 +93,7 @@ class Facts:
     runs: tuple[Run, ...]
     labels: tuple[str, ...]
     left_out: tuple[Path, ...]
-    claims: Mapping[str, Any] | None
+    claims: Judgement | None
     seen: tuple[Seen, ...]
     finals: tuple[dict[str, Any], ...]
     settings: tuple[Row, ...]
@@ -110,18 +112,12 @@ class Facts:
         return any(len(run.epochs.get("epoch", ())) for run in self.runs)
 
 
-def collect(
-    runs: Sequence[Run],
-    *,
-    command: str,
-    judge: Callable[[list[Run]], Mapping[str, Any] | None] | None = None,
-) -> Facts:
+def collect(runs: Sequence[Run], *, command: str) -> Facts:
     """Find everything that a report says.
 
     Args:
         runs: Of those that repeat a seed of the same model and settings the first counts.
         command: The command that makes the report.
-        judge: What judges the report's claims; it returns None where these runs cannot speak of them.
 
     Raises:
         ConfigError: There is no run with a row or an epoch.
@@ -141,7 +137,7 @@ def collect(
         runs=tuple(kept),
         labels=tuple(label_runs(kept)),
         left_out=tuple(run.path for run in repeated_runs(usable)),
-        claims=judge(kept) if judge else None,
+        claims=judge_pair(kept),
         seen=tuple(found for group in groups for found in findings_of(group)),
         finals=tuple(final_table(groups, with_report=with_report)),
         settings=tuple(settings_of(groups)),
@@ -149,6 +145,13 @@ def collect(
         command=command,
         made_with=versions() | ({"commit": made} if made else {}),
     )
+
+
+def judge_pair(runs: Sequence[Run]) -> Judgement | None:
+    """Judge the report's claims, where there is a plain and a residual net of one depth that were trained alike."""
+    settings = sort_runs(runs).settings
+    paired = any(setting.plain.keys() & setting.resnet.keys() for setting in settings)
+    return judge_claims(runs) if paired else None
 
 
 def findings_of(group: Group) -> list[Seen]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gradlens.analysis.claims import Judgement
 from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import Interval
 from gradlens.report.facts import Facts, Row
+from gradlens.report.sections import say_control
 from gradlens.report.sentences import Words, analysis, opening, say_kind, say_seeds
 from gradlens.report.words import words_of
 
@@ -33,7 +35,7 @@ def make_markdown(facts: Facts, pictures: Mapping[str, Path], language: str) -> 
     models = ", ".join(dict.fromkeys(group.model for group in facts.groups))
     parts = [f"# {plain(words['title'])}: {plain(models)}", plain(" ".join(opening(facts, words)))]
     if facts.claims:
-        parts += [f"## {words['Claims']}", claims(facts.claims, words)]
+        parts += [f"## {words['Claims']}{words['in English']}", claims(facts.claims, words)]
     if facts.has_epochs:
         parts += [f"## {words['Metric comparison']}", finals(facts, words)]
     parts += [f"## {words['Simple graph']}", *figures(pictures, words)]
@@ -140,23 +142,21 @@ def side_by_side(rows: Sequence[Row], names: Sequence[str], words: Words) -> str
     return "\n".join([f"| {' | '.join(map(cell, head))} |", "|---" * len(head) + "|", *body])
 
 
-def claims(judgement: Mapping[str, Any], words: Words) -> str:
+def claims(judgement: Judgement, words: Words) -> str:
     """Return the report's claims with their verdicts."""
-    rows = []
-    for claim in judgement.get("claims", ()):
-        for verdict in claim.get("verdicts", ()):
-            said = str(verdict.get("verdict", ""))
-            rows.append(
-                [
-                    f"{claim.get('key', '')}. {claim.get('text', '')}",
-                    str(verdict.get("condition", "")),
-                    words.get(f"verdict {said}", said),
-                    str(verdict.get("why", "")),
-                ]
-            )
-    told = judgement.get("explanation")
-    body = table([words[key] for key in ("claim", "condition", "verdict", "why")], rows)
-    return f"{plain(str(told))}\n\n{body}" if told else body
+    rows = [
+        [
+            f"{judged.claim.key}. {judged.claim.text}",
+            condition,
+            words.get(f"verdict {found.verdict}", found.verdict),
+            found.why,
+        ]
+        for judged in judgement.claims
+        for condition, found in judged.overall.items()
+    ]
+    head = [words[key] for key in ("claim", "condition", "verdict", "why")]
+    notes = listing(plain(text) for text in (*map(say_control, judgement.controls), *judgement.notes))
+    return f"{plain(judgement.explanation)}\n\n{table(head, rows)}\n\n{notes}"
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import HeatMatrix, block_starts, heat_matrix
+from gradlens.analysis.profile import heat_matrix
 from gradlens.metrics import METRICS, is_linear
 from gradlens.run import FloatArray, Run
 
@@ -54,7 +54,7 @@ def pack_run(run: Run, columns: int) -> dict[str, Any]:
     edges: list[list[int]] = []
     packed: dict[str, Any] = {}
     for name in sorted(run.metrics, key=_order):
-        matrix = shown_matrix(run, name, columns)
+        matrix = heat_matrix(run, name, columns=columns)
         if not matrix.values.size or np.isnan(matrix.values).all():
             continue
         steps = [round(step) for step in matrix.steps]
@@ -67,23 +67,6 @@ def pack_run(run: Run, columns: int) -> dict[str, Any]:
 def _order(name: str) -> int:
     names = list(METRICS)
     return names.index(name) if name in names else len(names)
-
-
-def shown_matrix(run: Run, metric: str, columns: int) -> HeatMatrix:
-    """Arrange a metric as layers by columns of steps; neighbouring rows are averaged, geometrically if a magnitude."""
-    if not is_linear(metric):
-        return heat_matrix(run, metric, columns=columns)
-    matrix = heat_matrix(run, metric, columns=max(len(run.steps), 1))
-    count = matrix.values.shape[1]
-    if count <= columns:
-        return matrix
-    starts = block_starts(count, columns)
-    finite = np.isfinite(matrix.values)
-    sums = np.add.reduceat(np.where(finite, matrix.values, 0.0), starts, axis=1)
-    counts = np.add.reduceat(finite.astype(np.int64), starts, axis=1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    broken = np.add.reduceat(np.isinf(matrix.values).astype(np.int64), starts, axis=1) > 0
-    return HeatMatrix(np.where(broken, np.inf, means), np.append(matrix.steps[starts], matrix.steps[-1]))
 
 
 def encode(values: FloatArray, *, linear: bool) -> dict[str, Any]:

@@ -15,10 +15,8 @@
   const dark = () => !printing && root.dataset.theme === "dark";
   const ink = () => getComputedStyle(root).getPropertyValue("--ink").trim();
   const look = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
-  const colour = (i) => {
-    const c = data.palette[i % data.palette.length];
-    return c === "#000000" && dark() ? "#e7eaee" : c === "#0072B2" && dark() ? "#56B4E9" : c;
-  };
+  const theme = () => data.themes[dark() ? "dark" : "light"];
+  const colour = (i) => theme().palette[i % theme().palette.length];
   const chartAt = (id) => {
     if (!charts.has(id)) charts.set(id, echarts.init(byId(id), null, { renderer: "canvas" }));
     return charts.get(id);
@@ -142,6 +140,7 @@
       }
     });
     if (!(high > low)) { high = Number.isFinite(low) ? low + 1 : 1; low = Number.isFinite(low) ? low : 0; }
+    if (shares.signed) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; }
     state.runs.forEach((run, side) => drawPanel(side, run, low, high, shares));
     byId("metric-title").textContent = titleOf(shares);
     byId("metric-reading").textContent = shares.reading;
@@ -173,7 +172,7 @@
         const value = view.values[layer * view.shown + column];
         if (Number.isFinite(value)) cells.push([column, layer, value]);
         else if (!Number.isNaN(value)) {
-          cells.push({ value: [column, layer, 0], visualMap: false, itemStyle: { color: value > 0 ? "#e6007e" : "#000000" } });
+          cells.push({ value: [column, layer, 0], visualMap: false, itemStyle: { color: value > 0 ? theme().nonfinite : theme().zero } });
         }
       }
     }
@@ -186,13 +185,13 @@
     return {
       animation: false,
       aria: { enabled: true, label: { description: `${titleOf(shares)}: ${data.runs[run].label}, ${view.count} layers by ${view.shown} columns of steps` } },
-      grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: look("missing"), borderWidth: 0 },
+      grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: theme().missing, borderWidth: 0 },
       xAxis: { type: "category", data: view.starts.map(String), name: "optimizer step", nameLocation: "middle", nameGap: 24, ...base,
         splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
       yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
         axisLabel: { color: look("faint"), fontSize: 10, formatter: (name) => clip(name, narrow ? 14 : 18) } },
       visualMap: { type: "continuous", min: low, max: high, dimension: 2, orient: "horizontal", left: "center", bottom: 0, itemWidth: 12,
-        itemHeight: narrow ? 110 : 170, inRange: { color: data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: look("faint"), fontSize: 11 } },
+        itemHeight: narrow ? 110 : 170, inRange: { color: shares.signed ? theme().diverging : data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: look("faint"), fontSize: 11 } },
       brush: { xAxisIndex: 0, brushType: false, transformable: false, throttleType: "debounce", throttleDelay: 200,
         brushStyle: { color: "rgba(255,255,255,0.25)", borderColor: "#ffffff", borderWidth: 1 }, inBrush: {}, outOfBrush: {} },
       toolbox: { show: false },
@@ -323,7 +322,7 @@
     data.curves.forEach((curve, place) => {
       const base = axisLook(), series = [];
       curve.groups.forEach((group, i) => {
-        const hue = colour(i), dash = DASHES[Math.floor(i / data.palette.length) % DASHES.length];
+        const hue = colour(i), dash = DASHES[Math.floor(i / theme().palette.length) % DASHES.length];
         if (group.low) {
           const band = { type: "line", stack: `band ${i}`, stackStrategy: "all", symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, emphasis: { disabled: true } };
           series.push({ ...band, name: `low ${i}`, data: group.low });
@@ -384,9 +383,10 @@
     drawCurves();
   }
   const resize = () => charts.forEach((chart) => { if (chart.getDom().clientWidth) chart.resize(); });
-  function choose(theme) {
-    root.dataset.theme = theme;
-    byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  function choose(name) {
+    root.dataset.theme = name;
+    byId("theme").textContent = name === "dark" ? "Light" : "Dark";
+    for (const kind of ["zero", "missing", "nonfinite"]) root.style.setProperty(`--${kind}`, data.themes[name][kind]);
   }
 
   const system = matchMedia("(prefers-color-scheme: dark)");

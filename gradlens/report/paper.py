@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gradlens.analysis.claims import Judgement
 from gradlens.plots.pages import Pages
 from gradlens.report.facts import Facts, Row
 from gradlens.report.markdown import report_figures, say_number
 from gradlens.report.page import title_of
-from gradlens.report.sections import say_evidence
+from gradlens.report.sections import say_control
 from gradlens.report.sentences import analysis, opening, say_seeds
 from gradlens.report.words import ENGLISH
 
@@ -25,7 +26,7 @@ def write_paper(facts: Facts, path: Path) -> None:
         pages.title(title_of(facts))
         pages.paragraph(" ".join(opening(facts, ENGLISH)))
         if facts.claims:
-            _claims(pages, facts)
+            _claims(pages, facts.claims)
         pages.heading(ENGLISH["Findings"])
         _findings(pages, facts)
         if facts.has_epochs:
@@ -48,19 +49,17 @@ def write_paper(facts: Facts, path: Path) -> None:
             pages.figure(figure)
 
 
-def _claims(pages: Pages, facts: Facts) -> None:
-    claims = facts.claims or {}
+def _claims(pages: Pages, judgement: Judgement) -> None:
     pages.heading(ENGLISH["Claims"])
-    if claims.get("explanation"):
-        pages.paragraph(str(claims["explanation"]))
-    rows = []
-    for claim in claims.get("claims", ()):
-        for verdict in claim.get("verdicts", ()):
-            evidence = "; ".join(say_evidence(item) for item in verdict.get("evidence", ()))
-            why = f"{verdict.get('why', '')}" + (f" ({evidence})" if evidence else "")
-            said = f"{claim.get('key', '')}. {claim.get('text', '')}"
-            rows.append([said, str(verdict.get("condition", "")), str(verdict.get("verdict", "")), why])
+    pages.paragraph(judgement.explanation)
+    rows = [
+        [f"{judged.claim.key}. {judged.claim.text}", condition, found.verdict, found.why]
+        for judged in judgement.claims
+        for condition, found in judged.overall.items()
+    ]
     pages.table([ENGLISH[key] for key in ("claim", "condition", "verdict", "why")], rows, [3, 1.5, 1.2, 4])
+    for text in (*map(say_control, judgement.controls), *judgement.notes):
+        pages.paragraph(f"• {text}", faint=True)
 
 
 def _findings(pages: Pages, facts: Facts) -> None:

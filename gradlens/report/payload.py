@@ -30,7 +30,7 @@ def payload(facts: Facts) -> dict[str, Any]:
 
     Matrices are left out of the last runs only where even coarse ones do not fit into the page.
     """
-    from gradlens.plots.style import PALETTE, magnitude_colours
+    from gradlens.plots.style import THEMES, magnitude_colours
 
     measured = [(run, label) for run, label in zip(facts.runs, facts.labels, strict=True) if len(run.steps)]
     columns, room = choose_columns([run for run, _ in measured])
@@ -53,8 +53,17 @@ def payload(facts: Facts) -> dict[str, Any]:
         "last_step": max((run["edges"][0][-1] - 1 for run in runs), default=0),
         "columns": columns,
         "left_out": len(measured) - len(kept),
-        "palette": list(PALETTE),
         "colours": [_hex(colours(place)) for place in np.linspace(0, 1, 24)],
+        "themes": {
+            name: {
+                "palette": theme.palette,
+                "diverging": theme.diverging,
+                "zero": theme.zero,
+                "missing": theme.missing,
+                "nonfinite": theme.nonfinite,
+            }
+            for name, theme in THEMES.items()
+        },
     }
 
 
@@ -87,6 +96,7 @@ def _describe(name: str) -> dict[str, Any]:
         "title": metric.title if metric else name,
         "reading": metric.reading if metric else "",
         "linear": is_linear(name),
+        "signed": bool(metric and metric.limits and metric.limits[0] < 0),
         "size": size,
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from gradlens.analysis.claims import Control, Evidence, JudgedClaim, Judgement, say
 from gradlens.analysis.compare import say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.report.facts import Facts, Row, Seen
@@ -134,68 +135,53 @@ def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "se
 # --- claims ---------------------------------------------------------------------------------------------------
 
 
-def claims_table(judgement: Mapping[str, Any]) -> str:
-    """Return the report's claims, each with its verdict under each condition, and the evidence.
-
-    Args:
-        judgement: conditions; claims, each with key, text, for, against and verdicts (condition, verdict, why,
-            evidence); explanation; controls.
-    """
-    conditions = [str(name) for name in judgement.get("conditions", ())]
+def claims_table(judgement: Judgement) -> str:
+    """Return the report's claims, each with its test, its verdict under each condition, and the evidence."""
     rows = []
-    for claim in judgement.get("claims", ()):
-        by_condition = {str(verdict.get("condition")): verdict for verdict in claim.get("verdicts", ())}
+    for judged in judgement.claims:
         cells = "".join(
-            f'<td data-head="{escape(name)}">{_verdict(by_condition.get(name))}</td>' for name in conditions
+            f'<td data-head="{escape(condition)}">{_verdict(judged, condition)}</td>'
+            for condition in judgement.conditions
         )
+        claim = judged.claim
         test = "".join(
-            f"<p class=read>{label}: {escape(str(claim[key]))}</p>"
-            for key, label in (("for", "For it would speak"), ("against", "Against it"))
-            if claim.get(key)
+            f"<p class=read>{name}: {escape(text)}</p>"
+            for name, text in (("For it speaks", claim.supports), ("Against it", claim.refutes), ("Why", claim.reason))
         )
-        said = f"<b>{escape(str(claim.get('key', '')))}.</b> {escape(str(claim.get('text', '')))}"
+        said = f"<b>{escape(claim.key)}.</b> {escape(claim.text)}"
         rows.append(f"<tr><td>{said}<details><summary>the test</summary>{test}</details></td>{cells}</tr>")
-    explanation = judgement.get("explanation")
-    told = f"<p>{escape(str(explanation))}</p>" if explanation else ""
-    controls = _controls(judgement.get("controls", ()))
-    return told + table(["claim", *conditions], rows, cards=True) + controls
+    controls = "".join(f"<li>{escape(say_control(control))}</li>" for control in judgement.controls)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in judgement.notes)
+    return (
+        f"<p>{escape(judgement.explanation)}</p>{table(['claim', *judgement.conditions], rows, cards=True)}"
+        f"<ul class=read>{controls}{notes}</ul>"
+    )
 
 
-def _verdict(verdict: Mapping[str, Any] | None) -> str:
-    if verdict is None:
-        return "–"
-    items = "".join(f"<li>{escape(say_evidence(item))}</li>" for item in verdict.get("evidence", ()))
+def _verdict(judged: JudgedClaim, condition: str) -> str:
+    whole = judged.overall.get(condition)
+    if whole is None:
+        return _kind("not trained")
+    items = "".join(
+        f"<li>{escape(verdict.setting)}: {escape(verdict.verdict)}; {escape(verdict.why)}"
+        f"<ul>{''.join(f'<li>{escape(say_evidence(one))}</li>' for one in verdict.evidence)}</ul></li>"
+        for verdict in judged.verdicts
+        if verdict.condition == condition
+    )
     evidence = f"<details><summary>evidence</summary><ul class=evidence>{items}</ul></details>" if items else ""
-    return f"{_kind(str(verdict.get('verdict', '')))}<br>{escape(str(verdict.get('why', '')))}{evidence}"
+    return f"{_kind(whole.verdict)}<br>{escape(whole.why)}{evidence}"
 
 
-def say_evidence(item: Mapping[str, Any]) -> str:
-    """Write a number with its interval: ``name: 0.155 [0.066, 0.244] unit (n = 5)``."""
-    value, low, high = (_say_number(item.get(key)) for key in ("value", "low", "high"))
-    interval = f" [{low}, {high}]" if low and high else ""
-    unit = f" {item['unit']}" if item.get("unit") else ""
-    count = f" (n = {item['n']})" if item.get("n") else ""
-    return f"{item.get('name', '')}: {value or '–'}{interval}{unit}{count}"
+def say_evidence(one: Evidence) -> str:
+    """Write a number with its interval, what it is of, and over how many seeds."""
+    note = f"; {one.note}" if one.note else ""
+    return f"{one.name}: {say(one)} (n = {one.n}{note})"
 
 
-def _say_number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _controls(controls: Any) -> str:
-    if not controls:
-        return ""
-    items = controls if isinstance(controls, (list, tuple)) else [controls]
-    told = "".join(f"<li>{escape(_say_control(item))}</li>" for item in items)
-    return f"<h3>Controls</h3><ul>{told}</ul>"
-
-
-def _say_control(item: Any) -> str:
-    if not isinstance(item, Mapping):
-        return str(item)
-    return "; ".join(f"{key}: {value}" for key, value in item.items() if not isinstance(value, (list, dict)))
+def say_control(control: Control) -> str:
+    """Say whether a study's instrument was checked, and how that went."""
+    outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
+    return f"{control.key} control {outcome}: {control.text}; {control.detail}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------

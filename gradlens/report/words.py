@@ -77,6 +77,7 @@ ENGLISH = {
     "why": "why",
     "made by": "Made by",
     "of evidence": "",
+    "in English": "",
     "none": "none",
 }  # fmt: skip
 
@@ -150,6 +151,7 @@ INDONESIAN = {
     "verdict": "putusan",
     "why": "alasan",
     "made by": "Dibuat dengan",
+    "in English": " (dalam bahasa Inggris)",
     "of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
     "none": "tidak ada",
 }  # fmt: skip
@@ -203,6 +205,7 @@ VERDICTS_INDONESIAN = {
     "not supported": "tidak didukung",
     "mixed": "campuran",
     "undecided": "belum dapat diputuskan",
+    "withheld": "ditahan",
 }
 
 LANGUAGES: Mapping[str, Mapping[str, str]] = {

@@ -14,10 +14,12 @@ import pytest
 
 import gradlens
 from gradlens import read_run
+from gradlens.analysis.claims import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from gradlens.errors import ConfigError
 from gradlens.report import collect
 from gradlens.report.page import ECHARTS, fill, library_code, make_page
 from gradlens.report.payload import safe_json
+from gradlens.report.sections import claims_table
 from tests.conftest import SAMPLE
 from tests.report.hostile import ATTACK, ATTACKS, write_hostile
 
@@ -60,8 +62,8 @@ class Reader(HTMLParser):
         return json.loads(self.scripts[0])
 
 
-def page_of(*paths: Path, judge=None) -> str:
-    return make_page(collect([read_run(path) for path in paths], command="gradlens report", judge=judge))
+def page_of(*paths: Path) -> str:
+    return make_page(collect([read_run(path) for path in paths], command="gradlens report"))
 
 
 def test_the_texts_of_a_hostile_run_stay_texts(tmp_path: Path) -> None:
@@ -117,47 +119,28 @@ def test_the_parts_stand_in_their_order(make_run) -> None:
     assert set(data["metrics"]) == {"activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio"}
 
 
-CLAIMS = {
-    "conditions": ["with batch norm", "without <b>batch norm</b>"],
-    "controls": [{"name": "plain8", "verdict": "healthy"}],
-    "claims": [
-        {
-            "key": "A",
-            "text": f"the gradient weakens {ATTACK}",
-            "for": "a ratio below 1e-3",
-            "against": "a ratio above 1",
-            "verdicts": [
-                {
-                    "condition": "with batch norm",
-                    "verdict": "not supported",
-                    "why": "it grows",
-                    "evidence": [
-                        {"name": "ratio", "value": 155.0, "low": 100.0, "high": 200.0, "unit": "times", "n": 5}
-                    ],
-                },
-                {
-                    "condition": "without <b>batch norm</b>",
-                    "verdict": "supported",
-                    "why": "it vanishes",
-                    "evidence": [],
-                },
-            ],
-        }
-    ],
-    "explanation": "It depends on the norm.",
-}
-
-
-def test_claims_stand_first_where_there_are_any(make_run) -> None:
-    page = page_of(make_run(), judge=lambda runs: CLAIMS)
-    reader = Reader(page)
+def test_claims_stand_first_where_a_plain_and_a_residual_net_were_trained_alike(make_run) -> None:
+    runs = [make_run(f"{m}-s{seed}", model=m, seed=seed) for m in ("plain34", "resnet34") for seed in (0, 1)]
+    reader = Reader(page_of(*runs))
     assert next(a["id"] for tag, a in reader.elements if tag == "h2") == "claims"
-    assert f"the gradient weakens {ATTACK}" in reader.text
-    assert "without <b>batch norm</b>" in reader.text
-    assert "ratio: 155 [100, 200] times (n = 5)" in reader.text
-    assert "not supported" in reader.text
-    assert "It depends on the norm." in reader.text
-    assert "claims" not in [a.get("id") for _, a in Reader(page_of(make_run("b"), judge=lambda runs: None)).elements]
+    for judged in judge_claims([read_run(run) for run in runs]).claims:
+        assert judged.claim.text in reader.text
+        assert judged.claim.supports in reader.text
+        assert all(verdict.why in reader.text for verdict in judged.overall.values())
+    assert "positive control missing" in reader.text
+    alone = Reader(page_of(*runs[:2]))
+    assert "claims" not in [a.get("id") for _, a in alone.elements]
+
+
+def test_the_texts_of_a_judgement_are_escaped() -> None:
+    claim = Claim(ATTACK, ATTACKS[1], ATTACKS[1], ATTACKS[1], ATTACKS[1])
+    evidence = Evidence(ATTACK, 155.0, 100.0, 200.0, ATTACK, 5, ATTACKS[1])
+    verdict = Verdict("with <b>", ATTACK, "supported", ATTACK, (evidence,))
+    control = Control(ATTACK, ATTACKS[1], 0, None, ATTACKS[2])
+    judgement = Judgement((JudgedClaim(claim, {"with <b>": verdict}, (verdict,)),), (control,), ATTACK, (ATTACK,), 2)
+    markup = claims_table(judgement)
+    assert not re.search("<(script|img|b>b)", markup)
+    assert ATTACK in Reader(markup).text
 
 
 def test_a_run_without_epochs_and_one_without_rows(make_run) -> None:
