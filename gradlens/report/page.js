@@ -6,7 +6,8 @@
   const byId = (id) => document.getElementById(id);
   const root = document.documentElement;
   const MISSING = 0, ZERO = 65534, INFINITE = 65535, LAST = 65533;
-  const WIDEST = 240; // columns that a panel shows; neighbours are averaged beyond
+  // Columns and cells that a panel shows at once; neighbours are averaged beyond, until a narrower span is chosen.
+  const WIDEST = 160, CELLS = 8000, NARROWEST = 48;
   const DASHES = ["solid", "dashed", "dotted"];
   const charts = new Map();
   let printing = false;
@@ -45,6 +46,9 @@
     item.textContent = text;
     return item;
   };
+  // Names on an upright axis, as many as there is room for.
+  const namesLook = (id, count, most, above) => ({ color: look("faint"), fontSize: 10, formatter: (name) => clip(name, most),
+    interval: Math.max(Math.ceil((12.5 * count) / Math.max(byId(id).clientHeight - above, 50)) - 1, 0) });
   const clip = (text, most) => (text.length > most ? "…" + text.slice(-most + 1) : text);
 
   // --- matrices ---------------------------------------------------------------------------------------------
@@ -77,9 +81,9 @@
     const chosen = [];
     for (let c = 0; c < columns; c++) if (edges[c + 1] > state.from && edges[c] <= state.to) chosen.push(c);
     if (!chosen.length) return null;
-    const shown = Math.min(chosen.length, WIDEST);
     const layers = data.layers[data.runs[run].layers];
     const count = layers.names.length;
+    const shown = Math.min(chosen.length, WIDEST, Math.max(NARROWEST, Math.floor(CELLS / count)));
     const values = new Float64Array(count * shown), starts = [], ends = [];
     for (let b = 0; b < shown; b++) {
       const first = Math.floor((b * chosen.length) / shown), last = Math.floor(((b + 1) * chosen.length) / shown) - 1;
@@ -144,7 +148,7 @@
     state.runs.forEach((run, side) => drawPanel(side, run, low, high, shares));
     byId("metric-title").textContent = titleOf(shares);
     byId("metric-reading").textContent = shares.reading;
-    drawProfile();
+    moveCursor(state.step, state.layer);
   }
   const titleOf = (shares) => {
     const title = state.perElement && shares.size ? shares.title.replace("L2 norm", "RMS per element") : shares.title;
@@ -189,7 +193,7 @@
       xAxis: { type: "category", data: view.starts.map(String), name: "optimizer step", nameLocation: "middle", nameGap: 24, ...base,
         splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
       yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
-        axisLabel: { color: look("faint"), fontSize: 10, formatter: (name) => clip(name, narrow ? 14 : 18) } },
+        axisLabel: namesLook("left", view.count, narrow ? 14 : 18, 86) },
       visualMap: { type: "continuous", min: low, max: high, dimension: 2, orient: "horizontal", left: "center", bottom: 0, itemWidth: 12,
         itemHeight: narrow ? 110 : 170, inRange: { color: shares.signed ? theme().diverging : data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: look("faint"), fontSize: 11 } },
       brush: { xAxisIndex: 0, brushType: false, transformable: false, throttleType: "debounce", throttleDelay: 200,
@@ -275,7 +279,6 @@
     byId("step").min = state.from;
     byId("step").max = state.to;
     drawHeat();
-    moveCursor(state.step, state.layer);
   }
 
   // --- the depth profile ------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@
       grid: { left: 112, right: 16, top: 20 * series.length + 6, bottom: 46 },
       xAxis: { type: "value", scale: true, name: shares.linear ? "value" : "log10", nameLocation: "middle", nameGap: 26, ...base },
       yAxis: { type: "category", inverse: true, data: same ? longest.names : longest.names.map((_, i) => `layer ${i + 1}`), ...base,
-        splitLine: { show: false }, axisLabel: { color: look("faint"), fontSize: 10, formatter: (name) => clip(name, 18) } },
+        splitLine: { show: false }, axisLabel: namesLook("profile", longest.count, 18, 20 * series.length + 52) },
       tooltip: { trigger: "axis", axisPointer: { type: "line" }, ...bubbleLook(), formatter: (hits) => lines([
         hits.length ? longest.names[hits[0].value[1]] : "",
         ...hits.map((hit) => `${hit.seriesName}: ${say(hit.value[0] === null ? NaN : hit.value[0], shares.linear)}`)]) },
@@ -366,10 +369,9 @@
     byId("layer").max = Math.max(...data.layers.map((layers) => layers.names.length)) - 1;
   }
   function listen() {
-    const redraw = () => { drawHeat(); moveCursor(state.step, state.layer); };
-    byId("metric").addEventListener("change", (event) => { state.metric = event.target.value; redraw(); });
-    SIDES.forEach((side, i) => byId(`run-${side}`).addEventListener("change", (event) => { state.runs[i] = Number(event.target.value); redraw(); resize(); }));
-    byId("per-element").addEventListener("change", (event) => { state.perElement = event.target.checked; redraw(); });
+    byId("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawHeat(); });
+    SIDES.forEach((side, i) => byId(`run-${side}`).addEventListener("change", (event) => { state.runs[i] = Number(event.target.value); drawHeat(); resize(); }));
+    byId("per-element").addEventListener("change", (event) => { state.perElement = event.target.checked; drawHeat(); });
     const span = () => chooseSteps(Number(byId("from").value) || 0, byId("to").value === "" ? data.last_step : Number(byId("to").value));
     byId("from").addEventListener("change", span);
     byId("to").addEventListener("change", span);
@@ -379,10 +381,17 @@
     SIDES.forEach((_, side) => follow(side));
   }
   function drawAll() {
-    if (data.runs.length) { drawHeat(); moveCursor(state.step, state.layer); }
+    if (data.runs.length) drawHeat();
     drawCurves();
   }
   const resize = () => charts.forEach((chart) => { if (chart.getDom().clientWidth) chart.resize(); });
+  // What is printed is what stands on the canvases at that moment: draw light, in the paper's size, and at once.
+  function print(now) {
+    printing = now;
+    resize();
+    drawAll();
+    charts.forEach((chart) => chart.getZr().flush());
+  }
   function choose(name) {
     root.dataset.theme = name;
     byId("theme").textContent = name === "dark" ? "Light" : "Dark";
@@ -397,8 +406,6 @@
   drawAll();
   let settled = 0;
   addEventListener("resize", () => { clearTimeout(settled); settled = setTimeout(resize, 80); });
-  addEventListener("beforeprint", () => { printing = true; drawAll(); resize(); });
-  addEventListener("afterprint", () => { printing = false; drawAll(); resize(); });
-  matchMedia("print").addEventListener("change", (event) => { printing = event.matches; drawAll(); resize(); });
+  matchMedia("print").addEventListener("change", (event) => print(event.matches));
   root.dataset.ready = String(Math.round(performance.now()));
 })();

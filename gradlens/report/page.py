@@ -18,7 +18,7 @@ from gradlens.report.sections import Section, sections
 from gradlens.report.sentences import opening
 from gradlens.report.words import ENGLISH
 
-ECHARTS = "6.1.0"
+ECHARTS = "6.0.0"
 GENERATOR = "gradlens report"
 """What the page's head says of its maker; a file that says so may be replaced by another report."""
 
@@ -61,7 +61,7 @@ def say_precision(figures: Mapping[str, Any]) -> str:
     said = (
         f"The heatmaps hold up to {figures['columns']} columns of steps per run; where a run has more rows, neighbours "
         "are averaged (magnitudes geometrically). Values shown on hover are right to 0.2 % of what is in the file (of "
-        "the range, for shares and cosines); a panel joins columns beyond 240 until a narrower span is chosen."
+        "the range, for shares and cosines); a panel joins columns beyond 160 until a narrower span is chosen."
     )
     left_out = figures["left_out"]
     more = f" {left_out} more runs have no heatmap here: name fewer runs to see them." if left_out else ""

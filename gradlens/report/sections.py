@@ -48,16 +48,17 @@ def sections(facts: Facts, figures: Mapping[str, Any]) -> list[Section]:
 # --- tables ---------------------------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Sequence[str], *, cards: bool = False) -> str:
+def table(head: Sequence[str], rows: Sequence[str], *, kind: str = "") -> str:
     """Return a table that scrolls sideways where the window is narrow.
 
     Args:
         head: Texts of the columns' heads, not yet escaped.
         rows: Markup.
-        cards: Where the window is narrow, put the cells of a row below each other instead.
+        kind: Where the window is narrow: "cards" puts the cells of a row below each other, "fit" breaks words so that
+            all columns are seen.
     """
     heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
-    kind = " class=cards" if cards else ""
+    kind = f' class="{kind}"' if kind else ""
     body = "\n".join(rows)
     return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
@@ -84,7 +85,7 @@ def findings_table(seen: Sequence[Seen]) -> str:
         "Each seed is judged alone, over the later half of its steps. Healthy means that no rule of the diagnosis sees "
         "a fault: a gradient that grows towards the input is none."
     )
-    return table(["experiment", "finding", "why", "next step"], rows, cards=True) + f"<p class=read>{read}</p>"
+    return table(["experiment", "finding", "why", "next step"], rows, kind="cards") + f"<p class=read>{read}</p>"
 
 
 def _evidence(each: tuple[str, str, str]) -> str:
@@ -128,8 +129,11 @@ def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "se
         values = "".join(f"<td>{escape(value)}</td>" for value in row.values)
         body.append(f'<tr{mark}><th scope="row">{escape(row.name.replace("_", " "))}</th>{values}</tr>')
     marked = sum(row.differs for row in rows)
-    told = f"{marked} rows differ between the experiments; they are marked." if len(names) > 1 else ""
-    return table([heading, *names], body) + (f"<p class=read>{told}</p>" if told else "")
+    differing = f"{marked} rows differ between the experiments; they are marked." if marked else "Nothing differs."
+    told = differing if len(names) > 1 else ""
+    return table([heading, *names], body, kind="fit" if len(names) < 3 else "") + (
+        f"<p class=read>{told}</p>" if told else ""
+    )
 
 
 # --- claims ---------------------------------------------------------------------------------------------------
@@ -153,7 +157,7 @@ def claims_table(judgement: Judgement) -> str:
     controls = "".join(f"<li>{escape(say_control(control))}</li>" for control in judgement.controls)
     notes = "".join(f"<li>{escape(note)}</li>" for note in judgement.notes)
     return (
-        f"<p>{escape(judgement.explanation)}</p>{table(['claim', *judgement.conditions], rows, cards=True)}"
+        f"<p>{escape(judgement.explanation)}</p>{table(['claim', *judgement.conditions], rows, kind='cards')}"
         f"<ul class=read>{controls}{notes}</ul>"
     )
 

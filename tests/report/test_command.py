@@ -1,0 +1,138 @@
+"""``gradlens report``: three forms, two languages, files named and unnamed, and every error in a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradlens import read_run
+from gradlens.cli import run_command
+from gradlens.report import collect
+from gradlens.report.markdown import code, make_markdown, plain
+from gradlens.report.words import LANGUAGES, words_of
+from tests.report.hostile import ATTACK, write_hostile
+
+SECTIONS = {
+    "en": ["Metric comparison", "Simple graph", "Brief analysis", "Hyper-parameter configuration"],
+    "id": ["Perbandingan Metrik", "Grafik Sederhana", "Analisis Singkat", "Konfigurasi Hyperparameter"],
+}
+
+
+@pytest.fixture
+def study(make_run) -> None:
+    for model, accuracy, lr in (("plain34", 0.5, 0.1), ("resnet34", 0.9, 0.1)):
+        for seed in (0, 1):
+            make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=accuracy + 0.01 * seed, config={"lr": lr})
+
+
+def test_left_to_itself_it_takes_all_runs_and_writes_a_page(study, capsys) -> None:
+    assert run_command(["report"]) == 0
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "4 runs of 2 settings" in page
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "wrote report.html\n")
+    assert sorted(path.name for path in Path().iterdir()) == ["report.html", "runs"]
+    assert run_command(["report"]) == 0  # its own page it replaces
+
+
+def test_what_is_not_its_own_it_leaves_alone(study, capsys) -> None:
+    Path("report.html").write_text("mine")
+    assert run_command(["report"]) == 1
+    assert "Error: report.html is there and was not written by gradlens report" in capsys.readouterr().err
+    assert Path("report.html").read_text() == "mine"
+    assert run_command(["report", "-o", "report.html"]) == 0  # its name was asked for
+    Path("r-curves.png").write_text("mine")
+    assert run_command(["report", "-o", "r.md"]) == 1
+    assert Path("r-curves.png").read_text() == "mine"
+    assert not Path("r.md").exists()
+
+
+@pytest.mark.parametrize("language", ["en", "id"])
+def test_markdown_has_the_reports_own_sections_filled(language: str, study, capsys) -> None:
+    assert run_command(["report", "--lang", language, "-o", "new/r.md"]) == 0
+    assert capsys.readouterr().err == "wrote new/r.md and 3 pictures beside it\n"
+    text = Path("new/r.md").read_text(encoding="utf-8")
+    heads = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert heads[-4:] == SECTIONS[language]
+    assert heads[0].startswith(words_of(language)["Claims"])
+    for kind in ("curves", "heatmap", "profile"):
+        assert f"](r-{kind}.png)" in text
+        assert Path(f"new/r-{kind}.png").read_bytes().startswith(b"\x89PNG")
+        assert json.loads(Path(f"new/r-{kind}.json").read_text())["command"].startswith("gradlens")
+    assert "+0.400" in text  # the difference of the two nets' training accuracies
+    assert "0.6712" in text
+    assert "| **plain34** | **resnet34** |" in text
+    assert "0.505 ± 0.007" in text
+
+
+def test_both_languages_say_the_same_things() -> None:
+    english, indonesian = LANGUAGES["en"], LANGUAGES["id"]
+    assert english.keys() <= indonesian.keys()
+    for key, text in english.items():
+        places = {part.split("}")[0] for part in text.split("{")[1:]}
+        assert places == {part.split("}")[0] for part in indonesian[key].split("{")[1:]}, key
+
+
+def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
+    assert run_command(["report", "-o", "r.pdf"]) == 0
+    data = Path("r.pdf").read_bytes()
+    assert data.startswith(b"%PDF")
+    assert data.count(b"/Type /Page ") + data.count(b"/Type /Page\n") >= 4
+    assert sorted(path.name for path in Path().iterdir()) == ["r.pdf", "runs"]
+
+
+def test_several_forms_at_once(study, capsys) -> None:
+    assert run_command(["report", "runs/plain34-s0.h5", "-o", "a.html", "-o", "a.pdf"]) == 0
+    assert capsys.readouterr().err == "wrote a.html\nwrote a.pdf\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code_", "told"),
+    [
+        (["-o", "r.docx"], 2, "expected a name that ends in .html, .md, .pdf, got '.docx'"),
+        (["-o", "r"], 2, "got ''"),
+        (["--lang", "id"], 2, "--lang id is of Markdown reports: expected a name that ends in .md, got report.html"),
+        (["--lang", "de", "-o", "r.md"], 2, "'de' is not one of"),
+        (["nothing"], 1, "nothing: there is no such run"),
+        (["-o", "runs/plain34-s0.h5/r.html"], 1, "cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_errors_are_a_line(arguments: list[str], code_: int, told: str, study, capsys) -> None:
+    assert run_command(["report", *arguments]) == code_
+    err = capsys.readouterr().err
+    assert told in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_no_runs_and_empty_runs(make_run, capsys) -> None:
+    assert run_command(["report"]) == 1
+    assert "there is no folder runs" in capsys.readouterr().err
+    make_run(steps=0, epochs=0)
+    assert run_command(["report"]) == 2
+    assert "nothing to report: expected a run with rows or epochs, got net-s0" in capsys.readouterr().err
+    assert not Path("report.html").exists()
+
+
+def test_a_repeated_seed_is_left_out_and_said(make_run, capsys) -> None:
+    make_run()
+    make_run("copy")
+    assert run_command(["report"]) == 0
+    assert "runs/net-s0.h5 repeats a seed of the same model and settings: it is left out" in capsys.readouterr().err
+
+
+def test_the_texts_of_a_hostile_run_stay_texts_in_markdown_and_on_paper(tmp_path: Path, capsys) -> None:
+    runs = [read_run(write_hostile(tmp_path / "runs" / f"h-s{seed}.h5", seed)) for seed in (0, 1)]
+    text = make_markdown(collect(runs, command=f"gradlens report `{ATTACK}`"), {}, "en")
+    assert "<script>" not in text.replace(f"`` gradlens report `{ATTACK}` ``", "")
+    assert "<img" not in text
+    assert {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| model")} == {3}
+    assert run_command(["report", "-o", "h.pdf"]) == 0
+
+
+def test_markdown_shows_texts_as_they_are() -> None:
+    assert plain("a_b *c* | <d> & `e`\n# f") == "a\\_b \\*c\\* \\| &lt;d&gt; &amp; \\`e\\` \\# f"
+    assert code("a `b`") == "`` a `b` ``"
+    assert code("gradlens report") == "`gradlens report`"
