@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -13,9 +14,18 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
-    "--remote-debugging-pipe",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
+
+
+def _pipe() -> list[int]:
+    """Return the ends of a pipe, with numbers that are not those by which the browser knows its own."""
+    ends = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in ends]
+    for end in ends:
+        os.close(end)
+    return high
 
 
 class Browser:
@@ -27,12 +37,12 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
+        to_read, self._write = _pipe()
+        self._read, to_write = _pipe()
         self._buffer, self._number = b"", 0
         self.told: list[dict[str, Any]] = []
         command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-        redirected = ["sh", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$@"', "sh", *command]
+        redirected = ["bash", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$@"', "bash", *command]
         self._process = subprocess.Popen(
             redirected, pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
