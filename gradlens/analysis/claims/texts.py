@@ -1,8 +1,8 @@
 """The report's claims, and what would count for and against each.
 
-The lines of A to D and F were fixed before any run was judged. That of E (0.01 per ten layers), and what is no test of F,
-were set when first numbers had been seen; neither makes a claim easier to support. Each stands here with its reason. A
-verdict is one of
+The lines of A to D and F were fixed before any run was judged. That of E (0.01 per ten layers), and what is no test of
+F, were set when first numbers had been seen; neither makes a claim easier to support. Each stands here with its reason.
+A verdict is one of
 
 * supported: what the claim says is shown, by a 95 % interval over seeds that lies on its side of the line;
 * not supported: the contrary is shown, or an effect that would be worth speaking of is excluded;
