@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,10 @@ NOT_COMPARED = {
     "metrics",
     "recipe",
 }
+
+
+LEAST_DEPTHS = 3
+"""Models of fewer depths are no sweep."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,47 @@ def group_runs(runs: list[Run]) -> list[Group]:
     for members in grouped.values():
         label = ", ".join([_name(members[0]), *_say_differences(members[0], firsts)])
         groups.append(Group(label, _name(members[0]), tuple(sorted(members, key=lambda run: run.seed))))
-    return groups
+    families = find_families([group.model for group in groups])
+    if families is None:
+        return groups
+    order = sorted(range(len(groups)), key=lambda i: (families[i].rank, families[i].depth))
+    return [groups[i] for i in order]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model stands among others of its kind.
+
+    Args:
+        name: What they have in common: "plain-nobn" of "plain34-nobn".
+        rank: Its family's place among the families, as they first appear.
+        depth: Its number of layers, by its name.
+        share: From 0 for the family's shallowest to 1 for its deepest.
+    """
+
+    name: str
+    rank: int
+    depth: int
+    share: float
+
+
+def find_families(models: Sequence[str]) -> list[Family] | None:
+    """Sort models that differ in depth into families; None unless each is of a family with at least three depths."""
+    matches = [re.fullmatch(r"([a-z_]+)(\d+)(\D.*)?", model) for model in models]
+    depths: dict[str, list[int]] = {}
+    found: list[tuple[str, int]] = []
+    for match in matches:
+        if match is None:
+            return None
+        found.append((match[1] + (match[3] or ""), int(match[2])))
+        depths.setdefault(found[-1][0], []).append(found[-1][1])
+    if not depths or any(len(set(members)) < LEAST_DEPTHS for members in depths.values()):
+        return None
+    ranks = {name: rank for rank, name in enumerate(depths)}
+    places = {name: sorted(set(members)) for name, members in depths.items()}
+    return [
+        Family(name, ranks[name], depth, places[name].index(depth) / (len(places[name]) - 1)) for name, depth in found
+    ]
 
 
 def label_runs(runs: list[Run]) -> list[str]:

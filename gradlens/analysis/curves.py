@@ -264,3 +264,33 @@ def say_theory(curve: Curve) -> str:
     if np.isnan(away[at]):
         return f"{text}, not measured"
     return f"{text}, measured {say_power(float(measured[at]))}, {away[at]:+.1f} predicted spreads away"
+
+
+def say_curves(curves: Sequence[Curve]) -> str:
+    """Say in a sentence what many profiles show: of magnitudes the first layer over the last, else the median layer."""
+    if is_linear(curves[0].metric):
+        middles = (f"{curve.label} {np.nanmedian(curve.centre):+.3g}" for curve in curves)
+        return f"Median layer of {curves[0].metric}: {', '.join(middles)}"
+    told = []
+    for curve in curves:
+        if curve.fits[0]:
+            total = curve.seeds[0].decades.mean if curve.seeds else curve.fits[0][0].decades.value
+            told.append(f"{curve.label} {say_power(total)}")
+    return f"First over last hidden layer: {', '.join(told)}"
+
+
+def say_farthest(curves: Sequence[Curve]) -> str:
+    """Say which of many profiles is farthest from theory at the first step; "" where there is none."""
+    away = {}
+    for curve in curves:
+        if curve.theory is not None:
+            value = _mean(curve.theory.deviations())[first_predicted(curve.theory.prediction)]
+            if np.isfinite(value):
+                away[curve.label] = float(value)
+    if not away:
+        return ""
+    farthest = max(away, key=lambda label: abs(away[label]))
+    return (
+        f"First step, from end to end: of {len(away)} profiles {farthest} is farthest from theory, "
+        f"{away[farthest]:+.1f} predicted spreads"
+    )

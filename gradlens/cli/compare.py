@@ -11,6 +11,7 @@ from gradlens.cli.options import (
     check_figure_options,
     figure_options,
     format_option,
+    look_options,
     open_runs,
     print_rows,
     runs_argument,
@@ -23,8 +24,17 @@ from gradlens.errors import ConfigError
 @runs_argument
 @click.option("--with-report", is_flag=True, help="Put the report's own numbers beside.")
 @format_option
+@look_options
 @figure_options
-def compare(runs: tuple[str, ...], with_report: bool, form: str, outputs: tuple[Path, ...], terminal: bool) -> None:
+def compare(
+    runs: tuple[str, ...],
+    with_report: bool,
+    form: str,
+    theme: str,
+    width: str,
+    outputs: tuple[Path, ...],
+    terminal: bool,
+) -> None:
     """Compare accuracy and loss of RUNS over epochs; seeds of one model are grouped, with intervals.
 
     RUNS are files, names under runs/, or folders; left out, all runs under runs/.
@@ -49,13 +59,16 @@ def compare(runs: tuple[str, ...], with_report: bool, form: str, outputs: tuple[
         return
     from gradlens.plots import draw_compare, figure_name
     from gradlens.plots.compare import caption
+    from gradlens.plots.style import make_look
 
+    look = make_look(theme, width)
     write_figures(
-        lambda: draw_compare(found, with_report=with_report),
-        figure_name("compare", found),
+        lambda: draw_compare(found, with_report=with_report, look=look),
+        figure_name("compare", found, *look.details()),
         outputs,
         runs=found,
-        caption=caption(groups).replace("\n", " "),
+        caption=caption(groups),
+        look=look,
     )
 
 

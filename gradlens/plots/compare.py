@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
-from gradlens.plots.style import FAINT, PALETTE, house_style
-from gradlens.run import Run
+from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
+from gradlens.run import FloatArray, Run
 
 PANELS = (
     ("train_accuracy", "training accuracy"),
@@ -23,16 +23,23 @@ PANELS = (
     ("train_loss", "training loss"),
     ("val_loss", "validation loss"),
 )
+MOST_SINGLE, MOST_BANDS, MOST_TOLD = 4, 6, 6
+"""Of more groups single seeds, bands, and numbers in the caption are left out, so that the lines can be seen."""
+ROW_IN = 0.2
+FAR = 1.5
+"""A loss so many times beyond the others would press them flat."""
 
 
-def draw_compare(runs: Sequence[Run], *, with_report: bool = False) -> Figure:
+def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look | None = None) -> Figure:
     """Draw training and validation accuracy and loss over epochs, a line per net, over the table of the last epoch.
 
     Lines are means over seeds, as long as all of them run, bands their 95 % intervals, thin lines the single seeds.
+    Nets that differ in depth have shades of one colour, deeper ones stronger.
 
     Args:
         runs: Runs with a table of epochs.
         with_report: Put the report's own numbers into the table.
+        look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
         The figure.
@@ -43,47 +50,76 @@ def draw_compare(runs: Sequence[Run], *, with_report: bool = False) -> Figure:
     groups = group_runs([run for run in runs if len(run.epochs.get("epoch", ()))])
     if not groups:
         raise ConfigError("nothing to compare: no run has finished an epoch")
-    with house_style():
-        return _draw(groups, with_report)
+    look = look or Look()
+    with house_style(look):
+        return _draw(groups, with_report, look)
 
 
-def _draw(groups: list[Group], with_report: bool) -> Figure:
+def _draw(groups: list[Group], with_report: bool, look: Look) -> Figure:
     table = final_table(groups, with_report=with_report)
-    figure = Figure(figsize=(7.2, 7.0), layout="constrained")
-    grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.68))
+    width, one = look.inches(7.2), look.width == "one"
+    looks = looks_of([group.model for group in groups])
+    head = fill([caption(groups)], width)
+    columns = max(1, int(width * 13 / (max(len(_label(group)) for group in groups) + 7)))
+    names = ROW_IN * -(-len(groups) // columns) + 0.1
+    rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
+    panels = [2.1] * 4 if one else [2.2] * 2
+    heights = [*panels, names, rows]
+    figure = Figure(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1 if one else 2, height_ratios=heights)
     for i, (column, title) in enumerate(PANELS):
-        axis = figure.add_subplot(grid[i // 2, i % 2])
-        _draw_panel(axis, groups, column)
+        axis = figure.add_subplot(grid[i, 0] if one else grid[i // 2, i % 2])
+        _draw_panel(axis, groups, column, looks)
         axis.set_title(title)
-        if i == 0:
-            axis.legend(loc="best")
-    _draw_table(figure.add_subplot(grid[2, :]), groups, table)
-    figure.suptitle(caption(groups), x=0.01, ha="left", fontsize=8)
+        if i < len(PANELS) - (1 if one else 2):
+            axis.set_xlabel("")
+    handles = [
+        Line2D([], [], color=colour, linestyle=dash, label=_label(group))  # type: ignore[arg-type]
+        for group, (colour, dash) in zip(groups, looks, strict=True)
+    ]
+    legend = figure.add_subplot(grid[-2, :])
+    legend.axis("off")
+    legend.legend(handles=handles, loc="center", ncols=columns)
+    _draw_table(figure.add_subplot(grid[-1, :]), groups, table, looks, narrow=one)
+    figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
 
 
-def _draw_panel(axis: Axes, groups: list[Group], column: str) -> None:
-    highest = 0.0
-    for i, group in enumerate(groups):
+def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[str, str]]) -> None:
+    everything = []
+    for group, (colour, dash) in zip(groups, looks, strict=True):
         curves = group.curve(column)
         epochs = np.arange(1, curves.shape[1] + 1)
-        colour = PALETTE[i % len(PALETTE)]
-        dash = ("-", "--", "-.", ":")[(i // len(PALETTE)) % 4]
         stats = group.mean_curve(column)
         whole = np.array([s.n == len(group.runs) for s in stats])  # a mean over fewer seeds is another mean
         mean = np.where(whole, [s.mean for s in stats], np.nan)
-        axis.plot(epochs, mean, color=colour, linestyle=dash, label=_label(group))
-        if len(group.runs) > 1:
+        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3)
+        if len(group.runs) > 1 and len(groups) <= MOST_SINGLE:
             axis.plot(epochs, curves.T, color=colour, linewidth=0.6, alpha=0.6)
+        if len(group.runs) > 1 and len(groups) <= MOST_BANDS:
             low, high = ([getattr(s, end) for s in stats] for end in ("low", "high"))
             axis.fill_between(epochs, low, high, where=whole, color=colour, alpha=0.15, linewidth=0)
-        highest = max(highest, float(np.max(curves[np.isfinite(curves)], initial=0)))
+        everything.append(curves[np.isfinite(curves)])
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axis.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+    axis.grid(color=current().faint, alpha=0.2, linewidth=0.5)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.set_ylim(0, 1.02 if "accuracy" in column else 1.05 * highest or 1.0)
+    if "accuracy" in column:
+        axis.set_ylim(0, 1.02)
+    else:
+        _limit(axis, np.concatenate(everything))
+
+
+def _limit(axis: Axes, values: FloatArray) -> None:
+    """End an axis of losses above 19 in 20 of them, and say where the others are, so that the rest can be seen."""
+    highest = float(values.max(initial=0.0))
+    most = 1.2 * float(np.quantile(values, 0.95)) if len(values) else 1.0
+    cut = highest > FAR * most > 0
+    axis.set_ylim(0, most if cut else 1.05 * highest or 1.0)
+    if cut:
+        said = f"up to {highest:.3g} beyond"
+        axis.text(0.99, 0.97, said, transform=axis.transAxes, ha="right", va="top", fontsize=7, color=current().faint)
 
 
 def _label(group: Group) -> str:
@@ -91,27 +127,44 @@ def _label(group: Group) -> str:
     return f"{group.label}{seeds}"
 
 
-def _draw_table(axis: Axes, groups: list[Group], rows: list[dict[str, Any]]) -> None:
+def _draw_table(
+    axis: Axes, groups: list[Group], rows: list[dict[str, Any]], looks: list[tuple[str, str]], *, narrow: bool
+) -> None:
+    """Draw a row per net and a column per quantity, so that any number of nets fits."""
     axis.axis("off")
-    columns = [key for key in rows[0] if key not in ("quantity", "column")]
-    told = {group.label: "\n" + group.say_extent().replace(", ", ",\n") for group in groups}
+    names = [key for key in rows[0] if key not in ("quantity", "column")]
+    extents = {group.label: _extent(group) for group in groups}
+    cells = [[_cell(row[name]).replace(" ±", "\n±" if narrow else " ±") for row in rows] for name in names]
     table = axis.table(
-        cellText=[[_cell(row[key]) for key in columns] for row in rows],
-        rowLabels=[row["quantity"] for row in rows],
-        colLabels=[column.replace(", ", "\n") + told.get(column, "") for column in columns],
-        loc="center",
+        cellText=[[*line, extents.get(name, "")] for name, line in zip(names, cells, strict=True)],
+        rowLabels=[name.replace(", ", ",\n") if narrow else name for name in names],
+        colLabels=[
+            quantity.replace(" ", "\n" if narrow else " ")
+            for quantity in (*(row["quantity"] for row in rows), "seeds, epochs")
+        ],
+        bbox=[0.0, 0.0, 1.0, 1.0],  # type: ignore[arg-type]
         cellLoc="center",
         edges="horizontal",
     )
     table.auto_set_font_size(False)
     table.set_fontsize(7)
-    table.scale(1, 1.15)
-    for (row, _), cell in table.get_celld().items():
+    colours = {group.label: colour for group, (colour, _) in zip(groups, looks, strict=True)}
+    for (row, column), cell in table.get_celld().items():
         cell.set_linewidth(0.5)
-        cell.set_edgecolor(FAINT)
+        cell.set_edgecolor(current().faint)
         if row == 0:
-            cell.set_height(2.8 * cell.get_height())
-    axis.set_title("last epoch, mean ± standard deviation between seeds", pad=14)
+            cell.set_height(1.6 * cell.get_height())
+        elif column < 0:
+            cell.get_text().set_color(colours.get(names[row - 1], current().ink))
+    several = any(len(group.runs) > 1 for group in groups)
+    between = ", mean ± standard deviation between seeds" if several else ""
+    axis.set_title("last epoch" + (between.replace("standard deviation", "s. d.") if narrow else between))
+
+
+def _extent(group: Group) -> str:
+    counts = sorted(len(run.epochs.get("epoch", ())) for run in group.runs)
+    epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}-{counts[-1]}"
+    return f"{len(group.runs)}, {epochs}"
 
 
 def _cell(value: Interval | float) -> str:
@@ -120,9 +173,18 @@ def _cell(value: Interval | float) -> str:
 
 def caption(groups: list[Group]) -> str:
     """Say in a sentence what the figure shows, from the numbers."""
-    said = [f"{_label(g)} {say_interval(g.final('val_accuracy'))}" for g in groups]
+    finals = [(group, group.final("val_accuracy")) for group in groups]
+    said = "; ".join(f"{_label(group)} {say_interval(final)}" for group, final in finals)
+    known = [(group, final) for group, final in finals if final.n]
+    if len(groups) > MOST_TOLD and known:
+        ends = [pick(known, key=lambda pair: pair[1].mean) for pick in (min, max)]
+        said = " to ".join(f"{say_interval(final)} ({_label(group)})" for group, final in ends)
+        said = f"from {said}, of {len(groups)} nets"
     bands = ""
-    if any(len(g.runs) > 1 for g in groups):
-        bands = " Lines: means while all seeds run, with the 95 % interval of the mean; thin: single seeds."
-    text = f"{FINAL_ROWS['val_accuracy'].capitalize()} at the end: {'; '.join(said)}.{bands}"
-    return "\n".join(textwrap.wrap(text, 125))
+    if any(len(group.runs) > 1 for group in groups):
+        parts = ["means while all seeds run"]
+        parts += ["with the 95 % interval of the mean"] if len(groups) <= MOST_BANDS else []
+        bands = f" Lines: {', '.join(parts)}{'; thin: single seeds' if len(groups) <= MOST_SINGLE else ''}."
+    extents = {group.say_extent() for group in groups}
+    extent = f" Each has {extents.pop()}." if len(extents) == 1 else ""
+    return f"{FINAL_ROWS['val_accuracy'].capitalize()} at the end: {said}.{extent}{bands}"

@@ -30,7 +30,7 @@ from gradlens.analysis.profile import (
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
-from gradlens.plots.style import Look, fill, house_style
+from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 
 COLUMNS = 1600
@@ -136,7 +136,8 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
     rows = math.ceil(len(panels) / columns)
     height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
-    figure = Figure(figsize=(width, 1.35 + height * rows), layout="constrained")
+    head = _head(panels, width, look)
+    figure = Figure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
     for i, axis in enumerate(axes.flat):
@@ -153,7 +154,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
             axis.set_xlabel("")
     bar = draw_colour_bar(figure, axes, panels[0], scale, below=False, inches=height * rows - 0.6)
     draw_key(figure, panels, [*mark_handles(marks), *mark_formats(bar, panels[0], scale)])
-    _head(figure, panels, width, look)
+    figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -165,7 +166,8 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
     everything = [panel for row in panels for panel in row]
     height = _panel_height(everything, 2.8 if not across else 4.6 if count < 3 else 3.2)
     width = look.inches(1.6 + 2.9 * columns)
-    figure = Figure(figsize=(width, 1.6 + height * rows), layout="constrained")
+    head = _head(everything, width, look)
+    figure = Figure(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     labels, formats = label_runs([row[0].run for row in panels]), list[Patch]()
     for m in range(metrics):
@@ -188,7 +190,7 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
         formats += mark_formats(bar, column[0], scale)
     told = list({handle.get_label(): handle for handle in formats}.values())
     draw_key(figure, everything, [*mark_handles([one for row in marks for one in row]), *told])
-    _head(figure, everything, width, look)
+    figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -205,8 +207,8 @@ def _wrapped(text: str, inches: float) -> str:
     return "\n".join(textwrap.wrap(text, max(int(inches * 12), 16)))
 
 
-def _head(figure: Figure, panels: Sequence[Panel], width: float, look: Look) -> None:
-    figure.suptitle(fill(_sentences(panels, short=look.width == "one"), width), x=0.01, ha="left", fontsize=8)
+def _head(panels: Sequence[Panel], width: float, look: Look) -> str:
+    return fill(_sentences(panels, short=look.width == "one"), width)
 
 
 def caption(

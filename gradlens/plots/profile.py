@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +15,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from gradlens.analysis.curves import Curve, Steps, Theory, say_curve, say_theory
+from gradlens.analysis.curves import Curve, Steps, Theory, say_curve, say_curves, say_farthest, say_theory
 from gradlens.analysis.derived import say_caution
 from gradlens.analysis.heat import quiet_end
 from gradlens.analysis.profile import find_stages
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.style import Look, current, fill, house_style
+from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray
 
-DASHES = ("-", "--", "-.", ":")
-MOST_TOLD = 6
+MOST_TOLD = 4
+MOST_POINTS = 48
+"""A line over more layers has no points on it."""
 MOST_NAMES = 14
 
 
@@ -55,24 +57,26 @@ def draw_profile(
 def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, look: Look) -> Figure:
     with_theory = any(curve.theory for curve in curves)
     width = look.inches(9.6 if with_theory else 6.4)
-    stacked = with_theory and look.width == "one"
-    height = {"one": 3.4, "two": 4.0}.get(look.width, 4.6) * (2 if stacked else 1)
-    figure = Figure(figsize=(width, height + 0.14 * len(curves)), layout="constrained")
+    lines = [*_said(curves, metric), *([] if look.width == "one" else _how(curves, metric))]
+    head, stacked = fill(lines, width), with_theory and look.width == "one"
+    height = {"one": 2.6, "two": 3.2}.get(look.width, 3.8) * (2 if stacked else 1)
+    figure = Figure(figsize=(width, height + head_inches(head) + 0.1 * len(curves)), layout="constrained")
     panels = 2 if with_theory else 1
     axes = figure.subplots(panels if stacked else 1, 1 if stacked else panels, squeeze=False).ravel()
     inches = width / (1 if stacked else panels)
-    for i, curve in enumerate(curves):
-        draw_curve(axes[0], curve, *look_of(i))
+    looks = looks_of([curve.runs[0].model for curve in curves])
+    for curve, line in zip(curves, looks, strict=True):
+        draw_curve(axes[0], curve, *line)
     title = say_metric(metric, per_element=per_element)
     title = title if is_linear(metric) else f"log10 of the {title}"
-    axes[0].set_ylabel("\n".join(textwrap.wrap(title, 56 if look.width == "screen" else 40)))
+    axes[0].set_ylabel("\n".join(textwrap.wrap(title, 48 if look.width == "screen" else 36)))
     axes[0].set_title(_say_steps(steps), fontweight="bold")
     scale_axis(axes[0], curves, metric)
     _place_legend(axes[0], _handles(curves), inches)
     if with_theory:
-        for i, curve in enumerate(curves):
+        for curve, line in zip(curves, looks, strict=True):
             if curve.theory is not None:
-                _draw_theory(axes[1], curve.theory, *look_of(i))
+                _draw_theory(axes[1], curve.theory, *line, every=len(curves) <= MOST_TOLD)
         axes[1].axhline(0, color=current().faint, linewidth=0.6)
         axes[1].set_ylabel("decades relative to the last hidden layer")
         axes[1].set_title("\n".join(textwrap.wrap("first step: measured, and theory of initialisation",
@@ -80,8 +84,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
         _place_legend(axes[1], _theory_handles(curves), inches)
     for axis in axes:
         dress_axis(axis, curves, inches)
-    lines = [*_said(curves, metric), *([] if look.width == "one" else _how(curves, metric))]
-    figure.suptitle(fill(lines, width), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -120,17 +123,12 @@ def _say_steps(steps: Steps) -> str:
     return f"steps {first or 0} to {'the end' if last is None else last}"
 
 
-def look_of(number: int) -> tuple[str, str]:
-    """Return the colour and the dashes of a line."""
-    palette = current().palette
-    return palette[number % len(palette)], DASHES[(number // len(palette)) % len(DASHES)]
-
-
 def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
     """Draw a profile with its band; exact zeros are marked at the lower edge."""
     x = np.arange(1, len(curve.centre) + 1)
     shown = np.where(np.isfinite(curve.centre), curve.centre, np.nan)
-    axis.plot(x, shown, color=colour, linestyle=dash, marker=".", markersize=4)
+    points: dict[str, Any] = {"marker": ".", "markersize": 4} if len(x) <= MOST_POINTS else {}
+    axis.plot(x, shown, color=colour, linestyle=dash, **points)
     band = np.isfinite(curve.low) & np.isfinite(curve.high)
     axis.fill_between(x, curve.low, curve.high, where=band, color=colour, alpha=0.15, linewidth=0)
     zeros = np.isneginf(curve.centre)
@@ -140,20 +138,23 @@ def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
         )
 
 
-def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str) -> None:
+def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: bool) -> None:
+    """Draw theory's line and band, and what was measured: every seed, or among many lines their median."""
     x = np.arange(1, len(theory.decades) + 1)
     axis.plot(x, theory.decades, color=colour, linestyle=dash)
     low, high = (theory.decades + sign * 2 * theory.spread for sign in (-1, 1))
     axis.fill_between(x, low, high, where=np.isfinite(low), color=colour, alpha=0.15, linewidth=0)
-    for measured in theory.measured:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
+        rows = theory.measured if every else np.nanmedian(theory.measured, axis=0, keepdims=True)
+    for measured in rows:
         shown: FloatArray = np.where(np.isfinite(measured), measured, np.nan)
         axis.plot(x, shown, "o", color=colour, markersize=2.8, markerfacecolor="none", markeredgewidth=0.8)
 
 
 def _handles(curves: list[Curve]) -> list[Line2D]:
     handles = []
-    for i, curve in enumerate(curves):
-        colour, dash = look_of(i)
+    for curve, (colour, dash) in zip(curves, looks_of([curve.runs[0].model for curve in curves]), strict=True):
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]
     if any(np.isneginf(curve.centre).any() for curve in curves):
         handles.append(
@@ -168,9 +169,10 @@ def _label(curve: Curve) -> str:
 
 def _theory_handles(curves: list[Curve]) -> list[Line2D | Patch]:
     without = [curve.label for curve in curves if curve.theory is None]
-    dot = {"marker": "o", "markersize": 2.8, "markerfacecolor": "none", "linestyle": "none"}
+    dot: dict[str, Any] = {"marker": "o", "markersize": 2.8, "markerfacecolor": "none", "linestyle": "none"}
+    which = "each seed" if len(curves) <= MOST_TOLD else "median of the seeds"
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=current().ink, label="measured, each seed", **dot),  # type: ignore[arg-type]
+        Line2D([], [], color=current().ink, label=f"measured, {which}", **dot),
         Line2D([], [], color=current().ink, label="theory"),
         Patch(color=current().ink, alpha=0.15, linewidth=0, label="2 standard deviations between seeds, at most"),
     ]
@@ -222,7 +224,9 @@ def caption(curves: Sequence[Curve], metric: str) -> str:
 
 
 def _said(curves: Sequence[Curve], metric: str) -> list[str]:
-    return [f"{say_curve(curve, metric)}." for curve in curves[:MOST_TOLD]]
+    if len(curves) <= MOST_TOLD:
+        return [f"{say_curve(curve, metric)}." for curve in curves]
+    return [f"{say_curves(curves)}."]
 
 
 def _how(curves: Sequence[Curve], metric: str) -> list[str]:
@@ -233,4 +237,6 @@ def _how(curves: Sequence[Curve], metric: str) -> list[str]:
         bands.append("of several seeds the 95 % interval of their mean")
     said = [f"Lines: medians over rows; bands: {', '.join(bands)}."]
     said += [text for text in [say_caution(metric)] if text]
-    return said + [f"{text}." for curve in curves[:MOST_TOLD] if (text := say_theory(curve))]
+    if len(curves) <= MOST_TOLD:
+        return said + [f"{text}." for curve in curves if (text := say_theory(curve))]
+    return said + [f"{text}." for text in [say_farthest(curves)] if text]

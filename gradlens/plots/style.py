@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 
+from gradlens.analysis.compare import find_families
 from gradlens.errors import ConfigError
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.
@@ -161,6 +162,41 @@ def signed_colours() -> Colormap:
     """Return the colours of what has a sign: blue below 0, red above."""
     shown = LinearSegmentedColormap.from_list("gradlens-signed", list(current().diverging), 256)
     return shown.with_extremes(bad=current().missing)
+
+
+DASHES = ("-", "--", "-.", ":")
+
+
+def look_of(number: int) -> tuple[str, str]:
+    """Return the colour and the dashes of a line."""
+    palette = current().palette
+    return palette[number % len(palette)], DASHES[(number // len(palette)) % len(DASHES)]
+
+
+def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the colour and the dashes of each model's line.
+
+    Where models of several families differ in depth, a family has a colour and dashes, and its deeper members are
+    further from the ground.
+    """
+    families = find_families(models)
+    if families is None:
+        return [look_of(i) for i in range(len(models))]
+    palette, paper, ink = current().palette, to_rgb(current().paper), to_rgb(current().ink)
+    looks = []
+    for family in families:
+        pure = to_rgb(palette[family.rank % len(palette)])
+        towards, share = (
+            (paper, 0.7 * (0.5 - family.share)) if family.share < 0.5 else (ink, 0.9 * (family.share - 0.5))
+        )
+        red, green, blue = ((1 - share) * a + share * b for a, b in zip(pure, towards, strict=True))
+        looks.append((to_hex((red, green, blue)), DASHES[family.rank % len(DASHES)]))
+    return looks
+
+
+def head_inches(text: str) -> float:
+    """Return how high a caption of 8 points stands."""
+    return 0.137 * (text.count("\n") + 1) if text else 0.0
 
 
 def fill(lines: Iterable[str], inches: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -19,7 +20,18 @@ from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
 from gradlens.plots.heatmap import caption
 from gradlens.plots.panels import MOST_LABELS, choose_labels
-from gradlens.plots.style import MISSING, NONFINITE, THEMES, ZERO, Look, house_style, make_look, signed_colours
+from gradlens.plots.style import (
+    MISSING,
+    NONFINITE,
+    THEMES,
+    ZERO,
+    Look,
+    house_style,
+    look_of,
+    looks_of,
+    make_look,
+    signed_colours,
+)  # fmt: skip
 from tests.analysis.test_heat import run_of
 from tests.conftest import SAMPLE
 
@@ -268,3 +280,44 @@ def test_a_picture_says_itself_what_made_it(make_run, tmp_path: Path) -> None:
     save_figure(draw_heatmap(runs), path, command="gradlens heatmap net-s0", runs=runs, caption="It shows.")
     said = Image.open(path).text
     assert (said["Title"], said["Description"], said["Source"]) == ("It shows.", "gradlens heatmap net-s0", "net-s0.h5")
+
+
+def test_a_depth_sweep_has_a_colour_per_family_and_is_sorted_by_depth(make_run) -> None:
+    names = ["plain110", "plain20", "plain32", "resnet110", "resnet20", "resnet56"]
+    runs = [read_run(make_run(f"{name}-s0", model=name)) for name in names]
+    figure = draw_compare(runs)
+    table = next(axis.tables[0] for axis in figure.axes if axis.tables)
+    column = [cell.get_text().get_text() for (_, at), cell in sorted(table.get_celld().items()) if at == -1]
+    assert column == ["plain20", "plain32", "plain110", "resnet20", "resnet56", "resnet110"]
+    dashes = [line.get_linestyle() for line in figure.axes[0].lines]
+    assert dashes == ["-"] * 3 + ["--"] * 3
+    shades = [to_rgb(line.get_color()) for line in figure.axes[0].lines]
+    assert [sum(shade) for shade in shades[:3]] == sorted((sum(shade) for shade in shades[:3]), reverse=True)
+    mixed = [read_run(path) for path in (make_run("other-s0", model="other"),)]
+    assert looks_of([run.model for run in [*runs, *mixed]])[1] == look_of(1)
+
+
+def test_twenty_runs_in_two_groups_are_two_lines_and_two_rows(make_run) -> None:
+    runs = [
+        read_run(make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=0.4 + 0.01 * seed))
+        for model in ("plain34", "resnet34")
+        for seed in range(10)
+    ]
+    figure = draw_compare(runs, look=make_look("dark", "one"))
+    assert [text for axis in figure.axes if axis.get_legend() for text in legend_texts(axis)] == [
+        "plain34 (10 seeds)", "resnet34 (10 seeds)"
+    ]  # fmt: skip
+    thick = [line for line in figure.axes[0].lines if line.get_linewidth() > 1]
+    assert len(thick) == 2
+
+
+def legend_texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_a_loss_far_beyond_the_others_does_not_press_them_flat(make_run) -> None:
+    run = read_run(make_run(steps=40, epochs=40))
+    epochs = dict(run.epochs) | {"val_loss": np.array([40.0] + [1.0] * 39)}
+    panel = draw_compare([replace(run, epochs=epochs)]).axes[3]
+    assert panel.get_ylim()[1] == pytest.approx(1.2)
+    assert [text.get_text() for text in panel.texts] == ["up to 40 beyond"]
