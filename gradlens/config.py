@@ -23,6 +23,7 @@ SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 ON_RECORD_ERROR = ("stop", "continue")
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
+FILM_ENDINGS = (".gif", ".mp4")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
 
@@ -368,12 +369,10 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return launch if launch.world_size > 1 else Launch()
 
 
-def check_figure_path(path: Path) -> None:
-    """Raise a ConfigError unless the file's ending names a picture format."""
-    if path.suffix.lower() not in FIGURE_ENDINGS:
-        raise ConfigError(
-            f"{path}: expected a file ending in {', '.join(FIGURE_ENDINGS)}, got {path.suffix or 'no ending'}"
-        )
+def check_figure_path(path: Path, endings: tuple[str, ...] = FIGURE_ENDINGS) -> None:
+    """Raise a ConfigError unless the file's ending names a format of pictures, or of films."""
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"{path}: expected a file ending in {', '.join(endings)}, got {path.suffix or 'no ending'}")
 
 
 def _one_of(key: str, value: object, allowed: Iterable[str]) -> None:

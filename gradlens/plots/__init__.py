@@ -10,17 +10,29 @@ _HOME = {
     "draw_compare": "gradlens.plots.compare",
     "draw_heatmap": "gradlens.plots.heatmap",
     "draw_profile": "gradlens.plots.profile",
+    "draw_ridges": "gradlens.plots.ridges",
     "figure_name": "gradlens.plots.files",
     "save_figure": "gradlens.plots.files",
+    "save_film": "gradlens.plots.film",
 }
 
-__all__ = ["draw_compare", "draw_heatmap", "draw_profile", "figure_name", "save_figure"]
+__all__ = [
+    "draw_compare",
+    "draw_heatmap",
+    "draw_profile",
+    "draw_ridges",
+    "figure_name",
+    "save_figure",
+    "save_film",
+]
 
 if TYPE_CHECKING:
     from gradlens.plots.compare import draw_compare
     from gradlens.plots.files import figure_name, save_figure
+    from gradlens.plots.film import save_film
     from gradlens.plots.heatmap import draw_heatmap
     from gradlens.plots.profile import draw_profile
+    from gradlens.plots.ridges import draw_ridges
 
 
 __getattr__ = loader(__name__, _HOME)

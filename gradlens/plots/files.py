@@ -21,13 +21,13 @@ FIGURES = Path("figures")
 DPI = 200
 
 
-def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
+def figure_name(kind: str, runs: Sequence[Run], *details: str, ending: str = ".png") -> Path:
     """Return the default place of a figure: ``figures/heatmap-plain34-s0.png``; details stand behind the kind."""
     names = [run.name for run in runs]
     if len(names) > 3:
         models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
         names = [*models[:4], f"{len(runs)}-runs"]
-    return FIGURES / f"{'-'.join([kind, *details, *names])}.png"
+    return FIGURES / f"{'-'.join([kind, *details, *names])}{ending}"
 
 
 def save_figure(
@@ -66,7 +66,7 @@ def save_figure(
         with house_style(look):
             figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
         os.replace(temporary, path)
-        _write_text(facts, json.dumps(_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
+        write_text(facts, json.dumps(figure_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -89,7 +89,8 @@ def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> di
     }  # fmt: skip
 
 
-def _facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
+def figure_facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
+    """Return what stands in the JSON beside a figure."""
     return {
         "figure": path.name,
         "caption": caption,
@@ -116,7 +117,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     return dict(json.loads(jsonable(facts)))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -19,7 +19,9 @@ from gradlens.cli import run_command
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_profile
 from gradlens.plots.profile import caption
+from gradlens.plots.style import Look
 from gradlens.terminal.profile import print_profile
+from tests.analysis.test_heat import halves
 from tests.conftest import SAMPLE
 
 METRIC = "activation_grad_norm"
@@ -133,3 +135,27 @@ def test_the_command_shows_and_writes(make_run, capsys: pytest.CaptureFixture[st
     assert run_command(["profile", "net-s0", "--steps", "900:"]) == 2
     assert run_command(["profile", "--terminal", "-o", "b.png"]) == 2
     assert sorted(Path().rglob("*")) == before
+
+
+def test_linear_and_signed_metrics_have_scales_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for metric, scale in (("grad_coherence", "linear"), ("coherent_grad_norm", "symlog")):
+        curves = make_curves([halves(seed) for seed in range(3)], metric)
+        axis = draw_profile(curves, metric, look=Look("dark", "two")).axes[0]
+        assert axis.get_yscale() == scale
+        assert "Both halves are of one batch" in caption(curves, metric)
+    assert draw_profile(make_curves([halves()], "grad_coherence"), "grad_coherence").axes[0].get_ylim() == (-1, 1)
+    out = Console(file=io.StringIO(), width=80, highlight=False)
+    print_profile(out, curves, "coherent_grad_norm")
+    said = " ".join(out.file.getvalue().split())
+    assert "log10" not in said
+    assert "the band is above 0 at" in said
+
+
+def test_many_profiles_are_told_in_one_sentence(make_run) -> None:
+    runs = [read_run(make_run(f"plain{n}-s0", model=f"plain{n}", layers=6)) for n in (110, 20, 32, 44, 56)]
+    curves = make_curves(runs, METRIC)
+    said = caption(curves, METRIC)
+    assert said.startswith("First over last hidden layer: plain20, seed 0 10^-2.4, plain32")
+    figure = draw_profile(curves, METRIC, look=Look(width="one"))
+    figure.draw_without_rendering()
+    assert all(axis.get_tightbbox().x1 <= figure.bbox.x1 + 1 for axis in figure.axes)
