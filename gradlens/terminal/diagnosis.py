@@ -1,55 +1,49 @@
-"""A diagnosis as a card: the verdict, why, what to do next, and the evidence as a table."""
+"""A diagnosis as a card: the verdict, why, what to do next; below it the evidence of each finding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.findings import HEALTHY, UNDECIDED, Diagnosis, finding_row, say_layers, say_steps
-
-VERDICT_STYLE = {HEALTHY: "bold green", UNDECIDED: "bold yellow"}
+from gradlens.analysis.findings import Diagnosis, finding_row, say_layers, say_steps
+from gradlens.terminal.cards import BAD, Card, heading, labelled, print_card, verdict_style
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Print the card of a run, and its evidence below."""
-    console.print(_card(diagnosis))
-    if diagnosis.findings:
-        console.print(_evidence(diagnosis))
+    print_card(console, diagnosis_card(diagnosis))
+    if not diagnosis.findings:
+        return
+    console.print(heading("Evidence"))
+    for number, finding in enumerate(diagnosis.findings):
+        head = Text(finding.kind, BAD).append(f" · confidence {finding.confidence:.2f}", "default")
+        console.print(head)
+        # Of the main finding, the card has said the rest.
+        said = [("measured", finding.evidence), ("next", finding.remedy)] if number else []
+        where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
+        lines = [("where", where), *said[:1], ("threshold", finding.threshold), ("source", finding.source), *said[1:]]
+        console.print(labelled(lines, width=10))
 
 
-def _card(diagnosis: Diagnosis) -> Panel:
-    text = Text()
-    text.append(diagnosis.kind, VERDICT_STYLE.get(diagnosis.kind, "bold red"))
-    if len(diagnosis.kinds) > 1:
-        text.append(f", also {', '.join(diagnosis.kinds[1:])}")
-    text.append(f" · {diagnosis.rows} rows")
+def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...] = ()) -> Card:
+    """Return the card of a diagnosis.
+
+    Args:
+        diagnosis: What was found.
+        title: What it is about; "" for the run's name.
+        beside: More facts for the verdict's line.
+    """
+    kinds = diagnosis.kinds or (diagnosis.kind,)
+    verdict = kinds[0] + (f", also {', '.join(kinds[1:])}" if len(kinds) > 1 else "")
+    facts, lines = [f"{diagnosis.rows} rows"], [("why", diagnosis.reason)]
     if diagnosis.findings:
         main = diagnosis.findings[0]
-        text.append(f" · confidence {main.confidence:.2f}\nwhy   {main.evidence}\nnext  {main.remedy}")
-    else:
-        text.append(f"\nwhy   {diagnosis.reason}")
-    for note in diagnosis.notes:
-        text.append(f"\nnote  {note}", style="dim")
-    title = Text(diagnosis.run, style="bold")
-    return Panel(text, title=title, title_align="left", box=box.ROUNDED, padding=(0, 1))
-
-
-def _evidence(diagnosis: Diagnosis) -> Table:
-    table = Table(title="Evidence", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("finding", no_wrap=True)
-    for name in ("where", "evidence", "threshold and its source"):
-        table.add_column(name, overflow="fold")
-    for finding in diagnosis.findings:
-        kind = Text(finding.kind, "bold red").append(f"\n{finding.confidence:.2f}", "dim")
-        where = Text(say_layers(finding.layers)).append(f"\n{say_steps(finding.steps)}", "dim")
-        line = Text(finding.threshold).append(f"\n{finding.source}", "dim")
-        table.add_row(kind, where, Text(finding.evidence), line)
-    return table
+        facts.append(f"confidence {main.confidence:.2f}")
+        lines = [("why", main.evidence), ("next", main.remedy)]
+    lines += [("note", note) for note in diagnosis.notes]
+    return Card(title or diagnosis.run, verdict, verdict_style(diagnosis.kind), [*facts, *beside], lines)
 
 
 def diagnosis_facts(diagnosis: Diagnosis) -> dict[str, Any]:

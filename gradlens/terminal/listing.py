@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from rich.text import Text
 
 from gradlens.errors import GradlensError
 from gradlens.storage import read_card
+from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
 STALE_SECONDS = 60.0
 COLUMNS = ("run", "status", "epochs", "rows", "train acc", "val acc", "data / note")
 MANY = 200
+MOST_SAID = 3
+LEAST_DATA = 10
+"""In narrower windows the last column is left out."""
+FIRST_RUN = "gradlens run plain34 makes one"
 
 
 def run_rows(paths: list[Path]) -> list[dict[str, Any]]:
@@ -39,21 +45,53 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Print the table of runs."""
+    """Print the card of a folder, and the table of its runs."""
     title = f"{len(rows)} run(s) in {folder}"
     if len(rows) > MANY:
         _print_many(console, title, rows)
         return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS[:2]:
-        table.add_column(name, no_wrap=True)
-    for name in COLUMNS[2:-1]:
-        table.add_column(name, justify="right")
-    table.add_column(COLUMNS[-1], overflow="fold")
-    for row in rows:
-        name, status, *numbers, note = _cells(row)
-        table.add_row(Text(name), Text(status, style=STATUS_STYLE.get(status, "red")), *numbers, Text(note))
+    print_card(console, _card(title, rows))
+    if not rows:
+        return
+    cells = [_cells(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
+    last = len(COLUMNS) - 1
+    room = console.width - sum(widths[:last]) - 2 * len(COLUMNS)
+    # What all runs have in common stands in the card, and what is wrong too.
+    kept = last if _common_data(rows) is not None or room < LEAST_DATA else last + 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i in range(kept):
+        most = min(widths[i], room) if i == last else None
+        table.add_column(COLUMNS[i], justify="right" if 2 <= i < last else "left", no_wrap=True, max_width=most)
+    for row in cells:
+        styled = [Text(cell, style=STATUS_STYLE.get(cell, "red") if i == 1 else "") for i, cell in enumerate(row)]
+        table.add_row(*styled[:kept])
     console.print(table)
+
+
+def _card(title: str, rows: list[dict[str, Any]]) -> Card:
+    """Return what the runs are, what is wrong with which, and what to do next."""
+    counts = Counter(str(row["status"]) for row in rows)
+    verdict = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no run"
+    wrong = [row for row in rows if row["status"] == "unreadable" or row["note"]]
+    style = BAD if wrong or counts["failed"] else OPEN if counts["interrupted"] or not rows else GOOD
+    lines = [("why", f"{row['run']}: {row['note']}") for row in wrong[:MOST_SAID]]
+    lines += [("", f"and {len(wrong) - MOST_SAID} more")] if len(wrong) > MOST_SAID else []
+    data = _common_data(rows)
+    lines += [("data", data)] if data else []
+    if wrong:
+        todo = "gradlens recover keeps what is whole of a file"
+    elif counts["running"]:
+        todo = "gradlens watch follows the newest"
+    else:
+        todo = "gradlens summary RUN shows one of them, gradlens compare RUN... several" if rows else FIRST_RUN
+    return Card(title, verdict, style, (), [*lines, ("next", todo)])
+
+
+def _common_data(rows: list[dict[str, Any]]) -> str | None:
+    """Return the data that all runs were trained on; None where they differ, or where there is a note to tell."""
+    found = {str(row.get("data") or "") for row in rows}
+    return found.pop() if len(found) == 1 and not any(row["note"] for row in rows) else None
 
 
 def _print_many(console: Console, title: str, rows: list[dict[str, Any]]) -> None:

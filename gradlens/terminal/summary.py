@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.panel import Panel
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradlens.analysis.diagnose import diagnose
 from gradlens.analysis.notable import notable
 from gradlens.analysis.profile import depth_profile
 from gradlens.run import EPOCH_COLUMNS, Run
+from gradlens.terminal.cards import (
+    Card,
+    curve_panel,
+    evidence_table,
+    heading,
+    panel_width,
+    print_card,
+    side_by_side,
+)
 from gradlens.terminal.colours import magnitude_colour, style
-from gradlens.terminal.console import STATUS_STYLE, has_colour
+from gradlens.terminal.console import has_colour
+from gradlens.terminal.diagnosis import diagnosis_card, diagnosis_facts
 
-MOST_EPOCHS = 12
+MOST_EPOCHS = 6
+CURVE_LINES = 5
 MOST_LAYERS = 48
 
 
@@ -30,6 +41,7 @@ def summary_facts(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "status": run.status,
         "rows": len(run.steps),
+        "diagnosis": diagnosis_facts(diagnose(run)),
         "notable": notable(run),
         "overhead": _finite(float(run.info.get("overhead", math.nan))),
         "notes": list(run.info.get("notes", ())),
@@ -57,46 +69,68 @@ def layer_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def print_summary(console: Console, run: Run) -> None:
-    """Print the card of a run."""
-    console.print(_head(run))
+    """Print the card of a run, its curves, its table of epochs, and its depth profile."""
+    print_card(console, summary_card(run))
     if len(run.epochs.get("epoch", ())):
+        console.print(heading("Training"))
+        panels = _curve_panels(console, run)
+        if panels:
+            console.print(side_by_side(console, panels, panel_width(console, len(panels))))
         console.print(_epoch_table(run))
     if len(run.steps):
+        console.print()
         console.print(_profile_table(console, run))
 
 
-def _head(run: Run) -> Panel:
+def summary_card(run: Run) -> Card:
+    """Return the card: what the diagnosis says, why, and what to do; what else is notable; what the run is."""
+    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
+    card = diagnosis_card(diagnose(run), title)
+    lines = [(label, text) for label, text in card.lines if label != "note"]
+    lines += [("also", sentence) for sentence in notable(run)]
+    lines += [("run", _say_run(run))]
+    lines += [("note", text) for label, text in card.lines if label == "note"]
+    lines += [("note", f"note: {note}") for note in run.info.get("notes", ())]
+    return replace(card, beside=[run.status, *card.beside[1:]], lines=lines)
+
+
+def _say_run(run: Run) -> str:
+    """Say what the run is, and what it took."""
     config, environment = run.config, run.info.get("environment", {})
-    text = Text()
-    text.append(run.status, style=STATUS_STYLE.get(run.status, ""))
-    text.append(f" · {len(run.steps)} rows x {len(run.layers)} layers")
+    parts = [f"{len(run.steps)} rows x {len(run.layers)} layers"]
     if config.get("recipe"):
-        text.append(f" · {config.get('data')} · recipe {config['recipe']} · {config.get('image_size')} px")
+        parts.append(f"{config.get('data')} · recipe {config['recipe']} · {config.get('image_size')} px")
     seconds = np.nansum(run.epochs.get("seconds", np.zeros(1)))
     if seconds:
-        text.append(f" · {say_seconds(float(seconds))} on {environment.get('device', '?')}")
+        parts.append(f"{say_seconds(float(seconds))} on {environment.get('device', '?')}")
     overhead = float(run.info.get("overhead", math.nan))
     if math.isfinite(overhead):
-        text.append(f" · recording took {say_share(overhead)}")
-    for sentence in notable(run):
-        text.append(f"\n• {sentence}")
-    for note in run.info.get("notes", ()):
-        text.append(f"\n• note: {note}", style="yellow")
-    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
-    return Panel(text, title=Text(title, style="bold"), title_align="left", box=box.ROUNDED, padding=(0, 1))
+        parts.append(f"recording took {say_share(overhead)}")
+    return " · ".join(parts)
+
+
+def _curve_panels(console: Console, run: Run) -> list[RenderableType]:
+    """Return the curves of loss and accuracy, of runs of several epochs."""
+    width, colour = panel_width(console, 2), has_colour(console)
+    panels = []
+    for kind in ("loss", "accuracy"):
+        curves = [(part, run.epochs.get(f"{part}_{kind}", np.empty(0))) for part in ("train", "val")]
+        curves = [(part, values) for part, values in curves if np.isfinite(values).sum() > 2]
+        if curves:
+            panels.append(curve_panel(kind, curves, width, CURVE_LINES, colour=colour))
+    return panels
 
 
 def _epoch_table(run: Run) -> Table:
-    table = Table(title="Training", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [name for name in EPOCH_COLUMNS if name in run.epochs and not np.isnan(run.epochs[name]).all()]
     columns += [name for name in run.epochs if name not in EPOCH_COLUMNS]
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
     count = len(run.epochs["epoch"])
     shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_EPOCHS))})
-    for before, i in zip([None, *shown], shown, strict=False):
-        if before is not None and i - before > 1 and count > MOST_EPOCHS:
-            table.add_row(*["·"] * len(columns), style="dim")
+    table = evidence_table("", caption=f"{len(shown)} of {count} epochs" if len(shown) < count else None)
+    table.title = None
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    for i in shown:
         table.add_row(*[_epoch_cell(name, float(run.epochs[name][i])) for name in columns])
     return table
 
@@ -112,18 +146,15 @@ def _epoch_cell(name: str, value: float) -> str:
 def _profile_table(console: Console, run: Run) -> Table:
     """Return a bar per layer, on a log scale, of the median gradient norm; with the update ratio beside."""
     metric = next((m for m in ("activation_grad_norm", "param_grad_norm") if m in run.metrics), "")
-    table = Table(
-        title="Depth profile: median over all rows, input first", title_justify="left", box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )  # fmt: skip
+    table = evidence_table("Depth profile: median over all rows, input first")
     if not metric:
         return table
     profile = depth_profile(run, metric)
     update = depth_profile(run, "update_ratio") if "update_ratio" in run.metrics else None
     table.add_column("layer", no_wrap=True)
-    table.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
+    table.add_column(metric.replace("_grad", "\ngrad").replace("_", " "), justify="right", no_wrap=True)
     widest = max((len(layer.name) for layer in run.layers), default=0)
-    bar_width = max(min(console.width - widest - 46, 48), 8)
+    bar_width = max(console.width - max(widest, 5) - len("activation") - 7 - (14 if update is not None else 0), 8)
     table.add_column("", width=bar_width, no_wrap=True)
     if update is not None:
         table.add_column("update ratio", justify="right", no_wrap=True)

@@ -98,10 +98,10 @@ def test_a_training_in_a_window(photos: Path) -> None:
 def test_the_view_leaves_when_the_training_ends(photos: Path) -> None:
     options = ["--data", f"folder:{photos}", "--image-size", "16", "--batch-size", "2", "--device", "cpu"]
     for more in ([], ["--overwrite"]):
-        with Window(["run", "plain8", *options, "--epochs", "60", "--live", *more], 100, 150) as window:
+        with Window(["run", "plain8", *options, "--epochs", "20", "--live", *more], 100, 150) as window:
             window.wait_for("step", 60)
             assert window.wait_end(120) == 0
             assert window.settings() == window.before
             assert "1049" not in window.modes
-            assert "complete after 60 epoch(s)" in window.screen
+            assert "complete after 20 epoch(s)" in window.screen
             assert "Depth profile" in window.screen
