@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.analysis.stats import Interval, difference_interval, mean_interval
 from gradlens.run import FloatArray, Run
 
 # The four rows of the report's table, in its order.
@@ -81,8 +81,12 @@ class Group:
 
     def final(self, column: str) -> Interval:
         """Return the mean over seeds of each run's last epoch."""
+        return mean_interval(self.lasts(column))
+
+    def lasts(self, column: str) -> FloatArray:
+        """Return a column of each run's last epoch, (S,)."""
         lasts = [values[-1] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
-        return mean_interval(np.array(lasts, dtype=np.float64))
+        return np.array(lasts, dtype=np.float64)
 
 
 def repeated_runs(runs: list[Run]) -> list[Run]:
@@ -215,6 +219,43 @@ def final_table(groups: list[Group], *, with_report: bool = False) -> list[dict[
                     row[f"report {model}"] = numbers[column]
         rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How the best group compares with the next in one quantity of the last epoch.
+
+    Args:
+        column: The quantity.
+        best: The group that is ahead.
+        other: The one behind it.
+        difference: Best minus other, with its interval over seeds.
+    """
+
+    column: str
+    best: Group
+    other: Group
+    difference: Interval
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+
+def find_lead(groups: list[Group]) -> Lead | None:
+    """Compare the two best groups: in validation accuracy, or where there is none in validation loss.
+
+    Returns:
+        None where fewer than two groups know either.
+    """
+    for column, sign in (("val_accuracy", 1), ("val_loss", -1), ("train_loss", -1)):
+        known = [group for group in groups if np.isfinite(group.final(column).mean)]
+        if len(known) > 1:
+            known.sort(key=lambda group: sign * group.final(column).mean, reverse=True)
+            best, other = known[:2]
+            return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)))
+    return None
 
 
 def say_interval(interval: Interval, digits: int = 3) -> str:

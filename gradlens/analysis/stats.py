@@ -71,3 +71,31 @@ def mean_interval(values: FloatArray) -> Interval:
     std = float(values.std(ddof=1))
     half = t_975(n - 1) * std / np.sqrt(n)
     return Interval(mean, std, mean - half, mean + half, n, total - n)
+
+
+def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
+    """Return the difference between the means of independent values with Welch's 95 % interval.
+
+    Args:
+        first: (S,) one per seed; values that are not finite are left out.
+        second: What is taken away.
+
+    Source: Welch 1947, The generalization of Student's problem when several different population variances are
+    involved; degrees of freedom by Satterthwaite 1946, rounded down.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    left_out = int((~np.isfinite(one)).sum() + (~np.isfinite(other)).sum())
+    one, other = one[np.isfinite(one)], other[np.isfinite(other)]
+    n = min(len(one), len(other))
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan, np.nan, 0, left_out)
+    mean = float(one.mean() - other.mean())
+    if n == 1:
+        return Interval(mean, np.nan, np.nan, np.nan, 1, left_out)
+    parts = [float(values.var(ddof=1)) / len(values) for values in (one, other)]
+    error = float(np.sqrt(sum(parts)))
+    if error == 0:
+        return Interval(mean, 0.0, mean, mean, n, left_out)
+    terms = [part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True)]
+    half = t_975(max(int(sum(parts) ** 2 / sum(terms)), 1)) * error
+    return Interval(mean, error, mean - half, mean + half, n, left_out)

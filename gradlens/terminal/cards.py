@@ -90,7 +90,13 @@ def heading(text: str) -> Text:
 
 
 def curve_panel(
-    title: str, curves: Sequence[tuple[str, FloatArray]], width: int, height: int, *, colour: bool
+    title: str,
+    curves: Sequence[tuple[str, FloatArray]],
+    width: int,
+    height: int,
+    *,
+    colour: bool,
+    named: bool = True,
 ) -> RenderableType:
     """Draw curves over epochs in braille, with their names and last values above.
 
@@ -99,17 +105,20 @@ def curve_panel(
         curves: Names and (E,) values; NaN is a gap.
         width: Columns for the whole.
         height: Lines for the curves.
-        colour: Whether colours are seen; without, curves that are named alone tell which is which.
+        colour: Whether colours are seen.
+        named: Whether names stand above, and not the values alone; ``curve_legend`` tells the names of several panels.
     """
     known = np.concatenate([values[np.isfinite(values)] for _, values in curves]) if curves else np.empty(0)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    log = low > 0 and high / low > 20
+    log = low > 0 and high / low > 8
     scaled = [np.log10(values) if log else values for _, values in curves]
     floor, ceiling = (float(np.log10(low)), float(np.log10(high))) if log else (low, high)
     head = Text(title, style="bold")
     for i, (name, values) in enumerate(curves):
-        head.append(f"  {name}", CURVE_STYLES[i % len(CURVE_STYLES)] if colour else "")
-        head.append(f" {_last(values)}")
+        look = _look(i, colour)
+        if named:
+            head.append(f"  {name}", look)
+        head.append(f" {_last(values)}", "default" if named else look)
     head.truncate(width, overflow="ellipsis")
     axis = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}{' log' if log else ''}"][:height]
     gutter = max(map(len, axis))
@@ -119,9 +128,21 @@ def curve_panel(
     for place, row, owners in zip(axis, characters.tolist(), owner.tolist(), strict=True):
         line = Text(f"{place:>{gutter}} ", style="dim")
         for char, number in zip(row, owners, strict=True):
-            line.append(chr(char), CURVE_STYLES[number % len(CURVE_STYLES)] if colour and char != 32 else "default")
+            line.append(chr(char), _look(number, colour))
         lines.append(line)
     return Text("\n").join(lines)
+
+
+def _look(number: int, colour: bool) -> str:
+    return CURVE_STYLES[number % len(CURVE_STYLES)] if colour else "default"
+
+
+def curve_legend(names: Sequence[str]) -> Text:
+    """Return the names of curves in their colours."""
+    text = Text()
+    for i, name in enumerate(names):
+        text.append(f"{'   ' if i else ''}━ {name}", _look(i, True))
+    return text
 
 
 def _last(values: FloatArray) -> str:

@@ -5,30 +5,77 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, find_lead, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.run import FloatArray
+from gradlens.terminal.cards import (
+    GOOD,
+    OPEN,
+    Card,
+    curve_legend,
+    curve_panel,
+    evidence_table,
+    heading,
+    panel_width,
+    print_card,
+    side_by_side,
+)
 from gradlens.terminal.console import has_colour
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-COLOURS = ("dark_orange3", "deep_sky_blue4", "dark_cyan", "orange1", "pink3", "sky_blue2", "default")
+CURVE_LINES = 6
 
 
 def print_compare(console: Console, groups: list[Group], *, with_report: bool = False) -> None:
-    """Print the table of the last epoch and, per quantity, each group's curve on one scale."""
+    """Print which group is ahead, the table of the last epoch, and per quantity each group's curve on one scale."""
     rows = final_table(groups, with_report=with_report)
+    print_card(console, compare_card(groups))
     console.print(_table(groups, rows))
-    console.print(_curves(console, groups))
+    console.print(heading("Over epochs, mean over seeds"))
+    console.print(_panels(console, groups) if has_colour(console) else _curves(console, groups))
+
+
+def compare_card(groups: list[Group]) -> Card:
+    """Return the card: who is ahead, by how much, and how sure that is."""
+    runs = sum(len(group.runs) for group in groups)
+    title = f"{runs} run(s) in {len(groups)} group(s)"
+    lead = find_lead(groups)
+    if lead is None:
+        known = groups[0].final("val_accuracy")
+        said = f"validation accuracy {say_interval(known)}" if known.n else "no accuracy is known"
+        todo = "name runs of another model to compare with"
+        return Card(title, f"{groups[0].label}: {said}", OPEN, (), [("next", todo)])
+    best, other, gap = lead.best, lead.other, lead.difference
+    quantity = FINAL_ROWS[lead.column]
+    why = (
+        f"{quantity} after the last epoch: {say_interval(best.final(lead.column))} against "
+        f"{say_interval(other.final(lead.column))}, a difference of {gap.mean:+.3f}"
+    )
+    if gap.n > 1:
+        why += f" [{gap.low:+.3f}, {gap.high:+.3f}] (Welch's 95 % interval over seeds)"
+    if lead.is_shown:
+        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}", GOOD
+        todo = "gradlens diagnose says what ails each run, gradlens heatmap and gradlens profile show it"
+    elif gap.n > 1:
+        verdict, style = f"{best.label} and {other.label}: no difference in {quantity} is shown", OPEN
+        todo = "more seeds narrow the interval: gradlens run MODEL --seeds 0-9"
+    else:
+        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by one seed only", OPEN
+        todo = "one seed shows no more than one seed: gradlens run MODEL --seeds 0-4"
+    lines = [("why", why), ("next", todo)]
+    if len(groups) > 2:
+        lines.insert(1, ("", f"compared are the two best of {len(groups)}; the table shows all"))
+    return Card(title, verdict, style, (), lines)
 
 
 def _table(groups: list[Group], rows: list[dict[str, Any]]) -> Table:
     """Return a row per group and a column per quantity: so any number of groups fits 80 columns."""
-    table = Table(title="Last epoch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = evidence_table("Last epoch")
     table.add_column("", min_width=16)
     for row in rows:
         table.add_column(row["quantity"].replace(" ", "\n"), justify="right", no_wrap=True)
@@ -48,28 +95,38 @@ def _cell(value: Interval | float) -> str:
     return say_interval(value) + interval
 
 
-def _curves(console: Console, groups: list[Group]) -> Table:
-    table = Table(
-        title="Over epochs, mean over seeds",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        show_header=False,
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    width = max(console.width - 62, 12)
+def _panels(console: Console, groups: list[Group]) -> RenderableType:
+    """Return a panel per quantity, with each group's curve."""
+    width = panel_width(console, len(FINAL_ROWS))
+    panels = []
     for column, title in FINAL_ROWS.items():
-        curves = [np.array([interval.mean for interval in group.mean_curve(column)]) for group in groups]
+        curves = [(group.label, _mean_curve(group, column)) for group in groups]
+        panels.append(curve_panel(title, curves, width, CURVE_LINES, colour=True, named=False))
+    return RichGroup(curve_legend([group.label for group in groups]), side_by_side(console, panels, width))
+
+
+def _mean_curve(group: Group, column: str) -> FloatArray:
+    return np.array([interval.mean for interval in group.mean_curve(column)])
+
+
+def _curves(console: Console, groups: list[Group]) -> Table:
+    """Return a line per quantity and group, which tell each other apart without colour."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    ends = 18
+    label = min(max(len(group.label) for group in groups), max(console.width - 20 - ends - 12, 12), 44)
+    width = max(console.width - 20 - label - ends - 4, 8)
+    for column, title in FINAL_ROWS.items():
+        curves = [_mean_curve(group, column) for group in groups]
         known = np.concatenate(curves) if curves else np.empty(0)
         known = known[np.isfinite(known)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         for i, (group, curve) in enumerate(zip(groups, curves, strict=True)):
-            colour = COLOURS[i % len(COLOURS)] if has_colour(console) else ""
-            ends = f"{curve[0]:.3f} -> {curve[-1]:.3f}" if len(curve) else ""
-            label = Text(f"{title if i == 0 else '':<20}{group.label}"[:44])
-            table.add_row(label, Text(spark(curve, low, high, width), style=colour), ends)
+            said = f"{curve[0]:.3f} -> {curve[-1]:.3f}" if len(curve) else ""
+            name = Text(group.label)
+            name.truncate(label, overflow="ellipsis")
+            table.add_row(Text(title if i == 0 else ""), name, Text(spark(curve, low, high, width)), said)
     return table
 
 
@@ -78,7 +135,7 @@ def spark(curve: FloatArray, low: float, high: float, width: int) -> str:
     if len(curve) > width:
         curve = curve[np.linspace(0, len(curve) - 1, width).round().astype(int)]
     elif len(curve):
-        curve = np.repeat(curve, min(width // len(curve), 3))
+        curve = np.repeat(curve, width // len(curve))
     span = high - low if high > low else 1.0
     return "".join(
         BLOCKS[min(max(round((value - low) / span * 7), 0), 7)] if np.isfinite(value) else " " for value in curve

@@ -112,12 +112,14 @@ def _say_run(run: Run) -> str:
 def _curve_panels(console: Console, run: Run) -> list[RenderableType]:
     """Return the curves of loss and accuracy, of runs of several epochs."""
     width, colour = panel_width(console, 2), has_colour(console)
-    panels = []
+    panels: list[RenderableType] = []
     for kind in ("loss", "accuracy"):
         curves = [(part, run.epochs.get(f"{part}_{kind}", np.empty(0))) for part in ("train", "val")]
         curves = [(part, values) for part, values in curves if np.isfinite(values).sum() > 2]
-        if curves:
-            panels.append(curve_panel(kind, curves, width, CURVE_LINES, colour=colour))
+        # Without colour two curves in one picture could not be told apart.
+        for some in [curves] if colour else [[curve] for curve in curves]:
+            if some:
+                panels.append(curve_panel(kind, some, width, CURVE_LINES, colour=colour))
     return panels
 
 
