@@ -13,19 +13,9 @@ from rich.text import Text
 from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, find_lead, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.run import FloatArray
-from gradlens.terminal.cards import (
-    GOOD,
-    OPEN,
-    Card,
-    curve_legend,
-    curve_panel,
-    evidence_table,
-    heading,
-    panel_width,
-    print_card,
-    side_by_side,
-)
+from gradlens.terminal.cards import GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
+from gradlens.terminal.panels import curve_legend, curve_panel, panel_width, side_by_side
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_LINES = 6

@@ -15,18 +15,11 @@ from gradlens.analysis.diagnose import diagnose
 from gradlens.analysis.notable import notable
 from gradlens.analysis.profile import depth_profile
 from gradlens.run import EPOCH_COLUMNS, Run
-from gradlens.terminal.cards import (
-    Card,
-    curve_panel,
-    evidence_table,
-    heading,
-    panel_width,
-    print_card,
-    side_by_side,
-)
+from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style
 from gradlens.terminal.console import has_colour
 from gradlens.terminal.diagnosis import diagnosis_card, diagnosis_facts
+from gradlens.terminal.panels import curve_panel, panel_width, side_by_side
 
 MOST_EPOCHS = 6
 CURVE_LINES = 5

@@ -13,10 +13,11 @@ from rich.text import Text
 from gradlens import diagnose, read_run
 from gradlens.analysis.compare import find_lead, group_runs
 from gradlens.analysis.stats import difference_interval
-from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, curve_panel, panel_width, print_card, side_by_side
+from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.compare import compare_card, print_compare
 from gradlens.terminal.diagnosis import diagnosis_card, print_diagnosis
 from gradlens.terminal.listing import print_listing, run_rows
+from gradlens.terminal.panels import curve_panel, panel_width, side_by_side
 from gradlens.terminal.summary import print_summary, summary_card, summary_facts
 from tests.conftest import SAMPLE
 
@@ -180,8 +181,8 @@ def groups_of(make_run, *accuracies: tuple[float, ...]):
     runs = []
     for number, seeds in enumerate(accuracies):
         for seed, accuracy in enumerate(seeds):
-            path = make_run(f"net{number}-s{seed}", folder=f"{len(accuracies)}-{len(accuracies[0])}", model=f"net{number}", seed=seed,
-                            accuracy=accuracy / 0.8)  # fmt: skip
+            folder, model = f"{len(accuracies)}-{len(seeds)}", f"net{number}"
+            path = make_run(f"{model}-s{seed}", folder=folder, model=model, seed=seed, accuracy=accuracy / 0.8)
             runs.append(read_run(path))
     return group_runs(runs)
 
