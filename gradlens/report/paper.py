@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gradlens.analysis.claims import Judgement
 from gradlens.plots.pages import Pages
@@ -12,6 +13,9 @@ from gradlens.report.page import title_of
 from gradlens.report.sections import say_control
 from gradlens.report.sentences import analysis, opening, say_seeds
 from gradlens.report.words import ENGLISH
+
+MOST_COLUMNS = 4
+"""Columns of a table, beside that of its names; more follow in another table below."""
 
 
 def write_paper(facts: Facts, path: Path) -> None:
@@ -76,14 +80,21 @@ def _findings(pages: Pages, facts: Facts) -> None:
 def _finals(pages: Pages, facts: Facts) -> None:
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     labels = set(facts.names)
-    heads = [name if name in labels else name.replace("report ", "published, ", 1) for name in columns]
-    rows = [[row["quantity"], *[say_number(row[name]) for name in columns]] for row in facts.finals]
-    pages.table([ENGLISH["quantity"], *heads], rows, [1.4] + [2.4 if name in labels else 1 for name in columns])
+    for part in _parts(columns):
+        heads = [name if name in labels else name.replace("report ", "published, ", 1) for name in part]
+        rows = [[row["quantity"], *[say_number(row[name]) for name in part]] for row in facts.finals]
+        pages.table([ENGLISH["quantity"], *heads], rows, [1.4] + [2.4 if name in labels else 1 for name in part])
     more = f" {ENGLISH['published']}" if len(columns) > len(labels) else ""
     pages.paragraph(ENGLISH["last epoch"] + more, faint=True)
 
 
 def _side_by_side(pages: Pages, rows: tuple[Row, ...], names: list[str]) -> None:
-    body = [[row.name.replace("_", " "), *row.values] for row in rows]
-    shares = [1.3] + [2.0] * len(names)
-    pages.table([ENGLISH["setting"], *names], body, shares, [row.differs for row in rows])
+    for part in _parts(list(range(len(names)))):
+        body = [[row.name.replace("_", " "), *[row.values[i] for i in part]] for row in rows]
+        head = [ENGLISH["setting"], *[names[i] for i in part]]
+        pages.table(head, body, [1.3] + [2.0] * len(part), [row.differs for row in rows])
+
+
+def _parts(columns: list[Any]) -> list[list[Any]]:
+    """Cut columns into as many as fit beside each other."""
+    return [columns[start : start + MOST_COLUMNS] for start in range(0, len(columns), MOST_COLUMNS)]

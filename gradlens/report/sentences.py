@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 
+from gradlens.analysis.claims.arms import sort_runs
 from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
 from gradlens.analysis.notable import ACCURACY_GAP
 from gradlens.analysis.profile import SIMILAR_DECADES, VANISH_DECADES, end_to_end, say_layer, say_power
 from gradlens.analysis.stats import mean_interval
 from gradlens.report.facts import Facts, Seen, data_facts
+from gradlens.run import FloatArray
 
 Words = Mapping[str, str]
-MOST_GROUPS = 6
-"""Of more than these the sentences become a table read aloud."""
+MOST_GROUPS = 4
+"""Of more than these the sentences count, and the tables name."""
 
 
 def opening(facts: Facts, words: Words) -> list[str]:
     """Return the paragraph at the beginning: what was trained, how it ended, what became of the gradient."""
+    if len(facts.groups) > MOST_GROUPS:
+        return _opening_of_many(facts, words)
     said = "; ".join(f"{group.label} ({_count(len(group.runs), 'seed', words)})" for group in facts.groups)
     sentences = [
         words["runs of"].format(
@@ -27,7 +32,7 @@ def opening(facts: Facts, words: Words) -> list[str]:
             said=said,
         )
     ]
-    ends = [(group.label, group.final("val_accuracy")) for group in facts.groups[:MOST_GROUPS]]
+    ends = [(group.label, group.final("val_accuracy")) for group in facts.groups]
     told = [words["accuracy of"].format(value=say_interval(end), group=label) for label, end in ends if end.n]
     if told:
         sentences.append(words["accuracy"].format(said="; ".join(told)))
@@ -36,18 +41,42 @@ def opening(facts: Facts, words: Words) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def _opening_of_many(facts: Facts, words: Words) -> list[str]:
+    runs, groups = _count(len(facts.runs), "run", words), _count(len(facts.groups), "net", words)
+    nets = len({group.model for group in facts.groups})
+    sentences = [words["runs of many"].format(runs=_capital(runs), groups=groups, nets=nets)]
+    ends = [(end.mean, group.label) for group in facts.groups if (end := group.final("val_accuracy")).n]
+    if ends:
+        (low, lowest), (high, highest) = min(ends), max(ends)
+        told = {"low": f"{low:.3f}", "lowest": lowest, "high": f"{high:.3f}", "highest": highest}
+        sentences.append(words["accuracy from"].format(**told))
+    return [*sentences, *ways_back(facts, words), found(facts, words)]
+
+
 def analysis(facts: Facts, words: Words) -> list[str]:
-    """Return the brief analysis: differences between the first two groups, pace, gaps, gradients, findings."""
-    sentences = []
-    if len(facts.groups) > 1:
-        first, second = facts.groups[:2]
-        sentences += [paired(first, second, column, words) for column in FINAL_ROWS]
+    """Return the brief analysis: differences between plain and residual twins, pace, gaps, gradients, findings."""
+    pairs = twins(facts)
+    columns = list(FINAL_ROWS) if len(pairs) <= 2 else ["train_accuracy", "val_accuracy"]
+    sentences = [paired(first, second, column, words) for first, second in pairs for column in columns]
     sentences.append(pace(facts, words))
     sentences += [overfits(group, words) for group in facts.groups]
     sentences += [copies(group, words) for group in facts.groups]
     sentences += ways_back(facts, words)
     sentences.append(found(facts, words))
     return [sentence for sentence in sentences if sentence]
+
+
+def twins(facts: Facts) -> list[tuple[Group, Group]]:
+    """Return the pairs of a plain and a residual net that were trained alike; of two groups that are none, those."""
+    home = {id(run): group for group in facts.groups for run in group.runs}
+    pairs = []
+    for setting in sort_runs(facts.runs).settings:
+        for depth in sorted(setting.plain.keys() & setting.resnet.keys()):
+            first, second = (next(iter(arm[depth].values())) for arm in (setting.plain, setting.resnet))
+            pairs.append((home[id(first)], home[id(second)]))
+    if not pairs and len(facts.groups) == 2:
+        pairs.append((facts.groups[0], facts.groups[1]))
+    return pairs
 
 
 def _count(number: int, what: str, words: Words) -> str:
@@ -110,18 +139,24 @@ def copies(group: Group, words: Words) -> str:
 
 
 def ways_back(facts: Facts, words: Words) -> list[str]:
-    """Say for each group what becomes of the gradient on its way back."""
-    return [said for group in facts.groups[:MOST_GROUPS] if (said := way_back(group, words))]
+    """Say for each group what becomes of the gradient on its way back; of many, in how many of them."""
+    if len(facts.groups) <= MOST_GROUPS:
+        return [said for group in facts.groups if (said := way_back(group, words))]
+    fates = Counter(_fate(_middle(medians)) for group in facts.groups if len(medians := _medians(group)))
+    counted = [
+        words["in settings"].format(settings=_count(number, "net", words), what=words[fate])
+        for fate, number in fates.most_common()
+    ]
+    return [f"{_capital('; '.join(counted))}."] if counted else []
 
 
 def way_back(group: Group, words: Words) -> str:
     """Say what becomes of a group's gradient between the last hidden layer and the first; "" where not recorded."""
     ways = [way for run in group.runs if (way := end_to_end(run)) is not None]
-    medians = np.array([median for way in ways if not np.isnan(median := way.median())])
+    medians = _medians(group)
     if not len(medians):
         return ""
-    zeros = np.isneginf(medians)
-    middle = -np.inf if zeros.sum() * 2 > len(medians) else float(medians[~zeros].mean())
+    middle = _middle(medians)
     over = words["median"]
     if len(medians) > 1:
         ends = [say_power(float(end)) for end in (medians.min(), medians.max())]
@@ -137,6 +172,18 @@ def way_back(group: Group, words: Words) -> str:
     )
 
 
+def _medians(group: Group) -> FloatArray:
+    """Return each seed's ratio of first to last hidden layer, in decades."""
+    ways = [way.median() for run in group.runs if (way := end_to_end(run)) is not None]
+    return np.array([median for median in ways if not np.isnan(median)])
+
+
+def _middle(medians: FloatArray) -> float:
+    """Return their mean; where most are exactly 0, that."""
+    zeros = np.isneginf(medians)
+    return -np.inf if zeros.sum() * 2 > len(medians) else float(medians[~zeros].mean())
+
+
 def _fate(decades: float) -> str:
     """Name what becomes of a gradient, by the lines of ``gradlens.analysis.profile.say_end_to_end``."""
     if decades == -np.inf:
@@ -149,10 +196,17 @@ def _fate(decades: float) -> str:
 
 
 def found(facts: Facts, words: Words) -> str:
-    """Say which kinds of findings there are, in how many seeds."""
+    """Say which kinds of findings there are, in how many seeds; of many groups, in how many of them."""
+    if len(facts.groups) > MOST_GROUPS:
+        kinds = Counter(item.kind for item in facts.seen)
+        counted = [
+            words["kind in"].format(kind=say_kind(kind, words), settings=_count(number, "net", words))
+            for kind, number in kinds.most_common()
+        ]
+        return words["found"].format(said="; ".join(counted))
     told = [
         words["found of"].format(group=item.group, kind=say_kind(item.kind, words), seeds=say_seeds(item, words))
-        for item in facts.seen[: 2 * MOST_GROUPS]
+        for item in facts.seen
     ]
     return words["found"].format(said="; ".join(told))
 

@@ -79,6 +79,10 @@ ENGLISH = {
     "of evidence": "",
     "in English": "",
     "none": "none",
+    "runs of many": "{runs} of {groups}, of {nets} nets.",
+    "accuracy from": "At the end, validation accuracy lies between {low} ({lowest}) and {high} ({highest}).",
+    "in settings": "in {settings}, {what}",
+    "kind in": "{kind} in {settings}",
 }  # fmt: skip
 
 INDONESIAN = {
@@ -154,6 +158,10 @@ INDONESIAN = {
     "in English": " (dalam bahasa Inggris)",
     "of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
     "none": "tidak ada",
+    "runs of many": "{runs} dari {groups}, dari {nets} jaringan.",
+    "accuracy from": "Pada akhir pelatihan, akurasi validasi berada di antara {low} ({lowest}) dan {high} ({highest}).",
+    "in settings": "pada {settings}, {what}",
+    "kind in": "{kind} pada {settings}",
 }  # fmt: skip
 
 KINDS_INDONESIAN = {

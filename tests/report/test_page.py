@@ -20,6 +20,8 @@ from gradlens.report import collect
 from gradlens.report.page import ECHARTS, fill, library_code, make_page
 from gradlens.report.payload import safe_json
 from gradlens.report.sections import claims_table
+from gradlens.report.sentences import analysis, opening, twins
+from gradlens.report.words import ENGLISH
 from tests.conftest import SAMPLE
 from tests.report.hostile import ATTACK, ATTACKS, write_hostile
 
@@ -184,3 +186,21 @@ def test_json_in_a_page_holds_no_markup(text: str) -> None:
     encoded = safe_json({text: text})
     assert not set("<>&\u2028\u2029") & set(encoded)
     assert json.loads(encoded) == {text: text}
+
+
+def test_plain_and_residual_twins_are_compared_whatever_stands_between(make_run) -> None:
+    runs = [
+        read_run(make_run(f"{model}{depth}-s{seed}", model=f"{model}{depth}", seed=seed, accuracy=accuracy))
+        for model, accuracy in (("plain", 0.5), ("resnet", 0.75))
+        for depth in (20, 32, 44)
+        for seed in (0, 1)
+    ]
+    facts = collect(runs, command="gradlens report")
+    assert [(a.model, b.model) for a, b in twins(facts)] == [(f"plain{d}", f"resnet{d}") for d in (20, 32, 44)]
+    assert sum("+0.250 [+0.250, +0.250]" in said for said in analysis(facts, ENGLISH)) == 3
+    assert opening(facts, ENGLISH)[0] == "12 runs of 6 settings, of 6 nets."
+    assert "between 0.400 (plain20) and 0.600 (resnet44)" in opening(facts, ENGLISH)[1]
+    others = collect([read_run(make_run(name, model=name)) for name in ("a", "b")], command="gradlens report")
+    assert [(a.model, b.model) for a, b in twins(others)] == [("a", "b")]
+    alone = collect(runs[:2], command="gradlens report")
+    assert twins(alone) == []
