@@ -148,6 +148,7 @@
     state.runs.forEach((run, side) => drawPanel(side, run, low, high, shares));
     byId("metric-title").textContent = titleOf(shares);
     byId("metric-reading").textContent = shares.reading;
+    byId("per-element").disabled = !shares.size;
     moveCursor(state.step, state.layer);
   }
   const titleOf = (shares) => {

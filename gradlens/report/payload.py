@@ -34,12 +34,12 @@ def payload(facts: Facts) -> dict[str, Any]:
 
     measured = [(run, label) for run, label in zip(facts.runs, facts.labels, strict=True) if len(run.steps)]
     columns, room = choose_columns([run for run, _ in measured])
-    kept = measured[:room]
     layers: list[dict[str, Any]] = []
-    runs = []
-    for run, label in kept:
+    runs, shown = [], []
+    for run, label in measured[:room]:
         packed = pack_run(run, columns)
         if packed["metrics"]:
+            shown.append(run)
             runs.append({"label": label, "layers": _place(layers, run.layers), "epochs": _epochs(run), **packed})
     names = [name for name in METRICS if any(name in run["metrics"] for run in runs)]
     names += sorted({name for run in runs for name in run["metrics"]} - set(names))
@@ -49,10 +49,10 @@ def payload(facts: Facts) -> dict[str, Any]:
         "layers": layers,
         "metrics": {name: _describe(name) for name in names},
         "curves": _curves(facts.groups),
-        "second": _second(facts, [run for run, _ in kept]),
-        "last_step": max((run["edges"][0][-1] - 1 for run in runs), default=0),
+        "second": _second(facts, shown),
+        "last_step": max((edges[-1] - 1 for run in runs for edges in run["edges"]), default=0),
         "columns": columns,
-        "left_out": len(measured) - len(kept),
+        "left_out": max(len(measured) - room, 0),
         "colours": [_hex(colours(place)) for place in np.linspace(0, 1, 24)],
         "themes": {
             name: {
@@ -102,9 +102,10 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _second(facts: Facts, runs: list[Run]) -> int:
-    """Return the run that stands beside the first one: the first of the next group, or the next seed, or none."""
-    first = len(facts.groups[0].runs)
-    return first if first < len(runs) else 1 if len(runs) > 1 else -1
+    """Return the run that stands beside the first one: the first of another group, or the next seed, or none."""
+    group_of = {id(run): group.label for group in facts.groups for run in group.runs}
+    others = [i for i, run in enumerate(runs) if group_of[id(run)] != group_of[id(runs[0])]]
+    return others[0] if others else 1 if len(runs) > 1 else -1
 
 
 def _curves(groups: tuple[Group, ...]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gradlens
@@ -18,7 +19,7 @@ from gradlens.analysis.claims import Claim, Control, Evidence, JudgedClaim, Judg
 from gradlens.errors import ConfigError
 from gradlens.report import collect
 from gradlens.report.page import ECHARTS, fill, library_code, make_page
-from gradlens.report.payload import safe_json
+from gradlens.report.payload import payload, safe_json
 from gradlens.report.sections import claims_table
 from gradlens.report.sentences import analysis, opening, twins
 from gradlens.report.words import ENGLISH
@@ -204,3 +205,15 @@ def test_plain_and_residual_twins_are_compared_whatever_stands_between(make_run)
     assert [(a.model, b.model) for a, b in twins(others)] == [("a", "b")]
     alone = collect(runs[:2], command="gradlens report")
     assert twins(alone) == []
+
+
+def test_the_first_runs_of_two_settings_stand_side_by_side_even_where_one_recorded_nothing(make_run) -> None:
+    runs = [make_run(f"{model}-s{seed}", model=model, seed=seed) for model in ("a", "b") for seed in (0, 1)]
+    runs[1] = make_run("a-s1", folder="empty", model="a", seed=1, change=lambda grid: grid * np.nan)
+    found = payload(collect([read_run(run) for run in runs], command="gradlens report"))
+    labels = [run["label"] for run in found["runs"]]
+    assert labels[0] == "a, seed 0"
+    assert labels[found["second"]] == "b, seed 0"
+    assert found["last_step"] == 19
+    one = payload(collect([read_run(runs[0])], command="gradlens report"))
+    assert one["second"] == -1
