@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from gradlens.report.facts import Facts, Row
 from gradlens.report.sections import say_control
 from gradlens.report.sentences import Words, analysis, opening, say_kind, say_seeds
 from gradlens.report.words import words_of
+from gradlens.run import Run
 
 PICTURES = ("curves", "heatmap", "profile")
 MOST_PANELS = 6
@@ -61,7 +62,7 @@ def draw_pictures(facts: Facts, path: Path) -> dict[str, Path]:
     from gradlens.plots import save_figure
 
     written = {}
-    for kind, (figure, caption, runs) in report_figures(facts).items():
+    for kind, figure, caption, runs in report_figures(facts):
         place = path.with_name(f"{path.stem}-{kind}.png")
         told = caption.replace("\n", " ")
         save_figure(figure, place, command=facts.command, runs=runs, caption=told, asked=False)
@@ -69,26 +70,24 @@ def draw_pictures(facts: Facts, path: Path) -> dict[str, Path]:
     return written
 
 
-def report_figures(facts: Facts) -> dict[str, tuple[Any, str, list[Any]]]:
-    """Return the report's figures: kind to figure, caption and the runs that it shows."""
+def report_figures(facts: Facts) -> Iterator[tuple[str, Any, str, list[Run]]]:
+    """Draw the report's figures one by one: yield kind, figure, caption and the runs that it shows."""
     from gradlens.analysis.curves import make_curves
     from gradlens.plots import draw_compare, draw_heatmap, draw_profile
     from gradlens.plots.compare import caption as compare_caption
     from gradlens.plots.heatmap import caption as heatmap_caption
     from gradlens.plots.profile import caption as profile_caption
 
-    found: dict[str, tuple[Any, str, list[Any]]] = {}
     if facts.has_epochs:
         trained = [group for group in facts.groups if any(len(run.epochs.get("epoch", ())) for run in group.runs)]
-        found["curves"] = (draw_compare(facts.runs), compare_caption(trained), list(facts.runs))
+        yield "curves", draw_compare(facts.runs), compare_caption(trained), list(facts.runs)
     measured = [run for run in facts.runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
     firsts = [group.runs[0] for group in facts.groups if any(run is group.runs[0] for run in measured)][:MOST_PANELS]
     if firsts:
-        found["heatmap"] = (draw_heatmap(firsts), heatmap_caption(firsts), firsts)
+        yield "heatmap", draw_heatmap(firsts), heatmap_caption(firsts), firsts
     if measured:
         lines = make_curves(measured, ACTIVATION_GRAD)
-        found["profile"] = (draw_profile(lines, ACTIVATION_GRAD), profile_caption(lines, ACTIVATION_GRAD), measured)
-    return found
+        yield "profile", draw_profile(lines, ACTIVATION_GRAD), profile_caption(lines, ACTIVATION_GRAD), measured
 
 
 # --- parts ----------------------------------------------------------------------------------------------------

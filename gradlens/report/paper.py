@@ -25,7 +25,7 @@ def write_paper(facts: Facts, path: Path) -> None:
         facts: What it says.
         path: The file.
     """
-    figures = report_figures(facts)
+    figures = list(report_figures(facts))
     with Pages(path, title=title_of(facts), subject=facts.command) as pages:
         pages.title(title_of(facts))
         pages.paragraph(" ".join(opening(facts, ENGLISH)))
@@ -45,11 +45,11 @@ def write_paper(facts: Facts, path: Path) -> None:
         pages.heading(ENGLISH["Environment"])
         _side_by_side(pages, facts.environment, facts.names)
         pages.heading("How to read the figures")
-        for kind in figures:
+        for kind, *_ in figures:
             pages.paragraph(f"{ENGLISH[kind]}. {ENGLISH[f'{kind} read']}")
         made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
         pages.paragraph(f"{ENGLISH['made by']} {facts.command} ({made}).", faint=True)
-        for figure, _, _ in figures.values():
+        for _, figure, *_ in figures:
             pages.figure(figure)
 
 

@@ -49,7 +49,7 @@ def test_what_is_not_its_own_it_leaves_alone(study, capsys) -> None:
     assert not Path("r.md").exists()
 
 
-@pytest.mark.parametrize("language", ["en", "id"])
+@pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.slow), "id"])
 def test_markdown_has_the_reports_own_sections_filled(language: str, study, capsys) -> None:
     assert run_command(["report", "--lang", language, "-o", "new/r.md"]) == 0
     assert capsys.readouterr().err == "wrote new/r.md and 3 pictures beside it\n"
@@ -83,6 +83,7 @@ def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["r.pdf", "runs"]
 
 
+@pytest.mark.slow
 def test_several_forms_at_once(study, capsys) -> None:
     assert run_command(["report", "runs/plain34-s0.h5", "-o", "a.html", "-o", "a.pdf"]) == 0
     assert capsys.readouterr().err == "wrote a.html\nwrote a.pdf\n"
@@ -123,13 +124,19 @@ def test_a_repeated_seed_is_left_out_and_said(make_run, capsys) -> None:
     assert "runs/net-s0.h5 repeats a seed of the same model and settings: it is left out" in capsys.readouterr().err
 
 
-def test_the_texts_of_a_hostile_run_stay_texts_in_markdown_and_on_paper(tmp_path: Path, capsys) -> None:
+def test_the_texts_of_a_hostile_run_stay_texts_in_markdown(tmp_path: Path) -> None:
     runs = [read_run(write_hostile(tmp_path / "runs" / f"h-s{seed}.h5", seed)) for seed in (0, 1)]
     text = make_markdown(collect(runs, command=f"gradlens report `{ATTACK}`"), {}, "en")
     assert "<script>" not in text.replace(f"`` gradlens report `{ATTACK}` ``", "")
     assert "<img" not in text
     assert {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| model")} == {3}
+
+
+@pytest.mark.slow
+def test_a_hostile_run_has_a_pdf(tmp_path: Path, capsys) -> None:
+    write_hostile(tmp_path / "runs" / "h-s0.h5")
     assert run_command(["report", "-o", "h.pdf"]) == 0
+    assert Path("h.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_markdown_shows_texts_as_they_are() -> None:
