@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from gradlens.analysis.compare import group_runs, label_runs
+from gradlens.analysis.curves import GRADIENTS
 from gradlens.analysis.derived import say_caution
 from gradlens.analysis.heat import Panel, Span, View, common_scale, make_panel
 from gradlens.analysis.marks import Marks, find_marks, steps_to_epochs
@@ -34,6 +35,8 @@ from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 
 COLUMNS = 1600
+FEW_COLUMNS = 50
+"""For a sentence that is of the run and not of the picture."""
 PANELS_PER_ROW = 3
 MOST_TOLD = 4
 MOST_DIAGNOSED = 9
@@ -152,7 +155,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
         axis.set_title(_wrapped(titles[i], width / columns), fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
-    bar = draw_colour_bar(figure, axes, panels[0], scale, below=False, inches=height * rows - 0.6)
+    bar = draw_colour_bar(figure, axes, panels, scale, below=False, inches=height * rows - 0.6)
     draw_key(figure, panels, [*mark_handles(marks), *mark_formats(bar, panels[0], scale)])
     figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
@@ -186,7 +189,7 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
             if across and i + 1 < count:
                 axis.set_xlabel("")
         along = 0.78 * width / columns if across else height * count - 0.6
-        bar = draw_colour_bar(figure, mine, column[0], scale, below=across, inches=along)
+        bar = draw_colour_bar(figure, mine, column, scale, below=across, inches=along)
         formats += mark_formats(bar, column[0], scale)
     told = list({handle.get_label(): handle for handle in formats}.values())
     draw_key(figure, everything, [*mark_handles([one for row in marks for one in row]), *told])
@@ -223,7 +226,8 @@ def caption(
     """Say in a sentence per run and metric what the heatmap shows, from the numbers, and how to read it."""
     names = [metric] if isinstance(metric, str) else list(metric)
     views = [View(name, per_element, relative, steps) for name in names]
-    panels = [make_panel(run, view, columns=COLUMNS, minus=minus) for run in runs for view in views]
+    columns = COLUMNS if minus else FEW_COLUMNS
+    panels = [make_panel(run, view, columns=columns, minus=minus) for run in runs for view in views]
     return "\n".join(_sentences(panels))
 
 
@@ -232,20 +236,45 @@ def _sentences(panels: Sequence[Panel], *, short: bool = False) -> list[str]:
     metrics = list(dict.fromkeys(panel.view.metric for panel in panels))
     runs = list({id(panel.run): panel.run for panel in panels}.values())
     labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
-    said = []
-    for run in runs[:MOST_TOLD]:
+    said = _say_groups(panels) if len(runs) > MOST_TOLD else []
+    told_singly = not said
+    for run in runs[:MOST_TOLD] if told_singly else []:
         mine = [panel for panel in panels if panel.run is run]
         told = [_say_difference(panel) if panel.minus is not None else _say_panel(panel) for panel in mine]
         if len(metrics) > 1:
             told = [f"{panel.view.metric}: {text}" for panel, text in zip(mine, told, strict=True) if text]
         if any(told):
             said.append(f"{labels[id(run)]}: {'; '.join(text for text in told if text)}.")
-    if len(runs) > MOST_TOLD:
+    if len(runs) > MOST_TOLD and told_singly:
         said.append(f"Beside these {len(runs) - MOST_TOLD} more runs are shown.")
     if short:
         return said
     cautions = dict.fromkeys(text for metric in metrics if (text := say_caution(metric)))
     return [*said, _say_how(panels), *cautions]
+
+
+def _say_groups(panels: Sequence[Panel]) -> list[str]:
+    """Say of many runs, seeds put together, what becomes of the gradient on its way back; nothing of other metrics."""
+    view = panels[0].view
+    if (
+        view.metric not in GRADIENTS
+        or panels[0].minus is not None
+        or any(one.view.metric != view.metric for one in panels)
+    ):
+        return []
+    said = []
+    for group in group_runs([panel.run for panel in panels]):
+        ways = [end_to_end(run, view.metric, rows_within(run, *view.steps), per_element=view.per_element)
+                for run in group.runs]  # fmt: skip
+        known = sorted(way.median() for way in ways if way is not None and not np.isnan(way.median()))
+        if not known:
+            continue
+        ends = say_power(known[0]) if len(known) == 1 else f"{say_power(known[0])} to {say_power(known[-1])}"
+        said.append(
+            f"{group.label} ({len(known)} seeds): {say_end_to_end(known[(len(known) - 1) // 2])} "
+            f"(first over last hidden layer {ends}, medians over rows)."
+        )
+    return said[:MOST_TOLD]
 
 
 def _say_how(panels: Sequence[Panel]) -> str:
@@ -254,7 +283,8 @@ def _say_how(panels: Sequence[Panel]) -> str:
     if any(is_linear(panel.view.metric) for panel in panels):
         text += ", up to the next row that has a value"
     if any(panel.minus is not None for panel in panels):
-        return f"{text}. Red: {panels[0].run.name} is larger; blue: smaller."
+        who = panels[0].run.name if len({id(panel.run) for panel in panels}) == 1 else "the panel's run"
+        return f"{text}. Red: {who} has more than {panels[0].minus.name}; blue: less."  # type: ignore[union-attr]
     if any(panel.view.relative for panel in panels):
         return f"{text}. Red: larger than in the last hidden layer; blue: smaller."
     if any(panel.kind in ("signed", "difference") for panel in panels):
@@ -265,7 +295,7 @@ def _say_how(panels: Sequence[Panel]) -> str:
 def _say_panel(panel: Panel) -> str:
     run, view = panel.run, panel.view
     rows = rows_within(run, *view.steps)
-    if view.metric in (ACTIVATION_GRAD, "param_grad_norm"):
+    if view.metric in GRADIENTS:
         way = end_to_end(run, view.metric, rows, per_element=view.per_element)
         if way is None or np.isnan(way.median()):
             return ""
@@ -288,8 +318,8 @@ def _say_difference(panel: Panel) -> str:
     if np.isnan(finite).all() or panel.minus is None:
         return "there is no step at which both have a value"
     middle, share = float(np.nanmedian(finite)), float((finite > 0).sum() / np.isfinite(finite).sum())
-    typical = f"{say_power(middle)} times" if panel.kind == "ratio" else f"{middle:+.3f} against"
-    return f"{typical} that of {panel.minus.name}, median over layers and steps; larger in {share:.0%} of them"
+    typical = f"{say_power(middle)} times that of" if panel.kind == "ratio" else f"differs by {middle:+.3f} from"
+    return f"{typical} {panel.minus.name}, median over layers and steps; larger in {share:.0%} of them"
 
 
 def say_value(value: float, metric: str) -> str:

@@ -186,12 +186,15 @@ def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: f
     return sorted(chosen)
 
 
-def draw_colour_bar(figure: Figure, axes: Any, panel: Panel, scale: Scale, *, below: bool, inches: float) -> Colorbar:
+def draw_colour_bar(
+    figure: Figure, axes: Any, panels: Sequence[Panel], scale: Scale, *, below: bool, inches: float
+) -> Colorbar:
     """Draw the colour bar of panels that share a scale: at their right, or below them, along so many inches."""
     colours = signed_colours() if scale.is_diverging else magnitude_colours()
     place = {"location": "bottom", "aspect": 22, "pad": 0.03} if below else {"pad": 0.012, "aspect": inches / 0.11}
     bar = figure.colorbar(ScalarMappable(colour_norm(scale), colours), ax=axes, fraction=0.04, shrink=0.98, **place)
-    bar.set_label("\n".join(textwrap.wrap(say_colour(panel), int(inches * 13))), fontsize=7 if below else 8)
+    text = say_colour(panels[0], several=len({id(panel.run) for panel in panels}) > 1)
+    bar.set_label("\n".join(textwrap.wrap(text, int(inches * 13))), fontsize=7 if below else 8)
     if scale.kind != "signed":
         bar.locator = MaxNLocator(5 if below else 8)
         bar.update_ticks()
@@ -212,13 +215,14 @@ def signed_ticks(scale: Scale) -> list[float]:
     return [*(-p for p in powers), 0.0, *reversed(powers)]
 
 
-def say_colour(panel: Panel) -> str:
-    """Say what the colour stands for."""
+def say_colour(panel: Panel, *, several: bool = False) -> str:
+    """Say what the colour stands for; of several runs no name is said."""
+    name = "the run" if several else panel.run.name
     title = say_metric(panel.view.metric, per_element=panel.view.per_element)
     if panel.minus is not None and panel.kind == "ratio":
-        return f"log10 of {panel.run.name} over {panel.minus.name}: {title}"
+        return f"log10 of {name} over {panel.minus.name}: {title}"
     if panel.minus is not None:
-        return f"{panel.run.name} minus {panel.minus.name}: {title}"
+        return f"{name} minus {panel.minus.name}: {title}"
     if panel.kind == "ratio":
         return f"log10 of the {title}, relative to the last hidden layer"
     return f"log10 of the {title}" if panel.kind == "magnitude" else title

@@ -233,3 +233,27 @@ def test_ctrl_c_closes_the_file_and_exits_130_and_the_run_can_go_on() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "lr: 0.0006 there, 0.5 here" in done.stderr
+
+
+def test_heatmap_takes_metrics_looks_and_another_run(capsys: pytest.CaptureFixture[str], make_run) -> None:
+    for seed in (0, 1):
+        make_run(f"net-s{seed}", seed=seed)
+    several = ["--metric", "param_grad_norm,param_norm", "--metric", "update_ratio"]
+    assert run_command(["heatmap", "net-s0", *several, "--theme", "dark", "--width", "two", "--by", "epoch"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("net-s0  ") == 3
+    assert "wrote figures/heatmap-param_grad_norm-param_norm-update_ratio-epochs-dark-two-column-net-s0.png" in err
+    assert run_command(["heatmap", "net-s0", "--minus", "net-s1", "--no-marks"]) == 0
+    out, err = capsys.readouterr()
+    assert "net-s0 over net-s1" in out
+    assert "wrote figures/heatmap-minus-net-s1-net-s0.png" in err
+    facts = json.loads(Path("figures/heatmap-minus-net-s1-net-s0.json").read_text())
+    assert [run["file"] for run in facts["runs"]] == ["net-s0.h5", "net-s1.h5"]
+    assert run_command(["heatmap", "net-s0", "--minus", "runs"]) == 2
+    assert "expected one run, got 2" in capsys.readouterr().err
+    assert run_command(["heatmap", "net-s0", "--relative", "--terminal"]) == 0
+    assert "relative to the last hidden layer" in " ".join(capsys.readouterr().out.split())
+    assert run_command(["heatmap", "net-s0", "--metric", "coherent_grad_norm"]) == 2
+    assert "lacks grad_coherence" in capsys.readouterr().err
+    assert run_command(["heatmap", "net-s0", "--metric", "param_norm,nothing"]) == 2
+    assert "'nothing' is not one of" in capsys.readouterr().err

@@ -321,3 +321,17 @@ def test_a_loss_far_beyond_the_others_does_not_press_them_flat(make_run) -> None
     panel = draw_compare([replace(run, epochs=epochs)]).axes[3]
     assert panel.get_ylim()[1] == pytest.approx(1.2)
     assert [text.get_text() for text in panel.texts] == ["up to 40 beyond"]
+
+
+def test_many_seeds_are_told_as_groups_and_differences_by_their_runs(make_run) -> None:
+    runs = [
+        read_run(make_run(f"{m}-s{s}", model=m, seed=s, decades=-2.0 - s)) for m in ("a", "b") for s in range(3)
+    ]  # fmt: skip
+    said = caption(runs).split("\n")
+    assert said[0].startswith("a (3 seeds): the gradient shrinks on its way back (first over last hidden layer 10^-")
+    assert len(said) == 3
+    one, several = caption(runs[:1], minus=runs[1]), caption(runs[:2], minus=runs[3])
+    assert "Red: a-s0 has more than a-s1" in one
+    assert "Red: the panel's run has more than b-s0" in several
+    bar = draw_heatmap(runs[:2], minus=runs[3]).axes[-1]
+    assert "log10 of the run over b-s0" in " ".join(bar.get_ylabel().split())
