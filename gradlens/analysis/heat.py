@@ -20,6 +20,8 @@ from gradlens.run import FloatArray, Layer, Run
 
 Kind = Literal["magnitude", "ratio", "share", "signed", "difference"]
 Span = tuple[int | None, int | None]
+LEAST_QUIET = 1e-4
+"""Of the largest signed magnitude: so far its scale is linear at least, as four decades on each side are enough."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def quiet_end(values: FloatArray) -> float:
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if not len(sizes):
         return 1.0
-    start = max(float(np.quantile(sizes, 0.1)), 1e-6 * float(sizes.max()))
+    start = max(float(np.quantile(sizes, 0.1)), LEAST_QUIET * float(sizes.max()))
     return float(10.0 ** math.floor(math.log10(start)))
 
 

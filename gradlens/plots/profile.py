@@ -24,6 +24,8 @@ from gradlens.plots.style import Look, current, fill, head_inches, house_style, 
 from gradlens.run import FloatArray
 
 MOST_TOLD = 4
+MOST_INSIDE = 2
+"""A legend of more lines stands below."""
 MOST_POINTS = 48
 """A line over more layers has no points on it."""
 MOST_NAMES = 14
@@ -91,7 +93,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
 def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
     """Put a short legend where there is room, and a long one below the panel, so that it hides no line."""
     letters = max(len(handle.get_label()) for handle in handles)
-    if len(handles) <= 4 and letters < inches * 8:
+    if len(handles) <= MOST_INSIDE and letters < inches * 8:
         axis.legend(handles=handles, loc="best")
         return
     columns = max(1, int(inches * 12 / (letters + 6)))

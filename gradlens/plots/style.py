@@ -27,7 +27,7 @@ Ground = Literal["light", "dark"]
 Width = Literal["one", "two", "screen"]
 WIDTHS_IN = {"one": 3.5, "two": 7.2}
 """Inches of one and of two columns of print: 89 and 183 mm."""
-LETTERS_PER_INCH = 15.5
+LETTERS_PER_INCH = 16.6
 """Of running text at the size of a caption."""
 
 

@@ -298,8 +298,9 @@ def test_a_depth_sweep_has_a_colour_per_family_and_is_sorted_by_depth(make_run) 
 
 
 def test_twenty_runs_in_two_groups_are_two_lines_and_two_rows(make_run) -> None:
+    run = read_run(make_run())
     runs = [
-        read_run(make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=0.4 + 0.01 * seed))
+        replace(run, name=f"{model}-s{seed}", info=dict(run.info) | {"model": model, "seed": seed})
         for model in ("plain34", "resnet34")
         for seed in range(10)
     ]
