@@ -101,7 +101,7 @@ def measure(columns: int, lines: int, options: argparse.Namespace) -> dict[str, 
     """Watch a run in a window of one size."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net-s0.h5"
-        total = options.warmup + options.windows * options.seconds + 10
+        total = options.warmup + options.windows * options.seconds + 3
         arguments = [str(path), str(options.rate), str(options.layers), str(total)]
         writer = subprocess.Popen([sys.executable, __file__, "--write", *arguments])
         while not path.exists():
@@ -123,6 +123,7 @@ def measure(columns: int, lines: int, options: argparse.Namespace) -> dict[str, 
         "window": f"{columns}x{lines}",
         "percent": [round(share, 2) for share in shares],
         "median_percent": round(statistics.median(shares), 2),
+        "mean_percent": round(statistics.mean(shares), 2),
         "start_s": round(start, 2),
         "kilobytes_per_s": round(statistics.median(sent) / 1000, 2),
         "pictures_per_s": round(pictures, 2),
@@ -151,7 +152,8 @@ def main() -> None:
         shares = one["percent"]
         print(
             f"{size}: {one['median_percent']} % of a core (median of {len(shares)} windows of {options.seconds:.0f} s; "
-            f"{min(shares)} to {max(shares)}), start {one['start_s']} s, {one['pictures_per_s']} pictures/s, "
+            f"{min(shares)} to {max(shares)}; mean {one['mean_percent']}), start {one['start_s']} s, "
+            f"{one['pictures_per_s']} pictures/s, "
             f"{one['kilobytes_per_s']} kB/s",
             flush=True,
         )

@@ -50,9 +50,10 @@ class Screen:
         self._rest = ""
 
     def __enter__(self) -> Screen:
-        self._wake = os.pipe()
-        for end in self._wake:
-            os.set_blocking(end, False)
+        if termios is not None:
+            self._wake = os.pipe()
+            for end in self._wake:
+                os.set_blocking(end, False)
         try:
             for name, handler in (("SIGTERM", _end), ("SIGHUP", _end), ("SIGWINCH", self._resized)):
                 self._handle(name, handler)
@@ -153,8 +154,10 @@ class Screen:
 
     def wait(self, seconds: float) -> list[str]:
         """Return the keys that were pressed, "resize" among them; none after so long."""
-        assert self._wake is not None
-        sources = [self._wake[0]] + ([] if self._in is None or termios is None else [self._in])
+        if self._wake is None:
+            time.sleep(max(seconds, 0.0))
+            return []
+        sources = [self._wake[0]] + ([] if self._in is None else [self._in])
         ready, _, _ = select.select(sources, [], [], max(seconds, 0.0))
         keys: list[str] = []
         if self._wake[0] in ready:

@@ -144,6 +144,7 @@ class LiveView:
         if path is None:
             return
         self.watched, self.judge = Watched(path), Judge(path)
+        self.argument = str(path)  # this one from now on, and none that is newer
         metrics = known_metrics(self.watched)
         if self.choice.metric not in metrics:
             self.choice.metric = metrics[0] if metrics else ""

@@ -267,8 +267,8 @@ class Judge:
             run = read_run(self.path)
             self.diagnosis, self.failed = diagnose(run), ""
             self.rows, self.step = len(run.steps), int(run.steps[-1]) if len(run.steps) else -1
-        except GradlensError as error:
-            self.failed = str(error)
+        except Exception as error:  # nothing that goes wrong here may take the view down, or write over it
+            self.failed = f"the diagnosis failed: {error}"
         took = time.thread_time() - began
         self.took += took
         self._next = time.monotonic() + max(took / self.SHARE, self.LEAST_S)

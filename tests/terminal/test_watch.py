@@ -106,7 +106,7 @@ def test_the_picture_grows_holds_still_and_goes_on(tmp_path: Path) -> None:
         window.wait_for(lambda screen: len(screen.rstrip().splitlines()) == 40)
         writer.rows(40)
         writer.epoch(1)
-        assert "train accuracy 0.25" in window.wait_for("epoch 2/3")
+        assert "epoch 2/3" in window.wait_for("train accuracy 0.25")
         writer.sink.close("complete")
         window.wait_for("complete")
         path.unlink()

@@ -226,3 +226,32 @@ def test_lines_where_there_is_no_terminal(make_run) -> None:
     assert way_line(watched) == "gradient stage0.0 / stage1.1 10^-2.4"
     assert waiting_lines("net-s9")[0] == "waiting for the run net-s9"
     assert "there are in runs: net-s0" in waiting_lines("net-s9")
+
+
+def test_a_diagnosis_that_fails_is_said_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradlens.terminal.watched.diagnose", lambda run: 1 / 0)
+    watched, judge = Watched(SAMPLE), Judge(SAMPLE)
+    judge.consider(watched.rows, watched.status)
+    judge.wait()
+    text = "\n".join(draw_watch(80, 24, watched, judge, Choice("activation_grad_norm"), colour=True).lines())
+    assert "the diagnosis failed: division by zero" in text
+
+
+def test_a_diagnosis_is_made_seldom_and_at_the_end_at_once() -> None:
+    watched, judge = Watched(SAMPLE), Judge(SAMPLE)
+    judge.consider(100, "running")
+    judge.wait()
+    assert judge.rows == watched.rows
+    judge.rows = -1
+    judge.consider(200, "running")
+    judge.wait()
+    assert judge.rows == -1
+    judge.hurry()
+    judge.consider(200, "running")
+    judge.wait()
+    assert judge.rows == watched.rows
+    judge.rows = -1
+    judge.consider(200, "complete")
+    judge.wait()
+    assert judge.rows == watched.rows
+    assert judge.took > 0
