@@ -128,7 +128,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "figure.facecolor": theme.paper,
         "savefig.facecolor": "auto",
         "svg.fonttype": "none",
-        "pdf.fonttype": 42,
+        "pdf.fonttype": 3,
         "svg.hashsalt": "gradlens",
     }
 
