@@ -28,10 +28,11 @@ def print_claims(console: Console, judgement: Judgement, *, detail: bool = False
         judgement: What was found.
         detail: Also print each setting's verdict, what would count, and all numbers.
     """
-    console.print(_matrix(console, judgement))
-    console.print(Padding(Text(judgement.explanation), (0, 0, 1, 0)))
     for control in judgement.controls:
         console.print(_control(console, control))
+    console.print()
+    console.print(_matrix(console, judgement))
+    console.print(Padding(Text(judgement.explanation), (0, 0, 1, 0)))
     for note in judgement.notes:
         console.print(Text(f"note: {note}"))
     for judged in judgement.claims:

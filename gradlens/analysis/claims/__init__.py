@@ -1,9 +1,9 @@
 """The claims of the report that started this project: tests fixed before looking, evidence, verdicts."""
 
 from gradlens.analysis.claims.controls import Control
+from gradlens.analysis.claims.evidence import Evidence, Verdict, say
 from gradlens.analysis.claims.judge import JudgedClaim, Judgement, judge_claims
 from gradlens.analysis.claims.texts import CLAIMS, OUTCOMES, Claim, Outcome
-from gradlens.analysis.claims.verdicts import Evidence, Verdict, say
 
 __all__ = [
     "CLAIMS",

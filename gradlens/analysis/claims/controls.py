@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlens.analysis.claims.measures import decades_back
 from gradlens.analysis.claims.texts import SHALLOW, VANISHES
 from gradlens.analysis.diagnose import diagnose
+from gradlens.analysis.findings import UNDECIDED
 from gradlens.run import Run
 
 
@@ -31,7 +33,7 @@ class Control:
 
 
 POSITIVE = "a sigmoid stack without batch norm: the gradient must vanish"
-NEGATIVE = f"a plain net of at most {SHALLOW} layers: the gradient must not vanish"
+NEGATIVE = f"a plain net of at most {SHALLOW} layers, from He initialisation: the gradient must not vanish"
 
 
 def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Control, Control]:
@@ -40,6 +42,9 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
     Args:
         positive: Runs whose gradient must vanish. A sigmoid's slope is at most 1/4, so that every layer weakens it.
         negative: Runs whose gradient cannot, as they are too shallow.
+
+    Returns:
+        Both controls. Runs in which nothing can be seen (no gradients, too few rows) are named and count for neither.
     """
     return (
         _check("positive", POSITIVE, positive, vanishes=True),
@@ -48,16 +53,17 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
 
 
 def _check(key: str, text: str, runs: Sequence[Run], *, vanishes: bool) -> Control:
-    if not runs:
-        return Control(key, text, 0, None, "not among the runs")
-    said, right = [], []
+    wrong, blind, seen = [], [], 0
     for run in runs:
-        decades, kinds = decades_back(run), diagnose(run).kinds
-        measured = decades < VANISHES
-        right.append(measured == vanishes and ("vanishing" in kinds) == vanishes)
-        if not right[-1]:
-            seen = "healthy" if not kinds else ", ".join(kinds)
-            said.append(f"{run.name}: diagnosed {seen}, first / last 10^{decades:+.1f}")
-    seen = "it vanishes" if vanishes else "it does not vanish"
-    detail = f"{seen} in all {len(runs)} runs" if all(right) else "; ".join(said)
-    return Control(key, text, len(runs), all(right), detail)
+        decades, diagnosis = decades_back(run), diagnose(run)
+        if math.isnan(decades) or diagnosis.kind == UNDECIDED:
+            blind.append(run.name)
+            continue
+        seen += 1
+        if (decades < VANISHES) != vanishes or ("vanishing" in diagnosis.kinds) != vanishes:
+            wrong.append(f"{run.name}: diagnosed {diagnosis.kind}, first / last 10^{decades:+.1f}")
+    told = [f"in {', '.join(blind)} nothing can be seen"] if blind else []
+    if not seen:
+        return Control(key, text, 0, None, "; ".join(["not among the runs", *told]))
+    right = f"it {'vanishes' if vanishes else 'does not vanish'} in all {seen} runs"
+    return Control(key, text, seen, not wrong, "; ".join([*(wrong or [right]), *told]))

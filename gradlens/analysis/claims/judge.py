@@ -9,12 +9,22 @@ from typing import Any
 
 from gradlens.analysis.claims.arms import CONDITIONS, Arms, sort_runs
 from gradlens.analysis.claims.controls import Control, check_controls
+from gradlens.analysis.claims.deeper import judge_cause, judge_depth
+from gradlens.analysis.claims.evidence import Verdict, say
 from gradlens.analysis.claims.explain import explain
 from gradlens.analysis.claims.texts import CLAIMS, Claim
-from gradlens.analysis.claims.verdicts import JUDGES, Verdict
+from gradlens.analysis.claims.verdicts import judge_end, judge_path, judge_speed, judge_vanishing
 from gradlens.errors import ConfigError
 from gradlens.run import Run
 
+JUDGES = {
+    "A": judge_vanishing,
+    "B": judge_path,
+    "C": judge_speed,
+    "D": judge_end,
+    "E": judge_depth,
+    "F": judge_cause,
+}
 COPIES = 0.01
 """Of a larger share of validation pictures with a copy among the training pictures, validation is memory."""
 
@@ -120,15 +130,34 @@ def judge_claims(runs: Sequence[Run]) -> Judgement:
     arms = sort_runs(runs)
     if not arms.settings:
         raise ConfigError(
-            f"none of the {len(runs)} runs is a finished one of a plain or residual net, such as plain34 and resnet34",
+            f"none of the {len(runs)} runs is a complete one of a plain or residual net, such as plain34 and resnet34"
+            f"{_instead(arms)}",
             tip="gradlens run experiments/report.toml trains what is needed",
         )
     controls = check_controls(arms.positive, arms.negative)
     failed = [control for control in controls if control.passed is False]
     halves = any(any(setting.halves.values()) for setting in arms.settings)
     judged = [_judge(one, arms, failed) for one in CLAIMS if one.key != "F" or halves]
-    explanation = _withheld(failed) if failed else explain({one.claim.key: one.overall for one in judged})
+    if failed:
+        explanation = _withheld(failed)
+    else:
+        overall = {one.claim.key: one.overall for one in judged}
+        settings = [{one.claim.key: one.verdicts[i] for one in judged} for i in range(len(arms.settings))]
+        explanation = explain(overall, settings)
     return Judgement(tuple(judged), controls, explanation, tuple(_notes(arms, controls, halves)), len(runs))
+
+
+def _instead(arms: Arms) -> str:
+    """Say what the runs are instead."""
+    counts = {
+        "not ended": arms.unfinished,
+        "interrupted or failed": arms.broken,
+        "controls": [*arms.positive, *arms.negative],
+        "halves of a shortcut alone": arms.lone,
+        "other nets": arms.others,
+    }
+    found = ", ".join(f"{len(runs)} {name}" for name, runs in counts.items() if runs)
+    return f" (they are: {found})" if found else ""
 
 
 def _withheld(failed: Sequence[Control]) -> str:
@@ -158,7 +187,7 @@ def _judge(claim: Claim, arms: Arms, failed: Sequence[Control]) -> JudgedClaim:
 def _combine(verdicts: Sequence[Verdict]) -> Verdict:
     """Put the settings of a condition together.
 
-    What all settings that decide say, where they are at least half of those that test it; mixed where they contradict
+    What all settings that decide say, where they are more than half of those that test it; mixed where they contradict
     each other.
     """
     if not any(verdict.counts for verdict in verdicts):
@@ -170,15 +199,29 @@ def _combine(verdicts: Sequence[Verdict]) -> Verdict:
     decided = [verdict for verdict in verdicts if verdict.verdict != "undecided"]
     outcomes = sorted({verdict.verdict for verdict in decided})
     if not decided:
-        return max(verdicts, key=lambda verdict: len(verdict.evidence))
+        best = max(verdicts, key=_seeds)
+        return replace(best, why=f"in all {len(verdicts)} settings; {best.setting}: {best.why}")
     if len(outcomes) > 1:
         said = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in decided)
-        return replace(decided[0], verdict="mixed", why=f"it depends on the setting: {said}")
-    best = max(decided, key=lambda verdict: max((one.n for one in verdict.evidence), default=0))
-    where = f"in {len(decided)} of {len(verdicts)} settings; {best.setting}: {best.why}"
-    if len(decided) * 2 < len(verdicts):
+        return replace(decided[0], verdict="mixed", spread=True, why=f"it depends on the setting: {said}")
+    best = max(decided, key=_seeds)
+    where = f"in {len(decided)} of {len(verdicts)} settings{_range(decided)}; {best.setting}: {best.why}"
+    if len(decided) * 2 <= len(verdicts):
         return replace(best, verdict="undecided", partly=best.verdict, why=f"{best.verdict} {where}")
     return replace(best, why=where)
+
+
+def _seeds(verdict: Verdict) -> int:
+    return max((one.n for one in verdict.evidence), default=0)
+
+
+def _range(verdicts: Sequence[Verdict]) -> str:
+    """Say from where to where the deciding number goes over the settings."""
+    numbers = sorted((one.evidence[0] for one in verdicts if one.evidence), key=lambda one: one.value)
+    if len(numbers) < 2:
+        return ""
+    low, high = (say(replace(one, low=math.nan, high=math.nan)) for one in (numbers[0], numbers[-1]))
+    return f", {low} to {high}"
 
 
 def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
@@ -193,6 +236,8 @@ def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
         notes.append("the cause was not tested: gradlens run experiments/cause.toml trains halves of the shortcut")
     for runs, why in (
         (arms.unfinished, "not ended yet"),
+        (arms.broken, "interrupted or failed before its end"),
+        (arms.lone, "halves of a shortcut without the nets to compare them with"),
         (arms.repeats, "a repeated seed of the same model and settings"),
         (arms.others, "no plain or residual net with a seed"),
     ):
@@ -202,7 +247,7 @@ def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
     for setting in arms.settings:
         if setting.copies > COPIES:
             notes.append(
-                f"{setting.condition}, {setting.label}: {setting.copies:.0%} of the validation pictures have a copy "
+                f"{setting.condition}, {setting.name()}: {setting.copies:.0%} of the validation pictures have a copy "
                 "among the training pictures; its validation figures are partly memory"
             )
     return notes

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from gradlens.analysis.claims.texts import FLOAT32_DECADES
-from gradlens.analysis.profile import end_to_end, layer_values
+from gradlens.analysis.profile import ACTIVATION_GRAD, end_to_end, layer_values, typical_values
 from gradlens.analysis.stats import Interval, mean_interval, t_975
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.run import FloatArray, Run
@@ -17,13 +17,29 @@ LAST_EPOCHS = 5
 """Over so many epochs it is seen whether the training loss still falls."""
 
 
+def diverged(run: Run) -> bool:
+    """Say whether a run ended as its loss was no longer finite."""
+    loss = np.asarray(run.scalars.get("loss", np.empty(0)), dtype=np.float64)
+    return run.status == "failed" and len(loss) > 0 and not np.isfinite(loss[-1])
+
+
 def decades_back(run: Run) -> float:
     """Return log10 of the gradient's norm at the first layer's output over that at the last hidden one's.
 
-    The median over rows; -inf where the first is exactly 0 in most of them.
+    The (lower) median over rows; -inf where the first is exactly 0 in most of them. NaN where it is not known in most
+    rows: no gradient was recorded, it was not finite, or both ends were exactly 0.
     """
     ends = end_to_end(run)
-    return math.nan if ends is None else ends.median()
+    if ends is None:
+        return math.nan
+    values = typical_values(run, ACTIVATION_GRAD)[:, [ends.first, ends.last]]
+    known = np.isfinite(values).all(axis=1) & (values > 0).any(axis=1)
+    recorded = (~np.isnan(values)).any(axis=1)
+    if known.sum() * 2 <= recorded.sum():
+        return math.nan
+    with np.errstate(divide="ignore"):
+        decades = np.sort(np.log10(values[known, 0]) - np.log10(values[known, 1]))
+    return float(decades[(len(decades) - 1) // 2])
 
 
 def cut_decades(decades: float) -> float:
@@ -53,7 +69,9 @@ def shortcut_share(run: Run) -> float:
 
 
 def final(run: Run, column: str) -> float:
-    """Return a column of the table of epochs in the last epoch."""
+    """Return a column of the table of epochs in the last epoch; of a run that diverged, chance, and no loss."""
+    if diverged(run):
+        return chance(run) if column.endswith("accuracy") else math.nan
     values = run.epochs.get(column, np.empty(0))
     return float(values[-1]) if len(values) else math.nan
 
@@ -64,8 +82,13 @@ def n_epochs(run: Run) -> int:
 
 
 def mean_accuracy(run: Run, epochs: int) -> float:
-    """Return the area under the training accuracy over the first epochs, per epoch."""
+    """Return the area under the training accuracy over the first epochs, per epoch.
+
+    A run that diverged is at chance from there on.
+    """
     values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)[:epochs]
+    if diverged(run):
+        values = np.append(values, np.full(epochs - len(values), chance(run)))
     return float(values.mean()) if len(values) == epochs and epochs else math.nan
 
 
@@ -88,8 +111,18 @@ def gap(run: Run) -> float:
     return final(run, "train_accuracy") - final(run, "val_accuracy")
 
 
+def end_loss(run: Run) -> float:
+    """Return the training loss on its last stretch: the median of the last epochs."""
+    losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
+    return float(np.median(losses)) if len(losses) and not diverged(run) else math.nan
+
+
 def still_falls(run: Run) -> float:
-    """Return by how much the training loss fell over the last epochs, per epoch: 0 on a plateau."""
+    """Return by how much the training loss fell over the last epochs, per epoch: 0 on a plateau.
+
+    A plateau has two causes: nothing is left to learn, or nothing can be learnt; and a learning rate that was brought
+    down makes one, too. So it stands beside the loss at which it is.
+    """
     losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
     return float((losses[0] - losses[-1]) / (len(losses) - 1)) if len(losses) > 1 else math.nan
 
