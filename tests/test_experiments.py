@@ -61,3 +61,21 @@ def test_the_cost_of_checksums_is_measured() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ratio") == 3
+
+
+@pytest.mark.slow
+def test_the_cost_of_watching_is_measured(tmp_path: Path) -> None:
+    script, out = ROOT / "experiments" / "watch" / "measure.py", tmp_path / "results.json"
+    options = ["--rate", "100", "--layers", "4", "--windows", "2", "--seconds", "1", "--warmup", "3"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options, "--sizes", "80x24", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text(encoding="utf-8"))["found"]
+    assert found["exit_code"] == 0
+    assert len(found["percent"]) == 2
+    assert found["pictures_per_s"] > 0
