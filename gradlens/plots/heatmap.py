@@ -136,6 +136,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
     seeds = _columns_of_seeds([panel.run for panel in panels])
     most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
     columns = seeds if 1 < seeds <= 5 and look.width != "one" else min(len(panels), most)
+    columns = math.ceil(len(panels) / math.ceil(len(panels) / columns))  # four stand two by two, not three and one
     rows = math.ceil(len(panels) / columns)
     height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
