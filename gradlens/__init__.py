@@ -10,8 +10,11 @@ The view wing reads, judges and draws, and never imports torch::
     run = gradlens.read_run("run.h5")
     run.metric("param_grad_norm")          # (T, L) float32
     print(gradlens.diagnose(run))          # what is wrong, with evidence, threshold, source and remedy
+    gradlens.heatmap(run)                  # a figure; also profile(runs)
+    gradlens.compare(runs)                 # accuracy and loss, seeds grouped; also claims(runs)
 
-Names are loaded on first use, so ``import gradlens`` costs nothing.
+Runs and what is said of them show themselves in a notebook. Names are loaded on first use, so ``import gradlens`` costs
+nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +35,12 @@ _HOME = {
     "diagnose_arrays": "gradlens.analysis.diagnose",
     "Diagnosis": "gradlens.analysis.findings",
     "Finding": "gradlens.analysis.findings",
+    "heatmap": "gradlens.views",
+    "profile": "gradlens.views",
+    "compare": "gradlens.views",
+    "claims": "gradlens.views",
     "read_run": "gradlens.storage",
+    "read_runs": "gradlens.storage",
     "follow_run": "gradlens.storage",
     "Run": "gradlens.run",
     "Layer": "gradlens.run",
@@ -50,11 +58,16 @@ __all__ = [
     "Run",
     "__version__",
     "all_leaves",
+    "claims",
+    "compare",
     "diagnose",
     "diagnose_arrays",
     "follow_run",
+    "heatmap",
     "log_spaced",
+    "profile",
     "read_run",
+    "read_runs",
     "record",
     "with_norms",
 ]
@@ -65,7 +78,8 @@ if TYPE_CHECKING:
     from gradlens.errors import GradlensError, GradlensWarning
     from gradlens.recorder import Recorder, all_leaves, log_spaced, record, with_norms
     from gradlens.run import Layer, Run
-    from gradlens.storage import follow_run, read_run
+    from gradlens.storage import follow_run, read_run, read_runs
+    from gradlens.views import claims, compare, heatmap, profile
 
 
 __getattr__ = loader(__name__, _HOME)

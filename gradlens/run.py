@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gradlens.blocks import STATISTICS, Blocks, choose_level, summarise
 from gradlens.errors import ConfigError
+from gradlens.lazy import shown_by
 from gradlens.metrics import is_linear
 
 Role = Literal["main", "shortcut", "norm"]
@@ -308,6 +309,8 @@ class Run:
             f"Run({self.name}: {self.model or 'model'} seed {self.seed}, {len(self.steps)} rows x "
             f"{len(self.layers)} layers, {self.status})"
         )
+
+    _repr_html_ = shown_by("run_card")
 
 
 def jsonable(value: Any) -> str:

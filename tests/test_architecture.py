@@ -35,13 +35,15 @@ FLOORS = {
     "plots": 4,
     "terminal": 4,
     "export": 4,
+    "notebook": 4.5,
+    "views": 4.5,
     "train": 5,
     "report": 5,
     "cli": 6,
     "": 7,
     "__main__": 7,
 }
-VIEW_WING = {"analysis", "plots", "terminal", "export", "report"}
+VIEW_WING = {"analysis", "plots", "terminal", "export", "report", "notebook", "views"}
 HOMES = {
     "torch": {"recorder", "models", "data", "train"},
     "torchvision": {"models", "data"},
@@ -122,7 +124,8 @@ def test_no_pyplot_anywhere() -> None:
 def test_nothing_is_public_by_accident() -> None:
     assert sorted(gradlens.__all__) == [
         "Diagnosis", "Finding", "GradlensError", "GradlensWarning", "Layer", "Recorder", "Run", "__version__",
-        "all_leaves", "diagnose", "diagnose_arrays", "follow_run", "log_spaced", "read_run", "record", "with_norms",
+        "all_leaves", "claims", "compare", "diagnose", "diagnose_arrays", "follow_run", "heatmap", "log_spaced",
+        "profile", "read_run", "read_runs", "record", "with_norms",
     ]  # fmt: skip
     for name in gradlens.__all__:
         assert getattr(gradlens, name) is not None

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradlens.analysis.stats import Interval, difference_interval, mean_interval
+from gradlens.errors import ConfigError
+from gradlens.lazy import shown_by
 from gradlens.run import FloatArray, Run
 
 # The four rows of the report's table, in its order.
@@ -87,6 +89,56 @@ class Group:
         """Return a column of each run's last epoch, (S,)."""
         lasts = [values[-1] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
         return np.array(lasts, dtype=np.float64)
+
+    _repr_html_ = shown_by("group_card")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Nets side by side.
+
+    Args:
+        groups: Runs that differ in nothing but the seed.
+        repeats: Left out: runs that repeat the model, the settings and the seed of an earlier one.
+        unfinished: Left out: runs that have not finished an epoch.
+    """
+
+    groups: tuple[Group, ...]
+    repeats: tuple[Run, ...] = ()
+    unfinished: tuple[Run, ...] = ()
+
+    def table(self, *, with_report: bool = False) -> list[dict[str, Any]]:
+        """Return the table of the last epoch, as ``final_table`` does."""
+        return final_table(list(self.groups), with_report=with_report)
+
+    def left_out(self) -> list[str]:
+        """Say which runs were left out, and why."""
+        reasons = (("repeats a seed of the same model and settings", self.repeats),
+                   ("has not finished an epoch", self.unfinished))  # fmt: skip
+        return [f"{run.name} {why}: it is left out" for why, runs in reasons for run in runs]
+
+    def __str__(self) -> str:
+        """Return the table of the last epoch as text."""
+        rows = [("last epoch", *FINAL_ROWS.values())]
+        rows += [(g.label, *(say_interval(g.final(column)) for column in FINAL_ROWS)) for g in self.groups]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join(lines + self.left_out())
+
+    _repr_html_ = shown_by("comparison_card")
+
+
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Compare accuracy and loss of runs: seeds of one model and settings are put together.
+
+    Raises:
+        ConfigError: No run has finished an epoch.
+    """
+    finished = [run for run in runs if len(run.epochs.get("epoch", ()))]
+    if not finished:
+        raise ConfigError("nothing to compare: no run has finished an epoch")
+    unfinished = tuple(run for run in runs if not len(run.epochs.get("epoch", ())))
+    return Comparison(tuple(group_runs(finished)), tuple(repeated_runs(finished)), unfinished)
 
 
 def repeated_runs(runs: list[Run]) -> list[Run]:

@@ -6,6 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from gradlens.lazy import shown_by
+
 KINDS = ("exploding", "nonfinite", "dead", "saturated", "vanishing", "frozen", "unused", "incoherent")
 """All kinds, causes before what they cause: of several findings the first in this order is the main one. An explosion
 ends in what is not finite; dead and saturated units let the gradient vanish; what is still wrong with norms that are
@@ -92,6 +94,8 @@ class Diagnosis:
         for note in self.notes:
             lines += _wrapped(f"note: {note}", "  ")
         return "\n".join(lines)
+
+    _repr_html_ = shown_by("diagnosis_card")
 
 
 def make_diagnosis(

@@ -11,7 +11,10 @@ _HOME = {
     "draw_heatmap": "gradlens.plots.heatmap",
     "draw_profile": "gradlens.plots.profile",
     "draw_ridges": "gradlens.plots.ridges",
+    "draw_small_curves": "gradlens.plots.small",
+    "draw_small_heatmap": "gradlens.plots.small",
     "figure_name": "gradlens.plots.files",
+    "png": "gradlens.plots.picture",
     "save_figure": "gradlens.plots.files",
     "save_film": "gradlens.plots.film",
 }
@@ -24,6 +27,9 @@ __all__ = [
     "figure_name",
     "save_figure",
     "save_film",
+    "draw_small_curves",
+    "draw_small_heatmap",
+    "png",
 ]
 
 if TYPE_CHECKING:
@@ -31,8 +37,10 @@ if TYPE_CHECKING:
     from gradlens.plots.files import figure_name, save_figure
     from gradlens.plots.film import save_film
     from gradlens.plots.heatmap import draw_heatmap
+    from gradlens.plots.picture import png
     from gradlens.plots.profile import draw_profile
     from gradlens.plots.ridges import draw_ridges
+    from gradlens.plots.small import draw_small_curves, draw_small_heatmap
 
 
 __getattr__ = loader(__name__, _HOME)

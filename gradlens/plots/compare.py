@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
+from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray, Run
 
@@ -30,7 +30,7 @@ FAR = 1.5
 """A loss so many times beyond the others would press them flat."""
 
 
-def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look | None = None) -> Figure:
+def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look | None = None) -> Picture:
     """Draw training and validation accuracy and loss over epochs, a line per net, over the table of the last epoch.
 
     Lines are means over seeds, as long as all of them run, bands their 95 % intervals, thin lines the single seeds.
@@ -55,7 +55,7 @@ def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look |
         return _draw(groups, with_report, look)
 
 
-def _draw(groups: list[Group], with_report: bool, look: Look) -> Figure:
+def _draw(groups: list[Group], with_report: bool, look: Look) -> Picture:
     table = final_table(groups, with_report=with_report)
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
@@ -65,7 +65,7 @@ def _draw(groups: list[Group], with_report: bool, look: Look) -> Figure:
     rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
     panels = [2.1] * 4 if one else [2.2] * 2
     heights = [*panels, names, rows]
-    figure = Figure(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
+    figure = Picture(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(heights), 1 if one else 2, height_ratios=heights)
     for i, (column, title) in enumerate(PANELS):
         axis = figure.add_subplot(grid[i, 0] if one else grid[i // 2, i % 2])
@@ -83,6 +83,11 @@ def _draw(groups: list[Group], with_report: bool, look: Look) -> Figure:
     _draw_table(figure.add_subplot(grid[-1, :]), groups, table, looks, narrow=one)
     figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
+
+
+def draw_curves(axis: Axes, groups: Sequence[Group], column: str) -> None:
+    """Draw a quantity over epochs, a line per group."""
+    _draw_panel(axis, list(groups), column, looks_of([group.model for group in groups]))
 
 
 def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[str, str]]) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -31,6 +30,7 @@ from gradlens.analysis.profile import (
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
+from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 
@@ -55,7 +55,7 @@ def draw_heatmap(
     by: By = "step",
     marks: bool = True,
     look: Look | None = None,
-) -> Figure:
+) -> Picture:
     """Draw metrics of one or more runs as layers (input at the top) by steps, with one colour scale for each metric.
 
     Args:
@@ -131,7 +131,7 @@ def _panel_height(panels: Sequence[Panel], most: float) -> float:
     return min(max(1.5 + 0.105 * layers, 2.6), most)
 
 
-def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> Figure:
+def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> Picture:
     """Draw one metric: panels in rows, with one colour bar."""
     seeds = _columns_of_seeds([panel.run for panel in panels])
     most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
@@ -141,7 +141,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
     height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
     head = _head(panels, width, look)
-    figure = Figure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
+    figure = Picture(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
     for i, axis in enumerate(axes.flat):
@@ -162,7 +162,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> F
     return figure
 
 
-def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> Figure:
+def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> Picture:
     """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all below each other."""
     across = look.width != "one"
     count, metrics = len(panels), len(panels[0])
@@ -171,7 +171,7 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
     height = _panel_height(everything, 2.8 if not across else 4.6 if count < 3 else 3.2)
     width = look.inches(1.6 + 2.9 * columns)
     head = _head(everything, width, look)
-    figure = Figure(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
+    figure = Picture(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     labels, formats = label_runs([row[0].run for row in panels]), list[Patch]()
     for m in range(metrics):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradlens.analysis.curves import Steps
@@ -17,6 +16,7 @@ from gradlens.analysis.profile import find_stages
 from gradlens.analysis.ridges import Ridges, common_grid
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.panels import choose_labels
+from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style
 from gradlens.run import FloatArray
 
@@ -34,7 +34,7 @@ def draw_ridges(
     per_element: bool = False,
     steps: Steps = (None, None),
     look: Look | None = None,
-) -> Figure:
+) -> Picture:
     """Draw a panel per run, and in it the density over steps of each layer, the input's at the top.
 
     All densities of the figure have one scale, so that equal areas stand for equally many steps.
@@ -54,7 +54,7 @@ def draw_ridges(
         return _draw(list(ridges), metric, per_element, look)
 
 
-def _draw(ridges: list[Ridges], metric: str, per_element: bool, look: Look) -> Figure:
+def _draw(ridges: list[Ridges], metric: str, per_element: bool, look: Look) -> Picture:
     columns = 1 if look.width == "one" else min(len(ridges), PANELS_PER_ROW)
     rows = -(-len(ridges) // columns)
     width = look.inches(1.4 + 3.1 * columns)
@@ -62,7 +62,7 @@ def _draw(ridges: list[Ridges], metric: str, per_element: bool, look: Look) -> F
     head = fill(lines if look.width == "one" else [*lines, *_how(metric)], width)
     most = max(min(len(one.layers), MOST_RIDGES) for one in ridges)
     height = min(1.3 + 0.115 * most, 5.6)
-    figure = Figure(figsize=(width, 0.3 + head_inches(head) + height * rows), layout="constrained")
+    figure = Picture(figsize=(width, 0.3 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     grid = common_grid(ridges)
     chosen = [choose_labels(one.layers, MOST_RIDGES) for one in ridges]

@@ -18,6 +18,7 @@ _HOME = {
     "newest_run": "gradlens.storage.find",
     "read_card": "gradlens.storage.cards",
     "read_run": "gradlens.storage.reader",
+    "read_runs": "gradlens.storage.reader",
     "recover_run": "gradlens.storage.recover",
     "resolve_runs": "gradlens.storage.find",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "newest_run",
     "read_card",
     "read_run",
+    "read_runs",
     "recover_run",
     "resolve_runs",
 ]
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from gradlens.storage.cards import read_card
     from gradlens.storage.find import awaited_run, find_runs, newest_run, resolve_runs
     from gradlens.storage.follow import Follower, NewRows, follow_run
-    from gradlens.storage.reader import read_run
+    from gradlens.storage.reader import read_run, read_runs
     from gradlens.storage.recover import Recovery, recover_run
     from gradlens.storage.writer import FileSink
 

@@ -12,6 +12,7 @@ import numpy as np
 from gradlens.blocks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
 from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run, Status
+from gradlens.storage.find import resolve_runs
 from gradlens.storage.stored import StoredFile, reading
 
 AT_ONCE = 50_000
@@ -40,6 +41,24 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         run.metric("param_grad_norm").shape       # (T, L)
     """
     return reading(path, _read)
+
+
+def read_runs(*places: str | os.PathLike[str], deep: bool = False) -> list[Run]:
+    """Read several run files.
+
+    Args:
+        places: Files, names under ``runs/``, or folders, each for all runs in it; left out, all runs under ``runs/``.
+        deep: A folder also stands for the runs in the folders below it.
+
+    Returns:
+        The runs, those of a folder by name.
+
+    Raises:
+        NoRunError: A file or folder is not there, or a folder holds no run.
+        RunFileError: As in ``read_run``.
+    """
+    paths = resolve_runs([Path(place) for place in places], default="all", deep=deep)
+    return [read_run(path) for path in paths]
 
 
 def _read(stored: StoredFile) -> Run:

@@ -15,6 +15,7 @@ from gradlens.analysis.claims.explain import explain
 from gradlens.analysis.claims.texts import CLAIMS, Claim
 from gradlens.analysis.claims.verdicts import judge_end, judge_path, judge_speed, judge_vanishing
 from gradlens.errors import ConfigError
+from gradlens.lazy import shown_by
 from gradlens.run import Run
 
 JUDGES = {
@@ -66,6 +67,16 @@ class Judgement:
     def conditions(self) -> list[str]:
         """The conditions that were trained."""
         return [one for one in CONDITIONS if any(one in judged.overall for judged in self.claims)]
+
+    def __repr__(self) -> str:
+        """Return the verdicts in a line."""
+        said = "; ".join(
+            f"{one}: " + ", ".join(f"{j.claim.key} {j.overall[one].verdict}" for j in self.claims if one in j.overall)
+            for one in self.conditions
+        )
+        return f"Judgement({self.runs} runs; {said})"
+
+    _repr_html_ = shown_by("judgement_card")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON knows it; NaN and infinities as None and text."""
