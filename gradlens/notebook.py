@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_TOLD = 4
 """So many sentences of a kind."""
+MOST_SCALARS = 7
 MOST_NUMBERS = 200
 """So many rows of the table of all numbers of a judgement."""
 SHOWN_FIRST = ("activation_grad_norm", "param_grad_norm")
@@ -91,11 +92,19 @@ def run_card(run: Run) -> str:
 
 def _last_epoch(run: Run) -> Markup:
     if not len(run.epochs.get("epoch", ())):
-        return _line("no epoch is finished", faint=True)
+        return _last_row(run)
     columns = [*EPOCH_COLUMNS, *(name for name in run.epochs if name not in EPOCH_COLUMNS)]
     columns = [name for name in columns if name in run.epochs and math.isfinite(run.epochs[name][-1])]
     values = [_say_number(name, float(run.epochs[name][-1])) for name in columns]
     return _table([("last " if name == "epoch" else "") + name.replace("_", " ") for name in columns], [values])
+
+
+def _last_row(run: Run) -> Markup:
+    if not len(run.steps) or not run.scalars:
+        return _line("no epoch is finished", faint=True)
+    names = list(run.scalars)[:MOST_SCALARS]
+    last = [f"{run.scalars[name][-1]:.4g}" for name in names]
+    return _table(["last step", *(name.replace("_", " ") for name in names)], [[str(run.steps[-1]), *last]])
 
 
 def _say_number(name: str, value: float) -> str:
@@ -294,8 +303,8 @@ def _folded(title: str, content: Markup) -> Markup:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> Markup:
-    """Return a table; of numbers, with all columns but the first pushed to the right where there are several rows."""
-    styles = [NUMBER if numbers and (i or len(rows) == 1) else CELL for i in range(len(head))]
+    """Return a table; of numbers, with all columns but the first pushed to the right."""
+    styles = [NUMBER if numbers and i else CELL for i in range(len(head))]
     top = [element("th", name, style=style + HEAD) for name, style in zip(head, styles, strict=True)]
     body = [
         element("tr", *(element("td", cell, style=style) for cell, style in zip(row, styles, strict=True)),

@@ -165,6 +165,11 @@ def test_a_run_without_rows_is_shown(make_run: Callable[..., Path]) -> None:
     assert pictures(card) == 0
 
 
+def test_a_run_without_epochs_shows_its_last_step(make_run: Callable[..., Path]) -> None:
+    text = Parsed(gradlens.read_run(make_run(steps=10, epochs=0))._repr_html_()).text
+    assert "last steplosslr90.10.1" in text
+
+
 def test_a_long_run_is_read_by_blocks(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 1000)
     run = gradlens.read_run(make_run(steps=20_000, layers=6, epochs=1))
@@ -282,3 +287,17 @@ def test_a_part_that_fails_leaves_the_rest(run: Run, monkeypatch: pytest.MonkeyP
     card = run._repr_html_()
     assert "this cannot be shown: division by zero" in Parsed(card).text
     assert pictures(card) == 1
+
+
+def test_a_loss_that_began_high_does_not_hide_the_rest(make_run: Callable[..., Path]) -> None:
+    from gradlens.plots import draw_small_curves
+
+    calm = gradlens.compare(make_run(epochs=5))
+    high = [
+        replace(run, epochs={**run.epochs, "val_loss": np.array([90.0, 1, 1, 1, 1])}) for run in calm.groups[0].runs
+    ]
+    scales = [
+        [axis.get_yscale() for axis in draw_small_curves(gradlens.compare(runs).groups).axes]
+        for runs in (calm.groups[0].runs, high)
+    ]
+    assert scales == [["linear"] * 4, ["linear", "linear", "linear", "log"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from gradlens.analysis.compare import FINAL_ROWS, Group
 from gradlens.analysis.heat import View, common_scale, make_panel
@@ -18,6 +19,8 @@ from gradlens.run import Run
 COLUMNS = 400
 HEIGHT_IN, WIDTH_IN = 2.5, 7.2
 MOST_GROUPS = 7
+HIGH = 10
+"""So many times its median is a loss that would press all others to the floor."""
 
 
 def draw_small_heatmap(run: Run, metric: str) -> Picture:
@@ -52,7 +55,18 @@ def draw_small_curves(groups: Sequence[Group]) -> Picture:
         axes = figure.subplots(1, len(FINAL_ROWS))
         for axis, (column, title) in zip(axes, FINAL_ROWS.items(), strict=True):
             draw_curves(axis, shown, column)
-            axis.set_title(title)
+            axis.set_title(title + _bend(axis, shown, column))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2 if len(shown) > 1 else 1)
     return figure
+
+
+def _bend(axis: Axes, groups: Sequence[Group], column: str) -> str:
+    """Scale a loss that began high above where it went on by its logarithm, and say so."""
+    values = np.concatenate([group.curve(column).ravel() for group in groups])
+    values = values[np.isfinite(values) & (values > 0)]
+    if "loss" not in column or not len(values) or values.max() < HIGH * np.median(values):
+        return ""
+    axis.set_yscale("log")
+    axis.set_ylim(values.min() / 1.2, values.max() * 1.2)
+    return ", log scale"

@@ -32,3 +32,12 @@ def talk() -> Console:
 def has_colour(console: Console) -> bool:
     """Say whether colours will be seen."""
     return console.color_system is not None and not console.no_color
+
+
+def is_live(console: Console) -> bool:
+    """Say whether what was shown can be drawn over: in a terminal.
+
+    Below a cell of a notebook every version would stay, one under the other; Jupyter leaves this variable to what a
+    cell starts.
+    """
+    return console.is_terminal and "JPY_PARENT_PID" not in os.environ

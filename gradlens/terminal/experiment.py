@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.jobs import Job
+from gradlens.terminal.console import is_live
 from gradlens.terminal.summary import say_seconds
 
 STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "yellow", "running": "cyan"}
@@ -34,7 +35,7 @@ class ExperimentView:
         kept = [job for job in self.jobs if job.state == "kept"]
         for job in kept:
             self.console.print(Text(f"{job.label}: kept, it is complete", style="dim"))
-        if self.console.is_terminal:
+        if is_live(self.console):
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()
         return self

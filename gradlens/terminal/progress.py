@@ -20,12 +20,12 @@ from rich.text import Text
 from gradlens.events import Ended, EpochDone, Event, NonFinite, Note, Started, StepDone
 from gradlens.run import FloatArray
 from gradlens.terminal.colours import strip
-from gradlens.terminal.console import has_colour
+from gradlens.terminal.console import has_colour, is_live
 from gradlens.terminal.summary import say_seconds
 
 
 class TrainingView:
-    """Shows the events of trainings on a console: live in a terminal, a line per epoch elsewhere.
+    """Shows the events of trainings on a console: live in a terminal, a line per epoch elsewhere, as in a notebook.
 
     Use it as a context manager and as the listener of ``train_run``.
     """
@@ -47,7 +47,7 @@ class TrainingView:
         self._said_nonfinite = False
 
     def __enter__(self) -> TrainingView:
-        if self.console.is_terminal:
+        if is_live(self.console):
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=5, transient=True)
             self._live.start()
         return self
