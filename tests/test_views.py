@@ -117,6 +117,7 @@ def test_a_comparison_says_whom_it_left_out(make_run: Callable[..., Path], run: 
     make_run("fresh-s0", model="resnet34", epochs=0)
     comparison = gradlens.compare([run, "again-s0", "fresh-s0"])
     assert [group.label for group in comparison.groups] == ["plain34"]
+    assert repr(comparison) == "Comparison(plain34, 1 seed, 2 epochs)"
     said = str(comparison)
     assert said.splitlines()[:2] == [
         "last epoch  training accuracy  validation accuracy  training loss  validation loss",
@@ -193,6 +194,7 @@ def test_a_diagnosis_shows_verdict_reasons_remedy_and_evidence(run: Run) -> None
     for said in ("vanishing", main.evidence, main.remedy, main.threshold, main.source, f"{main.confidence:.2f}"):
         assert said in shown.text
     assert "table" in shown.tags
+    assert repr(diagnosis) == f"Diagnosis(net-s0: {', '.join(diagnosis.kinds)}, 20 rows)"
     healthy = Parsed(Diagnosis("net", (), 30, "no fault is seen", ("noticed",))._repr_html_())
     assert "healthy" in healthy.text
     assert "no fault is seen" in healthy.text

@@ -117,6 +117,10 @@ class Comparison:
                    ("has not finished an epoch", self.unfinished))  # fmt: skip
         return [f"{run.name} {why}: it is left out" for why, runs in reasons for run in runs]
 
+    def __repr__(self) -> str:
+        """Return the nets in a line; ``print`` shows the table of the last epoch."""
+        return f"Comparison({'; '.join(f'{group.label}, {group.say_extent()}' for group in self.groups)})"
+
     def __str__(self) -> str:
         """Return the table of the last epoch as text."""
         rows = [("last epoch", *FINAL_ROWS.values())]

@@ -80,6 +80,10 @@ class Diagnosis:
         """Return the findings of a kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
+    def __repr__(self) -> str:
+        """Return the verdict in a line; ``print`` shows the report."""
+        return f"Diagnosis({self.run}: {', '.join(self.kinds) or self.kind}, {self.rows} rows)"
+
     def __str__(self) -> str:
         """Return a short report."""
         lines = [f"{self.run}: {self.kind} ({self.rows} rows)"]
