@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gradlens.analysis.claims import judge_claims
+from gradlens.analysis.claims.arms import WITH
+from gradlens.analysis.claims.evidence import Verdict
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.run import Layer, Run
 
@@ -86,3 +89,70 @@ def seeds(model: str, count: int = 5, **changes: Any) -> list[Run]:
         planted(model, seed, **{k: v[seed] if isinstance(v, list) else v for k, v in changes.items()})
         for seed in range(count)
     ]
+
+
+SLOW, FAST = (0.3, 0.4, 0.5, 0.6), (0.5, 0.8, 0.9, 0.95)
+JITTER = [-0.02, -0.01, 0.0, 0.01, 0.02]
+CONTROLS = [*seeds("plain34-nobn-sigmoid", 2, decades=-18.0), *seeds("plain8", 2, decades=0.2)]
+
+
+def curves(base: tuple[float, ...], jitter: list[float] = JITTER) -> list[tuple[float, ...]]:
+    return [tuple(value + shift for value in base) for shift in jitter]
+
+
+def verdict(runs: list[Run], key: str, condition: str = WITH) -> Verdict:
+    judged = {one.claim.key: one for one in judge_claims(runs).claims}
+    return judged[key].overall[condition]
+
+
+def pair(plain: dict[str, Any], resnet: dict[str, Any], suffix: str = "", count: int = 5) -> list[Run]:
+    return [*seeds(f"plain34{suffix}", count, **plain), *seeds(f"resnet34{suffix}", count, **resnet)]
+
+
+def ends(train: float, val: float, loss: float, val_loss: float, noise: float = 0.01) -> dict[str, Any]:
+    shifts = [noise * shift / 0.02 for shift in JITTER]
+    return {
+        "accuracy": [(0.3, 0.5, train + s) for s in shifts],
+        "val_accuracy": [val + s for s in shifts],
+        "loss": [loss + s for s in shifts],
+        "val_loss": [val_loss + s for s in shifts],
+    }
+
+
+def over_depth(
+    plain: float, resnet: float, plain_gap: float = 0.0, resnet_gap: float = 0.0, size: int = 64
+) -> list[Run]:
+    """Final training accuracy and gap change by so much per ten layers."""
+    runs = []
+    for family, fit, gap in (("plain", plain, plain_gap), ("resnet", resnet, resnet_gap)):
+        for depth in (20, 32, 44):
+            far = (depth - 20) / 10
+            for seed, shift in enumerate(JITTER[1:4]):
+                train = 0.9 + fit * far + shift / 10
+                runs.append(
+                    planted(
+                        f"{family}{depth}",
+                        seed,
+                        accuracy=(0.3, 0.5, train),
+                        val_accuracy=train - 0.2 - gap * far,
+                        settings={"image_size": size},
+                    )
+                )
+    return runs
+
+
+def halves(
+    gradient: float, value: float, *, decades: float = 1.0, plain: float = 2.0, count: int = 5, gap: float = 0.4
+) -> list[Run]:
+    """Plain and residual net, and halves of the shortcut that close such a share of the gap in accuracy."""
+
+    def level(share: float) -> list[tuple[float, ...]]:
+        return [(0.5 - gap / 2 + gap * share + shift / 4,) * 3 for shift in JITTER]
+
+    jitter = [level(0.0), level(1.0), level(gradient)[::-1], level(value)]
+    names = ("plain34", "resnet34", "resnet34-gradonly", "resnet34-valueonly")
+    sizes = (plain, 1.0, decades, -2.0)
+    runs = []
+    for name, accuracy, size in zip(names, jitter, sizes, strict=True):
+        runs += seeds(name, count, accuracy=accuracy, decades=size)
+    return runs
