@@ -121,7 +121,7 @@ def test_labels_never_overlap(count: int, make_run) -> None:
     assert chosen[0] == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 7])
+@pytest.mark.parametrize("count", [1, 2, 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_any_number_of_runs(count: int, make_run, tmp_path: Path) -> None:
     runs = [read_run(make_run(f"r{i}", seed=i, steps=2)) for i in range(count)]
     render(draw_heatmap(runs), tmp_path / "h.png")

@@ -84,6 +84,7 @@ def test_keys_change_what_is_seen_and_the_terminal_is_restored() -> None:
         assert "complete, step" in window.screen
 
 
+@pytest.mark.slow
 def test_the_picture_grows_holds_still_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "net-s0.h5"
     with Window(["watch", "net-s0"]) as window:
