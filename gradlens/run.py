@@ -24,6 +24,8 @@ Role = Literal["main", "shortcut", "norm"]
 Status = Literal["running", "complete", "interrupted", "failed"]
 FloatArray = NDArray[np.floating[Any]]
 
+RESUMED = "resumed at step "
+"""How a note begins that says where a run went on after it had stopped; the step follows."""
 EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 """The columns of the table of epochs that every run has; a run may have more."""
 

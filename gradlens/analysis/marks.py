@@ -1,8 +1,8 @@
-"""What of a run's course belongs beside its heatmap: drops of the learning rate, rows that are not finite, findings."""
+"""What of a run's course belongs beside its heatmap: learning-rate drops, resumes, broken rows, findings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from gradlens.analysis.diagnose import diagnose
 from gradlens.analysis.findings import Finding
 from gradlens.analysis.heat import Panel
 from gradlens.analysis.profile import epoch_starts
-from gradlens.run import FloatArray, Run
+from gradlens.run import RESUMED, FloatArray, Run
 
 DROP = 0.7
 """A learning rate that falls to less than this from one row to the next drops; a smooth schedule does not."""
@@ -30,11 +30,13 @@ class Marks:
         drops: Steps at which the learning rate falls.
         broken: (C,) whether a column of the panel holds anything that is not finite.
         findings: Of the diagnosis, each with the indices of the panel's first and last layer that it names.
+        resumes: Steps at which the run went on after it had stopped.
     """
 
     drops: FloatArray
     broken: NDArray[np.bool_]
     findings: tuple[tuple[Finding, int, int], ...] = ()
+    resumes: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
@@ -46,9 +48,10 @@ def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
         if named:
             found.append((finding, min(named), max(named)))
     first, last = panel.edges[[0, -1]]
-    drops = learning_rate_drops(panel.run)
-    within = drops[(drops > first) & (drops < last)]
-    return Marks(within, np.asarray(np.isposinf(panel.drawn).any(axis=0)), tuple(found))
+    drops, resumes = (
+        steps[(steps > first) & (steps < last)] for steps in (learning_rate_drops(panel.run), resumed_steps(panel.run))
+    )
+    return Marks(drops, np.asarray(np.isposinf(panel.drawn).any(axis=0)), tuple(found), resumes)
 
 
 def learning_rate_drops(run: Run) -> FloatArray:
@@ -62,6 +65,12 @@ def learning_rate_drops(run: Run) -> FloatArray:
     with np.errstate(invalid="ignore"):
         drops = run.steps[1:][rates[1:] < DROP * rates[:-1]].astype(np.float64)
     return drops if len(drops) <= MOST_DROPS else np.empty(0)
+
+
+def resumed_steps(run: Run) -> FloatArray:
+    """Return the steps at which a run went on after it had stopped, as its notes say."""
+    steps = [text.removeprefix(RESUMED) for text in run.info.get("notes", ()) if text.startswith(RESUMED)]
+    return np.array([float(step) for step in steps if step.isdigit()])
 
 
 def steps_to_epochs(run: Run, steps: FloatArray) -> FloatArray:

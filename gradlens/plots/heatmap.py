@@ -66,7 +66,7 @@ def draw_heatmap(
         steps: First and last optimizer step to show; None is the beginning, or the end.
         minus: Show the difference to this run: of magnitudes log10 of the ratio.
         by: What the level axis counts: optimizer steps, or epochs, so that runs with other batch sizes can be compared.
-        marks: Mark drops of the learning rate, columns that are not finite, and the layers of findings.
+        marks: Mark drops of the learning rate, resumes, columns that are not finite, and the layers of findings.
         look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
@@ -110,7 +110,10 @@ def _in_epochs(panels: list[list[Panel]], marks: list[list[Marks]]) -> tuple[lis
             raise ConfigError(f"run {row[0].run.name} has no two epochs: there is no axis of epochs", tip="--by step")
     moved = [[replace(panel, edges=steps_to_epochs(panel.run, panel.edges)) for panel in row] for row in panels]
     drops = [
-        [replace(one, drops=steps_to_epochs(panel.run, one.drops)) for panel, one in zip(row, ones, strict=True)]
+        [
+            replace(one, drops=steps_to_epochs(panel.run, one.drops), resumes=steps_to_epochs(panel.run, one.resumes))
+            for panel, one in zip(row, ones, strict=True)
+        ]
         for row, ones in zip(panels, marks, strict=True)
     ]
     return moved, drops

@@ -101,22 +101,25 @@ def mark_epochs(axis: Axes, run: Run) -> None:
             axis.axvline(start, color=current().line, linewidth=0.35, alpha=0.55)
 
 
+DROPS: tuple[str, Any] = ("v", (0, (1, 2)))
+RESUMES: tuple[str, Any] = (">", (0, (5, 2)))
+"""Marker at the top, and dashes."""
+
+
 def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -> None:
-    """Mark drops of the learning rate and columns that are not finite, and beside the panel the layers of findings.
+    """Mark learning-rate drops, resumes and columns that are not finite, and beside the panel the layers of findings.
 
     Args:
         axis: The panel.
-        marks: What was found; drops in the unit of the level axis.
+        marks: What was found; steps in the unit of the level axis.
         edges: Of the panel's columns.
         findings: Whether there is room for them at the right.
     """
     theme, upright = current(), axis.get_xaxis_transform()
-    for drop in marks.drops:
-        axis.axvline(drop, color=theme.ink, linewidth=0.9, linestyle=(0, (1, 2)))
-    if len(marks.drops):
-        axis.plot(
-            marks.drops, np.full(len(marks.drops), 0.985), "v", color=theme.ink, markersize=3.5, transform=upright
-        )
+    for steps, sign, dash in ((marks.drops, *DROPS), (marks.resumes, *RESUMES)):
+        for step in steps:
+            axis.axvline(step, color=theme.ink, linewidth=0.9, linestyle=dash)
+        axis.plot(steps, np.full(len(steps), 0.985), sign, color=theme.ink, markersize=3.5, transform=upright)
     if marks.broken.any():
         broken = ((edges[:-1] + edges[1:]) / 2)[marks.broken]
         axis.plot(broken, np.zeros(len(broken)), "^", color=theme.nonfinite, markersize=4, transform=upright,
@@ -133,10 +136,9 @@ def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -
 def mark_handles(marks: Sequence[Marks]) -> list[Line2D]:
     """Explain what is marked in any of the panels."""
     theme, handles = current(), []
-    if any(len(one.drops) for one in marks):
-        handles.append(
-            Line2D([], [], color=theme.ink, marker="v", markersize=3.5, linestyle=":", label="learning rate drops")
-        )
+    for name, label, (sign, dash) in (("drops", "learning rate drops", DROPS), ("resumes", "resumed", RESUMES)):
+        if any(len(getattr(one, name)) for one in marks):
+            handles.append(Line2D([], [], color=theme.ink, marker=sign, markersize=3.5, linestyle=dash, label=label))
     if any(one.broken.any() for one in marks):
         handles.append(
             Line2D([], [], color=theme.nonfinite, marker="^", markersize=4, linestyle="none", label="step not finite")

@@ -293,6 +293,10 @@ class Recorder:
         """What a reader of the run should know: what is missing, and why; stored in the file."""
         return self._notes.texts
 
+    def note(self, text: str) -> None:
+        """Add a sentence to the notes."""
+        self._notes.add(text)
+
     @property
     def overhead(self) -> float:
         """The recorder's own time over the time of the steps without it, so far; NaN before the second step.
@@ -469,9 +473,7 @@ class Recorder:
 
 
 def _as_list(optimizer: Optimizers) -> list[Optimizer]:
-    if optimizer is None:
-        return []
-    found = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+    found = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
     for one in found:
         if not hasattr(one, "register_step_pre_hook"):
             raise RecorderError(

@@ -98,6 +98,8 @@ def _prepare(
         first_epoch=counts[1],
         first_row=counts[0],
     )
+    for text in start.resumes:
+        recorder.note(text)
     world.seed(config.seed)
     if start.state:
         trainer.progress = restore(start.state, net, trainer.optimizer, trainer.scheduler, world.rank)

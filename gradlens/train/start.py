@@ -17,7 +17,7 @@ from pathlib import Path
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.events import Listener, Note
-from gradlens.run import NullSink, Run, Sink
+from gradlens.run import RESUMED, NullSink, Run, Sink
 from gradlens.storage import BackgroundSink, FileSink, read_run
 from gradlens.train.checkpoint import State, checkpoint_path, load_checkpoint, remove_stale
 from gradlens.train.distributed import World
@@ -37,6 +37,8 @@ class Start:
     """Whether the checkpoint that is there belongs to the run."""
     complete: bool = False
     """Whether there is nothing left to do."""
+    resumes: tuple[str, ...] = ()
+    """A note for each time that the run went on, in this process too."""
     sink: Sink = field(default_factory=NullSink)
 
     @property
@@ -117,6 +119,9 @@ def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) ->
         start.keep_checkpoint = True
     if state is not None and state["progress"]["epoch"]:
         start.state = state
+        before = () if run is None else run.info.get("notes", ())
+        resumes = dict.fromkeys([*(text for text in before if text.startswith(RESUMED)), f"{RESUMED}{state['steps']}"])
+        start.resumes = tuple(resumes)
         listener(Note(f"going on after epoch {state['progress']['epoch']}"))
         return False
     if run is not None:

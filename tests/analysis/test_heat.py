@@ -212,6 +212,9 @@ def test_marks_lie_within_the_panel_and_findings_name_its_layers() -> None:
     assert [finding.kind for finding, _, _ in marks.findings] == ["nonfinite"]
     assert find_marks(make_panel(run, View("param_grad_norm", steps=(12, None)), columns=9)).drops.tolist() == []
     assert find_marks(panel, findings=False).findings == ()
+    again = replace(run, info={"notes": ["resumed at step 7", "resumed at step 15", "something else"]})
+    assert find_marks(make_panel(again, View("param_grad_norm"), columns=50)).resumes.tolist() == [7, 15]
+    assert marks.resumes.tolist() == []
 
 
 def test_steps_become_parts_of_epochs() -> None:

@@ -256,6 +256,7 @@ def test_drops_broken_steps_and_findings_are_marked_and_explained() -> None:
         "not finite", "learning rate drops", "step not finite", "layers of a finding"
     ]  # fmt: skip
     assert labels(draw_heatmap([run], marks=False)) == ["not finite"]
+    assert "resumed" in labels(draw_heatmap([replace(run, info={"notes": ["resumed at step 7"]})]))
     assert "nonfinite" in [text.get_text() for text in draw_heatmap([run]).axes[0].texts]
 
 
