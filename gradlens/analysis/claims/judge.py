@@ -180,7 +180,7 @@ def _judge(claim: Claim, arms: Arms, failed: Sequence[Control]) -> JudgedClaim:
     verdicts = [JUDGES[claim.key](setting) for setting in arms.settings]
     if claim.key in "DE":
         verdicts = [
-            replace(verdict, counts=False, why=f"{setting.copies:.0%} of its validation pictures were trained on: "
+            replace(verdict, counts=False, why=f"{setting.copies:.0%} of its validation pictures have a copy in training: "
                     f"not counted. {verdict.why}") if setting.copies > COPIES else verdict
             for setting, verdict in zip(arms.settings, verdicts, strict=True)
         ]  # fmt: skip
