@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gradlens.analysis.claims.arms import CONDITIONS, Arms, sort_runs
+from gradlens.analysis.claims.arms import CONDITIONS, Arms, Setting, sort_runs
 from gradlens.analysis.claims.controls import Control, check_controls
 from gradlens.analysis.claims.deeper import judge_cause, judge_depth
 from gradlens.analysis.claims.evidence import Verdict, say
@@ -179,11 +179,7 @@ def _withheld(failed: Sequence[Control]) -> str:
 def _judge(claim: Claim, arms: Arms, failed: Sequence[Control]) -> JudgedClaim:
     verdicts = [JUDGES[claim.key](setting) for setting in arms.settings]
     if claim.key in "DE":
-        verdicts = [
-            replace(verdict, counts=False, why=f"{setting.copies:.0%} of its validation pictures have a copy in training: "
-                    f"not counted. {verdict.why}") if setting.copies > COPIES else verdict
-            for setting, verdict in zip(arms.settings, verdicts, strict=True)
-        ]  # fmt: skip
+        verdicts = [_discounted(verdict, setting) for verdict, setting in zip(verdicts, arms.settings, strict=True)]
     if failed:
         why = f"the {' and the '.join(control.key for control in failed)} control failed"
         verdicts = [replace(verdict, verdict="withheld", why=f"{why}; {verdict.why}") for verdict in verdicts]
@@ -193,6 +189,14 @@ def _judge(claim: Claim, arms: Arms, failed: Sequence[Control]) -> JudgedClaim:
         if here:
             overall[condition] = _combine(here)
     return JudgedClaim(claim, overall, tuple(verdicts))
+
+
+def _discounted(verdict: Verdict, setting: Setting) -> Verdict:
+    """Do not count what is said of validation where its pictures have copies among those of training."""
+    if setting.copies <= COPIES:
+        return verdict
+    why = f"{setting.copies:.0%} of its validation pictures have a copy in training: not counted. {verdict.why}"
+    return replace(verdict, counts=False, why=why)
 
 
 def _combine(verdicts: Sequence[Verdict]) -> Verdict:
