@@ -30,14 +30,14 @@ class Card:
         verdict: The answer, in a word or a sentence.
         style: ``GOOD``, ``OPEN``, ``BAD``, or any of Rich's.
         beside: Facts that stand behind the verdict, in its line.
-        lines: Label ("why", "next", "also", "note") and text, in order; a label that repeats is written once.
+        lines: Label ("why", "next", "also", "check", "note") and text, in order; a label that repeats is written once.
     """
 
     title: str
     verdict: str
     style: str = ""
     beside: Sequence[str] = ()
-    lines: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    lines: Sequence[tuple[str, str | Text]] = field(default_factory=tuple)
 
 
 def print_card(console: Console, card: Card) -> None:

@@ -1,14 +1,25 @@
-"""The report's claims in a terminal: verdicts first, then what ties them together, then the evidence."""
+"""The report's claims in a terminal: a card of what is decided and why, then each verdict, then the evidence."""
 
 from __future__ import annotations
 
-from rich import box
+import re
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.claims import Control, JudgedClaim, Judgement, Verdict, say
+from gradlens.analysis.claims import (
+    Control,
+    JudgedClaim,
+    Judgement,
+    Verdict,
+    listed,
+    names_experiment,
+    say,
+    what_decides,
+)
+from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
 
 STYLES = {
@@ -18,25 +29,52 @@ STYLES = {
     "undecided": "dim",
     "withheld": "bold red",
 }
+REACHED = ("not supported", "supported", "mixed")
+NEXT_SENTENCE = r"(?<=\.) (?=[A-Z])"
 
 
 def print_claims(console: Console, judgement: Judgement, *, detail: bool = False) -> None:
-    """Print controls, a table of verdicts, the explanation, and each claim's reasons.
+    """Print the card, a table of verdicts, and each claim's reasons.
 
     Args:
         console: Where to.
         judgement: What was found.
         detail: Also print each setting's verdict, what would count, and all numbers.
     """
-    for control in judgement.controls:
-        console.print(_control(console, control))
-    console.print()
+    print_card(console, claims_card(judgement))
     console.print(_matrix(console, judgement))
-    console.print(Padding(Text(judgement.explanation), (0, 0, 1, 0)))
-    for note in judgement.notes:
-        console.print(Text(f"note: {note}"))
+    console.print(heading("Evidence"), end="")
     for judged in judgement.claims:
         _print_claim(console, judged, detail)
+
+
+def claims_card(judgement: Judgement) -> Card:
+    """Return the card: what is decided, why, what would decide the rest, and the controls."""
+    said = {one: _decided(judgement, one) for one in judgement.conditions}
+    decided = "; ".join(f"{keys} {condition}" for condition, keys in said.items() if keys)
+    verdicts = [one.verdict for judged in judgement.claims for one in judged.overall.values()]
+    if "withheld" in verdicts:
+        verdict, style = "no verdict: the instrument fails its controls", BAD
+    else:
+        verdict, style = (decided, "bold") if decided else ("nothing is decided", OPEN)
+    unknown = verdicts.count("undecided")
+    beside = [f"{unknown} of {len(verdicts)} undecided"] if unknown else []
+    lines: list[tuple[str, str | Text]] = [
+        ("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)
+    ]
+    lines += [("next", text) for text in what_decides(judgement)]
+    lines += [("check", _control(control)) for control in judgement.controls]
+    lines += [("note", note) for note in judgement.notes if not names_experiment(note)]
+    return Card(f"The report's claims, by {judgement.runs} runs", verdict, style, beside, lines)
+
+
+def _decided(judgement: Judgement, condition: str) -> str:
+    """Return the letters of the claims behind each verdict that was reached: ``A and F not supported, B supported``."""
+    reached: dict[str, list[str]] = {}
+    for judged in judgement.claims:
+        if condition in judged.overall:
+            reached.setdefault(judged.overall[condition].verdict, []).append(judged.claim.key)
+    return ", ".join(f"{listed(keys)} {verdict}" for verdict, keys in reached.items() if verdict in REACHED)
 
 
 def _styled(console: Console, verdict: str) -> Text:
@@ -44,13 +82,7 @@ def _styled(console: Console, verdict: str) -> Text:
 
 
 def _matrix(console: Console, judgement: Judgement) -> Table:
-    table = Table(
-        title=f"The report's claims, by {judgement.runs} runs",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = evidence_table("Verdicts")
     table.add_column("", no_wrap=True)
     table.add_column("claim")
     for condition in judgement.conditions:
@@ -64,9 +96,9 @@ def _matrix(console: Console, judgement: Judgement) -> Table:
     return table
 
 
-def _control(console: Console, control: Control) -> Text:
+def _control(control: Control) -> Text:
     outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
-    style = {True: "green", False: "bold red", None: "yellow"}[control.passed] if has_colour(console) else ""
+    style = {True: GOOD, False: BAD, None: OPEN}[control.passed]
     line = Text(f"{control.key} control ").append(outcome, style=style)
     return line.append(f": {control.text}; {control.detail}")
 

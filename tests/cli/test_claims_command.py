@@ -43,7 +43,13 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     row = next(line for line in out.splitlines() if line.startswith((" A", "A ")))
     assert re.search(r"not supported\s+supported", row)
     assert out.count("control passed") == 2
-    for said in ("by 10 runs", "10^+2.0", "10^-6.0", "shortcut_grad_norm"):
+    words = " ".join(out.replace("│", " ").split())
+    assert out.startswith("╭─ The report's claims, by 10 runs ─")
+    assert "│ A, C and D not supported with batch norm; A supported without batch norm · " in out
+    order = ["A not supported", " why ", " next ", " check positive control", " Verdicts ", " Evidence "]
+    assert sorted(order, key=words.index) == order
+    assert words.count("gradlens run experiments/cause.toml") == 1
+    for said in ("10^+2.0", "10^-6.0", "shortcut_grad_norm"):
         assert said in out
     assert run_command(["claims", "--detail"]) == 0
     out = capsys.readouterr().out
