@@ -59,11 +59,9 @@ def claims_card(judgement: Judgement) -> Card:
         verdict, style = (decided, "bold") if decided else ("nothing is decided", OPEN)
     unknown = verdicts.count("undecided")
     beside = [f"{unknown} of {len(verdicts)} undecided"] if unknown else []
-    lines: list[tuple[str, str | Text]] = [
-        ("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)
-    ]
+    lines: list[tuple[str, str | Text]] = [("check", _control(control)) for control in judgement.controls]
+    lines += [("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)]
     lines += [("next", text) for text in what_decides(judgement)]
-    lines += [("check", _control(control)) for control in judgement.controls]
     lines += [("note", note) for note in judgement.notes if not names_experiment(note)]
     return Card(f"The report's claims, by {judgement.runs} runs", verdict, style, beside, lines)
 
