@@ -152,7 +152,8 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> P
             axis.set_visible(False)
             continue
         same = i % columns > 0 and _names(panels[i]) == _names(panels[i - 1])
-        draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height), by=by)
+        draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height), by=by,
+                   inches=width / columns)  # fmt: skip
         draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
             axis.set_ylabel("layer, from the input (top) to the output (bottom)")
@@ -183,7 +184,8 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
         scale = common_scale(column)
         for i, axis in enumerate(mine):
             named = m == 0 or not across or _names(column[i]) != _names(panels[i][m - 1])
-            draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height), by=by)
+            draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height), by=by,
+                       inches=width / columns)  # fmt: skip
             draw_marks(axis, marks[i][m], column[i].edges, findings=m == metrics - 1)
             if i == 0 or not across:
                 title = column[i].view.metric if across else f"{labels[i]}: {column[i].view.metric}"
@@ -304,9 +306,7 @@ def _say_panel(panel: Panel) -> str:
         if way is None or np.isnan(way.median()):
             return ""
         first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
-        ratio = (
-            f"{first} / {last}: {say_power(way.median())}, median of {say_rows(way.rows_known, rows.stop - rows.start)}"
-        )
+        ratio = f"{first} / {last}: {say_power(way.median())}, median of {_say_rows(view, way.rows_known, rows)}"
         return f"{say_end_to_end(way.median())} ({ratio})"
     profile = depth_profile(run, view.metric, rows, per_element=view.per_element)
     if np.isnan(profile).all():
@@ -315,6 +315,12 @@ def _say_panel(panel: Panel) -> str:
     ends = [say_value(profile[i], view.metric) for i in (low, high)]
     middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
     return f"median over rows from {ends[0]} ({run.layers[low].name}) to {ends[1]} ({run.layers[high].name}){middle}"
+
+
+def _say_rows(view: View, known: int, rows: slice) -> str:
+    """Say of which rows a number is; of a span of steps, that it is theirs alone."""
+    said = say_rows(known, rows.stop - rows.start)
+    return said if view.steps == (None, None) else f"{said} shown"
 
 
 def _say_difference(panel: Panel) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
 from gradlens.analysis.heat import Panel, Scale
@@ -28,6 +30,12 @@ from gradlens.run import FloatArray, Layer, Run
 MOST_LABELS = 42
 MOST_EPOCH_LINES = 60
 MOST_FINDINGS = 3
+FINDING_POINTS = 15
+"""From one finding's line beside a panel to the next, however wide the panel is."""
+NAMES_SHARE = 0.45
+"""Of a panel's width, names of layers take at most."""
+CORNER_INCHES = 0.35
+"""Of a key: what stands before its first label, between two, and behind the last."""
 TICKS_APART = 0.12
 """Of the length of a colour bar."""
 
@@ -40,8 +48,9 @@ def colour_norm(scale: Scale) -> Normalize:
 
 
 def draw_panel(
-    axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0, by: str = "step"
-) -> None:
+    axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0, by: str = "step",
+    inches: float = math.inf,
+) -> None:  # fmt: skip
     """Draw one panel.
 
     Args:
@@ -51,6 +60,7 @@ def draw_panel(
         labels: Whether its layers are named.
         least_gap: Layers between two names, at least.
         by: What is counted on the level axis, "step" or "epoch"; the panel's edges are in it.
+        inches: How wide the panel is, with its layers' names.
     """
     edges = np.arange(len(panel.layers) + 1) - 0.5
     shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
@@ -69,7 +79,7 @@ def draw_panel(
         axis.axhline(stage.start - 0.5, color=current().line, linewidth=0.9)
     if by == "step":
         mark_epochs(axis, panel.run)
-    _label_layers(axis, panel.layers, labels, least_gap)
+    _label_layers(axis, panel.layers, labels, least_gap, inches)
 
 
 def _overlay(axis: Axes, panel: Panel, edges: FloatArray, mask: NDArray[np.bool_], colour: str) -> None:
@@ -119,17 +129,22 @@ def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -
     for steps, sign, dash in ((marks.drops, *DROPS), (marks.resumes, *RESUMES)):
         for step in steps:
             axis.axvline(step, color=theme.ink, linewidth=0.9, linestyle=dash)
-        axis.plot(steps, np.full(len(steps), 0.985), sign, color=theme.ink, markersize=3.5, transform=upright)
+        axis.plot(steps, np.full(len(steps), 0.985), sign, color=theme.ink, markersize=4.2, transform=upright,
+                  markeredgecolor=theme.paper, markeredgewidth=0.5)  # fmt: skip
     if marks.broken.any():
         broken = ((edges[:-1] + edges[1:]) / 2)[marks.broken]
         axis.plot(broken, np.zeros(len(broken)), "^", color=theme.nonfinite, markersize=4, transform=upright,
                   clip_on=False)  # fmt: skip
     for k, (finding, first, last) in enumerate(marks.findings[:MOST_FINDINGS] if findings else ()):
-        x = 1.02 + 0.07 * k
-        beside = axis.get_yaxis_transform()
-        axis.plot([x, x], [first - 0.4, last + 0.4], color=theme.palette[0], linewidth=1.6, transform=beside,
+        beside, name = (
+            offset_copy(
+                axis.get_yaxis_transform(), axis.get_figure(root=True), x=points + FINDING_POINTS * k, units="points"
+            )
+            for points in (5, 8)
+        )
+        axis.plot([1, 1], [first - 0.4, last + 0.4], color=theme.palette[0], linewidth=1.6, transform=beside,
                   clip_on=False, solid_capstyle="butt")  # fmt: skip
-        axis.text(x + 0.008, (first + last) / 2, finding.kind, rotation=90, va="center", fontsize=7, transform=beside,
+        axis.text(1, (first + last) / 2, finding.kind, rotation=90, va="center", fontsize=7, transform=name,
                   color=theme.palette[0])  # fmt: skip
 
 
@@ -167,11 +182,30 @@ def mark_formats(bar: Colorbar, panel: Panel, scale: Scale) -> list[Patch]:
     return handles
 
 
-def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: float) -> None:
+def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: float, inches: float) -> None:
     chosen = choose_labels(layers, least_gap=least_gap)
     size = 7.0 if len(chosen) <= 24 else 5.8
-    axis.set_yticks(chosen, [layers[i].name for i in chosen] if labels else [])
+    names = shorten_names([layer.name for layer in layers], name_room(inches, size))
+    axis.set_yticks(chosen, [names[i] for i in chosen] if labels else [])
     axis.tick_params(axis="y", length=2, labelsize=size)
+
+
+def name_room(inches: float, points: float) -> float:
+    """Return how many letters of so many points a layer's name may have beside a panel."""
+    return inches * NAMES_SHARE * 72 / (0.56 * points)
+
+
+def shorten_names(names: Sequence[str], most: float) -> list[str]:
+    """Cut names of layers to so many letters: first what all of them begin with, then the middle of each."""
+    if max(map(len, names), default=0) <= most:
+        return list(names)
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
+    start = sum(len(parts[0]) + 1 for parts in common)
+    left = [f"…{name[start:]}" if start else name for name in names]
+    room = max(int(most), 8)
+    tail = room * 3 // 5
+    return [name if len(name) <= room else f"{name[: room - tail - 1]}…{name[-tail:]}" for name in left]
 
 
 def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: float = 0.0) -> list[int]:
@@ -244,5 +278,15 @@ def draw_key(figure: Figure, panels: Sequence[Panel], extra: Sequence[Any] = ())
     ]
     handles += extra
     if handles:
-        most = max(1, int(figure.get_figwidth() / 1.5))
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), most))
+        columns = key_columns([handle.get_label() for handle in handles], figure.get_figwidth())
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+
+
+def key_columns(labels: Sequence[str], inches: float) -> int:
+    """Return how many columns of a key fit; they are filled one after the other, each as wide as its widest label."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        widths = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        if sum(widths) * 0.0585 + CORNER_INCHES * (len(widths) + 1) <= inches:
+            return columns
+    return 1

@@ -214,7 +214,7 @@ def _apart(names: Sequence[str], centres: Sequence[float], count: int, inches: f
     per_layer = max(inches - 0.9, 0.5) / max(count, 1)
     chosen: list[int] = []
     for i in sorted(range(len(names)), key=lambda i: len(names[i])):
-        half = [0.5 * 0.058 * (len(names[j]) + 1.5) for j in range(len(names))]
+        half = [0.5 * 0.054 * (len(names[j]) + 0.8) for j in range(len(names))]
         if all(abs(centres[i] - centres[j]) * per_layer >= half[i] + half[j] for j in chosen):
             chosen.append(i)
     return sorted(chosen)

@@ -15,7 +15,7 @@ from gradlens.analysis.heat import quiet_end
 from gradlens.analysis.profile import find_stages
 from gradlens.analysis.ridges import Ridges, common_grid
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.panels import choose_labels
+from gradlens.plots.panels import choose_labels, name_room, shorten_names
 from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style
 from gradlens.run import FloatArray
@@ -74,7 +74,8 @@ def _draw(ridges: list[Ridges], metric: str, per_element: bool, look: Look) -> P
             axis.set_visible(False)
             continue
         same = k % columns > 0 and _names(ridges[k]) == _names(ridges[k - 1])
-        _draw_panel(axis, ridges[k], chosen[k], grid, np.minimum(drawn[k] * unit, 1.6 * OVERLAP), labels=not same)
+        _draw_panel(axis, ridges[k], chosen[k], grid, np.minimum(drawn[k] * unit, 1.6 * OVERLAP), labels=not same,
+                    inches=width / columns)  # fmt: skip
         title = textwrap.wrap(ridges[k].label, max(int(width / columns * 11), 16))
         axis.set_title("\n".join(title), fontweight="bold")
         text = say_metric(metric, per_element=per_element)
@@ -91,8 +92,9 @@ def _names(ridges: Ridges) -> list[str]:
 
 
 def _draw_panel(
-    axis: Axes, ridges: Ridges, chosen: list[int], grid: FloatArray, heights: FloatArray, *, labels: bool
-) -> None:
+    axis: Axes, ridges: Ridges, chosen: list[int], grid: FloatArray, heights: FloatArray, *, labels: bool,
+    inches: float,
+) -> None:  # fmt: skip
     theme = current()
     stages = find_stages(ridges.layers)
     stage_of = {i: number for number, stage in enumerate(stages) for i in range(stage.start, stage.stop)}
@@ -107,8 +109,10 @@ def _draw_panel(
             )  # fmt: skip
     axis.set_ylim(len(chosen) - 0.4, -OVERLAP - 0.4)
     axis.set_xlim(grid[0], grid[-1])
-    axis.set_yticks(range(len(chosen)), [ridges.layers[i].name for i in chosen] if labels else [])
-    axis.tick_params(axis="y", length=2 if labels else 0, labelsize=7.0 if len(chosen) <= 24 else 5.8)
+    size = 7.0 if len(chosen) <= 24 else 5.8
+    names = shorten_names(_names(ridges), name_room(inches, size))
+    axis.set_yticks(range(len(chosen)), [names[i] for i in chosen] if labels else [])
+    axis.tick_params(axis="y", length=2 if labels else 0, labelsize=size)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(color=theme.faint, alpha=0.25, linewidth=0.5, axis="x")
     for side in ("top", "right", "left"):
@@ -142,4 +146,6 @@ def _said(ridges: Sequence[Ridges], metric: str) -> list[str]:
             f"{one.label}: 8 in 10 steps lie within {max(spreads):.2f}{unit} in {one.layers[widest].name}, the widest, "
             f"and {min(spreads):.2f} in {one.layers[narrowest].name}, the narrowest."
         )
+    if len(ridges) > MOST_TOLD:
+        said.append(f"Beside these {len(ridges) - MOST_TOLD} more runs are shown.")
     return said

@@ -35,7 +35,8 @@ def draw_small_heatmap(run: Run, metric: str) -> Picture:
     with house_style():
         figure = Picture(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         axis, scale = figure.add_subplot(), common_scale([panel])
-        draw_panel(axis, panel, scale, labels=True, least_gap=len(panel.layers) * 0.115 / (HEIGHT_IN - 0.9))
+        gap = len(panel.layers) * 0.115 / (HEIGHT_IN - 0.9)
+        draw_panel(axis, panel, scale, labels=True, least_gap=gap, inches=WIDTH_IN)
         draw_colour_bar(figure, axis, [panel], scale, below=False, inches=HEIGHT_IN - 0.7)
         draw_key(figure, [panel])
     return figure

@@ -19,7 +19,7 @@ from gradlens.errors import ConfigError, RunExistsError
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
 from gradlens.plots.heatmap import caption
-from gradlens.plots.panels import MOST_LABELS, choose_labels
+from gradlens.plots.panels import MOST_LABELS, choose_labels, key_columns, shorten_names
 from gradlens.plots.style import (
     MISSING,
     NONFINITE,
@@ -337,3 +337,38 @@ def test_many_seeds_are_told_as_groups_and_differences_by_their_runs(make_run) -
     assert "Red: the panel's run has more than b-s0" in several
     bar = draw_heatmap(runs[:2], minus=runs[3]).axes[-1]
     assert "log10 of the run over b-s0" in " ".join(bar.get_ylabel().split())
+
+
+# --- room -------------------------------------------------------------------------------------------------
+
+
+def test_a_key_has_as_many_columns_as_fit() -> None:
+    short, long = ["exactly 0"] * 3, ["outside fp16's normal range (6.1e-05 to 6.6e+04)"] * 2
+    assert key_columns(short, 7.2) == 3
+    assert key_columns([*short, *long], 6.2) == 2
+    assert key_columns([*short, *long], 3.5) == 1
+    assert key_columns(short[:1], 3.5) == 1
+
+
+def test_long_names_of_layers_leave_room_for_the_picture() -> None:
+    names = [f"encoder.blocks.{i}.attention.projection" for i in range(12)]
+    assert shorten_names(names, 60) == names
+    assert shorten_names(names, 30)[:2] == ["…0.attention.projection", "…1.attention.projection"]
+    cut = shorten_names(names, 12)
+    assert (cut[0], max(map(len, cut))) == ("…0.a…jection", 12)
+    assert shorten_names(["a" * 50, "b"], 10) == ["aaa…aaaaaa", "b"]
+
+
+@pytest.mark.parametrize("width", ["one", "two"])
+def test_a_net_of_long_names_is_drawn_as_wide_as_others(width: str, make_run) -> None:
+    run = read_run(make_run(layers=60))
+    layers = tuple(replace(one, name=f"encoder.transformer.blocks.{one.name}.attention.self") for one in run.layers)
+    figure = draw_heatmap([replace(run, layers=layers)], look=make_look("light", width))
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.3
+
+
+def test_what_is_said_of_a_span_of_steps_says_so(make_run) -> None:
+    run = read_run(make_run())
+    assert "median of all rows)" in caption([run])
+    assert "median of all rows shown)" in caption([run], steps=(0, 10))
