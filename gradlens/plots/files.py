@@ -60,6 +60,7 @@ def save_figure(
     facts = path.with_suffix(".json")
     if not asked and path.exists() and not facts.exists():
         raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
+    check_facts_place(facts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -69,6 +70,22 @@ def save_figure(
         write_text(facts, json.dumps(figure_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_facts_place(facts: Path) -> None:
+    """See that a JSON beside a figure may be written: the user named the figure, and no file beside it.
+
+    Raises:
+        RunExistsError: One is there that gradlens did not write.
+    """
+    if not facts.exists():
+        return
+    try:
+        told = json.loads(facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None
+    if not (isinstance(told, dict) and {"figure", "command", "versions"} <= told.keys()):
+        raise RunExistsError(f"{facts} is there and was not written by gradlens", tip="-o FILE names another place")
 
 
 def _options(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gradlens.analysis.ridges import Film
 from gradlens.config import FILM_ENDINGS, check_figure_path
 from gradlens.errors import MissingLibraryError, RunExistsError, RunFileError
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.files import figure_facts, write_text
+from gradlens.plots.files import check_facts_place, figure_facts, write_text
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 
 DPI = 110
@@ -62,6 +62,7 @@ def save_film(
     facts = path.with_suffix(".json")
     if not asked and path.exists() and not facts.exists():
         raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
+    check_facts_place(facts)
     look = look or Look()
     text = caption(film, metric).replace("\n", " ")
     writer = _writer(path, {"title": text, "comment": command})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.heat import Panel, Scale
 from gradlens.analysis.marks import NORMAL_RANGES, Marks
+from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import epoch_starts, find_stages
 from gradlens.metrics import say_metric
 from gradlens.plots.style import current, magnitude_colours, signed_colours
@@ -193,19 +193,6 @@ def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: 
 def name_room(inches: float, points: float) -> float:
     """Return how many letters of so many points a layer's name may have beside a panel."""
     return inches * NAMES_SHARE * 72 / (0.56 * points)
-
-
-def shorten_names(names: Sequence[str], most: float) -> list[str]:
-    """Cut names of layers to so many letters: first what all of them begin with, then the middle of each."""
-    if max(map(len, names), default=0) <= most:
-        return list(names)
-    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
-    start = sum(len(parts[0]) + 1 for parts in common)
-    left = [f"…{name[start:]}" if start else name for name in names]
-    room = max(int(most), 8)
-    tail = room * 3 // 5
-    return [name if len(name) <= room else f"{name[: room - tail - 1]}…{name[-tail:]}" for name in left]
 
 
 def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: float = 0.0) -> list[int]:

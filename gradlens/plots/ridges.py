@@ -12,10 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from gradlens.analysis.curves import Steps
 from gradlens.analysis.derived import say_caution
 from gradlens.analysis.heat import quiet_end
+from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import find_stages
 from gradlens.analysis.ridges import Ridges, common_grid
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.panels import choose_labels, name_room, shorten_names
+from gradlens.plots.panels import choose_labels, name_room
 from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style
 from gradlens.run import FloatArray

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradlens.analysis.heat import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
+from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import block_starts, find_stages
 from gradlens.metrics import say_metric
 from gradlens.run import FloatArray, Run
@@ -81,12 +82,13 @@ def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: in
     drawn = merge_layers(panel, first).drawn if len(first) < count else panel.drawn
     drawn = np.repeat(drawn, max(columns // drawn.shape[1], 1), axis=1)  # fill the line
     starts = {stage.start: stage.name for stage in find_stages(panel.layers)}
+    names = shorten_names([layer.name for layer in panel.layers], label)
     lines: list[Text] = []
     for i in range(0, len(drawn), step):
         covered = range(first[i], first[i + step] if i + step < len(first) else count)
         stages = [starts[layer] for layer in covered if layer in starts]
         whole = len(covered) == 1 or len(starts) == 1
-        name = panel.layers[covered.start].name if whole else "/".join(stages[:2])
+        name = names[covered.start] if whole else "/".join(stages[:2])
         line = Text(f"{name[:label]:>{label}} ", style="dim")
         if colour:
             _append_half_blocks(line, drawn[i], drawn[i + 1] if i + 1 < len(drawn) else None, scale)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.analysis.curves import Curve, say_curve, say_theory
+from gradlens.analysis.names import shorten_names
 from gradlens.analysis.resample import Estimate
 from gradlens.analysis.stats import Interval
 from gradlens.metrics import is_linear, say_metric
@@ -64,6 +65,7 @@ def _lines(curves: Sequence[Curve], width: int, colour: bool) -> list[Text]:
     same = all(layer.name == longest[i].name for curve in curves for i, layer in enumerate(curve.layers))
     names = [layer.name if same else f"layer {i + 1}" for i, layer in enumerate(longest)]
     label = min(max(map(len, names)), MOST_LABEL, width // 3)
+    names = shorten_names(names, label)
     cells = max(width - label - 3, 10)
     known = np.concatenate([curve.centre[np.isfinite(curve.centre)] for curve in curves])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)

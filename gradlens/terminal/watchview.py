@@ -12,6 +12,7 @@ import numpy as np
 
 from gradlens.analysis.columns import shown
 from gradlens.analysis.findings import say_layers, say_steps
+from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import find_stages
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray
@@ -232,13 +233,13 @@ def _draw_labels(canvas: Canvas, watched: Watched, first: Ints, per_line: int, l
     stages = {stage.start: stage.name for stage in find_stages(layers) if stage.name}
     lines = -(-len(first) // per_line)
     every_layer = len(layers) <= lines or len(stages) < 2
-    told = -1
+    short, told = shorten_names([layer.name for layer in layers], label), -1
     for i in range(lines):
         at, end = int(first[i * per_line]), i * per_line + per_line
         until = int(first[end]) if end < len(first) else len(layers)
         here = [layer for layer in range(max(at, told + 1), max(until, at + 1)) if every_layer or layer in stages]
         if here:
-            names = [layers[here[0]].name] if every_layer else [stages[layer] for layer in here]
+            names = [short[here[0]]] if every_layer else [stages[layer] for layer in here]
             name = names[0] if len("/".join(names)) > label else "/".join(names)
             canvas.text(0, y + i, f"{name[:label]:>{label}}", attributes=DIM)
         told = max(told, until - 1, at)

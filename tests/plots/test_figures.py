@@ -15,11 +15,12 @@ from PIL import Image
 
 from gradlens import read_run
 from gradlens.analysis.derived import with_derived
+from gradlens.analysis.names import shorten_names
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
 from gradlens.plots.heatmap import caption
-from gradlens.plots.panels import MOST_LABELS, choose_labels, key_columns, shorten_names
+from gradlens.plots.panels import MOST_LABELS, choose_labels, key_columns
 from gradlens.plots.style import (
     MISSING,
     NONFINITE,
@@ -84,6 +85,20 @@ def test_a_strangers_picture_is_not_overwritten_unasked(make_run, tmp_path: Path
     assert path.read_text() == "mine"
     save_figure(draw_heatmap(runs), path, command="", runs=runs)
     save_figure(draw_heatmap(runs), path, command="", runs=runs, asked=False)  # it is gradlens's own now
+
+
+def test_a_strangers_json_beside_a_picture_is_not_overwritten(make_run, tmp_path: Path) -> None:
+    runs = [read_run(make_run())]
+    beside = tmp_path / "a.json"
+    for theirs in ('{"mine": 1}', "[1]", "no JSON", "\x80"):
+        beside.write_bytes(theirs.encode("latin-1"))
+        with pytest.raises(RunExistsError, match=r"a\.json is there and was not written by gradlens"):
+            save_figure(draw_heatmap(runs), tmp_path / "a.png", command="", runs=runs)
+        assert beside.read_bytes() == theirs.encode("latin-1")
+        assert not (tmp_path / "a.png").exists()
+    beside.unlink()
+    save_figure(draw_heatmap(runs), tmp_path / "a.png", command="", runs=runs)
+    save_figure(draw_heatmap(runs), tmp_path / "a.svg", command="", runs=runs)  # its own is replaced
 
 
 def test_zero_missing_and_nonfinite_have_colours_of_their_own(make_run, tmp_path: Path) -> None:

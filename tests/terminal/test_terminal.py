@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from rich.console import Console
 
 from gradlens import read_run
 from gradlens.analysis.compare import group_runs
+from gradlens.analysis.curves import make_curves
 from gradlens.config import make_config
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.terminal.colours import VIRIDIS, magnitude_colour, magnitude_mark
 from gradlens.terminal.compare import print_compare, spark
 from gradlens.terminal.heatmap import print_heatmap
 from gradlens.terminal.listing import print_listing, run_rows
+from gradlens.terminal.profile import print_profile
 from gradlens.terminal.progress import TrainingView
 from gradlens.terminal.summary import print_summary, say_seconds, say_share, summary_facts
 from tests.conftest import SAMPLE
@@ -209,3 +212,14 @@ def test_many_runs_are_listed_a_line_each() -> None:
     assert lines[2].split()[:6] == ["run-000", "complete", "2", "20", "0.500", "-"]
     assert lines[9].startswith("broken   unreadable")
     assert "is damaged" in lines[9]
+
+
+def test_long_names_are_cut_where_they_are_alike(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = read_run(make_run(layers=12))
+    layers = tuple(replace(one, name=f"encoder.transformer.blocks.{i}.fc") for i, one in enumerate(run.layers))
+    runs = [replace(run, layers=layers)]
+    print_heatmap(Console(width=60), runs, "activation_grad_norm")
+    print_profile(Console(width=60), make_curves(runs, "activation_grad_norm"), "activation_grad_norm")
+    lines = capsys.readouterr().out.splitlines()
+    for i in range(12):
+        assert sum(line.lstrip().startswith(f"…{i}.fc ") for line in lines) == 2
