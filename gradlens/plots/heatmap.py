@@ -35,6 +35,8 @@ from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 
 COLUMNS = 1600
+NAMES_IN = 1.7
+"""Of a row of small panels: the names of the first one's layers, and the colour bar."""
 FEW_COLUMNS = 50
 """For a sentence that is of the run and not of the picture."""
 PANELS_PER_ROW = 3
@@ -147,17 +149,18 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> P
     figure = Picture(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
+    each = (width - NAMES_IN) / columns if columns > PANELS_PER_ROW else width / columns
     for i, axis in enumerate(axes.flat):
         if i >= len(panels):
             axis.set_visible(False)
             continue
         same = i % columns > 0 and _names(panels[i]) == _names(panels[i - 1])
         draw_panel(axis, panels[i], scale, labels=not same, least_gap=_gap(panels[i], height), by=by,
-                   inches=width / columns)  # fmt: skip
+                   inches=width / columns, along=each)  # fmt: skip
         draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
             axis.set_ylabel("layer, from the input (top) to the output (bottom)")
-        axis.set_title(_wrapped(titles[i], width / columns), fontweight="bold")
+        axis.set_title(_wrapped(titles[i], each), fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
     bar = draw_colour_bar(figure, axes, panels, scale, below=False, inches=height * rows - 0.6)
@@ -213,7 +216,7 @@ def _gap(panel: Panel, height_in: float) -> float:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, max(int(inches * 12), 16)))
+    return "\n".join(textwrap.wrap(text, max(int(inches * 10), 9)))
 
 
 def _head(panels: Sequence[Panel], width: float, look: Look) -> str:

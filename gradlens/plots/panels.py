@@ -49,7 +49,7 @@ def colour_norm(scale: Scale) -> Normalize:
 
 def draw_panel(
     axis: Axes, panel: Panel, scale: Scale, *, labels: bool, least_gap: float = 0.0, by: str = "step",
-    inches: float = math.inf,
+    inches: float = math.inf, along: float = math.inf,
 ) -> None:  # fmt: skip
     """Draw one panel.
 
@@ -61,6 +61,7 @@ def draw_panel(
         least_gap: Layers between two names, at least.
         by: What is counted on the level axis, "step" or "epoch"; the panel's edges are in it.
         inches: How wide the panel is, with its layers' names.
+        along: How wide it is without them.
     """
     edges = np.arange(len(panel.layers) + 1) - 0.5
     shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
@@ -74,11 +75,11 @@ def draw_panel(
     axis.set_ylim(len(panel.layers) - 0.5, -0.5)
     axis.set_xlim(panel.edges[0], max(panel.edges[-1], panel.edges[0] + 1))
     axis.set_xlabel("optimizer step" if by == "step" else "epochs done")
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(_ticks(along, 6), integer=True))
     for stage in find_stages(panel.layers)[1:]:
         axis.axhline(stage.start - 0.5, color=current().line, linewidth=0.9)
     if by == "step":
-        mark_epochs(axis, panel.run)
+        mark_epochs(axis, panel.run, most=_ticks(along, 8))
     _label_layers(axis, panel.layers, labels, least_gap, inches)
 
 
@@ -87,8 +88,13 @@ def _overlay(axis: Axes, panel: Panel, edges: FloatArray, mask: NDArray[np.bool_
     axis.pcolorfast(panel.edges, edges, shown, cmap=ListedColormap([colour]))
 
 
-def mark_epochs(axis: Axes, run: Run) -> None:
-    """Number epochs above a panel, and separate them by faint lines where they are few."""
+def _ticks(inches: float, most: int) -> int:
+    """Return how many numbers stand below each other's width on an axis."""
+    return max(min(most, int((inches - 0.3) * 2.4)) if math.isfinite(inches) else most, 2)
+
+
+def mark_epochs(axis: Axes, run: Run, *, most: int = 8) -> None:
+    """Number epochs above a panel, at most so many, and separate them by faint lines where they are few."""
     starts = epoch_starts(run)
     if len(starts) < 2:
         return
@@ -100,7 +106,7 @@ def mark_epochs(axis: Axes, run: Run) -> None:
         return
     faint = current().faint
     top = axis.secondary_xaxis("top")
-    shown = (numbers - 1) % max(1, math.ceil(len(starts) / 8)) == 0
+    shown = (numbers - 1) % max(1, math.ceil(len(starts) / most)) == 0
     top.set_xticks(starts[shown], [str(n) for n in numbers[shown]])
     top.tick_params(labelsize=6.5, colors=faint, length=2)
     top.set_xlabel("epoch", fontsize=7, color=faint)

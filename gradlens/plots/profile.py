@@ -71,7 +71,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
         draw_curve(axes[0], curve, *line)
     title = say_metric(metric, per_element=per_element)
     title = title if is_linear(metric) else f"log10 of the {title}"
-    axes[0].set_ylabel("\n".join(textwrap.wrap(title, 48 if look.width == "screen" else 36)))
+    axes[0].set_ylabel("\n".join(textwrap.wrap(title, {"screen": 48, "two": 36}.get(look.width, 26))))
     axes[0].set_title(_say_steps(steps), fontweight="bold")
     scale_axis(axes[0], curves, metric)
     _place_legend(axes[0], _handles(curves), inches)
@@ -80,7 +80,9 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
             if curve.theory is not None:
                 _draw_theory(axes[1], curve.theory, *line, every=len(curves) <= MOST_TOLD)
         axes[1].axhline(0, color=current().faint, linewidth=0.6)
-        axes[1].set_ylabel("decades relative to the last hidden layer")
+        axes[1].set_ylabel(
+            "decades relative to the last hidden layer".replace(" the ", "\nthe " if look.width == "one" else " the ")
+        )
         axes[1].set_title("\n".join(textwrap.wrap("first step: measured, and theory of initialisation",
                                                   int(inches * 12))), fontweight="bold")  # fmt: skip
         _place_legend(axes[1], _theory_handles(curves), inches)
