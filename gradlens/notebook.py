@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradlens.analysis.claims import Control, JudgedClaim, Judgement, say
+from gradlens.analysis.claims import Control, JudgedClaim, Judgement, names_experiment, say, what_decides
 from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interval
 from gradlens.analysis.diagnose import diagnose
 from gradlens.analysis.findings import HEALTHY, UNDECIDED, Diagnosis, Finding, say_layers, say_steps
@@ -212,8 +212,9 @@ def judgement_card(judgement: Judgement) -> str:
         _title(f"The report's claims, by {judgement.runs} runs"),
         element("p", judgement.explanation, style="margin:.4em 0"),
         _table(["", "claim", "nets", "verdict", "why"], rows, numbers=False),
+        _lines([f"next: {text}" for text in what_decides(judgement)]),
         *(_control(control) for control in judgement.controls),
-        _lines([f"note: {note}" for note in judgement.notes], faint=True),
+        _lines([f"note: {note}" for note in judgement.notes if not names_experiment(note)], faint=True),
         _folded("what counts for and against each claim", _criteria(judgement.claims)),
         _folded("all numbers", _guarded(lambda: _numbers(judgement))),
     )

@@ -18,7 +18,7 @@ def ls(folder: Path, form: str) -> None:
     from gradlens.terminal.console import results
     from gradlens.terminal.listing import print_listing, run_rows
 
-    rows = run_rows(find_runs(folder))
+    rows = run_rows(find_runs(folder), folder)
     if form == "table":
         print_listing(results(), folder, rows)
     else:

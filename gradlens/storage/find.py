@@ -9,6 +9,7 @@ from gradlens.errors import NoRunError
 
 RUNS = Path("runs")
 FIRST_RUN = "gradlens run plain34 makes one"
+MOST_LIKE = 3
 
 
 def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
@@ -76,7 +77,23 @@ def _find_file(argument: Path) -> Path:
     path = _file_named(argument)
     if path is not None:
         return path
-    raise NoRunError(f"{argument}: there is no such run", tip="gradlens ls shows the runs that there are")
+    raise NoRunError(f"{argument}: there is no such run", tip=_tip(argument))
+
+
+def _tip(argument: Path) -> str:
+    """Say by which names runs are found that end like the one that was not."""
+    wanted = argument.as_posix().removesuffix(".h5")
+    names = [name_below(path, RUNS) for path in find_runs(deep=True)] if RUNS.is_dir() else []
+    like = [name for name in names if name.endswith(f"/{wanted}")]
+    if not like:
+        return "gradlens ls shows the runs that there are"
+    more = f" and {len(like) - MOST_LIKE} more" if len(like) > MOST_LIKE else ""
+    return f"in folders below {RUNS} there {'is' if len(like) == 1 else 'are'} {', '.join(like[:MOST_LIKE])}{more}"
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """Return the name by which a run in a folder, or in one below it, is asked for: ``norm/plain34-s0``."""
+    return path.relative_to(folder).as_posix().removesuffix(".h5")
 
 
 def _file_named(argument: Path) -> Path | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
 from gradlens.errors import GradlensError
 from gradlens.storage import read_card
+from gradlens.storage.find import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
@@ -26,19 +27,24 @@ LEAST_DATA = 10
 FIRST_RUN = "gradlens run plain34 makes one"
 
 
-def run_rows(paths: list[Path]) -> list[dict[str, Any]]:
-    """Return a row of facts per run file; what cannot be read says why."""
-    return [_row(path) for path in paths]
+def run_rows(paths: list[Path], folder: Path | None = None) -> list[dict[str, Any]]:
+    """Return a row of facts per run file; what cannot be read says why.
+
+    Args:
+        paths: The files.
+        folder: Where they lie; of one in a folder below, the name begins with that: ``norm/plain34-s0``.
+    """
+    return [_row(path, path.stem if folder is None else name_below(path, folder)) for path in paths]
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _row(path: Path, name: str) -> dict[str, Any]:
     try:
         card = read_card(path)
     except GradlensError as error:
-        return {"run": path.stem, "status": "unreadable", "note": error.message}
+        return {"run": name, "status": "unreadable", "note": error.message}
     stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
     return {
-        "run": path.stem,
+        "run": name,
         **{key: value for key, value in card.items() if key != "heartbeat"},
         "note": "no sign of life for a minute: killed?" if stale else "",
     }
@@ -62,7 +68,9 @@ def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) ->
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i in range(kept):
         most = min(widths[i], room) if i == last else None
-        table.add_column(COLUMNS[i], justify="right" if 2 <= i < last else "left", no_wrap=True, max_width=most)
+        side: JustifyMethod = "right" if 2 <= i < last else "left"
+        fold: OverflowMethod = "ellipsis" if i else "fold"  # of a long name the end tells it from others
+        table.add_column(COLUMNS[i], justify=side, no_wrap=i > 0, overflow=fold, max_width=most)
     for row in cells:
         styled = [Text(cell, style=STATUS_STYLE.get(cell, "red") if i == 1 else "") for i, cell in enumerate(row)]
         table.add_row(*styled[:kept])

@@ -92,3 +92,26 @@ def test_a_folder_of_folders_stands_for_all_runs_below(capsys: pytest.CaptureFix
     shutil.copy("runs/report/grouped/plain34-s0.h5", hidden)
     assert run_command(["diagnose", "runs/report", "--format", "json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+@pytest.mark.usefixtures("study")
+def test_runs_in_folders_below_are_listed_by_the_name_that_finds_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(["ls", "--format", "csv"]) == 0
+    names = [row["run"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert "report/grouped/plain34-s0" in names
+    assert run_command(["summary", names[0]]) == 0
+    assert run_command(["ls"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "controls/positive/plain34-nobn-s" in out
+    for wanted in ("plain34-s0", "grouped/plain34-s0", "plain34-s0.h5"):
+        assert run_command(["summary", wanted]) == 1
+        err = capsys.readouterr().err
+        assert "there is no such run" in err
+        assert "in folders below runs there is report/grouped/plain34-s0" in err
+    shutil.copytree("runs/report", "runs/again")
+    assert run_command(["summary", "plain34-s0"]) == 1
+    assert "there are again/grouped/plain34-s0, report/grouped/plain34-s0" in capsys.readouterr().err
