@@ -1,4 +1,7 @@
-"""Several processes that train together, forked from one that has imported all they need (which costs seconds)."""
+"""Processes of tests: how long to wait for one, and several that train together.
+
+Those are forked from one that has imported all they need, which costs seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+PATIENCE = 300.0
+"""Seconds after which what another process is to do is given up, on however busy a machine."""
 
 
 def start(folder: Path, rank: int, work: Callable[[int], object]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gradlens
+from tests.processes import PATIENCE
 
 PACKAGE = Path(gradlens.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -140,7 +141,7 @@ def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
         "sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("LOADED ")[2].split())

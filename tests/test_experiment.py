@@ -23,6 +23,7 @@ from gradlens.errors import ConfigError
 from gradlens.experiment import DEFAULTS, SETTINGS, Planned, read_experiment
 from gradlens.jobs import Job, Progress, make_jobs, run_jobs
 from gradlens.terminal.experiment import ExperimentView
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
@@ -194,7 +195,7 @@ def end(*_):
     pathlib.Path(sys.argv[1]).write_text("closed"); sys.exit(130)
 signal.signal(signal.SIGINT, end)
 pathlib.Path(sys.argv[1]).write_text("open")
-time.sleep(60)
+time.sleep(300)
 """
 
 
@@ -254,7 +255,7 @@ def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -
     write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]'))
     small = tmp_path / "runs" / "tiny" / "small"
     child = start("tiny.toml", "--seeds", "0", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=600)
+    said, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 0, told
     assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
     assert "small/plain8-s0: complete after epoch 2 of 2" in told
@@ -263,31 +264,32 @@ def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -
     before = (small / "plain8-s0.h5").read_bytes()
 
     child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=600)
+    said, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 0, told
     assert "4 runs, 2 to train" in told
     assert told.count("kept, it is complete") == 2
     assert (small / "plain8-s0.h5").read_bytes() == before
 
     child = start("tiny.toml", "--seeds", "0", "--epochs", "3", cwd=tmp_path)  # others are there already
-    assert child.communicate(timeout=600)[1].count("was made with other settings: epochs: 2 there, 3 here") == 1
+    told = child.communicate(timeout=PATIENCE)[1]
+    assert told.count("was made with other settings: epochs: 2 there, 3 here") == 1
     assert child.returncode == 2
 
     long = ("tiny.toml", "--seeds", "3", "--jobs", "2", "--epochs", "8", "--out", "long")
     child = start(*long, cwd=tmp_path)
     paths = [tmp_path / "long" / "tiny" / group / "plain8-s3.h5" for group in ("small", "other")]
-    end = time.monotonic() + 300
+    end = time.monotonic() + PATIENCE
     while not all(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
         assert time.monotonic() < end
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    assert "interrupted" in child.communicate(timeout=120)[1]
+    assert "interrupted" in child.communicate(timeout=PATIENCE)[1]
     assert child.returncode == 130
     assert [read_run(path).status for path in paths] == ["interrupted", "interrupted"]
     done = [len(read_run(path).epochs["epoch"]) for path in paths]
     child = start(*long, cwd=tmp_path)
-    told = child.communicate(timeout=600)[1]
+    told = child.communicate(timeout=3 * PATIENCE)[1]
     assert child.returncode == 0, told
     assert [read_run(path).status for path in paths] == ["complete", "complete"]
     assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
@@ -297,7 +299,7 @@ def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -
 def test_a_run_that_cannot_be_trained_is_named_at_the_end(tmp_path: Path) -> None:
     write(tmp_path, TINY.replace('["plain8"]', '["plain8", "torchvision:nothing"]', 1))
     child = start("tiny.toml", "--seeds", "0", "--epochs", "1", cwd=tmp_path)
-    _, told = child.communicate(timeout=600)
+    _, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 1
     assert "1 of 4 runs failed: small/torchvision-nothing-s0: torchvision has no model 'nothing'" in told
     assert (tmp_path / "runs" / "tiny" / "other" / "resnet8-s0.h5").exists()

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE
+
 ROOT = Path(__file__).parent.parent
 MEASURE = ROOT / "experiments" / "overhead" / "measure.py"
 
 
 def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(MEASURE), *arguments], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, str(MEASURE), *arguments], capture_output=True, text=True, timeout=3 * PATIENCE, check=False
     )
 
 
@@ -56,7 +58,7 @@ def test_the_cost_of_checksums_is_measured() -> None:
         [sys.executable, str(script), "--rounds", "3", "--layers", "4"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -71,7 +73,7 @@ def test_the_cost_of_watching_is_measured(tmp_path: Path) -> None:
         [sys.executable, str(script), *options, "--sizes", "80x24", "--json", str(out)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.processes import PATIENCE
+
 CARD = Path(__file__).parent.parent / "experiments" / "scorecard"
 
 
@@ -67,7 +69,9 @@ def test_what_a_fault_costs(counting: ModuleType) -> None:
 def test_the_harness_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
     command = [sys.executable, str(CARD / "card.py"), "--seeds", "0,3", "--steps", "60", "--jobs", "1"]
     command += ["--subject", "linear-regression", "frozen-stem", "stem", "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=3 * PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "## tuning seeds 0: 1 faulty runs, 2 healthy ones" in done.stdout
     assert "## held-out seeds 3" in done.stdout
@@ -77,7 +81,7 @@ def test_the_harness_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
     assert all(run["end"] < run["start"] for run in kept["runs"].values())
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     assert len(times) == 6
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
     assert again.stdout == done.stdout
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
 

@@ -18,6 +18,7 @@ import pytest
 from gradlens import read_run
 from gradlens.cli import cli, run_command
 from tests.conftest import SAMPLE
+from tests.processes import PATIENCE
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_summary_and_ls_in_every_format(capsys: pytest.CaptureFixture[str]) -> N
 def test_results_and_talk_go_to_their_streams_without_colour_when_piped(make_run, tmp_path: Path) -> None:
     make_run()
     done = subprocess.run(
-        [sys.executable, "-m", "gradlens", "heatmap"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-m", "gradlens", "heatmap"], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert "\x1b" not in done.stdout + done.stderr
     assert "stage0.0" in done.stdout
@@ -177,9 +178,9 @@ def test_no_color_is_honoured(make_run, monkeypatch: pytest.MonkeyPatch) -> None
     make_run()
     environment = {**os.environ, "FORCE_COLOR": "1", "COLORTERM": "truecolor"}
     command = [sys.executable, "-m", "gradlens", "heatmap", "--terminal"]
-    coloured = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    coloured = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment)
     bare = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=60, env={**environment, "NO_COLOR": "1"}
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE, env={**environment, "NO_COLOR": "1"}
     )
     assert "38;2;" in coloured.stdout
     assert "38;2;" not in bare.stdout
@@ -189,7 +190,7 @@ def test_no_color_is_honoured(make_run, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_reader_that_leaves_early_does_not_lose_the_picture(make_run) -> None:
     make_run(layers=300)
     command = f"{sys.executable} -m gradlens heatmap | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert "Traceback" not in done.stderr
     assert Path("figures/heatmap-net-s0.png").exists()
 
@@ -199,7 +200,7 @@ def test_a_factory_in_a_module_of_the_working_folder(capsys: pytest.CaptureFixtu
     script = "import sys; sys.path = [p for p in sys.path if p]; from gradlens.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", script, "run", "my_nets_here:build", "--image-size", "16"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert "my_nets_here:build has no parameters" in done.stderr
     assert done.returncode == 1
@@ -217,11 +218,11 @@ def test_a_column_without_numbers_is_listed(make_run, capsys: pytest.CaptureFixt
 def test_ctrl_c_closes_the_file_and_exits_130_and_the_run_can_go_on() -> None:
     command = [sys.executable, "-m", "gradlens", "run", "plain8", "--image-size", "16", "--epochs", "400"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
+    deadline = time.time() + PATIENCE
     while time.time() < deadline and not Path("runs/plain8-s0.ckpt").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "Traceback" not in out + err
     assert "interrupted after" in err
@@ -229,7 +230,7 @@ def test_ctrl_c_closes_the_file_and_exits_130_and_the_run_can_go_on() -> None:
     assert run.status == "interrupted"
     done = subprocess.run(
         [sys.executable, "-m", "gradlens", "run", "plain8", "--resume", "--lr", "0.5"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 2
     assert "lr: 0.0006 there, 0.5 here" in done.stderr

@@ -12,6 +12,7 @@ import pytest
 from gradlens.cli import run_command
 from gradlens.export import csvfile, events
 from tests.export.files import read_csv, read_scalars
+from tests.processes import PATIENCE
 
 
 def everything() -> list[Path]:
@@ -50,7 +51,7 @@ def test_the_ending_names_the_format(make_run) -> None:
 def test_csv_goes_to_stdout(make_run, capfd: pytest.CaptureFixture[str]) -> None:
     make_run()
     command = [sys.executable, "-m", "gradlens", "export", "-o", "-", "--metric", "param_norm"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
     assert done.stderr == b""
     assert run_command(["export", "-o", "file.csv", "--metric", "param_norm"]) == 0
     assert done.stdout == Path("file.csv").read_bytes()
@@ -61,7 +62,7 @@ def test_csv_goes_to_stdout(make_run, capfd: pytest.CaptureFixture[str]) -> None
 def test_a_reader_that_leaves_early_is_no_error(make_run) -> None:
     make_run(layers=300, steps=100)
     command = f"set -o pipefail; {sys.executable} -m gradlens export -o - | head -n 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("run,step")
 

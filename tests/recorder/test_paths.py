@@ -27,6 +27,7 @@ from gradlens.models.blocks import Block
 from gradlens.recorder import Recorder
 from gradlens.recorder.paths import find_blocks
 from gradlens.run import ListSink
+from tests.processes import PATIENCE
 from tests.recorder import paths_ranks
 from tests.recorder.case import rand
 
@@ -390,7 +391,7 @@ def test_the_cosine_alone_brings_no_other_metric() -> None:
 @pytest.mark.slow
 def test_two_ranks_record_what_one_process_records_of_the_whole_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.recorder.paths_ranks", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in paths_ranks.NETS:
         paths_ranks.train(build_model(name, num_classes=3), tmp_path / f"{name}-alone.h5")

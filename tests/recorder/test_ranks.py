@@ -17,6 +17,7 @@ import torch.distributed as dist
 import gradlens
 from gradlens.metrics import METRICS
 from gradlens.run import Run
+from tests.processes import PATIENCE
 from tests.recorder.ranks_cases import CASES, FAILING, STEPS, build, run
 
 pytestmark = [
@@ -46,7 +47,9 @@ class Together:
         self.folder, self.world = folder, world
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.recorder.ranks_cases", str(folder), str(world), *tasks]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=3 * PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     def read(self, task: str, folder: str = "") -> Run:

@@ -23,6 +23,7 @@ from gradlens.errors import NoRunError, RunFileError
 from gradlens.storage import BackgroundSink, FileSink
 from gradlens.storage.checks import is_sealed, seal
 from gradlens.storage.lock import is_locked, lock_path
+from tests.processes import PATIENCE
 from tests.storage import known
 
 NOBODY = 65534
@@ -37,7 +38,7 @@ def in_child(act: Callable[[], object], *, ends: bool = True) -> tuple[int, str]
         try:
             os.write(theirs, f"{act()}\n".encode())
             if not ends:
-                time.sleep(60)
+                time.sleep(PATIENCE)
             os._exit(0)
         except BaseException:
             os.write(theirs, traceback.format_exc().encode())

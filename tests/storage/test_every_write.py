@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE
 from tests.storage.every_write import SHIM
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def run(folder: Path, what: str, every: int, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=3 * PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import h5py
@@ -24,6 +23,7 @@ from gradlens.storage import FileSink, find_runs, newest_run, resolve_runs
 from gradlens.storage.live import LiveFile
 from gradlens.storage.schema import as_float32
 from tests.conftest import SAMPLE, make_layers
+from tests.processes import PATIENCE
 
 HEADER = Header(make_layers(4), {"activation_grad_norm": 1, "param_norm": 2}, model="net", seed=7, config={"a": 1})
 
@@ -247,7 +247,7 @@ def test_another_process_reads_every_flushed_row(tmp_path: Path, killed: bool) -
             flushed = int(writer.stdout.readline())
         if killed:
             os.kill(writer.pid, signal.SIGKILL)
-            writer.wait(10)
+            writer.wait(PATIENCE)
         run = read_run(path)
         assert run.status == "running"
         assert len(run.steps) >= flushed
@@ -255,11 +255,12 @@ def test_another_process_reads_every_flushed_row(tmp_path: Path, killed: bool) -
         np.testing.assert_array_equal(metric, np.repeat(run.steps[:, None] + 1.0, 4, axis=1))
         assert run.steps.tolist() == list(range(len(run.steps)))
         if not killed:
-            time.sleep(0.2)
+            while int(writer.stdout.readline()) <= len(run.steps):
+                pass
             assert len(read_run(path).steps) > len(run.steps)
     finally:
         writer.kill()
-        writer.wait(10)
+        writer.wait(PATIENCE)
         writer.stdout.close()
 
 

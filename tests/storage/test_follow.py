@@ -18,6 +18,7 @@ from gradlens.errors import NoRunError, RunFileError
 from gradlens.run import Header, Row
 from gradlens.storage import FileSink
 from tests.conftest import make_layers
+from tests.processes import PATIENCE
 
 WRITER = textwrap.dedent(
     """
@@ -64,7 +65,7 @@ def test_a_run_of_a_thousand_rows_a_second_is_followed_to_its_end(tmp_path: Path
         parts = list(follow_run(path, poll=0.1))
     finally:
         writer.kill()
-        writer.communicate(timeout=10)
+        writer.communicate(timeout=PATIENCE)
     assert [part.start for part in parts] == np.cumsum([0, *(len(part.steps) for part in parts[:-1])]).tolist()
     steps = np.concatenate([part.steps for part in parts])
     assert steps.tolist() == list(range(3000))
@@ -84,7 +85,7 @@ def test_it_ends_when_the_writer_is_dead(tmp_path: Path) -> None:
     assert writer.stdout is not None
     assert writer.stdout.readline() == "flushed\n"
     os.kill(writer.pid, signal.SIGKILL)
-    writer.communicate(timeout=10)
+    writer.communicate(timeout=PATIENCE)
     begin = time.monotonic()
     steps = np.concatenate([part.steps for part in follow_run(path, poll=0.05, patience=0.5)])
     assert steps.tolist() == list(range(200))

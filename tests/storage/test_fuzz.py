@@ -21,12 +21,11 @@ from gradlens.blocks import LEVELS
 from gradlens.errors import GradlensError
 from gradlens.storage import FileSink, read_card
 from tests.conftest import SAMPLE
+from tests.processes import PATIENCE
 from tests.storage import known
 
 HANG_SECONDS = 10.0
 """Of processor time."""
-LOST_SECONDS = 120.0
-"""After which a process is given up, on however busy a machine."""
 COPIES_PER_READER = 20
 ROWS, LAYERS = 700, 12
 
@@ -119,7 +118,7 @@ class Reader:
     def __call__(self, path: Path) -> str:
         """Return what is read, "HANG" or "CRASH"."""
         os.write(self._ask[1], f"{path}\n".encode())
-        if not select.select([self.answers], [], [], LOST_SECONDS)[0]:
+        if not select.select([self.answers], [], [], PATIENCE)[0]:
             return "HANG"
         return os.read(self.answers, 4096).decode().strip() or "CRASH"
 

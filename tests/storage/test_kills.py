@@ -24,6 +24,7 @@ from gradlens.run import Header, Layer, Row
 from gradlens.storage import BackgroundSink, FileSink
 from gradlens.storage.lock import is_locked
 from gradlens.storage.superblock import ClosedView
+from tests.processes import PATIENCE
 from tests.storage import known
 
 MESSAGE = struct.Struct("3q")
@@ -79,7 +80,7 @@ def await_message(place: int, kind: int | None) -> bytes:
     """Return what was said up to a message of some kind."""
     said = b""
     while True:
-        assert select.select([place], [], [], 60)[0], "the writer says nothing"
+        assert select.select([place], [], [], PATIENCE)[0], "the writer says nothing"
         message = os.read(place, MESSAGE.size)
         assert message, "the writer ended"
         said += message

@@ -15,6 +15,7 @@ from gradlens.config import make_config
 from gradlens.events import Ended, EpochDone, Note, Started, StepDone
 from gradlens.terminal import live
 from gradlens.terminal.live import LiveTraining
+from tests.processes import PATIENCE
 from tests.terminal.window import Window
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
@@ -28,7 +29,7 @@ def watcher(seconds: float) -> list[str]:
 
 def test_what_is_said_in_full_screen_is_printed_when_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "can_show", lambda: True)
-    monkeypatch.setattr(live, "watch_command", lambda path: watcher(60))
+    monkeypatch.setattr(live, "watch_command", lambda path: watcher(PATIENCE))
     out = io.StringIO()
     with LiveTraining(Console(file=out, width=120)) as view:
         view(Note("found"))
@@ -53,7 +54,7 @@ def test_what_is_said_in_full_screen_is_printed_when_it_is_left(monkeypatch: pyt
 def test_the_full_screen_is_left_with_the_end_and_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "can_show", lambda: True)
     monkeypatch.setattr(live, "GRACE_S", 0.2)
-    monkeypatch.setattr(live, "watch_command", lambda path: watcher(60))
+    monkeypatch.setattr(live, "watch_command", lambda path: watcher(PATIENCE))
     out = io.StringIO()
     with LiveTraining(Console(file=out, width=120)) as view:
         view(STARTED)
@@ -82,14 +83,14 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_training_in_a_window(photos: Path) -> None:
     options = ["--data", f"folder:{photos}", "--image-size", "16", "--batch-size", "2", "--device", "cpu"]
     with Window(["run", "plain8", *options, "--epochs", "4000", "--live"], 100, 30) as window:
-        window.wait_for("● running", 60)
+        window.wait_for("● running")
         window.wait_for("space pause")
         window.press("q")
-        window.wait_for("epoch ", 60)
+        window.wait_for("epoch ")
         assert "1049" not in window.modes
         assert window.settings() == window.before
         window.press("\x03")
-        assert window.wait_end(30) == 130
+        assert window.wait_end() == 130
         assert window.settings() == window.before
     assert read_run("runs/plain8-s0.h5").status == "interrupted"
 
@@ -99,8 +100,8 @@ def test_the_view_leaves_when_the_training_ends(photos: Path) -> None:
     options = ["--data", f"folder:{photos}", "--image-size", "16", "--batch-size", "2", "--device", "cpu"]
     for more in ([], ["--overwrite"]):
         with Window(["run", "plain8", *options, "--epochs", "20", "--live", *more], 100, 150) as window:
-            window.wait_for("step", 60)
-            assert window.wait_end(120) == 0
+            window.wait_for("step")
+            assert window.wait_end() == 0
             assert window.settings() == window.before
             assert "1049" not in window.modes
             assert "complete after 20 epoch(s)" in window.screen

@@ -14,6 +14,7 @@ import pytest
 from gradlens.run import Header, Row
 from gradlens.storage import FileSink
 from tests.conftest import SAMPLE, make_layers
+from tests.processes import PATIENCE
 from tests.terminal.window import Window
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
@@ -172,7 +173,7 @@ def test_no_colour_where_none_is_wanted() -> None:
 
 def watch_piped(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "gradlens", "watch", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_elsewhere_it_is_a_line_per_epoch(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_elsewhere_it_is_a_line_per_epoch(tmp_path: Path) -> None:
             assert lines[-1], lines
         writer.sink.close("complete")
         lines += process.stdout.readlines()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     assert "\x1b" not in "".join(lines)
     assert lines[1] == "runs/net-s0.h5: running, 6 layers\n"
     (line,) = [line for line in lines if line.startswith("epoch 3/3")]

@@ -16,6 +16,8 @@ import termios
 import time
 from collections.abc import Callable
 
+from tests.processes import PATIENCE
+
 PART = re.compile(
     r"\x1b\[(?P<marks>[?]?)(?P<numbers>[\d;]*)(?P<final>[A-Za-z])|(?P<text>[^\x1b\r\n])|(?P<line>\r?\n|\r)"
 )
@@ -66,19 +68,19 @@ class Window:
     def screen(self) -> str:
         return "\n".join("".join(line).rstrip() for line in self.cells)
 
-    def wait_for(self, wanted: str | Callable[[str], bool], seconds: float = 20.0) -> str:
+    def wait_for(self, wanted: str | Callable[[str], bool]) -> str:
         """Read until the screen holds a text, or is as wanted."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not (wanted in self.screen if isinstance(wanted, str) else wanted(self.screen)):
-            left = end - time.monotonic()
-            assert left > 0, f"never saw {wanted!r}; but:\n{self.screen}"
-            self._read(min(left, 0.1))
+            ended = self.process.poll() is not None
+            more = self._read(0.1)
+            assert more or not (ended or time.monotonic() > end), f"never saw {wanted!r}; but:\n{self.screen}"
         while self._read(0.03):  # the rest of the picture
             pass
         return self.screen
 
-    def wait_end(self, seconds: float = 20.0) -> int:
-        end = time.monotonic() + seconds
+    def wait_end(self) -> int:
+        end = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < end, f"it goes on:\n{self.screen}"
             self._read(0.05)

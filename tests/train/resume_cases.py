@@ -29,7 +29,7 @@ from gradlens.config import make_config
 from gradlens.data import patterns
 from gradlens.events import Event, StepDone, ignore
 from gradlens.train import train_run
-from tests.processes import start
+from tests.processes import PATIENCE, start
 
 HERE = "tests.train.resume_cases"
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 10, "epochs": 3, "workers": 0, "seed": 0}
@@ -145,7 +145,7 @@ def cases(folder: Path, kind: str) -> dict[str, Any]:
     """Run this module, and return what its trainings came to."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", HERE, str(folder), kind]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3 * PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())
 
@@ -206,7 +206,7 @@ def command(folder: Path, name: str, limit: Callable[[], None], arguments: list[
         os.chdir(folder)
         limit()
         sys.exit(run_command(arguments))
-    deadline = time.time() + 60
+    deadline = time.time() + PATIENCE
     while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.time() > deadline:
             os.kill(process, signal.SIGKILL)

@@ -24,7 +24,7 @@ from gradlens.errors import ConfigError
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.distributed import World, joined, own_device
-from tests.processes import free_port
+from tests.processes import PATIENCE, free_port
 from tests.train.distributed_cases import TINY, few
 
 pytestmark = [
@@ -47,7 +47,7 @@ def command(*arguments: str) -> list[str]:
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False
+        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False
     )
 
 
@@ -147,7 +147,9 @@ class Together:
     def __init__(self, folder: Path, world: int) -> None:
         self.folder, self.world = folder, world
         command = [sys.executable, "-m", "tests.train.distributed_cases", str(folder), str(world)]
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=ENVIRONMENT, timeout=3 * PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stderr
         self.found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
 
@@ -272,11 +274,11 @@ def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -
     process = subprocess.Popen(
         command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     )
-    deadline = time.time() + 100
+    deadline = time.time() + PATIENCE
     while time.time() < deadline and not Path("runs/plain8-s0.ckpt").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode != 0
     assert err.count("interrupted after") == 1, err
     run = read_run("runs/plain8-s0.h5")
@@ -285,7 +287,7 @@ def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -
     assert 1 <= done < 40
     resume = ["run", "plain8", "--resume"]
     alone = [sys.executable, "-m", "gradlens", *resume]
-    ended = subprocess.run(alone, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False)
+    ended = subprocess.run(alone, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
     assert f"going on after epoch {done}" in ended.stderr
     run = read_run("runs/plain8-s0.h5")
