@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from gradlens.storage import FileSink
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve what else runs on the machine
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell script; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 
