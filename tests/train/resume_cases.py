@@ -34,7 +34,7 @@ from tests.processes import PATIENCE, start
 HERE = "tests.train.resume_cases"
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 10, "epochs": 3, "workers": 0, "seed": 0}
 ALL = {"augment": ("flip", "crop", "rotation", "color"), "schedule": "step:2,0.5"}
-DEEP: dict[str, Any] = {"image_size": 16, "batch_size": 8, "epochs": 3, "optimizer": "sgd", **ALL}
+DEEP: dict[str, Any] = {"image_size": 16, "batch_size": 8, "epochs": 4, "optimizer": "sgd", **ALL}
 PEEK = 0.01
 
 
@@ -57,22 +57,27 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wait() -> None:
+    """Wait to be killed: no training must end before that."""
+    time.sleep(PATIENCE)
+
+
 class Death:
-    """Kill this process when it comes to a point for the n-th time.
+    """Kill this process when it comes to a point for the n-th time, or let it wait for that.
 
     Points: step (one was made), flushed (an epoch's row is in the file, its checkpoint not begun), writing (half of a
     checkpoint is written; the first one of a run is that which says that nothing is done yet), written, done (the file
     is closed, the checkpoint not yet removed).
     """
 
-    def __init__(self, point: str, count: int = 1) -> None:
-        self.point, self.left = point, count
+    def __init__(self, point: str, count: int = 1, act: Callable[[], None] = die) -> None:
+        self.point, self.left, self.act = point, count, act
 
     def reach(self, point: str) -> None:
         if point == self.point:
             self.left -= 1
             if self.left == 0:
-                die()
+                self.act()
 
     def listen(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -163,14 +168,17 @@ def at_points(folder: Path, deaths: list[tuple[str, int]], **options: Any) -> di
 
 
 def at_random(folder: Path, seed: int, points: list[str | None], **options: Any) -> dict[str, Any]:
-    """Train, killed at points and (None) at random moments, in any order; say what was met."""
+    """Train, killed at points and (None) at random moments, in any order; say what was met.
+
+    Until a random moment no more than one epoch is done: so many are left that every point is come to.
+    """
     draw = random.Random(seed)
-    deaths = [Death(point) if point else None for point in points]
+    deaths = [Death(point) if point else Death("flushed", 2, wait) for point in points]
     draw.shuffle(deaths)
     codes, met, sessions = [], 0, []
     for death in [*deaths, Death("done")]:
         process = train(folder, "killed", death, **options)
-        if death is None:
+        if death.act is wait:
             time.sleep(draw.uniform(0.3, 2.0))
             os.kill(process, signal.SIGKILL)
         sessions.append(process)
