@@ -24,7 +24,6 @@ OF_INDUCTOR = (
     "torch.compile(model)",
     "model.compile()",
     "a compiled submodule",
-    "micro-batches",
     "compiled optimizer step",
     "called before the recorder",
     "a compiled function, called before",
