@@ -238,7 +238,6 @@ class TestSeveral:
         (["run", "plain35"], "Error: plain35: there is no net of depth 35"),
         (["run", "plain8", "--lr", "fast"], "Error: Invalid value for '--lr'"),
         (["run", "plain8", "--data", "csv:none.csv"], "Error: none.csv: there is no such file"),
-        (["run", "plain8", "--batch-size", "2"], "Error: batch_size 2 is shared by 2 processes"),
         ([*SMALL, "--lr", "1e30"], "Error: runs/plain8-nobn-s0.h5: stopped by a loss that was not finite"),
     ],
 )
@@ -270,7 +269,7 @@ def test_several_seeds_and_a_file_that_is_there() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -> None:
-    arguments = ["run", "plain8", *TRAIN[:4], "--epochs", "40"]
+    arguments = ["run", "plain8", *TRAIN[:4], "--epochs", "16"]
     process = subprocess.Popen(
         command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     )
@@ -284,11 +283,11 @@ def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -
     run = read_run("runs/plain8-s0.h5")
     assert run.status == "interrupted"
     done = len(run.epochs["epoch"])
-    assert 1 <= done < 40
+    assert 1 <= done < 16
     resume = ["run", "plain8", "--resume"]
     alone = [sys.executable, "-m", "gradlens", *resume]
     ended = subprocess.run(alone, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
     assert f"going on after epoch {done}" in ended.stderr
     run = read_run("runs/plain8-s0.h5")
-    assert (run.status, run.epochs["epoch"].tolist()) == ("complete", list(range(1, 41)))
+    assert (run.status, run.epochs["epoch"].tolist()) == ("complete", list(range(1, 17)))
