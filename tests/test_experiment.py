@@ -251,33 +251,12 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -> None:
-    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]'))
+def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
+    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]').replace("epochs = 2", "epochs = 8"))
     small = tmp_path / "runs" / "tiny" / "small"
-    child = start("tiny.toml", "--seeds", "0", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=3 * PATIENCE)
-    assert child.returncode == 0, told
-    assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
-    assert "small/plain8-s0: complete after epoch 2 of 2" in told
-    assert "figure: gradlens compare runs/tiny/small" in told
-    assert "1 run(s) in runs/tiny/small" in said
-    before = (small / "plain8-s0.h5").read_bytes()
-
-    child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
-    said, told = child.communicate(timeout=3 * PATIENCE)
-    assert child.returncode == 0, told
-    assert "4 runs, 2 to train" in told
-    assert told.count("kept, it is complete") == 2
-    assert (small / "plain8-s0.h5").read_bytes() == before
-
-    child = start("tiny.toml", "--seeds", "0", "--epochs", "3", cwd=tmp_path)  # others are there already
-    told = child.communicate(timeout=PATIENCE)[1]
-    assert told.count("was made with other settings: epochs: 2 there, 3 here") == 1
-    assert child.returncode == 2
-
-    long = ("tiny.toml", "--seeds", "3", "--jobs", "2", "--epochs", "8", "--out", "long")
-    child = start(*long, cwd=tmp_path)
-    paths = [tmp_path / "long" / "tiny" / group / "plain8-s3.h5" for group in ("small", "other")]
+    paths = [tmp_path / "runs" / "tiny" / group / "plain8-s0.h5" for group in ("small", "other")]
+    first = ("tiny.toml", "--seeds", "0", "--jobs", "2")
+    child = start(*first, cwd=tmp_path)
     end = time.monotonic() + PATIENCE
     while not all(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
         assert time.monotonic() < end
@@ -288,21 +267,41 @@ def test_an_experiment_is_trained_kept_interrupted_and_resumed(tmp_path: Path) -
     assert child.returncode == 130
     assert [read_run(path).status for path in paths] == ["interrupted", "interrupted"]
     done = [len(read_run(path).epochs["epoch"]) for path in paths]
-    child = start(*long, cwd=tmp_path)
-    told = child.communicate(timeout=3 * PATIENCE)[1]
+
+    child = start(*first, cwd=tmp_path)
+    said, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 0, told
+    assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
+    assert "small/plain8-s0: complete after epoch 8 of 8" in told
+    assert "figure: gradlens compare runs/tiny/small" in told
+    assert "1 run(s) in runs/tiny/small" in said
     assert [read_run(path).status for path in paths] == ["complete", "complete"]
     assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
+    before = (small / "plain8-s0.h5").read_bytes()
+
+    child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
+    said, told = child.communicate(timeout=3 * PATIENCE)
+    assert child.returncode == 0, told
+    assert "4 runs, 2 to train" in told
+    assert told.count("kept, it is complete") == 2
+    assert "small/plain8-s1: complete after epoch 8 of 8" in told
+    assert (small / "plain8-s0.h5").read_bytes() == before
+
+    child = start("tiny.toml", "--seeds", "0", "--epochs", "9", cwd=tmp_path)  # others are there already
+    told = child.communicate(timeout=PATIENCE)[1]
+    assert told.count("was made with other settings: epochs: 8 there, 9 here") == 1
+    assert child.returncode == 2
 
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_trained_is_named_at_the_end(tmp_path: Path) -> None:
-    write(tmp_path, TINY.replace('["plain8"]', '["plain8", "torchvision:nothing"]', 1))
-    child = start("tiny.toml", "--seeds", "0", "--epochs", "1", cwd=tmp_path)
+    models = TINY.replace('["plain8"]', '["torchvision:nothing"]', 1).replace('["plain8", "resnet8"]', '["resnet8"]')
+    write(tmp_path, models)
+    child = start("tiny.toml", "--seeds", "0", "--epochs", "1", "--out", "elsewhere", cwd=tmp_path)
     _, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 1
-    assert "1 of 4 runs failed: small/torchvision-nothing-s0: torchvision has no model 'nothing'" in told
-    assert (tmp_path / "runs" / "tiny" / "other" / "resnet8-s0.h5").exists()
+    assert "1 of 2 runs failed: small/torchvision-nothing-s0: torchvision has no model 'nothing'" in told
+    assert (tmp_path / "elsewhere" / "tiny" / "other" / "resnet8-s0.h5").exists()
 
 
 def test_jobs_are_made_of_what_is_missing(tmp_path: Path) -> None:
