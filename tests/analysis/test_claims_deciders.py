@@ -83,7 +83,7 @@ def test_the_card_says_what_is_decided_and_a_sentence_of_why_in_each_line() -> N
     found = judged(*((key, shown("not supported")) for key in "ABF"), ("C", shown("mixed", WITHOUT)))
     card = claims_card(found)
     assert card.verdict == "A, B and F not supported with batch norm; C mixed without batch norm"
-    assert card.lines[:2] == [("why", "This is so."), ("why", "That is not.")]
+    assert card.lines[1:3] == [("why", "This is so."), ("why", "That is not.")]  # behind the control
     assert not card.beside
     open_ = claims_card(judged(("A", replace(shown("undecided"), evidence=(replace(NUMBER, low=math.nan),)))))
     assert (open_.verdict, open_.beside) == ("nothing is decided", ["1 of 1 undecided"])
