@@ -73,20 +73,27 @@ def assert_close(got: Run, whole: Run, bound: float) -> None:
 
 @pytest.mark.slow
 def test_torchrun_leaves_what_one_process_leaves() -> None:
-    done = torchrun(*SMALL, "--out", "two")
+    done = torchrun(*SMALL, "--seeds", "0,1", "--out", "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Depth profile") == 1
-    assert done.stderr.count("-> two/plain8-nobn-s0.h5") == 1
-    assert done.stderr.count("2 processes share each batch") == 1
+    assert done.stdout.count("2 run(s) in two") == 1
+    assert done.stderr.count("2 processes share each batch") == 2  # once of each run
     assert "Warning" not in done.stderr
-    assert run_command([*SMALL, "--out", "one"]) == 0
-    assert sorted(str(path) for path in Path().glob("t*/*")) == ["two/plain8-nobn-s0.h5"]
-    assert layout(Path("two/plain8-nobn-s0.h5")) == layout(Path("one/plain8-nobn-s0.h5"))
-    two, one = read_run("two/plain8-nobn-s0.h5"), read_run("one/plain8-nobn-s0.h5")
-    assert_close(two, one, 1e-5)
-    assert two.info["environment"]["world_size"] == two.config["processes"] == 2
-    assert "batch_norm" not in two.config
-    assert two.status == "complete"
+    assert run_command([*SMALL, "--seeds", "0,1", "--out", "one"]) == 0
+    files = [f"plain8-nobn-s{seed}.h5" for seed in (0, 1)]
+    assert sorted(str(path) for path in Path().glob("t*/*")) == [f"two/{file}" for file in files]
+    for seed, file in enumerate(files):
+        assert done.stderr.count(f"-> two/{file}") == 1
+        assert layout(Path("two") / file) == layout(Path("one") / file)
+        two, one = read_run(f"two/{file}"), read_run(f"one/{file}")
+        assert_close(two, one, 1e-5)
+        np.testing.assert_array_equal(two.metric("param_norm")[0], one.metric("param_norm")[0])
+        assert two.info["environment"]["world_size"] == two.config["processes"] == 2
+        assert "batch_norm" not in two.config
+        assert (two.status, two.seed) == ("complete", seed)
+
+    done = torchrun(*SMALL, "--out", "two")
+    assert done.returncode == 1
+    assert done.stderr.count(f"Error: two/{files[0]} is there already") == 1
 
 
 # --- without other processes ----------------------------------------------------------------------------------
@@ -246,25 +253,6 @@ def test_a_mistake_is_said_once(arguments: list[str], said: str) -> None:
     assert done.returncode == 1
     assert done.stderr.count(said) == 1
     assert sum(line.startswith("Error: ") for line in done.stderr.splitlines()) == 1, done.stderr
-
-
-@pytest.mark.slow
-def test_several_seeds_and_a_file_that_is_there() -> None:
-    arguments = ["run", "plain34", "--image-size", "32", "--batch-size", "200", "--epochs", "1"]
-    done = torchrun(*arguments, "--seeds", "0,1")
-    assert done.returncode == 0, done.stderr
-    assert "2 run(s) in runs" in done.stdout
-    for seed in (0, 1):
-        run = read_run(f"runs/plain34-s{seed}.h5")
-        assert (run.status, len(run.steps), len(run.layers), run.seed) == ("complete", 4, 34, seed)
-    assert run_command([*arguments, "--out", "one"]) == 0
-    assert layout(Path("runs/plain34-s0.h5")) == layout(Path("one/plain34-s0.h5"))
-    two, one = read_run("runs/plain34-s0.h5"), read_run("one/plain34-s0.h5")
-    assert two.layers == one.layers
-    np.testing.assert_array_equal(two.metric("param_norm")[0], one.metric("param_norm")[0])
-    done = torchrun(*arguments)
-    assert done.returncode == 1
-    assert done.stderr.count("Error: runs/plain34-s0.h5 is there already") == 1
 
 
 @pytest.mark.slow
