@@ -228,8 +228,7 @@ def say_curve(curve: Curve, metric: str) -> str:
         return f"{curve.label}: fewer than three hidden layers, no slope"
     estimate: Estimate | Interval
     if curve.seeds:
-        whole = curve.seeds[0]
-        estimate, total, of = whole.slope, whole.decades.mean, f", {len(curve.runs)} seeds"
+        estimate, total, of = curve.seeds[0].slope, _total(curve), f", {len(curve.runs)} seeds"
         slope = estimate.mean
     else:
         fit = curve.fits[0][0]
@@ -237,7 +236,17 @@ def say_curve(curve: Curve, metric: str) -> str:
     first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].layers[[0, -1]])
     told = f": {say_end_to_end(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
-    return f"{curve.label}{told} ({first} / {last}: {say_power(total)}; {slope:+.3f}{interval} decades per layer{of})"
+    steep = f"; {slope:+.3f}{interval} decades per layer" if np.isfinite(slope) else ""
+    return f"{curve.label}{told} ({first} / {last}: {say_power(total)}{steep}{of})"
+
+
+def _total(curve: Curve) -> float:
+    """Return the decades from end to end: over seeds their mean, or their (lower) median where one is exactly 0."""
+    if not curve.seeds:
+        return curve.fits[0][0].decades.value
+    whole = curve.seeds[0].decades
+    values = np.sort([fits[0].decades.value for fits in curve.fits])
+    return float(values[(len(values) - 1) // 2]) if whole.left_out else whole.mean
 
 
 def _say_values(curve: Curve) -> str:
@@ -274,8 +283,7 @@ def say_curves(curves: Sequence[Curve]) -> str:
     told = []
     for curve in curves:
         if curve.fits[0]:
-            total = curve.seeds[0].decades.mean if curve.seeds else curve.fits[0][0].decades.value
-            told.append(f"{curve.label} {say_power(total)}")
+            told.append(f"{curve.label} {say_power(_total(curve))}")
     return f"First over last hidden layer: {', '.join(told)}"
 
 

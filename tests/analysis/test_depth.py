@@ -168,6 +168,28 @@ def test_seeds_are_grouped_with_a_band_and_single_runs_stand_alone(make_run) -> 
     assert "predicted_decades" not in layers[0]
 
 
+def test_seeds_whose_first_layer_is_exactly_0_have_vanished_and_are_not_left_out(make_run) -> None:
+    """plain34-nobn from PyTorch's own initialisation was said not to be recorded, at 10^+nan."""
+
+    def cut(grid: np.ndarray) -> np.ndarray:
+        grid[:, :4] = 0.0
+        return grid
+
+    for zeros, said in (
+        (3, "exactly 0 at the first layer"),
+        (2, "exactly 0 at the first layer"),
+        (1, "vanishes on its"),
+    ):
+        paths = [
+            make_run(f"z{zeros}-s{seed}", model=f"z{zeros}", seed=seed, decades=-6.0 - seed / 10,
+                     **({"change": cut} if seed < zeros else {}))
+            for seed in range(3)
+        ]  # fmt: skip
+        (curve,) = make_curves([read_run(path) for path in paths], METRIC)
+        assert said in say_curve(curve, METRIC)
+        assert "nan" not in say_curve(curve, METRIC)
+
+
 def test_runs_without_what_is_asked_say_so(make_run) -> None:
     with pytest.raises(ConfigError, match="at least one run"):
         make_curves([], METRIC)
