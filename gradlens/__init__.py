@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradlens._version import __version__ as __version__
 from gradlens.lazy import loader
-
-__version__ = "0.1.0"
 
 _HOME = {
     "record": "gradlens.recorder",
@@ -31,14 +30,14 @@ _HOME = {
     "log_spaced": "gradlens.recorder",
     "with_norms": "gradlens.recorder",
     "all_leaves": "gradlens.recorder",
-    "diagnose": "gradlens.analysis.diagnose",
-    "diagnose_arrays": "gradlens.analysis.diagnose",
-    "Diagnosis": "gradlens.analysis.findings",
-    "Finding": "gradlens.analysis.findings",
-    "heatmap": "gradlens.views",
-    "profile": "gradlens.views",
-    "compare": "gradlens.views",
-    "claims": "gradlens.views",
+    "diagnose": "gradlens.diagnosis.diagnose",
+    "diagnose_arrays": "gradlens.diagnosis.diagnose",
+    "Diagnosis": "gradlens.diagnosis.findings",
+    "Finding": "gradlens.diagnosis.findings",
+    "heatmap": "gradlens.api",
+    "profile": "gradlens.api",
+    "compare": "gradlens.api",
+    "claims": "gradlens.api",
     "read_run": "gradlens.storage",
     "read_runs": "gradlens.storage",
     "follow_run": "gradlens.storage",
@@ -73,13 +72,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gradlens.analysis.diagnose import diagnose, diagnose_arrays
-    from gradlens.analysis.findings import Diagnosis, Finding
+    from gradlens.api import claims, compare, heatmap, profile
+    from gradlens.diagnosis.diagnose import diagnose, diagnose_arrays
+    from gradlens.diagnosis.findings import Diagnosis, Finding
     from gradlens.errors import GradlensError, GradlensWarning
     from gradlens.recorder import Recorder, all_leaves, log_spaced, record, with_norms
     from gradlens.run import Layer, Run
     from gradlens.storage import follow_run, read_run, read_runs
-    from gradlens.views import claims, compare, heatmap, profile
 
 
 __getattr__ = loader(__name__, _HOME)

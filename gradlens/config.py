@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from gradlens.errors import ConfigError
 from gradlens.metrics import get_metric
-from gradlens.modelspec import ModelSpec as ModelSpec
-from gradlens.modelspec import model_names as model_names
-from gradlens.modelspec import parse_model as parse_model
+from gradlens.specs import ModelSpec as ModelSpec
+from gradlens.specs import model_names as model_names
+from gradlens.specs import parse_model as parse_model
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("flip", "crop", "rotation", "color")

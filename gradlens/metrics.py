@@ -166,7 +166,7 @@ DERIVED_METRICS: dict[str, Metric] = {
         ),
     )
 }
-"""What is not recorded but computed from what is, when a run is looked at (``gradlens.analysis.derived``)."""
+"""What is not recorded but computed from what is, when a run is looked at (``gradlens.analysis.derived_metrics``)."""
 SHOWN_METRICS: dict[str, Metric] = METRICS | DERIVED_METRICS
 """All that can be drawn."""
 

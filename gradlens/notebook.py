@@ -13,16 +13,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradlens.analysis.claims import Control, JudgedClaim, Judgement, names_experiment, say, what_decides
 from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interval
-from gradlens.analysis.diagnose import diagnose
-from gradlens.analysis.findings import HEALTHY, UNDECIDED, Diagnosis, Finding, say_layers, say_steps
-from gradlens.analysis.notable import notable
+from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
+from gradlens.diagnosis.diagnose import diagnose
+from gradlens.diagnosis.findings import HEALTHY, UNDECIDED, Diagnosis, Finding, say_layers, say_steps
 from gradlens.run import EPOCH_COLUMNS, Run
+from gradlens.study import Control, JudgedClaim, Judgement, names_experiment, say, what_decides
 
 if TYPE_CHECKING:
-    from gradlens.plots.picture import Picture
+    from gradlens.plots.figure import Picture
 
 MOST_TOLD = 4
 """So many sentences of a kind."""

@@ -7,14 +7,14 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import gradlens
+from gradlens._version import __version__
 
 PACKAGES = ("torch", "torchvision", "numpy", "h5py", "matplotlib")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of gradlens, Python and the packages beneath, without importing them."""
-    found = {"gradlens": gradlens.__version__, "python": platform.python_version()}
+    found = {"gradlens": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

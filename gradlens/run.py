@@ -15,10 +15,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.blocks import STATISTICS, Blocks, choose_level, summarise
 from gradlens.errors import ConfigError
 from gradlens.lazy import shown_by
 from gradlens.metrics import is_linear
+from gradlens.row_chunks import STATISTICS, Blocks, choose_level, summarise
 
 Role = Literal["main", "shortcut", "norm"]
 Status = Literal["running", "complete", "interrupted", "failed"]

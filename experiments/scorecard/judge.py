@@ -11,7 +11,7 @@ import numpy as np
 from score import Answer
 
 from gradlens import Diagnosis, Run, diagnose, read_run
-from gradlens.analysis.rules import PACKS, diagnose_by
+from gradlens.diagnosis.other_tools import PACKS, diagnose_by
 
 PREFIXES = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300)
 TOOLS = ("gradlens", *PACKS)

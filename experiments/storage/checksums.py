@@ -23,8 +23,8 @@ import numpy as np
 from gradlens.errors import DamagedError
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.run import Header, Layer, Row
-from gradlens.storage import FileSink, growth, live
-from gradlens.storage.stored import open_run_file
+from gradlens.storage import FileSink, live_file, row_levels
+from gradlens.storage.run_file import open_run_file
 
 ROWS = 64
 
@@ -32,13 +32,13 @@ ROWS = 64
 @contextlib.contextmanager
 def checksums(wanted: bool) -> Iterator[None]:
     """Let a writer compute checksums, or not."""
-    kept = live.crc, growth.crc
+    kept = live_file.crc, row_levels.crc
     if not wanted:
-        live.crc = growth.crc = lambda *_: 0
+        live_file.crc = row_levels.crc = lambda *_: 0
     try:
         yield
     finally:
-        live.crc, growth.crc = kept
+        live_file.crc, row_levels.crc = kept
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from long import real_rows
 
-from gradlens.storage.pack import deflate
+from gradlens.storage.packing import deflate
 
 ROWS, LAYERS = 65536, 68
 LIKE_GZIP = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
@@ -40,7 +40,7 @@ def with_filters(**filters: object) -> Callable[[h5py.File, np.ndarray, tuple[in
 
 
 def packed(file: h5py.File, values: np.ndarray, chunks: tuple[int, int]) -> None:
-    """Write as ``gradlens.storage.pack`` does: run-length matching, chunks handed to HDF5 as they are."""
+    """Write as ``gradlens.storage.packing`` does: run-length matching, chunks handed to HDF5 as they are."""
     dataset = file.create_dataset("x", values.shape, np.float32, chunks=chunks, **LIKE_GZIP)
     for i in range(0, values.shape[0], chunks[0]):
         for j in range(0, values.shape[1], chunks[1]):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.bootstrap import Estimate, median_estimate, middle
 from gradlens.analysis.profile import ALL_ROWS, block_means, block_starts, find_stages, typical_values
-from gradlens.analysis.resample import Estimate, median_estimate, middle
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear

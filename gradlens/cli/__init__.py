@@ -8,7 +8,7 @@ import time
 
 import click
 
-import gradlens
+from gradlens._version import __version__
 from gradlens.cli.claims import claims
 from gradlens.cli.compare import compare
 from gradlens.cli.diagnose import diagnose
@@ -32,7 +32,7 @@ OK, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(gradlens.__version__, prog_name="gradlens")
+@click.version_option(__version__, prog_name="gradlens")
 def cli() -> None:
     """See where a network's gradient goes.
 

@@ -21,7 +21,7 @@ def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
     experiments/report.toml. Runs of controls, and of halves of the shortcut, are told by their model's name.
     """
     found = open_runs(runs, default="all", deep=True)
-    from gradlens.analysis.claims import judge_claims
+    from gradlens.study import judge_claims
 
     judgement = judge_claims(found)
     if form == "json":

@@ -36,9 +36,9 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
     RUNS are files, names under runs/, or folders; left out, it is the newest run. Kinds: vanishing, exploding,
     incoherent, dead, saturated, nonfinite, frozen, unused; else healthy, or undecided where the data do not suffice.
     """
-    from gradlens.analysis.diagnose import diagnose as judge
-    from gradlens.analysis.findings import KINDS, UNDECIDED
-    from gradlens.analysis.rules import diagnose_by
+    from gradlens.diagnosis.diagnose import diagnose as judge
+    from gradlens.diagnosis.findings import KINDS, UNDECIDED
+    from gradlens.diagnosis.other_tools import diagnose_by
 
     gates = [kind.strip() for kind in fail_on.split(",") if kind.strip()]
     unknown = [kind for kind in gates if kind not in (*KINDS, UNDECIDED, "any")]

@@ -33,8 +33,8 @@ def run_experiment(
         ConfigError: The file or an option is wrong.
         GradlensError: Some runs failed; names them.
     """
+    from gradlens.engines.local import count_cores, make_jobs, run_jobs
     from gradlens.experiment import read_experiment
-    from gradlens.jobs import count_cores, make_jobs, run_jobs
     from gradlens.terminal.console import talk
     from gradlens.terminal.experiment import ExperimentView
 

@@ -64,7 +64,7 @@ def heatmap(
     """
     check_figure_options(outputs, terminal)
     window = parse_span(steps)
-    from gradlens.analysis.derived import check_metric, with_derived
+    from gradlens.analysis.derived_metrics import check_metric, with_derived
 
     found = [with_derived(run) for run in open_runs(runs, default="newest")]
     others = [with_derived(run) for run in open_runs((minus,), default="newest")] if minus else []

@@ -110,7 +110,7 @@ def write_figures(
     look: Look | None = None,
 ) -> None:
     """Draw a figure, write it to the files that were asked for or to its default place, and say where."""
-    from gradlens.plots.files import save_figure
+    from gradlens.plots.figure_files import save_figure
 
     figure = draw()
     for path in outputs or (default,):

@@ -13,7 +13,7 @@ from gradlens.config import INITS, parse_seeds
 from gradlens.errors import ConfigError, GateError
 
 if TYPE_CHECKING:
-    from gradlens.analysis.initial import Judged
+    from gradlens.probe.judge import Judged
 
 KINDS = ("exploding", "nonfinite", "dead", "vanishing", "unused")
 
@@ -67,7 +67,7 @@ def probe(
         raise ConfigError("--seed and --seeds are both given: choose one of them")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {seed}")
-    from gradlens.probing import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
+    from gradlens.probe.plan import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
 
     drawn = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
     form_of_input = parse_input(shape) if shape is not None else None
@@ -82,8 +82,8 @@ def probe(
     )
     if drawn is None and len(plans) > 1:
         plans = [replace(plan, seeds=DEFAULT_SEEDS[:1]) for plan in plans]
-    from gradlens.analysis.initial import judge
-    from gradlens.train.probe import probe as measure
+    from gradlens.probe.judge import judge
+    from gradlens.probe.measure import probe as measure
 
     found = []
     for number, plan in enumerate(plans, 1):

@@ -66,8 +66,8 @@ def profile(
     check_figure_options(outputs, terminal, FILM_ENDINGS if shape == "film" else FIGURE_ENDINGS)
     window = parse_span(steps)
     from gradlens.analysis.compare import repeated_runs
-    from gradlens.analysis.curves import layer_rows, make_curves, slope_rows
-    from gradlens.analysis.derived import with_derived
+    from gradlens.analysis.derived_metrics import with_derived
+    from gradlens.charts.curves import layer_rows, make_curves, slope_rows
 
     found = [with_derived(run) for run in open_runs(runs, default="newest")]
     for run in repeated_runs(found):
@@ -114,7 +114,7 @@ def profile(
 def _write_ridges(
     runs: list[Run], metric: str, view: dict[str, Any], details: list[str], outputs: tuple[Path, ...], look: Look
 ) -> None:
-    from gradlens.analysis.ridges import make_ridges
+    from gradlens.charts.ridges import make_ridges
     from gradlens.plots import draw_ridges, figure_name
     from gradlens.plots.ridges import caption
 
@@ -138,7 +138,7 @@ def _write_film(
     outputs: tuple[Path, ...],
     look: Look,
 ) -> None:
-    from gradlens.analysis.ridges import make_film
+    from gradlens.charts.ridges import make_film
     from gradlens.plots import figure_name, save_film
 
     film = make_film(runs, metric, frames=frames, **view)

@@ -25,7 +25,7 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
     RUNS are files, names under runs/, or folders with all that is in them; left out, all runs under runs/. The page
     needs no network and no other file; Markdown has its pictures beside it.
     """
-    from gradlens.report.facts import collect
+    from gradlens.report.content import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
 
     for path in outputs or (DEFAULT,):

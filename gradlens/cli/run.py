@@ -183,7 +183,7 @@ def _refuse_existing(paths: list[Path]) -> None:
 def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool) -> None:
     from gradlens.events import Ended, Event, ignore
     from gradlens.terminal.console import talk
-    from gradlens.terminal.live import LiveTraining
+    from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
     from gradlens.train import joined, train_run
 

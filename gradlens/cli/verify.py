@@ -19,9 +19,9 @@ def verify(form: str) -> None:
     Each law's net is built and recorded here, and what was measured is shown beside the law's value. Exit code 3 if one
     does not hold. Takes about half a minute.
     """
+    from gradlens.probe.verify import verify as measure
     from gradlens.terminal.console import results
     from gradlens.terminal.verify import check_rows, print_checks
-    from gradlens.train.verify import verify as measure
 
     started, checks = time.perf_counter(), []
     for check in measure():

@@ -18,6 +18,6 @@ def watch(run: str | None, metric: str | None, leave_at_end: bool) -> None:
     quits, space pauses, m changes the metric, r the range, f shows all findings, ? helps. Where stdout is no terminal,
     a line is printed for each epoch until the run ends.
     """
-    from gradlens.terminal.watch import watch as follow
+    from gradlens.terminal.live.watch import watch as follow
 
     follow(run, metric=metric or "", leave_at_end=leave_at_end)

@@ -5,11 +5,11 @@ are optional, and imported inside the functions that need them.
 """
 
 from gradlens.export.csvfile import write_csv
-from gradlens.export.events import write_events
-from gradlens.export.libraries import check_library
+from gradlens.export.destinations import default_place, whole_file, whole_folder
+from gradlens.export.optional_libraries import check_library
 from gradlens.export.parquet import write_parquet
-from gradlens.export.places import default_place, whole_file, whole_folder
 from gradlens.export.tables import distinct, held_metrics, make_table
+from gradlens.export.tensorboard_events import write_events
 
 __all__ = [
     "check_library",

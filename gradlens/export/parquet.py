@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.export.libraries import optional
+from gradlens.export.optional_libraries import optional
 from gradlens.export.tables import Column, Table
 
 BLOCK_ROWS = 1 << 18

@@ -15,7 +15,7 @@ from torch import nn
 
 from gradlens.config import ModelSpec, parse_model
 from gradlens.errors import GradlensError, ModelError
-from gradlens.models.nets import Init, build_net
+from gradlens.models.plain_and_residual import Init, build_net
 
 
 def build_model(

@@ -11,11 +11,11 @@ _HOME = {
     "draw_heatmap": "gradlens.plots.heatmap",
     "draw_profile": "gradlens.plots.profile",
     "draw_ridges": "gradlens.plots.ridges",
-    "draw_small_curves": "gradlens.plots.small",
-    "draw_small_heatmap": "gradlens.plots.small",
-    "figure_name": "gradlens.plots.files",
-    "png": "gradlens.plots.picture",
-    "save_figure": "gradlens.plots.files",
+    "draw_small_curves": "gradlens.plots.small_figures",
+    "draw_small_heatmap": "gradlens.plots.small_figures",
+    "figure_name": "gradlens.plots.figure_files",
+    "png": "gradlens.plots.figure",
+    "save_figure": "gradlens.plots.figure_files",
     "save_film": "gradlens.plots.film",
 }
 
@@ -34,13 +34,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gradlens.plots.compare import draw_compare
-    from gradlens.plots.files import figure_name, save_figure
+    from gradlens.plots.figure import png
+    from gradlens.plots.figure_files import figure_name, save_figure
     from gradlens.plots.film import save_film
     from gradlens.plots.heatmap import draw_heatmap
-    from gradlens.plots.picture import png
     from gradlens.plots.profile import draw_profile
     from gradlens.plots.ridges import draw_ridges
-    from gradlens.plots.small import draw_small_curves, draw_small_heatmap
+    from gradlens.plots.small_figures import draw_small_curves, draw_small_heatmap
 
 
 __getattr__ = loader(__name__, _HOME)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
-from gradlens.plots.picture import Picture
+from gradlens.plots.figure import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray, Run
 

@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gradlens.analysis.derived import say_caution
-from gradlens.analysis.heat import quiet_end
+from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.profile import find_stages, say_power
-from gradlens.analysis.ridges import Film
+from gradlens.charts.heatmap import quiet_end
+from gradlens.charts.ridges import Film
 from gradlens.config import FILM_ENDINGS, check_figure_path
 from gradlens.errors import MissingLibraryError, RunExistsError, RunFileError
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.files import check_facts_place, figure_facts, write_text
+from gradlens.plots.figure_files import check_facts_place, figure_facts, write_text
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 
 DPI = 110

@@ -13,10 +13,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from gradlens.analysis.compare import group_runs, label_runs
-from gradlens.analysis.curves import GRADIENTS
-from gradlens.analysis.derived import say_caution
-from gradlens.analysis.heat import Panel, Span, View, common_scale, make_panel
-from gradlens.analysis.marks import Marks, find_marks, steps_to_epochs
+from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.profile import (
     ACTIVATION_GRAD,
     depth_profile,
@@ -27,10 +24,13 @@ from gradlens.analysis.profile import (
     say_power,
     say_rows,
 )
+from gradlens.charts.curves import GRADIENTS
+from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
+from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
+from gradlens.plots.figure import Picture
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
-from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 

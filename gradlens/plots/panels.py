@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
-from gradlens.analysis.heat import Panel, Scale
-from gradlens.analysis.marks import NORMAL_RANGES, Marks
-from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import epoch_starts, find_stages
+from gradlens.charts.heatmap import Panel, Scale
+from gradlens.charts.layer_names import shorten_names
+from gradlens.charts.marks import NORMAL_RANGES, Marks
 from gradlens.metrics import say_metric
 from gradlens.plots.style import current, magnitude_colours, signed_colours
 from gradlens.run import FloatArray, Layer, Run

@@ -14,12 +14,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from gradlens.analysis.curves import Curve, Steps, Theory, say_curve, say_curves, say_farthest, say_theory
-from gradlens.analysis.derived import say_caution
-from gradlens.analysis.heat import quiet_end
+from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.profile import find_stages
+from gradlens.charts.curves import Curve, Steps, Theory, say_curve, say_curves, say_farthest, say_theory
+from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.picture import Picture
+from gradlens.plots.figure import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray
 

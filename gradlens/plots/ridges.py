@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from gradlens.analysis.curves import Steps
-from gradlens.analysis.derived import say_caution
-from gradlens.analysis.heat import quiet_end
-from gradlens.analysis.names import shorten_names
+from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.profile import find_stages
-from gradlens.analysis.ridges import Ridges, common_grid
+from gradlens.charts.curves import Steps
+from gradlens.charts.heatmap import quiet_end
+from gradlens.charts.layer_names import shorten_names
+from gradlens.charts.ridges import Ridges, common_grid
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
+from gradlens.plots.figure import Picture
 from gradlens.plots.panels import choose_labels, name_room
-from gradlens.plots.picture import Picture
 from gradlens.plots.style import Look, current, fill, head_inches, house_style
 from gradlens.run import FloatArray
 

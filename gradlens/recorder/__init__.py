@@ -2,6 +2,6 @@
 
 from gradlens.recorder.layers import all_leaves, with_norms
 from gradlens.recorder.recorder import Recorder, record
-from gradlens.recorder.rhythm import log_spaced
+from gradlens.recorder.schedule import log_spaced
 
 __all__ = ["Recorder", "all_leaves", "log_spaced", "record", "with_norms"]

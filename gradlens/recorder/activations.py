@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
-from gradlens.recorder.compiled import outside_graphs
-from gradlens.recorder.hooks import OnError, is_made_by
+from gradlens.recorder.hooks.compiled import outside_graphs
+from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by
 from gradlens.recorder.layers import NORMS, Learned, output_tensors
+from gradlens.recorder.measured_row import Part
 from gradlens.recorder.norms import exact_norm, norm, plain
-from gradlens.recorder.paths import Measured, Paths, Ways
-from gradlens.recorder.quotients import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
-from gradlens.recorder.row import Part
+from gradlens.recorder.ratios import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
+from gradlens.recorder.residual_paths import Measured, Paths, Ways
 
 METRICS_OF_LAYERS = ("activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_CALLS = (*METRICS_OF_LAYERS, *METRICS_OF_PATHS)

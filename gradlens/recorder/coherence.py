@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlens.recorder.norms import NO_FLOAT64
-from gradlens.recorder.quotients import COSINES, NOISE, PAIRS, SIGNAL
+from gradlens.recorder.ratios import COSINES, NOISE, PAIRS, SIGNAL
 
 FORWARDS = (nn.Linear.forward, nn.Conv2d.forward)
 STEPS_TO_WEIGHT = ("TBackward0", "ToCopyBackward0", "TransposeBackward0", "PermuteBackward0")

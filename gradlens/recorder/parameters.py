@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.recorder.layers import spread_out
+from gradlens.recorder.measured_row import Indices, Part
 from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part
-from gradlens.recorder.row import Indices, Part
 
 EARLY_ROWS = 3
 """First rows in which gradients are read at the end of the backward pass too, to learn whether the loop clips them."""

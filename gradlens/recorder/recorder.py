@@ -17,16 +17,16 @@ from torch.optim import Optimizer
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
 from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
+from gradlens.recorder.distributed import find_ranks
 from gradlens.recorder.environment import describe_environment
+from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
+from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line
-from gradlens.recorder.ranks import find_ranks
-from gradlens.recorder.rhythm import AutoEvery, Clock, Every, make_rule
+from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.scalars import to_number, to_numbers
-from gradlens.recorder.scaling import ScalerWatch
+from gradlens.recorder.schedule import AutoEvery, Clock, Every, make_rule
 from gradlens.recorder.steps import Steps
-from gradlens.recorder.table import Table
 from gradlens.run import Header, Layer, NullSink, Row, Sink, Status
 from gradlens.storage import BackgroundSink, FileSink
 
@@ -301,7 +301,7 @@ class Recorder:
     def overhead(self) -> float:
         """The recorder's own time over the time of the steps without it, so far; NaN before the second step.
 
-        See ``gradlens.recorder.rhythm.Clock`` for what it holds.
+        See ``gradlens.recorder.schedule.Clock`` for what it holds.
         """
         return self._clock.overhead
 

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlens.recorder.activations import CallWatch
-from gradlens.recorder.backward import BackwardWatch
-from gradlens.recorder.calibrate import seconds_per_hook
+from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.hooks.backward_pass import BackwardWatch
+from gradlens.recorder.hooks.grad_scaler import ScalerWatch
+from gradlens.recorder.hooks.hook_cost import seconds_per_hook
+from gradlens.recorder.hooks.loss_passes import Passes
+from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
+from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.layers import Learned, Pass, own_parameters, spread_out
+from gradlens.recorder.measured_row import MeasuredRow, Part
 from gradlens.recorder.notes import Notes
-from gradlens.recorder.outputs import OutputGradients
+from gradlens.recorder.output_gradients import OutputGradients
 from gradlens.recorder.parameters import Owners, ParameterGradients, Weights, share_out
-from gradlens.recorder.passes import Passes
-from gradlens.recorder.placing import LayerHooks
-from gradlens.recorder.quotients import CHANGE, addends
-from gradlens.recorder.ranks import Ranks
-from gradlens.recorder.rhythm import AutoEvery, Clock
-from gradlens.recorder.row import MeasuredRow, Part
+from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.ratios import CHANGE, addends
 from gradlens.recorder.scalars import Scalar, to_number
-from gradlens.recorder.scaling import ScalerWatch
-from gradlens.recorder.stepping import place_step_hooks
-from gradlens.recorder.table import Table
+from gradlens.recorder.schedule import AutoEvery, Clock
 from gradlens.run import Status
 
 SPREAD = 16

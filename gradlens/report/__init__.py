@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from gradlens.lazy import loader
 
 _HOME = {
-    "Facts": "gradlens.report.facts",
-    "collect": "gradlens.report.facts",
+    "Facts": "gradlens.report.content",
+    "collect": "gradlens.report.content",
     "write_report": "gradlens.report.files",
 }
 
 __all__ = ["Facts", "collect", "write_report"]
 
 if TYPE_CHECKING:
-    from gradlens.report.facts import Facts, collect
+    from gradlens.report.content import Facts, collect
     from gradlens.report.files import write_report
 
 

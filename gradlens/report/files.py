@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from gradlens.errors import ConfigError, RunExistsError, RunFileError
-from gradlens.report.facts import Facts
-from gradlens.report.words import words_of
+from gradlens.report.content import Facts
+from gradlens.report.translations import words_of
 
 ENDINGS = (".html", ".md", ".pdf")
 DEFAULT = Path("report.html")
@@ -75,7 +75,7 @@ def _write(facts: Facts, path: Path, language: str) -> list[Path]:
         _replace(path, make_markdown(facts, pictures, language))
         return [path, *pictures.values()]
     if ending == ".pdf":
-        from gradlens.report.paper import write_paper
+        from gradlens.report.pdf import write_paper
 
         temporary = _beside(path)
         try:
@@ -84,14 +84,14 @@ def _write(facts: Facts, path: Path, language: str) -> list[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         return [path]
-    from gradlens.report.page import make_page
+    from gradlens.report.html import make_page
 
     _replace(path, make_page(facts))
     return [path]
 
 
 def _is_ours(path: Path) -> bool:
-    from gradlens.report.page import GENERATOR
+    from gradlens.report.html import GENERATOR
 
     with open(path, encoding="utf-8", errors="replace") as file:
         return f'name="generator" content="{GENERATOR}' in file.read(4000)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gradlens.analysis.claims import Judgement
 from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import Interval
-from gradlens.report.facts import Facts, Row
-from gradlens.report.sections import say_control
+from gradlens.report.content import Facts, Row
+from gradlens.report.html_sections import say_control
 from gradlens.report.sentences import Words, analysis, opening, say_kind, say_seeds
-from gradlens.report.words import words_of
+from gradlens.report.translations import words_of
 from gradlens.run import Run
+from gradlens.study import Judgement
 
 PICTURES = ("curves", "heatmap", "profile")
 MOST_PANELS = 6
@@ -72,7 +72,7 @@ def draw_pictures(facts: Facts, path: Path) -> dict[str, Path]:
 
 def report_figures(facts: Facts) -> Iterator[tuple[str, Any, str, list[Run]]]:
     """Draw the report's figures one by one: yield kind, figure, caption and the runs that it shows."""
-    from gradlens.analysis.curves import make_curves
+    from gradlens.charts.curves import make_curves
     from gradlens.plots import draw_compare, draw_heatmap, draw_profile
     from gradlens.plots.compare import caption as compare_caption
     from gradlens.plots.heatmap import caption as heatmap_caption

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradlens.analysis.claims.arms import sort_runs
 from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
-from gradlens.analysis.notable import ACCURACY_GAP
+from gradlens.analysis.highlights import ACCURACY_GAP
 from gradlens.analysis.profile import SIMILAR_DECADES, VANISH_DECADES, end_to_end, say_layer, say_power
 from gradlens.analysis.stats import mean_interval
-from gradlens.report.facts import Facts, Seen, data_facts
+from gradlens.report.content import Facts, Seen, data_facts
 from gradlens.run import FloatArray
+from gradlens.study.run_groups import sort_runs
 
 Words = Mapping[str, str]
 MOST_GROUPS = 4

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from gradlens.lazy import loader
 
 _HOME = {
-    "BackgroundSink": "gradlens.storage.background",
+    "BackgroundSink": "gradlens.storage.background_writer",
     "FileSink": "gradlens.storage.writer",
     "Follower": "gradlens.storage.follow",
     "NewRows": "gradlens.storage.follow",
     "Recovery": "gradlens.storage.recover",
-    "awaited_run": "gradlens.storage.find",
-    "find_runs": "gradlens.storage.find",
+    "awaited_run": "gradlens.storage.locate",
+    "find_runs": "gradlens.storage.locate",
     "follow_run": "gradlens.storage.follow",
-    "newest_run": "gradlens.storage.find",
-    "read_card": "gradlens.storage.cards",
+    "newest_run": "gradlens.storage.locate",
+    "read_card": "gradlens.storage.listing_card",
     "read_run": "gradlens.storage.reader",
     "read_runs": "gradlens.storage.reader",
     "recover_run": "gradlens.storage.recover",
-    "resolve_runs": "gradlens.storage.find",
+    "resolve_runs": "gradlens.storage.locate",
 }
 
 __all__ = [
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gradlens.storage.background import BackgroundSink
-    from gradlens.storage.cards import read_card
-    from gradlens.storage.find import awaited_run, find_runs, newest_run, resolve_runs
+    from gradlens.storage.background_writer import BackgroundSink
     from gradlens.storage.follow import Follower, NewRows, follow_run
+    from gradlens.storage.listing_card import read_card
+    from gradlens.storage.locate import awaited_run, find_runs, newest_run, resolve_runs
     from gradlens.storage.reader import read_run, read_runs
     from gradlens.storage.recover import Recovery, recover_run
     from gradlens.storage.writer import FileSink

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
 from gradlens.run import FloatArray, Status
-from gradlens.storage.stored import StoredFile, reading
+from gradlens.storage.run_file import StoredFile, reading
 
 MOST_ROWS = 4096
 """Rows that come at once, so that memory stays bounded."""

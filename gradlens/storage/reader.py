@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from gradlens.blocks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
 from gradlens.metrics import is_linear
+from gradlens.row_chunks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
 from gradlens.run import FloatArray, Run, Status
-from gradlens.storage.find import resolve_runs
-from gradlens.storage.stored import StoredFile, reading
+from gradlens.storage.locate import resolve_runs
+from gradlens.storage.run_file import StoredFile, reading
 
 AT_ONCE = 50_000
 """Scalars of runs with up to so many rows are read with the rest."""

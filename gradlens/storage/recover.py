@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradlens.blocks import LEVELS
 from gradlens.errors import DamagedError, RunFileError
+from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
-from gradlens.storage.live import stale_names, temporary_name
+from gradlens.storage.live_file import stale_names, temporary_name
 from gradlens.storage.lock import WriterLock
-from gradlens.storage.pack import pack
-from gradlens.storage.stored import BROKEN, StoredFile, open_run_file
+from gradlens.storage.packing import pack
+from gradlens.storage.run_file import BROKEN, StoredFile, open_run_file
 
 READ_ROWS = 4096
 BACKUP = ".damaged"

@@ -31,8 +31,8 @@ While it is written, nothing in the file is compressed: what is compressed canno
 again, and HDF5 never gives the old place back while others may read. When the run ends, the file is packed: shuffled
 and deflated in chunks of about 256 kB, each with the checksum of its zlib stream. Until then ``/check`` guards it, and
 in both states ``check_a`` or ``check_b`` (whichever has the same ``n_steps``) guards the counts and the columns, and
-``header_crc32`` the header; ``gradlens.storage.checks`` says how. ``level``, ``check`` and the checksums came after the
-first files of version 1: a reader does without them where they are missing.
+``header_crc32`` the header; ``gradlens.storage.checksums`` says how. ``level``, ``check`` and the checksums came after
+the first files of version 1: a reader does without them where they are missing.
 
 The mean of a block is geometric, over finite positive values (``count`` of them), for a metric whose attribute
 ``scale`` is "log"; arithmetic, over finite values, where it is "linear".
@@ -49,11 +49,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-import gradlens
-from gradlens.blocks import LEVELS, STATISTICS
+from gradlens._version import __version__
 from gradlens.metrics import get_metric
+from gradlens.row_chunks import LEVELS, STATISTICS
 from gradlens.run import EPOCH_COLUMNS, Header, jsonable
-from gradlens.storage.checks import CHECK_BYTES, header_crc
+from gradlens.storage.checksums import CHECK_BYTES, header_crc
 
 FORMAT = "gradlens"
 FORMAT_VERSION = 1
@@ -74,7 +74,7 @@ def root_attributes(header: Header, created: str | None = None) -> dict[str, Any
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "gradlens_version": gradlens.__version__,
+        "gradlens_version": __version__,
         "created": created or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": header.model,
         "seed": header.seed,

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status, row_of
-from gradlens.storage.growth import RowBlock
-from gradlens.storage.live import LiveFile, stale_names, temporary_name
+from gradlens.storage.live_file import LiveFile, stale_names, temporary_name
 from gradlens.storage.lock import WriterLock, check_unlocked
-from gradlens.storage.pack import pack
+from gradlens.storage.packing import pack
+from gradlens.storage.row_levels import RowBlock
+from gradlens.storage.run_file import StoredFile, open_run_file
 from gradlens.storage.schema import SCALARS, as_float32
-from gradlens.storage.stored import StoredFile, open_run_file
 
 FLUSH_ROWS = 256
 FLUSH_SECONDS = 1.0

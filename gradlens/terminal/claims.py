@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.claims import (
+from gradlens.study import (
     Control,
     JudgedClaim,
     Judgement,

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.analysis.findings import Diagnosis, finding_row, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, finding_row, say_layers, say_steps
 from gradlens.terminal.cards import BAD, Card, heading, labelled, print_card, verdict_style
 
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.jobs import Job
+from gradlens.engines.local import Job
 from gradlens.terminal.console import is_live
 from gradlens.terminal.summary import say_seconds
 

@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.analysis.heat import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
-from gradlens.analysis.names import shorten_names
 from gradlens.analysis.profile import block_starts, find_stages
+from gradlens.charts.heatmap import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
+from gradlens.charts.layer_names import shorten_names
 from gradlens.metrics import say_metric
 from gradlens.run import FloatArray, Run
 from gradlens.terminal.colours import (

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gradlens.errors import GradlensError
 from gradlens.storage import read_card
-from gradlens.storage.find import name_below
+from gradlens.storage.locate import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 

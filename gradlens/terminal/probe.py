@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.curves import plain
-from gradlens.analysis.findings import finding_row, quoted
-from gradlens.analysis.initial import LIFTED, Judged, loss_scale, middle, say_parameters, say_share, say_verdict
 from gradlens.analysis.profile import say_power
-from gradlens.probing import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
+from gradlens.charts.curves import plain
+from gradlens.diagnosis.findings import finding_row, quoted
+from gradlens.probe.judge import LIFTED, Judged, loss_scale, middle, say_parameters, say_share, say_verdict
+from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
 from gradlens.terminal.console import has_colour
 

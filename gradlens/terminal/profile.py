@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.curves import Curve, say_curve, say_theory
-from gradlens.analysis.names import shorten_names
-from gradlens.analysis.resample import Estimate
+from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.stats import Interval
+from gradlens.charts.curves import Curve, say_curve, say_theory
+from gradlens.charts.layer_names import shorten_names
 from gradlens.metrics import is_linear, say_metric
 from gradlens.run import FloatArray
 from gradlens.terminal.console import has_colour

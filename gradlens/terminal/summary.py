@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.diagnose import diagnose
-from gradlens.analysis.notable import notable
+from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import depth_profile
+from gradlens.diagnosis.diagnose import diagnose
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style

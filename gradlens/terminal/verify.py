@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.laws import Check
+from gradlens.theory.laws import Check
 
 
 def check_rows(checks: Sequence[Check]) -> list[dict[str, Any]]:

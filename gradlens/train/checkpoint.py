@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gradlens.config import RunConfig
 from gradlens.errors import RunFileError
-from gradlens.train.generators import Generators, restore_generators
 from gradlens.train.loop import Progress
+from gradlens.train.rng_state import Generators, restore_generators
 
 State = dict[str, Any]
 NEEDED = ("config", "progress", "rows", "steps")

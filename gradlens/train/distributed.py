@@ -25,7 +25,7 @@ import gradlens.errors
 from gradlens.config import Launch, RunConfig, parse_model, read_launch
 from gradlens.data import mix_seed
 from gradlens.errors import ConfigError, GradlensError
-from gradlens.train.generators import seed_generators
+from gradlens.train.rng_state import seed_generators
 
 Result = TypeVar("Result")
 

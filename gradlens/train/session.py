@@ -22,14 +22,14 @@ from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
-from gradlens.recorder.paths import find_blocks
+from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Status
 from gradlens.train.checkpoint import checkpoint_path, restore
 from gradlens.train.distributed import World, has_batch_norm, joined
-from gradlens.train.generators import seed_generators
-from gradlens.train.keeper import Keeper
 from gradlens.train.loop import StoppedError, Trainer, find_logits
-from gradlens.train.start import Start, check_starts, find_start
+from gradlens.train.resume import Start, check_starts, find_start
+from gradlens.train.rng_state import seed_generators
+from gradlens.train.saving import Keeper
 
 
 def train_run(

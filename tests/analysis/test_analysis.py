@@ -20,7 +20,7 @@ from gradlens.analysis.compare import (
     repeated_runs,
     say_interval,
 )
-from gradlens.analysis.notable import notable
+from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import (
     depth_profile,
     end_to_end,

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradlens import read_run
-from gradlens.analysis.curves import layer_rows, make_curves, say_curve, slope_rows
+from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.depth import DepthFit, fit_depth, over_seeds, theil_sen
-from gradlens.analysis.resample import Estimate
+from gradlens.charts.curves import layer_rows, make_curves, say_curve, slope_rows
 from gradlens.errors import ConfigError
-from tests.analysis.test_resample import ar1, obvious_middle
+from tests.analysis.test_bootstrap import ar1, obvious_middle
 
 METRIC = "activation_grad_norm"
 
@@ -86,7 +86,7 @@ def test_scaling_all_gradients_leaves_the_slope(make_run, factor: float) -> None
 
 
 def test_a_planted_slope_lies_in_its_interval_in_about_95_percent_of_cases() -> None:
-    from gradlens.analysis.resample import median_estimate
+    from gradlens.analysis.bootstrap import median_estimate
 
     rng = np.random.default_rng(3)
     depth = np.arange(10)

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gradlens.analysis.findings import KINDS
 from gradlens.cli import run_command
+from gradlens.diagnosis.findings import KINDS
 from gradlens.terminal.junit import junit
 
 
@@ -64,7 +64,7 @@ def test_junit_of_odd_names_and_undecided_runs(make_run, capsys: pytest.CaptureF
     assert run_command(["diagnose", "few", "--format", "junit"]) == 0
     root = ElementTree.fromstring(capsys.readouterr().out)
     assert root.get("skipped") == "8"
-    from gradlens.analysis.findings import Diagnosis
+    from gradlens.diagnosis.findings import Diagnosis
 
     assert ElementTree.fromstring(junit([Diagnosis("a\x00<b>&\u00e9", (), 0, "")]))[0].get("name") == "a?<b>&\u00e9"
 

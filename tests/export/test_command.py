@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradlens.cli import run_command
-from gradlens.export import csvfile, events
+from gradlens.export import csvfile
+from gradlens.export import tensorboard_events as events
 from tests.export.files import read_csv, read_scalars
 from tests.processes import PATIENCE
 

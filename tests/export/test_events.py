@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from gradlens import read_run
-from gradlens.export import events, held_metrics, write_events
-from gradlens.export.records import PIECE, crc32c, masked_crc32c, write_record
+from gradlens.export import held_metrics, write_events
+from gradlens.export import tensorboard_events as events
+from gradlens.export.tfrecords import PIECE, crc32c, masked_crc32c, write_record
 from gradlens.run import Run
 from tests.conftest import SAMPLE
 from tests.export.files import LAYERS, NORMS, RATIOS, STEPS, read_scalars, write_odd_run

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gradlens import read_run
-from gradlens.analysis.derived import with_derived
-from gradlens.analysis.names import shorten_names
+from gradlens.analysis.derived_metrics import with_derived
+from gradlens.charts.layer_names import shorten_names
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
@@ -33,7 +33,7 @@ from gradlens.plots.style import (
     make_look,
     signed_colours,
 )  # fmt: skip
-from tests.analysis.test_heat import run_of
+from tests.charts.test_heatmap import run_of
 from tests.conftest import SAMPLE
 
 

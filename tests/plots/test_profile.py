@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.text import Text
 
 from gradlens import read_run
-from gradlens.analysis.curves import layer_rows, make_curves
+from gradlens.charts.curves import layer_rows, make_curves
 from gradlens.cli import run_command
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_profile
 from gradlens.plots.profile import caption
 from gradlens.plots.style import Look
 from gradlens.terminal.profile import print_profile
-from tests.analysis.test_heat import halves
+from tests.charts.test_heatmap import halves
 from tests.conftest import SAMPLE
 
 METRIC = "activation_grad_norm"

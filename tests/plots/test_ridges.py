@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from gradlens import read_run
-from gradlens.analysis.ridges import common_grid, kernel_density, make_film, make_ridges
+from gradlens.charts.ridges import common_grid, kernel_density, make_film, make_ridges
 from gradlens.cli import run_command
 from gradlens.errors import ConfigError, MissingLibraryError, RunExistsError
 from gradlens.plots import draw_ridges, save_film
 from gradlens.plots.film import caption
 from gradlens.plots.ridges import caption as ridge_caption
 from gradlens.plots.style import Look
-from tests.analysis.test_heat import halves, run_of
+from tests.charts.test_heatmap import halves, run_of
 from tests.conftest import SAMPLE
 
 METRIC = "activation_grad_norm"

@@ -159,7 +159,7 @@ def test_coherence_is_the_cosine_of_the_gradients_of_two_halves(kind: str) -> No
 
 
 def test_signal_and_noise_are_the_two_batch_estimator() -> None:
-    from gradlens.analysis.laws import noise_scale
+    from gradlens.theory.laws import noise_scale
 
     model = mlp()
     sink, copies = record(model, lambda m, i: mean_loss(m, rand(8, 4, seed=i)).backward(), steps=1)

@@ -50,7 +50,7 @@ def test_an_error_in_recording_kills_a_training_only_if_asked(where: str, on_err
         raise OSError("no space left")
 
     target = {
-        "hook": (gradlens.recorder.hooks, "_Hooks"),
+        "hook": (gradlens.recorder.hooks.layer_hooks, "_Hooks"),
         "sink": (sink, "write_row"),
         "row": (gradlens.recorder.parameters.ParameterGradients, "read"),
     }[where]

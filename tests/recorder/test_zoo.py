@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradlens.metrics import METRICS
-from gradlens.recorder import Recorder, placing
+from gradlens.recorder import Recorder
+from gradlens.recorder.hooks import placement
 from gradlens.run import ListSink
 from tests.recorder.against_truth import assert_right, record_case
 from tests.recorder.case import Case
@@ -22,7 +23,7 @@ STEPS = 4  # the first is recorded by other hooks than the later ones
 @pytest.mark.parametrize("name", ZOO)
 def test_every_metric_of_every_odd_model(name: str, directly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not directly:
-        monkeypatch.setattr(placing, "_has_short_way", lambda module: False)
+        monkeypatch.setattr(placement, "_has_short_way", lambda module: False)
     assert_right(ZOO[name], *record_case(ZOO[name], STEPS))
 
 

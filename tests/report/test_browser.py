@@ -11,7 +11,7 @@ from PIL import Image
 
 from gradlens import read_run
 from gradlens.report import collect
-from gradlens.report.page import make_page
+from gradlens.report.html import make_page
 from tests.conftest import SAMPLE
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.hostile import ATTACK, write_hostile

@@ -15,14 +15,14 @@ import pytest
 
 import gradlens
 from gradlens import read_run
-from gradlens.analysis.claims import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from gradlens.errors import ConfigError
 from gradlens.report import collect
-from gradlens.report.page import ECHARTS, fill, library_code, make_page
-from gradlens.report.payload import payload, safe_json
-from gradlens.report.sections import claims_table
+from gradlens.report.html import ECHARTS, fill, library_code, make_page
+from gradlens.report.html_data import payload, safe_json
+from gradlens.report.html_sections import claims_table
 from gradlens.report.sentences import analysis, opening, twins
-from gradlens.report.words import ENGLISH
+from gradlens.report.translations import ENGLISH
+from gradlens.study import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from tests.conftest import SAMPLE
 from tests.report.hostile import ATTACK, ATTACKS, write_hostile
 

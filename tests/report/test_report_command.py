@@ -11,7 +11,7 @@ from gradlens import read_run
 from gradlens.cli import run_command
 from gradlens.report import collect
 from gradlens.report.markdown import code, make_markdown, plain
-from gradlens.report.words import LANGUAGES, words_of
+from gradlens.report.translations import LANGUAGES, words_of
 from tests.report.hostile import ATTACK, write_hostile
 
 SECTIONS = {

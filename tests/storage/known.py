@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from gradlens import read_run
-from gradlens.blocks import summarise
 from gradlens.metrics import is_linear
+from gradlens.row_chunks import summarise
 from gradlens.run import Header, Layer, Row, Run
 from gradlens.storage import FileSink, read_card
 

@@ -21,7 +21,7 @@ import gradlens
 from gradlens import GradlensWarning, read_run
 from gradlens.errors import NoRunError, RunFileError
 from gradlens.storage import BackgroundSink, FileSink
-from gradlens.storage.checks import is_sealed, seal
+from gradlens.storage.checksums import is_sealed, seal
 from gradlens.storage.lock import is_locked, lock_path
 from tests.processes import PATIENCE
 from tests.storage import known

@@ -20,7 +20,7 @@ from gradlens import read_run
 from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink, find_runs, newest_run, resolve_runs
-from gradlens.storage.live import LiveFile
+from gradlens.storage.live_file import LiveFile
 from gradlens.storage.schema import as_float32
 from tests.conftest import SAMPLE, make_layers
 from tests.processes import PATIENCE
@@ -166,7 +166,7 @@ def test_a_rebuild_that_fails_loses_nothing(resume: bool, tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradlens.storage.live.create_layout", full)
+        patch.setattr("gradlens.storage.live_file.create_layout", full)
         with pytest.raises(RunFileError, match="cannot be written: No space left"):
             sink.write_epoch({"epoch": 1, "new": 2.0})
     sink.close("failed")

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from gradlens import read_run
-from gradlens.blocks import LEVELS
 from gradlens.errors import GradlensError
+from gradlens.row_chunks import LEVELS
 from gradlens.storage import FileSink, read_card
 from tests.conftest import SAMPLE
 from tests.processes import PATIENCE

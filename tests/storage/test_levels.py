@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from gradlens import read_run
 from gradlens.analysis.profile import depth_profile, end_to_end, heat_matrix
-from gradlens.blocks import LEVELS, Blocks, combine, summarise
 from gradlens.errors import ConfigError
+from gradlens.row_chunks import LEVELS, Blocks, combine, summarise
 from gradlens.run import Header, Row, Run
 from gradlens.storage import FileSink
 from tests.conftest import make_layers

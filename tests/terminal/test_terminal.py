@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gradlens import read_run
 from gradlens.analysis.compare import group_runs
-from gradlens.analysis.curves import make_curves
+from gradlens.charts.curves import make_curves
 from gradlens.config import make_config
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.terminal.colours import VIRIDIS, magnitude_colour, magnitude_mark

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import gradlens.terminal.summary  # noqa: F401 - imported once for all commands
-import gradlens.train.keeper as keeper
+import gradlens.train.saving as saving
 from gradlens.cli import run_command
 from gradlens.config import make_config
 from gradlens.data import patterns
@@ -84,7 +84,7 @@ class Death:
             self.reach("step")
 
     def lie_in_wait(self) -> None:
-        save, save_whole, unlink = torch.save, keeper.save_checkpoint, Path.unlink
+        save, save_whole, unlink = torch.save, saving.save_checkpoint, Path.unlink
 
         def save_half(state: object, file: Any) -> None:
             whole = io.BytesIO()
@@ -105,7 +105,7 @@ class Death:
                 self.reach("done")
             unlink(path, missing_ok=missing_ok)
 
-        keeper.save_checkpoint, Path.unlink = save_checkpoint, remove
+        saving.save_checkpoint, Path.unlink = save_checkpoint, remove
         if self.point == "writing":
             torch.save = save_half
 
@@ -234,14 +234,14 @@ def no_room_for_checkpoints() -> None:
 
 def no_room_for_rows() -> None:
     """Let the run file grow no further after 50 rows."""
-    save, found = keeper.save_checkpoint, Path("runs/Drawing-s0.h5")
+    save, found = saving.save_checkpoint, Path("runs/Drawing-s0.h5")
 
     def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         save(path, state)
         if state["rows"] >= 50:
             no_larger_files(found.stat().st_size)
 
-    keeper.save_checkpoint = save_checkpoint
+    saving.save_checkpoint = save_checkpoint
 
 
 def no_room(folder: Path) -> dict[str, Any]:

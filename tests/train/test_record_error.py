@@ -65,7 +65,7 @@ def test_an_error_of_recording_ends_the_training_or_not_and_the_run_goes_on(
     path, said = tmp_path / "a.h5", []
     settings = config(on_record_error=choice)
     with monkeypatch.context() as patch:
-        patch.setattr("gradlens.train.start.FileSink", failing(rows, FULL))
+        patch.setattr("gradlens.train.resume.FileSink", failing(rows, FULL))
         if choice == "stop":
             with pytest.raises(RunFileError, match="cannot be written: No space left on device"):
                 train_run(settings, path, listener=said.append)
@@ -91,7 +91,7 @@ def test_an_error_of_recording_ends_the_training_or_not_and_the_run_goes_on(
 
 
 def test_any_error_of_recording_ends_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradlens.train.start.FileSink", failing(5, ZeroDivisionError("by\nzero")))
+    monkeypatch.setattr("gradlens.train.resume.FileSink", failing(5, ZeroDivisionError("by\nzero")))
     with pytest.raises(RecorderError, match=r"^recording ended at step \d+: ZeroDivisionError: by \(tip: "):
         train_run(config(), tmp_path / "a.h5")
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training_or_not(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradlens.train.keeper.save_checkpoint", full)
+        patch.setattr("gradlens.train.saving.save_checkpoint", full)
         with pytest.raises(RunFileError if choice == "stop" else KeyboardInterrupt):
             train_run(config(on_record_error=choice), path, listener=listen)
     notes = [event.text for event in said if isinstance(event, Note)]

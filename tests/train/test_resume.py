@@ -20,7 +20,7 @@ from gradlens.errors import ConfigError, RunFileError
 from gradlens.events import EpochDone
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, remove_stale, save_checkpoint
-from gradlens.train.generators import read_generators, restore_generators, seed_generators
+from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
 from tests.train.resume_cases import HERE, cases
 from tests.train.test_train import assert_equal_runs
 

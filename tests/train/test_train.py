@@ -17,7 +17,7 @@ from gradlens.config import OPTIMIZERS, make_config
 from gradlens.errors import ConfigError, ModelError, RunExistsError, RunFileError
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
-from gradlens.recorder.paths import find_blocks
+from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path

@@ -1,0 +1,1 @@
+"""Data ready to be drawn, for figures, terminals and pages alike; numpy only."""

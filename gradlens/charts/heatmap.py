@@ -1,0 +1,235 @@
+"""Heatmaps ready to be drawn: which layers and columns, what is drawn of each value, and on which scale.
+
+Shapes: L layers, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from gradlens.analysis.derived_metrics import check_metric
+from gradlens.analysis.profile import HeatMatrix, heat_matrix, rows_within
+from gradlens.errors import ConfigError
+from gradlens.metrics import METRICS_OF_PATHS, SHOWN_METRICS, is_linear
+from gradlens.run import FloatArray, Layer, Run
+
+Kind = Literal["magnitude", "ratio", "share", "signed", "difference"]
+Span = tuple[int | None, int | None]
+LEAST_QUIET = 1e-4
+"""Of the largest signed magnitude: so far its scale is linear at least, as four decades on each side are enough."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a metric is looked at.
+
+    Args:
+        metric: Its name.
+        per_element: Norms over sqrt of the number of elements: the root mean square.
+        relative: Magnitudes over that of the last hidden layer in the same column.
+        steps: First and last optimizer step, both included; None is the beginning, or the end.
+    """
+
+    metric: str
+    per_element: bool = False
+    relative: bool = False
+    steps: Span = (None, None)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heatmap.
+
+    Args:
+        run: Whose it is; of a difference, the first.
+        layers: (L,) those that are shown, input first.
+        drawn: (L, C) what the colour stands for: log10 of a magnitude or of a ratio, else the value. NaN where nothing
+            was recorded, -inf where a magnitude is exactly 0, inf where a gradient was not finite.
+        edges: (C + 1,) of the columns, in optimizer steps.
+        kind: "magnitude", "ratio" (of magnitudes, in decades), "share" (of 0 to a limit), "signed" (a magnitude with a
+            sign), or "difference" (of linear metrics, or the cosine's own scale).
+        view: What is looked at.
+        minus: The run that was subtracted.
+    """
+
+    run: Run
+    layers: tuple[Layer, ...]
+    drawn: FloatArray
+    edges: FloatArray
+    kind: Kind
+    view: View
+    minus: Run | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has been recorded."""
+        return bool(self.drawn.shape[1] == 0)
+
+
+def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) -> Panel:
+    """Arrange a metric of a run, or its difference to that of another, for a heatmap.
+
+    Args:
+        run: The run.
+        view: What is looked at.
+        columns: At most so many; neighbouring rows are averaged.
+        minus: Another run with the same layers. Of magnitudes log10 of the ratio is taken, of linear metrics the
+            difference, where both have a value; exact zeros cannot be compared.
+
+    Raises:
+        ConfigError: A run lacks the metric or has no row among the steps; the two have other layers, or no steps in
+            common; or relative values of what is no magnitude were asked for.
+    """
+    for one in (run, minus) if minus else (run,):
+        check_metric(one, view.metric)
+    linear = is_linear(view.metric)
+    if view.relative and linear:
+        raise ConfigError(f"{view.metric} is no magnitude: nothing is relative to it", tip="leave --relative out")
+    if minus is None:
+        matrix = heat_matrix(
+            run, view.metric, columns=columns, per_element=view.per_element, rows=rows_within(run, *view.steps)
+        )
+        drawn = matrix.values if linear else decades(matrix.values)
+    else:
+        drawn, matrix = _difference(run, minus, view, columns)
+    if view.relative:
+        drawn = _relative(run, drawn)
+    kept = _kept_layers(drawn, view.metric)
+    layers = tuple(run.layers[i] for i in kept)
+    return Panel(run, layers, drawn[kept], matrix.steps, _kind(view, minus is not None), view, minus)
+
+
+def _kind(view: View, minus: bool) -> Kind:
+    metric = SHOWN_METRICS.get(view.metric)
+    scale = metric.scale if metric else "log"
+    if scale == "log":
+        return "ratio" if minus or view.relative else "magnitude"
+    if scale == "signed":
+        return "signed"
+    return "difference" if minus or (metric and metric.limits and metric.limits[0] < 0) else "share"
+
+
+def _kept_layers(drawn: FloatArray, metric: str) -> list[int]:
+    """Leave out the layers that begin no residual block where a metric is of blocks."""
+    everything = list(range(len(drawn)))
+    if metric not in METRICS_OF_PATHS:
+        return everything
+    return [i for i in everything if not np.isnan(drawn[i]).all()] or everything
+
+
+def decades(values: FloatArray) -> FloatArray:
+    """Return log10 of magnitudes: -inf at exact zeros, inf where not finite, NaN where not known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log10(values)
+
+
+def _relative(run: Run, drawn: FloatArray) -> FloatArray:
+    """Subtract the decades of the last hidden main layer, whose gradient has a way back yet to go."""
+    main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
+    if len(main) < 2:
+        raise ConfigError(f"run {run.name} has no hidden layer: nothing is relative to it")
+    last = np.where(np.isfinite(drawn[main[-2]]), drawn[main[-2]], np.nan)
+    return np.where(np.isposinf(drawn), np.inf, drawn - last)
+
+
+def _difference(run: Run, other: Run, view: View, columns: int) -> tuple[FloatArray, HeatMatrix]:
+    """Return run minus other, (L, C), and the first run's matrix, in those steps that both have."""
+    mine, theirs = ([layer.name for layer in one.layers] for one in (run, other))
+    if mine != theirs:
+        raise ConfigError(f"{run.name} and {other.name} have other layers: there is no difference layer by layer")
+    ends = [one.steps[[0, -1]] for one in (run, other) if len(one.steps)]
+    if len(ends) < 2 or ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]:
+        raise ConfigError(f"{run.name} and {other.name} have no steps in common")
+    first = max(int(ends[0][0]), int(ends[1][0]), view.steps[0] or 0)
+    last = min(int(ends[0][1]), int(ends[1][1]))
+    last = last if view.steps[1] is None else min(last, view.steps[1])
+    a, b = (
+        heat_matrix(one, view.metric, columns=columns, per_element=view.per_element, rows=rows_within(one, first, last))
+        for one in (run, other)
+    )
+    found = np.searchsorted(b.steps[:-1], (a.steps[:-1] + a.steps[1:]) / 2, side="right") - 1
+    left, right = a.values, b.values[:, np.clip(found, 0, b.values.shape[1] - 1)]
+    if not is_linear(view.metric):
+        left, right = (np.where(values == 0, np.nan, decades(values)) for values in (left, right))
+    with np.errstate(invalid="ignore"):
+        drawn = left - right
+    return np.where(np.isinf(left) | np.isinf(right), np.inf, drawn), a
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to places on a colour bar.
+
+    Args:
+        kind: As in ``Panel``.
+        low: Value at its lower end.
+        high: Value at its upper end.
+        quiet: Of a signed magnitude: up to here it is linear.
+    """
+
+    kind: Kind
+    low: float
+    high: float
+    quiet: float = 0.0
+
+    @property
+    def is_diverging(self) -> bool:
+        """Whether it has a middle, at 0."""
+        return self.low < 0 < self.high and self.kind != "magnitude"
+
+    def places(self, drawn: FloatArray) -> FloatArray:
+        """Return where values lie, from 0 to 1; NaN stays."""
+        ends = np.array([self.low, self.high])
+        if self.kind == "signed":
+            drawn, ends = self._bent(drawn), self._bent(ends)
+        return np.asarray(np.clip((drawn - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0))
+
+    def _bent(self, values: FloatArray) -> FloatArray:
+        """Be linear around 0 and logarithmic beyond: Webber 2013, A bi-symmetric log transformation."""
+        return np.asarray(np.sign(values) * np.log1p(np.abs(values) / self.quiet))
+
+
+def common_scale(panels: Sequence[Panel]) -> Scale:
+    """Return one scale for panels of one metric: all of them lie within, and signed ones have 0 in the middle."""
+    kind = panels[0].kind
+    parts = [panel.drawn[np.isfinite(panel.drawn)] for panel in panels]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    metric = SHOWN_METRICS.get(panels[0].view.metric)
+    limits = metric.limits if metric else None
+    largest = float(np.abs(values).max()) if len(values) else 0.0
+    if kind == "magnitude":
+        low, high = (float(values.min()), float(values.max())) if len(values) else (-1.0, 0.0)
+        return Scale(kind, low, high if high > low else low + 1)
+    if kind == "share":
+        return Scale(kind, *(limits or (min(0.0, float(values.min(initial=0))), largest or 1.0)))
+    if kind == "signed":
+        return Scale(kind, -(largest or 1.0), largest or 1.0, quiet_end(values))
+    if limits and all(panel.minus is None for panel in panels):
+        return Scale(kind, *limits)
+    return Scale(kind, -(largest or 1.0), largest or 1.0)
+
+
+def quiet_end(values: FloatArray) -> float:
+    """Return up to where a scale of signed magnitudes is linear: the power of ten that nine in ten of them exceed."""
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if not len(sizes):
+        return 1.0
+    start = max(float(np.quantile(sizes, 0.1)), LEAST_QUIET * float(sizes.max()))
+    return float(10.0 ** math.floor(math.log10(start)))
+
+
+def merge_layers(panel: Panel, starts: Sequence[int]) -> Panel:
+    """Put neighbouring layers together, each group beginning at one of ``starts``; what is drawn is averaged."""
+    drawn, at = panel.drawn, np.asarray(starts, dtype=np.int64)
+    finite = np.isfinite(drawn)
+    counts = np.add.reduceat(finite.astype(np.int64), at, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.add.reduceat(np.where(finite, drawn, 0.0), at, axis=0) / counts
+    zero, broken = (np.logical_or.reduceat(test(drawn), at, axis=0) for test in (np.isneginf, np.isposinf))
+    means = np.where(counts > 0, means, np.where(zero, -np.inf, np.nan))
+    return replace(panel, layers=tuple(panel.layers[i] for i in at), drawn=np.where(broken, np.inf, means))

@@ -1,0 +1,84 @@
+"""What of a run's course belongs beside its heatmap: learning-rate drops, resumes, broken rows, findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.analysis.profile import epoch_starts
+from gradlens.charts.heatmap import Panel
+from gradlens.diagnosis.diagnose import diagnose
+from gradlens.diagnosis.findings import Finding
+from gradlens.run import RESUMED, FloatArray, Run
+
+DROP = 0.7
+"""A learning rate that falls to less than this from one row to the next drops; a smooth schedule does not."""
+MOST_DROPS = 24
+"""More of them are a schedule of its own, and no marks."""
+
+# IEEE 754-2019, binary16, and bfloat16 (Kalamkar et al. 2019, A Study of BFLOAT16): smallest normal and largest number.
+NORMAL_RANGES = {"fp16": (2.0**-14, 65504.0), "bf16": (2.0**-126, 3.3895e38)}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked in a panel.
+
+    Args:
+        drops: Steps at which the learning rate falls.
+        broken: (C,) whether a column of the panel holds anything that is not finite.
+        findings: Of the diagnosis, each with the indices of the panel's first and last layer that it names.
+        resumes: Steps at which the run went on after it had stopped.
+    """
+
+    drops: FloatArray
+    broken: NDArray[np.bool_]
+    findings: tuple[tuple[Finding, int, int], ...] = ()
+    resumes: FloatArray = field(default_factory=lambda: np.empty(0))
+
+
+def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
+    """Look up what is to be marked in a panel; findings cost a diagnosis of the run."""
+    found = []
+    places = {layer.name: i for i, layer in enumerate(panel.layers)}
+    for finding in diagnose(panel.run).findings if findings and panel.minus is None else ():
+        named = [places[name] for name in finding.layers if name in places]
+        if named:
+            found.append((finding, min(named), max(named)))
+    first, last = panel.edges[[0, -1]]
+    drops, resumes = (
+        steps[(steps > first) & (steps < last)] for steps in (learning_rate_drops(panel.run), resumed_steps(panel.run))
+    )
+    return Marks(drops, np.asarray(np.isposinf(panel.drawn).any(axis=0)), tuple(found), resumes)
+
+
+def learning_rate_drops(run: Run) -> FloatArray:
+    """Return the steps at which the learning rate is less than 0.7 of that of the row before; none where it often is.
+
+    Source: a step schedule divides by 10 (He et al. 2015, section 3.4); cosine and linear schedules fall smoothly.
+    """
+    rates = np.asarray(run.scalars.get("lr", np.empty(0)), dtype=np.float64)
+    if len(rates) != len(run.steps) or len(rates) < 2:
+        return np.empty(0)
+    with np.errstate(invalid="ignore"):
+        drops = run.steps[1:][rates[1:] < DROP * rates[:-1]].astype(np.float64)
+    return drops if len(drops) <= MOST_DROPS else np.empty(0)
+
+
+def resumed_steps(run: Run) -> FloatArray:
+    """Return the steps at which a run went on after it had stopped, as its notes say."""
+    steps = [text.removeprefix(RESUMED) for text in run.info.get("notes", ()) if text.startswith(RESUMED)]
+    return np.array([float(step) for step in steps if step.isdigit()])
+
+
+def steps_to_epochs(run: Run, steps: FloatArray) -> FloatArray:
+    """Return how many epochs were done at each step, in parts of an epoch; NaN for a run without epochs."""
+    starts = epoch_starts(run)
+    if not len(starts):
+        return np.full(len(steps), np.nan)
+    first = float(run.epoch_of_step[0])
+    longest = float(np.diff(starts).max()) if len(starts) > 1 else 0.0
+    end = max(starts[-1] + longest, float(run.steps[-1]) + 1, float(np.max(steps, initial=0)))
+    return np.asarray(np.interp(steps, [*starts, end], first + np.arange(len(starts) + 1)))

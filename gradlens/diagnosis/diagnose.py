@@ -1,0 +1,135 @@
+"""The diagnosis of a run: which faults its rows show, with evidence, threshold, source and remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gradlens.analysis.profile import say_power
+from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
+from gradlens.diagnosis.frozen import frozen, unused
+from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
+from gradlens.diagnosis.pace import accumulated, slow, swollen
+from gradlens.diagnosis.recorded_rows import LEAST_ROWS, PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
+from gradlens.diagnosis.units import dead, incoherent, saturated
+from gradlens.diagnosis.vanishing import exploding, vanishing, way_back
+from gradlens.run import Layer, Run
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """Say what is wrong with a run.
+
+    Judged are ratios, laws and what is exact, so that the size of the loss leaves the verdict: a net near convergence
+    with tiny gradients everywhere is healthy, and so is one whose gradient grows towards the input as batch norm makes
+    it grow. A fault must last over the later half or the last fifth of the rows, but for values that are not
+    finite. Steps that a GradScaler skipped are left out. A running run may be diagnosed; a long one is read by blocks.
+
+    Args:
+        run: Read by ``gradlens.read_run``.
+
+    Returns:
+        The diagnosis; ``print`` shows it as a report. Its kind is "healthy" where no fault is seen, and "undecided"
+        where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
+    """
+    rec, notes = Recording(run), list[str]()
+    row = first_broken_row(rec)
+    broken, exploded = nonfinite(rec, row), accumulated(rec) or exploding(rec, row) or swollen(rec)
+    units = [*dead(rec), *saturated(rec)]
+    still = [*frozen(rec), *unused(rec)]
+    way = vanishing(rec, notes)
+    if way:
+        late = [finding for finding in units if _came_later(rec, finding, way[0])]
+        units = [finding for finding in units if finding not in late]
+        if _explained(rec, way[0], units):
+            late, way = way, []
+        notes += [f"what follows from it: {finding}" for finding in late]
+    findings = [*broken, *exploded, *units, *way]
+    for finding in still:
+        if finding.kind == "frozen" and _follows(finding, findings):
+            notes.append(f"what follows from it: {finding}")
+        else:
+            findings.append(finding)
+    if not broken and not exploded and not way and not units:
+        findings += incoherent(rec)
+        if not still:
+            findings += slow(rec)
+    if run.status == "running":
+        notes.append("the run is still being written, or its writer was killed")
+    if rec.skipped.any():
+        notes.append(f"{int(rec.skipped.sum())} step(s) that the GradScaler skipped are left out")
+    missing = "" if findings else _missing(rec)
+    return make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec))
+
+
+def diagnose_arrays(
+    metrics: Mapping[str, ArrayLike],
+    layers: Sequence[str | Layer] | None = None,
+    scalars: Mapping[str, ArrayLike] | None = None,
+    steps: ArrayLike | None = None,
+) -> Diagnosis:
+    """Say what is wrong by arrays that were recorded in any way.
+
+    Args:
+        metrics: Name, as in ``gradlens.metrics``, to (T, L) values: rows by layers, input first.
+        layers: (L,) names or descriptions.
+        scalars: Name ("loss", "lr", "skipped") to (T,).
+        steps: (T,) optimizer steps.
+
+    Raises:
+        ConfigError: There is no metric, or the arrays' shapes do not fit.
+    """
+    return diagnose(run_of_arrays(metrics, layers, scalars, steps))
+
+
+def _explained(rec: Recording, way: Finding, units: Sequence[Finding]) -> bool:
+    """Say whether a vanishing gradient follows from units that are off: they lie at or behind the layers concerned."""
+    depth = {layer.name: layer.depth for layer in rec.run.layers}
+    ends = [depth[name] for finding in units for name in finding.layers]
+    return bool(ends) and max(ends) >= depth[way.layers[0]]
+
+
+def _came_later(rec: Recording, units: Finding, way: Finding) -> bool:
+    """Say whether units were still on when the gradient had vanished already: they are no cause of it then."""
+    steps = rec.series(ZEROS if units.kind == "dead" else RMS).steps
+    before = steps[steps < units.steps[0]]
+    return bool(len(before) and before[-1] >= way.steps[0])
+
+
+def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
+    """Say whether layers stand still as their gradient is gone, or their weights are too large to be moved."""
+    named = {name for cause in causes if cause.kind in ("vanishing", "exploding", "dead") for name in cause.layers}
+    return set(finding.layers) <= named
+
+
+def _missing(rec: Recording) -> str:
+    """Return why the data do not suffice, or ""."""
+    if rec.n_rows < LEAST_ROWS:
+        return f"{rec.n_rows} row(s) are too few: at least {LEAST_ROWS} are needed"
+    if not rec.gradient:
+        return f"no gradients were recorded: activation_grad_norm or {PARAM_GRAD} is needed"
+    series = rec.series(rec.gradient)
+    if len(series) < LEAST_ROWS:
+        return f"{rec.gradient} is known in {len(series)} row(s): at least {LEAST_ROWS} are needed"
+    if not (series.values > 0).any():
+        return "all gradients are exactly 0, and no loss tells whether there is anything left to learn"
+    path, decades = way_back(rec)
+    if len(path) >= 3:
+        known = int((~np.isnan(decades[:, 0])).sum())
+        if known < LEAST_ROWS:
+            return f"the gradient at both ends is known in {known} row(s): at least {LEAST_ROWS} are needed"
+    elif len(rec.run.main_layers()) >= 3:
+        return f"the gradient of only {len(path)} main layer(s) is known in most rows: at least 3 are needed"
+    return ""
+
+
+def _healthy(rec: Recording) -> str:
+    """Say what speaks for a healthy run."""
+    path, decades = way_back(rec)
+    if not len(decades):
+        return "no fault is seen; over fewer than three layers no way back can be judged"
+    typical = float(np.nanmedian(decades[len(decades) // 2 :, 0])) if not np.isnan(decades[:, 0]).all() else math.nan
+    first, last = rec.names(path[[0, -2]])
+    return f"no fault is seen: {quoted(first)} has {say_power(typical)} times the gradient norm of {quoted(last)}"

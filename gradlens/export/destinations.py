@@ -1,0 +1,109 @@
+"""Where exports go: named after their runs, written whole, and onto nothing that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from gradlens.errors import ConfigError, RunExistsError, RunFileError
+from gradlens.export.tensorboard_events import EVENT_FILES
+from gradlens.run import Run
+
+EXPORTS = Path("exports")
+ENDINGS = {"csv": ".csv", "parquet": ".parquet", "tensorboard": ""}
+MAX_NAMES = 3
+
+
+def default_place(form: str, runs: Mapping[str, Run], table: str = "metrics") -> Path:
+    """Return where an export goes unasked: ``exports/plain34-s0.csv``, ``exports/plain34-s0-scalars.csv``."""
+    names = list(runs)
+    if len(names) > MAX_NAMES:
+        models = dict.fromkeys(run.model or run.name for run in runs.values())
+        names = [*list(models)[: MAX_NAMES + 1], f"{len(runs)}-runs"]
+    names += [table] if table != "metrics" else []
+    return EXPORTS / ("-".join(names).replace("/", "-").replace(":", "-") + ENDINGS[form])
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, runs: Mapping[str, Run], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary name to write to; it becomes the file when all went well, and is removed when not.
+
+    Raises:
+        ConfigError: It is a run that is being exported.
+        RunExistsError: The file is there, and is not to be replaced.
+        RunFileError: It cannot be written.
+    """
+    if any(path.exists() and path.samefile(run.path) for run in runs.values()):
+        raise ConfigError(f"{path} is the run itself; name another file")
+    if path.is_dir():
+        raise RunFileError(f"{path} is a folder; expected the name of a file")
+    with _file_errors(path):
+        _refuse(path, path.exists() and not overwrite)
+        temporary = _beside(path)
+        try:
+            yield temporary
+            _refuse(path, path.exists() and not overwrite)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder to write to; it becomes the folder when all went well, and is removed when not.
+
+    Raises:
+        ConfigError: It is the working folder, or lies above it.
+        RunExistsError: The folder holds something, and is not to be replaced, or not all of it is an export of events.
+        RunFileError: It cannot be written.
+    """
+    if Path.cwd().is_relative_to(path.absolute().resolve()):
+        raise ConfigError(f"{path} is the working folder or lies above it; events go into a folder of their own")
+    if path.is_file():
+        raise RunFileError(f"{path} is a file; expected the name of a folder")
+    with _file_errors(path):
+        _refuse_folder(path, overwrite)
+        temporary = _beside(path)
+        try:
+            temporary.mkdir()
+            yield temporary
+            _refuse_folder(path, overwrite)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_folder(path: Path, overwrite: bool) -> None:
+    files = [found for found in path.rglob("*") if not found.is_dir()]
+    _refuse(path, bool(files) and not overwrite)
+    if not all(found.match(EVENT_FILES) for found in files):
+        raise RunExistsError(f"{path} holds files that gradlens export did not write", tip="-o names another place")
+
+
+def _refuse(path: Path, there: bool) -> None:
+    if there:
+        raise RunExistsError(
+            f"{path} is there already, and nothing is overwritten unasked",
+            tip="--overwrite replaces it, -o names another place",
+        )
+
+
+def _beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says into a line that names the place."""
+    try:
+        yield
+    except RunFileError:
+        raise
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error

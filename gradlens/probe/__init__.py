@@ -1,0 +1,1 @@
+"""A few seconds before training: measure a model at initialisation, and judge it."""

@@ -1,0 +1,382 @@
+"""Probe a net before it is trained: one backward pass through each of several draws of its weights, recorded."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedParameter
+
+from gradlens.config import make_config
+from gradlens.data import load_data, make_batches
+from gradlens.errors import GradlensError, ModelError
+from gradlens.models import build_model
+from gradlens.probe.histograms import Counting, count_entries
+from gradlens.probe.plan import DEFAULT_CLASSES, INPUT_TIP, Draw, Entries, Input, Probe, ProbePlan, add_up
+from gradlens.recorder import Recorder
+from gradlens.recorder.layers import choose_layers, clean_name, own_parameters
+from gradlens.run import ListSink, Run
+from gradlens.train.loop import find_output
+from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
+
+METRICS = (
+    "activation_grad_norm",
+    "param_grad_norm",
+    "param_norm",
+    "activation_rms",
+    "zero_fraction",
+    "nonfinite_count",
+)
+NOISE_SEED = 20
+"""Of the inputs, which are the same for each draw of weights."""
+TORCHVISION_SIDES = {"inception_v3": 299}
+Batch = tuple[Tensor, Tensor | None]
+"""Inputs, and labels where the data has any."""
+
+
+def probe(plan: ProbePlan, on_draw: Callable[[int], None] = lambda n: None) -> Probe:
+    """Probe a net; nothing is written, and all random generators are left as they were.
+
+    Args:
+        plan: What to probe.
+        on_draw: Told the number of draws done.
+
+    Raises:
+        GradlensError: The model cannot be built, or cannot take the input.
+    """
+    before = read_generators()
+    try:
+        return _probe(plan, on_draw)
+    finally:
+        restore_generators(before)
+
+
+def _probe(plan: ProbePlan, on_draw: Callable[[int], None]) -> Probe:
+    draws: list[Draw] = []
+    batch: Batch | None = None
+    for seed in plan.seeds:
+        started = time.perf_counter()
+        classes = plan.classes or DEFAULT_CLASSES
+        if plan.data is not None and batch is None:
+            plan, batch, classes = _load(plan)
+        seed_generators(seed)
+        model = _build(plan, classes, seed)
+        if batch is None:
+            plan = plan.filled(plan.input or suitable_input(plan, model))
+            batch = make_noise(plan, model)
+        draws.append(_draw(plan, model, batch, seed, started))
+        on_draw(len(draws))
+    return Probe(plan, tuple(draws))
+
+
+def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
+    try:
+        model = build_model(
+            plan.model,
+            num_classes=classes,
+            seed=seed,
+            init="he" if plan.init == "he" else "default",
+            shortcut="A" if plan.shortcut == "A" else "B",
+        )
+    except GradlensError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{plan.model} cannot be built: {_reason(error)}") from error
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = any(True for _ in model.parameters())
+        raise ModelError(f"{plan.model} has no parameters{' that want a gradient' if frozen else ''}: nothing to probe")
+    return model.train()
+
+
+# --- inputs -----------------------------------------------------------------------------------------------
+
+
+def suitable_input(plan: ProbePlan, model: nn.Module) -> Input:
+    """Return an input that suits a model: 3x64x64, of torchvision 3x224x224; of factories by the first layer."""
+    if plan.spec.source == "torchvision":
+        side = TORCHVISION_SIDES.get(plan.spec.location, 224)
+        return Input((3, side, side))
+    if plan.spec.source == "registry":
+        return Input((3, 64, 64))
+    return first_input(model) or Input((3, 64, 64))
+
+
+def first_input(model: nn.Module) -> Input | None:
+    """Return the input that the layer registered first would take; None where it does not tell."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.in_features:
+            return Input((module.in_features,))
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.in_channels:
+            dims = len(module.kernel_size)
+            return Input((module.in_channels, *((16,) * 3 if dims == 3 else (64,) * dims)))
+        if isinstance(module, nn.Embedding):
+            return Input((32,), tokens=True, vocabulary=module.num_embeddings)
+        if isinstance(module, nn.RNNBase):
+            return Input((32, module.input_size))
+    return None
+
+
+def make_noise(plan: ProbePlan, model: nn.Module) -> Batch:
+    """Draw inputs from Normal(0, 1), or tokens evenly; the same for each draw of weights."""
+    form, count = plan.input, plan.batch_size
+    assert form is not None
+    assert count is not None
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    if not form.tokens:
+        return torch.randn(count, *form.shape, generator=generator), None
+    first = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)
+    return torch.randint(form.vocabulary or first, (count, *form.shape), generator=generator), None
+
+
+def _load(plan: ProbePlan) -> tuple[ProbePlan, Batch, int]:
+    """Take the first training batch of real data, as ``gradlens run`` would."""
+    plan = plan.filled(plan.input or Input((3, 64, 64)))
+    assert plan.input is not None
+    assert plan.batch_size is not None
+    config = make_config(
+        plan.model, data=plan.data, image_size=plan.input.shape[-1], batch_size=plan.batch_size, augment=()
+    )
+    data = load_data(config)
+    train, _ = make_batches(
+        data.train, data.val, batch_size=plan.batch_size, seed=0, augment=(), side=config.image_size, workers=0
+    )
+    images, labels = next(iter(train.epoch(1)))
+    return plan, (images, labels), len(data.classes)
+
+
+# --- one draw ---------------------------------------------------------------------------------------------
+
+
+def _draw(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: float) -> Draw:
+    inputs, labels = batch
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        with torch.no_grad():
+            _forward(plan, model, inputs)  # lazy modules take their shapes
+    redrawn, first_loss = _redraw_head(plan, model, batch)
+    layers = choose_layers(model)
+    sink, counting = ListSink(), Counting(layers)
+    recorder = Recorder(
+        model,
+        sink,
+        metrics=METRICS,
+        info={"model": plan.model, "seed": seed, "config": _config(plan, model)},
+        on_error="raise",
+    )
+    with recorder:
+        with counting:
+            output = _forward(plan, model, inputs)
+        scores = find_scores(output, plan)
+        if plan.classes and scores.shape[1] != plan.classes:
+            raise ModelError(
+                f"{plan.model} gives {scores.shape[1]} scores for {plan.classes} classes",
+                tip="a factory that takes num_classes is told the number",
+            )
+        loss = find_loss(scores, labels)
+        _backward(plan, loss)
+        recorder.step(loss=loss.detach())
+    names = _names(model)
+    graded = {id(p): count_entries(p.grad) for p in model.parameters() if p.grad is not None}
+    return Draw(
+        run=_run(sink, plan, seed),
+        loss=float(loss.detach()) if first_loss is None else first_loss,
+        scores=scores.shape[1],
+        spread=float(scores.detach().double().var(1, correction=0).mean().sqrt()),
+        outputs={name: counting.outputs[name] for name in layers if name in counting.outputs},
+        parameters=_by_module(model, graded),
+        all_parameters=add_up(list(graded.values())),
+        units=counting.units,
+        broken=tuple(counting.broken),
+        unused=tuple(n[0] for p, n in names.values() if p.requires_grad and p.grad is None),
+        frozen=tuple(n[0] for p, n in names.values() if not p.requires_grad),
+        shared=tuple(tuple(n) for _, n in names.values() if len(n) > 1),
+        numel=sum(p.numel() for p, _ in names.values()),
+        tensors=len(names),
+        seconds=time.perf_counter() - started,
+        redrawn=redrawn,
+    )
+
+
+@torch.no_grad()
+def _redraw_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple[str, float | None]:
+    """Give an output layer whose weights are all 0 PyTorch's default ones, where they hide the net behind them.
+
+    Returns:
+        Its name, and the loss before; or "" and None.
+    """
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not linear or bool(linear[-1][1].weight.any()):
+        return "", None
+    name, head = linear[-1]
+    scores = find_scores(_forward(plan, model, batch[0]), plan)
+    if scores.shape[1] != head.out_features or not bool((scores == scores[0]).all()):
+        return "", None
+    nn.init.uniform_(head.weight, -(head.in_features**-0.5), head.in_features**-0.5)
+    return clean_name(name), float(find_loss(scores, batch[1]))
+
+
+def _names(model: nn.Module) -> dict[int, tuple[nn.Parameter, list[str]]]:
+    """Return each parameter once, with all its names."""
+    found: dict[int, tuple[nn.Parameter, list[str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), (parameter, []))[1].append(clean_name(name))
+    return found
+
+
+def _by_module(model: nn.Module, graded: Mapping[int, Entries]) -> dict[str, Entries]:
+    found: dict[str, Entries] = {}
+    for name, module in model.named_modules():
+        parts = [graded[id(p)] for p in own_parameters(module) if id(p) in graded]
+        if parts and ".parametrizations" not in f".{name}":
+            found[clean_name(name) or "(model)"] = add_up(parts)
+    return found
+
+
+def _run(sink: ListSink, plan: ProbePlan, seed: int) -> Run:
+    """Make a run of the row that was recorded, as if read from a file."""
+    header = sink.header
+    assert header is not None
+    info = {"model": header.model, "seed": header.seed, "config": header.config, "notes": list(sink.notes)}
+    name = f"{plan.spec.slug}-s{seed}"
+    metrics = {key: sink.metric(key) for key in header.metrics}
+    scalars = {"loss": np.array([row.scalars.get("loss", np.nan) for row in sink.rows])}
+    steps, epochs = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int32)
+    return Run(name, Path(name), header.layers, steps, epochs, scalars, metrics, {}, "complete", info)
+
+
+def _config(plan: ProbePlan, model: nn.Module) -> dict[str, Any]:
+    """Return what theory has to be told of the net, as the configuration of a run would."""
+    assert plan.input is not None
+    shape = plan.input.shape
+    config: dict[str, Any] = {"batch_size": plan.batch_size}
+    if not plan.input.tokens and len(shape) == 3 and shape[0] == 3 and shape[1] == shape[2]:
+        config["image_size"] = shape[1]
+    if plan.spec.source == "registry":
+        return config | {"init": plan.init, "shortcut": plan.shortcut}
+    return config | describe_stack(model)
+
+
+# --- forwards and backwards -------------------------------------------------------------------------------
+
+
+def _forward(plan: ProbePlan, model: nn.Module, inputs: Tensor) -> Any:
+    """Run a model; whatever it raises becomes one line that says where, what was expected, and what to try."""
+    try:
+        return model(inputs)
+    except GradlensError:
+        raise
+    except Exception as error:
+        where = _where(model, inputs)
+        given = f"a batch of {len(inputs)} inputs of {plan.input}"
+        suited = first_input(model)
+        tip = INPUT_TIP if suited is None or suited == plan.input else f"--input {suited}? {INPUT_TIP}"
+        raise ModelError(f"{plan.model} cannot take {given}: {where}{_reason(error)}", tip=tip) from error
+
+
+@torch.no_grad()
+def _where(model: nn.Module, inputs: Tensor) -> str:
+    """Find, by a second pass, the module in which a model fails, and say what it is and what it got."""
+    entered: list[tuple[str, nn.Module, Any]] = []
+    handles = []
+    for name, module in model.named_modules():
+        handles += [
+            module.register_forward_pre_hook(lambda m, args, name=name: entered.append((name, m, args))),
+            module.register_forward_hook(lambda m, args, output: entered.pop() and None),
+        ]
+    try:
+        model(inputs)
+    except Exception:
+        name, module, args = entered[-1] if entered else ("", model, (inputs,))
+        kind = str(module) if next(module.children(), None) is None else type(module).__name__
+        got = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
+        return f"at {clean_name(name) or 'the model itself'}, a {kind}, which got {got or 'no tensor'}: "
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ""
+
+
+def _backward(plan: ProbePlan, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise ModelError(f"{plan.model}: no gradient leads from its output to a parameter (detach, or no_grad inside?)")
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except GradlensError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{plan.model}: its backward pass failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def find_scores(output: Any, plan: ProbePlan) -> Tensor:
+    """Return a model's scores as (N, C), one row per example, token or place.
+
+    Taken are (B, C); (B, T, C), as of language models; (B, C, H, W), as of segmentation; (B,) as one logit each.
+
+    Raises:
+        ModelError: It gave something else.
+    """
+    found = find_output(output)
+    if isinstance(found, Tensor) and found.is_floating_point() and found.numel():
+        if found.dim() == 1:
+            return found[:, None]
+        if found.dim() in (2, 3):
+            return found.reshape(-1, found.shape[-1])
+        if found.dim() >= 4:
+            return found.movedim(1, -1).reshape(-1, found.shape[1])
+    shown = f"a {found.dtype} tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise ModelError(
+        f"{plan.model} gave {shown}; expected scores: (batch, classes), (batch, length, classes), or (batch, classes, "
+        "height, width)",
+        tip="a factory may wrap the model so that it puts out its scores",
+    )
+
+
+def find_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the mean cross-entropy; without labels, against all classes in turn, which are unrelated to the input."""
+    count, classes = scores.shape
+    if labels is None or len(labels) != count:
+        labels = torch.arange(count) % max(classes, 2)
+    if classes == 1:
+        return functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
+    return functional.cross_entropy(scores.float() if scores.dtype != torch.float64 else scores, labels)
+
+
+# --- stacks -----------------------------------------------------------------------------------------------
+
+
+def describe_stack(model: nn.Module) -> dict[str, str]:
+    """Return activation and norm of a plain ``Sequential`` of layers that are all alike, for theory; else nothing."""
+    leaves = _leaves(model)
+    leaves = [m for m in leaves if not isinstance(m, nn.Flatten | nn.Identity)]
+    at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
+    if len(at) < 3 or at[0] != 0 or at[-1] != len(leaves) - 1:
+        return {}
+    after = [leaves[i + 1 : j] for i, j in itertools.pairwise(at)]
+    if isinstance(leaves[at[-2]], nn.Conv2d):
+        after[-1] = [m for m in after[-1] if not isinstance(m, nn.AdaptiveAvgPool2d)]
+    norm = bool(after[0]) and isinstance(after[0][0], _BatchNorm)
+    relu = bool(after[0]) and isinstance(after[0][-1], nn.ReLU)
+    expected = [_BatchNorm] * norm + [nn.ReLU] * relu
+    for found in after:
+        if len(found) != len(expected) or not all(map(isinstance, found, expected)):
+            return {}
+    return {"activation": "relu" if relu else "linear", "norm": "batch" if norm else "none"}
+
+
+def _leaves(module: nn.Module) -> list[nn.Module]:
+    """Return what nested containers hold, in order; other modules are kept whole."""
+    if type(module) is nn.Sequential:
+        return [leaf for child in module for leaf in _leaves(child)]
+    return [module]

@@ -1,0 +1,111 @@
+"""Recording a model that several processes train together: one file, one small collective for each row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gradlens.errors import GradlensWarning, RecorderError
+from gradlens.recorder.norms import HostNorms
+from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
+
+OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
+"""What is measured of gradients of a rank's own loss, and the power of the gradient that it is."""
+
+
+class Ranks:
+    """The processes that train one model.
+
+    Parameters that are equal on all ranks are read by rank 0 alone, sharded ones by each rank its part; the gradients
+    of outputs by every rank those of its part of the batch. The loss that counts is the mean of the ranks' losses, so a
+    rank's activation gradients are divided by their number.
+
+    Args:
+        group: The process group; None is the default one.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.world = dist.get_world_size(group)
+        self._device = torch.device("cuda") if "nccl" in str(dist.get_backend(group)) else torch.device("cpu")
+
+    def reads(self, parameter: nn.Parameter) -> bool:
+        """Say whether this rank reads a parameter, or its part of it."""
+        mesh = getattr(parameter, "device_mesh", None)
+        if mesh is None:
+            return self.rank == 0
+        place = mesh.get_coordinate()
+        copies = [i for i, placement in enumerate(parameter.placements) if placement.is_replicate()]  # type: ignore[attr-defined]
+        return place is not None and all(place[i] == 0 for i in copies)
+
+    def combine(
+        self, metrics: Sequence[str], columns: Mapping[str, HostNorms], n_layers: int, extra: HostNorms
+    ) -> tuple[dict[str, HostNorms], HostNorms]:
+        """Add up what the ranks measured of one row; all of them must call it.
+
+        Args:
+            metrics: All metrics of the run, the same on all ranks also where one of them failed.
+            columns: What this rank has, (L,) each.
+            n_layers: L.
+            extra: Numbers that are simply added.
+
+        Returns:
+            The columns and the extra numbers of all ranks together.
+        """
+        names = addends(metrics)
+        packed = np.zeros((len(names), 2, n_layers))
+        for (values, there), name in zip(packed, names, strict=True):
+            column = columns.get(name)
+            if column is None:
+                continue
+            there[:] = ~np.isnan(column)
+            values[:] = np.where(np.isnan(column), 0, column)
+            if name in OF_ACTIVATIONS:
+                values /= self.world ** OF_ACTIVATIONS[name]
+            if not adds(name):
+                np.square(values, out=values)
+        sums = torch.from_numpy(np.concatenate([packed.ravel(), extra])).to(self._device)
+        dist.all_reduce(sums, group=self._group)
+        total = sums.cpu().numpy()
+        packed = total[: packed.size].reshape(packed.shape)
+        found: dict[str, HostNorms] = {}
+        for (values, there), name in zip(packed, names, strict=True):
+            value = values if adds(name) else np.sqrt(values)
+            if there.any() or name in columns:
+                found[name] = np.where(there > 0, np.where(np.isnan(value), np.inf, value), np.nan)
+        return found, total[packed.size :]
+
+
+def find_ranks(model: nn.Module) -> Ranks | None:
+    """Return the ranks that train a model together: by DistributedDataParallel or by ``fully_shard``; else None.
+
+    Raises:
+        RecorderError: It is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    for module in model.modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise RecorderError(
+                "FullyShardedDataParallel packs the parameters of many layers into one, so no layer has a gradient",
+                tip="torch.distributed.fsdp.fully_shard keeps them apart",
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return Ranks(module.process_group)
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        return Ranks()
+    if dist.get_world_size() > 1:
+        warnings.warn(
+            f"gradlens: {dist.get_world_size()} processes run, and this model is wrapped in nothing that joins them, "
+            "so each records its own; pass the DistributedDataParallel model itself where they train one together",
+            GradlensWarning,
+            stacklevel=4,
+        )
+    return None

@@ -1,0 +1,234 @@
+"""The hooks: on each layer's forward pass, and from there on the gradient of its output.
+
+The gradient is taken by a tensor hook on the output, not by a backward hook of the module: those wrap the output in a
+view, which in-place activations and ``x += shortcut`` then refuse to change.
+
+A short training step is mostly Python, and so is the cost of hooks. The first recorded row is taken by hooks that also
+learn (``LearningHook``); the rows after it by ``LayerHook``, whose way is as short as it can be made:
+
+- It is called from the place where ``nn.Module`` looks for a compiled version of itself (``_compiled_call_impl``),
+  because a module with a forward hook takes a way of 8 microseconds through ``nn.Module._call_impl`` that one without
+  does not take. The place is left out of copies and pickles by ``nn.Module`` itself. Where it is taken, or may be
+  copied along (data parallelism over several GPUs), a forward hook does the same.
+- The tensor hook of an output that is not large is the ``append`` of a list, which autograd calls without a line of
+  Python; the dictionary of hooks is handed over as ``Tensor.register_hook`` does it, without the handle for removing
+  it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.recorder.hooks.compiled import must_stay_whole, outside_graphs
+from gradlens.recorder.layers import Learned, output_tensors, own_parameters
+from gradlens.recorder.output_gradients import KEPT, OutputGradients
+
+KEY = "gradlens"
+
+
+class _Hooks(dict[Any, Any]):
+    """What ``Tensor._backward_hooks`` holds: hooks by key, and others may add theirs; quicker made than OrderedDict."""
+
+    __slots__ = ("__weakref__",)
+
+
+OnError = Callable[[Exception], None]
+
+
+class ForwardHook:
+    """A forward hook of one layer.
+
+    A copy or a pickle of the model made meanwhile holds, in its place, a function of the standard library that does
+    nothing, so that it can be loaded anywhere.
+    """
+
+    def __init__(self, layer: int, outputs: OutputGradients, on_error: OnError) -> None:
+        self._layer, self._outputs, self._on_error = layer, outputs, on_error
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hang a hook on the output; may be traced by ``torch.compile``."""
+        compiled = torch.compiler.is_compiling()
+        if not (compiled and must_stay_whole()):
+            self._outside_the_graph(module, output, compiled)
+
+    @outside_graphs
+    def _outside_the_graph(self, module: nn.Module, output: Any, compiled: bool) -> None:
+        self.after_forward(module, output, compiled=compiled)
+
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
+        """Hang a hook on the output; never traced."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave nothing of the recorder in a pickle or a copy."""
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+    def _hang(self, tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+        if not tensor.requires_grad:
+            return
+        node = tensor.grad_fn
+        if node is None:
+            self._outputs.hang_on_leaf(tensor, on_grad)
+        elif tensor._backward_hooks is not None:
+            tensor.register_hook(on_grad)  # type: ignore[no-untyped-call]
+        else:
+            tensor._backward_hooks = _Hooks({KEY: on_grad})
+            node._register_hook_dict(tensor)
+
+
+class LayerHook(ForwardHook):
+    """The hook of one layer in all recorded rows but the first.
+
+    Args:
+        layer: Its index.
+        outputs: Takes the gradients.
+        on_error: Hears of an error.
+        on_base: Whether the outputs are views that are changed in place, so that the gradient comes to their base.
+        on_left_over: Called where gradients of an earlier backward pass are still kept.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        outputs: OutputGradients,
+        on_error: OnError,
+        *,
+        on_base: bool,
+        on_left_over: Callable[[], None],
+    ) -> None:
+        super().__init__(layer, outputs, on_error)
+        self._kept = outputs.kept[layer]
+        self._on_base = on_base
+        self._on_left_over = on_left_over
+
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
+        """Hang a hook on the output."""
+        try:
+            if self._kept:
+                self._on_left_over()
+            for tensor in output_tensors(output):
+                self._hang(_base(tensor) if self._on_base else tensor, self._take)
+        except Exception as error:
+            self._on_error(error)
+
+    def around(self, module: nn.Module) -> Callable[..., Any]:
+        """Return the module's call with this hook after it; usually straight."""
+        call: Callable[..., Any] = module._call_impl
+        kept, most, fail = self._kept, -1 if self._on_base else KEPT, self._on_error
+        hooks = {KEY: kept.append}
+
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
+            if type(output) is Tensor and output.numel() <= most and not kept and output._backward_hooks is None:
+                node = output.grad_fn
+                if node is not None:
+                    try:
+                        output._backward_hooks = _Hooks(hooks)
+                        node._register_hook_dict(output)
+                    except Exception as error:
+                        fail(error)
+                    return output
+            self.after_forward(module, output)
+            return output
+
+        hooked.is_hook = True  # type: ignore[attr-defined]
+        return hooked
+
+    @outside_graphs
+    def _take(self, grad: Tensor) -> None:
+        try:
+            self._outputs.take(self._layer, grad)
+        except Exception as error:
+            self._on_error(error)
+
+
+class LearningHook(ForwardHook):
+    """The hook of one layer in the first recorded row, and in every row of a compiled model.
+
+    Args:
+        layer: Its index.
+        outputs: Takes the gradients.
+        on_error: Hears of an error.
+        module: The layer.
+        learned: Keeps what the hook learns.
+        on_pass: Called when a gradient comes, from within the backward pass.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        outputs: OutputGradients,
+        on_error: OnError,
+        *,
+        module: nn.Module,
+        learned: Learned,
+        on_pass: Callable[[], None],
+    ) -> None:
+        super().__init__(layer, outputs, on_error)
+        self._module, self._learned, self._on_pass = module, learned, on_pass
+
+    def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
+        """Learn, and hang a hook on the output."""
+        try:
+            self._learned.compiled |= compiled
+            tensors = output_tensors(output)
+            takes = self._outputs.armed and torch.is_grad_enabled()
+            if self._learned.open:
+                self._learned.note_forward(self._layer, tensors, counts=takes)
+                self._learned.replicated |= module is not self._module
+            if takes:
+                self._hang_all(module, tensors)
+        except Exception as error:
+            self._on_error(error)
+
+    def _hang_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        seen: list[bool] = []
+        for tensor in tensors:
+            self._hang(tensor, functools.partial(self._take, seen))
+            if tensor._base is not None and is_made_by(tensor, module):
+                self._hang(tensor._base, functools.partial(self._take_of_base, seen))
+
+    @outside_graphs
+    def _take(self, seen: list[bool], grad: Tensor) -> None:
+        if not self._outputs.armed:
+            return
+        try:
+            self._on_pass()
+            if self._learned.open:
+                self._learned.note_grad(self._layer, grad, new_call=not seen)
+            seen.append(True)
+            self._outputs.take(self._layer, grad)
+        except Exception as error:
+            self._on_error(error)
+
+    @outside_graphs
+    def _take_of_base(self, seen: list[bool], grad: Tensor) -> None:
+        """Take the gradient of a base whose view, the layer's output, was changed in place and so got none."""
+        if not seen:
+            self._learned.on_base.add(self._layer)
+            self._take(seen, grad)
+
+
+def _base(tensor: Tensor) -> Tensor:
+    base: Tensor | None = tensor._base
+    return tensor if base is None else base
+
+
+def is_made_by(tensor: Tensor, module: nn.Module) -> bool:
+    """Say whether a view shows, whole, what an operation on the module's own parameters put out.
+
+    So it is with a linear layer on inputs of three dimensions: it works on a matrix, and its output is a view of that.
+    """
+    base = _base(tensor)
+    if base.grad_fn is None or base.numel() != tensor.numel():
+        return False
+    own = {id(parameter) for parameter in own_parameters(module)}
+    nodes = [node for node, _ in base.grad_fn.next_functions if node is not None]
+    nodes += [below for node in nodes for below, _ in node.next_functions if below is not None]
+    return any(id(getattr(node, "variable", None)) in own for node in nodes)

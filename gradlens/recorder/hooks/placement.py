@@ -1,0 +1,185 @@
+"""Where hooks stand on the layers, and when they are put there and taken away."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.hooks.layer_hooks import ForwardHook, LayerHook, LearningHook, OnError
+from gradlens.recorder.layers import Learned
+from gradlens.recorder.output_gradients import OutputGradients
+
+PLACE = "_compiled_call_impl"
+
+
+class LayerHooks:
+    """The hooks of all layers: on for the steps that are recorded, off for the others.
+
+    Args:
+        modules: The layers.
+        outputs: Takes the gradients.
+        learned: Keeps what the first row teaches.
+        ranks: Those that record together.
+        on_error: Hears of an error.
+        on_pass: Called from within a backward pass, in the rows that learn.
+        on_left_over: Called where gradients of an earlier backward pass are still kept.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        outputs: OutputGradients,
+        learned: Learned,
+        ranks: Ranks | None,
+        on_error: OnError,
+        *,
+        on_pass: Callable[[], None],
+        on_left_over: Callable[[], None],
+    ) -> None:
+        self._modules, self._outputs, self._learned, self._ranks = modules, outputs, learned, ranks
+        self._on_error, self._on_pass, self._on_left_over = on_error, on_pass, on_left_over
+        self._places: list[Place] = []
+        self._placed = False
+
+    def put(self) -> None:
+        """Put them on, if they are off."""
+        if self._placed:
+            return
+        if not self._places:
+            self._places = self._find_places()
+        for place in self._places:
+            place.put()
+        self._placed = True
+
+    def remove(self) -> None:
+        """Take them off, if they are on."""
+        if self._placed:
+            for place in self._places:
+                place.clear()
+        self._placed = False
+
+    def renew(self) -> None:
+        """Take them off, and choose their kind and their places anew when they are put on again."""
+        self.remove()
+        self._places = []
+
+    def _find_places(self) -> list[Place]:
+        learned, outputs = self._learned, self._outputs
+        if learned.open or learned.compiled or learned.closely:
+            return [
+                ForwardPlace(
+                    module,
+                    LearningHook(layer, outputs, self._on_error, module=module, learned=learned, on_pass=self._on_pass),
+                )
+                for layer, module in enumerate(self._modules.values())
+            ]
+        directly = self._may_place_directly
+        hooks = [
+            LayerHook(layer, outputs, self._on_error, on_base=layer in learned.on_base, on_left_over=self._on_left_over)
+            for layer in range(len(self._modules))
+        ]
+        modules = self._modules.values()
+        return [find_place(module, hook, directly=directly) for module, hook in zip(modules, hooks, strict=True)]
+
+    @property
+    def _may_place_directly(self) -> bool:
+        """Whether no copy of a layer can run in its place: those of ``nn.DataParallel`` would call the layer itself."""
+        alone = self._ranks is not None or torch.cuda.device_count() <= 1
+        return alone and not self._learned.replicated
+
+
+class Place(Protocol):
+    """Where a hook can be put and taken away, row by row."""
+
+    def put(self) -> None:
+        """Put the hook there."""
+
+    def clear(self) -> None:
+        """Take it away."""
+
+
+class ForwardPlace:
+    """Among the forward hooks of a module.
+
+    Args:
+        module: The module.
+        hook: Its hook.
+    """
+
+    def __init__(self, module: nn.Module, hook: ForwardHook) -> None:
+        self._module, self._hook = module, hook
+        self._handle: Any = None
+
+    def put(self) -> None:
+        """Put the hook there."""
+        self._handle = self._module.register_forward_hook(self._hook)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._handle is not None:
+            self._handle.remove()
+
+
+class DirectPlace:
+    """On the short way through a module's call; among its forward hooks where somebody else took that meanwhile.
+
+    Args:
+        module: The module.
+        hook: Its hook.
+    """
+
+    def __init__(self, module: nn.Module, hook: LayerHook) -> None:
+        self._attributes = module.__dict__
+        self._hooked = hook.around(module)
+        self._other = ForwardPlace(module, hook)
+
+    def put(self) -> None:
+        """Put the hook there."""
+        if self._attributes.setdefault(PLACE, self._hooked) is not self._hooked:
+            self._other.put()
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._attributes.get(PLACE) is self._hooked:
+            del self._attributes[PLACE]
+        else:
+            self._other.clear()
+
+
+def find_place(module: nn.Module, hook: LayerHook, *, directly: bool) -> Place:
+    """Return the place for a hook.
+
+    Args:
+        module: A layer.
+        hook: Its hook.
+        directly: Whether the short way may be taken, where the module has one.
+    """
+    return DirectPlace(module, hook) if directly and _has_short_way(module) else ForwardPlace(module, hook)
+
+
+def _has_short_way(module: nn.Module) -> bool:
+    """Say whether the place is there, is empty, and is left out when the module is copied or pickled."""
+    kind = type(module)
+    return (
+        kind.__call__ is nn.Module.__call__
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and not hasattr(kind, "__deepcopy__")
+        and getattr(kind, PLACE, True) is None
+        and PLACE not in module.__dict__
+        and _is_left_out()
+    )
+
+
+@functools.cache
+def _is_left_out() -> bool:
+    """Say whether this version of torch calls what stands in the place, and leaves it out of copies."""
+    probe = nn.Identity()
+    probe.__dict__[PLACE] = lambda x: x + 1
+    return bool(probe(1) == 2 and copy.deepcopy(probe)(1) == 1)

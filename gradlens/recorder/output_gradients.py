@@ -1,0 +1,182 @@
+"""The gradients of layers' outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradlens.recorder.measured_row import Indices, Part
+from gradlens.recorder.norms import (
+    NORMAL,
+    Numbers,
+    Reducer,
+    exact_norm,
+    list_norms,
+    local_part,
+    norm,
+    norms_of_blocks,
+    quick_blocks,
+)
+
+KEPT = 1 << 19
+"""Elements, 2 MB in float32, up to which a gradient is kept until the backward pass is over. Amid the work of the model
+a call costs ten times what it costs in a row of its like, and what is kept takes the place of what the pass has freed.
+"""
+MOST_PLACES = 64
+
+
+class OutputGradients:
+    """Takes gradients while backward passes run.
+
+    Most are kept until the pass is over, and reduced together; of large ones the norm is taken at once.
+
+    Args:
+        n_layers: L.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        self.armed = False
+        """Whether the step in progress is recorded."""
+        self.kept: list[list[Tensor]] = [[] for _ in range(n_layers)]
+        """(L,) gradients of each layer; autograd itself appends to these lists."""
+        self.count = 0
+        """Gradients taken in the step in progress."""
+        self.seconds = 0.0
+        """Time that the large ones took."""
+        self.parts: list[Part] = []
+        """What was reduced in the step in progress."""
+        self._blocks: list[tuple[int, NDArray[np.float32]]] = []
+        self._leaves: dict[int, Any] = {}
+        self._large: list[tuple[int, float]] = []
+        self._large_on_device: list[tuple[int, Tensor]] = []
+        self._expected = [1.0] * n_layers
+        self._reducer = Reducer()
+        self._places: dict[tuple[int, ...], Indices] = {}
+
+    def clear(self) -> None:
+        """Forget the step in progress."""
+        self.drop_pending()
+        for handle in self._leaves.values():
+            handle.remove()
+        self._leaves.clear()
+        self.parts = []
+        self.count, self.seconds = 0, 0.0
+
+    def drop_pending(self) -> None:
+        """Forget what was taken and is not reduced yet."""
+        for grads in self.kept:
+            grads.clear()
+        self._blocks.clear()
+        self._large.clear()
+        self._large_on_device.clear()
+
+    @property
+    def pending(self) -> int:
+        """How many gradients were taken and are not reduced yet."""
+        return sum(map(len, self.kept)) + len(self._blocks) + len(self._large) + len(self._large_on_device)
+
+    def hang_on_leaf(self, leaf: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+        """Hang a hook on an output that is no result of an operation, until the end of the step.
+
+        A parameter that a module puts out, say: it lives on, and so would the hook, one more in each step.
+        """
+        if id(leaf) not in self._leaves:
+            self._leaves[id(leaf)] = leaf.register_hook(on_grad)  # type: ignore[no-untyped-call]
+
+    def take(self, layer: int, grad: Tensor) -> None:
+        """Take the gradient of one output of a layer."""
+        if type(grad) is not Tensor:
+            grad = local_part(grad)
+        if grad.numel() <= KEPT:
+            self.kept[layer].append(grad)
+        elif grad.is_cpu:
+            started = time.perf_counter()
+            self._take_large(layer, grad.detach())
+            self.seconds += time.perf_counter() - started
+        else:
+            self._large_on_device.append((layer, exact_norm(grad)))
+
+    def _take_large(self, layer: int, grad: Tensor) -> None:
+        blocks = quick_blocks(grad) if NORMAL[0] < self._expected[layer] < NORMAL[1] else None
+        if blocks is not None:
+            self._blocks.append((layer, blocks))
+            return
+        found = self._expected[layer] = norm(grad, self._expected[layer])
+        self._large.append((layer, found))
+
+    def take_kept(self) -> tuple[tuple[int, ...], list[Tensor]]:
+        """Take out what is kept: the layers (n,) and their gradients (n,)."""
+        layers: list[int] = []
+        grads: list[Tensor] = []
+        for layer, mine in enumerate(self.kept):
+            if mine:
+                layers += [layer] * len(mine)
+                grads += mine
+                mine.clear()
+        return tuple(layers), grads
+
+    def collect(self, scale: Tensor | None) -> None:
+        """Reduce what was taken.
+
+        Args:
+            scale: The loss scale that the gradients carry.
+        """
+        layers, grads = self.take_kept()
+        if grads:
+            self.add(layers, list_norms(grads, self._reducer, layers), scale)
+        self.collect_reduced(scale)
+
+    def collect_reduced(self, scale: Tensor | None) -> None:
+        """Collect what was reduced when it was taken.
+
+        Args:
+            scale: As in ``collect``.
+        """
+        if self._blocks:
+            layers, blocks = zip(*self._blocks, strict=True)
+            self._blocks.clear()
+            self.add(layers, norms_of_blocks(blocks), scale)
+        if self._large:
+            layers, norms = zip(*self._large, strict=True)
+            self._large.clear()
+            self.add(layers, np.array(norms), scale)
+        if self._large_on_device:
+            layers, tensors = zip(*self._large_on_device, strict=True)
+            self._large_on_device.clear()
+            for device in {tensor.device for tensor in tensors}:
+                here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+                self.add([layers[i] for i in here], torch.stack([tensors[i] for i in here]), scale)
+
+    def collect_apart(self, scale: Tensor | None) -> list[Part]:
+        """Reduce what was taken, and return it instead of adding it to ``parts``.
+
+        Args:
+            scale: As in ``collect``.
+        """
+        parts, self.parts = self.parts, []
+        self.collect(scale)
+        apart, self.parts = self.parts, parts
+        return apart
+
+    def add(self, layers: Sequence[int], values: Numbers, scale: Tensor | None) -> None:
+        """Add norms to the parts of the step.
+
+        Args:
+            layers: (n,) the layer that each belongs to.
+            values: (n,) norms.
+            scale: As in ``collect``.
+        """
+        key = tuple(layers)
+        places = self._places.get(key)
+        if places is None:
+            if len(self._places) > MOST_PLACES:
+                self._places.clear()
+            places = self._places[key] = np.array(key)
+        self.count += len(key)
+        self.parts.append(Part(places, values, None, scale))

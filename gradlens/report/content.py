@@ -1,0 +1,270 @@
+"""What a report holds, found in the runs before anything is written: the same facts for every form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradlens.analysis.compare import REPORT_NUMBERS, Group, final_table, group_runs, label_runs, repeated_runs
+from gradlens.diagnosis.diagnose import diagnose
+from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
+from gradlens.errors import ConfigError
+from gradlens.provenance import commit, versions
+from gradlens.run import Run
+from gradlens.study import Judgement, judge_claims
+from gradlens.study.run_groups import sort_runs
+
+SETTINGS_FIRST = (
+    "model", "data", "image_size", "split", "val_fraction", "augment", "recipe", "epochs", "patience", "batch_size",
+    "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "init", "shortcut", "amp", "device", "workers",
+    "every", "metrics",
+)  # fmt: skip
+"""The order of hyper-parameters; others follow by name."""
+WATCHED = {"data_facts", "seed"}
+"""Told in rows of their own."""
+DATA_FACTS = (
+    "classes", "train_images", "val_images", "different_pictures", "exact_copy_files", "near_copies",
+    "val_share_any_copy_in_train",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A kind of finding in a group of seeds, or that nothing is wrong with them.
+
+    Args:
+        group: The group's label.
+        kind: The finding's kind, "healthy" or "undecided".
+        runs: Names of the runs that show it.
+        seeds: Their seeds.
+        of: How many runs the group has.
+        each: Per run: its name, where it is and what was measured.
+        threshold: The line that it is beyond, and its source; "" where there is no finding.
+        remedy: What to do next; "" likewise.
+    """
+
+    group: str
+    kind: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    of: int
+    each: tuple[tuple[str, str, str], ...]
+    threshold: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table with a column per group.
+
+    Args:
+        name: What it is of.
+        values: A text per group.
+        differs: Whether they are not all the same.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report says.
+
+    Args:
+        groups: Runs that differ in the seed alone.
+        runs: All of them, group by group.
+        labels: A name per run.
+        left_out: Runs that repeat a seed.
+        claims: The report's claims, judged; None where there is no pair of a plain and a residual net.
+        seen: The findings, group by group.
+        finals: The table of the last epoch.
+        settings: Hyper-parameters.
+        environment: What the runs were made with.
+        command: The command that makes the report.
+        made_with: Versions of the packages that make it, and the commit.
+    """
+
+    groups: tuple[Group, ...]
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+    left_out: tuple[Path, ...]
+    claims: Judgement | None
+    seen: tuple[Seen, ...]
+    finals: tuple[dict[str, Any], ...]
+    settings: tuple[Row, ...]
+    environment: tuple[Row, ...]
+    command: str
+    made_with: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """The groups' labels."""
+        return [group.label for group in self.groups]
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether any run has finished an epoch."""
+        return any(len(run.epochs.get("epoch", ())) for run in self.runs)
+
+
+def collect(runs: Sequence[Run], *, command: str) -> Facts:
+    """Find everything that a report says.
+
+    Args:
+        runs: Of those that repeat a seed of the same model and settings the first counts.
+        command: The command that makes the report.
+
+    Raises:
+        ConfigError: There is no run with a row or an epoch.
+    """
+    usable = [run for run in runs if len(run.steps) or len(run.epochs.get("epoch", ()))]
+    if not usable:
+        names = ", ".join(run.name for run in runs) or "none"
+        raise ConfigError(
+            f"nothing to report: expected a run with rows or epochs, got {names}", tip="gradlens ls shows the runs"
+        )
+    groups = group_runs(usable)
+    kept = [run for group in groups for run in group.runs]
+    with_report = any(group.model in REPORT_NUMBERS for group in groups)
+    made = commit()
+    return Facts(
+        groups=tuple(groups),
+        runs=tuple(kept),
+        labels=tuple(label_runs(kept)),
+        left_out=tuple(run.path for run in repeated_runs(usable)),
+        claims=judge_pair(kept),
+        seen=tuple(found for group in groups for found in findings_of(group)),
+        finals=tuple(final_table(groups, with_report=with_report)),
+        settings=tuple(settings_of(groups)),
+        environment=tuple(environment_of(groups)),
+        command=command,
+        made_with=versions() | ({"commit": made} if made else {}),
+    )
+
+
+def judge_pair(runs: Sequence[Run]) -> Judgement | None:
+    """Judge the report's claims, where there is a plain and a residual net of one depth that were trained alike."""
+    settings = sort_runs(runs).settings
+    paired = any(setting.plain.keys() & setting.resnet.keys() for setting in settings)
+    return judge_claims(runs) if paired else None
+
+
+def findings_of(group: Group) -> list[Seen]:
+    """Diagnose the runs of a group and put equal kinds together, those that most runs show first."""
+    kinds: dict[str, list[tuple[Run, Diagnosis]]] = {}
+    for run in group.runs:
+        diagnosis = diagnose(run)
+        for kind in diagnosis.kinds or (diagnosis.kind,):
+            kinds.setdefault(kind, []).append((run, diagnosis))
+    seen = []
+    for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        findings = [(run, diagnosis.of_kind(kind)) for run, diagnosis in members]
+        first = next((found[0] for _, found in findings if found), None)
+        each = [
+            (run.name, f"{say_layers(item.layers)}; {say_steps(item.steps)}", item.evidence)
+            for run, found in findings
+            for item in found
+        ]
+        each = each or [(run.name, "", diagnosis.reason) for run, diagnosis in members]
+        seen.append(
+            Seen(
+                group=group.label,
+                kind=kind,
+                runs=tuple(run.name for run, _ in members),
+                seeds=tuple(run.seed for run, _ in members),
+                of=len(group.runs),
+                each=tuple(each),
+                threshold=f"{first.threshold} ({first.source})" if first else "",
+                remedy=first.remedy if first else "",
+            )
+        )
+    return seen
+
+
+def settings_of(groups: Sequence[Group]) -> list[Row]:
+    """Return the hyper-parameters of the groups side by side; what a file does not tell is a dash."""
+    found = {key for group in groups for run in group.runs for key in run.config} - WATCHED
+    ordered = [key for key in SETTINGS_FIRST if key in found] + sorted(found - set(SETTINGS_FIRST))
+    rows = [_row(key, groups, _config(key)) for key in ordered]
+    if "model" not in found:
+        rows.insert(0, _row("model", groups, lambda run: run.model or run.name))
+    rows.append(_plain_row("seeds", [", ".join(str(seed) for seed in group.seeds if seed >= 0) for group in groups]))
+    rows.append(_plain_row("epochs trained", [group.say_extent().partition(", ")[2] for group in groups]))
+    rows.append(_row("optimizer steps recorded", groups, lambda run: len(run.steps)))
+    rows.append(_row("layers recorded", groups, lambda run: len(run.layers)))
+    rows.append(_row("parameters in them", groups, lambda run: sum(layer.param_numel for layer in run.layers)))
+    for key in DATA_FACTS:
+        if any(key in data_facts(run) for group in groups for run in group.runs):
+            name = key.replace("_", " ").replace("val ", "validation ").replace("train ", "training ")
+            rows.append(_row(f"data: {name}", groups, _data_fact(key)))
+    return rows
+
+
+def data_facts(run: Run) -> Mapping[str, Any]:
+    """Return what is known of a run's data."""
+    facts = run.config.get("data_facts", {})
+    return facts if isinstance(facts, Mapping) else {}
+
+
+def environment_of(groups: Sequence[Group]) -> list[Row]:
+    """Return what the runs were made with, side by side."""
+    found = {key for group in groups for run in group.runs for key in _environment(run)}
+    first = [key for key in ("device", "device_name", "platform", "python", "torch", "torchvision") if key in found]
+    ordered = first + sorted(found - set(first))
+    rows = [_row(key.replace("_", " "), groups, _surrounding(key)) for key in ordered]
+    rows.append(_row("recorded on", groups, lambda run: str(run.info.get("created", ""))[:10]))
+    rows.append(_row("status", groups, lambda run: run.status))
+    rows.append(_row("files", groups, lambda run: str(run.path), marked=False))
+    return rows
+
+
+def _environment(run: Run) -> Mapping[str, Any]:
+    environment = run.info.get("environment", {})
+    return environment if isinstance(environment, Mapping) else {}
+
+
+def _row(name: str, groups: Sequence[Group], value: Callable[[Run], Any], *, marked: bool = True) -> Row:
+    return _plain_row(name, [_say_all([value(run) for run in group.runs]) for group in groups], marked=marked)
+
+
+def _say_all(values: Sequence[Any]) -> str:
+    """Write what several runs have: once where it is the same, counts that differ as from where to where."""
+    if len(set(map(str, values))) > 1 and all(type(value) is int for value in values):
+        return f"{min(values)} to {max(values)}"
+    return "; ".join(dict.fromkeys(map(say_value, values)))
+
+
+def _config(key: str) -> Callable[[Run], Any]:
+    return lambda run: run.config.get(key)
+
+
+def _data_fact(key: str) -> Callable[[Run], Any]:
+    return lambda run: data_facts(run).get(key)
+
+
+def _surrounding(key: str) -> Callable[[Run], Any]:
+    return lambda run: _environment(run).get(key)
+
+
+def _plain_row(name: str, values: Sequence[str], *, marked: bool = True) -> Row:
+    return Row(name, tuple(value or "–" for value in values), marked and len(set(values)) > 1)
+
+
+def say_value(value: Any) -> str:
+    """Write a setting as a person would."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(say_value(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return str(value)

@@ -1,0 +1,99 @@
+"""The page: one HTML file that holds its figures, their data and their code, and asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import re
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from gradlens._version import __version__
+from gradlens.report.content import Facts
+from gradlens.report.html_data import payload, safe_json
+from gradlens.report.html_sections import Section, sections
+from gradlens.report.sentences import opening
+from gradlens.report.translations import ENGLISH
+
+ECHARTS = "6.0.0"
+GENERATOR = "gradlens report"
+"""What the page's head says of its maker; a file that says so may be replaced by another report."""
+
+
+def make_page(facts: Facts) -> str:
+    """Return the page as text."""
+    figures = payload(facts)
+    found = sections(facts, figures)
+    library, script = library_code(), _part("page.js")
+    return fill(
+        _part("page.html"),
+        {
+            "policy": escape(policy(library, script)),
+            "generator": escape(f"{GENERATOR} {__version__}"),
+            "title": escape(title_of(facts)),
+            "style": _part("page.css"),
+            "opening": escape(" ".join(opening(facts, ENGLISH))),
+            "navigation": "".join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in found),
+            "sections": "\n".join(_section(section) for section in found),
+            "command": escape(facts.command),
+            "made_with": escape(", ".join(f"{name} {version}" for name, version in facts.made_with.items())),
+            "precision": escape(say_precision(figures)),
+            "echarts": ECHARTS,
+            "data": safe_json(figures),
+            "library": library,
+            "script": script,
+        },
+    )
+
+
+def title_of(facts: Facts) -> str:
+    """Name the report after its nets."""
+    models = list(dict.fromkeys(group.model for group in facts.groups))
+    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    return f"{ENGLISH['title']}: {shown}"
+
+
+def say_precision(figures: Mapping[str, Any]) -> str:
+    """Say how exactly the page holds the numbers, and what it leaves out."""
+    said = (
+        f"The heatmaps hold up to {figures['columns']} columns of steps per run; where a run has more rows, neighbours "
+        "are averaged (magnitudes geometrically). Values shown on hover are right to 0.2 % of what is in the file (of "
+        "the range, for shares and cosines); a panel joins columns beyond 160 until a narrower span is chosen."
+    )
+    left_out = figures["left_out"]
+    more = f" {left_out} more runs have no heatmap here: name fewer runs to see them." if left_out else ""
+    return said + more
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Put values into the places of a template, ``{{name}}``; what they hold is not looked into again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
+
+
+def policy(*scripts: str) -> str:
+    """Return a policy under which only these scripts run, and nothing is fetched or sent."""
+    sums = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {sums}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def library_code() -> str:
+    """Return the code of Apache ECharts, as published."""
+    packed = files(__package__).joinpath("vendor", "echarts", "echarts.min.js.gz").read_bytes()
+    return gzip.decompress(packed).decode("utf-8")
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(section: Section) -> str:
+    return (
+        f'<section aria-labelledby="{section.key}"><h2 id="{section.key}">{escape(section.title)}</h2>\n'
+        f"{section.body}</section>"
+    )

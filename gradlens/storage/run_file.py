@@ -1,0 +1,461 @@
+"""A run file, open for reading: finished, being written, or left by a writer that was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.errors import DamagedError, GradlensError, NoRunError, RunFileError
+from gradlens.row_chunks import LEVELS
+from gradlens.run import FloatArray, Layer, Status
+from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
+from gradlens.storage.schema import (
+    FORMAT,
+    FORMAT_VERSION,
+    LAYER_NUMBERS,
+    LAYER_TEXTS,
+    column_names,
+    metric_names,
+)
+from gradlens.storage.superblock import ClosedView, check_heaps
+
+BLOCK = LEVELS[0]
+TRIES = 8
+PAUSE_SECONDS = 0.02
+"""A file that is being written may be met between two writes: it is opened again, so often and after so long."""
+BROKEN = (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, UnicodeDecodeError, OverflowError)
+"""What h5py raises on files that are not as they should be."""
+RECOVER = "gradlens recover keeps what is whole"
+
+
+T = TypeVar("T")
+
+
+def reading(path: str | os.PathLike[str], use: Callable[[StoredFile], T]) -> T:
+    """Open a run file, use it, and close it; again where it is being written and was met between two writes.
+
+    Args:
+        path: The file.
+        use: What to do with it.
+
+    Returns:
+        What ``use`` returns.
+
+    Raises:
+        NoRunError: There is no such file.
+        RunFileError: It is not an HDF5 file, not a gradlens run, of a newer format, or damaged.
+    """
+    path = Path(path)
+    for _ in range(TRIES - 1):
+        try:
+            with open_run_file(path) as stored:
+                return use(stored)
+        except DamagedError:
+            if not _may_be_written(path):
+                raise
+        time.sleep(PAUSE_SECONDS)
+    with open_run_file(path) as stored:
+        return use(stored)
+
+
+@contextlib.contextmanager
+def open_run_file(path: Path, *, salvage: bool = False) -> Iterator[StoredFile]:
+    """Open a run file, once, and close it; errors as in ``reading``.
+
+    Args:
+        path: The file.
+        salvage: Read as much as can be read of a damaged file; see ``StoredFile``.
+    """
+    try:
+        if not path.exists():
+            raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
+        if path.is_dir():
+            raise RunFileError(f"{path} is a folder; expected a run file")
+    except PermissionError as error:
+        raise RunFileError(f"{path} cannot be read: you may not look into its folder") from error
+    with contextlib.ExitStack() as stack:
+        with _telling_damage(path):
+            file, closed = _open_hdf5(path, stack)
+            _check_format(path, file)
+            stored = StoredFile(path, file, closed, salvage=salvage)
+        yield stored
+
+
+@contextlib.contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    """Turn what h5py says of a broken file into a line that names the file."""
+    try:
+        yield
+    except GradlensError:
+        raise
+    except BROKEN as error:
+        raise DamagedError(f"{path} is damaged: {line_of(error)}", tip=RECOVER) from error
+
+
+def line_of(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    said = str(error).strip("'\"")
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def tells_damage(method: Method) -> Method:
+    """Let a method of ``StoredFile`` raise a DamagedError for whatever a broken file makes h5py say."""
+
+    @functools.wraps(method)
+    def wrapped(self: StoredFile, *arguments: Any, **options: Any) -> Any:
+        with _telling_damage(self.path):
+            return method(self, *arguments, **options)
+
+    return cast(Method, wrapped)
+
+
+def _open_hdf5(path: Path, stack: contextlib.ExitStack) -> tuple[h5py.File, bool]:
+    try:
+        return stack.enter_context(h5py.File(path, "r", locking=False)), True
+    except OSError as error:
+        reason = error
+    if isinstance(reason, PermissionError) or not os.access(path, os.R_OK):
+        raise RunFileError(f"{path} cannot be read: you may not") from reason
+    try:
+        view = stack.enter_context(ClosedView(path))
+    except ValueError:
+        if not h5py.is_hdf5(path):
+            raise RunFileError(f"{path} is not an HDF5 file; expected a gradlens run") from reason
+        text = "it is truncated" if "truncated" in str(reason) else str(reason).splitlines()[0]
+        raise DamagedError(f"{path} cannot be opened: {text}", tip=RECOVER) from reason
+    return stack.enter_context(h5py.File(view, "r")), False
+
+
+def _may_be_written(path: Path) -> bool:
+    """Say whether a file changed so lately that what is wrong with it may be a write in progress."""
+    with contextlib.suppress(OSError):
+        return abs(time.time() - path.stat().st_mtime) < 30
+    return False
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    if "header_json" not in file.attrs:
+        check_heaps(path)
+        if file.attrs.get("format") != FORMAT:
+            raise RunFileError(f"{path} is an HDF5 file of another program; expected a gradlens run")
+    version = int(file.attrs.get("format_version", 0))
+    if version > FORMAT_VERSION:
+        raise RunFileError(
+            f"{path} has format version {version}; this gradlens reads up to {FORMAT_VERSION}",
+            tip="a newer gradlens reads it",
+        )
+
+
+class StoredFile:
+    """What a run file holds, cut to what was completely written when it was opened; each part read when asked for.
+
+    Args:
+        path: The file.
+        file: The file, open.
+        closed: Whether its writer has closed it.
+        salvage: Columns that do not fit their checksum are returned as they are, with NaN (or -1) in place of what
+            cannot be read at all, and a sentence for each in ``doubts``. The rows of metrics are compared all the same.
+
+    Raises:
+        DamagedError: By all its methods, where the file is not as it was written.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, closed: bool, *, salvage: bool = False) -> None:
+        self.path = path
+        self.file = file
+        self.closed = closed
+        self.salvage = salvage
+        self.doubts: list[str] = []
+        self.n_steps = int(file["state/n_steps"][()])
+        self.n_epochs = int(file["state/n_epochs"][()])
+        self._slots = self._find_slots()
+        self._slot = self._slots[0] if self._slots else None
+        self.metrics = metric_names(file)
+        self.columns = column_names(file)
+        self.verify = True
+        """Whether checksums are compared."""
+        self._records: dict[int, NDArray[np.uint32]] | None = None
+        self._described: tuple[dict[str, Any], dict[str, list[Any]]] | None = None
+
+    def _find_slots(self) -> list[Slot]:
+        """Return the slots that guard the counts; none in files that were made before there were any."""
+        state = self.file["state"]
+        names = [name for name in ("check_a", "check_b") if name in state]
+        if not names:
+            return []
+        counts = self.n_steps, self.n_epochs
+        slots = [slot for slot in (Slot.decode(bytes(state[name][()])) for name in names) if slot is not None]
+        found = [slot for slot in slots if (slot.n_steps, slot.n_epochs) == counts]
+        if (
+            not found
+            and len(slots) == 2
+            and all(count in pair for count, pair in zip(counts, _counts(slots), strict=True))
+        ):
+            # Its writer ended between the one count and the other: all that the newer slot guards was written before.
+            found = [max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))]
+            self.n_steps, self.n_epochs = found[0].n_steps, found[0].n_epochs
+        if not found:
+            self._doubt("the numbers of its rows and epochs do not fit their checksum")
+            found = self._take_newest(slots)
+        return found
+
+    def _take_newest(self, slots: list[Slot]) -> list[Slot]:
+        """Take the counts from the slot with the most rows, where they are damaged themselves."""
+        if not slots:
+            return []
+        newest = max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))
+        self.n_steps, self.n_epochs = newest.n_steps, newest.n_epochs
+        self.doubts.clear()  # nothing is lost
+        return [newest]
+
+    # --- what stands once ---------------------------------------------------------------------------------
+
+    @property
+    @tells_damage
+    def attributes(self) -> dict[str, Any]:
+        """The root attributes that each file has, as plain values."""
+        return self._describe()[0]
+
+    @tells_damage
+    def layer_columns(self) -> dict[str, list[Any]]:
+        """Return the table of layers by column.
+
+        Raises:
+            DamagedError: Its checksum does not fit.
+        """
+        return self._describe()[1]
+
+    def _describe(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """Return the root attributes and the columns of the table of layers, and compare their checksum."""
+        if self._described is not None:
+            return self._described
+        attributes, columns = self._read_copy() or self._read_description()
+        expected = self.file.attrs.get("header_crc32")
+        if self.verify and expected is not None and int(expected) != header_crc(attributes, columns):
+            self._doubt("its description of the model and the run does not fit its checksum")
+        if "calls" not in columns:
+            columns["calls"] = [int(size > 0) for size in columns["out_numel"]]
+        self._described = attributes, columns
+        return self._described
+
+    def _read_copy(self) -> tuple[dict[str, Any], dict[str, list[Any]]] | None:
+        """Read the description from ``header_json``; None where there is none."""
+        if "header_json" not in self.file.attrs:
+            return None
+        found = json.loads(bytes(self.file.attrs["header_json"]))
+        return dict(found["attributes"]), dict(found["layers"])
+
+    def _read_description(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        group = self.file["layer"]
+        columns: dict[str, list[Any]] = {key: group[key].asstr()[:].tolist() for key in LAYER_TEXTS}
+        columns |= {key: group[key][:].tolist() for key in LAYER_NUMBERS if key in group}
+        attributes = self.file.attrs
+        return {name: _plain(attributes[name]) for name in ROOT_ATTRIBUTES if name in attributes}, columns
+
+    @tells_damage
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the layers."""
+        columns = self.layer_columns()
+        rows = zip(*(columns[key] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)), strict=True)
+        return tuple(Layer(str(name), str(kind), role, *map(int, rest)) for name, kind, role, *rest in rows)
+
+    @tells_damage
+    def status(self) -> Status:
+        """Return how the run ended, or that it has not."""
+        text = bytes(self.file["state/status"][()]).decode("ascii", "replace").strip(" \0")
+        if text not in get_args(Status):
+            self._doubt(f"status {text!r}")
+            return "running"
+        return cast(Status, text)
+
+    @tells_damage
+    def state(self) -> dict[str, Any]:
+        """Return status, heartbeat, overhead and notes."""
+        state = self.file["state"]
+        overhead = float(state["overhead"][()]) if "overhead" in state else math.nan
+        notes = bytes(state["notes"][()]) if "notes" in state else b""
+        heartbeat = float(state["heartbeat"][()])
+        expected = {value for slot in self._slots for value in slot.states} if self.verify else set()
+        if expected and state_crc(overhead, notes, bytes(state["status"][()]), heartbeat) not in expected:
+            if state_crc(overhead, notes) not in expected:
+                self._doubt("its status, overhead and notes do not fit their checksum")
+            if not is_sealed(heartbeat):
+                self._doubt("its heartbeat does not fit its checksum")
+        return {
+            "status": self.status(),
+            "heartbeat": heartbeat,
+            "overhead": overhead,
+            "notes": notes.decode("utf-8", "ignore").strip("\0"),
+        }
+
+    @tells_damage
+    def every(self) -> dict[str, int]:
+        """Return each metric's rhythm in rows."""
+        return {name: int(self.file["metric"][name].attrs.get("every", 1)) for name in self.metrics}
+
+    @tells_damage
+    def attribute_json(self, name: str) -> dict[str, Any]:
+        """Return an attribute that holds a mapping as JSON."""
+        return dict(json.loads(self.attributes.get(name, "{}")))
+
+    # --- columns ------------------------------------------------------------------------------------------
+
+    @tells_damage
+    def column(self, name: str, start: int = 0) -> NDArray[Any]:
+        """Return a column from a row on; its checksum is compared where the whole of it is read.
+
+        Args:
+            name: One of ``columns``.
+            start: The first row, or epoch.
+        """
+        count = self.n_epochs if name.startswith("epoch/") else self.n_steps
+        try:
+            values = np.asarray(self.file[name][start:count])
+            if len(values) != max(count - start, 0):
+                raise ValueError(f"{name} holds {start + len(values)} values of {count}")
+        except BROKEN as error:
+            if not self.salvage:
+                raise
+            self._doubt(f"a part of {name} ({line_of(error)})")
+            return self._salvage_column(name, count)[start:]
+        crcs = self._slot.crcs if self.verify and start == 0 and self._slot is not None else ()
+        if crcs and crc(values) != crcs[self.columns.index(name)]:
+            self._doubt(f"a value of {name}: it does not fit its checksum")
+        return values
+
+    def _salvage_column(self, name: str, count: int) -> NDArray[Any]:
+        """Read a column as far as it goes, with NaN (or -1) in place of what cannot be read."""
+        dataset = self.file[name]
+        values = np.full(count, np.nan if np.issubdtype(dataset.dtype, np.floating) else -1, dtype=dataset.dtype)
+        for start in range(0, count, BLOCK):
+            with contextlib.suppress(*BROKEN):
+                part = dataset[start : min(start + BLOCK, count)]
+                values[start : start + len(part)] = part
+        return values
+
+    def _doubt(self, sentence: str) -> None:
+        """Raise a ValueError, or while salvaging keep the sentence."""
+        if not self.salvage:
+            raise ValueError(sentence)
+        if sentence not in self.doubts:
+            self.doubts.append(sentence)
+
+    @tells_damage
+    def last_epoch(self, names: Iterable[str]) -> dict[str, float]:
+        """Return some columns' values in the last row of the table of epochs; NaN where there is none."""
+        if not self.n_epochs:
+            return dict.fromkeys(names, math.nan)
+        return {name: float(self.column(f"epoch/{name}")[-1]) for name in names}
+
+    # --- metrics ------------------------------------------------------------------------------------------
+
+    @tells_damage
+    def rows(self, metric: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows of a metric, (stop - start, L), and compare the checksums of the blocks that they touch."""
+        start, stop = max(start, 0), min(stop, self.n_steps)
+        dataset = self.file["metric"][metric]
+        if stop <= start:
+            return np.empty((0, dataset.shape[1]), dtype=np.float32)
+        if not (self.verify and "check" in self.file):
+            return self._read(dataset, start, stop)
+        begin = start // BLOCK * BLOCK
+        end = min(-(-stop // BLOCK) * BLOCK, self.n_steps)
+        values = self._read(dataset, begin, end)
+        self._compare(metric, begin, values)
+        return values[start - begin : stop - begin]
+
+    @staticmethod
+    def _read(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = dataset[start:stop]
+        if len(values) != stop - start:
+            raise ValueError(f"{dataset.name} holds {start + len(values)} rows of {stop}")
+        return values
+
+    def _compare(self, metric: str, begin: int, values: NDArray[np.float32]) -> None:
+        column = self.metrics.index(metric)
+        whole = len(values) // BLOCK
+        blocks = values[: whole * BLOCK].reshape(whole, BLOCK, values.shape[1])
+        first = begin // BLOCK
+        expected = self._expected(0, first, first + whole)[:, column]
+        for i, block in enumerate(blocks):
+            if crc(block) != expected[i]:
+                raise ValueError(
+                    f"rows {begin + i * BLOCK} to {begin + (i + 1) * BLOCK} of {metric} do not fit their checksum"
+                )
+        rest = values[whole * BLOCK :]
+        crcs = self._slot.crcs if self._slot is not None else ()
+        if len(rest) and crcs and crc(rest) != crcs[len(self.columns) + column]:
+            raise ValueError(f"the last {len(rest)} rows of {metric} do not fit their checksum")
+
+    def _expected(self, level: int, start: int, stop: int) -> NDArray[np.uint32]:
+        """Return the checksums of blocks of a level, (stop - start, M)."""
+        if self._records is None:
+            count = self._slot.records if self._slot is not None else 0
+            table = np.asarray(self.file["check/block"][:count])
+            if len(table) != count:
+                raise ValueError("its table of checksums is cut off")
+            self._records = {int(key): table[table[:, 0] == key] for key in np.unique(table[:, 0])}
+        found = self._records.get(level, np.empty((0, 2 + len(self.metrics)), dtype=np.uint32))[start:stop]
+        if len(found) != stop - start or not np.array_equal(found[:, 1], np.arange(start, stop)):
+            raise ValueError("its table of checksums has gaps")
+        return found[:, 2:]
+
+    # --- levels -------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return int(self.file["layer/name"].shape[0])
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the file holds blocks of rows."""
+        return "level" in self.file
+
+    @tells_damage
+    def level(self, rows: int, metric: str, start: int, stop: int) -> FloatArray:
+        """Return whole blocks of so many rows of a metric, (stop - start, L, 5) float64.
+
+        Args:
+            rows: One of ``gradlens.row_chunks.LEVELS``.
+            metric: Its name.
+            start: Number of the first block.
+            stop: Number of the block after the last; all must be whole.
+        """
+        column = self.metrics.index(metric)
+        values = np.asarray(self.file[f"level/{rows}"][start:stop, column])
+        if len(values) != stop - start:
+            raise ValueError(f"level {rows} holds {start + len(values)} blocks of {stop}")
+        if self.verify and "check" in self.file:
+            expected = self._expected(rows, start, stop)[:, column]
+            for i, block in enumerate(values):
+                if crc(block) != expected[i]:
+                    raise ValueError(f"block {start + i} of level {rows} of {metric} does not fit its checksum")
+        return values.astype(np.float64)
+
+
+def _counts(slots: list[Slot]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(slot.n_steps for slot in slots), tuple(slot.n_epochs for slot in slots)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+ROOT_ATTRIBUTES = (
+    "format", "format_version", "gradlens_version", "created", "model", "seed", "config_json", "environment_json",
+)  # fmt: skip

@@ -1,0 +1,162 @@
+"""Numbers that speak for or against a claim, and what the runs of one setting say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.run import Run
+from gradlens.study.criteria import FLOAT32_DECADES, Outcome
+from gradlens.study.measures import cut_decades, decades_back, diverged, n_epochs
+from gradlens.study.run_groups import Seeds, Setting
+
+DECADES, SHARE, EPOCHS = "decades", "share", "epochs"
+ACCURACY, LOSS = "accuracy difference", "loss difference"
+LEVEL, PER_TEN = "accuracy", "accuracy per ten layers"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A number that speaks for or against a claim.
+
+    Args:
+        name: What was measured.
+        value: Its mean over seeds, or over pairs of seeds.
+        low: Lower end of its 95 % interval; NaN with fewer than two.
+        high: Upper end.
+        unit: "decades" (log10 of a ratio), "share", "accuracy", "accuracy difference", "accuracy per ten layers",
+            "loss difference" (nats) or "epochs".
+        n: Seeds, or pairs of them.
+        note: What else is to be known of it.
+        cut: How many of the values were cut at float32's resolution (decades alone).
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    note: str = ""
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs of one setting say of one claim.
+
+    Args:
+        condition: With or without batch norm.
+        setting: What was trained and how.
+        verdict: The outcome.
+        why: In a sentence, with its numbers.
+        evidence: The numbers; the first decides.
+        tested: Whether what the test needs was trained and recorded.
+        partly: The outcome that less than half of the settings show, where the verdict is undecided for that.
+        spread: Whether it is mixed as settings contradict each other.
+        counts: Whether it counts for the condition's verdict; not where validation pictures were trained on.
+    """
+
+    condition: str
+    setting: str
+    verdict: Outcome
+    why: str
+    evidence: tuple[Evidence, ...] = ()
+    tested: bool = True
+    partly: Outcome | None = None
+    spread: bool = False
+    counts: bool = True
+
+
+def signed(value: float, unit: str) -> str:
+    """Write a number as its unit asks for: differences with their sign, decades and epochs with one digit."""
+    if math.isinf(value):
+        return "-inf" if value < 0 else "inf"
+    digits = 2 if unit in (SHARE, LEVEL) else 1 if unit in (DECADES, EPOCHS) else 3
+    value = round(value, digits) + 0.0  # no minus zero
+    return f"{value:.2f}" if unit in (SHARE, LEVEL) else f"{value:+.{digits}f}"
+
+
+def say(evidence: Evidence) -> str:
+    """Write a number with its interval: ``+0.130 [+0.100, +0.160]``; of decades, the powers of ten."""
+    if math.isnan(evidence.value):
+        return "not known"
+    if evidence.cut and evidence.cut == evidence.n:  # then it is no value, but a bound
+        return f"{'below' if evidence.value < 0 else 'above'} 10^{signed(evidence.value, DECADES)}"
+    value, low, high = (signed(number, evidence.unit) for number in (evidence.value, evidence.low, evidence.high))
+    value = f"10^{value}" if evidence.unit == DECADES else value
+    return value if math.isnan(evidence.low) else f"{value} [{low}, {high}]"
+
+
+def interval_evidence(name: str, interval: Interval, unit: str, note: str = "") -> Evidence:
+    """Return a number with its interval as evidence."""
+    if interval.left_out:
+        note = "; ".join(filter(None, [note, f"{interval.left_out} not finite, left out"]))
+    return Evidence(name, interval.mean, interval.low, interval.high, unit, interval.n, note)
+
+
+def over_seeds(seeds: Seeds, measure: Callable[[Run], float]) -> dict[int, float]:
+    """Measure each seed's run."""
+    return {seed: measure(run) for seed, run in seeds.items()}
+
+
+def mean_of(values: Mapping[int, float]) -> Interval:
+    """Return the mean over seeds with its interval."""
+    return mean_interval(np.array([values[seed] for seed in sorted(values)], dtype=np.float64))
+
+
+def verdict_of(setting: Setting, verdict: Outcome, why: str, evidence: Iterable[Evidence] = ()) -> Verdict:
+    """Return what a setting says of a claim."""
+    return Verdict(setting.condition, setting.name(), verdict, why, tuple(evidence))
+
+
+def untested(setting: Setting, why: str, evidence: Iterable[Evidence] = ()) -> Verdict:
+    """Return that a setting says nothing, as what the test needs is missing."""
+    return replace(verdict_of(setting, "undecided", why, evidence), tested=False)
+
+
+def beyond(evidence: Evidence, *, above: float | None = None, below: float | None = None) -> bool:
+    """Say whether the whole interval lies above, or below, a line; never where there is no interval."""
+    if above is not None:
+        return bool(evidence.low > above)
+    return below is not None and bool(evidence.high < below)
+
+
+def decades_of(seeds: Seeds, name: str) -> Evidence:
+    """Return the ratio of the gradient at the first layer to the last hidden one, over seeds.
+
+    Ratios are cut at float32's resolution before they are averaged, and so is the interval.
+    """
+    values = over_seeds(seeds, decades_back)
+    known = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    cut = sum(abs(value) >= FLOAT32_DECADES for value in known.values())
+    notes = (
+        [f"{cut} of {len(known)} beyond 10^±{FLOAT32_DECADES:.1f}, float32's resolution, and cut there"] if cut else []
+    )
+    if len(known) < len(values):
+        notes.append(f"{len(values) - len(known)} not known, left out")
+    mean = mean_of({seed: cut_decades(value) for seed, value in known.items()})
+    low, high = cut_decades(mean.low), cut_decades(mean.high)
+    return Evidence(f"{name} first / last hidden layer", mean.mean, low, high, DECADES, mean.n, "; ".join(notes), cut)
+
+
+def common_epochs(runs: Iterable[Run]) -> int:
+    """Return the epochs that all runs have; one that diverged stays where it is, and has as many as the others."""
+    counts = [n_epochs(run) for run in runs if not diverged(run)]
+    return min(counts, default=0)
+
+
+def pair_at(setting: Setting, depth: int) -> tuple[Seeds, Seeds, str]:
+    """Return plain and residual runs of equal seeds, or why there are none."""
+    plain, resnet = setting.plain.get(depth, {}), setting.resnet.get(depth, {})
+    seeds = sorted(plain.keys() & resnet.keys())
+    missing = ""
+    if not plain or not resnet:
+        missing = f"there is no run of a {'residual' if plain else 'plain'} net trained alike"
+    elif len(seeds) < 2:
+        missing = f"{len(seeds) or 'no'} seed{'s' * (len(seeds) != 1)} in common: an interval needs two"
+    return {seed: plain[seed] for seed in seeds}, {seed: resnet[seed] for seed in seeds}, missing

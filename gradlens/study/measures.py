@@ -1,0 +1,172 @@
+"""What is measured of a run for the claims; plain numbers, NaN where they are not known."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+
+from gradlens.analysis.profile import ACTIVATION_GRAD, end_to_end, layer_values, typical_values
+from gradlens.analysis.stats import Interval, mean_interval, t_975
+from gradlens.metrics import METRICS_OF_PATHS
+from gradlens.run import FloatArray, Run
+from gradlens.study.criteria import FLOAT32_DECADES
+
+LAST_EPOCHS = 5
+"""Over so many epochs it is seen whether the training loss still falls."""
+
+
+def diverged(run: Run) -> bool:
+    """Say whether a run ended as its loss was no longer finite."""
+    loss = np.asarray(run.scalars.get("loss", np.empty(0)), dtype=np.float64)
+    return run.status == "failed" and len(loss) > 0 and not np.isfinite(loss[-1])
+
+
+def decades_back(run: Run) -> float:
+    """Return log10 of the gradient's norm at the first layer's output over that at the last hidden one's.
+
+    The (lower) median over rows; -inf where the first is exactly 0 in most of them. NaN where it is not known in most
+    rows: no gradient was recorded, it was not finite, or both ends were exactly 0.
+    """
+    ends = end_to_end(run)
+    if ends is None:
+        return math.nan
+    values = typical_values(run, ACTIVATION_GRAD)[:, [ends.first, ends.last]]
+    known = np.isfinite(values).all(axis=1) & (values > 0).any(axis=1)
+    recorded = (~np.isnan(values)).any(axis=1)
+    if known.sum() * 2 <= recorded.sum():
+        return math.nan
+    with np.errstate(divide="ignore"):
+        decades = np.sort(np.log10(values[known, 0]) - np.log10(values[known, 1]))
+    return float(decades[(len(decades) - 1) // 2])
+
+
+def cut_decades(decades: float) -> float:
+    """Cut a ratio at float32's resolution."""
+    return min(max(decades, -FLOAT32_DECADES), FLOAT32_DECADES) if not math.isnan(decades) else decades
+
+
+def shortcut_share(run: Run) -> float:
+    """Return the share of the gradient at a residual block's input that came through its shortcut.
+
+    The median over blocks of the median over rows. With S and B the norms of the two parts and c their cosine, their
+    sum has the squared norm S^2 + B^2 + 2cSB, of which S^2 + cSB lies along the shortcut's part: the projection of that
+    part on the sum. Both shares add up to 1; one may be above 1 where the other works against it.
+    """
+    if not all(name in run.metrics for name in METRICS_OF_PATHS):
+        return math.nan
+    short, branch, cosine = (layer_values(run, name) for name in METRICS_OF_PATHS)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # layers that are in no block
+        largest = np.maximum(short, branch)
+        short, branch = short / largest, branch / largest  # squares of tiny norms would underflow
+        whole = short**2 + branch**2 + 2 * cosine * short * branch
+        shares = np.where(whole > 0, (short**2 + cosine * short * branch) / whole, np.nan)
+        blocks = np.nanmedian(shares, axis=0) if len(shares) else np.empty(0)
+    known = blocks[np.isfinite(blocks)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def final(run: Run, column: str) -> float:
+    """Return a column of the table of epochs in the last epoch; of a run that diverged, chance, and no loss."""
+    if diverged(run):
+        return chance(run) if column.endswith("accuracy") else math.nan
+    values = run.epochs.get(column, np.empty(0))
+    return float(values[-1]) if len(values) else math.nan
+
+
+def n_epochs(run: Run) -> int:
+    """Return how many epochs a run has."""
+    return len(run.epochs.get("train_accuracy", ()))
+
+
+def mean_accuracy(run: Run, epochs: int) -> float:
+    """Return the area under the training accuracy over the first epochs, per epoch.
+
+    A run that diverged is at chance from there on.
+    """
+    values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)[:epochs]
+    if diverged(run):
+        values = np.append(values, np.full(epochs - len(values), chance(run)))
+    return float(values.mean()) if len(values) == epochs and epochs else math.nan
+
+
+def epochs_to(run: Run, accuracy: float) -> float:
+    """Return the first epoch, counted from 1, whose training accuracy is at least so high; inf where none is."""
+    values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)
+    reached = np.flatnonzero(values >= accuracy)
+    return float(reached[0] + 1) if len(reached) else math.inf
+
+
+def chance(run: Run) -> float:
+    """Return the accuracy of guessing; 0 where the number of classes is not known."""
+    facts = run.config.get("data_facts", {})
+    classes = facts.get("classes", ()) if isinstance(facts, dict) else ()
+    return 1 / len(classes) if classes else 0.0
+
+
+def gap(run: Run) -> float:
+    """Return how much higher the final training accuracy is than that of validation."""
+    return final(run, "train_accuracy") - final(run, "val_accuracy")
+
+
+def end_loss(run: Run) -> float:
+    """Return the training loss on its last stretch: the median of the last epochs."""
+    losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
+    return float(np.median(losses)) if len(losses) and not diverged(run) else math.nan
+
+
+def still_falls(run: Run) -> float:
+    """Return by how much the training loss fell over the last epochs, per epoch: 0 on a plateau.
+
+    A plateau has two causes: nothing is left to learn, or nothing can be learnt; and a learning rate that was brought
+    down makes one, too. So it stands beside the loss at which it is.
+    """
+    losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
+    return float((losses[0] - losses[-1]) / (len(losses) - 1)) if len(losses) > 1 else math.nan
+
+
+def slope_over(depths: FloatArray, values: FloatArray) -> float:
+    """Return the least-squares slope per ten layers; NaN where a value is not known or there is one depth."""
+    depths, values = np.asarray(depths, dtype=np.float64) / 10, np.asarray(values, dtype=np.float64)
+    if len(set(depths.tolist())) < 2 or not np.isfinite(values).all():
+        return math.nan
+    away = depths - depths.mean()
+    return float((away * values).sum() / (away**2).sum())
+
+
+def fieller(part: FloatArray, whole: FloatArray) -> Interval:
+    """Return the ratio of two means of paired values with its 95 % interval.
+
+    The interval holds every ratio r for which mean(part - r whole) is not different from 0 by Student's t. It is
+    infinite where the whole itself is not shown to differ from 0. Source: Fieller 1954, Some Problems in Interval
+    Estimation, J. R. Stat. Soc. B 16.
+
+    Args:
+        part: (S,) one per seed.
+        whole: (S,) of the same seeds.
+    """
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    known = np.isfinite(part) & np.isfinite(whole)
+    part, whole, left_out = part[known], whole[known], int((~known).sum())
+    n = len(part)
+    ratio = float(part.mean() / whole.mean()) if n and whole.mean() != 0 else math.nan
+    if n < 2 or math.isnan(ratio):
+        return Interval(ratio, math.nan, math.nan, math.nan, n, left_out)
+    scale = t_975(n - 1) ** 2 / n
+    cov = np.cov(part, whole, ddof=1) * scale
+    a = whole.mean() ** 2 - cov[1, 1]
+    b = part.mean() * whole.mean() - cov[0, 1]
+    c = part.mean() ** 2 - cov[0, 0]
+    if a <= 0:
+        return Interval(ratio, math.nan, -math.inf, math.inf, n, left_out)
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return Interval(ratio, math.nan, float((b - root) / a), float((b + root) / a), n, left_out)
+
+
+def paired(first: dict[int, float], second: dict[int, float]) -> Interval:
+    """Return the mean of second minus first over the seeds that both have, with its 95 % interval."""
+    seeds = sorted(first.keys() & second.keys())
+    with np.errstate(invalid="ignore"):
+        return mean_interval(np.array([second[seed] - first[seed] for seed in seeds], dtype=np.float64))

@@ -1,0 +1,1 @@
+"""Full-screen views of a run that is being written."""

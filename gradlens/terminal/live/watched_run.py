@@ -1,0 +1,279 @@
+"""A run that is being watched: what its file held at the last look, ready to be drawn, at a bounded cost."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.charts.live_columns import Columns, Recent, known_rows
+from gradlens.diagnosis.diagnose import diagnose
+from gradlens.diagnosis.findings import Diagnosis
+from gradlens.errors import GradlensError, NoRunError
+from gradlens.metrics import is_linear
+from gradlens.run import FloatArray, Run
+from gradlens.storage import Follower, NewRows, read_run
+
+LONG = 16_384
+"""Rows that are read one by one; of a longer run that is there already, blocks are read."""
+RECENT = 2048
+NUMBERS = 4_000_000
+"""Of nets with very many layers fewer newest rows are kept."""
+AT_ONCE_S = 0.2
+"""So long a look may take; what is left comes with the next."""
+PATIENCE_S = 30.0
+RATE_S = 8.0
+SURE_S = 5.0
+"""A file that seems unchanged is read all the same after so long."""
+Steps = NDArray[np.int64]
+
+
+class Watched:
+    """What is known of a run, and kept up to date by ``look``.
+
+    Args:
+        path: Its file.
+
+    Attributes:
+        run: As it was when its file was first read: layers, configuration.
+        rows: How many rows there are.
+        whole: Metric to columns over all rows; the scalars are under "scalars".
+        epoch: The same over the epoch in progress.
+        recent: Metric to the newest rows.
+        epochs: The table of epochs.
+
+    Raises:
+        GradlensError: The file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self._place = self._identity(), time.monotonic()
+        run = read_run(self.path)
+        self.run, self.status, self.rows = run, run.status, len(run.steps)
+        self.scalar_names = tuple(run.scalars)
+        self.epochs: dict[str, FloatArray] = {name: np.asarray(values) for name, values in run.epochs.items()}
+        self.every: Mapping[str, int] = run.info.get("every", {})
+        self.heartbeat = float(run.info["heartbeat"])
+        self.step = int(run.steps[-1]) if self.rows else -1
+        self.epoch_index = int(run.epoch_of_step[-1]) if self.rows else 0
+        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), self.rows)], maxlen=64)
+        widths = {name: len(run.layers) for name in run.metrics} | {"scalars": len(self.scalar_names)}
+        self.whole = {name: Columns(width, linear=self.linear(name)) for name, width in widths.items()}
+        self.epoch = {name: Columns(width, linear=self.linear(name)) for name, width in widths.items()}
+        keep = {name: max(min(RECENT, NUMBERS // max(width, 1)), 64) for name, width in widths.items()}
+        self.recent = {name: Recent(width, keep[name]) for name, width in widths.items()}
+        self._latest = Recent(0, RECENT)
+        if self.rows <= LONG:
+            self._follower = Follower(self.path)
+            self.rows, self.step, self.epoch_index, self.epochs = 0, -1, 0, {}
+            self._read_new(beginning=True)
+        else:
+            self._read_long(run)
+            self._follower = Follower(self.path, start=self.rows, epochs=len(self.epochs.get("epoch", ())))
+
+    def linear(self, name: str) -> bool:
+        """Say whether a metric, or the scalars, are averaged as they are."""
+        return name == "scalars" or is_linear(name)
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs that were asked for; 0 where nobody said."""
+        asked = self.run.config.get("epochs", 0)
+        return int(asked) if isinstance(asked, (int, float)) else 0
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the writer's last sign of life; 0 where the run has ended."""
+        return max(time.time() - self.heartbeat, 0.0) if self.status == "running" else 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the writer has shown no sign of life for so long that it may be dead."""
+        return self.silence > PATIENCE_S
+
+    @property
+    def rate(self) -> float:
+        """Rows per second over the last few seconds; NaN where it is not known yet."""
+        (begin, before), (end, now) = self._seen[0], self._seen[-1]
+        return (now - before) / (end - begin) if end - begin > 1.0 and self.status == "running" else math.nan
+
+    def scalar(self, columns: FloatArray, name: str) -> FloatArray:
+        """Return one scalar of columns of scalars."""
+        return columns[:, self.scalar_names.index(name)]
+
+    def columns(self, name: str, span: str) -> Columns:
+        """Return a metric's columns, or the scalars', over a span.
+
+        Args:
+            name: The metric, or "scalars".
+            span: "all", "epoch" (the one in progress), or a number of newest rows.
+        """
+        if span in ("all", "epoch"):
+            return (self.whole if span == "all" else self.epoch)[name]
+        return self.recent[name].columns(self.step_before(int(span)), linear=self.linear(name))
+
+    def step_before(self, rows: int) -> int:
+        """Return the step of the row with which the newest so many rows begin."""
+        steps = self._latest.steps
+        return int(steps[-min(rows, len(steps))]) if len(steps) else 0
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def _read_long(self, run: Run) -> None:
+        """Begin with blocks of rows, and the newest rows."""
+        begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
+        values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
+        for into, start in ((self.whole, 0), (self.epoch, begin)):
+            for name in run.metrics:
+                blocks = run.blocks(name, least=128, start=start, stop=self.rows)
+                into[name].add_blocks(run.steps[blocks.edges[:-1]], blocks)
+            if values is not None:
+                into["scalars"].add(run.steps[start:], values[start:])
+        self._latest.add(run.steps[-RECENT:], np.empty((min(RECENT, self.rows), 0)))
+        for name in run.metrics:
+            start = self.rows - self.recent[name].keep
+            rows = run.metric_rows(name, start, self.rows)
+            self.recent[name].add(*self._known(name, run.steps[start:], rows))
+        if values is not None:
+            self.recent["scalars"].add(run.steps[-RECENT:], values[-RECENT:])
+
+    def _known(self, name: str, steps: Steps, rows: FloatArray) -> tuple[Steps, FloatArray]:
+        return known_rows(steps, rows) if self.every.get(name, 1) > 1 else (steps, rows)
+
+    def look(self) -> bool:
+        """Read what has come; return whether anything has changed.
+
+        Raises:
+            GradlensError: The file cannot be read any more.
+        """
+        now = self._identity(), time.monotonic()
+        if now[0] == self._place[0] and now[1] - self._place[1] < SURE_S:
+            return False
+        same, self._place = now[0][0] == self._place[0][0], now
+        try:
+            if same:
+                return self._read_new()
+            self._begin()
+            return True
+        except NoRunError:
+            raise
+        except GradlensError:  # fewer rows than there were: it was resumed, or begun anew
+            self._begin()
+            return True
+
+    def _identity(self) -> tuple[int, int, int]:
+        """Return what tells whether the file is another, or has changed."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            raise NoRunError(f"{self.path} was removed", tip="gradlens ls shows the runs that there are") from None
+        return there.st_ino, there.st_size, there.st_mtime_ns
+
+    def _read_new(self, *, beginning: bool = False) -> bool:
+        begin, changed = time.monotonic(), False
+        while True:
+            new = self._follower.look()
+            if not beginning and self._is_another(new):
+                self._begin()
+                return True
+            changed |= bool(len(new.steps)) or any(map(len, new.epochs.values())) or new.status != self.status
+            self._add(new)
+            if not new.more or time.monotonic() - begin > AT_ONCE_S:
+                break
+        self._seen.append((time.monotonic(), self.rows))
+        while len(self._seen) > 2 and self._seen[-1][0] - self._seen[0][0] > RATE_S:
+            self._seen.popleft()
+        return changed
+
+    def _is_another(self, new: NewRows) -> bool:
+        """Say whether the file is laid out in another way than it was: with a scalar more, or as another run."""
+        same = tuple(new.scalars) == self.scalar_names and set(new.metrics) == set(self.run.metrics)
+        same &= all(rows.shape[1] == len(self.run.layers) for rows in new.metrics.values())
+        return not same or bool(len(new.steps) and new.steps[0] <= self.step)
+
+    def _add(self, new: NewRows) -> None:
+        self.status, self.heartbeat = new.status, new.heartbeat
+        for name, values in new.epochs.items():
+            self.epochs[name] = np.concatenate([self.epochs.get(name, values[:0]), values])
+        if not len(new.steps):
+            return
+        scalars = [new.scalars[name] for name in self.scalar_names]
+        parts = dict(new.metrics)
+        parts["scalars"] = np.stack(scalars, axis=1) if scalars else np.empty((len(new.steps), 0))
+        begin = 0
+        if int(new.epoch_of_step[-1]) != self.epoch_index:
+            self.epoch_index = int(new.epoch_of_step[-1])
+            begin = int(np.searchsorted(new.epoch_of_step, self.epoch_index))
+            for name in parts:
+                self.epoch[name] = Columns(parts[name].shape[1], linear=self.linear(name))
+        for name, rows in parts.items():
+            if rows.shape[1]:
+                self.whole[name].add(*self._known(name, new.steps, rows))
+                self.epoch[name].add(*self._known(name, new.steps[begin:], rows[begin:]))
+                self.recent[name].add(*self._known(name, new.steps, rows))
+        self._latest.add(new.steps, np.empty((len(new.steps), 0)))
+        self.rows += len(new.steps)
+        self.step = int(new.steps[-1])
+
+
+class Judge:
+    """Diagnoses a run again and again in a thread, so seldom that it takes a small share of a core.
+
+    Attributes:
+        diagnosis: The newest; None before the first.
+        rows: So many rows it was made of.
+        step: The last step among them.
+    """
+
+    SHARE, LEAST_S = 0.01, 3.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.diagnosis: Diagnosis | None = None
+        self.rows = self.step = -1
+        self.failed = ""
+        self.took = 0.0
+        self._next = 0.0
+        self._of: tuple[int, str] = (-1, "")
+        self._thread: threading.Thread | None = None
+
+    def consider(self, rows: int, status: str) -> None:
+        """Begin a diagnosis where there is something new, and where it is time; at the end of a run at once."""
+        busy = self._thread is not None and self._thread.is_alive()
+        if busy or (rows, status) == self._of or (status == "running" and time.monotonic() < self._next):
+            return
+        self._of = rows, status
+        self._thread = threading.Thread(target=self._judge, name="diagnosis")
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Let the next diagnosis begin as soon as there is something new."""
+        self._next = 0.0
+
+    def _judge(self) -> None:
+        began = time.thread_time()
+        try:
+            run = read_run(self.path)
+            self.diagnosis, self.failed = diagnose(run), ""
+            self.rows, self.step = len(run.steps), int(run.steps[-1]) if len(run.steps) else -1
+        except Exception as error:  # nothing that goes wrong here may take the view down, or write over it
+            self.failed = f"the diagnosis failed: {error}"
+        took = time.thread_time() - began
+        self.took += took
+        self._next = time.monotonic() + max(took / self.SHARE, self.LEAST_S)
+
+    def wait(self) -> None:
+        """Return when no diagnosis is in progress."""
+        if self._thread is not None:
+            self._thread.join()

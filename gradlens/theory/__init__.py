@@ -1,0 +1,1 @@
+"""What theory says of gradients at initialisation; numpy only."""

@@ -1,0 +1,196 @@
+"""What theory predicts for a run at initialisation, and how far a measured profile is from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.analysis.profile import ACTIVATION_GRAD, layer_values
+from gradlens.run import FloatArray, Run
+from gradlens.theory.architecture import Net, Stack, recognise_net, recognise_stack
+from gradlens.theory.laws import DECADES, Activation, LogNormal, batch_norm_growth, norm_ratio
+from gradlens.theory.mean_field import Conv, plain_gains
+from gradlens.theory.mean_field_residual import residual_gains
+
+RELU_SPREAD, LINEAR_SPREAD = 5.0, 2.0
+"""Variance of ln of the squared norm per layer, times its width (Hanin & Nica 2019)."""
+NET_ERROR = 0.03
+"""Decades by which the theory of convolutional nets was itself found to be off, beside the spread between seeds."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The activation gradient's profile at initialisation, relative to the last hidden layer.
+
+    Args:
+        layers: (M,) indices of the run's main layers, input first, the output layer included.
+        decades: (M,) log10 of the expected root mean square of the norm over draws of weights, minus that of the last
+            hidden layer; NaN where theory needs what the file does not tell: at the output layer, and with batch
+            norm at the first layers, whose norm depends on the data.
+        spread: (M,) standard deviation between seeds, in decades, by Hanin & Nica 2019 with channels as widths. Exact
+            for one input of a fully connected net; an upper bound for a batch and for maps, over which norms average.
+        source: Authors and years of the laws.
+        validity: Where it holds, in a sentence.
+        error: Decades by which the theory itself may be off.
+    """
+
+    layers: NDArray[np.int64]
+    decades: FloatArray
+    spread: FloatArray
+    source: str
+    validity: str
+    error: float = 0.0
+
+    def per_element(self, run: Run) -> FloatArray:
+        """Return the decades of the root mean square per element instead of the L2 norm."""
+        numel = np.array([run.layers[i].out_numel for i in self.layers], dtype=np.float64)
+        return np.asarray(self.decades - (np.log10(numel) - np.log10(numel[-2])) / 2)
+
+
+def predicted_profile(run: Run) -> Prediction | None:
+    """Predict the profile of ``activation_grad_norm`` before the first step.
+
+    Known are the plain and residual nets that ``gradlens run`` builds by name (torchvision's resnet18 and resnet34
+    too), fully connected stacks, and convolutions that keep their map's size; see ``gradlens.theory.architecture``.
+
+    Returns:
+        None where the file does not tell enough, so that there is no line rather than a guess.
+    """
+    net = recognise_net(run)
+    if net is not None:
+        return _predict_net(run, net)
+    stack = recognise_stack(run)
+    return _predict_stack(run, stack) if stack is not None else None
+
+
+def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
+    """Return the measured profile of the first step over the main layers, in decades relative to the last hidden layer.
+
+    Returns:
+        (M,), or None where step 0 was not recorded. NaN where a norm is not known or is not finite, -inf where it is 0.
+    """
+    main = run.main_layers()
+    if ACTIVATION_GRAD not in run.metrics or len(main) < 3 or not len(run.steps) or run.steps[0] != 0:
+        return None
+    values = layer_values(run, ACTIVATION_GRAD, slice(0, 1), per_element=per_element)[0][main]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = np.log10(values) - np.log10(values[-2])
+    return np.asarray(np.where(np.isfinite(values) & (values[-2] > 0), decades, np.nan))
+
+
+def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:
+    """Say how far a measured profile is from the prediction, in units of the predicted spread.
+
+    The theory's own error is added to the spread, in squares. Beyond about 3 the net is not what theory takes it for:
+    not at initialisation, other weights, another build. The spread is an upper bound for batches and maps, so that
+    small values are common there.
+
+    Args:
+        prediction: The prediction.
+        measured: (M,) decades relative to the last hidden layer, as from ``first_profile``.
+
+    Returns:
+        (M,) NaN where there is no prediction or measurement, and at the last hidden layer; -inf at exact zeros.
+    """
+    spread = np.where(prediction.spread > 0, np.hypot(prediction.spread, prediction.error), np.nan)
+    return np.asarray((measured - prediction.decades) / spread)
+
+
+def first_predicted(prediction: Prediction) -> int:
+    """Return the position of the layer nearest the input that has a prediction."""
+    known = np.flatnonzero(np.isfinite(prediction.decades))
+    return int(known[0]) if len(known) else -1
+
+
+# --- nets -------------------------------------------------------------------------------------------------
+
+
+def _predict_net(run: Run, net: Net) -> Prediction:
+    if net.residual:
+        gains, shares = residual_gains(net.stem, net.blocks, norm=net.norm, batch=net.batch, pooled=net.pooled)
+        variance = _residual_variance(net, shares)
+    else:
+        gains = plain_gains(net.convs, norm=net.norm, batch=net.batch, pooled=net.pooled)
+        variance = _chain_variance(net.convs, RELU_SPREAD)
+    sources = ["He et al. 2015"]
+    if net.norm:
+        sources.append("Yang et al. 2019")
+    if net.residual and net.norm:
+        sources.append("De & Smith 2020")
+    validity = "at initialisation, many channels"
+    if net.norm:
+        validity += "; not at the first layers, which depend on the data"
+    if net.norm and net.residual and net.pooled:
+        validity += "; the first stage, behind a max pooling, up to 0.3 decades lower"
+    return _prediction(run, np.log10(gains) / 2, variance, sources, validity, NET_ERROR)
+
+
+def _prediction(
+    run: Run, decades: FloatArray, variance: FloatArray, sources: Sequence[str], validity: str, error: float
+) -> Prediction:
+    """Put the hidden layers' numbers beside the run's main layers; the output layer has none."""
+    spread = np.array([LogNormal(v).spread_decades for v in variance])
+    spread[np.isnan(decades)] = np.nan
+    source = ", ".join([*sources, "spread: Hanin & Nica 2019"])
+    return Prediction(run.main_layers(), np.append(decades, np.nan), np.append(spread, np.nan), source, validity, error)
+
+
+def _chain_variance(convs: Sequence[Conv], per_width: float) -> FloatArray:
+    """Return the variance of ln of the squared norm at each layer, from the layers between it and the last."""
+    steps = [per_width / conv.outputs for conv in convs[:-1]]
+    return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+
+
+def _residual_variance(net: Net, shares: FloatArray) -> FloatArray:
+    """Return the same for a residual net: weights blur only what comes through the branches.
+
+    Of a block's squared norm the share a comes through its branch, with the relative variance 10 / channels of two
+    layers, and crosses with what comes along the shortcut, with 4 a (1 - a) / channels.
+    """
+    found, behind = [], 0.0
+    for block, share in zip(reversed(net.blocks), reversed(shares), strict=True):
+        width = block.first.outputs
+        found += [behind, behind + RELU_SPREAD / width]
+        behind += (2 * RELU_SPREAD * share**2 + 4 * share * (1 - share)) / width
+    return np.array([*found, behind][::-1])
+
+
+# --- stacks -----------------------------------------------------------------------------------------------
+
+
+def _predict_stack(run: Run, stack: Stack) -> Prediction | None:
+    maps = any(conv.places > 1 for conv in stack.hidden)
+    per_width = RELU_SPREAD if stack.activation == "relu" else LINEAR_SPREAD
+    if stack.norm and (stack.batch < 4 or (maps and stack.activation == "linear")):
+        return None
+    if maps and stack.activation == "relu":
+        gains = plain_gains(stack.hidden, norm=stack.norm, batch=stack.batch)
+        decades: FloatArray = np.log10(gains) / 2
+    elif maps:
+        return None
+    else:
+        decades = _stack_decades(stack)
+    sources = ["Yang et al. 2019"] if stack.norm else ["Glorot & Bengio 2010", "He et al. 2015"]
+    validity = "at initialisation; weights independent with mean 0, scale as recorded"
+    return _prediction(
+        run, decades, _chain_variance(stack.hidden, per_width), sources, validity, NET_ERROR if maps else 0.0
+    )
+
+
+def _stack_decades(stack: Stack) -> FloatArray:
+    """Return the decades of a fully connected stack's hidden layers, by the laws of ``gradlens.theory.laws``."""
+    steps = [_step(stack.activation, after, stack.norm, stack.batch) for _, after in itertools.pairwise(stack.hidden)]
+    decades = np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+    if stack.norm:
+        decades[0] = np.nan
+    return decades
+
+
+def _step(activation: Activation, after: Conv, norm: bool, batch: int) -> float:
+    if norm:
+        return float(np.log(batch_norm_growth(batch, activation)) * DECADES)
+    return float(np.log(norm_ratio(after.inputs, after.weight_variance, activation)) * DECADES)

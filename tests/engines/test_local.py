@@ -1,0 +1,313 @@
+"""Experiments: what their files say, which runs come of it, and what becomes of these."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from rich.console import Console
+
+from gradlens import read_run
+from gradlens.cli import cli, run_command
+from gradlens.config import RunConfig
+from gradlens.engines.local import Job, Progress, make_jobs, run_jobs
+from gradlens.errors import ConfigError
+from gradlens.experiment import DEFAULTS, SETTINGS, Planned, read_experiment
+from gradlens.terminal.experiment import ExperimentView
+from tests.processes import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
+TINY = """
+question = "Does it run?"
+seeds = [0, 1]
+figures = ["gradlens compare {runs}/small"]
+
+[run]
+image_size = 16
+epochs = 2
+batch_size = 200
+
+[group.small]
+models = ["plain8"]
+
+[group.other]
+models = ["plain8", "resnet8"]
+seeds = [5]
+lr = 1
+augment = ["crop", "flip"]
+"""
+
+
+def write(folder: Path, text: str = TINY) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def test_the_five_experiments_are_there() -> None:
+    assert {"report", "norm", "depth", "controls", "cause"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_of_ours_can_be_planned_and_is_described(name: str) -> None:
+    experiment = read_experiment(ROOT / "experiments" / f"{name}.toml")
+    planned = experiment.plan(Path("runs"), {"data": "csv:a.csv"})
+    assert all("grad_coherence" in one.config.metrics and one.config.data == "csv:a.csv" for one in planned)
+    assert len({one.config.seed for one in planned}) == {"report": 5, "full": 5, "cause": 10}.get(name, 3)
+    for one in planned:
+        assert_parsed(one)
+    assert experiment.figures
+    for command in experiment.commands(Path("runs")):
+        program, verb, *arguments = shlex.split(command)
+        assert program == "gradlens"
+        with click.Context(cli.commands[verb]) as context:
+            assert cli.commands[verb].make_context(verb, arguments, parent=context).params
+    text = (ROOT / "experiments" / f"{name}.md").read_text()
+    for part in ("**Question.**", f"gradlens run experiments/{name}.toml", "**Result.**", "**Figure.**"):
+        assert part in text
+
+
+def assert_parsed(planned: Planned) -> None:
+    """What a child is told is what was planned."""
+    verb, model, *arguments = planned.arguments()
+    assert verb == "run"
+    command = cli.commands["run"]
+    with click.Context(command) as context:
+        given = command.make_context("run", [model, *arguments], parent=context).params
+    for key in SETTINGS:
+        if given[key] is not None and key not in ("augment", "metrics"):
+            assert str(given[key]) == str(getattr(planned.config, key)), key
+        elif key not in planned.options:
+            assert given[key] is None
+    assert given["out"] / f"{planned.config.run_name}.h5" == planned.path
+
+
+def test_the_report_is_the_reports_recipe_with_both_splits() -> None:
+    planned = read_experiment(ROOT / "experiments" / "report.toml").plan(Path("runs"), {})
+    assert planned[0].path == Path("runs/report/grouped/plain34-s0.h5")
+    assert {(one.config.split, one.path.parent.name) for one in planned} == {("group", "grouped"), ("random", "random")}
+    assert {(one.config.recipe, one.config.epochs, one.config.patience) for one in planned} == {("report", 30, 10)}
+    assert len(planned) == 20
+
+
+def test_a_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path) -> None:
+    experiment = read_experiment(write(tmp_path))
+    planned = experiment.plan(tmp_path / "out", {"epochs": 3})
+    assert [one.label for one in planned] == [
+        "small/plain8-s0", "small/plain8-s1", "other/plain8-s5", "other/resnet8-s5",
+    ]  # fmt: skip
+    assert planned[0].config == RunConfig("plain8", image_size=16, epochs=3, batch_size=200)
+    assert planned[2].config.augment == ("crop", "flip")
+    assert planned[2].config.lr == 1
+    assert planned[2].path == tmp_path / "out" / "tiny" / "other" / "plain8-s5.h5"
+    assert [one.config.seed for one in experiment.plan(tmp_path, {}, seeds=(7,))] == [7, 7, 7]
+    assert experiment.commands(tmp_path) == [f"gradlens compare {tmp_path}/tiny/small"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("question", "qestion", "tiny.toml: qestion is not known; expected one of question, measured"),
+        ('question = "Does it run?"', "", "tiny.toml: question is missing: expected a text"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "seeds must be a list of whole numbers such as [0, 1, 2], each once"),
+        ("seeds = [0, 1]", 'seeds = "0,1"', "seeds must be a list of whole numbers"),
+        ("epochs = 2", 'epochs = "2"', "tiny.toml: run.epochs must be a whole number, got '2'"),
+        ("epochs = 2", "epochs = true", "run.epochs must be a whole number, got True"),
+        ("epochs = 2", "epoch = 2", "tiny.toml: run.epoch is not known; expected one of data, recipe, epochs"),
+        ("epochs = 2", "models = []", "run.models is not known"),
+        ("lr = 1", 'lr = "1"', "group.other.lr must be a number, got '1'"),
+        ("lr = 1", "lr = -1", "tiny.toml: group.other: lr must be at least 0, got -1.0"),
+        ("lr = 1", "seed = 1", "group.other.seed is not known"),
+        ('["crop", "flip"]', '"crop"', "group.other.augment must be a list of texts"),
+        ('["plain8"]', "[]", "group.small.models must be at least one model"),
+        ('["plain8"]', '["plain9"]', "tiny.toml: group.small: plain9: there is no net of depth 9"),
+        ('["plain8"]', '["plain8", "plain8"]', "two runs are to be written to"),
+        ('models = ["plain8"]', "", "group.small.models is missing"),
+        ("[group.small]", '[group."a/b"]', "a group's name is a folder's"),
+        ("image_size = 16", "image_size = ", "tiny.toml is no TOML"),
+        ("image_size = 16", "amp = 1", "run.amp must be true or false, got 1"),
+        ("image_size = 16", 'metrics = ["nothing"]', "group.small: unknown metric 'nothing'"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_line_with_its_key(old: str, new: str, said: str, tmp_path: Path) -> None:
+    assert old in TINY
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(write(tmp_path, TINY.replace(old, new, 1))).plan(tmp_path, {})
+    assert said in str(caught.value)
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", str(tmp_path / "absent.toml")]) == 2
+    assert "absent.toml cannot be read: No such file or directory" in capsys.readouterr().err.replace("\n", "")
+    assert run_command(["run", "plain8", "--jobs", "2"]) == 2
+    assert "--jobs is of experiments" in capsys.readouterr().err
+
+
+def test_every_setting_has_a_type_that_is_checked() -> None:
+    assert {type(getattr(DEFAULTS, key)) for key in SETTINGS} == {str, int, float, bool, tuple}
+
+
+# --- processes, with others in the place of trainings ----------------------------------------------------------
+
+
+def job(label: str, code: str, folder: Path) -> Job:
+    return Job(label, folder / f"{label}.h5", 2, [sys.executable, "-c", code])
+
+
+def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path) -> None:
+    jobs = [
+        job("bad", "import sys; sys.exit('Error: no luck')", tmp_path),
+        job("worse", "import os; os.abort()", tmp_path),
+        job("good", "import os; assert os.environ['OMP_NUM_THREADS'] == '4'", tmp_path),
+        job("kept", "raise SystemExit(1)", tmp_path),
+    ]
+    jobs[3].state = "kept"
+    seen = []
+    console = Console(width=100, record=True, file=io.StringIO())
+    with ExperimentView(console, jobs) as view:
+        run_jobs(jobs, 2, 8, lambda one: (view(one), seen.append(one and (one.label, one.state)))[0])
+    assert [one.state for one in jobs] == ["failed", "failed", "complete", "kept"]
+    assert [one.error for one in jobs[:3]] == ["no luck", "killed by signal 6", ""]
+    assert [each for each in seen if each][:3] == [("bad", "running"), ("worse", "running"), ("bad", "failed")]
+    said = console.export_text()
+    assert "kept: kept, it is complete" in said
+    assert "bad: failed: no luck" in said
+    assert "good: complete" in said
+
+
+WAITS = """
+import signal, sys, time, pathlib
+def end(*_):
+    pathlib.Path(sys.argv[1]).write_text("closed"); sys.exit(130)
+signal.signal(signal.SIGINT, end)
+pathlib.Path(sys.argv[1]).write_text("open")
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_are_stopped_where_this_one_is(number: int, tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    jobs = [Job(f.name, tmp_path / f"{f.name}.h5", 2, [sys.executable, "-c", WAITS, str(f)]) for f in files]
+    jobs.append(job("later", "pass", tmp_path))
+
+    def view(one: Job | None) -> None:
+        if one is None and all(f.exists() and f.read_text() == "open" for f in files):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, 2, view)
+    assert [f.read_text() for f in files] == ["closed", "closed"]
+    assert [one.state for one in jobs] == ["interrupted", "interrupted", "waiting"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_view_tells_epochs_loss_and_time(tmp_path: Path) -> None:
+    jobs = [job("a", "", tmp_path), job("b", "", tmp_path)]
+    console = Console(width=100, record=True, file=io.StringIO())
+    jobs[0].state = "running"
+    with ExperimentView(console, jobs) as view:
+        jobs[0].progress = Progress(1, 2, 1.25, 90.0)
+        view(None)
+        view(None)
+        console.print(view._render())
+    said = console.export_text()
+    assert said.count("a: epoch 1 of 2, loss 1.250, ") == 1
+    assert "epoch 1/2" in said
+    assert "0 of 2 done, 1 running, 1 waiting" in said
+    assert not math.isnan(jobs[0].progress.seconds_left)
+
+
+# --- trainings -------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradlens", "run", *arguments],
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
+    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]').replace("epochs = 2", "epochs = 8"))
+    small = tmp_path / "runs" / "tiny" / "small"
+    paths = [tmp_path / "runs" / "tiny" / group / "plain8-s0.h5" for group in ("small", "other")]
+    first = ("tiny.toml", "--seeds", "0", "--jobs", "2")
+    child = start(*first, cwd=tmp_path)
+    end = time.monotonic() + PATIENCE
+    while not all(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
+        assert time.monotonic() < end
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert "interrupted" in child.communicate(timeout=PATIENCE)[1]
+    assert child.returncode == 130
+    assert [read_run(path).status for path in paths] == ["interrupted", "interrupted"]
+    done = [len(read_run(path).epochs["epoch"]) for path in paths]
+
+    child = start(*first, cwd=tmp_path)
+    said, told = child.communicate(timeout=3 * PATIENCE)
+    assert child.returncode == 0, told
+    assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
+    assert "small/plain8-s0: complete after epoch 8 of 8" in told
+    assert "figure: gradlens compare runs/tiny/small" in told
+    assert "1 run(s) in runs/tiny/small" in said
+    assert [read_run(path).status for path in paths] == ["complete", "complete"]
+    assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
+    before = (small / "plain8-s0.h5").read_bytes()
+
+    child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
+    said, told = child.communicate(timeout=3 * PATIENCE)
+    assert child.returncode == 0, told
+    assert "4 runs, 2 to train" in told
+    assert told.count("kept, it is complete") == 2
+    assert "small/plain8-s1: complete after epoch 8 of 8" in told
+    assert (small / "plain8-s0.h5").read_bytes() == before
+
+    child = start("tiny.toml", "--seeds", "0", "--epochs", "9", cwd=tmp_path)  # others are there already
+    told = child.communicate(timeout=PATIENCE)[1]
+    assert told.count("was made with other settings: epochs: 8 there, 9 here") == 1
+    assert child.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_trained_is_named_at_the_end(tmp_path: Path) -> None:
+    models = TINY.replace('["plain8"]', '["torchvision:nothing"]', 1).replace('["plain8", "resnet8"]', '["resnet8"]')
+    write(tmp_path, models)
+    child = start("tiny.toml", "--seeds", "0", "--epochs", "1", "--out", "elsewhere", cwd=tmp_path)
+    _, told = child.communicate(timeout=3 * PATIENCE)
+    assert child.returncode == 1
+    assert "1 of 2 runs failed: small/torchvision-nothing-s0: torchvision has no model 'nothing'" in told
+    assert (tmp_path / "elsewhere" / "tiny" / "other" / "resnet8-s0.h5").exists()
+
+
+def test_jobs_are_made_of_what_is_missing(tmp_path: Path) -> None:
+    planned = read_experiment(write(tmp_path)).plan(tmp_path, {})
+    jobs = make_jobs(planned, overwrite=False)
+    assert [one.state for one in jobs] == ["waiting"] * 4
+    assert jobs[0].command[1:5] == ["-m", "gradlens", "run", "plain8"]
+    assert jobs[0].command[-1] == "--resume"
+    assert make_jobs(planned, overwrite=True)[0].command[-1] == "--overwrite"
