@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.stats import t_975
+from gradlens.analysis.stats import median, t_975
 from gradlens.run import FloatArray
 
 RESAMPLES = 500
@@ -36,25 +36,6 @@ class Estimate:
     rows: int
 
 
-def middle(values: FloatArray) -> FloatArray:
-    """Return the median along the last axis, of what is not NaN; infinities are values.
-
-    Where the two middle values are finite it is their mean; where one is infinite, the other; where they are opposite
-    infinities, NaN.
-    """
-    ordered = np.sort(values, axis=-1)  # NaN goes to the end
-    count = (~np.isnan(ordered)).sum(axis=-1)
-    low, high = (
-        np.take_along_axis(ordered, np.maximum(place, 0)[..., None], axis=-1)[..., 0]
-        for place in ((count - 1) // 2, np.minimum(count // 2, ordered.shape[-1] - 1))
-    )
-    with np.errstate(invalid="ignore"):
-        mean = low / 2 + high / 2
-    mixed = np.isinf(low) != np.isinf(high)
-    found = np.where(mixed, np.where(np.isinf(low), high, low), mean)
-    return np.asarray(np.where(count > 0, found, np.nan))
-
-
 def median_estimate(series: FloatArray) -> Estimate:
     """Return the median of a series with a 95 % interval that knows that neighbours are alike.
 
@@ -72,7 +53,7 @@ def median_estimate(series: FloatArray) -> Estimate:
     n = len(series)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    value = float(middle(series))
+    value = float(median(series))
     if n > 1 and (series == series[0]).all():
         return Estimate(value, value, value, n)
     likeness = neighbour_correlation(series)
@@ -80,7 +61,7 @@ def median_estimate(series: FloatArray) -> Estimate:
         return Estimate(value, math.nan, math.nan, n)
     length = block_length(n, likeness)
     blocks = -(-n // length)
-    medians = middle(series[_draw_blocks(n, length, blocks)])
+    medians = median(series[_draw_blocks(n, length, blocks)])
     if np.isfinite(medians).all() and math.isfinite(value):
         half = t_975(blocks - 1) * float(medians.std(ddof=1)) * math.sqrt(blocks / (blocks - 1))
         return Estimate(value, value - half, value + half, n)
@@ -99,7 +80,7 @@ def resampled_medians(series: FloatArray) -> FloatArray:
     if n == 0:
         return np.empty(0)
     length = block_length(n, neighbour_correlation(series))
-    return middle(series[_draw_blocks(n, length, -(-n // length))])
+    return median(series[_draw_blocks(n, length, -(-n // length))])
 
 
 def _draw_blocks(n: int, length: int, blocks: int) -> NDArray[np.int64]:

@@ -13,14 +13,15 @@ way back. The output layer is left out, as its gradient is the loss's own. What 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.bootstrap import Estimate, median_estimate, middle
+from gradlens.analysis.bootstrap import Estimate, median_estimate
+from gradlens.analysis.gradient_ratio import GradientRatio, gradient_ratio
 from gradlens.analysis.profile import ALL_ROWS, block_means, block_starts, find_stages, typical_values
-from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.analysis.stats import Interval, mean_interval, median
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run
@@ -41,6 +42,7 @@ class DepthFit:
     Args:
         section: "all", or a stage's name.
         layers: Indices of its layers, input first.
+        ends: Indices of the two layers that ``decades`` compares: of the whole, as ``gradient_ratio`` chooses them.
         slope: Decades per layer towards the input (Theil-Sen), median over rows.
         decades: log10 of the first layer over the last, median over rows.
         zeros: Layers that are exactly 0 in more than half of the rows with a value.
@@ -49,6 +51,7 @@ class DepthFit:
 
     section: str
     layers: NDArray[np.int64]
+    ends: tuple[int, int]
     slope: Estimate
     decades: Estimate
     zeros: int
@@ -76,7 +79,7 @@ def theil_sen(decades: FloatArray) -> FloatArray:
     for start in range(0, len(decades), step):
         rows = decades[start : start + step]
         with np.errstate(invalid="ignore"):
-            found[start : start + step] = middle((rows[:, first] - rows[:, last]) / apart)
+            found[start : start + step] = median((rows[:, first] - rows[:, last]) / apart)
     return found
 
 
@@ -114,7 +117,17 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
     stages = find_stages(tuple(run.layers[i] for i in hidden))
     long_stages = [stage for stage in stages if stage.stop - stage.start >= LEAST_LAYERS and len(stages) > 1]
     sections = [(WHOLE, slice(None)), *((stage.name, slice(stage.start, stage.stop)) for stage in long_stages)]
-    return [_fit(name, hidden[part], decades[:, part]) for name, part in sections]
+    fits = [_fit(name, hidden[part], decades[:, part]) for name, part in sections]
+    ratio = gradient_ratio(run, metric, rows, per_element=per_element)
+    return [_end_to_end(fits[0], ratio), *fits[1:]] if ratio is not None else fits
+
+
+def _end_to_end(whole: DepthFit, ratio: GradientRatio) -> DepthFit:
+    """Take the ratio from end to end from its one source; the interval is that of groups of rows, and holds it."""
+    typical, decades = ratio.typical(), whole.decades
+    low, high = min(decades.low, typical), max(decades.high, typical)
+    ends = (int(ratio.indices[0]), int(ratio.indices[-2]))
+    return replace(whole, ends=ends, decades=replace(decades, value=typical, low=low, high=high))
 
 
 def _fit(name: str, layers: NDArray[np.int64], decades: FloatArray) -> DepthFit:
@@ -123,7 +136,7 @@ def _fit(name: str, layers: NDArray[np.int64], decades: FloatArray) -> DepthFit:
     with np.errstate(invalid="ignore"):
         ends = decades[:, 0] - decades[:, -1]
     slope, total = median_estimate(theil_sen(decades)), median_estimate(ends)
-    return DepthFit(name, layers, slope, total, zeros, int((known == 0).sum()))
+    return DepthFit(name, layers, (int(layers[0]), int(layers[-1])), slope, total, zeros, int((known == 0).sum()))
 
 
 def _grouped(values: FloatArray) -> FloatArray:

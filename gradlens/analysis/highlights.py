@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import (
-    ACTIVATION_GRAD,
-    FIRST_STEPS,
-    end_to_end,
-    is_long,
-    long_blocks,
-    say_end_to_end,
-    say_layer,
+from gradlens.analysis.gradient_ratio import (
+    FIRST_ROWS,
+    GradientRatio,
+    fate_of,
+    gradient_ratio,
+    say_all_zero,
+    say_fate,
     say_power,
+    say_ratio,
     say_rows,
-    typical_values,
 )
+from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks, say_layer, typical_values
 from gradlens.run import Run
 
 # Zhang et al. 2021 and smdebug judge overfitting by loss; here a gap of this size in accuracy is worth a line.
@@ -28,7 +28,7 @@ def notable(run: Run) -> list[str]:
     found = [
         *_ending(run),
         *_nonfinite(run),
-        *_way_back(run),
+        *_ratio(run),
         *_zeros(run),
         *_missing(run),
         *_gap(run),
@@ -77,20 +77,28 @@ def _broken_rows(run: Run, names: list[str]) -> tuple[NDArray[np.int64], bool]:
     return np.unique(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64), more
 
 
-def _way_back(run: Run) -> list[str]:
-    way = end_to_end(run)
-    if way is None:
+def _ratio(run: Run) -> list[str]:
+    ratio = gradient_ratio(run)
+    if ratio is None:
         return []
-    first_rows = end_to_end(run, rows=slice(0, FIRST_STEPS))
-    early, whole = first_rows.median() if first_rows else np.nan, way.median()
+    whole, nothing = ratio.typical(), say_all_zero(ratio, len(run.steps))
     if np.isnan(whole):
-        return [say_end_to_end(whole)]
-    first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
-    early_said = "" if np.isnan(early) else f"; {say_power(early)} in the first {FIRST_STEPS}"
+        return [nothing or say_fate(whole)]
+    said = say_ratio(say_layer(ratio.first), say_layer(ratio.last), whole)
     return [
-        f"{say_end_to_end(whole)}: {first} has {say_power(whole)} times the gradient norm of {last} "
-        f"(median of {say_rows(way.rows_known, len(run.steps))}{early_said})"
+        *filter(None, [nothing]),
+        f"{say_fate(whole)}: {said} (median of {'; '.join(_over_time(run, ratio, whole))})",
     ]
+
+
+def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
+    """Say of which rows a ratio is the median, what it was in the first of them, and where it becomes another."""
+    told = [say_rows(ratio.rows_known, len(run.steps))]
+    early = gradient_ratio(run, rows=slice(0, FIRST_ROWS))
+    if early is not None and not np.isnan(early.typical()):
+        told.append(f"{say_power(early.typical())} in the first {FIRST_ROWS}")
+    late = [(value, name) for value, name in ratio.late() if fate_of(value) not in (fate_of(whole), "unknown")]
+    return told + [f"{say_power(value)} in {name}" for value, name in late[-1:]]
 
 
 def _zeros(run: Run) -> list[str]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.stats import median
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.row_chunks import LEVELS, Blocks
 from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
-FIRST_STEPS = 10
 
 
 EXACT_NUMBERS = 4_000_000
@@ -55,12 +54,12 @@ def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: 
     Raises:
         ConfigError: The run lacks the metric, or it is no norm, so that there is nothing to divide.
     """
-    scale = _elements(run, metric) if per_element else 1.0
+    scale = element_scale(run, metric) if per_element else 1.0
     start, stop, _ = rows.indices(len(run.steps))
     return np.asarray(run.metric_rows(metric, start, stop), dtype=np.float64) / scale
 
 
-def _elements(run: Run, metric: str) -> FloatArray:
+def element_scale(run: Run, metric: str) -> FloatArray:
     """Return the square root of each layer's number of elements, (L,)."""
     if not metric.endswith("_norm"):
         raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
@@ -88,7 +87,7 @@ def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element
     """Return a metric's rows, (T, L) float64; of a long run what stands for blocks of rows, (B, L)."""
     if not is_long(run, rows):
         return layer_values(run, metric, rows, per_element=per_element)
-    scale = _elements(run, metric) if per_element else 1.0
+    scale = element_scale(run, metric) if per_element else 1.0
     return long_blocks(run, metric, rows).shown / scale
 
 
@@ -98,9 +97,7 @@ def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element:
     Of a long run it is the median of the means of blocks of rows.
     """
     values = typical_values(run, metric, rows, per_element=per_element)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
-        return np.asarray(np.nanmedian(values, axis=0)) if len(values) else np.full(len(run.layers), np.nan)
+    return median(values, axis=0)
 
 
 @dataclass(frozen=True)
@@ -121,90 +118,6 @@ def find_stages(layers: tuple[Layer, ...]) -> list[Stage]:
         else:
             stages.append(Stage(layer.stage, i, i + 1))
     return stages
-
-
-@dataclass(frozen=True)
-class EndToEnd:
-    """The gradient at the first layer's output beside that at the last hidden layer's.
-
-    Args:
-        first: Index of the first main layer.
-        last: Index of the last main layer before the output layer, whose own gradient is the loss's.
-        decades: (T,) log10 of their ratio; -inf where the first is exactly 0, NaN where either is not known. Of a long
-            run (B,), of blocks of rows.
-        rows_known: The number of rows where both are known.
-    """
-
-    first: int
-    last: int
-    decades: FloatArray
-    rows_known: int
-
-    def median(self, rows: slice = slice(None)) -> float:
-        """Return the (lower) median over the rows where both are known, in decades."""
-        known = np.sort(self.decades[rows])
-        known = known[~np.isnan(known)]
-        return float(known[(len(known) - 1) // 2]) if len(known) else float("nan")
-
-
-def end_to_end(
-    run: Run, metric: str = ACTIVATION_GRAD, rows: slice = ALL_ROWS, *, per_element: bool = False
-) -> EndToEnd | None:
-    """Compare the first main layer with the last hidden one, row by row.
-
-    Returns:
-        None where the run has fewer than three main layers or lacks the metric.
-    """
-    main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
-    if len(main) < 3 or metric not in run.metrics:
-        return None
-    ends = [main[0], main[-2]]
-    long = long_blocks(run, metric, rows) if is_long(run, rows) else None
-    if long is None:
-        values = layer_values(run, metric, rows)[:, ends]
-        counts = np.isfinite(values).astype(np.float64)
-    else:
-        values = long.shown[:, ends]
-        counts = (long.count + long.zeros)[:, ends]
-    if per_element:
-        values = values / _elements(run, metric)[ends]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        decades = np.log10(values[:, 0]) - np.log10(values[:, 1])
-    decades = np.where(values[:, 0] == 0, -np.inf, decades)
-    decades[~np.isfinite(values).all(axis=1)] = np.nan
-    known = int(counts.min(axis=1).sum())
-    return EndToEnd(int(ends[0]), int(ends[1]), decades, known)
-
-
-# Within a factor of ten is called "about as large"; the line for "vanishes" is that of AutoTrainer (Zhang et al. 2021,
-# ICSE, |g_first| / |g_last| < 1e-3).
-SIMILAR_DECADES = 1.0
-VANISH_DECADES = -3.0
-
-
-def say_end_to_end(decades: float) -> str:
-    """Say in words what a ratio first/last means, without calling it a fault."""
-    if np.isnan(decades):
-        return "the gradient's way back was not recorded"
-    if decades == -np.inf:
-        return "the gradient is exactly 0 at the first layer: it vanishes completely"
-    if decades < VANISH_DECADES:
-        return "the gradient vanishes on its way back"
-    if decades < -SIMILAR_DECADES:
-        return "the gradient shrinks on its way back"
-    if decades <= SIMILAR_DECADES:
-        return "the gradient is about as large at the first layer as at the last"
-    return "the gradient does not vanish: it grows towards the input"
-
-
-def say_power(decades: float) -> str:
-    """Write a ratio given in decades: ``10^+2.4``."""
-    return "0" if decades == -np.inf else f"10^{decades:+.1f}"
-
-
-def say_rows(known: int, total: int) -> str:
-    """Say of how many rows something was taken."""
-    return "all rows" if known == total else f"{known} of {total} rows"
 
 
 def say_layer(layer: Layer) -> str:
@@ -242,7 +155,7 @@ def heat_matrix(
     least = -(-columns // 4)  # blocks come in sizes four times apart
     if is_long(run, rows, least):
         blocks = run.blocks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
-        scale = _elements(run, metric) if per_element else 1.0
+        scale = element_scale(run, metric) if per_element else 1.0
         edges = np.append(steps[blocks.edges[:-1] - start], steps[-1] + rhythm)
         return HeatMatrix((blocks.shown / scale).T, edges)
     values = layer_values(run, metric, rows, per_element=per_element)

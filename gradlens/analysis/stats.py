@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gradlens.run import FloatArray
 
@@ -99,3 +100,28 @@ def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
     terms = [part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True)]
     half = t_975(max(int(sum(parts) ** 2 / sum(terms)), 1)) * error
     return Interval(mean, error, mean - half, mean + half, n, left_out)
+
+
+def median(values: ArrayLike, axis: int = -1) -> FloatArray:
+    """Return the median along an axis, over what is not NaN; infinities are values.
+
+    Where the two middle values are finite it is their mean; where one is infinite, that one; where they are opposite
+    infinities, NaN; where nothing is known, NaN.
+
+    Args:
+        values: An array of any shape.
+        axis: The axis that goes.
+    """
+    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1), axis=-1)  # NaN goes to the end
+    if not ordered.shape[-1]:
+        return np.full(ordered.shape[:-1], np.nan)
+    count = (~np.isnan(ordered)).sum(axis=-1)
+    low, high = (
+        np.take_along_axis(ordered, np.maximum(place, 0)[..., None], axis=-1)[..., 0]
+        for place in ((count - 1) // 2, np.minimum(count // 2, ordered.shape[-1] - 1))
+    )
+    with np.errstate(invalid="ignore"):
+        mean = low / 2 + high / 2
+    mixed = np.isinf(low) != np.isinf(high)
+    found = np.where(mixed, np.where(np.isinf(low), high, low), mean)
+    return np.asarray(np.where(count > 0, found, np.nan))

@@ -13,7 +13,9 @@ from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
 from gradlens.analysis.derived_metrics import check_metric, with_derived
-from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_end_to_end, say_power, typical_values
+from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
+from gradlens.analysis.gradient_ratio import say_fate, say_power
+from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
@@ -233,20 +235,16 @@ def say_curve(curve: Curve, metric: str) -> str:
     else:
         fit = curve.fits[0][0]
         estimate, slope, total, of = fit.slope, fit.slope.value, fit.decades.value, ""
-    first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].layers[[0, -1]])
-    told = f": {say_end_to_end(total)}" if metric in GRADIENTS else ""
+    first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].ends)
+    told = f": {say_fate(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
     steep = f"; {slope:+.3f}{interval} decades per layer" if np.isfinite(slope) else ""
     return f"{curve.label}{told} ({first} / {last}: {say_power(total)}{steep}{of})"
 
 
 def _total(curve: Curve) -> float:
-    """Return the decades from end to end: over seeds their mean, or their (lower) median where one is exactly 0."""
-    if not curve.seeds:
-        return curve.fits[0][0].decades.value
-    whole = curve.seeds[0].decades
-    values = np.sort([fits[0].decades.value for fits in curve.fits])
-    return float(values[(len(values) - 1) // 2]) if whole.left_out else whole.mean
+    """Return the decades from the first layer to the last hidden one, over seeds where there are several."""
+    return ratio_over_seeds([fits[0].decades.value for fits in curve.fits])
 
 
 def _say_values(curve: Curve) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradlens.analysis.profile import say_power
+from gradlens.analysis.gradient_ratio import say_power
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.diagnosis.frozen import frozen, unused
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite

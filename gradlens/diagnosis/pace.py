@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, say_power
+from gradlens.analysis.gradient_ratio import say_power
+from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.frozen import LEAST_VALUES
 from gradlens.diagnosis.recorded_rows import (

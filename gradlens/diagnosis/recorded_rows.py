@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradlens.analysis.bootstrap import resampled_medians
+from gradlens.analysis.gradient_ratio import LEAST_ROWS as LEAST_ROWS
+from gradlens.analysis.gradient_ratio import (
+    GradientRatio,
+    compare_layers,
+    finite_rows,
+    known_layers,
+)
+from gradlens.analysis.gradient_ratio import late_windows as late_windows
 from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks
+from gradlens.analysis.stats import median
 from gradlens.errors import ConfigError
 from gradlens.run import FloatArray, Layer, Run
 
 PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
 COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
-LEAST_ROWS = 10
-"""Fewer rows are no base for a verdict over time: their later half is worth fewer than the 5 independent numbers that
-``resample`` asks for."""
 MOST_BLOCKS = 64
 """Of a long run, so many blocks with values that are not finite are looked into."""
 
@@ -28,14 +33,13 @@ class Series:
     """A metric over rows; of a long run, over blocks of them.
 
     Args:
-        values: (B, L), NaN where nothing is known; rows without any value are left out.
+        values: (B, L), NaN where nothing is known.
         steps: (B,) the first optimizer step of each.
         rows: (B,) the index of the first row of each.
     """
 
     def __init__(self, values: FloatArray, steps: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        known = ~np.isnan(values).all(axis=1) if values.size else np.zeros(len(values), dtype=bool)
-        self.values, self.steps, self.rows = values[known], steps[known], rows[known]
+        self.values, self.steps, self.rows = values, steps, rows
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -49,14 +53,6 @@ class Series:
     def windows(self) -> list[tuple[slice, str]]:
         """The later half, and the last fifth where it has enough rows: by these a state that lasts is judged."""
         return late_windows(len(self))
-
-
-def late_windows(rows: int) -> list[tuple[slice, str]]:
-    """Return the windows at the end of so many rows, each with its name."""
-    found = [(slice(rows // 2, rows), "the later half of the rows")]
-    if rows // 5 >= LEAST_ROWS:
-        found.append((slice(rows - rows // 5, rows), "the last fifth of the rows"))
-    return found
 
 
 class Recording:
@@ -93,14 +89,7 @@ class Recording:
         run = self.run
         if name not in run.metrics or not len(run.steps):
             return Series(np.empty((0, len(run.layers))), np.empty(0, np.int64), np.empty(0, np.int64))
-        if self.long:
-            blocks = long_blocks(run, name)
-            values = np.where(blocks.count > 0, blocks.mean, np.where(blocks.zeros > 0, 0.0, np.nan))
-            rows = np.asarray(blocks.edges[:-1])
-        else:
-            values = np.asarray(run.metric(name), dtype=np.float64)
-            values = np.where(np.isfinite(values) & ~self.skipped[:, None], values, np.nan)
-            rows = np.arange(len(values))
+        values, rows, _ = finite_rows(run, name)
         return Series(values, run.steps[rows], rows)
 
     def scalar(self, name: str) -> FloatArray:
@@ -118,8 +107,15 @@ class Recording:
         """The main layers whose gradient is known in most rows, input first."""
         if not self.gradient:
             return np.empty(0, dtype=np.int64)
-        known = (~np.isnan(self.series(self.gradient).values)).mean(axis=0) > 0.5
-        return np.array([i for i in self.run.main_layers() if known[i]], dtype=np.int64)
+        return known_layers(self.run, self.series(self.gradient).values)
+
+    @cached_property
+    def ratio(self) -> GradientRatio | None:
+        """The gradient of the layers on the path over that of the last hidden one; None of fewer than three layers."""
+        if not self.gradient:
+            return None
+        series = self.series(self.gradient)
+        return compare_layers(self.run, series.values, series.rows)
 
     def names(self, layers: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
         """Return the names of layers."""
@@ -152,9 +148,7 @@ class Recording:
 
 def medians(values: FloatArray) -> FloatArray:
     """Return the median of each column, NaN where nothing is known."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(np.nanmedian(values, axis=0)) if len(values) else np.full(values.shape[1:], np.nan)
+    return median(values, axis=0)
 
 
 def share_beyond(series: FloatArray, line: float, *, below: bool) -> float:

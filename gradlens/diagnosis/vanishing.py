@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, FIRST_STEPS, VANISH_DECADES, say_power
+from gradlens.analysis.gradient_ratio import FIRST_ROWS, VANISH_DECADES, say_power
+from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import (
     LEAST_ROWS,
@@ -163,7 +164,7 @@ def loss_halved(rec: Recording) -> bool:
     part = len(loss) // 5
     if part < 2:
         return False
-    first = max(min(part // 4, FIRST_STEPS), 2)
+    first = max(min(part // 4, FIRST_ROWS), 2)
     return bool(np.median(loss[-part:]) <= 0.5 * np.median(loss[:first]))
 
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gradlens.analysis.derived_metrics import say_caution
-from gradlens.analysis.profile import find_stages, say_power
+from gradlens.analysis.gradient_ratio import say_power
+from gradlens.analysis.profile import find_stages
 from gradlens.charts.heatmap import quiet_end
 from gradlens.charts.ridges import Film
 from gradlens.config import FILM_ENDINGS, check_figure_path

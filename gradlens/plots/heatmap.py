@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.derived_metrics import say_caution
-from gradlens.analysis.profile import (
-    ACTIVATION_GRAD,
-    depth_profile,
-    end_to_end,
-    rows_within,
-    say_end_to_end,
-    say_layer,
+from gradlens.analysis.gradient_ratio import (
+    GradientRatio,
+    gradient_ratio,
+    over_seeds,
+    say_all_zero,
+    say_fate,
     say_power,
     say_rows,
 )
+from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
 from gradlens.charts.curves import GRADIENTS
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
@@ -273,14 +273,13 @@ def _say_groups(panels: Sequence[Panel]) -> list[str]:
         return []
     said = []
     for group in group_runs([panel.run for panel in panels]):
-        ways = [end_to_end(run, view.metric, rows_within(run, *view.steps), per_element=view.per_element)
-                for run in group.runs]  # fmt: skip
-        known = sorted(way.median() for way in ways if way is not None and not np.isnan(way.median()))
+        ratios = [_ratio(run, view) for run in group.runs]
+        known = sorted(value for ratio in ratios if ratio is not None and not np.isnan(value := ratio.typical()))
         if not known:
             continue
         ends = say_power(known[0]) if len(known) == 1 else f"{say_power(known[0])} to {say_power(known[-1])}"
         said.append(
-            f"{group.label} ({len(known)} seeds): {say_end_to_end(known[(len(known) - 1) // 2])} "
+            f"{group.label} ({len(known)} seeds): {say_fate(over_seeds(known))} "
             f"(first over last hidden layer {ends}, medians over rows)."
         )
     return said[:MOST_TOLD]
@@ -301,23 +300,32 @@ def _say_how(panels: Sequence[Panel]) -> str:
     return f"{text}."
 
 
+def _ratio(run: Run, view: View) -> GradientRatio | None:
+    return gradient_ratio(run, view.metric, rows_within(run, *view.steps), per_element=view.per_element)
+
+
 def _say_panel(panel: Panel) -> str:
     run, view = panel.run, panel.view
     rows = rows_within(run, *view.steps)
     if view.metric in GRADIENTS:
-        way = end_to_end(run, view.metric, rows, per_element=view.per_element)
-        if way is None or np.isnan(way.median()):
+        ratio = _ratio(run, view)
+        if ratio is None:
             return ""
-        first, last = (say_layer(run.layers[i]) for i in (way.first, way.last))
-        ratio = f"{first} / {last}: {say_power(way.median())}, median of {_say_rows(view, way.rows_known, rows)}"
-        return f"{say_end_to_end(way.median())} ({ratio})"
+        nothing = say_all_zero(ratio, rows.stop - rows.start)
+        if np.isnan(typical := ratio.typical()):
+            return nothing
+        ends = f"{say_layer(ratio.first)} / {say_layer(ratio.last)}: {say_power(typical)}"
+        said = f"{say_fate(typical)} ({ends}, median of {_say_rows(view, ratio.rows_known, rows)})"
+        return "; ".join(filter(None, [said, nothing]))
     profile = depth_profile(run, view.metric, rows, per_element=view.per_element)
     if np.isnan(profile).all():
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
-    ends = [say_value(profile[i], view.metric) for i in (low, high)]
+    values = [say_value(profile[i], view.metric) for i in (low, high)]
     middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
-    return f"median over rows from {ends[0]} ({run.layers[low].name}) to {ends[1]} ({run.layers[high].name}){middle}"
+    return (
+        f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){middle}"
+    )
 
 
 def _say_rows(view: View, known: int, rows: slice) -> str:

@@ -14,7 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from gradlens.analysis.depth import fit_depth, theil_sen
-from gradlens.analysis.profile import ACTIVATION_GRAD, VANISH_DECADES, say_end_to_end, say_power
+from gradlens.analysis.gradient_ratio import VANISH_DECADES, say_fate, say_power
+from gradlens.analysis.profile import ACTIVATION_GRAD
+from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import KINDS, Finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.vanishing import TOO_LARGE, allowed_growth, way_back
@@ -75,12 +77,12 @@ class Judged:
     @property
     def ratio(self) -> float:
         """Decades of the first layer over the last hidden one, lower median over draws; NaN where not known."""
-        return middle(self.decades)
+        return float(median(self.decades))
 
     @property
     def slope(self) -> float:
         """Decades per layer, lower median over draws."""
-        return middle(self.slopes)
+        return float(median(self.slopes))
 
     @property
     def loss(self) -> float:
@@ -100,15 +102,15 @@ class Judged:
         if prediction is None or away is None or at < 0:
             return None
         known = np.isfinite(prediction.decades[:-1])
-        means = np.array([middle(column) for column in away.T])
+        means = median(away, axis=0)
         worst = int(np.argmax(np.nan_to_num(np.abs(means), nan=-1.0)))
         return TheoryHere(
             self.layers[at].name,
             float(prediction.decades[at]),
-            middle(self.profile[:, at]),
+            float(median(self.profile[:, at])),
             float(means[at]),
             float(theil_sen(prediction.decades[None, :-1][:, known])[0]),
-            middle(theil_sen(self.profile[:, :-1][:, known])),
+            float(median(theil_sen(self.profile[:, :-1][:, known]))),
             self.layers[worst].name,
             float(means[worst]),
         )
@@ -153,12 +155,6 @@ class TheoryHere:
     measured_slope: float
     worst: str
     worst_away: float
-
-
-def middle(values: FloatArray) -> float:
-    """Return the (lower) median of what is known."""
-    known = np.sort(values[~np.isnan(values)])
-    return float(known[(len(known) - 1) // 2]) if len(known) else math.nan
 
 
 def judge(probe: Probe) -> Judged:
@@ -216,7 +212,7 @@ def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]
     path, back = way_back(Recording(draws[i].run))
     low = [draws[i].run.layers[j].name for j in path[:-1][back[0, :-1] < VANISH_DECADES]]
     zeros = int(np.isneginf(back[0]).sum())
-    said = f"{first} has {say_power(middle(decades))} times the gradient norm of {last} {_of_draws(k, draws)}"
+    said = f"{first} has {say_power(float(median(decades)))} times the gradient norm of {last} {_of_draws(k, draws)}"
     if zeros:
         said += f"; exactly 0 at {zeros} layer(s), by underflow of float32 or dead units"
     return Finding(
@@ -405,7 +401,7 @@ def say_verdict(judged: Judged) -> str:
         if not judged.ends:
             text = "no fault is seen; with fewer than three layers there is no way back to be judged"
         else:
-            text = f"looks trainable; {say_end_to_end(judged.ratio)}"
+            text = f"looks trainable; {say_fate(judged.ratio)}"
         return f"{text}; but {judged.findings[0].evidence}" if kinds else text
     main = judged.findings[0]
     head = {

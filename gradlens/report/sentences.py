@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
+from gradlens.analysis.gradient_ratio import GradientRatio, fate_of, gradient_ratio, over_seeds, say_power, say_ratio
 from gradlens.analysis.highlights import ACCURACY_GAP
-from gradlens.analysis.profile import SIMILAR_DECADES, VANISH_DECADES, end_to_end, say_layer, say_power
+from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import mean_interval
 from gradlens.report.content import Facts, Seen, data_facts
-from gradlens.run import FloatArray
 from gradlens.study.run_groups import sort_runs
 
 Words = Mapping[str, str]
@@ -36,7 +37,7 @@ def opening(facts: Facts, words: Words) -> list[str]:
     told = [words["accuracy of"].format(value=say_interval(end), group=label) for label, end in ends if end.n]
     if told:
         sentences.append(words["accuracy"].format(said="; ".join(told)))
-    sentences += ways_back(facts, words)
+    sentences += ratios(facts, words)
     sentences.append(found(facts, words))
     return [sentence for sentence in sentences if sentence]
 
@@ -50,7 +51,7 @@ def _opening_of_many(facts: Facts, words: Words) -> list[str]:
         (low, lowest), (high, highest) = min(ends), max(ends)
         told = {"low": f"{low:.3f}", "lowest": lowest, "high": f"{high:.3f}", "highest": highest}
         sentences.append(words["accuracy from"].format(**told))
-    return [*sentences, *ways_back(facts, words), found(facts, words)]
+    return [*sentences, *ratios(facts, words), found(facts, words)]
 
 
 def analysis(facts: Facts, words: Words) -> list[str]:
@@ -61,7 +62,7 @@ def analysis(facts: Facts, words: Words) -> list[str]:
     sentences.append(pace(facts, words))
     sentences += [overfits(group, words) for group in facts.groups]
     sentences += [copies(group, words) for group in facts.groups]
-    sentences += ways_back(facts, words)
+    sentences += ratios(facts, words)
     sentences.append(found(facts, words))
     return [sentence for sentence in sentences if sentence]
 
@@ -138,11 +139,11 @@ def copies(group: Group, words: Words) -> str:
     return words["copies"].format(share=f"{share:.0%}", group=group.label) if share else ""
 
 
-def ways_back(facts: Facts, words: Words) -> list[str]:
+def ratios(facts: Facts, words: Words) -> list[str]:
     """Say for each group what becomes of the gradient on its way back; of many, in how many of them."""
     if len(facts.groups) <= MOST_GROUPS:
-        return [said for group in facts.groups if (said := way_back(group, words))]
-    fates = Counter(_fate(_middle(medians)) for group in facts.groups if len(medians := _medians(group)))
+        return [said for group in facts.groups if (said := ratio(group, words))]
+    fates = Counter(fate_of(over_seeds(known)) for group in facts.groups if (known := _typical(_ratios(group))))
     counted = [
         words["in settings"].format(settings=_count(number, "net", words), what=words[fate])
         for fate, number in fates.most_common()
@@ -150,49 +151,27 @@ def ways_back(facts: Facts, words: Words) -> list[str]:
     return [f"{_capital('; '.join(counted))}."] if counted else []
 
 
-def way_back(group: Group, words: Words) -> str:
+def ratio(group: Group, words: Words) -> str:
     """Say what becomes of a group's gradient between the last hidden layer and the first; "" where not recorded."""
-    ways = [way for run in group.runs if (way := end_to_end(run)) is not None]
-    medians = _medians(group)
-    if not len(medians):
+    found = _ratios(group)
+    known = _typical(found)
+    if not known:
         return ""
-    middle = _middle(medians)
+    middle = over_seeds(known)
     over = words["median"]
-    if len(medians) > 1:
-        ends = [say_power(float(end)) for end in (medians.min(), medians.max())]
-        over = words["median of"].format(n=len(medians), low=ends[0], high=ends[1])
-    layers = group.runs[0].layers
-    return words["way"].format(
-        group=group.label,
-        what=words[_fate(middle)],
-        first=say_layer(layers[ways[0].first]),
-        last=say_layer(layers[ways[0].last]),
-        power=say_power(middle),
-        over=over,
-    )
+    if len(known) > 1:
+        over = words["median of"].format(n=len(known), low=say_power(min(known)), high=say_power(max(known)))
+    said = say_ratio(say_layer(found[0].first), say_layer(found[0].last), middle, words)
+    return words["way"].format(group=group.label, what=words[fate_of(middle)], said=said, over=over)
 
 
-def _medians(group: Group) -> FloatArray:
-    """Return each seed's ratio of first to last hidden layer, in decades."""
-    ways = [way.median() for run in group.runs if (way := end_to_end(run)) is not None]
-    return np.array([median for median in ways if not np.isnan(median)])
+def _ratios(group: Group) -> list[GradientRatio]:
+    return [found for run in group.runs if (found := gradient_ratio(run)) is not None]
 
 
-def _middle(medians: FloatArray) -> float:
-    """Return their mean; where most are exactly 0, that."""
-    zeros = np.isneginf(medians)
-    return -np.inf if zeros.sum() * 2 > len(medians) else float(medians[~zeros].mean())
-
-
-def _fate(decades: float) -> str:
-    """Name what becomes of a gradient, by the lines of ``gradlens.analysis.profile.say_end_to_end``."""
-    if decades == -np.inf:
-        return "gone"
-    if decades < VANISH_DECADES:
-        return "vanishes"
-    if decades < -SIMILAR_DECADES:
-        return "shrinks"
-    return "similar" if decades <= SIMILAR_DECADES else "grows"
+def _typical(ratios: Sequence[GradientRatio]) -> list[float]:
+    """Return each seed's ratio of first to last hidden layer, in decades, where it is known."""
+    return [value for found in ratios if not math.isnan(value := found.typical())]
 
 
 def found(facts: Facts, words: Words) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradlens.analysis.gradient_ratio import FATES, RATIOS
 from gradlens.errors import ConfigError
 
-ENGLISH = {
+ENGLISH: dict[str, str] = {
     "title": "What the gradients say",
     "runs of": "{runs} of {groups}: {said}.",
     "run": "one run",
@@ -24,15 +25,11 @@ ENGLISH = {
     "open": "; as 0 is inside, these seeds do not decide it",
     "overfits": "{group} overfits: training accuracy ends {gap} above validation accuracy.",
     "faster": "After {epoch} epochs, training loss is {said}.",
-    "way": "{group}: {what}; {first} has {power} times the gradient norm of {last} ({over}).",
+    "way": "{group}: {what}; {said} ({over}).",
     "median": "median over the rows",
     "median of": "median over the rows, mean of {n} seeds from {low} to {high}",
-    "unknown": "the gradient's way back was not recorded",
-    "gone": "the gradient is exactly 0 at the first layer: it vanishes completely",
-    "vanishes": "the gradient vanishes on its way back",
-    "shrinks": "the gradient shrinks on its way back",
-    "similar": "the gradient is about as large at the first layer as at the last",
-    "grows": "the gradient does not vanish: it grows towards the input",
+    **FATES,
+    **RATIOS,
     "found": "Diagnosis: {said}.",
     "found of": "{group} {kind} ({seeds})",
     "all seeds": "all {n} seeds",
@@ -103,14 +100,18 @@ INDONESIAN = {
     "open": "; karena 0 berada di dalam interval, seed ini belum memutuskannya",
     "overfits": "{group} mengalami overfitting: akurasi pelatihan berakhir {gap} di atas akurasi validasi.",
     "faster": "Setelah {epoch} epoch, loss pelatihan adalah {said}.",
-    "way": "{group}: {what}; {first} memiliki {power} kali norma gradien {last} ({over}).",
+    "way": "{group}: {what}; {said} ({over}).",
     "median": "median semua baris",
     "median of": "median semua baris, rata-rata {n} seed, dari {low} sampai {high}",
-    "unknown": "jalan balik gradien tidak tercatat",
-    "gone": "gradien tepat 0 di lapisan pertama: gradien hilang sepenuhnya",
-    "vanishes": "gradien menghilang dalam perjalanan balik",
-    "shrinks": "gradien mengecil dalam perjalanan balik",
-    "similar": "gradien di lapisan pertama kira-kira sebesar di lapisan terakhir",
+    "unknown": "perbandingan gradien lapisan pertama dengan lapisan tersembunyi terakhir tidak diketahui",
+    "ratio times": "{first} memiliki sekitar {number} kali ({power}) norma gradien {last}",
+    "ratio part": "{first} memiliki sekitar 1/{number} ({power}) dari norma gradien {last}",
+    "ratio power": "{first} memiliki {power} kali norma gradien {last}",
+    "ratio zero": "norma gradien {first} tepat 0, sedangkan norma gradien {last} tidak",
+    "zero": "gradien tepat 0 di lapisan pertama",
+    "vanishes": "gradien menghilang ke arah masukan (vanishing gradient)",
+    "shrinks": "gradien mengecil ke arah masukan",
+    "similar": "gradien di lapisan pertama kira-kira sebesar di lapisan tersembunyi terakhir",
     "grows": "gradien tidak menghilang: gradien membesar ke arah masukan",
     "found": "Diagnosis: {said}.",
     "found of": "{group} {kind} ({seeds})",

@@ -10,7 +10,7 @@ from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import UNDECIDED
 from gradlens.run import Run
 from gradlens.study.criteria import SHALLOW, VANISHES
-from gradlens.study.measures import decades_back
+from gradlens.study.measures import typical_ratio
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
 def _check(key: str, text: str, runs: Sequence[Run], *, vanishes: bool) -> Control:
     wrong, blind, seen = [], [], 0
     for run in runs:
-        decades, diagnosis = decades_back(run), diagnose(run)
+        decades, diagnosis = typical_ratio(run), diagnose(run)
         if math.isnan(decades) or diagnosis.kind == UNDECIDED:
             blind.append(run.name)
             continue

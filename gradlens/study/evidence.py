@@ -11,7 +11,7 @@ import numpy as np
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.run import Run
 from gradlens.study.criteria import FLOAT32_DECADES, Outcome
-from gradlens.study.measures import cut_decades, decades_back, diverged, n_epochs
+from gradlens.study.measures import cut_decades, diverged, n_epochs, typical_ratio
 from gradlens.study.run_groups import Seeds, Setting
 
 DECADES, SHARE, EPOCHS = "decades", "share", "epochs"
@@ -131,7 +131,7 @@ def decades_of(seeds: Seeds, name: str) -> Evidence:
 
     Ratios are cut at float32's resolution before they are averaged, and so is the interval.
     """
-    values = over_seeds(seeds, decades_back)
+    values = over_seeds(seeds, typical_ratio)
     known = {seed: value for seed, value in values.items() if not math.isnan(value)}
     cut = sum(abs(value) >= FLOAT32_DECADES for value in known.values())
     notes = (

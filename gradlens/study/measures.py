@@ -7,7 +7,8 @@ import warnings
 
 import numpy as np
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, end_to_end, layer_values, typical_values
+from gradlens.analysis.gradient_ratio import gradient_ratio
+from gradlens.analysis.profile import layer_values
 from gradlens.analysis.stats import Interval, mean_interval, t_975
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.run import FloatArray, Run
@@ -23,23 +24,16 @@ def diverged(run: Run) -> bool:
     return run.status == "failed" and len(loss) > 0 and not np.isfinite(loss[-1])
 
 
-def decades_back(run: Run) -> float:
+def typical_ratio(run: Run) -> float:
     """Return log10 of the gradient's norm at the first layer's output over that at the last hidden one's.
 
-    The (lower) median over rows; -inf where the first is exactly 0 in most of them. NaN where it is not known in most
-    rows: no gradient was recorded, it was not finite, or both ends were exactly 0.
+    The median over rows, as ``gradlens.analysis.gradient_ratio`` says; NaN where it is not known in most rows: no
+    gradient was recorded, it was not finite, or all layers were exactly 0.
     """
-    ends = end_to_end(run)
-    if ends is None:
+    ratio = gradient_ratio(run)
+    if ratio is None or ratio.rows_known * 2 <= len(run.steps):
         return math.nan
-    values = typical_values(run, ACTIVATION_GRAD)[:, [ends.first, ends.last]]
-    known = np.isfinite(values).all(axis=1) & (values > 0).any(axis=1)
-    recorded = (~np.isnan(values)).any(axis=1)
-    if known.sum() * 2 <= recorded.sum():
-        return math.nan
-    with np.errstate(divide="ignore"):
-        decades = np.sort(np.log10(values[known, 0]) - np.log10(values[known, 1]))
-    return float(decades[(len(decades) - 1) // 2])
+    return ratio.typical()
 
 
 def cut_decades(decades: float) -> float:

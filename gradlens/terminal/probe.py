@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.profile import say_power
+from gradlens.analysis.gradient_ratio import say_power
+from gradlens.analysis.stats import median
 from gradlens.charts.curves import plain
 from gradlens.diagnosis.findings import finding_row, quoted
-from gradlens.probe.judge import LIFTED, Judged, loss_scale, middle, say_parameters, say_share, say_verdict
+from gradlens.probe.judge import LIFTED, Judged, loss_scale, say_parameters, say_share, say_verdict
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
 from gradlens.terminal.console import has_colour
@@ -71,7 +72,7 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
         text += "" if math.isnan(judged.slope) else f", {_signed(judged.slope)} decades per layer"
         rows.append(("gradient", text))
     rows.append(("theory", say_theory(judged)))
-    logits = f"; scores' standard deviation {middle(np.array([d.spread for d in probe.draws])):.2g}"
+    logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.draws]))):.2g}"
     logits = logits if draw.scores > 1 else ""
     rows.append(("loss", f"{judged.loss:.3f}, ln({max(draw.scores, 2)}) = {draw.expected_loss:.3f}{logits}"))
     dead, units = judged.units
@@ -130,7 +131,7 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
     table.add_column("", no_wrap=True, width=cells)
     for name in ("log10", "theory", "dead", "dL/do", "dL/dw"):
         table.add_column(name, justify="right", no_wrap=True)
-    measured = np.array([middle(column) for column in judged.profile.T])
+    measured = median(judged.profile, axis=0)
     theory = np.full(len(measured), np.nan) if judged.prediction is None else judged.prediction.decades
     known = np.concatenate([values[np.isfinite(values)] for values in (measured, theory)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
@@ -294,12 +295,12 @@ def _layer_row(judged: Judged, i: int, layer: Layer, place: int | None) -> dict[
     row: dict[str, Any] = {"model": judged.probe.plan.model, "layer": layer.name, "kind": layer.kind}
     row |= {"role": layer.role, "depth": layer.depth, "calls": layer.calls}
     for name in ("activation_grad_norm", "param_grad_norm", "activation_rms", "zero_fraction"):
-        row[name] = plain(middle(np.array([draw.run.metric(name)[0, i] for draw in draws])))
-    row["decades"] = None if place is None else plain(middle(judged.profile[:, place]))
+        row[name] = plain(float(median(np.array([draw.run.metric(name)[0, i] for draw in draws]))))
+    row["decades"] = None if place is None else plain(float(median(judged.profile[:, place])))
     known = place is not None
     row["predicted_decades"] = plain(float(prediction.decades[place])) if known and prediction else None
     row["predicted_spread"] = plain(float(prediction.spread[place])) if known and prediction else None
-    row["deviation"] = plain(middle(away[:, place])) if known and away is not None else None
+    row["deviation"] = plain(float(median(away[:, place]))) if known and away is not None else None
     dead, units = draws[0].units.get(layer.name, (0, 0))
     row |= {"dead_units": dead if units else None, "units": units or None}
     for kind, name in (("outputs", "output"), ("parameters", "parameter")):

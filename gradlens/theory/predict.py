@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, layer_values
+from gradlens.analysis.gradient_ratio import gradient_ratio
+from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.run import FloatArray, Run
 from gradlens.theory.architecture import Net, Stack, recognise_net, recognise_stack
 from gradlens.theory.laws import DECADES, Activation, LogNormal, batch_norm_growth, norm_ratio
@@ -76,10 +77,11 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
     main = run.main_layers()
     if ACTIVATION_GRAD not in run.metrics or len(main) < 3 or not len(run.steps) or run.steps[0] != 0:
         return None
-    values = layer_values(run, ACTIVATION_GRAD, slice(0, 1), per_element=per_element)[0][main]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        decades = np.log10(values) - np.log10(values[-2])
-    return np.asarray(np.where(np.isfinite(values) & (values[-2] > 0), decades, np.nan))
+    found = np.full(len(main), np.nan)
+    ratio = gradient_ratio(run, rows=slice(0, 1), per_element=per_element)
+    if ratio is not None and len(ratio.decades) and ratio.indices[-2] == main[-2]:
+        found[np.isin(main, ratio.indices)] = ratio.decades[0]
+    return found
 
 
 def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:

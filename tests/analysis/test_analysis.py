@@ -20,16 +20,15 @@ from gradlens.analysis.compare import (
     repeated_runs,
     say_interval,
 )
+from gradlens.analysis.gradient_ratio import gradient_ratio, say_fate
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import (
     depth_profile,
-    end_to_end,
     epoch_starts,
     find_stages,
     heat_matrix,
     layer_values,
     positive_range,
-    say_end_to_end,
     say_layer,
 )
 from gradlens.analysis.stats import T_975, mean_interval, t_975
@@ -74,30 +73,30 @@ def test_a_planted_profile_is_found(make_run) -> None:
     run = read_run(make_run(decades=-4.0, layers=9))
     profile = depth_profile(run, "activation_grad_norm")
     np.testing.assert_allclose(np.diff(np.log10(profile)), 0.5, atol=1e-5)
-    way = end_to_end(run)
+    way = gradient_ratio(run)
     assert way is not None
-    assert (way.first, way.last) == (0, 7)
-    assert way.median() == pytest.approx(-3.5, abs=1e-5)
+    assert (way.indices[0], way.indices[-2]) == (0, 7)
+    assert way.typical() == pytest.approx(-3.5, abs=1e-5)
     rms = layer_values(run, "activation_grad_norm", per_element=True)
     np.testing.assert_allclose(rms[:, 3] * np.sqrt(400), layer_values(run, "activation_grad_norm")[:, 3])
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1.0, 1e20])
 def test_scaling_all_gradients_leaves_the_ratio(make_run, factor: float) -> None:
-    way = end_to_end(read_run(make_run(change=lambda grid: grid * factor)))
+    way = gradient_ratio(read_run(make_run(change=lambda grid: grid * factor)))
     assert way is not None
-    assert way.median() == pytest.approx(-2.4, abs=1e-4)
+    assert way.typical() == pytest.approx(-2.4, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("decades", "said"),
     [
-        (-np.inf, "exactly 0 at the first layer"), (-5, "vanishes on its way back"), (-2, "shrinks"),
-        (0.3, "about as large"), (2.4, "does not vanish: it grows towards the input"), (np.nan, "was not recorded"),
+        (-np.inf, "exactly 0 at the first layer"), (-5, "vanishes toward the input"), (-2, "shrinks"),
+        (0.3, "about as large"), (2.4, "does not vanish: it grows toward the input"), (np.nan, "is not known"),
     ],
 )  # fmt: skip
 def test_what_a_ratio_means_in_words(decades: float, said: str) -> None:
-    assert said in say_end_to_end(decades)
+    assert said in say_fate(decades)
 
 
 def test_stages_and_epochs(make_run) -> None:
@@ -185,6 +184,10 @@ def test_what_is_notable(make_run) -> None:
     assert "exactly 0 in more than half of the rows at 2 layer(s), first stage0.0" in said(change=zeros)
     assert "exactly 0 at the first layer: it vanishes completely" in said(change=zeros)
 
+    def first_zero_in_most(grid: np.ndarray) -> np.ndarray:
+        grid[5:, 0] = 0
+        return grid
+
     def broken(grid: np.ndarray) -> np.ndarray:
         grid[5:, 1] = np.inf
         return grid
@@ -205,9 +208,9 @@ def test_zero_and_broken_gradients_are_not_averaged_away(make_run) -> None:
 
     def way(change) -> tuple[float, str]:
         run = read_run(make_run(f"z{next(numbers)}", change=change))
-        found = end_to_end(run)
+        found = gradient_ratio(run)
         assert found is not None
-        return found.median(), "\n".join(notable(run))
+        return found.typical(), "\n".join(notable(run))
 
     def all_zero(grid: np.ndarray) -> np.ndarray:
         return grid * 0
@@ -216,14 +219,23 @@ def test_zero_and_broken_gradients_are_not_averaged_away(make_run) -> None:
         grid[5:] = 0
         return grid
 
+    def first_zero_in_most(grid: np.ndarray) -> np.ndarray:
+        grid[5:, 0] = 0
+        return grid
+
     def broken(grid: np.ndarray) -> np.ndarray:
         grid[3:] = np.inf
         return grid
 
-    for change in (all_zero, zero_in_most):
-        decades, said = way(change)
-        assert decades == -np.inf
-        assert "exactly 0 at the first layer" in said
+    decades, said = way(all_zero)
+    assert np.isnan(decades)
+    assert "all gradients are exactly 0 in all rows" in said
+    decades, said = way(zero_in_most)
+    assert decades == pytest.approx(-2.4, abs=1e-4)
+    assert "all gradients are exactly 0 in 15 of 20 rows" in said
+    decades, said = way(first_zero_in_most)
+    assert decades == -np.inf
+    assert "the gradient is exactly 0 at the first layer: the gradient norm of stage0.0 is exactly 0" in said
     decades, said = way(broken)
     assert decades == pytest.approx(-2.4, abs=1e-4)
     assert "median of 3 of 20 rows" in said
@@ -272,8 +284,8 @@ def test_only_norms_have_a_value_per_element(make_run) -> None:
 
 def test_the_real_runs_gradient_grows_towards_the_input() -> None:
     run = read_run(SAMPLE)
-    way = end_to_end(run)
+    way = gradient_ratio(run)
     assert way is not None
-    assert (run.layers[way.first].name, run.layers[way.last].name) == ("conv1", "layer4.2.conv2")
-    assert 1.5 < way.median(slice(0, 10)) < 3.5  # SCIENCE: 10^+2.4 with batch norm
-    assert any("does not vanish: it grows towards the input" in sentence for sentence in notable(run))
+    assert (way.first.name, way.last.name) == ("conv1", "layer4.2.conv2")
+    assert 1.5 < way.typical(slice(0, 10)) < 3.5  # SCIENCE: 10^+2.4 with batch norm
+    assert any("does not vanish: it grows toward the input" in sentence for sentence in notable(run))

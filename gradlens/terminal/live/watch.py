@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradlens.analysis.profile import say_layer, say_power
+from gradlens.analysis.gradient_ratio import compare_layers, say_power
+from gradlens.analysis.profile import say_layer
 from gradlens.errors import GradlensError, NoRunError
 from gradlens.metrics import METRICS
 from gradlens.storage import awaited_run
@@ -295,7 +296,7 @@ def epoch_line(watched: Watched, number: int) -> str:
         ]
         parts += [f"{part} {' '.join(numbers)}"] if numbers else []
     last = number + 1 == len(watched.epochs.get("epoch", ()))
-    return "  ".join([*parts, *([way_line(watched)] if last else [])])
+    return "  ".join([*parts, *([ratio_line(watched)] if last else [])])
 
 
 def _has(values: dict[str, float], key: str) -> bool:
@@ -308,21 +309,14 @@ def step_line(watched: Watched) -> str:
     rows = watched.recent["scalars"].rows
     if "loss" in watched.scalar_names and len(rows):
         parts.append(f"loss {rows[-1, watched.scalar_names.index('loss')]:.4f}")
-    return "  ".join([*parts, way_line(watched)])
+    return "  ".join([*parts, ratio_line(watched)])
 
 
-def way_line(watched: Watched) -> str:
-    """Say how the gradient at the first main layer compares with that at the last hidden one, over the newest rows."""
+def ratio_line(watched: Watched) -> str:
+    """Say how the gradient at the first layer compares with that at the last hidden one, over the newest rows."""
     metric = next((name for name in ("activation_grad_norm", "param_grad_norm") if name in watched.run.metrics), "")
-    main = watched.run.main_layers()
-    if not metric or len(main) < 3 or not len(watched.recent[metric].rows):
+    rows = watched.recent[metric].rows[-NOW_ROWS:].astype(np.float64) if metric else np.empty((0, 0))
+    ratio = compare_layers(watched.run, np.where(np.isfinite(rows), rows, np.nan)) if len(rows) else None
+    if ratio is None or np.isnan(typical := ratio.typical()):
         return f"step {watched.step:,}"
-    first, last = int(main[0]), int(main[-2])
-    rows = watched.recent[metric].rows[-NOW_ROWS:].astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log10(rows[:, first]) - np.log10(rows[:, last])
-    known = ratio[np.isfinite(ratio)]
-    if not len(known):
-        return f"step {watched.step:,}"
-    names = say_layer(watched.run.layers[first]), say_layer(watched.run.layers[last])
-    return f"gradient {names[0]} / {names[1]} {say_power(float(np.median(known)))}"
+    return f"gradient {say_layer(ratio.first)} / {say_layer(ratio.last)} {say_power(typical)}"
