@@ -16,7 +16,7 @@ LEAST_INDEPENDENT = 5.0
 """A series that is worth fewer independent numbers than this gets no interval."""
 LONGER = 2.0
 """Blocks are so many times longer than the rule says: in simulations of AR(1) series of 20 to 600 rows, the 95 %
-intervals of medians then held the truth in 91 to 97 of 100 cases (``tests/analysis/test_resample.py``)."""
+intervals of medians then held the truth in 91 to 97 of 100 cases (``tests/analysis/test_bootstrap.py``)."""
 
 
 @dataclass(frozen=True)
