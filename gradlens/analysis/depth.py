@@ -7,11 +7,13 @@ way back. The output layer is left out, as its gradient is the loss's own. What 
 * a layer that is exactly 0 is at -inf decades. Between it and a layer nearer the output that is not 0, the slope is
   -inf; nearer the input, inf; between two zeros it is not known and left out. The slope is the median of all pairs, so
   a few zeros hardly move it, and it is -inf where most pairs say so;
-* from end to end it is -inf where the first layer is 0, inf where the last is, and not known where both are.
+* from end to end of the whole it is as ``gradlens.analysis.gradient_ratio`` says; of a stage -inf where the first layer
+  is 0, inf where the last is, and not known where both are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -125,9 +127,11 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
 def _end_to_end(whole: DepthFit, ratio: GradientRatio) -> DepthFit:
     """Take the ratio from end to end from its one source; the interval is that of groups of rows, and holds it."""
     typical, decades = ratio.typical(), whole.decades
-    low, high = min(decades.low, typical), max(decades.high, typical)
+    low, high = np.fmin(decades.low, typical), np.fmax(decades.high, typical)
+    if math.isnan(decades.low) or math.isnan(typical):
+        low = high = math.nan
     ends = (int(ratio.indices[0]), int(ratio.indices[-2]))
-    return replace(whole, ends=ends, decades=replace(decades, value=typical, low=low, high=high))
+    return replace(whole, ends=ends, decades=replace(decades, value=typical, low=float(low), high=float(high)))
 
 
 def _fit(name: str, layers: NDArray[np.int64], decades: FloatArray) -> DepthFit:

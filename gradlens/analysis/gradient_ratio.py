@@ -5,7 +5,8 @@ Profile, diagnosis, claims, watch, report, notebook and captions ask here, so th
 * *Layers*: the main layers whose value is known in more than half of the rows that have any. The first of them is the
   first layer, the last but one the last hidden layer; the last is the output layer, whose gradient is the loss's own.
 * *Rows*: all that were asked for, without steps that a GradScaler skipped; in a long run, chunks of rows.
-* *Zeros*: a layer at exactly 0 in a row in which any of these layers is not, is at -inf decades there. A row in which
+* *Zeros*: a layer at exactly 0 in a row in which any of these layers is not, is at -inf decades there; where the last
+  hidden layer alone is, a layer that is not is at inf. A row in which
   all are exactly 0 compares nothing: it is counted, and left out of the ratio.
 * *Typical*: the median over the rows in which it is known, where infinities are values.
 """
@@ -50,7 +51,8 @@ RATIOS = {
     "ratio times": "{first} has about {number} times ({power}) the gradient norm of {last}",
     "ratio part": "{first} has about 1/{number} ({power}) of the gradient norm of {last}",
     "ratio power": "{first} has {power} times the gradient norm of {last}",
-    "ratio zero": "the gradient norm of {first} is exactly 0, that of {last} is not",
+    "ratio zero": "the gradient norm of {first} is exactly 0",
+    "ratio inf": "the gradient norm of {last} is exactly 0, that of {first} is not",
 }
 """How one gradient norm compares with another."""
 
@@ -62,8 +64,8 @@ class GradientRatio:
     Args:
         layers: (M,) the layers that are compared, input first; the last is the output layer.
         indices: (M,) their places among the run's layers.
-        decades: (T, M) log10 of each layer's norm over the last hidden layer's; -inf where a layer is exactly 0, NaN
-            where either is not known.
+        decades: (T, M) log10 of each layer's norm over the last hidden layer's; -inf where a layer is exactly 0, inf
+            where the last hidden layer alone is, NaN where either is not known.
         rows: (T,) the row of the run; in a long run the first row of each chunk.
         counts: (T,) how many rows each stands for.
         all_zero: (T,) whether all of these layers are exactly 0.
@@ -167,7 +169,6 @@ def compare_layers(
     all_zero = np.nan_to_num(norms).max(axis=1) == 0
     decades = np.where((norms == 0) & ~all_zero[:, None], -np.inf, decades)
     decades[:, -2][norms[:, -2] > 0] = 0.0
-    decades = np.where(np.isposinf(decades), np.nan, decades)
     return GradientRatio(tuple(run.layers[i] for i in indices), indices, decades, rows, counts, all_zero)
 
 
@@ -257,7 +258,7 @@ def say_ratio(first: str, last: str, decades: float, words: Mapping[str, str] = 
 def _for_people(decades: float) -> tuple[str, str]:
     """Return which of the sentences suits a ratio, and its number: two or three digits, none beyond a million."""
     if not abs(decades) < 6:
-        return ("zero" if decades == -math.inf else "power"), ""
+        return {-math.inf: "zero", math.inf: "inf"}.get(decades, "power"), ""
     number = 10.0 ** abs(decades)
     if number < 10:
         return "times", f"{10.0**decades:.2g}"

@@ -49,7 +49,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     order = [" check positive control", " why ", " next ", " Verdicts ", " Evidence "]
     assert sorted(order, key=words.index) == order
     assert words.count("gradlens run experiments/cause.toml") == 1
-    for said in ("10^+2.0", "10^-6.0", "shortcut_grad_norm"):
+    for said in ("10^2.0", "10^-6.0", "shortcut_grad_norm"):
         assert said in out
     assert run_command(["claims", "--detail"]) == 0
     out = capsys.readouterr().out

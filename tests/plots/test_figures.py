@@ -345,7 +345,7 @@ def test_many_seeds_are_told_as_groups_and_differences_by_their_runs(make_run) -
         read_run(make_run(f"{m}-s{s}", model=m, seed=s, decades=-2.0 - s)) for m in ("a", "b") for s in range(3)
     ]  # fmt: skip
     said = caption(runs).split("\n")
-    assert said[0].startswith("a (3 seeds): the gradient shrinks on its way back (first over last hidden layer 10^-")
+    assert said[0].startswith("a (3 seeds): the gradient shrinks toward the input (first over last hidden layer 10^-")
     assert len(said) == 3
     one, several = caption(runs[:1], minus=runs[1]), caption(runs[:2], minus=runs[3])
     assert "Red: a-s0 has more than a-s1" in one

@@ -59,8 +59,8 @@ def test_a_study_as_a_whole() -> None:
     assert overall["F"][WITH] == "not supported"
     assert found.explanation == (
         "With batch norm the plain net's gradient does not vanish (norm at the first layer over the last hidden "
-        "one: 10^+2.0 [+2.0, +2.0], at 34 layers, 64 px), and without batch norm the plain net's gradient "
-        "vanishes on its way back (norm at the first layer over the last hidden one: 10^-6.0 [-6.0, -6.0], at 34 "
+        "one: 10^2.0 [+2.0, +2.0], at 34 layers, 64 px), and without batch norm the plain net's gradient "
+        "vanishes toward the input (norm at the first layer over the last hidden one: 10^-6.0 [-6.0, -6.0], at 34 "
         "layers, 64 px). With batch norm the residual net learns faster (mean training accuracy +0.400 [+0.400, "
         "+0.400], at 34 layers, 64 px) and ends better in part (validation accuracy +0.000 [+0.000, +0.000], loss"
         " +0.000 [+0.000, +0.000], at 34 layers, 64 px); without batch norm the residual net learns faster (mean "
