@@ -189,13 +189,13 @@ def finite_rows(
 
     Returns:
         (T, L) values, NaN where nothing is known, a value is not finite, or the step was skipped by a GradScaler; in a
-        chunk the mean, or 0 where at least half of the values are exactly 0. (T,) the row, or the first row, of each.
+        chunk the mean, or 0 where more than half of the values are exactly 0. (T,) the row, or the first row, of each.
         (T,) how many rows each stands for. Rows without any value are left out.
     """
     start, stop, _ = rows.indices(len(run.steps))
     if is_long(run, rows):
         chunks = long_blocks(run, metric, rows)
-        values = np.where((chunks.zeros > 0) & (chunks.zeros >= chunks.count), 0.0, chunks.mean)
+        values = np.where(chunks.zeros > chunks.count, 0.0, chunks.mean)
         at = np.asarray(chunks.edges[:-1])
         counts = (chunks.count + chunks.zeros).max(axis=1)
     else:

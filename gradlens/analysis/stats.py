@@ -105,7 +105,7 @@ def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
 def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     """Return the median along an axis, over what is not NaN; infinities are values.
 
-    Where the two middle values are finite it is their mean; where one is infinite, that one; where they are opposite
+    Where the two middle values are finite it is their mean; where one is infinite, the other; where they are opposite
     infinities, NaN; where nothing is known, NaN.
 
     Args:

@@ -61,7 +61,7 @@ def test_the_way_back(decades: float, kind: str, noise: float) -> None:
     check(found, kind)
     if kind != "healthy":
         assert found.findings[0].layers[0] == "layer1"
-        assert f"10^{decades:+.0f}"[:5] in found.findings[0].evidence or noise
+        assert f"10^{decades:.0f}"[:5] in found.findings[0].evidence or noise
         assert found.findings[0].confidence > 0.9
 
 
