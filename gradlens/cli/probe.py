@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from gradlens.cli.options import format_option, print_rows
-from gradlens.config import INITS, parse_seeds
+from gradlens.config import INITS
 from gradlens.errors import ConfigError, GateError
+from gradlens.specs import parse_seeds
 
 if TYPE_CHECKING:
     from gradlens.probe.judge import Judged

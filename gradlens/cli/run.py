@@ -20,13 +20,10 @@ from gradlens.config import (
     SPLITS,
     RunConfig,
     make_config,
-    parse_every,
-    parse_model,
-    parse_names,
-    parse_seeds,
 )
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
+from gradlens.specs import parse_every, parse_model, parse_names, parse_seeds
 
 
 @click.command()
