@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"_version", "errors", "lazy"},
     {"row_chunks", "metrics", "specs", "launch", "provenance"},
     {"run", "config"},
-    {"events", "experiment"},
+    {"sinks", "events", "experiment"},
     {"storage"},
     {"analysis"},
     {"theory", "export", "recorder", "models", "data"},
