@@ -17,7 +17,8 @@ from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interva
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.diagnosis.findings import HEALTHY, UNDECIDED, Diagnosis, Finding, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, Finding, say_layers, say_steps
+from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.study import Control, JudgedClaim, Judgement, names_experiment, say, what_decides
 

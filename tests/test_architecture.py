@@ -156,6 +156,7 @@ def test_the_command_line_imports_nothing_heavy_at_the_top(path: Path) -> None:
         "gradlens._version",
         "gradlens.errors",
         "gradlens.config",
+        "gradlens.diagnosis.kinds",
         "gradlens.launch",
         "gradlens.metrics",
         "gradlens.specs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,9 @@ COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fracti
 LEAST_ROWS = 10
 """Fewer rows are no base for a verdict over time: their later half is worth fewer than the 5 independent numbers that
 ``resample`` asks for."""
+LEAST_VALUES = 3
+"""Weights have a coarse rhythm, so that a window may hold few values; two exact zeros may be a schedule's start and
+end, three in a row are a state. smdebug's UnchangedTensor asks for 3 steps, too."""
 MOST_BLOCKS = 64
 """Of a long run, so many blocks with values that are not finite are looked into."""
 
@@ -157,6 +161,12 @@ def medians(values: FloatArray) -> FloatArray:
         return np.asarray(np.nanmedian(values, axis=0)) if len(values) else np.full(values.shape[1:], np.nan)
 
 
+def lower_median(values: FloatArray) -> float:
+    """Return the lower median of what is known, NaN where nothing is."""
+    known = np.sort(values[~np.isnan(values)])
+    return float(known[(len(known) - 1) // 2]) if len(known) else math.nan
+
+
 def share_beyond(series: FloatArray, line: float, *, below: bool) -> float:
     """Return how sure it is that a series' median is beyond a line: the share of its resampled medians that are.
 
@@ -174,6 +184,17 @@ def since(beyond: NDArray[np.bool_]) -> int:
     share = np.cumsum(beyond[::-1]) / np.arange(1, len(beyond) + 1)
     good = np.flatnonzero((share >= 0.9)[::-1] & beyond)
     return int(good[0]) if len(good) else len(beyond) - 1
+
+
+def window_beyond(series: Series, line: float) -> tuple[slice, str, FloatArray]:
+    """Return the window at the end in which a layer's median is beyond a line, its name, and the medians."""
+    found = [(late, said, medians(series.values[late])) for late, said in series.windows]
+    return next((item for item in found if (np.nan_to_num(item[2]) > line).any()), found[0])
+
+
+def steps_beyond(rec: Recording, series: Series, layer: int, line: float) -> tuple[int, int]:
+    """Return the steps over which a layer is beyond a line for good."""
+    return int(series.steps[since(np.nan_to_num(series.values[:, layer]) > line)]), rec.last_step
 
 
 def run_of_arrays(

@@ -15,9 +15,11 @@ import numpy as np
 
 from gradlens.analysis.depth import fit_depth, theil_sen
 from gradlens.analysis.profile import ACTIVATION_GRAD, VANISH_DECADES, say_end_to_end, say_power
-from gradlens.diagnosis.findings import KINDS, Finding, quoted, say_layers
+from gradlens.diagnosis.exploding import TOO_LARGE, allowed_growth
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.vanishing import TOO_LARGE, allowed_growth, way_back
+from gradlens.diagnosis.vanishing import way_back
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Draw, Entries, Probe, add_up
 from gradlens.run import FloatArray, Layer
 from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile

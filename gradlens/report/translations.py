@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.errors import ConfigError
 
 ENGLISH = {
@@ -165,14 +166,7 @@ INDONESIAN = {
 }  # fmt: skip
 
 KINDS_INDONESIAN = {
-    "vanishing": "gradien menghilang (vanishing)",
-    "exploding": "gradien meledak (exploding)",
-    "incoherent": "gradien tidak koheren (incoherent)",
-    "dead": "unit mati (dead)",
-    "saturated": "unit jenuh (saturated)",
-    "nonfinite": "nilai tak hingga (nonfinite)",
-    "frozen": "bobot diam (frozen)",
-    "unused": "lapisan tak terpakai (unused)",
+    **{kind.name: kind.indonesian for kind in REGISTRY},
     "healthy": "sehat (healthy)",
     "undecided": "belum dapat diputuskan (undecided)",
 }

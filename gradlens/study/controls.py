@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.diagnosis.findings import UNDECIDED
+from gradlens.diagnosis.kinds import UNDECIDED
 from gradlens.run import Run
 from gradlens.study.criteria import SHALLOW, VANISHES
 from gradlens.study.measures import decades_back
