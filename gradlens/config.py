@@ -63,7 +63,7 @@ RECIPES: dict[str, Recipe] = {
         augment=("flip",),
         val_fraction=0.2,
     ),
-    # The report's own, which names no augmentation.
+    # That of the original study, which names no augmentation.
     "report": Recipe(
         epochs=30,
         batch_size=32,

@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"theory", "export", "recorder", "models", "data"},
     {"diagnosis", "train"},
     {"charts", "study", "engines", "probe"},
-    {"plots"},
+    {"plots", "studies"},
     {"terminal", "notebook", "report", "api"},
     {""},
     {"cli"},
@@ -36,7 +36,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 UPWARDS_BY_STRING = {("gradlens.lazy", "gradlens.notebook")}
 """Classes show themselves in a notebook through a module above them, which is looked up by name when it is needed."""
 VIEW_WING = {
-    "analysis", "theory", "diagnosis", "charts", "plots", "terminal", "export", "report", "study", "notebook", "api",
+    "analysis", "theory", "diagnosis", "charts", "plots", "terminal", "export", "report", "study", "studies",
+    "notebook", "api",
 }  # fmt: skip
 HOMES = {
     "torch": {"recorder", "models", "data", "train", "probe"},

@@ -36,7 +36,7 @@ from gradlens.specs import parse_every, parse_model, parse_names, parse_seeds
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="quick (default) or report; the options below change its fields.",
+    help="quick (default) or report (the original study's); the options below change its fields.",
 )
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)

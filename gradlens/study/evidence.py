@@ -10,7 +10,7 @@ import numpy as np
 
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.run import Run
-from gradlens.study.criteria import FLOAT32_DECADES, Outcome
+from gradlens.study.criteria import FLOAT32_DECADES, Claim, Outcome
 from gradlens.study.measures import cut_decades, decades_back, diverged, n_epochs
 from gradlens.study.run_groups import Seeds, Setting
 
@@ -44,6 +44,10 @@ class Evidence:
     note: str = ""
     cut: int = 0
 
+    def __str__(self) -> str:
+        """Write it with its interval, as ``say`` does."""
+        return say(self)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -70,6 +74,21 @@ class Verdict:
     partly: Outcome | None = None
     spread: bool = False
     counts: bool = True
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim and what was found.
+
+    Args:
+        claim: Its sentence and test.
+        overall: Condition to its verdict over all settings, for the conditions that were trained.
+        verdicts: One for each setting.
+    """
+
+    claim: Claim
+    overall: dict[str, Verdict]
+    verdicts: tuple[Verdict, ...]
 
 
 def signed(value: float, unit: str) -> str:
