@@ -17,7 +17,7 @@ from gradlens.storage import read_runs
 if TYPE_CHECKING:
     from gradlens.analysis.compare import Comparison
     from gradlens.plots.figure import Picture
-    from gradlens.study import Judgement
+    from gradlens.studies import Judgement
 
 One = Run | str | Path
 Runs = One | Iterable[One]
@@ -121,7 +121,7 @@ def compare(runs: Runs) -> Comparison:
 
 
 def claims(runs: Runs) -> Judgement:
-    """Judge the report's claims by runs of plain and residual nets that were trained alike.
+    """Judge the original study's claims by runs of plain and residual nets that were trained alike.
 
     Args:
         runs: In any order; two seeds or more in common. A folder stands for all runs in it and below.
@@ -133,6 +133,6 @@ def claims(runs: Runs) -> Judgement:
         ConfigError: None of them is of a plain or a residual net.
         NoRunError: As in ``as_runs``.
     """
-    from gradlens.study import judge_claims
+    from gradlens.studies import judge
 
-    return judge_claims(as_runs(runs, deep=True))
+    return judge(as_runs(runs, deep=True))

@@ -17,9 +17,10 @@ from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interva
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.diagnosis.findings import HEALTHY, UNDECIDED, Diagnosis, Finding, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, Finding, say_layers, say_steps
+from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
 from gradlens.run import EPOCH_COLUMNS, Run
-from gradlens.study import Control, JudgedClaim, Judgement, names_experiment, say, what_decides
+from gradlens.studies import Control, JudgedClaim, Judgement
 
 if TYPE_CHECKING:
     from gradlens.plots.figure import Picture
@@ -206,15 +207,15 @@ def _interval(interval: Interval) -> Markup:
 
 
 def judgement_card(judgement: Judgement) -> str:
-    """Show the report's claims: verdicts with their reasons, what ties them together, controls, and all numbers."""
+    """Show a study's claims: verdicts with their reasons, what ties them together, controls, and all numbers."""
     rows = [row for judged in judgement.claims for row in _claim_rows(judged, judgement.conditions)]
     return _card(
-        _title(f"The report's claims, by {judgement.runs} runs"),
+        _title(f"{judgement.title}, by {judgement.runs} runs"),
         element("p", judgement.explanation, style="margin:.4em 0"),
         _table(["", "claim", "nets", "verdict", "why"], rows, numbers=False),
-        _lines([f"next: {text}" for text in what_decides(judgement)]),
+        _lines([f"next: {text}" for text in judgement.next_steps]),
         *(_control(control) for control in judgement.controls),
-        _lines([f"note: {note}" for note in judgement.notes if not names_experiment(note)], faint=True),
+        _lines([f"note: {note}" for note in judgement.remarks], faint=True),
         _folded("what counts for and against each claim", _criteria(judgement.claims)),
         _folded("all numbers", _guarded(lambda: _numbers(judgement))),
     )
@@ -254,7 +255,7 @@ def _numbers(judgement: Judgement) -> Markup:
             judged.claim.key,
             f"{verdict.condition}, {verdict.setting}",
             one.name,
-            say(one),
+            str(one),
             one.unit,
             str(one.n),
             one.note,

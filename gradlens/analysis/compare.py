@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,12 @@ from gradlens.errors import ConfigError
 from gradlens.lazy import shown_by
 from gradlens.run import FloatArray, Run
 
-# The four rows of the report's table, in its order.
+# The four rows of a table of the last epoch, in their order.
 FINAL_ROWS = {
     "train_accuracy": "training accuracy",
     "val_accuracy": "validation accuracy",
     "train_loss": "training loss",
     "val_loss": "validation loss",
-}
-
-# Final epoch, one run each. Source: the report that started this project, on five classes of Indonesian food.
-REPORT_NUMBERS = {
-    "plain34": {"train_accuracy": 0.52, "val_accuracy": 0.47, "train_loss": 1.24, "val_loss": 1.30},
-    "resnet34": {"train_accuracy": 0.7379, "val_accuracy": 0.6712, "train_loss": 0.8046, "val_loss": 1.0348},
 }
 
 # These say how a run was watched, not what was trained.
@@ -94,6 +88,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Numbers of the last epoch from elsewhere, to be put beside one's own.
+
+    Args:
+        label: What they are called.
+        model: The model that they are of.
+        numbers: Column of the table of epochs to value.
+    """
+
+    label: str
+    model: str
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Nets side by side.
 
@@ -107,9 +116,9 @@ class Comparison:
     repeats: tuple[Run, ...] = ()
     unfinished: tuple[Run, ...] = ()
 
-    def table(self, *, with_report: bool = False) -> list[dict[str, Any]]:
+    def table(self, references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
         """Return the table of the last epoch, as ``final_table`` does."""
-        return final_table(list(self.groups), with_report=with_report)
+        return final_table(list(self.groups), references)
 
     def left_out(self) -> list[str]:
         """Say which runs were left out, and why."""
@@ -254,25 +263,24 @@ def _show(value: Any) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def final_table(groups: list[Group], *, with_report: bool = False) -> list[dict[str, Any]]:
+def final_table(groups: list[Group], references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
     """Return the table of the last epoch: a row per quantity, a column per group.
 
     Args:
         groups: The columns.
-        with_report: Put the report's own number beside, where the model is one of its two.
+        references: Numbers from elsewhere; those of models that are among the groups are put beside.
 
     Returns:
-        Rows with ``quantity`` and, per group label, an ``Interval``; with ``report LABEL`` the report's number.
+        Rows with ``quantity`` and, per group label, an ``Interval``; per reference's label its number.
     """
     rows: list[dict[str, Any]] = []
     for column, title in FINAL_ROWS.items():
         row: dict[str, Any] = {"quantity": title, "column": column}
         for group in groups:
             row[group.label] = group.final(column)
-        if with_report:
-            for model, numbers in REPORT_NUMBERS.items():
-                if any(group.model == model for group in groups):
-                    row[f"report {model}"] = numbers[column]
+        for reference in references:
+            if any(group.model == reference.model for group in groups):
+                row[reference.label] = reference.numbers[column]
         rows.append(row)
     return rows
 

@@ -23,8 +23,8 @@ from gradlens.cli.run import run
 from gradlens.cli.summary import summary
 from gradlens.cli.verify import verify
 from gradlens.cli.watch import watch
-from gradlens.config import LAUNCH_VARIABLES
 from gradlens.errors import ConfigError, GateError, GradlensError
+from gradlens.launch import LAUNCH_VARIABLES
 
 PATIENCE_S = 10
 """Seconds that a process waits with an error for the first to say it."""

@@ -1,4 +1,4 @@
-"""``gradlens claims``: the report's claims, put to the test."""
+"""``gradlens claims``: the original study's claims, put to the test."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gradlens.cli.options import format_option, open_runs, print_rows, runs_argu
 @click.option("--detail", is_flag=True, help="Also each setting's verdict, the tests, and all numbers.")
 @format_option
 def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
-    """Judge the report's claims by RUNS: what would count, the evidence, the verdict.
+    """Judge the original study's claims by RUNS: what would count, the evidence, the verdict.
 
     RUNS are files, names under runs/, or folders with all that is in them; left out, all runs under runs/. Needed are
     runs of plain and residual nets that were trained alike, with two seeds or more in common; see
-    experiments/report.toml. Runs of controls, and of halves of the shortcut, are told by their model's name.
+    gradlens run report. Runs of controls, and of halves of the shortcut, are told by their model's name.
     """
     found = open_runs(runs, default="all", deep=True)
-    from gradlens.study import judge_claims
+    from gradlens.studies import judge
 
-    judgement = judge_claims(found)
+    judgement = judge(found)
     if form == "json":
         click.echo(json.dumps(judgement.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     elif form == "csv":

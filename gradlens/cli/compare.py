@@ -22,13 +22,15 @@ from gradlens.errors import ConfigError
 
 @click.command()
 @runs_argument
-@click.option("--with-report", is_flag=True, help="Put the report's own numbers beside.")
+@click.option("--with-study", is_flag=True, help="Put the original study's own numbers beside.")
+@click.option("--with-report", "with_study_as_before", is_flag=True, hidden=True)
 @format_option
 @look_options
 @figure_options
 def compare(
     runs: tuple[str, ...],
-    with_report: bool,
+    with_study: bool,
+    with_study_as_before: bool,
     form: str,
     theme: str,
     width: str,
@@ -44,17 +46,19 @@ def compare(
     if not found:
         raise ConfigError("nothing to compare: no run has finished an epoch")
     from gradlens.analysis.compare import final_table, group_runs, repeated_runs
+    from gradlens.studies import references
 
     for run in repeated_runs(found):
         click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
     groups = group_runs(found)
+    beside = references() if with_study or with_study_as_before else ()
     if form == "table":
         from gradlens.terminal.compare import print_compare
         from gradlens.terminal.console import results
 
-        print_compare(results(), groups, with_report=with_report)
+        print_compare(results(), groups, beside)
     else:
-        print_rows([_flat(row) for row in final_table(groups, with_report=with_report)], form)
+        print_rows([_flat(row) for row in final_table(groups, beside)], form)
     if terminal:
         return
     from gradlens.plots import draw_compare, figure_name
@@ -63,7 +67,7 @@ def compare(
 
     look = make_look(theme, width)
     write_figures(
-        lambda: draw_compare(found, with_report=with_report, look=look),
+        lambda: draw_compare(found, references=beside, look=look),
         figure_name("compare", found, *look.details()),
         outputs,
         runs=found,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from gradlens.cli.options import open_runs, print_rows, runs_argument
+from gradlens.diagnosis.kinds import HEALTHY, KINDS, UNDECIDED, list_kinds
 from gradlens.errors import ConfigError, GateError
 
 PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 
 
-@click.command()
+@click.command(epilog=f"\b\nKinds, the main one first:\n{list_kinds()}")
 @runs_argument
 @click.option(
     "--format",
@@ -33,11 +34,10 @@ PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
     """Say what is wrong with runs, what shows it, and what to do.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Kinds: vanishing, exploding,
-    incoherent, dead, saturated, nonfinite, frozen, unused; else healthy, or undecided where the data do not suffice.
+    RUNS are files, names under runs/, or folders; left out, it is the newest run. A run without a finding is healthy,
+    or undecided where the data do not suffice.
     """
     from gradlens.diagnosis.diagnose import diagnose as judge
-    from gradlens.diagnosis.findings import KINDS, UNDECIDED
     from gradlens.diagnosis.other_tools import diagnose_by
 
     gates = [kind.strip() for kind in fail_on.split(",") if kind.strip()]
@@ -72,4 +72,4 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
 
 def _falls(kind: str, gates: list[str]) -> bool:
     """Say whether a kind is one of those that were to be none."""
-    return kind in gates or ("any" in gates and kind not in ("healthy", "undecided"))
+    return kind in gates or ("any" in gates and kind not in (HEALTHY, UNDECIDED))

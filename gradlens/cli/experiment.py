@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradlens.config import LAUNCH_VARIABLES
 from gradlens.errors import ConfigError, GradlensError
+from gradlens.launch import LAUNCH_VARIABLES
 
 
 def run_experiment(

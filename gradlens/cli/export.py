@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from gradlens.cli.options import open_runs, runs_argument
-from gradlens.config import EXPORT_FORMS, EXPORT_TABLES
 from gradlens.errors import ConfigError
+from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 
 if TYPE_CHECKING:
     from gradlens.run import Run

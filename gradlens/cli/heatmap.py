@@ -17,8 +17,8 @@ from gradlens.cli.options import (
     runs_argument,
     write_figures,
 )
-from gradlens.config import parse_span, say_span
 from gradlens.errors import ConfigError
+from gradlens.specs import parse_span, say_span
 
 DEFAULT = ("activation_grad_norm",)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradlens.config import FIGURE_ENDINGS, check_figure_path
 from gradlens.errors import ConfigError
 from gradlens.metrics import SHOWN_METRICS
+from gradlens.specs import FIGURE_ENDINGS, check_figure_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

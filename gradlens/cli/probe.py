@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from gradlens.cli.options import format_option, print_rows
-from gradlens.config import INITS, parse_seeds
+from gradlens.config import INITS
+from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.errors import ConfigError, GateError
+from gradlens.specs import parse_seeds
 
 if TYPE_CHECKING:
     from gradlens.probe.judge import Judged
 
-KINDS = ("exploding", "nonfinite", "dead", "vanishing", "unused")
+KINDS = tuple(kind.name for kind in REGISTRY if kind.before_training)
 
 
 @click.command()

@@ -19,8 +19,8 @@ from gradlens.cli.options import (
     runs_argument,
     write_figures,
 )
-from gradlens.config import FIGURE_ENDINGS, FILM_ENDINGS, parse_span, say_span
 from gradlens.metrics import is_linear
+from gradlens.specs import FIGURE_ENDINGS, FILM_ENDINGS, parse_span, say_span
 
 if TYPE_CHECKING:
     from gradlens.plots.style import Look

@@ -20,13 +20,10 @@ from gradlens.config import (
     SPLITS,
     RunConfig,
     make_config,
-    parse_every,
-    parse_model,
-    parse_names,
-    parse_seeds,
 )
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
+from gradlens.specs import parse_every, parse_model, parse_names, parse_seeds
 
 
 @click.command()
@@ -39,7 +36,7 @@ from gradlens.metrics import METRICS_ON_REQUEST
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="quick (default) or report; the options below change its fields.",
+    help="quick (default) or report (the original study's); the options below change its fields.",
 )
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)

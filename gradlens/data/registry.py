@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlens.config import DataSpec, RunConfig, parse_data
+from gradlens.config import RunConfig
 from gradlens.data import patterns
 from gradlens.data.copies import Copies, find_copies
 from gradlens.data.images import Decoded, FileImages, decode_pictures
@@ -20,6 +20,7 @@ from gradlens.data.tables import Picture, Table, read_csv, read_folder
 from gradlens.data.torchvision_sets import labels_of, open_torchvision
 from gradlens.errors import DataError
 from gradlens.events import Listener, Note, ignore
+from gradlens.specs import DataSpec, parse_data
 
 MEMORY_SHARE = 0.4
 """Share of the free memory that decoded pictures may fill."""

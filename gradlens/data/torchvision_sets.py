@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gradlens.config import TORCHVISION_SETS
 from gradlens.data.images import to_square
 from gradlens.errors import DataError
+from gradlens.specs import TORCHVISION_SETS
 
 # (training, validation) arguments of each constructor.
 PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradlens.analysis.gradient_ratio import say_power
+from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
+from gradlens.diagnosis.dead import dead
+from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
-from gradlens.diagnosis.frozen import frozen, unused
+from gradlens.diagnosis.frozen import frozen, slow
+from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
-from gradlens.diagnosis.pace import accumulated, slow, swollen
-from gradlens.diagnosis.recorded_rows import LEAST_ROWS, PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
-from gradlens.diagnosis.units import dead, incoherent, saturated
-from gradlens.diagnosis.vanishing import exploding, vanishing, way_back
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
+from gradlens.diagnosis.saturated import saturated
+from gradlens.diagnosis.uncleared import uncleared
+from gradlens.diagnosis.unused import unused
+from gradlens.diagnosis.vanishing import vanishing
 from gradlens.run import Layer, Run
 
 
@@ -35,33 +38,43 @@ def diagnose(run: Run) -> Diagnosis:
         where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
     """
     rec, notes = Recording(run), list[str]()
-    row = first_broken_row(rec)
-    broken, exploded = nonfinite(rec, row), accumulated(rec) or exploding(rec, row) or swollen(rec)
-    units = [*dead(rec), *saturated(rec)]
-    still = [*frozen(rec), *unused(rec)]
-    way = vanishing(rec, notes)
-    if way:
-        late = [finding for finding in units if _came_later(rec, finding, way[0])]
-        units = [finding for finding in units if finding not in late]
-        if _explained(rec, way[0], units):
-            late, way = way, []
-        notes += [f"what follows from it: {finding}" for finding in late]
-    findings = [*broken, *exploded, *units, *way]
-    for finding in still:
-        if finding.kind == "frozen" and _follows(finding, findings):
-            notes.append(f"what follows from it: {finding}")
-        else:
-            findings.append(finding)
-    if not broken and not exploded and not way and not units:
-        findings += incoherent(rec)
-        if not still:
-            findings += slow(rec)
+    findings = _of_the_signal(rec, notes)
+    unmoved = [*frozen(rec), *unused(rec)]
+    if not findings:
+        findings = [*incoherent(rec), *([] if unmoved else slow(rec))]
+    findings += _on_their_own(unmoved, findings, notes)
     if run.status == "running":
         notes.append("the run is still being written, or its writer was killed")
     if rec.skipped.any():
         notes.append(f"{int(rec.skipped.sum())} step(s) that the GradScaler skipped are left out")
     missing = "" if findings else _missing(rec)
     return make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec))
+
+
+def _of_the_signal(rec: Recording, notes: list[str]) -> list[Finding]:
+    """Return what is wrong with gradients or outputs: first what breaks or explodes, of the ways to explode one."""
+    row = first_broken_row(rec)
+    loud = [*nonfinite(rec, row), *(uncleared(rec) or exploding(rec, row) or swollen(rec))]
+    return [*loud, *_units_or_vanishing(rec, [*dead(rec), *saturated(rec)], vanishing(rec, notes), notes)]
+
+
+def _units_or_vanishing(rec: Recording, units: list[Finding], way: list[Finding], notes: list[str]) -> list[Finding]:
+    """Return units that are off and a gradient that vanishes; where one follows from the other it is a note."""
+    if not way:
+        return units
+    late = [finding for finding in units if _came_later(rec, finding, way[0])]
+    units = [finding for finding in units if finding not in late]
+    if _explained(rec, way[0], units):
+        late, way = way, []
+    notes += [f"what follows from it: {finding}" for finding in late]
+    return [*units, *way]
+
+
+def _on_their_own(unmoved: Sequence[Finding], causes: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return the layers that do not move for a reason of their own; the others are a note."""
+    follow = [finding for finding in unmoved if finding.kind == "frozen" and _follows(finding, causes)]
+    notes += [f"what follows from it: {finding}" for finding in follow]
+    return [finding for finding in unmoved if finding not in follow]
 
 
 def diagnose_arrays(
@@ -115,21 +128,18 @@ def _missing(rec: Recording) -> str:
         return f"{rec.gradient} is known in {len(series)} row(s): at least {LEAST_ROWS} are needed"
     if not (series.values > 0).any():
         return "all gradients are exactly 0, and no loss tells whether there is anything left to learn"
-    path, decades = way_back(rec)
-    if len(path) >= 3:
-        known = int((~np.isnan(decades[:, 0])).sum())
+    if rec.ratio is not None:
+        known = int((~np.isnan(rec.ratio.decades[:, 0])).sum())
         if known < LEAST_ROWS:
             return f"the gradient at both ends is known in {known} row(s): at least {LEAST_ROWS} are needed"
     elif len(rec.run.main_layers()) >= 3:
-        return f"the gradient of only {len(path)} main layer(s) is known in most rows: at least 3 are needed"
+        return f"the gradient of only {len(rec.path)} main layer(s) is known in most rows: at least 3 are needed"
     return ""
 
 
 def _healthy(rec: Recording) -> str:
-    """Say what speaks for a healthy run."""
-    path, decades = way_back(rec)
-    if not len(decades):
-        return "no fault is seen; over fewer than three layers no way back can be judged"
-    typical = float(np.nanmedian(decades[len(decades) // 2 :, 0])) if not np.isnan(decades[:, 0]).all() else math.nan
-    first, last = rec.names(path[[0, -2]])
-    return f"no fault is seen: {quoted(first)} has {say_power(typical)} times the gradient norm of {quoted(last)}"
+    """Return what speaks for a healthy run."""
+    if rec.ratio is None:
+        return "no fault is seen; with fewer than three layers there is no ratio of first to last to be judged"
+    first, last = rec.ratio.first.name, rec.ratio.last.name
+    return f"no fault is seen: {say_ratio(quoted(first), quoted(last), rec.ratio.typical())}"

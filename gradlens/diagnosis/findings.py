@@ -6,13 +6,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from gradlens.diagnosis.kinds import HEALTHY, KINDS, UNDECIDED
 from gradlens.lazy import shown_by
 
-KINDS = ("exploding", "nonfinite", "dead", "saturated", "vanishing", "frozen", "unused", "incoherent")
-"""All kinds, causes before what they cause: of several findings the first in this order is the main one. An explosion
-ends in what is not finite; dead and saturated units let the gradient vanish; what is still wrong with norms that are
-healthy comes last."""
-HEALTHY, UNDECIDED = "healthy", "undecided"
 WIDTH = 100
 
 

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradlens.analysis.bootstrap import resampled_medians
-from gradlens.analysis.gradient_ratio import LEAST_ROWS as LEAST_ROWS
 from gradlens.analysis.gradient_ratio import (
     GradientRatio,
     compare_layers,
     finite_rows,
     known_layers,
+    late_windows,
 )
-from gradlens.analysis.gradient_ratio import late_windows as late_windows
 from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks
 from gradlens.analysis.stats import median
 from gradlens.errors import ConfigError
@@ -25,6 +24,9 @@ from gradlens.run import FloatArray, Layer, Run
 
 PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
 COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
+LEAST_VALUES = 3
+"""Weights have a coarse rhythm, so that a window may hold few values; two exact zeros may be a schedule's start and
+end, three in a row are a state. smdebug's UnchangedTensor asks for 3 steps, too."""
 MOST_BLOCKS = 64
 """Of a long run, so many blocks with values that are not finite are looked into."""
 
@@ -146,11 +148,6 @@ class Recording:
         return np.asarray(found & ~self.skipped[start:stop, None])
 
 
-def medians(values: FloatArray) -> FloatArray:
-    """Return the median of each column, NaN where nothing is known."""
-    return median(values, axis=0)
-
-
 def share_beyond(series: FloatArray, line: float, *, below: bool) -> float:
     """Return how sure it is that a series' median is beyond a line: the share of its resampled medians that are.
 
@@ -168,6 +165,17 @@ def since(beyond: NDArray[np.bool_]) -> int:
     share = np.cumsum(beyond[::-1]) / np.arange(1, len(beyond) + 1)
     good = np.flatnonzero((share >= 0.9)[::-1] & beyond)
     return int(good[0]) if len(good) else len(beyond) - 1
+
+
+def window_beyond(series: Series, line: float) -> tuple[slice, str, FloatArray]:
+    """Return the window at the end in which a layer's median is beyond a line, its name, and the medians."""
+    found = [(late, said, median(series.values[late], axis=0)) for late, said in series.windows]
+    return next((item for item in found if (np.nan_to_num(item[2]) > line).any()), found[0])
+
+
+def steps_beyond(rec: Recording, series: Series, layer: int, line: float) -> tuple[int, int]:
+    """Return the steps over which a layer is beyond a line for good."""
+    return int(series.steps[since(np.nan_to_num(series.values[:, layer]) > line)]), rec.last_step
 
 
 def run_of_arrays(

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradlens.config import ModelSpec
 from gradlens.models.blocks import Activation, Block, Carries, Shortcut, activation_layer
+from gradlens.specs import ModelSpec
 
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 IMAGENET_CHANNELS = (64, 128, 256, 512)

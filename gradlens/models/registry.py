@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradlens.config import ModelSpec, parse_model
 from gradlens.errors import GradlensError, ModelError
 from gradlens.models.plain_and_residual import Init, build_net
+from gradlens.specs import ModelSpec, parse_model
 
 
 def build_model(

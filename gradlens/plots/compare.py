@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, group_runs, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
 from gradlens.plots.figure import Picture
@@ -30,7 +30,7 @@ FAR = 1.5
 """A loss so many times beyond the others would press them flat."""
 
 
-def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look | None = None) -> Picture:
+def draw_compare(runs: Sequence[Run], *, references: Sequence[Reference] = (), look: Look | None = None) -> Picture:
     """Draw training and validation accuracy and loss over epochs, a line per net, over the table of the last epoch.
 
     Lines are means over seeds, as long as all of them run, bands their 95 % intervals, thin lines the single seeds.
@@ -38,7 +38,7 @@ def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look |
 
     Args:
         runs: Runs with a table of epochs.
-        with_report: Put the report's own numbers into the table.
+        references: Numbers from elsewhere to put into the table.
         look: Ground and width; on a screen, light, where it is left out.
 
     Returns:
@@ -52,11 +52,11 @@ def draw_compare(runs: Sequence[Run], *, with_report: bool = False, look: Look |
         raise ConfigError("nothing to compare: no run has finished an epoch")
     look = look or Look()
     with house_style(look):
-        return _draw(groups, with_report, look)
+        return _draw(groups, references, look)
 
 
-def _draw(groups: list[Group], with_report: bool, look: Look) -> Picture:
-    table = final_table(groups, with_report=with_report)
+def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> Picture:
+    table = final_table(groups, references)
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
     head = fill([caption(groups)], width)

@@ -11,11 +11,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gradlens.config import check_figure_path
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
+from gradlens.specs import check_figure_path
 
 FIGURES = Path("figures")
 DPI = 200

@@ -19,11 +19,11 @@ from gradlens.analysis.gradient_ratio import say_power
 from gradlens.analysis.profile import find_stages
 from gradlens.charts.heatmap import quiet_end
 from gradlens.charts.ridges import Film
-from gradlens.config import FILM_ENDINGS, check_figure_path
 from gradlens.errors import MissingLibraryError, RunExistsError, RunFileError
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.figure_files import check_facts_place, figure_facts, write_text
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
+from gradlens.specs import FILM_ENDINGS, check_figure_path
 
 DPI = 110
 FRAMES_PER_SECOND = 10

@@ -14,12 +14,13 @@ from functools import cached_property
 import numpy as np
 
 from gradlens.analysis.depth import fit_depth, theil_sen
-from gradlens.analysis.gradient_ratio import VANISH_DECADES, say_fate, say_power
+from gradlens.analysis.gradient_ratio import VANISH_DECADES, say_fate, say_power, say_ratio
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import KINDS, Finding, quoted, say_layers
+from gradlens.diagnosis.exploding import TOO_LARGE, allowed_growth
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.vanishing import TOO_LARGE, allowed_growth, way_back
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Draw, Entries, Probe, add_up
 from gradlens.run import FloatArray, Layer
 from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile
@@ -162,10 +163,10 @@ def judge(probe: Probe) -> Judged:
     draws = probe.draws
     run = draws[0].run
     profile = np.array([_profile(draw) for draw in draws])
-    backs = [way_back(Recording(draw.run)) for draw in draws]
-    judged = all(len(decades) for _, decades in backs)
-    ends = tuple(run.layers[i].name for i in backs[0][0][[0, -2]]) if judged else ()
-    decades = np.array([decades[0, 0] if len(decades) else math.nan for _, decades in backs])
+    ratios = [Recording(draw.run).ratio for draw in draws]
+    judged = all(ratio is not None for ratio in ratios)
+    ends = (ratios[0].first.name, ratios[0].last.name) if judged and ratios[0] is not None else ()
+    decades = np.array([math.nan if ratio is None else ratio.typical() for ratio in ratios])
     fits = [fit_depth(draw.run, ACTIVATION_GRAD) if judged else [] for draw in draws]
     slopes = np.array([fit[0].slope.value if fit else math.nan for fit in fits])
     found = [_nonfinite(draws), _dead(draws), _unused(draws)]
@@ -182,11 +183,9 @@ def _profile(draw: Draw) -> FloatArray:
     """Return (M,) decades over the last hidden layer with a gradient; of recognised nets, as ``first_profile`` does."""
     main = draw.run.main_layers()
     found = np.full(len(main), math.nan)
-    path, decades = way_back(Recording(draw.run))
-    if len(decades):
-        found[np.searchsorted([draw.run.layers[i].depth for i in main], [draw.run.layers[i].depth for i in path])] = (
-            decades[0]
-        )
+    ratio = Recording(draw.run).ratio
+    if ratio is not None:
+        found[np.isin(main, ratio.indices)] = ratio.decades[0]
     return found
 
 
@@ -209,10 +208,13 @@ def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]
         return None
     first, last = map(quoted, ends)
     i = int(np.flatnonzero(decades < VANISH_DECADES)[0])
-    path, back = way_back(Recording(draws[i].run))
-    low = [draws[i].run.layers[j].name for j in path[:-1][back[0, :-1] < VANISH_DECADES]]
-    zeros = int(np.isneginf(back[0]).sum())
-    said = f"{first} has {say_power(float(median(decades)))} times the gradient norm of {last} {_of_draws(k, draws)}"
+    ratio = Recording(draws[i].run).ratio
+    assert ratio is not None
+    low = [
+        layer.name for layer, value in zip(ratio.layers[:-1], ratio.decades[0], strict=False) if value < VANISH_DECADES
+    ]
+    zeros = int(np.isneginf(ratio.decades[0]).sum())
+    said = f"{say_ratio(first, last, float(median(decades)))} {_of_draws(k, draws)}"
     if zeros:
         said += f"; exactly 0 at {zeros} layer(s), by underflow of float32 or dead units"
     return Finding(
@@ -227,11 +229,11 @@ def _exploding(draws: Sequence[Draw]) -> Finding | None:
     tops, lines, sources = [], [], []
     for draw in draws:
         rec = Recording(draw.run)
-        path, decades = way_back(rec)
-        line, source = allowed_growth(rec, len(path))
-        early = np.nan_to_num(decades[0, :-1], nan=-np.inf)
+        assert rec.ratio is not None
+        line, source = allowed_growth(rec, len(rec.ratio.layers))
+        early = np.nan_to_num(rec.ratio.decades[0, :-1], nan=-np.inf)
         top = int(np.argmax(early))
-        tops.append((float(early[top]), draw.run.layers[path[top]].name))
+        tops.append((float(early[top]), rec.ratio.layers[top].name))
         lines.append(line)
         sources.append(source)
     k, confidence = _counted(draws, lambda i: tops[i][0] > lines[i])
@@ -240,9 +242,8 @@ def _exploding(draws: Sequence[Draw]) -> Finding | None:
     highest, name = max(tops)
     return Finding(
         "exploding", (name,), (0, 0),
-        f"{quoted(name)} has up to {say_power(highest)} times the gradient norm of the last hidden layer "
-        f"{_of_draws(k, draws)}",
-        f"a growth over depth beyond 10^{lines[0]:+.1f}", sources[0], TOO_LARGE, confidence,
+        f"{say_ratio(quoted(name), 'the last hidden layer', highest)}, at most, {_of_draws(k, draws)}",
+        f"a growth over depth beyond {say_power(lines[0])}", sources[0], TOO_LARGE, confidence,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from gradlens.probe.histograms import Counting, count_entries
 from gradlens.probe.plan import DEFAULT_CLASSES, INPUT_TIP, Draw, Entries, Input, Probe, ProbePlan, add_up
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name, own_parameters
-from gradlens.run import ListSink, Run
+from gradlens.run import Run
+from gradlens.sinks import ListSink
 from gradlens.train.loop import find_output
 from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
 

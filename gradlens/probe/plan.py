@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.config import INITS, SHORTCUTS, ModelSpec, parse_data, parse_model
+from gradlens.config import INITS, SHORTCUTS
 from gradlens.errors import ConfigError
 from gradlens.run import Run
+from gradlens.specs import ModelSpec, parse_data, parse_model
 
 FP16_NORMAL, FP16_LOST, BF16_NORMAL = -14, -25, -126
 """Powers of two: float16's smallest normal number 2^-14 = 6.1e-5; what is below half its smallest number of all,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import LayerChoice
-from gradlens.run import FloatArray, ListSink
+from gradlens.run import FloatArray
+from gradlens.sinks import ListSink
 from gradlens.theory.laws import (
     Activation,
     Check,

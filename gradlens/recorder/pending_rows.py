@@ -16,7 +16,8 @@ from gradlens.recorder.measured_row import MeasuredRow, clip_coefficient, make_r
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
 from gradlens.recorder.schedule import AutoEvery
-from gradlens.run import Header, Layer, Row, Sink
+from gradlens.run import Header, Layer, Row
+from gradlens.sinks import Sink
 
 GRADIENTS = ("activation_grad_norm", "param_grad_norm")
 

@@ -27,7 +27,8 @@ from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every, make_rule
 from gradlens.recorder.steps import Steps
-from gradlens.run import Header, Layer, NullSink, Row, Sink, Status
+from gradlens.run import Header, Layer, Row, Status
+from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink, FileSink
 
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]

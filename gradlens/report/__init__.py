@@ -1,4 +1,4 @@
-"""What a study says, on one page: HTML, Markdown or PDF, from run files alone."""
+"""What runs say, on one page: HTML, Markdown or PDF, from run files alone."""
 
 from __future__ import annotations
 

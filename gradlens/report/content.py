@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradlens.analysis.compare import REPORT_NUMBERS, Group, final_table, group_runs, label_runs, repeated_runs
+from gradlens.analysis.compare import Group, final_table, group_runs, label_runs, repeated_runs
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.errors import ConfigError
 from gradlens.provenance import commit, versions
 from gradlens.run import Run
-from gradlens.study import Judgement, judge_claims
-from gradlens.study.run_groups import sort_runs
+from gradlens.studies import Judgement, judge_pairs, references
 
 SETTINGS_FIRST = (
     "model", "data", "image_size", "split", "val_fraction", "augment", "recipe", "epochs", "patience", "batch_size",
@@ -80,7 +79,7 @@ class Facts:
         runs: All of them, group by group.
         labels: A name per run.
         left_out: Runs that repeat a seed.
-        claims: The report's claims, judged; None where there is no pair of a plain and a residual net.
+        claims: The study's claims, judged; None where there is no pair of runs that it compares.
         seen: The findings, group by group.
         finals: The table of the last epoch.
         settings: Hyper-parameters.
@@ -130,28 +129,20 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         )
     groups = group_runs(usable)
     kept = [run for group in groups for run in group.runs]
-    with_report = any(group.model in REPORT_NUMBERS for group in groups)
     made = commit()
     return Facts(
         groups=tuple(groups),
         runs=tuple(kept),
         labels=tuple(label_runs(kept)),
         left_out=tuple(run.path for run in repeated_runs(usable)),
-        claims=judge_pair(kept),
+        claims=judge_pairs(kept),
         seen=tuple(found for group in groups for found in findings_of(group)),
-        finals=tuple(final_table(groups, with_report=with_report)),
+        finals=tuple(final_table(groups, references())),
         settings=tuple(settings_of(groups)),
         environment=tuple(environment_of(groups)),
         command=command,
         made_with=versions() | ({"commit": made} if made else {}),
     )
-
-
-def judge_pair(runs: Sequence[Run]) -> Judgement | None:
-    """Judge the report's claims, where there is a plain and a residual net of one depth that were trained alike."""
-    settings = sort_runs(runs).settings
-    paired = any(setting.plain.keys() & setting.resnet.keys() for setting in settings)
-    return judge_claims(runs) if paired else None
 
 
 def findings_of(group: Group) -> list[Seen]:

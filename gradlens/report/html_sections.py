@@ -12,8 +12,8 @@ from gradlens.analysis.compare import say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.report.content import Facts, Row, Seen
 from gradlens.report.sentences import say_seeds
-from gradlens.report.translations import ENGLISH
-from gradlens.study import Control, Evidence, JudgedClaim, Judgement, say
+from gradlens.report.translations import ENGLISH, words_of
+from gradlens.studies import Control, Evidence, JudgedClaim, Judgement
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,18 @@ def _evidence(each: tuple[str, str, str]) -> str:
 
 
 def finals_table(facts: Facts) -> str:
-    """Return the table of the last epoch, with the report's own numbers beside the nets that it is about."""
+    """Return the table of the last epoch, with the study's own numbers beside the nets that it is about."""
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     extents = {group.label: group.say_extent() for group in facts.groups}
     heads = "".join(
-        f'<th scope="col">{escape(name.replace("report ", "published, ") if name not in extents else name)}'
-        f"<br><small>{escape(extents.get(name, 'one run'))}</small></th>"
+        f'<th scope="col">{escape(name)}<br><small>{escape(extents.get(name, "one run"))}</small></th>'
         for name in columns
     )
     body = "\n".join(
         f'<tr><th scope="row">{escape(row["quantity"])}</th>{"".join(_number(row[name]) for name in columns)}</tr>'
         for row in facts.finals
     )
-    published = f" {ENGLISH['published']}" if len(columns) > len(facts.groups) else ""
+    published = f" {words_of('en')['published']}" if len(columns) > len(facts.groups) else ""
     return (
         f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
         f"<p class=read>{escape(ENGLISH['last epoch'] + published)}</p>"
@@ -140,7 +139,7 @@ def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "se
 
 
 def claims_table(judgement: Judgement) -> str:
-    """Return the report's claims, each with its test, its verdict under each condition, and the evidence."""
+    """Return the study's claims, each with its test, its verdict under each condition, and the evidence."""
     rows = []
     for judged in judgement.claims:
         cells = "".join(
@@ -179,11 +178,11 @@ def _verdict(judged: JudgedClaim, condition: str) -> str:
 def say_evidence(one: Evidence) -> str:
     """Write a number with its interval, what it is of, and over how many seeds."""
     note = f"; {one.note}" if one.note else ""
-    return f"{one.name}: {say(one)} (n = {one.n}{note})"
+    return f"{one.name}: {one} (n = {one.n}{note})"
 
 
 def say_control(control: Control) -> str:
-    """Say whether a study's instrument was checked, and how that went."""
+    """Return whether the instrument was checked, and how that went."""
     outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
     return f"{control.key} control {outcome}: {control.text}; {control.detail}"
 

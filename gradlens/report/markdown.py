@@ -17,7 +17,7 @@ from gradlens.report.html_sections import say_control
 from gradlens.report.sentences import Words, analysis, opening, say_kind, say_seeds
 from gradlens.report.translations import words_of
 from gradlens.run import Run
-from gradlens.study import Judgement
+from gradlens.studies import Judgement
 
 PICTURES = ("curves", "heatmap", "profile")
 MOST_PANELS = 6
@@ -107,7 +107,7 @@ def finals(facts: Facts, words: Words) -> str:
     """Return the table of the last epoch."""
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     labels = set(facts.names)
-    heads = [name if name in labels else words["report"].format(model=name.removeprefix("report ")) for name in columns]
+    heads = [name if name in labels else words.get(f"reference {name}", name) for name in columns]
     rows = [[words[FINAL_ROWS[row["column"]]], *[say_number(row[name]) for name in columns]] for row in facts.finals]
     told = words["last epoch"] + (f" {words['published']}" if len(columns) > len(labels) else "")
     return f"{table([words['quantity'], *heads], rows)}\n\n{told}"
@@ -142,7 +142,7 @@ def side_by_side(rows: Sequence[Row], names: Sequence[str], words: Words) -> str
 
 
 def claims(judgement: Judgement, words: Words) -> str:
-    """Return the report's claims with their verdicts."""
+    """Return the study's claims with their verdicts."""
     rows = [
         [
             f"{judged.claim.key}. {judged.claim.text}",

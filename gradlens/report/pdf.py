@@ -11,8 +11,8 @@ from gradlens.report.html import title_of
 from gradlens.report.html_sections import say_control
 from gradlens.report.markdown import report_figures, say_number
 from gradlens.report.sentences import analysis, opening, say_seeds
-from gradlens.report.translations import ENGLISH
-from gradlens.study import Judgement
+from gradlens.report.translations import ENGLISH, words_of
+from gradlens.studies import Judgement
 
 MOST_COLUMNS = 4
 """Columns of a table, beside that of its names; more follow in another table below."""
@@ -54,14 +54,15 @@ def write_paper(facts: Facts, path: Path) -> None:
 
 
 def _claims(pages: Pages, judgement: Judgement) -> None:
-    pages.heading(ENGLISH["Claims"])
+    words = words_of("en")
+    pages.heading(words["Claims"])
     pages.paragraph(judgement.explanation)
     rows = [
         [f"{judged.claim.key}. {judged.claim.text}", condition, found.verdict, found.why]
         for judged in judgement.claims
         for condition, found in judged.overall.items()
     ]
-    pages.table([ENGLISH[key] for key in ("claim", "condition", "verdict", "why")], rows, [3, 1.5, 1.2, 4])
+    pages.table([words[key] for key in ("claim", "condition", "verdict", "why")], rows, [3, 1.5, 1.2, 4])
     for text in (*map(say_control, judgement.controls), *judgement.notes):
         pages.paragraph(f"• {text}", faint=True)
 
@@ -81,10 +82,9 @@ def _finals(pages: Pages, facts: Facts) -> None:
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     labels = set(facts.names)
     for part in _parts(columns):
-        heads = [name if name in labels else name.replace("report ", "published, ", 1) for name in part]
         rows = [[row["quantity"], *[say_number(row[name]) for name in part]] for row in facts.finals]
-        pages.table([ENGLISH["quantity"], *heads], rows, [1.4] + [2.4 if name in labels else 1 for name in part])
-    more = f" {ENGLISH['published']}" if len(columns) > len(labels) else ""
+        pages.table([ENGLISH["quantity"], *part], rows, [1.4] + [2.4 if name in labels else 1 for name in part])
+    more = f" {words_of('en')['published']}" if len(columns) > len(labels) else ""
     pages.paragraph(ENGLISH["last epoch"] + more, faint=True)
 
 

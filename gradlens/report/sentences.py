@@ -14,7 +14,7 @@ from gradlens.analysis.highlights import ACCURACY_GAP
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import mean_interval
 from gradlens.report.content import Facts, Seen, data_facts
-from gradlens.study.run_groups import sort_runs
+from gradlens.studies import pairs
 
 Words = Mapping[str, str]
 MOST_GROUPS = 4
@@ -55,10 +55,10 @@ def _opening_of_many(facts: Facts, words: Words) -> list[str]:
 
 
 def analysis(facts: Facts, words: Words) -> list[str]:
-    """Return the brief analysis: differences between plain and residual twins, pace, gaps, gradients, findings."""
-    pairs = twins(facts)
-    columns = list(FINAL_ROWS) if len(pairs) <= 2 else ["train_accuracy", "val_accuracy"]
-    sentences = [paired(first, second, column, words) for first, second in pairs for column in columns]
+    """Return the brief analysis: differences between twins, pace, gaps, gradients, findings."""
+    twin_groups = twins(facts)
+    columns = list(FINAL_ROWS) if len(twin_groups) <= 2 else ["train_accuracy", "val_accuracy"]
+    sentences = [paired(first, second, column, words) for first, second in twin_groups for column in columns]
     sentences.append(pace(facts, words))
     sentences += [overfits(group, words) for group in facts.groups]
     sentences += [copies(group, words) for group in facts.groups]
@@ -68,16 +68,12 @@ def analysis(facts: Facts, words: Words) -> list[str]:
 
 
 def twins(facts: Facts) -> list[tuple[Group, Group]]:
-    """Return the pairs of a plain and a residual net that were trained alike; of two groups that are none, those."""
+    """Return the groups that the study compares with each other; of two groups that are none of these, those."""
     home = {id(run): group for group in facts.groups for run in group.runs}
-    pairs = []
-    for setting in sort_runs(facts.runs).settings:
-        for depth in sorted(setting.plain.keys() & setting.resnet.keys()):
-            first, second = (next(iter(arm[depth].values())) for arm in (setting.plain, setting.resnet))
-            pairs.append((home[id(first)], home[id(second)]))
-    if not pairs and len(facts.groups) == 2:
-        pairs.append((facts.groups[0], facts.groups[1]))
-    return pairs
+    found = [(home[id(first)], home[id(second)]) for first, second in pairs(facts.runs)]
+    if not found and len(facts.groups) == 2:
+        found.append((facts.groups[0], facts.groups[1]))
+    return found
 
 
 def _count(number: int, what: str, words: Words) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gradlens.analysis.gradient_ratio import FATES, RATIOS
+from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.errors import ConfigError
+from gradlens.studies import study_words
 
 ENGLISH: dict[str, str] = {
     "title": "What the gradients say",
@@ -41,18 +43,15 @@ ENGLISH: dict[str, str] = {
     "Simple graph": "Simple graph",
     "Brief analysis": "Brief analysis",
     "Hyper-parameters": "Hyper-parameter configuration",
-    "Claims": "The report's claims",
     "Findings": "Findings",
     "Environment": "Environment",
     "last epoch": "Last epoch of each run: mean ± standard deviation between seeds, with the 95 % interval of the "
     "mean (Student).",
-    "published": "The published numbers are of one run each.",
     "quantity": "quantity",
     "training accuracy": "training accuracy",
     "validation accuracy": "validation accuracy",
     "training loss": "training loss",
     "validation loss": "validation loss",
-    "report": "published, {model}",
     "differs": "Bold: where the experiments differ.",
     "setting": "setting",
     "curves": "Accuracy and loss over epochs",
@@ -68,10 +67,6 @@ ENGLISH: dict[str, str] = {
     "finding": "finding",
     "evidence": "evidence",
     "next": "next step",
-    "claim": "claim",
-    "condition": "condition",
-    "verdict": "verdict",
-    "why": "why",
     "made by": "Made by",
     "of evidence": "",
     "in English": "",
@@ -125,18 +120,15 @@ INDONESIAN = {
     "Simple graph": "Grafik Sederhana",
     "Brief analysis": "Analisis Singkat",
     "Hyper-parameters": "Konfigurasi Hyperparameter",
-    "Claims": "Klaim laporan",
     "Findings": "Temuan",
     "Environment": "Lingkungan",
     "last epoch": "Epoch terakhir setiap pelatihan: rata-rata ± simpangan baku antar-seed, dengan interval 95 % "
     "dari rata-rata (Student).",
-    "published": "Angka terpublikasi masing-masing berasal dari satu pelatihan.",
     "quantity": "besaran",
     "training accuracy": "akurasi pelatihan",
     "validation accuracy": "akurasi validasi",
     "training loss": "loss pelatihan",
     "validation loss": "loss validasi",
-    "report": "terpublikasi, {model}",
     "differs": "Huruf tebal: di mana eksperimen berbeda.",
     "setting": "pengaturan",
     "curves": "Akurasi dan loss per epoch",
@@ -152,10 +144,6 @@ INDONESIAN = {
     "finding": "temuan",
     "evidence": "bukti",
     "next": "langkah berikutnya",
-    "claim": "klaim",
-    "condition": "kondisi",
-    "verdict": "putusan",
-    "why": "alasan",
     "made by": "Dibuat dengan",
     "in English": " (dalam bahasa Inggris)",
     "of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
@@ -167,14 +155,7 @@ INDONESIAN = {
 }  # fmt: skip
 
 KINDS_INDONESIAN = {
-    "vanishing": "gradien menghilang (vanishing)",
-    "exploding": "gradien meledak (exploding)",
-    "incoherent": "gradien tidak koheren (incoherent)",
-    "dead": "unit mati (dead)",
-    "saturated": "unit jenuh (saturated)",
-    "nonfinite": "nilai tak hingga (nonfinite)",
-    "frozen": "bobot diam (frozen)",
-    "unused": "lapisan tak terpakai (unused)",
+    **{kind.name: kind.indonesian for kind in REGISTRY},
     "healthy": "sehat (healthy)",
     "undecided": "belum dapat diputuskan (undecided)",
 }
@@ -210,29 +191,21 @@ SETTINGS_INDONESIAN = {
     "recorded on": "direkam pada",
     "files": "berkas",
 }
-VERDICTS_INDONESIAN = {
-    "supported": "didukung",
-    "not supported": "tidak didukung",
-    "mixed": "campuran",
-    "undecided": "belum dapat diputuskan",
-    "withheld": "ditahan",
-}
 
 LANGUAGES: Mapping[str, Mapping[str, str]] = {
     "en": ENGLISH,
     "id": INDONESIAN
     | {f"kind {kind}": said for kind, said in KINDS_INDONESIAN.items()}
-    | {f"row {name}": said for name, said in SETTINGS_INDONESIAN.items()}
-    | {f"verdict {verdict}": said for verdict, said in VERDICTS_INDONESIAN.items()},
+    | {f"row {name}": said for name, said in SETTINGS_INDONESIAN.items()},
 }
 
 
 def words_of(language: str) -> Mapping[str, str]:
-    """Return the words of a language.
+    """Return the words of a language, with those by which the study is spoken of.
 
     Raises:
         ConfigError: It is not known.
     """
     if language not in LANGUAGES:
         raise ConfigError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
-    return LANGUAGES[language]
+    return {**LANGUAGES[language], **study_words(language)}

@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from gradlens.run import Header, Row, Sink, Status
+from gradlens.run import Header, Row, Status
+from gradlens.sinks import Sink
 from gradlens.storage.writer import check_process
 
 GATHERED = 64

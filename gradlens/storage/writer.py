@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
-from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status, row_of
+from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
+from gradlens.sinks import row_of
 from gradlens.storage.live_file import LiveFile, stale_names, temporary_name
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack

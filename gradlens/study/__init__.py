@@ -1,14 +1,17 @@
-"""The claims of the report that started this project: tests fixed before looking, evidence, verdicts."""
+"""The original study, a report by students that started this project: its claims, with tests, evidence and verdicts."""
 
-from gradlens.study.claims import JudgedClaim, Judgement, judge_claims
+from gradlens.study.claims import judge_claims
 from gradlens.study.controls import Control
 from gradlens.study.criteria import CLAIMS, OUTCOMES, Claim, Outcome
-from gradlens.study.evidence import Evidence, Verdict, say
-from gradlens.study.next_experiments import listed, names_experiment, what_decides
+from gradlens.study.evidence import Evidence, JudgedClaim, Verdict, say
+from gradlens.study.judgement import Judgement
+from gradlens.study.next_experiments import listed
+from gradlens.study.original import STUDY
 
 __all__ = [
     "CLAIMS",
     "OUTCOMES",
+    "STUDY",
     "Claim",
     "Control",
     "Evidence",
@@ -18,7 +21,5 @@ __all__ = [
     "Verdict",
     "judge_claims",
     "listed",
-    "names_experiment",
     "say",
-    "what_decides",
 ]

@@ -1,21 +1,20 @@
-"""The report's claims, judged by runs."""
+"""The original study's claims, judged by runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from gradlens.errors import ConfigError
-from gradlens.lazy import shown_by
 from gradlens.run import Run
 from gradlens.study.claims_a_to_d import judge_end, judge_path, judge_speed, judge_vanishing
 from gradlens.study.claims_e_f import judge_cause, judge_depth
 from gradlens.study.controls import Control, check_controls
 from gradlens.study.criteria import CLAIMS, Claim
-from gradlens.study.evidence import Verdict, say
+from gradlens.study.evidence import JudgedClaim, Verdict, say
 from gradlens.study.explanation import explain
+from gradlens.study.judgement import Judgement
 from gradlens.study.run_groups import CONDITIONS, Arms, Setting, sort_runs
 
 JUDGES = {
@@ -30,103 +29,8 @@ COPIES = 0.01
 """Of a larger share of validation pictures with a copy among the training pictures, validation is memory."""
 
 
-@dataclass(frozen=True)
-class JudgedClaim:
-    """A claim and what was found.
-
-    Args:
-        claim: Its sentence and test.
-        overall: Condition to its verdict over all settings, for the conditions that were trained.
-        verdicts: One for each setting.
-    """
-
-    claim: Claim
-    overall: dict[str, Verdict]
-    verdicts: tuple[Verdict, ...]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """All claims, judged.
-
-    Args:
-        claims: In the report's order.
-        controls: The positive and the negative one.
-        explanation: Three or four sentences that tie them together.
-        notes: What was left out, and why.
-        runs: How many runs were looked at.
-    """
-
-    claims: tuple[JudgedClaim, ...]
-    controls: tuple[Control, ...]
-    explanation: str
-    notes: tuple[str, ...]
-    runs: int
-
-    @property
-    def conditions(self) -> list[str]:
-        """The conditions that were trained."""
-        return [one for one in CONDITIONS if any(one in judged.overall for judged in self.claims)]
-
-    def __repr__(self) -> str:
-        """Return the verdicts in a line."""
-        said = "; ".join(
-            f"{one}: " + ", ".join(f"{j.claim.key} {j.overall[one].verdict}" for j in self.claims if one in j.overall)
-            for one in self.conditions
-        )
-        return f"Judgement({self.runs} runs; {said})"
-
-    _repr_html_ = shown_by("judgement_card")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON knows it; NaN and infinities as None and text."""
-        claims = [
-            {
-                **asdict(judged.claim),
-                "overall": {condition: _plain(asdict(verdict)) for condition, verdict in judged.overall.items()},
-                "verdicts": [_plain(asdict(verdict)) for verdict in judged.verdicts],
-            }
-            for judged in self.claims
-        ]
-        return {
-            "conditions": self.conditions,
-            "controls": [asdict(control) for control in self.controls],
-            "claims": claims,
-            "explanation": self.explanation,
-            "notes": list(self.notes),
-            "runs": self.runs,
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row per claim, setting and number."""
-        found = []
-        for judged in self.claims:
-            for verdict in judged.verdicts:
-                head = {
-                    "claim": judged.claim.key,
-                    "condition": verdict.condition,
-                    "setting": verdict.setting,
-                    "verdict": verdict.verdict,
-                }
-                empty = {"evidence": None, "value": None, "low": None, "high": None, "unit": None, "n": 0, "note": ""}
-                numbers = [{("evidence" if key == "name" else key): value for key, value in asdict(one).items()}
-                           for one in verdict.evidence]  # fmt: skip
-                found += [_plain({**head, **one}) for one in numbers or [empty]]
-        return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
-
-
 def judge_claims(runs: Sequence[Run]) -> Judgement:
-    """Judge each claim of the report by runs of plain and residual nets.
+    """Judge each claim of the original study by runs of plain and residual nets.
 
     Runs that were trained alike are compared with each other, and with no others: those with batch norm apart from
     those without, and each way to train (image size, split, initialisation, ...) on its own. Claims A to D and F are
@@ -143,7 +47,7 @@ def judge_claims(runs: Sequence[Run]) -> Judgement:
         raise ConfigError(
             f"none of the {len(runs)} runs is a complete one of a plain or residual net, such as plain34 and resnet34"
             f"{_instead(arms)}",
-            tip="gradlens run experiments/report.toml trains what is needed",
+            tip="gradlens run report trains what is needed",
         )
     controls = check_controls(arms.positive, arms.negative)
     failed = [control for control in controls if control.passed is False]
@@ -245,10 +149,10 @@ def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
     if missing:
         notes.append(
             f"no {' and no '.join(missing)} control is among the runs: the instrument was not checked in this study "
-            "(gradlens run experiments/controls.toml; gradlens verify measures its laws)"
+            "(gradlens run controls; gradlens verify measures its laws)"
         )
     if not halves:
-        notes.append("the cause was not tested: gradlens run experiments/cause.toml trains halves of the shortcut")
+        notes.append("the cause was not tested: gradlens run cause trains halves of the shortcut")
     for runs, why in (
         (arms.unfinished, "not ended yet"),
         (arms.broken, "interrupted or failed before its end"),

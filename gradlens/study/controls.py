@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradlens.analysis.gradient_ratio import say_power
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.diagnosis.findings import UNDECIDED
+from gradlens.diagnosis.kinds import UNDECIDED
 from gradlens.run import Run
 from gradlens.study.criteria import SHALLOW, VANISHES
 from gradlens.study.measures import typical_ratio
@@ -61,7 +62,7 @@ def _check(key: str, text: str, runs: Sequence[Run], *, vanishes: bool) -> Contr
             continue
         seen += 1
         if (decades < VANISHES) != vanishes or ("vanishing" in diagnosis.kinds) != vanishes:
-            wrong.append(f"{run.name}: diagnosed {diagnosis.kind}, first / last 10^{decades:+.1f}")
+            wrong.append(f"{run.name}: diagnosed {diagnosis.kind}, first / last {say_power(decades)}")
     told = [f"in {', '.join(blind)} nothing can be seen"] if blind else []
     if not seen:
         return Control(key, text, 0, None, "; ".join(["not among the runs", *told]))

@@ -1,4 +1,4 @@
-"""The report's claims, and what would count for and against each.
+"""The original study's claims, and what would count for and against each.
 
 The lines of A to D and F were fixed before any run was judged. That of E (0.01 per ten layers), and what is no test of
 F, were set when first numbers had been seen; neither makes a claim easier to support. Each stands here with its reason.
@@ -47,10 +47,10 @@ vanish."""
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the report with its test.
+    """A sentence of the original study with its test.
 
     Args:
-        key: "A" to "E", in the report's order; "F" is the cause that it names.
+        key: "A" to "E", in the study's order; "F" is the cause that it names.
         text: The claim.
         supports: What would count for it.
         refutes: What would count against it.

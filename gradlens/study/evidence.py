@@ -10,7 +10,7 @@ import numpy as np
 
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.run import Run
-from gradlens.study.criteria import FLOAT32_DECADES, Outcome
+from gradlens.study.criteria import FLOAT32_DECADES, Claim, Outcome
 from gradlens.study.measures import cut_decades, diverged, n_epochs, typical_ratio
 from gradlens.study.run_groups import Seeds, Setting
 
@@ -44,6 +44,10 @@ class Evidence:
     note: str = ""
     cut: int = 0
 
+    def __str__(self) -> str:
+        """Write it with its interval, as ``say`` does."""
+        return say(self)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -72,13 +76,28 @@ class Verdict:
     counts: bool = True
 
 
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim and what was found.
+
+    Args:
+        claim: Its sentence and test.
+        overall: Condition to its verdict over all settings, for the conditions that were trained.
+        verdicts: One for each setting.
+    """
+
+    claim: Claim
+    overall: dict[str, Verdict]
+    verdicts: tuple[Verdict, ...]
+
+
 def signed(value: float, unit: str) -> str:
     """Write a number as its unit asks for: differences with their sign, decades and epochs with one digit."""
     if math.isinf(value):
         return "-inf" if value < 0 else "inf"
     digits = 2 if unit in (SHARE, LEVEL) else 1 if unit in (DECADES, EPOCHS) else 3
     value = round(value, digits) + 0.0  # no minus zero
-    return f"{value:.2f}" if unit in (SHARE, LEVEL) else f"{value:+.{digits}f}"
+    return f"{value:.{digits}f}" if unit in (SHARE, LEVEL, DECADES) else f"{value:+.{digits}f}"
 
 
 def say(evidence: Evidence) -> str:

@@ -124,7 +124,7 @@ def _percent(evidence: Evidence) -> str:
 
 
 def _conclusion(settings: Sequence[ByClaim]) -> str:
-    """Say whether the report's reason holds, where one setting shows both the gradient and what the shortcut does."""
+    """Say whether the study's reason holds, where one setting shows both the gradient and what the shortcut does."""
     said: dict[str, list[str]] = {}
     conditions = [one["A"].condition for one in settings]
     for one in settings:
@@ -140,19 +140,19 @@ def _conclusion(settings: Sequence[ByClaim]) -> str:
 
 
 def _reason(one: ByClaim) -> str:
-    """Say of one setting whether the report's reason holds; "" where it does not show it."""
+    """Say of one setting whether the original study's reason holds; "" where it does not show it."""
     helped = any(one[key].verdict == "supported" and one[key].counts for key in "CD")
     vanishes, cause = one["A"].verdict, one.get("F")
     if not helped or vanishes not in ("supported", "not supported"):
         return ""
     if vanishes == "not supported":
-        return "the shortcut helps although nothing vanishes: the report's reason is wrong there"
+        return "the shortcut helps although nothing vanishes: the original study's reason is wrong there"
     if cause is None or not cause.tested:
-        return f"the report's reason fits what is seen, but was not put to the test{_but(cause)}"
+        return f"the original study's reason fits what is seen, but was not put to the test{_but(cause)}"
     return {
-        "supported": "the report's reason holds: a way back for the gradient cures the net",
+        "supported": "the original study's reason holds: a way back for the gradient cures the net",
         "not supported": "the gradient vanishes, but giving it a way back does not cure the net",
-    }.get(cause.verdict, "the report's reason fits what is seen, but its test is undecided") + _but(cause)
+    }.get(cause.verdict, "the original study's reason fits what is seen, but its test is undecided") + _but(cause)
 
 
 def _but(cause: Verdict | None) -> str:

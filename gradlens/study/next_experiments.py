@@ -4,39 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradlens.study.claims import Judgement
+from gradlens.study.controls import Control
 from gradlens.study.criteria import VANISHES
-from gradlens.study.evidence import Verdict, beyond
+from gradlens.study.evidence import JudgedClaim, Verdict, beyond
 from gradlens.study.run_groups import CONDITIONS, WITH, WITHOUT
 
-BOTH_NETS = {WITH: "experiments/report.toml", WITHOUT: "experiments/norm.toml"}
+BOTH_NETS = {WITH: "report", WITHOUT: "norm"}
 """The experiment that trains the plain and the residual net alike, from several seeds."""
 COMMAND = "gradlens run "
 SEEDS = "more seeds of both nets, to narrow the intervals (--seeds 0-9)"
 
 
-def what_decides(judgement: Judgement) -> list[str]:
+def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], notes: Sequence[str]) -> list[str]:
     """Return sentences that say what to run next, the controls first; none where all is decided.
 
     Args:
-        judgement: What was found. Its notes that name an experiment are among the sentences.
+        claims: What was found.
+        controls: Likewise.
+        notes: Likewise; those that name an experiment are among the sentences.
     """
-    failed = [control.key for control in judgement.controls if control.passed is False]
+    failed = [control.key for control in controls if control.passed is False]
     if failed:
         return [
             f"find out why the {' and the '.join(failed)} control fails, before any claim is judged: gradlens verify "
             "measures known laws with the same recorder"
         ]
-    said = [note for note in judgement.notes if names_experiment(note)]
+    said = [note for note in notes if names_experiment(note)]
     said += [f"{COMMAND}{BOTH_NETS[one]} trains both nets {one}"
-             for one in CONDITIONS if one not in judgement.conditions]  # fmt: skip
+             for one in CONDITIONS if one not in trained_conditions(claims)]  # fmt: skip
     wanted: dict[str, dict[str, list[str]]] = {}
-    for judged in judgement.claims:
+    for judged in claims:
         for condition, verdict in judged.overall.items():
             if verdict.verdict == "undecided":
                 need = _need(judged.claim.key, condition, verdict)
                 wanted.setdefault(need, {}).setdefault(condition, []).append(judged.claim.key)
     return said + [f"{_keys(keys)}: {need}" for need, keys in wanted.items()]
+
+
+def trained_conditions(claims: Sequence[JudgedClaim]) -> list[str]:
+    """Return the conditions under which nets were trained."""
+    return [one for one in CONDITIONS if any(one in judged.overall for judged in claims)]
 
 
 def names_experiment(note: str) -> bool:
@@ -62,7 +69,7 @@ def _need(key: str, condition: str, verdict: Verdict) -> str:
     if verdict.tested:
         return SEEDS
     if key == "E" and condition == WITH:
-        return f"{COMMAND}experiments/depth.toml trains both nets at five depths"
+        return f"{COMMAND}depth trains both nets at five depths"
     if key == "E":
         return "both nets at a second depth, trained alike, from two seeds or more"
     return f"{COMMAND}{BOTH_NETS[condition]} trains both nets alike, from several seeds"
@@ -70,7 +77,7 @@ def _need(key: str, condition: str, verdict: Verdict) -> str:
 
 def _need_of_cause(verdict: Verdict) -> str:
     if not verdict.evidence:
-        return f"{COMMAND}experiments/cause.toml trains the halves of the shortcut"
+        return f"{COMMAND}cause trains the halves of the shortcut"
     if beyond(verdict.evidence[4], below=VANISHES):
         return "a shortcut that passes back the gradient alone and keeps it alive; with this one it vanishes, too"
     return SEEDS

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.diagnosis.findings import HEALTHY, UNDECIDED
+from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
 
 GOOD, OPEN, BAD = "bold green", "bold yellow", "bold red"
 """Styles of verdicts."""

@@ -1,4 +1,4 @@
-"""The report's claims in a terminal: a card of what is decided and why, then each verdict, then the evidence."""
+"""A study's claims in a terminal: a card of what is decided and why, then each verdict, then the evidence."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.study import (
-    Control,
-    JudgedClaim,
-    Judgement,
-    Verdict,
-    listed,
-    names_experiment,
-    say,
-    what_decides,
-)
+from gradlens.studies import Control, JudgedClaim, Judgement, Verdict
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
 
@@ -29,7 +20,6 @@ STYLES = {
     "undecided": "dim",
     "withheld": "bold red",
 }
-REACHED = ("not supported", "supported", "mixed")
 NEXT_SENTENCE = r"(?<=\.) (?=[A-Z])"
 
 
@@ -50,7 +40,7 @@ def print_claims(console: Console, judgement: Judgement, *, detail: bool = False
 
 def claims_card(judgement: Judgement) -> Card:
     """Return the card: what is decided, why, what would decide the rest, and the controls."""
-    said = {one: _decided(judgement, one) for one in judgement.conditions}
+    said = {one: judgement.decided(one) for one in judgement.conditions}
     decided = "; ".join(f"{keys} {condition}" for condition, keys in said.items() if keys)
     verdicts = [one.verdict for judged in judgement.claims for one in judged.overall.values()]
     if "withheld" in verdicts:
@@ -61,18 +51,9 @@ def claims_card(judgement: Judgement) -> Card:
     beside = [f"{unknown} of {len(verdicts)} undecided"] if unknown else []
     lines: list[tuple[str, str | Text]] = [("check", _control(control)) for control in judgement.controls]
     lines += [("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)]
-    lines += [("next", text) for text in what_decides(judgement)]
-    lines += [("note", note) for note in judgement.notes if not names_experiment(note)]
-    return Card(f"The report's claims, by {judgement.runs} runs", verdict, style, beside, lines)
-
-
-def _decided(judgement: Judgement, condition: str) -> str:
-    """Return the letters of the claims behind each verdict that was reached: ``A and F not supported, B supported``."""
-    reached: dict[str, list[str]] = {}
-    for judged in judgement.claims:
-        if condition in judged.overall:
-            reached.setdefault(judged.overall[condition].verdict, []).append(judged.claim.key)
-    return ", ".join(f"{listed(keys)} {verdict}" for verdict, keys in reached.items() if verdict in REACHED)
+    lines += [("next", text) for text in judgement.next_steps]
+    lines += [("note", note) for note in judgement.remarks]
+    return Card(f"{judgement.title}, by {judgement.runs} runs", verdict, style, beside, lines)
 
 
 def _styled(console: Console, verdict: str) -> Text:
@@ -124,4 +105,4 @@ def _print_verdicts(console: Console, rows: list[tuple[str, Verdict]], *, number
         console.print(Padding(line, (0, 0, 0, 3)))
         for one in verdict.evidence if numbers else ():
             note = f" ({one.note})" if one.note else ""
-            console.print(Padding(Text(f"{one.name}: {say(one)}, n = {one.n}{note}"), (0, 0, 0, 6)))
+            console.print(Padding(Text(f"{one.name}: {one}, n = {one.n}{note}"), (0, 0, 0, 6)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, final_table, find_lead, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, find_lead, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.run import FloatArray
 from gradlens.terminal.cards import GOOD, OPEN, Card, evidence_table, heading, print_card
@@ -21,9 +22,9 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_LINES = 6
 
 
-def print_compare(console: Console, groups: list[Group], *, with_report: bool = False) -> None:
+def print_compare(console: Console, groups: list[Group], references: Sequence[Reference] = ()) -> None:
     """Print which group is ahead, the table of the last epoch, and per quantity each group's curve on one scale."""
-    rows = final_table(groups, with_report=with_report)
+    rows = final_table(groups, references)
     print_card(console, compare_card(groups))
     console.print(_table(groups, rows))
     console.print(heading("Over epochs, mean over seeds"))

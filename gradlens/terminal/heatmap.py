@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from gradlens.analysis.gradient_ratio import say_power
 from gradlens.analysis.profile import block_starts, find_stages
 from gradlens.charts.heatmap import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
 from gradlens.charts.layer_names import shorten_names
@@ -136,7 +137,7 @@ def _axis(panel: Panel, label: int, columns: int) -> Text:
 
 def _legend(panels: Sequence[Panel], scale: Scale, *, colour: bool) -> Text:
     in_decades = scale.kind in ("magnitude", "ratio")
-    low, high = (f"10^{end:+.1f}" if in_decades else f"{end:+.3g}" for end in (scale.low, scale.high))
+    low, high = (say_power(end) if in_decades else f"{end:+.3g}" for end in (scale.low, scale.high))
     text = scale_between(low, high, colour=colour, signed=scale.is_diverging)
     kinds = (
         ("exactly 0", ZERO, "0", np.isneginf),

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from gradlens.diagnosis.findings import KINDS, Diagnosis, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
+from gradlens.diagnosis.kinds import KINDS
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold (section 2.2)."""

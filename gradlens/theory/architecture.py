@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlens.config import parse_model
 from gradlens.errors import ConfigError
 from gradlens.run import Layer, Run
+from gradlens.specs import parse_model
 from gradlens.theory.laws import ACTIVATIONS, Activation, default_variance, he_variance
 from gradlens.theory.mean_field import Conv
 from gradlens.theory.mean_field_residual import Block

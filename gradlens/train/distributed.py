@@ -22,9 +22,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gradlens.errors
-from gradlens.config import Launch, RunConfig, parse_model, read_launch
+from gradlens.config import RunConfig
 from gradlens.data import mix_seed
 from gradlens.errors import ConfigError, GradlensError
+from gradlens.launch import Launch, read_launch
+from gradlens.specs import parse_model
 from gradlens.train.rng_state import seed_generators
 
 Result = TypeVar("Result")

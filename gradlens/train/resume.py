@@ -17,7 +17,8 @@ from pathlib import Path
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.events import Listener, Note
-from gradlens.run import RESUMED, NullSink, Run, Sink
+from gradlens.run import RESUMED, Run
+from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink, FileSink, read_run
 from gradlens.train.checkpoint import State, checkpoint_path, load_checkpoint, remove_stale
 from gradlens.train.distributed import World

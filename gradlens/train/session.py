@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
-from gradlens.config import RunConfig, parse_data, parse_model, parse_schedule
+from gradlens.config import RunConfig
 from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
@@ -24,6 +24,7 @@ from gradlens.models import build_model
 from gradlens.recorder import Recorder
 from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Status
+from gradlens.specs import parse_data, parse_model, parse_schedule
 from gradlens.train.checkpoint import checkpoint_path, restore
 from gradlens.train.distributed import World, has_batch_norm, joined
 from gradlens.train.loop import StoppedError, Trainer, find_logits

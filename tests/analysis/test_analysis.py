@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 from gradlens import read_run
 from gradlens.analysis.compare import (
     FINAL_ROWS,
-    REPORT_NUMBERS,
     final_table,
     group_runs,
     label_runs,
@@ -34,6 +33,7 @@ from gradlens.analysis.profile import (
 from gradlens.analysis.stats import T_975, mean_interval, t_975
 from gradlens.errors import ConfigError
 from gradlens.run import Layer
+from gradlens.study.published import PUBLISHED, REFERENCES
 from tests.conftest import SAMPLE
 
 
@@ -151,9 +151,9 @@ def test_seeds_are_grouped_and_settings_told_apart(make_run) -> None:
     final = groups[0].final("train_accuracy")
     assert (final.mean, final.n) == (pytest.approx(0.6), 3)
     assert final.std == pytest.approx(0.1)
-    table = final_table(groups, with_report=True)
+    table = final_table(groups, REFERENCES)
     assert [row["quantity"] for row in table] == list(FINAL_ROWS.values())
-    assert table[1]["report resnet34"] == REPORT_NUMBERS["resnet34"]["val_accuracy"] == 0.6712
+    assert table[1]["original study, resnet34"] == PUBLISHED["resnet34"]["val_accuracy"] == 0.6712
     assert say_interval(final) == "0.600 ± 0.100"
 
 

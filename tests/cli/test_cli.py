@@ -132,7 +132,9 @@ def test_compare_shows_and_writes_in_every_format(capsys: pytest.CaptureFixture[
     for model, accuracy in (("plain34", 0.5), ("resnet34", 0.9)):
         for seed in (0, 1):
             make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=accuracy + seed / 100)
-    assert run_command(["compare", "--with-report"]) == 0
+    assert run_command(["compare", "--terminal", "--with-report"]) == 0
+    assert "original study, resnet34" in capsys.readouterr().out  # as the option was called before
+    assert run_command(["compare", "--with-study"]) == 0
     out, err = capsys.readouterr()
     assert "0.505 ± 0.007" in out
     assert "0.7379" in out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gradlens.cli import run_command
-from gradlens.diagnosis.findings import KINDS
+from gradlens.diagnosis.kinds import KINDS
 from gradlens.terminal.junit import junit
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from gradlens.config import AUGMENTATIONS, TORCHVISION_SETS, make_config
+from gradlens.config import AUGMENTATIONS, make_config
 from gradlens.data import load_data, make_batches
 from gradlens.data.copies import find_copies
 from gradlens.data.images import grey_differences
@@ -22,6 +22,7 @@ from gradlens.data.split import split_groups, split_random
 from gradlens.data.tables import read_csv, read_folder
 from gradlens.errors import DataError
 from gradlens.events import Note
+from gradlens.specs import TORCHVISION_SETS
 from tests.conftest import save_picture
 
 

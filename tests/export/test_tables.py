@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlens import read_run
-from gradlens.config import EXPORT_TABLES
 from gradlens.errors import ConfigError
 from gradlens.export import distinct, held_metrics, make_table, tables, write_csv, write_parquet
 from gradlens.export.tables import Column, Table
 from gradlens.run import Run
+from gradlens.specs import EXPORT_TABLES
 from tests.conftest import SAMPLE
 from tests.export.files import EPOCHS, LAYERS, LOSSES, NORMS, RATIOS, STEPS, read_csv, write_odd_run
 

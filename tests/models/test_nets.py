@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from gradlens.config import model_names, parse_model
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.models.blocks import PadShortcut
+from gradlens.specs import model_names, parse_model
 from tests.models.second import SecondNet
 
 

@@ -33,6 +33,7 @@ from gradlens.plots.style import (
     make_look,
     signed_colours,
 )  # fmt: skip
+from gradlens.studies import references
 from tests.charts.test_heatmap import run_of
 from tests.conftest import SAMPLE
 
@@ -157,9 +158,16 @@ def test_runs_without_rows_or_epochs_say_so(make_run) -> None:
 
 def test_the_table_holds_the_reports_four_rows(make_run) -> None:
     runs = [read_run(make_run(f"{m}-s{s}", model=m, seed=s)) for m in ("plain34", "resnet34") for s in (0, 1, 2)]
-    figure = draw_compare(runs, with_report=True)
+    figure = draw_compare(runs, references=references())
     texts = [cell.get_text().get_text() for axis in figure.axes for t in axis.tables for cell in t.get_celld().values()]
-    for expected in ("training accuracy", "validation loss", "0.6712", "0.52", "report plain34", "0.500 ± 0.000"):
+    for expected in (
+        "training accuracy",
+        "validation loss",
+        "0.6712",
+        "0.52",
+        "original study, plain34",
+        "0.500 ± 0.000",
+    ):
         assert expected in texts
     titles = {axis.get_title(loc="left") for axis in figure.axes}
     assert {"training accuracy", "validation accuracy", "training loss", "validation loss"} <= titles

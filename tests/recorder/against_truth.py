@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gradlens.recorder import Recorder
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.case import KNOWN_METRICS, Case
 from tests.recorder.truth import Truth, find_truth
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from gradlens.errors import GradlensWarning
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import clean_name
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.case import GRADIENTS_AND_WEIGHTS, Case, rand
 from tests.recorder.truth import Truth, find_truth
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, own_parameters
 from gradlens.recorder.output_gradients import KEPT
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.case import rand
 from tests.recorder.truth import norm64
 

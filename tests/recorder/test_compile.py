@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from gradlens.errors import GradlensWarning
 from gradlens.recorder import Recorder
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.case import GRADIENTS_AND_WEIGHTS
 from tests.recorder.compile_ways import WAYS, Net, Outcome, Session, Way, inputs, run_way
 

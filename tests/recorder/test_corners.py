@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import gradlens
 from gradlens.errors import ConfigError, GradlensWarning
 from gradlens.recorder import Recorder
-from gradlens.run import Header, Layer, ListSink, Row
+from gradlens.run import Header, Layer, Row
+from gradlens.sinks import ListSink
 from gradlens.storage import BackgroundSink, FileSink, read_run
 from tests.recorder.small import backward, mlp, norms
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 import gradlens
 from gradlens.errors import GradlensWarning, RecorderError
 from gradlens.recorder import Recorder
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, lstm, mlp, norms
 
 

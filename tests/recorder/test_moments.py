@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlens.recorder import Recorder
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, mlp, norms
 
 

@@ -19,7 +19,7 @@ from gradlens.errors import ConfigError, RecorderError, RunExistsError
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name
 from gradlens.recorder.norms import exact_norm
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 
 
 def mlp() -> nn.Sequential:

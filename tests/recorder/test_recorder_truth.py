@@ -14,7 +14,7 @@ from torchvision import models
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 
 TOLERANCE = 1e-5
 

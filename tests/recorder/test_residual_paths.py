@@ -26,7 +26,7 @@ from gradlens.models import build_model
 from gradlens.models.blocks import Block
 from gradlens.recorder import Recorder
 from gradlens.recorder.residual_paths import find_blocks
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.processes import PATIENCE
 from tests.recorder import residual_paths_ranks
 from tests.recorder.case import rand

@@ -10,7 +10,7 @@ import torch
 from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.recorder.hooks import placement
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.against_truth import assert_right, record_case
 from tests.recorder.case import Case
 from tests.recorder.zoo import ZOO

@@ -109,7 +109,7 @@ def test_the_parts_stand_in_their_order(make_run) -> None:
     reader = Reader(page_of(*runs))
     heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
     assert heads == ["findings", "metrics", "heatmaps", "curves", "settings", "environment"]
-    assert "published, plain34" in reader.text
+    assert "original study, plain34" in reader.text
     assert "0.6712" in reader.text
     assert "4 runs of 2 settings" in reader.text
     marked = [i for i, (tag, a) in enumerate(reader.elements) if tag == "tr" and a.get("class") == "differs"]

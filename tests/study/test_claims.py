@@ -314,7 +314,7 @@ def test_a_way_back_on_which_the_gradient_vanishes_is_no_test() -> None:
 def test_without_halves_the_cause_is_no_claim_but_a_note() -> None:
     found = judge_claims(pair({}, {}))
     assert [one.claim.key for one in found.claims] == list("ABCDE")
-    assert any("cause.toml" in note for note in found.notes)
+    assert any("gradlens run cause" in note for note in found.notes)
 
 
 @settings(deadline=None, max_examples=40)

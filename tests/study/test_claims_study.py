@@ -68,8 +68,8 @@ def test_a_study_as_a_whole() -> None:
         "accuracy +0.000 [+0.000, +0.000], loss +0.000 [+0.000, +0.000], at 34 layers, 64 px). With batch norm, a"
         " shortcut that passes back the gradient alone closes 0 % [-2, 2] of the gap in training between the two "
         "nets, one that passes on the value alone 60 % [60, 60], at 34 layers, 64 px. With batch norm the "
-        "shortcut helps although nothing vanishes: the report's reason is wrong there (in 2 of 2 settings); "
-        "without batch norm the report's reason fits what is seen, but was not put to the test."
+        "shortcut helps although nothing vanishes: the original study's reason is wrong there (in 2 of 2 settings); "
+        "without batch norm the original study's reason fits what is seen, but was not put to the test."
     )
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert set(json.loads(text)) == {"conditions", "controls", "claims", "explanation", "notes", "runs"}

@@ -14,7 +14,6 @@ from gradlens.study import (
     Outcome,
     Verdict,
     listed,
-    what_decides,
 )
 from gradlens.study.run_groups import WITH, WITHOUT
 from gradlens.terminal.claims import claims_card
@@ -40,8 +39,8 @@ def shown(verdict: Outcome, condition: str = WITH, *, counts: bool = True) -> Ve
 
 def test_undecided_claims_that_need_the_same_stand_together() -> None:
     found = judged(*((key, shown("undecided", one)) for key in "BCD" for one in (WITHOUT, WITH)), ("A", UNTESTED))
-    assert what_decides(found) == [
-        "A without batch norm: gradlens run experiments/norm.toml trains both nets alike, from several seeds",
+    assert found.next_steps == [
+        "A without batch norm: gradlens run norm trains both nets alike, from several seeds",
         "B, C and D with batch norm, B, C and D without batch norm: more seeds of both nets, to narrow the intervals "
         "(--seeds 0-9)",
     ]
@@ -49,14 +48,14 @@ def test_undecided_claims_that_need_the_same_stand_together() -> None:
 
 def test_each_need_names_its_experiment() -> None:
     def need(key: str, verdict: Verdict) -> str:
-        (said,) = what_decides(judged((key, verdict), ("C", shown("supported")), ("C", shown("mixed", WITHOUT))))
+        (said,) = judged((key, verdict), ("C", shown("supported")), ("C", shown("mixed", WITHOUT))).next_steps
         return said
 
     with_norm = replace(UNTESTED, condition=WITH)
-    assert "experiments/report.toml" in need("A", with_norm)
-    assert "experiments/depth.toml" in need("E", with_norm)
+    assert "gradlens run report" in need("A", with_norm)
+    assert "gradlens run depth" in need("E", with_norm)
     assert "second depth" in need("E", UNTESTED)
-    assert "experiments/cause.toml" in need("F", UNTESTED)
+    assert "gradlens run cause" in need("F", UNTESTED)
     assert "--split group" in need("D", shown("undecided", counts=False))
     gone = Evidence("gradient alone", -5.0, -6.0, -4.0, "decades", 5)
     assert "it vanishes, too" in need("F", replace(shown("undecided"), evidence=(*[NUMBER] * 4, gone, gone, gone)))
@@ -68,13 +67,13 @@ def test_each_need_names_its_experiment() -> None:
 def test_controls_come_first_and_where_they_fail_nothing_else_is_said() -> None:
     failed = replace(PASSED, passed=False)
     found = judged(("A", shown("withheld")), ("B", shown("withheld")), control=failed)
-    (said,) = what_decides(found)
+    (said,) = found.next_steps
     assert "the positive control fails" in said
     assert claims_card(found).verdict == "no verdict: the instrument fails its controls"
-    missing = judged(("A", shown("supported")), notes=("no control (gradlens run experiments/controls.toml)", "x"))
-    assert what_decides(missing) == [
-        "no control (gradlens run experiments/controls.toml)",
-        "gradlens run experiments/norm.toml trains both nets without batch norm",
+    missing = judged(("A", shown("supported")), notes=("no control (gradlens run controls)", "x"))
+    assert missing.next_steps == [
+        "no control (gradlens run controls)",
+        "gradlens run norm trains both nets without batch norm",
     ]
     assert [text for label, text in claims_card(missing).lines if label == "note"] == ["x"]
 

@@ -15,7 +15,8 @@ from torch import nn
 from gradlens import read_run
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
-from gradlens.run import ListSink, Run
+from gradlens.run import Run
+from gradlens.sinks import ListSink
 from gradlens.theory.architecture import recognise_net, recognise_stack
 from gradlens.theory.laws import (
     batch_norm_growth,

@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from gradlens import read_run
 from gradlens.cli import run_command
-from gradlens.config import Launch, make_config, read_launch
+from gradlens.config import make_config
 from gradlens.data import Share
 from gradlens.errors import ConfigError
+from gradlens.launch import Launch
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.distributed import World, joined, own_device
@@ -107,17 +108,6 @@ def test_each_picture_counts_on_one_process(world: int) -> None:
         assert sorted(key for part, own in parts for key in part[:own]) == keys
         assert all(len(part) >= 2 and set(part) <= set(keys) for part, _ in parts)
         assert max(own for _, own in parts) - min(own for _, own in parts) <= 1
-
-
-def test_the_place_of_a_process_is_read() -> None:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    assert read_launch({}) == read_launch({"WORLD_SIZE": "2", "RANK": "1"}) == Launch()
-    assert read_launch({**address, "WORLD_SIZE": "1", "RANK": "0"}) == Launch()
-    assert read_launch({**address, "WORLD_SIZE": "2", "RANK": "1"}) == Launch(1, 1, 2, 2)
-    local = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert read_launch({**address, **local, "WORLD_SIZE": "4", "RANK": "3"}) == Launch(3, 1, 4, 2)
-    with pytest.raises(ConfigError, match="WORLD_SIZE must be a whole number, got 'two'"):
-        read_launch({**address, "WORLD_SIZE": "two", "RANK": "1"})
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.gradient_ratio import say_power
 from gradlens.analysis.profile import block_means, block_starts
 from gradlens.run import FloatArray
 from gradlens.terminal.colours import MISSING, NONFINITE, SHADES, ZERO, Rgb, magnitude_colour
@@ -73,7 +74,7 @@ class Scale:
 
     def say(self, end: float) -> str:
         """Write one end."""
-        return f"{end:.3g}" if self.linear else f"10^{end:+.1f}"
+        return f"{end:.3g}" if self.linear else say_power(end)
 
 
 def fit_layers(values: FloatArray, lines: int, *, linear: bool) -> tuple[FloatArray, Ints]:

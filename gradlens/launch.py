@@ -1,0 +1,44 @@
+"""The place of this process among those that train together, as torchrun says it in the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gradlens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that train together, as torchrun says it in the environment."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the processes on this machine."""
+    world_size: int = 1
+    local_world_size: int = 1
+
+
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Return this process's place; that of a single one where torchrun did not start it.
+
+    Args:
+        environment: ``os.environ``.
+
+    Raises:
+        ConfigError: What stands there are no numbers.
+    """
+    if any(name not in environment for name in LAUNCH_VARIABLES):
+        return Launch()
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    texts = dict(zip(names, (environment.get(name, "") for name in names), strict=True))
+    texts["LOCAL_RANK"] = texts["LOCAL_RANK"] or texts["RANK"]
+    texts["LOCAL_WORLD_SIZE"] = texts["LOCAL_WORLD_SIZE"] or texts["WORLD_SIZE"]
+    for name, text in texts.items():
+        if not text.isdecimal():
+            raise ConfigError(f"environment variable {name} must be a whole number, got {text!r}")
+    launch = Launch(*(int(texts[name]) for name in names))
+    return launch if launch.world_size > 1 else Launch()
