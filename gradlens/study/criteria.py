@@ -15,11 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gradlens.analysis.gradient_ratio import SIMILAR_DECADES, VANISH_DECADES
+
 Outcome = Literal["supported", "not supported", "mixed", "undecided", "withheld"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "not supported", "mixed", "undecided", "withheld")
 """What a verdict may be; "withheld" where a control failed, so that there is none."""
 
-VANISHES, KEEPS = -3.0, -1.0
+VANISHES, KEEPS = VANISH_DECADES, -SIMILAR_DECADES
 """log10 of the gradient's norm at the first layer's output over that at the last hidden one's. Below 10^-3 it vanishes
 (AutoTrainer, Zhang et al. 2021, ICSE: |g_first| / |g_last| < 1e-3); within a factor of ten it has not weakened."""
 FLOAT32_DECADES = 7.22
