@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
+from gradlens.analysis.stats import gauss_legendre
 from gradlens.run import FloatArray
 
 OPEN = 1 / 2
@@ -180,12 +180,6 @@ class Likeness:
         return after, b * p * inverse
 
 
-@cache
-def _quadrature(points: int) -> tuple[FloatArray, FloatArray]:
-    """Return Gauss-Legendre nodes and weights, found once: that takes 50 ms, and a net needs them at each layer."""
-    return np.polynomial.legendre.leggauss(points)
-
-
 def normalised(spectrum: FloatArray) -> tuple[FloatArray, float]:
     """Return what is left of a Normal vector's spectrum when the vector is divided by its length.
 
@@ -199,7 +193,7 @@ def normalised(spectrum: FloatArray) -> tuple[FloatArray, float]:
         (K,) E[part / X], and E[1 / X].
     """
     weight, degrees = np.maximum(spectrum, 0.0).T
-    nodes, weights = _quadrature(200)
+    nodes, weights = gauss_legendre(200)
     t, scale = (nodes + 1) / 2, float(weight @ degrees)
     s = t / (1 - t) ** 3 / scale  # (0, 1) to (0, inf)
     slope = weights / 2 * (1 + 2 * t) / (1 - t) ** 4 / scale
