@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS: list[set[str]] = [
     {"_version", "errors", "lazy"},
+    {"atomic", "format"},
     {"row_chunks", "metrics", "specs", "provenance"},
     {"run", "config"},
     {"events", "experiment"},
