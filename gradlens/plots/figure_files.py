@@ -62,8 +62,8 @@ def save_figure(
         raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
     check_facts_place(facts)
     with write_errors(f"{path} cannot be written"):
-        with whole_file(path) as temporary, house_style(look):
-            figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
+        with whole_file(path) as temporary, open(temporary, "wb") as file, house_style(look):
+            figure.savefig(file, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
         write_text(facts, json.dumps(figure_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
 
 
