@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradlens.config import FIGURE_ENDINGS, check_figure_path
+from gradlens.config import check_figure_path
 from gradlens.errors import ConfigError
 from gradlens.metrics import SHOWN_METRICS
 
@@ -118,12 +118,12 @@ def write_figures(
         click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)
 
 
-def check_figure_options(outputs: Sequence[Path], terminal: bool, endings: tuple[str, ...] = FIGURE_ENDINGS) -> None:
+def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
     """Refuse options that contradict each other, and files of another format."""
     if outputs and terminal:
         raise ConfigError("--terminal writes no file, -o FILE names one: choose one of them")
     for path in outputs:
-        check_figure_path(path, endings)
+        check_figure_path(path)
 
 
 def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:

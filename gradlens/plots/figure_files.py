@@ -21,13 +21,13 @@ FIGURES = Path("figures")
 DPI = 200
 
 
-def figure_name(kind: str, runs: Sequence[Run], *details: str, ending: str = ".png") -> Path:
+def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
     """Return the default place of a figure: ``figures/heatmap-plain34-s0.png``; details stand behind the kind."""
     names = [run.name for run in runs]
     if len(names) > 3:
         models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
         names = [*models[:4], f"{len(runs)}-runs"]
-    return FIGURES / f"{'-'.join([kind, *details, *names])}{ending}"
+    return FIGURES / f"{'-'.join([kind, *details, *names])}.png"
 
 
 def save_figure(
