@@ -23,7 +23,6 @@ MARKS = "ox+*#@&%"
 COLOURS = ("dark_orange3", "deep_sky_blue4", "dark_cyan", "orange1", "pink3", "sky_blue2", "default")
 MOST_LAYERS = 48
 MOST_LABEL = 24
-SPREADS_APART = 3.0
 
 
 def print_profile(console: Console, curves: Sequence[Curve], metric: str, *, per_element: bool = False) -> None:
