@@ -152,7 +152,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) == "cli"], ids=lambda p: p.name)
 def test_the_command_line_imports_nothing_heavy_at_the_top(path: Path) -> None:
-    light = {"click", "gradlens._version", "gradlens.errors", "gradlens.config", "gradlens.metrics"}
+    light = {"click", "gradlens._version", "gradlens.errors", "gradlens.config", "gradlens.metrics", "gradlens.format"}
     for module, at_top in imports(tree_of(path)):
         if at_top and (module.split(".")[0] in HOMES or module.startswith("gradlens")):
             assert module in light or module.startswith("gradlens.cli"), f"{path.name} imports {module} at the top"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import click
 
 from gradlens.config import check_figure_path
 from gradlens.errors import ConfigError
+from gradlens.format import plain, to_json
 from gradlens.metrics import SHOWN_METRICS
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
 def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
     """Print rows as JSON or CSV on stdout."""
     if form == "json":
-        click.echo(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        click.echo(to_json(rows))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(plain(rows))
     click.echo(text.getvalue(), nl=False)

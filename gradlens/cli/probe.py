@@ -11,6 +11,7 @@ import click
 from gradlens.cli.options import format_option, print_rows
 from gradlens.config import INITS, parse_seeds
 from gradlens.errors import ConfigError, GateError
+from gradlens.format import plural
 
 if TYPE_CHECKING:
     from gradlens.probe.judge import Judged
@@ -90,7 +91,7 @@ def probe(
         net = f"{plan.model}, net {number} of {len(plans)}" if len(plans) > 1 else plan.model
 
         def say(done: int, net: str = net) -> None:
-            _talk(f"{net}: {done} draw(s) done")
+            _talk(f"{net}: {plural(done, 'draw')} done")
 
         say(0)
         found.append(judge(measure(plan, say)))

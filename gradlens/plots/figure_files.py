@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from gradlens.atomic import whole_file, write_errors, write_text
 from gradlens.config import check_figure_path
 from gradlens.errors import RunExistsError
+from gradlens.format import to_json
 from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
@@ -64,7 +65,7 @@ def save_figure(
     with write_errors(f"{path} cannot be written"):
         with whole_file(path) as temporary, open(temporary, "wb") as file, house_style(look):
             figure.savefig(file, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
-        write_text(facts, json.dumps(figure_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
+        write_text(facts, to_json(figure_facts(path, command, runs, caption)) + "\n")
 
 
 def check_facts_place(facts: Path) -> None:

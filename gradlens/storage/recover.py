@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gradlens.atomic import stale_names, whole_file, write_errors
 from gradlens.errors import DamagedError
+from gradlens.format import plural
 from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
 from gradlens.storage.lock import WriterLock
@@ -94,7 +95,7 @@ def _recover(path: Path, repack: bool) -> Recovery:
         cut_unreadable(source)
         ended = source.status()
         status: Status = "interrupted" if ended == "running" else ended
-        said = [f"the last {before - source.n_steps} rows"] if source.n_steps < before else []
+        said = [f"the last {plural(before - source.n_steps, 'row')}"] if source.n_steps < before else []
         note = [] if whole is not None else ["recovered from a damaged file: what is missing is NaN"]
         pack(
             source,
@@ -139,7 +140,7 @@ def _read_levels(source: StoredFile) -> None:
 
 def _say_lost(metric: str, spans: list[tuple[int, int]]) -> str:
     rows = sum(stop - start for start, stop in spans)
-    return f"{rows} rows of {metric}, the first from row {spans[0][0]} on"
+    return f"{plural(rows, 'row')} of {metric}, the first from row {spans[0][0]} on"
 
 
 def cut_unreadable(source: StoredFile) -> None:

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gradlens.format import plural
 from gradlens.study import (
     Control,
     JudgedClaim,
@@ -63,7 +64,7 @@ def claims_card(judgement: Judgement) -> Card:
     lines += [("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)]
     lines += [("next", text) for text in what_decides(judgement)]
     lines += [("note", note) for note in judgement.notes if not names_experiment(note)]
-    return Card(f"The report's claims, by {judgement.runs} runs", verdict, style, beside, lines)
+    return Card(f"The report's claims, by {plural(judgement.runs, 'run')}", verdict, style, beside, lines)
 
 
 def _decided(judgement: Judgement, condition: str) -> str:

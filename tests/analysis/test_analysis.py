@@ -180,7 +180,7 @@ def test_what_is_notable(make_run) -> None:
         grid[:, :2] = 0
         return grid
 
-    assert "exactly 0 in more than half of the rows at 2 layer(s), first stage0.0" in said(change=zeros)
+    assert "exactly 0 in more than half of the rows at 2 layers, first stage0.0" in said(change=zeros)
     assert "exactly 0 at the first layer: it vanishes completely" in said(change=zeros)
 
     def broken(grid: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ def test_what_is_notable(make_run) -> None:
         grid[:, 2] = np.nan
         return grid
 
-    assert "1 layer(s) never got a gradient: stage0.2" in said(change=missing)
+    assert "1 layer never got a gradient: stage0.2" in said(change=missing)
     facts = {"data_facts": {"val_share_any_copy_in_train": 0.55}}
     assert "55% of the validation images have a copy in training" in said(config=facts)
 
