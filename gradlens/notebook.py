@@ -19,6 +19,7 @@ from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, Finding, say_layers, say_steps
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
+from gradlens.format import plural
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.studies import Control, JudgedClaim, Judgement
 
@@ -76,7 +77,7 @@ def element(name: str, *children: str, style: str = "", **attributes: str) -> Ma
 
 def run_card(run: Run) -> str:
     """Show a run: what it is, its last epoch, its main finding, and a small heatmap."""
-    extent = f"{len(run.steps)} rows × {len(run.layers)} layers"
+    extent = f"{plural(len(run.steps), 'row')} × {plural(len(run.layers), 'layer')}"
     seed = [f"seed {run.seed}"] if run.seed >= 0 else []
     told = [run.model or "no model's name", *seed, extent, f"metrics: {', '.join(run.metrics) or 'none'}"]
     notes = [f"note: {note}" for note in list(run.info.get("notes", ()))[:MOST_TOLD]]
@@ -140,7 +141,7 @@ def diagnosis_card(diagnosis: Diagnosis) -> str:
     """Show a diagnosis: the verdict, why, what to do next, and the evidence."""
     main = diagnosis.findings[0] if diagnosis.findings else None
     also = [f"also {', '.join(diagnosis.kinds[1:])}"] if len(diagnosis.kinds) > 1 else []
-    told = [*also, f"{diagnosis.rows} rows", *([f"confidence {main.confidence:.2f}"] if main else [])]
+    told = [*also, f"{plural(diagnosis.rows, 'row')}", *([f"confidence {main.confidence:.2f}"] if main else [])]
     answers = [("why", main.evidence), ("next", main.remedy)] if main else [("why", diagnosis.reason)]
     return _card(
         _title(diagnosis.run, diagnosis.kind, RED),
@@ -210,7 +211,7 @@ def judgement_card(judgement: Judgement) -> str:
     """Show a study's claims: verdicts with their reasons, what ties them together, controls, and all numbers."""
     rows = [row for judged in judgement.claims for row in _claim_rows(judged, judgement.conditions)]
     return _card(
-        _title(f"{judgement.title}, by {judgement.runs} runs"),
+        _title(f"{judgement.title}, by {plural(judgement.runs, 'run')}"),
         element("p", judgement.explanation, style="margin:.4em 0"),
         _table(["", "claim", "nets", "verdict", "why"], rows, numbers=False),
         _lines([f"next: {text}" for text in judgement.next_steps]),

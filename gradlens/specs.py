@@ -17,7 +17,6 @@ BOTTLENECK_DEPTHS = (50, 101, 152)
 MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-nobn", "-sigmoid")
 """What a name of a plain or residual net may end in, in this order."""
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
-FILM_ENDINGS = (".gif", ".mp4")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
 TORCHVISION_SETS = {

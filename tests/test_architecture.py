@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS: list[set[str]] = [
     {"_version", "errors", "lazy"},
+    {"atomic", "format"},
     {"row_chunks", "metrics", "specs", "launch", "provenance"},
     {"run", "config"},
     {"sinks", "events", "experiment"},
@@ -156,6 +157,7 @@ def test_the_command_line_imports_nothing_heavy_at_the_top(path: Path) -> None:
         "click",
         "gradlens._version",
         "gradlens.errors",
+        "gradlens.format",
         "gradlens.config",
         "gradlens.diagnosis.kinds",
         "gradlens.launch",

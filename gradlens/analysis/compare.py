@@ -12,6 +12,7 @@ import numpy as np
 
 from gradlens.analysis.stats import Interval, difference_interval, mean_interval
 from gradlens.errors import ConfigError
+from gradlens.format import plural
 from gradlens.lazy import shown_by
 from gradlens.run import FloatArray, Run
 
@@ -73,7 +74,7 @@ class Group:
         """Say how many seeds and epochs it has: ``3 seeds, 16 to 25 epochs``."""
         counts = sorted(len(run.epochs.get("epoch", ())) for run in self.runs)
         epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-        return f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)}, {epochs} epochs"
+        return f"{plural(len(self.runs), 'seed')}, {epochs} {'epoch' if epochs == '1' else 'epochs'}"
 
     def final(self, column: str) -> Interval:
         """Return the mean over seeds of each run's last epoch."""

@@ -17,6 +17,7 @@ from gradlens.analysis.gradient_ratio import (
     say_rows,
 )
 from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks, say_layer, typical_values
+from gradlens.format import plural
 from gradlens.run import Run
 
 # Zhang et al. 2021 and smdebug judge overfitting by loss; here a gap of this size in accuracy is worth a line.
@@ -53,8 +54,8 @@ def _nonfinite(run: Run) -> list[str]:
     names = [name for name in (ACTIVATION_GRAD, "param_grad_norm") if name in run.metrics]
     rows, more = _broken_rows(run, names)
     if len(rows):
-        number = f"more than {len(rows)}" if more else f"{len(rows)}"
-        return [f"gradients were not finite in {number} rows, first at step {run.steps[rows[0]]}"]
+        number = f"{'more than ' if more else ''}{plural(len(rows), 'row')}"
+        return [f"gradients were not finite in {number}, first at step {run.steps[rows[0]]}"]
     infinite = np.flatnonzero(np.isinf(run.scalars.get("loss", np.empty(0))))
     return [f"the loss was infinite, first at step {run.steps[infinite[0]]}"] if len(infinite) else []
 
@@ -111,7 +112,7 @@ def _zeros(run: Run) -> list[str]:
     dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
-    return [f"the gradient is exactly 0 in more than half of the rows at {len(dead)} layer(s), first {dead[0]}"]
+    return [f"the gradient is exactly 0 in more than half of the rows at {plural(len(dead), 'layer')}, first {dead[0]}"]
 
 
 def _missing(run: Run) -> list[str]:
@@ -119,7 +120,7 @@ def _missing(run: Run) -> list[str]:
         return []
     never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
     names = [run.layers[i].name for i in np.flatnonzero(never)]
-    return [f"{len(names)} layer(s) never got a gradient: {', '.join(names[:4])}"] if names else []
+    return [f"{plural(len(names), 'layer')} never got a gradient: {', '.join(names[:4])}"] if names else []
 
 
 def _gap(run: Run) -> list[str]:

@@ -193,13 +193,6 @@ def block_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool =
     return np.where(broken, np.inf, means)
 
 
-def positive_range(matrices: list[HeatMatrix]) -> tuple[float, float] | None:
-    """Return the smallest and largest positive finite value in all of them, or None."""
-    parts = [m.values[np.isfinite(m.values) & (m.values > 0)] for m in matrices]
-    merged = np.concatenate(parts) if parts else np.empty(0)
-    return (float(merged.min()), float(merged.max())) if len(merged) else None
-
-
 def epoch_starts(run: Run) -> NDArray[np.float64]:
     """Return the optimizer step at which each epoch begins, as far as rows were recorded."""
     if len(run.steps) == 0:

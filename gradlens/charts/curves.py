@@ -18,6 +18,7 @@ from gradlens.analysis.gradient_ratio import say_fate, say_power
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
+from gradlens.format import plain
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 from gradlens.theory.predict import Prediction, deviation, first_predicted, first_profile, predicted_profile
@@ -212,14 +213,6 @@ def _mean(values: FloatArray) -> FloatArray:
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
         return np.asarray(np.nanmean(values, axis=0))
-
-
-def plain(value: float) -> float | str | None:
-    """Return a number as JSON knows it: None for NaN, "inf" and "-inf" as text."""
-    value = float(value)
-    if np.isnan(value):
-        return None
-    return value if np.isfinite(value) else ("inf" if value > 0 else "-inf")
 
 
 def say_curve(curve: Curve, metric: str) -> str:

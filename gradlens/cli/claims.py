@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from gradlens.cli.options import format_option, open_runs, print_rows, runs_argument
+from gradlens.format import to_json
 
 
 @click.command()
@@ -25,7 +24,7 @@ def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
 
     judgement = judge(found)
     if form == "json":
-        click.echo(json.dumps(judgement.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        click.echo(to_json(judgement.to_dict()))
     elif form == "csv":
         print_rows(judgement.rows(), form)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlens.errors import ConfigError, GradlensError
+from gradlens.format import plural
 from gradlens.launch import LAUNCH_VARIABLES
 
 
@@ -48,7 +49,8 @@ def run_experiment(
     console = talk()
     console.print(f"{experiment.name}: {experiment.question}", style="bold", markup=False)
     console.print(
-        f"{len(all_jobs)} runs, {todo} to train, {at_once} at a time, in {experiment.folder(out)}", markup=False
+        f"{plural(len(all_jobs), 'run')}, {todo} to train, {at_once} at a time, in {experiment.folder(out)}",
+        markup=False,
     )
     with ExperimentView(console, all_jobs) as view:
         run_jobs(all_jobs, at_once, cores, view)
@@ -58,7 +60,7 @@ def run_experiment(
         return
     reasons = "; ".join(f"{job.label}: {job.error}" for job in failed)
     raise GradlensError(
-        f"{len(failed)} of {len(all_jobs)} runs failed: {reasons}",
+        f"{len(failed)} of {plural(len(all_jobs), 'run')} failed: {reasons}",
         tip="the same command goes on with what is missing",
     )
 

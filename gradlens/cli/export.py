@@ -13,6 +13,7 @@ import click
 
 from gradlens.cli.options import open_runs, runs_argument
 from gradlens.errors import ConfigError
+from gradlens.format import plural
 from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _write_table(
         else:
             with temporary.open("w", encoding="utf-8", newline="") as stream:
                 count = write_csv(rows, stream)
-    click.echo(f"wrote {path}: {count:,} row(s) of {len(runs)} run(s)", err=True)
+    click.echo(f"wrote {path}: {plural(count, 'row')} of {plural(len(runs), 'run')}", err=True)
 
 
 def _print_csv(write: Callable[[TextIO], int]) -> None:
@@ -119,4 +120,7 @@ def _write_events(runs: Mapping[str, Run], metrics: Sequence[str], path: Path, o
         count = sum(
             write_events(run, temporary / name if len(runs) > 1 else temporary, metrics) for name, run in runs.items()
         )
-    click.echo(f"wrote {path}: {count:,} step(s) of {len(runs)} run(s); next: tensorboard --logdir {path}", err=True)
+    click.echo(
+        f"wrote {path}: {plural(count, 'step')} of {plural(len(runs), 'run')}; next: tensorboard --logdir {path}",
+        err=True,
+    )

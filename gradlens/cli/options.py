@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gradlens.errors import ConfigError
+from gradlens.format import plain, to_json
 from gradlens.metrics import SHOWN_METRICS
-from gradlens.specs import FIGURE_ENDINGS, check_figure_path
+from gradlens.specs import check_figure_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,22 +118,22 @@ def write_figures(
         click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)
 
 
-def check_figure_options(outputs: Sequence[Path], terminal: bool, endings: tuple[str, ...] = FIGURE_ENDINGS) -> None:
+def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
     """Refuse options that contradict each other, and files of another format."""
     if outputs and terminal:
         raise ConfigError("--terminal writes no file, -o FILE names one: choose one of them")
     for path in outputs:
-        check_figure_path(path, endings)
+        check_figure_path(path)
 
 
 def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
     """Print rows as JSON or CSV on stdout."""
     if form == "json":
-        click.echo(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        click.echo(to_json(rows))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(plain(rows))
     click.echo(text.getvalue(), nl=False)

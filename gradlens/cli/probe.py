@@ -12,6 +12,7 @@ from gradlens.cli.options import format_option, print_rows
 from gradlens.config import INITS
 from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.errors import ConfigError, GateError
+from gradlens.format import plural
 from gradlens.specs import parse_seeds
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def probe(
         net = f"{plan.model}, net {number} of {len(plans)}" if len(plans) > 1 else plan.model
 
         def say(done: int, net: str = net) -> None:
-            _talk(f"{net}: {done} draw(s) done")
+            _talk(f"{net}: {plural(done, 'draw')} done")
 
         say(0)
         found.append(judge(measure(plan, say)))

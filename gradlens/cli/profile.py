@@ -1,15 +1,14 @@
-"""``gradlens profile``: a metric over depth, beside theory; as lines, ridges or a film."""
+"""``gradlens profile``: a metric over depth, beside theory."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from gradlens.cli.options import (
     check_figure_options,
-    command_line,
     figure_options,
     format_option,
     look_options,
@@ -20,11 +19,7 @@ from gradlens.cli.options import (
     write_figures,
 )
 from gradlens.metrics import is_linear
-from gradlens.specs import FIGURE_ENDINGS, FILM_ENDINGS, parse_span, say_span
-
-if TYPE_CHECKING:
-    from gradlens.plots.style import Look
-    from gradlens.run import Run
+from gradlens.specs import parse_span, say_span
 
 
 @click.command()
@@ -32,11 +27,6 @@ if TYPE_CHECKING:
 @metrics_option("activation_grad_norm")
 @click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
 @click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to take; either may be left out.")
-@click.option(
-    "--as", "shape", type=click.Choice(["lines", "ridges", "film"]), default="lines", show_default=True,
-    help="Picture: a line per net, the distribution over steps in each layer, or the profile as training goes on.",
-)  # fmt: skip
-@click.option("--frames", type=click.IntRange(2, 1000), default=60, show_default=True, help="Of a film, at most.")
 @click.option(
     "--rows", "kind", type=click.Choice(["slopes", "layers"]), default="slopes", show_default=True,
     help="What json and csv hold: a row per run and section, or per layer; of what has no slope, the latter.",
@@ -49,8 +39,6 @@ def profile(
     metric: str,
     per_element: bool,
     steps: str,
-    shape: str,
-    frames: int,
     kind: str,
     form: str,
     theme: str,
@@ -60,10 +48,9 @@ def profile(
 ) -> None:
     """Show a metric over the layers, how steep it is, and the first step beside theory.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Seeds of one model are grouped. A
-    film is written as .gif, or as .mp4 where there is ffmpeg.
+    RUNS are files, names under runs/, or folders; left out, it is the newest run. Seeds of one model are grouped.
     """
-    check_figure_options(outputs, terminal, FILM_ENDINGS if shape == "film" else FIGURE_ENDINGS)
+    check_figure_options(outputs, terminal)
     window = parse_span(steps)
     from gradlens.analysis.compare import repeated_runs
     from gradlens.analysis.derived_metrics import with_derived
@@ -83,6 +70,8 @@ def profile(
         print_rows(slope_rows(curves) if sloped else layer_rows(curves), form)
     if terminal:
         return
+    from gradlens.plots import draw_profile, figure_name
+    from gradlens.plots.profile import caption
     from gradlens.plots.style import make_look
 
     look = make_look(theme, width)
@@ -93,58 +82,11 @@ def profile(
         *look.details(),
     ]
     view: dict[str, Any] = {"per_element": per_element, "steps": window}
-    if shape == "film":
-        _write_film(found, metric, view, frames, details, outputs, look)
-    elif shape == "ridges":
-        _write_ridges(found, metric, view, details, outputs, look)
-    else:
-        from gradlens.plots import draw_profile, figure_name
-        from gradlens.plots.profile import caption
-
-        write_figures(
-            lambda: draw_profile(curves, metric, **view, look=look),
-            figure_name("profile", found, *details),
-            outputs,
-            runs=found,
-            caption=caption(curves, metric).replace("\n", " "),
-            look=look,
-        )
-
-
-def _write_ridges(
-    runs: list[Run], metric: str, view: dict[str, Any], details: list[str], outputs: tuple[Path, ...], look: Look
-) -> None:
-    from gradlens.charts.ridges import make_ridges
-    from gradlens.plots import draw_ridges, figure_name
-    from gradlens.plots.ridges import caption
-
-    ridges = make_ridges(runs, metric, **view)
     write_figures(
-        lambda: draw_ridges(ridges, metric, **view, look=look),
-        figure_name("ridges", runs, *details),
+        lambda: draw_profile(curves, metric, **view, look=look),
+        figure_name("profile", found, *details),
         outputs,
-        runs=runs,
-        caption=caption(ridges, metric).replace("\n", " "),
+        runs=found,
+        caption=caption(curves, metric).replace("\n", " "),
         look=look,
     )
-
-
-def _write_film(
-    runs: list[Run],
-    metric: str,
-    view: dict[str, Any],
-    frames: int,
-    details: list[str],
-    outputs: tuple[Path, ...],
-    look: Look,
-) -> None:
-    from gradlens.charts.ridges import make_film
-    from gradlens.plots import figure_name, save_film
-
-    film = make_film(runs, metric, frames=frames, **view)
-    default = figure_name("film", runs, *details, ending=FILM_ENDINGS[0])
-    for path in outputs or (default,):
-        save_film(
-            film, path, metric, command=command_line(), per_element=view["per_element"], asked=bool(outputs), look=look
-        )
-        click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradlens.format import plural
+
 if TYPE_CHECKING:
     from gradlens.storage import Recovery
 
@@ -33,12 +35,13 @@ def recover(runs: tuple[str, ...], repack: bool) -> None:
             click.echo(str(error), err=True)
             failed.append(path)
     if failed:
-        raise GradlensError(f"{len(failed)} file(s) could not be recovered")
+        raise GradlensError(f"{plural(len(failed), 'file')} could not be recovered")
 
 
 def _say(found: Recovery, repacked: bool) -> list[str]:
     """Say what was found, and what was saved."""
-    held = f"{found.rows} rows and {found.epochs} epochs" + (f", up to step {found.last_step}" if found.rows else "")
+    held = f"{plural(found.rows, 'row')} and {plural(found.epochs, 'epoch')}"
+    held += f", up to step {found.last_step}" if found.rows else ""
     beside = [f"  removed {name}, left by a killed writer" for name in found.leftovers]
     if found.found == "whole":
         done = "packed anew" if repacked else "left untouched"

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gradlens.cli.options import command_line, open_runs, runs_argument
+from gradlens.format import plural
 
 
 @click.command()
@@ -35,5 +36,5 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
         click.echo(f"{path} repeats a seed of the same model and settings: it is left out", err=True)
     for path in outputs or (DEFAULT,):
         written, *beside = write_report(facts, path, language=language, asked=bool(outputs))
-        more = f" and {len(beside)} pictures beside it" if beside else ""
+        more = f" and {plural(len(beside), 'picture')} beside it" if beside else ""
         click.echo(f"wrote {written}{more}", err=True)

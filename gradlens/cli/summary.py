@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from gradlens.cli.options import format_option, open_runs, print_rows
+from gradlens.format import to_json
 
 
 @click.command()
@@ -23,7 +22,7 @@ def summary(run: str | None, form: str) -> None:
     found = open_runs([run] if run else [], default="newest")
     if form == "json":
         facts = [summary_facts(item) for item in found]
-        click.echo(json.dumps(facts[0] if len(facts) == 1 else facts, indent=2, ensure_ascii=False, default=str))
+        click.echo(to_json(facts[0] if len(facts) == 1 else facts))
     elif form == "csv":
         print_rows([{"run": item.name, **row} for item in found for row in layer_rows(item)], form)
     else:

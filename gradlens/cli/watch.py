@@ -10,7 +10,7 @@ from gradlens.metrics import METRICS
 @click.command()
 @click.argument("run", required=False, type=click.Path())
 @click.option("--metric", type=click.Choice(list(METRICS)), help="Which to begin with; the key m goes on to the next.")
-@click.option("--leave-at-end", is_flag=True, help="Leave when the run ends; otherwise it is shown until you leave.")
+@click.option("--leave-at-end", is_flag=True, hidden=True, help="Leave when the run ends, as ``run --live`` asks.")
 def watch(run: str | None, metric: str | None, leave_at_end: bool) -> None:
     """Follow RUN while it is written: heatmap, profile, curves and findings, in a full screen.
 

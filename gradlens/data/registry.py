@@ -20,6 +20,7 @@ from gradlens.data.tables import Picture, Table, read_csv, read_folder
 from gradlens.data.torchvision_sets import labels_of, open_torchvision
 from gradlens.errors import DataError
 from gradlens.events import Listener, Note, ignore
+from gradlens.format import plural
 from gradlens.specs import DataSpec, parse_data
 
 MEMORY_SHARE = 0.4
@@ -127,7 +128,7 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
     kept = [pictures[i] for i in done.kept]
     facts: dict[str, Any] = {"broken_skipped": len(done.broken)}
     if done.broken:
-        listener(Note(f"{len(done.broken)} broken image(s) passed over, first: {done.broken[0]}", warning=True))
+        listener(Note(f"{plural(len(done.broken), 'broken image')} passed over, first: {done.broken[0]}", warning=True))
     number = {name: i for i, name in enumerate(table.classes)}
     labels = np.array([number[picture.label] for picture in kept], dtype=np.int64)
     _check_left(table, labels)
@@ -160,7 +161,9 @@ def _check_left(table: Table, labels: np.ndarray[Any, Any]) -> None:
     counts = np.bincount(labels, minlength=len(table.classes))
     for name, count in zip(table.classes, counts, strict=True):
         if count < 2:
-            raise DataError(f"class {name!r} has {count} usable image(s) after the broken ones; expected at least two")
+            raise DataError(
+                f"class {name!r} has {plural(count, 'usable image')} after the broken ones; expected at least two"
+            )
 
 
 def _check_sides(table: Table, labels: np.ndarray[Any, Any], val: np.ndarray[Any, Any], listener: Listener) -> None:
@@ -185,8 +188,8 @@ def _say_copies(copies: Copies, count: int, shared: tuple[float, float], config:
         listener(Note(f"{text}: if these are different pictures, use --split random", warning=True))
     listener(
         Note(
-            f"{count} images show {copies.different} different pictures: {copies.exact_files} files in "
-            f"{copies.exact_groups} groups of exact copies, {copies.near_files} more near copies"
+            f"{count} images show {copies.different} different pictures: {plural(copies.exact_files, 'file')} in "
+            f"{plural(copies.exact_groups, 'group')} of exact copies, {copies.near_files} more near copies"
         )
     )
     if shared[1]:

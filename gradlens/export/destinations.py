@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gradlens import atomic
+from gradlens.atomic import write_errors
 from gradlens.errors import ConfigError, RunExistsError, RunFileError
 from gradlens.export.tensorboard_events import EVENT_FILES
 from gradlens.run import Run
@@ -40,15 +40,11 @@ def whole_file(path: Path, runs: Mapping[str, Run], *, overwrite: bool) -> Itera
         raise ConfigError(f"{path} is the run itself; name another file")
     if path.is_dir():
         raise RunFileError(f"{path} is a folder; expected the name of a file")
-    with _file_errors(path):
+    with write_errors(f"{path} cannot be written"):
         _refuse(path, path.exists() and not overwrite)
-        temporary = _beside(path)
-        try:
+        with atomic.whole_file(path) as temporary:
             yield temporary
             _refuse(path, path.exists() and not overwrite)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -64,18 +60,11 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ConfigError(f"{path} is the working folder or lies above it; events go into a folder of their own")
     if path.is_file():
         raise RunFileError(f"{path} is a file; expected the name of a folder")
-    with _file_errors(path):
+    with write_errors(f"{path} cannot be written"):
         _refuse_folder(path, overwrite)
-        temporary = _beside(path)
-        try:
-            temporary.mkdir()
+        with atomic.whole_folder(path) as temporary:
             yield temporary
             _refuse_folder(path, overwrite)
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_folder(path: Path, overwrite: bool) -> None:
@@ -91,19 +80,3 @@ def _refuse(path: Path, there: bool) -> None:
             f"{path} is there already, and nothing is overwritten unasked",
             tip="--overwrite replaces it, -o names another place",
         )
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-@contextlib.contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says into a line that names the place."""
-    try:
-        yield
-    except RunFileError:
-        raise
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -10,23 +10,19 @@ _HOME = {
     "draw_compare": "gradlens.plots.compare",
     "draw_heatmap": "gradlens.plots.heatmap",
     "draw_profile": "gradlens.plots.profile",
-    "draw_ridges": "gradlens.plots.ridges",
     "draw_small_curves": "gradlens.plots.small_figures",
     "draw_small_heatmap": "gradlens.plots.small_figures",
     "figure_name": "gradlens.plots.figure_files",
     "png": "gradlens.plots.figure",
     "save_figure": "gradlens.plots.figure_files",
-    "save_film": "gradlens.plots.film",
 }
 
 __all__ = [
     "draw_compare",
     "draw_heatmap",
     "draw_profile",
-    "draw_ridges",
     "figure_name",
     "save_figure",
-    "save_film",
     "draw_small_curves",
     "draw_small_heatmap",
     "png",
@@ -36,10 +32,8 @@ if TYPE_CHECKING:
     from gradlens.plots.compare import draw_compare
     from gradlens.plots.figure import png
     from gradlens.plots.figure_files import figure_name, save_figure
-    from gradlens.plots.film import save_film
     from gradlens.plots.heatmap import draw_heatmap
     from gradlens.plots.profile import draw_profile
-    from gradlens.plots.ridges import draw_ridges
     from gradlens.plots.small_figures import draw_small_curves, draw_small_heatmap
 
 

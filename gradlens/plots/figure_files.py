@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gradlens.errors import RunExistsError, RunFileError
+from gradlens.atomic import whole_file, write_errors, write_text
+from gradlens.errors import RunExistsError
+from gradlens.format import to_json
 from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
@@ -21,13 +22,13 @@ FIGURES = Path("figures")
 DPI = 200
 
 
-def figure_name(kind: str, runs: Sequence[Run], *details: str, ending: str = ".png") -> Path:
+def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
     """Return the default place of a figure: ``figures/heatmap-plain34-s0.png``; details stand behind the kind."""
     names = [run.name for run in runs]
     if len(names) > 3:
         models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
         names = [*models[:4], f"{len(runs)}-runs"]
-    return FIGURES / f"{'-'.join([kind, *details, *names])}{ending}"
+    return FIGURES / f"{'-'.join([kind, *details, *names])}.png"
 
 
 def save_figure(
@@ -61,15 +62,10 @@ def save_figure(
     if not asked and path.exists() and not facts.exists():
         raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
     check_facts_place(facts)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        with house_style(look):
-            figure.savefig(temporary, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
-        os.replace(temporary, path)
-        write_text(facts, json.dumps(figure_facts(path, command, runs, caption), indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
+    with write_errors(f"{path} cannot be written"):
+        with whole_file(path) as temporary, open(temporary, "wb") as file, house_style(look):
+            figure.savefig(file, dpi=DPI, metadata=_metadata(path, command, runs, caption), **_options(path))
+        write_text(facts, to_json(figure_facts(path, command, runs, caption)) + "\n")
 
 
 def check_facts_place(facts: Path) -> None:
@@ -89,8 +85,9 @@ def check_facts_place(facts: Path) -> None:
 
 
 def _options(path: Path) -> dict[str, Any]:
-    """Return what a format needs besides: a PNG packed quickly, which makes it a tenth larger."""
-    return {"pil_kwargs": {"compress_level": 3}} if path.suffix.lower() == ".png" else {}
+    """Return the format, and what it needs besides: a PNG packed quickly, which makes it a tenth larger."""
+    ending = path.suffix.lower().removeprefix(".")
+    return {"format": ending} | ({"pil_kwargs": {"compress_level": 3}} if ending == "png" else {})
 
 
 def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
@@ -132,10 +129,3 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "environment": run.info.get("environment", {}),
     }
     return dict(json.loads(jsonable(facts)))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

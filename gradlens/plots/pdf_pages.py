@@ -35,7 +35,8 @@ class Pages:
 
     def __init__(self, path: Path, *, title: str, subject: str) -> None:
         facts = {"Title": title, "Subject": subject, "Creator": "gradlens", "CreationDate": None}
-        self._file = PdfPages(path, metadata=facts)
+        self._stream = path.open("wb")  # matplotlib would leave a file of its own open when the disk is full
+        self._file = PdfPages(self._stream, metadata=facts)
         self._page: Figure | None = None
         self._y = 0.0
         self.count = 0
@@ -46,9 +47,10 @@ class Pages:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._turn()
-        self._file.close()  # type: ignore[no-untyped-call]
+        with self._stream:
+            if kind is None:
+                self._turn()
+            self._file.close()  # type: ignore[no-untyped-call]
 
     def title(self, text: str) -> None:
         """Write the title."""

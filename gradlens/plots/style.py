@@ -133,9 +133,6 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }
 
 
-STYLE = _settings(THEMES["light"])
-
-
 @contextmanager
 def house_style(look: Look | None = None) -> Iterator[None]:
     """Draw in the house's style, whatever the user's own settings are."""

@@ -21,6 +21,7 @@ from gradlens.diagnosis.exploding import TOO_LARGE, allowed_growth
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.format import plural, say_share
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Draw, Entries, Probe, add_up
 from gradlens.run import FloatArray, Layer
 from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile
@@ -199,7 +200,7 @@ def _counted(draws: Sequence[Draw], shows: Callable[[int], bool]) -> tuple[int, 
 
 
 def _of_draws(k: int, draws: Sequence[Draw]) -> str:
-    return f"in {k} of {len(draws)} draw(s)"
+    return f"in {k} of {plural(len(draws), 'draw')}"
 
 
 def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]) -> Finding | None:
@@ -216,7 +217,7 @@ def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]
     zeros = int(np.isneginf(ratio.decades[0]).sum())
     said = f"{say_ratio(first, last, float(median(decades)))} {_of_draws(k, draws)}"
     if zeros:
-        said += f"; exactly 0 at {zeros} layer(s), by underflow of float32 or dead units"
+        said += f"; exactly 0 at {plural(zeros, 'layer')}, by underflow of float32 or dead units"
     return Finding(
         "vanishing", tuple(low), (0, 0), said, "first / last hidden below 10^-3 at initialisation",
         "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3",
@@ -294,7 +295,7 @@ def _unused(draws: Sequence[Draw]) -> Finding | None:
         return None
     names = tuple(name for name in draws[0].unused if name in always)
     return Finding(
-        "unused", names, (0, 0), f"no gradient reaches {len(names)} parameter(s): {say_parameters(names)}",
+        "unused", names, (0, 0), f"no gradient reaches {plural(len(names), 'parameter')}: {say_parameters(names)}",
         "no gradient in any draw", "exact: autograd leaves .grad at None where no path leads from the loss",
         "Use the layer's output in the loss (look for detach and branches not taken), or take the layer out.",
         (len(draws) + 1) / (len(draws) + 2),
@@ -331,7 +332,9 @@ def _remarks(judged: Judged) -> list[str]:
     dead = [(d / n, name) for name, (d, n) in first.units.items() if n and MOST_DEAD <= d / n < 1]
     if dead:
         share, name = max(dead)
-        said.append(f"{share:.0%} of the units behind {quoted(name)} are dead, at least half at {len(dead)} layer(s)")
+        said.append(
+            f"{share:.0%} of the units behind {quoted(name)} are dead, at least half at {plural(len(dead), 'layer')}"
+        )
     theory = judged.theory
     if theory is not None and abs(theory.worst_away) > APART:
         said.append(
@@ -384,15 +387,6 @@ def loss_scale(entries: Entries) -> tuple[int, float]:
         if lifted >= LIFTED:
             break
     return power, lifted
-
-
-def say_share(share: float) -> str:
-    """Write a share of entries: what is none at all is "none", what is little is not 0."""
-    if math.isnan(share):
-        return "-"
-    if share == 0:
-        return "none"
-    return "< 0.1 %" if share < 0.001 else f"{100 * share:.1f} %" if share < 0.9995 else f"{100 * share:.0f} %"
 
 
 def say_verdict(judged: Judged) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
+from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS, get_metric
 from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.distributed import find_ranks
@@ -258,8 +259,8 @@ class Recorder:
 
     def __repr__(self) -> str:
         return (
-            f"Recorder({self._state}: {type(self._model).__name__}, {len(self._modules)} layers, "
-            f"{self._table.n_rows} rows, next step {self._steps.index})"
+            f"Recorder({self._state}: {type(self._model).__name__}, {plural(len(self._modules), 'layer')}, "
+            f"{plural(self._table.n_rows, 'row')}, next step {self._steps.index})"
         )
 
     # --- what the user calls ------------------------------------------------------------------------------

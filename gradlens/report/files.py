@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from gradlens.errors import ConfigError, RunExistsError, RunFileError
+from gradlens.atomic import whole_file, write_errors, write_text
+from gradlens.errors import ConfigError, RunExistsError
 from gradlens.report.content import Facts
 from gradlens.report.translations import words_of
 
@@ -57,13 +57,8 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
         raise RunExistsError(
             f"{path} is there and was not written by gradlens report", tip="-o FILE names another place"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(f"{path} cannot be written"):
         return _write(facts, path, language)
-    except RunFileError:
-        raise
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _write(facts: Facts, path: Path, language: str) -> list[Path]:
@@ -72,21 +67,17 @@ def _write(facts: Facts, path: Path, language: str) -> list[Path]:
         from gradlens.report.markdown import draw_pictures, make_markdown
 
         pictures = draw_pictures(facts, path)
-        _replace(path, make_markdown(facts, pictures, language))
+        write_text(path, make_markdown(facts, pictures, language))
         return [path, *pictures.values()]
     if ending == ".pdf":
         from gradlens.report.pdf import write_paper
 
-        temporary = _beside(path)
-        try:
+        with whole_file(path) as temporary:
             write_paper(facts, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return [path]
     from gradlens.report.html import make_page
 
-    _replace(path, make_page(facts))
+    write_text(path, make_page(facts))
     return [path]
 
 
@@ -95,16 +86,3 @@ def _is_ours(path: Path) -> bool:
 
     with open(path, encoding="utf-8", errors="replace") as file:
         return f'name="generator" content="{GENERATOR}' in file.read(4000)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = _beside(path)
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

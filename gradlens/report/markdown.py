@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import quote
 from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import Interval
+from gradlens.format import brackets
 from gradlens.report.content import Facts, Row
 from gradlens.report.html_sections import say_control
 from gradlens.report.sentences import Words, analysis, opening, say_kind, say_seeds
@@ -117,7 +117,7 @@ def say_number(value: Interval | float) -> str:
     """Write a mean with its spread and interval, or a single number."""
     if not isinstance(value, Interval):
         return f"{value:.4g}"
-    return say_interval(value) + (f" [{value.low:.3f}, {value.high:.3f}]" if math.isfinite(value.low) else "")
+    return say_interval(value) + brackets(value.low, value.high)
 
 
 def findings(facts: Facts, words: Words) -> str:

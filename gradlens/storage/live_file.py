@@ -7,10 +7,9 @@ import errno
 import itertools
 import math
 import os
-import re
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.atomic import temporary_name
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, crc, seal, state_crc
@@ -316,17 +316,6 @@ def _open_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
     file.visititems(keep)
     return found
-
-
-def temporary_name(path: Path) -> Path:
-    """Return where a file is built before it gets its name: beside, hidden."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def stale_names(path: Path) -> Sequence[Path]:
-    """List what writers that were killed left beside a file."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
-    return [other for other in path.parent.iterdir() if ours.fullmatch(other.name)]
 
 
 def move(temporary: Path, path: Path, *, onto: bool) -> None:

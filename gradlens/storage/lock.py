@@ -90,15 +90,6 @@ def check_unlocked(path: Path) -> None:
         os.close(file)
 
 
-def is_locked(path: Path) -> bool:
-    """Say whether somebody is writing a run file at the moment."""
-    try:
-        check_unlocked(path)
-    except RunFileError:
-        return True
-    return False
-
-
 def lock_path(path: Path) -> Path:
     """Return the hidden file beside a run file whose lock its writer holds; the same by whatever way it is named."""
     return path.parent.resolve() / f".{path.name}.lock"

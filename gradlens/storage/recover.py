@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradlens.errors import DamagedError, RunFileError
+from gradlens.atomic import stale_names, whole_file, write_errors
+from gradlens.errors import DamagedError
+from gradlens.format import plural
 from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
-from gradlens.storage.live_file import stale_names, temporary_name
 from gradlens.storage.lock import WriterLock
 from gradlens.storage.packing import pack
 from gradlens.storage.run_file import BROKEN, StoredFile, open_run_file
@@ -67,16 +67,10 @@ def recover_run(path: Path, *, repack: bool = False) -> Recovery:
     """
     with open_run_file(path, salvage=True):
         pass
-    try:
+    with write_errors(f"{path} cannot be recovered", tip="may you write there?"):
         lock = WriterLock(path)
-    except RunFileError:
-        raise
-    except OSError as error:
-        raise RunFileError(
-            f"{path} cannot be recovered: {error.strerror or error}", tip="may you write there?"
-        ) from error
     try:
-        leftovers = list(stale_names(path))
+        leftovers = stale_names(path)
         for name in leftovers:
             name.unlink(missing_ok=True)
         found = _recover(path, repack)
@@ -90,35 +84,27 @@ def _recover(path: Path, repack: bool) -> Recovery:
     whole = _look(path)
     if whole is not None and whole.found == "whole" and not repack:
         return whole
-    temporary = temporary_name(path)
+    backup = path.with_name(path.name + BACKUP) if whole is None else None
     lost: dict[str, list[tuple[int, int]]] = {}
-    try:
-        with open_run_file(path, salvage=True) as source:
-            before = source.n_steps
-            cut_unreadable(source)
-            ended = source.status()
-            status: Status = "interrupted" if ended == "running" else ended
-            said = [f"the last {before - source.n_steps} rows"] if source.n_steps < before else []
-            note = [] if whole is not None else ["recovered from a damaged file: what is missing is NaN"]
-            pack(
-                source,
-                temporary,
-                status=status,
-                notes=note,
-                salvaged=lambda name, start, stop: lost.setdefault(name, []).append((start, stop)),
-            )
-            said += [*source.doubts, *(_say_lost(name, spans) for name, spans in lost.items())]
-        backup = None
-        if whole is None:
-            backup = path.with_name(path.name + BACKUP)
-            os.replace(path, backup)
-        os.replace(temporary, path)
-    except OSError as error:
-        if isinstance(error, RunFileError):
-            raise
-        raise RunFileError(f"{path} cannot be recovered: {error.strerror or error}", tip="is there room?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        write_errors(f"{path} cannot be recovered", tip="is there room?"),
+        whole_file(path, keep=backup) as temporary,
+        open_run_file(path, salvage=True) as source,
+    ):
+        before = source.n_steps
+        cut_unreadable(source)
+        ended = source.status()
+        status: Status = "interrupted" if ended == "running" else ended
+        said = [f"the last {plural(before - source.n_steps, 'row')}"] if source.n_steps < before else []
+        note = [] if whole is not None else ["recovered from a damaged file: what is missing is NaN"]
+        pack(
+            source,
+            temporary,
+            status=status,
+            notes=note,
+            salvaged=lambda name, start, stop: lost.setdefault(name, []).append((start, stop)),
+        )
+        said += [*source.doubts, *(_say_lost(name, spans) for name, spans in lost.items())]
     saved = _look(path)
     if saved is None:
         raise DamagedError(f"{path} was recovered, and cannot be read: please report this")
@@ -154,7 +140,7 @@ def _read_levels(source: StoredFile) -> None:
 
 def _say_lost(metric: str, spans: list[tuple[int, int]]) -> str:
     rows = sum(stop - start for start, stop in spans)
-    return f"{rows} rows of {metric}, the first from row {spans[0][0]} on"
+    return f"{plural(rows, 'row')} of {metric}, the first from row {spans[0][0]} on"
 
 
 def cut_unreadable(source: StoredFile) -> None:

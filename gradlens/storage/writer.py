@@ -6,17 +6,18 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.atomic import stale_names, whole_file, write_errors
 from gradlens.errors import NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
-from gradlens.storage.live_file import LiveFile, stale_names, temporary_name
+from gradlens.storage.live_file import LiveFile
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
 from gradlens.storage.row_levels import RowBlock
@@ -165,13 +166,14 @@ class FileSink:
     def _abandon_if(self, act: Callable[[], None]) -> None:
         """Do something with the file; after an error it is not written any more."""
         try:
-            act()
-        except (OSError, RuntimeError) as error:
-            self._lost = error if isinstance(error, RunFileError) else _write_error(self.path, error)
+            with _file_errors(self.path):
+                act()
+        except RunFileError as error:
+            self._lost = error
             assert self._file is not None
             self._file.abandon("failed")
             self._file = None
-            raise self._lost from error
+            raise
 
     def _write(self) -> None:
         file = self._file
@@ -220,17 +222,13 @@ class FileSink:
 
     def _pack(self) -> None:
         """Put the finished file in its compact form; where that cannot be done, it stays whole as it is."""
-        temporary = temporary_name(self.path)
         try:
-            with open_run_file(self.path) as source:
+            with whole_file(self.path) as temporary, open_run_file(self.path) as source:
                 pack(source, temporary)
-            os.replace(temporary, self.path)
         except RunFileError:
             raise
         except (OSError, RuntimeError):  # no room for both
             pass
-        finally:
-            temporary.unlink(missing_ok=True)
 
     # --- the file -----------------------------------------------------------------------------------------
 
@@ -358,22 +356,5 @@ def _members(names: Sequence[str], prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def _write_error(path: Path, error: Exception) -> RunFileError:
-    """Return the error in one line; HDF5 hides what the system said in the middle of many."""
-    text = str(error)
-    if "error message = '" in text:
-        reason = text.split("error message = '", 1)[1].split("'", 1)[0]
-    else:
-        reason = getattr(error, "strerror", None) or (text.splitlines() or [type(error).__name__])[0]
-    return RunFileError(f"{path} cannot be written: {reason}", tip="is there room, and may you write there?")
-
-
-@contextlib.contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says into a line that names the file."""
-    try:
-        yield
-    except RunFileError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise _write_error(path, error) from error
+def _file_errors(path: Path) -> contextlib.AbstractContextManager[None]:
+    return write_errors(f"{path} cannot be written", tip="is there room, and may you write there?", also=RuntimeError)

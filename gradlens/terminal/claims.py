@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gradlens.format import plural
 from gradlens.studies import Control, JudgedClaim, Judgement, Verdict
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
@@ -53,7 +54,7 @@ def claims_card(judgement: Judgement) -> Card:
     lines += [("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)]
     lines += [("next", text) for text in judgement.next_steps]
     lines += [("note", note) for note in judgement.remarks]
-    return Card(f"{judgement.title}, by {judgement.runs} runs", verdict, style, beside, lines)
+    return Card(f"{judgement.title}, by {plural(judgement.runs, 'run')}", verdict, style, beside, lines)
 
 
 def _styled(console: Console, verdict: str) -> Text:

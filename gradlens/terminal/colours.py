@@ -90,12 +90,6 @@ def strip(values: list[float], *, colour: bool) -> Text:
     return text
 
 
-def scale_line(low: float, high: float, *, colour: bool, width: int = 24) -> Text:
-    """Draw the scale: from the smallest to the largest value."""
-    ends = (f"10^{math.log10(value):+.1f}" for value in (low, high))
-    return scale_between(*ends, colour=colour, width=width)
-
-
 def scale_between(low: str, high: str, *, colour: bool, signed: bool = False, width: int = 24) -> Text:
     """Draw a scale between the words for its ends; of a signed one 0 is in the middle."""
     text = Text(f"{low} ")

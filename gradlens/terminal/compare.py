@@ -13,6 +13,7 @@ from rich.text import Text
 
 from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, find_lead, say_interval
 from gradlens.analysis.stats import Interval
+from gradlens.format import brackets, plural
 from gradlens.run import FloatArray
 from gradlens.terminal.cards import GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
@@ -34,7 +35,7 @@ def print_compare(console: Console, groups: list[Group], references: Sequence[Re
 def compare_card(groups: list[Group]) -> Card:
     """Return the card: who is ahead, by how much, and how sure that is."""
     runs = sum(len(group.runs) for group in groups)
-    title = f"{runs} run(s) in {len(groups)} group(s)"
+    title = f"{plural(runs, 'run')} in {plural(len(groups), 'group')}"
     lead = find_lead(groups)
     if lead is None:
         known = groups[0].final("val_accuracy")
@@ -48,7 +49,7 @@ def compare_card(groups: list[Group]) -> Card:
         f"{say_interval(other.final(lead.column))}, a difference of {gap.mean:+.3f}"
     )
     if gap.n > 1:
-        why += f" [{gap.low:+.3f}, {gap.high:+.3f}] (Welch's 95 % interval over seeds)"
+        why += f"{brackets(gap.low, gap.high, sign=True)} (Welch's 95 % interval over seeds)"
     if lead.is_shown:
         verdict, style = f"{best.label} is ahead of {other.label} in {quantity}", GOOD
         todo = "gradlens diagnose says what ails each run, gradlens heatmap and gradlens profile show it"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradlens.diagnosis.findings import Diagnosis, finding_row, say_layers, say_steps
+from gradlens.format import plural
 from gradlens.terminal.cards import BAD, Card, heading, labelled, print_card, verdict_style
 
 
@@ -37,7 +38,7 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
     """
     kinds = diagnosis.kinds or (diagnosis.kind,)
     verdict = kinds[0] + (f", also {', '.join(kinds[1:])}" if len(kinds) > 1 else "")
-    facts, lines = [f"{diagnosis.rows} rows"], [("why", diagnosis.reason)]
+    facts, lines = [f"{plural(diagnosis.rows, 'row')}"], [("why", diagnosis.reason)]
     if diagnosis.findings:
         main = diagnosis.findings[0]
         facts.append(f"confidence {main.confidence:.2f}")

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.engines.local import Job
+from gradlens.format import say_seconds
 from gradlens.terminal.console import is_live
-from gradlens.terminal.summary import say_seconds
 
 STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 

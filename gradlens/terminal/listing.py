@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.errors import GradlensError
+from gradlens.format import plural
 from gradlens.storage import read_card
 from gradlens.storage.locate import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
@@ -52,7 +53,7 @@ def _row(path: Path, name: str) -> dict[str, Any]:
 
 def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) -> None:
     """Print the card of a folder, and the table of its runs."""
-    title = f"{len(rows)} run(s) in {folder}"
+    title = f"{plural(len(rows), 'run')} in {folder}"
     if len(rows) > MANY:
         _print_many(console, title, rows)
         return

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from gradlens.analysis.gradient_ratio import say_power
 from gradlens.analysis.stats import median
-from gradlens.charts.curves import plain
 from gradlens.diagnosis.findings import finding_row, quoted
-from gradlens.probe.judge import LIFTED, Judged, loss_scale, say_parameters, say_share, say_verdict
+from gradlens.format import plain, plural, say_share, say_signed
+from gradlens.probe.judge import LIFTED, Judged, loss_scale, say_parameters, say_verdict
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
 from gradlens.terminal.console import has_colour
@@ -63,13 +63,13 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
     plan, rows = probe.plan, list[tuple[str, str]]()
     net = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
     fed = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
-    rows.append(("net", f"{draw.numel:,} parameters in {draw.tensors} tensors{net}"))
-    drawn = f"{len(probe.draws)} draw(s) of weights, seeds {','.join(map(str, plan.seeds))}"
+    rows.append(("net", f"{plural(draw.numel, 'parameter')} in {plural(draw.tensors, 'tensor')}{net}"))
+    drawn = f"{plural(len(probe.draws), 'draw')} of weights, seeds {','.join(map(str, plan.seeds))}"
     rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {drawn}, {probe.seconds:.1f} s"))
     if judged.ends:
         first, last = map(quoted, judged.ends)
         text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
-        text += "" if math.isnan(judged.slope) else f", {_signed(judged.slope)} decades per layer"
+        text += "" if math.isnan(judged.slope) else f", {say_signed(judged.slope, 3)} decades per layer"
         rows.append(("gradient", text))
     rows.append(("theory", say_theory(judged)))
     logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.draws]))):.2g}"
@@ -82,7 +82,7 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
         rows.append((name, say_entries(entries)))
     for name, names in (("unused", draw.unused), ("frozen", draw.frozen)):
         if names:
-            rows.append((name, f"{len(names)} parameter(s) without a gradient: {say_parameters(names)}"))
+            rows.append((name, f"{plural(len(names), 'parameter')} without a gradient: {say_parameters(names)}"))
     if draw.shared:
         rows.append(("shared", "; ".join(" = ".join(group) for group in draw.shared)))
     return rows
@@ -96,7 +96,8 @@ def say_theory(judged: Judged) -> str:
     text = f"{quoted(theory.layer)} {say_power(theory.predicted)}, measured {say_power(theory.measured)}"
     if math.isfinite(theory.away):
         text += f", {theory.away:+.1f} predicted spreads away"
-    return f"{text}; {_signed(theory.slope)} per layer, measured {_signed(theory.measured_slope)} ({prediction.source})"
+    slope, measured = say_signed(theory.slope, 3), say_signed(theory.measured_slope, 3)
+    return f"{text}; {slope} per layer, measured {measured} ({prediction.source})"
 
 
 def say_entries(entries: Entries) -> str:
@@ -114,10 +115,6 @@ def say_entries(entries: Entries) -> str:
 def _range(judged: Judged) -> str:
     known = judged.decades[~np.isnan(judged.decades)]
     return f" ({say_power(known.min())} to {say_power(known.max())})" if len(known) > 1 else ""
-
-
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.3f}"
 
 
 def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
@@ -140,7 +137,9 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
     for i in chosen:
         name = judged.layers[i].name
         line = _line(float(measured[i]), float(theory[i]), low, high, cells, has_colour(console))
-        shares = [_percent(_entries(judged, kind, name).share_below(FP16_NORMAL)) for kind in ("outputs", "parameters")]
+        shares = [
+            say_share(_entries(judged, kind, name).share_below(FP16_NORMAL), 0) for kind in ("outputs", "parameters")
+        ]
         dead, units = judged.probe.draws[0].units.get(name, (0, 0))
         shown = name if len(name) <= label else "…" + name[1 - label :]
         table.add_row(shown, line, _say(measured[i]), _say(theory[i]), f"{dead}/{units}" if units else "-", *shares)
@@ -170,12 +169,8 @@ def _line(measured: float, theory: float, low: float, high: float, cells: int, c
     return line
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else "0" if share == 0 else "<1 %" if share < 0.005 else f"{100 * share:.0f} %"
-
-
 def _say(value: float) -> str:
-    return "-" if math.isnan(value) else "0" if value == -math.inf else f"{value:+.2f}"
+    return "0" if value == -math.inf else say_signed(value)
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------
@@ -200,15 +195,15 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
         numbers = (
             _say(judged.ratio),
             _say(theory.predicted) if theory is not None and predicted else "-",
-            _signed(judged.slope),
-            _signed(theory.slope) if theory is not None else "-",
+            say_signed(judged.slope, 3),
+            say_signed(theory.slope, 3) if theory is not None else "-",
             f"{judged.loss:.2f}",
             f"{judged.probe.seconds:.1f}s",
         )
         table.add_row(*(str(settings[name]) for name in columns), *numbers, verdict)
     console.print(table)
     draw = found[0].probe.draws[0]
-    draws = f"{len(found[0].probe.draws)} draw(s) each"
+    draws = f"{plural(len(found[0].probe.draws), 'draw')} each"
     console.print(Text(f"ln({max(draw.scores, 2)}) = {draw.expected_loss:.2f}; {draws}, middle one", style="dim"))
 
 

@@ -15,6 +15,7 @@ from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.stats import Interval
 from gradlens.charts.curves import Curve, say_curve, say_theory
 from gradlens.charts.layer_names import shorten_names
+from gradlens.format import say_signed
 from gradlens.metrics import is_linear, say_metric
 from gradlens.run import FloatArray
 from gradlens.terminal.console import has_colour
@@ -23,7 +24,6 @@ MARKS = "ox+*#@&%"
 COLOURS = ("dark_orange3", "deep_sky_blue4", "dark_cyan", "orange1", "pink3", "sky_blue2", "default")
 MOST_LAYERS = 48
 MOST_LABEL = 24
-SPREADS_APART = 3.0
 
 
 def print_profile(console: Console, curves: Sequence[Curve], metric: str, *, per_element: bool = False) -> None:
@@ -127,9 +127,5 @@ def _slopes(curves: Sequence[Curve]) -> Table:
 
 def _cells(value: Estimate | Interval, digits: int) -> tuple[str, str]:
     centre = value.value if isinstance(value, Estimate) else value.mean
-    ends = f"{_say(value.low, digits)} to {_say(value.high, digits)}"
-    return _say(centre, digits), "-" if math.isnan(value.low) else ends
-
-
-def _say(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+    ends = f"{say_signed(value.low, digits)} to {say_signed(value.high, digits)}"
+    return say_signed(centre, digits), "-" if math.isnan(value.low) else ends

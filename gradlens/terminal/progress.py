@@ -18,10 +18,10 @@ from rich.progress import (
 from rich.text import Text
 
 from gradlens.events import Ended, EpochDone, Event, NonFinite, Note, Started, StepDone
+from gradlens.format import plural, say_seconds
 from gradlens.run import FloatArray
 from gradlens.terminal.colours import strip
 from gradlens.terminal.console import has_colour, is_live
-from gradlens.terminal.summary import say_seconds
 
 
 class TrainingView:
@@ -121,7 +121,7 @@ class TrainingView:
         )
 
     def _end(self, event: Ended) -> None:
-        text = f"{event.status} after {event.epochs} epoch(s), {say_seconds(event.seconds)}: {event.path}"
+        text = f"{event.status} after {plural(event.epochs, 'epoch')}, {say_seconds(event.seconds)}: {event.path}"
         self.console.print(Text(text + (f" ({event.reason})" if event.reason else ""), style="bold"))
         for task in self._progress.task_ids:
             self._progress.remove_task(task)

@@ -14,6 +14,7 @@ from rich.text import Text
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import depth_profile
 from gradlens.diagnosis.diagnose import diagnose
+from gradlens.format import plain, plural, say_magnitude, say_seconds, say_share
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style
@@ -36,11 +37,11 @@ def summary_facts(run: Run) -> dict[str, Any]:
         "rows": len(run.steps),
         "diagnosis": diagnosis_facts(diagnose(run)),
         "notable": notable(run),
-        "overhead": _finite(float(run.info.get("overhead", math.nan))),
+        "overhead": plain(float(run.info.get("overhead", math.nan))),
         "notes": list(run.info.get("notes", ())),
-        "epochs": {name: _plain(values) for name, values in run.epochs.items()},
+        "epochs": {name: plain(values) for name, values in run.epochs.items()},
         "layers": layer_rows(run),
-        "config": dict(run.config),
+        "config": plain(run.config),
     }
 
 
@@ -55,7 +56,7 @@ def layer_rows(run: Run) -> list[dict[str, Any]]:
             "depth": layer.depth,
             "out_numel": layer.out_numel,
             "param_numel": layer.param_numel,
-            **{name: _finite(float(profile[i])) for name, profile in profiles.items()},
+            **{name: plain(float(profile[i])) for name, profile in profiles.items()},
         }
         for i, layer in enumerate(run.layers)
     ]
@@ -90,7 +91,7 @@ def summary_card(run: Run) -> Card:
 def _say_run(run: Run) -> str:
     """Say what the run is, and what it took."""
     config, environment = run.config, run.info.get("environment", {})
-    parts = [f"{len(run.steps)} rows x {len(run.layers)} layers"]
+    parts = [f"{plural(len(run.steps), 'row')} x {plural(len(run.layers), 'layer')}"]
     if config.get("recipe"):
         parts.append(f"{config.get('data')} · recipe {config['recipe']} · {config.get('image_size')} px")
     seconds = np.nansum(run.epochs.get("seconds", np.zeros(1)))
@@ -98,7 +99,7 @@ def _say_run(run: Run) -> str:
         parts.append(f"{say_seconds(float(seconds))} on {environment.get('device', '?')}")
     overhead = float(run.info.get("overhead", math.nan))
     if math.isfinite(overhead):
-        parts.append(f"recording took {say_share(overhead)}")
+        parts.append(f"recording took {say_share(overhead)} of the time")
     return " · ".join(parts)
 
 
@@ -156,10 +157,10 @@ def _profile_table(console: Console, run: Run) -> Table:
     positive = profile[np.isfinite(profile) & (profile > 0)]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     for i in _chosen(len(run.layers)):
-        cells: list[Text | str] = [run.layers[i].name, say_value(float(profile[i]))]
+        cells: list[Text | str] = [run.layers[i].name, say_magnitude(float(profile[i]))]
         cells.append(_bar(float(profile[i]), low, high, bar_width, has_colour(console)))
         if update is not None:
-            cells.append(say_value(float(update[i])))
+            cells.append(say_magnitude(float(update[i])))
         table.add_row(*cells)
     if len(run.layers) > MOST_LAYERS:
         table.caption = f"{MOST_LAYERS} of {len(run.layers)} layers, evenly spaced"
@@ -180,33 +181,3 @@ def _bar(value: float, low: float, high: float, width: int, colour: bool) -> Tex
     eighths = max(round(share * width * 8), 1)
     text = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
     return Text(text, style=style(magnitude_colour(value, low, high)) if colour else "")
-
-
-def say_value(value: float) -> str:
-    """Write a magnitude with three digits, and what is no magnitude as what it is."""
-    if math.isnan(value):
-        return "-"
-    return "not finite" if math.isinf(value) else "0" if value == 0 else f"{value:.2e}"
-
-
-def say_share(share: float) -> str:
-    """Write a share of the training time."""
-    percent = 100 * share
-    return "under 0.1 % of the time" if percent < 0.1 else f"{percent:.1f} % of the time"
-
-
-def say_seconds(seconds: float) -> str:
-    """Write a duration."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _finite(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return "inf" if math.isinf(value) else value
-
-
-def _plain(values: Any) -> list[float | str | None]:
-    return [_finite(float(value)) for value in values]

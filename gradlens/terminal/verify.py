@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradlens.format import plain, say_seconds
 from gradlens.theory.laws import Check
 
 
@@ -22,7 +23,7 @@ def check_rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
             "source": check.source,
             "setting": check.setting,
             "value": check.value,
-            "measured": check.measured if math.isfinite(check.measured) else None,
+            "measured": plain(check.measured),
             "tolerance": check.tolerance,
             "passed": check.passed,
         }
@@ -44,7 +45,7 @@ def print_checks(console: Console, checks: Sequence[Check], seconds: float) -> N
         table.add_row(law, *numbers, verdict)
     console.print(table)
     held = sum(check.passed for check in checks)
-    console.print(f"{held} of {len(checks)} checks are within their tolerance ({seconds:.0f} s)")
+    console.print(f"{held} of {len(checks)} checks are within their tolerance ({say_seconds(seconds)})")
 
 
 def _percent(share: float) -> str:

@@ -120,11 +120,6 @@ class LogNormal:
         """The standard deviation of log10 of the norm (not squared)."""
         return math.sqrt(self.variance) / 2 * DECADES
 
-    @property
-    def shift_decades(self) -> float:
-        """log10 of the typical (median) norm over the root mean square."""
-        return self.mean / 2 * DECADES
-
 
 def log_norm_law(widths: Sequence[float], activation: Activation = "relu") -> LogNormal:
     """Return the law of the squared norm of a vector sent back through layers of these widths.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from gradlens.atomic import stale_names, whole_file, write_errors
 from gradlens.config import RunConfig
 from gradlens.errors import RunFileError
 from gradlens.train.loop import Progress
@@ -82,45 +83,13 @@ def save_checkpoint(path: Path, state: State) -> None:
     Raises:
         RunFileError: It cannot be written; the checkpoint before is still there.
     """
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
-        raise RunFileError(
-            f"the checkpoint {path} cannot be written: {_reason(error)}", tip="is there room, and may you write there?"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _prefix(path: Path) -> str:
-    return f".{path.name}."
-
-
-def _reason(error: BaseException) -> str:
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-        found = found.__cause__ or found.__context__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a file's new name last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    said, tip = f"the checkpoint {path} cannot be written", "is there room, and may you write there?"
+    with (
+        write_errors(said, tip=tip, also=RuntimeError),  # torch turns an OSError into one
+        whole_file(path) as temporary,
+        open(temporary, "wb") as file,
+    ):
+        torch.save(state, file)
 
 
 def sync_run_file(path: Path) -> None:
@@ -131,11 +100,8 @@ def sync_run_file(path: Path) -> None:
     """
     if os.name != "posix":  # there, a file that is open for reading cannot be synced
         return
-    try:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be written: {_reason(error)}") from error
+    with write_errors(f"{path} cannot be written"), open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def remove_stale(path: Path) -> None:
@@ -144,30 +110,9 @@ def remove_stale(path: Path) -> None:
     Args:
         path: The checkpoint's own.
     """
-    if not path.parent.is_dir():
-        return
-    prefix, suffix = _prefix(path), ".tmp"
-    for found in path.parent.iterdir():
-        name = found.name
-        writer = name[len(prefix) : -len(suffix)]
-        if name.startswith(prefix) and name.endswith(suffix) and writer.isdecimal() and not _writes(int(writer)):
-            with contextlib.suppress(OSError):
-                found.unlink()
-
-
-def _writes(process: int) -> bool:
-    """Say whether a process may be writing a checkpoint now; this one is not."""
-    if process == os.getpid():
-        return False
-    if os.name != "posix":  # there, to ask is to end it
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
+    for found in stale_names(path, of_the_dead=True):
+        with contextlib.suppress(OSError):
+            found.unlink()
 
 
 def load_checkpoint(path: Path) -> State:

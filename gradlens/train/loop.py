@@ -19,6 +19,7 @@ from gradlens.config import RunConfig
 from gradlens.data import IGNORED, Batches
 from gradlens.errors import ModelError
 from gradlens.events import EpochDone, Listener, NonFinite, StepDone
+from gradlens.format import plural
 from gradlens.recorder import Recorder
 from gradlens.run import FloatArray
 from gradlens.train.distributed import World
@@ -137,7 +138,9 @@ class Trainer:
             self.progress.note_validation(val_loss)
             self.after_epoch(values)
             self.listener(EpochDone(epoch, values))
-        return f"no lower validation loss for {self.config.patience} epochs" if self._out_of_patience() else ""
+        return (
+            f"no lower validation loss for {plural(self.config.patience, 'epoch')}" if self._out_of_patience() else ""
+        )
 
     def _out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.progress.epochs_without_better

@@ -17,6 +17,7 @@ from pathlib import Path
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.events import Listener, Note
+from gradlens.format import plural
 from gradlens.run import RESUMED, Run
 from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink, FileSink, read_run
@@ -149,7 +150,7 @@ def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) 
     elif not epochs and "values" not in state and len(run.epochs.get("epoch", ())) > 1:
         reason = f"it holds {len(run.epochs['epoch'])} epochs, and the checkpoint was written before the first"
     elif len(run.steps) < rows or len(run.epochs.get("epoch", ())) < epochs:
-        held = f"{len(run.steps)} rows and {len(run.epochs.get('epoch', ()))} epochs"
+        held = f"{plural(len(run.steps), 'row')} and {plural(len(run.epochs.get('epoch', ())), 'epoch')}"
         reason = f"it holds {held}, and the checkpoint was written after {rows} and {epochs}"
     elif len(run.epochs.get("epoch", ())):
         reason = _difference(run, max(epochs, 1), state.get("values", {}))

@@ -27,7 +27,6 @@ from gradlens.analysis.profile import (
     find_stages,
     heat_matrix,
     layer_values,
-    positive_range,
     say_layer,
 )
 from gradlens.analysis.stats import mean_interval, t_975
@@ -130,7 +129,6 @@ def test_blocks_are_geometric_means(make_run) -> None:
     fine, coarse = (heat_matrix(run, "activation_grad_norm", columns=c).values for c in (20, 4))
     expected = np.exp(np.log(fine).reshape(6, 4, 5).mean(axis=2))
     np.testing.assert_allclose(coarse, expected, rtol=1e-6)
-    assert positive_range([heat_matrix(run, "activation_grad_norm", columns=20)]) == (fine.min(), fine.max())
 
 
 def test_a_coarse_rhythm_is_drawn_without_its_gaps(make_run) -> None:
@@ -181,7 +179,7 @@ def test_what_is_notable(make_run) -> None:
         grid[:, :2] = 0
         return grid
 
-    assert "exactly 0 in more than half of the rows at 2 layer(s), first stage0.0" in said(change=zeros)
+    assert "exactly 0 in more than half of the rows at 2 layers, first stage0.0" in said(change=zeros)
     assert "exactly 0 at the first layer: the gradient norm of stage0.0 is exactly 0" in said(change=zeros)
 
     def first_zero_in_most(grid: np.ndarray) -> np.ndarray:
@@ -198,7 +196,7 @@ def test_what_is_notable(make_run) -> None:
         grid[:, 2] = np.nan
         return grid
 
-    assert "1 layer(s) never got a gradient: stage0.2" in said(change=missing)
+    assert "1 layer never got a gradient: stage0.2" in said(change=missing)
     facts = {"data_facts": {"val_share_any_copy_in_train": 0.55}}
     assert "55% of the validation images have a copy in training" in said(config=facts)
 

@@ -18,25 +18,23 @@ from hypothesis.extra import numpy as hnp
 from scipy import integrate, special
 from scipy import stats as scipy_stats
 
-from gradlens.analysis.claims.measures import fieller, paired, slope_over
-from gradlens.analysis.depth import theil_sen
-from gradlens.analysis.heat import quiet_end
-from gradlens.analysis.laws import LogNormal
-from gradlens.analysis.meanfield import normalised, relu_product
-from gradlens.analysis.profile import EndToEnd, block_means
-from gradlens.analysis.recording import medians, share_beyond
-from gradlens.analysis.resample import (
+from gradlens.analysis.bootstrap import (
     LONGER,
     RESAMPLES,
     block_length,
     median_estimate,
-    middle,
     neighbour_correlation,
     resampled_medians,
 )
-from gradlens.analysis.ridges import LEAST_WIDTH, kernel_density
-from gradlens.analysis.stats import difference_interval, gauss_legendre, mean_interval, t_975
-from gradlens.blocks import STATISTICS, combine, summarise
+from gradlens.analysis.depth import theil_sen
+from gradlens.analysis.profile import block_means
+from gradlens.analysis.stats import difference_interval, gauss_legendre, mean_interval, median, t_975
+from gradlens.charts.heatmap import quiet_end
+from gradlens.diagnosis.recorded_rows import share_beyond
+from gradlens.row_chunks import STATISTICS, combine, summarise
+from gradlens.study.measures import fieller, paired, slope_over
+from gradlens.theory.laws import LogNormal
+from gradlens.theory.mean_field import normalised, relu_product
 
 EXACT = 1e-9
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -301,9 +299,8 @@ def test_the_least_squares_slope_over_depths(depths: list[int], data: st.DataObj
 def test_medians(values: list[float], gaps: int) -> None:
     row = np.array(values + [math.nan] * gaps)
     row = np.random.default_rng(0).permutation(row)
-    assert middle(row) == pytest.approx(statistics.median(values), rel=1e-15)
-    assert medians(row[:, None])[0] == pytest.approx(statistics.median(values), rel=1e-15)
-    assert EndToEnd(0, 1, row, len(values)).median() == statistics.median_low(values)
+    assert median(row) == pytest.approx(statistics.median(values), rel=1e-15)
+    assert median(row[:, None], axis=0)[0] == pytest.approx(statistics.median(values), rel=1e-15)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -445,31 +442,6 @@ def test_the_correlation_of_neighbours_is_not_biased(phi: float) -> None:
 
 
 # --- Densities --------------------------------------------------------------------------------------------------
-
-
-def silverman(values: np.ndarray, grid: np.ndarray) -> float:
-    spread = min(statistics.pstdev(values.tolist()), scipy_stats.iqr(values) / 1.34)
-    return max(0.9 * spread / len(values) ** 0.2, LEAST_WIDTH * (grid[-1] - grid[0]))
-
-
-@pytest.mark.parametrize("scale", [0.001, 1.0])
-@pytest.mark.parametrize("n", SIZES)
-def test_kernel_densities(n: int, scale: float) -> None:
-    values, grid = sample(n, scale=scale), np.linspace(-5, 5, 301)
-    width = silverman(values, grid)
-    truth = scipy_stats.gaussian_kde(values, width / values.std(ddof=1))
-    np.testing.assert_allclose(kernel_density(values, grid), truth(grid), rtol=EXACT, atol=1e-300)
-    wide = np.linspace(-12, 12, 5001)
-    assert integrate.simpson(kernel_density(values, wide), x=wide) == pytest.approx(1.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("values", [[0.4], [0.4] * 5, [0.4] * 5 + [2.0]])
-def test_the_density_of_values_that_do_not_vary(values: list[float]) -> None:
-    # Bandwidth 0, but for the least one.
-    grid = np.linspace(0, 3, 500)
-    truth = np.mean([scipy_stats.norm.pdf(grid, value, LEAST_WIDTH * 3) for value in values], axis=0)
-    np.testing.assert_allclose(kernel_density(np.array(values), grid), truth, rtol=EXACT, atol=1e-300)
-    assert not kernel_density(np.empty(0), grid).any()
 
 
 # --- Geometric means --------------------------------------------------------------------------------------------

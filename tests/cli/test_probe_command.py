@@ -72,9 +72,9 @@ def test_a_net_that_vanishes_and_gates(capsys: pytest.CaptureFixture[str]) -> No
 def test_shared_and_unused_parameters_of_a_model_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = probe(capsys, "nets.py:tied", "--seeds", "0,1")
     text = " ".join(out.split())
-    assert "no gradient reaches 2 parameter(s): spare" in text
+    assert "no gradient reaches 2 parameters: spare" in text
     assert "emb.weight = out.weight" in text
-    assert "32 x long:32:20 of random tokens, 2 draw(s)" in text
+    assert "32 x long:32:20 of random tokens, 2 draws" in text
     probe(capsys, "nets.py:tied", "--input", "long:7:5", "--fail-on", "unused", code=3)
 
 
@@ -112,7 +112,7 @@ def test_a_sweep_as_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     ]
     assert lines[-1][-1] == "vanishes"
     assert lines[-4][-1] == "trainable"
-    assert "1 draw(s) each" in out
+    assert "1 draw each" in out
     assert max(map(len, out.splitlines())) <= 80
     out, _ = probe(capsys, "resnet8", "--shortcut", "A,B", *QUICK)
     assert "shortcut" in out

@@ -274,7 +274,7 @@ def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
     assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
     assert "small/plain8-s0: complete after epoch 8 of 8" in told
     assert "figure: gradlens compare runs/tiny/small" in told
-    assert "1 run(s) in runs/tiny/small" in said
+    assert "1 run in runs/tiny/small" in said
     assert [read_run(path).status for path in paths] == ["complete", "complete"]
     assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
     before = (small / "plain8-s0.h5").read_bytes()

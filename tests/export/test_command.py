@@ -25,14 +25,14 @@ def test_the_newest_run_goes_to_its_default_place(make_run, capsys: pytest.Captu
     assert run_command(["export"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "wrote exports/net-s0.csv: 120 row(s) of 1 run(s)\n"
+    assert err == "wrote exports/net-s0.csv: 120 rows of 1 run\n"
     assert run_command(["export", "--to", "parquet"]) == 0
-    assert "wrote exports/net-s0.parquet: 120 row(s)" in capsys.readouterr().err
+    assert "wrote exports/net-s0.parquet: 120 rows" in capsys.readouterr().err
     assert run_command(["export", "--to", "tensorboard"]) == 0
-    assert "wrote exports/net-s0: 20 step(s) of 1 run(s)" in capsys.readouterr().err
+    assert "wrote exports/net-s0: 20 steps of 1 run" in capsys.readouterr().err
     for table, count in (("scalars", 20), ("epochs", 2), ("layers", 6)):
         assert run_command(["export", "--table", table]) == 0
-        assert f"wrote exports/net-s0-{table}.csv: {count} row(s)" in capsys.readouterr().err
+        assert f"wrote exports/net-s0-{table}.csv: {count} rows" in capsys.readouterr().err
     assert len(read_csv(Path("exports/net-s0.csv"))) == pq.read_table("exports/net-s0.parquet").num_rows == 120
     assert len(read_scalars(Path("exports/net-s0"))["activation_grad_norm/stage0.0"]) == 20
     assert [path.name for path in Path("exports").rglob(".*")] == []
@@ -75,7 +75,7 @@ def test_several_runs_go_into_one_table_and_a_folder_each(make_run, capsys: pyte
     assert run_command(["export", "runs"]) == 0
     assert {row["run"] for row in read_csv(Path("exports/net-s0-net-s1.csv"))} == {"net-s0", "net-s1"}
     assert run_command(["export", "runs", "more", "--to", "tensorboard", "--metric", "param_norm"]) == 0
-    assert "wrote exports/runs-net-s0-runs-net-s1-more-net-s1: 60 step(s) of 3 run(s)" in capsys.readouterr().err
+    assert "wrote exports/runs-net-s0-runs-net-s1-more-net-s1: 60 steps of 3 runs" in capsys.readouterr().err
     top = Path("exports/runs-net-s0-runs-net-s1-more-net-s1")
     assert sorted(path.parent.relative_to(top).as_posix() for path in top.rglob("*.gradlens")) == [
         "more/net-s1",

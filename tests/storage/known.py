@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 
 from gradlens import read_run
+from gradlens.errors import RunFileError
 from gradlens.metrics import is_linear
 from gradlens.row_chunks import summarise
 from gradlens.run import Header, Layer, Row, Run
 from gradlens.storage import FileSink, read_card
+from gradlens.storage.lock import check_unlocked
 
 METRICS = {"activation_grad_norm": 1, "nonfinite_count": 1, "param_grad_norm": 1, "param_norm": 25}
 BLOCKS_OF = ("nonfinite_count", "param_norm")
@@ -162,6 +164,15 @@ def plain_reader_agrees(path: Path, run: Run) -> None:
             assert len(values) == count
             assert same(values, grid(name, run.seed, 0, count, len(run.layers)))
         assert len(file["step"][:count]) == count
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether somebody is writing a run file at the moment."""
+    try:
+        check_unlocked(path)
+    except RunFileError:
+        return True
+    return False
 
 
 def hidden(path: Path) -> list[str]:

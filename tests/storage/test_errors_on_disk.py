@@ -22,7 +22,7 @@ from gradlens import GradlensWarning, read_run
 from gradlens.errors import NoRunError, RunFileError
 from gradlens.storage import BackgroundSink, FileSink
 from gradlens.storage.checksums import is_sealed, seal
-from gradlens.storage.lock import is_locked, lock_path
+from gradlens.storage.lock import lock_path
 from tests.processes import PATIENCE
 from tests.storage import known
 
@@ -130,7 +130,7 @@ def test_a_file_that_somebody_meddles_with_is_left_to_them(
         sink.close("failed")
     assert (path.read_bytes() if path.exists() else None) == there
     assert known.hidden(path) == []
-    assert not is_locked(path)
+    assert not known.is_locked(path)
 
 
 def test_a_folder_that_is_removed_says_so(sink: FileSink, path: Path) -> None:
@@ -257,9 +257,9 @@ def test_two_sinks_made_before_either_began(path: Path) -> None:
     first.open(known.header())
     assert "is being written in this process" in message(lambda: second.open(known.header()))
     second.close("failed")
-    assert is_locked(path)
+    assert known.is_locked(path)
     first.close("complete")
-    assert not is_locked(path)
+    assert not known.is_locked(path)
 
 
 @pytest.mark.parametrize("ended", ["by closing", "by an error", "forgotten"])
@@ -320,10 +320,10 @@ def test_a_killed_writer_whose_child_lives_holds_nothing(path: Path) -> None:
 
     writer, child = in_child(write, ends=False)
     try:
-        assert is_locked(path)
+        assert known.is_locked(path)
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
-        assert not is_locked(path)
+        assert not known.is_locked(path)
         sink = FileSink(path, resume_at=(40, 0))
         sink.open(known.header())
         known.write_rows(sink, 0, 40, 100)
@@ -346,7 +346,7 @@ def test_a_forked_process_that_ends_leaves_the_file_alone(sink: FileSink, path: 
     code, said = in_child(end)
     assert code == 0, said
     assert "was forked from the one that writes the run" in said
-    assert is_locked(path)
+    assert known.is_locked(path)
     known.write_rows(sink, 0, 70, 200)
     sink.close("complete")
     assert known.check_file(path) == (0, 200, 2)

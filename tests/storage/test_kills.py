@@ -22,7 +22,6 @@ from gradlens import read_run
 from gradlens.errors import DamagedError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import BackgroundSink, FileSink
-from gradlens.storage.lock import is_locked
 from gradlens.storage.superblock import ClosedView
 from tests.processes import PATIENCE
 from tests.storage import known
@@ -114,7 +113,7 @@ def kill(path: Path, seed: int, when: str, *, background: bool) -> tuple[int, in
 def check_left(path: Path, safe: tuple[int, int] | None) -> tuple[int, int, int] | None:
     """Check what a killed writer left; return generation, rows and epochs."""
     known.hidden(path)
-    assert not is_locked(path)
+    assert not known.is_locked(path)
     if not path.exists():
         assert safe is None
         return None

@@ -156,7 +156,7 @@ def test_what_all_runs_have_in_common_is_said_once(make_run) -> None:
     paths = [make_run(f"net-s{seed}", seed=seed, config=config) for seed in range(3)]
     lines = printed(lambda console: print_listing(console, Path("runs"), run_rows(paths)))
     assert words(lines).count("photos.csv") == 1
-    assert words(lines).startswith("╭─ 3 run(s) in runs")
+    assert words(lines).startswith("╭─ 3 runs in runs")
     assert "3 complete" in lines[1]
     assert max(map(len, lines)) <= 80
 

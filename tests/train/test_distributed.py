@@ -76,7 +76,7 @@ def assert_close(got: Run, whole: Run, bound: float) -> None:
 def test_torchrun_leaves_what_one_process_leaves() -> None:
     done = torchrun(*SMALL, "--seeds", "0,1", "--out", "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 run(s) in two") == 1
+    assert done.stdout.count("2 runs in two") == 1
     assert done.stderr.count("2 processes share each batch") == 2  # once of each run
     assert "Warning" not in done.stderr
     assert run_command([*SMALL, "--seeds", "0,1", "--out", "one"]) == 0

@@ -148,7 +148,7 @@ def test_no_room_for_a_checkpoint(no_room: tuple[Path, dict[str, Any]]) -> None:
     assert "Traceback" not in stop["said"]
     assert goes_on["code"] == 0
     assert " ".join(goes_on["said"].split()).count(f"warning: {text}; training goes on, and after a kill") == 1
-    assert "complete after 2 epoch(s)" in goes_on["said"]
+    assert "complete after 2 epochs" in goes_on["said"]
     assert found["checkpoint-stop-resumed"]["code"] == 0
     runs = [folder / f"checkpoint-{choice}/runs" for choice in ("stop", "continue")]
     assert_equal_runs(*(read_run(place / "plain8-s0.h5") for place in runs))
@@ -162,7 +162,7 @@ def test_no_room_for_rows_is_said(no_room: tuple[Path, dict[str, Any]]) -> None:
     assert "Error: " in stop
     assert "epoch   5" not in stop
     assert " ".join(goes_on.split()).count("warning: recording ended at step ") == 1
-    assert "failed after 5 epoch(s)" in goes_on
+    assert "failed after 5 epochs" in goes_on
     assert "Error: runs/Drawing-s0.h5: recording ended at step " in goes_on
     assert "Tip: --resume goes on from there, and records what is missing" in goes_on
     assert "Traceback" not in stop + goes_on

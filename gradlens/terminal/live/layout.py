@@ -14,13 +14,13 @@ from gradlens.analysis.profile import find_stages
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.live_columns import shown
 from gradlens.diagnosis.findings import say_layers, say_steps
+from gradlens.format import say_seconds
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray
 from gradlens.terminal.braille import braille, stretched
 from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, DIM, GREEN, RED, REVERSE, YELLOW, Canvas
 from gradlens.terminal.live.cells import AT_MISSING, Ints, Scale, draw_bars, draw_heat, draw_scale, fit_layers
 from gradlens.terminal.live.watched_run import Judge, Watched
-from gradlens.terminal.summary import say_seconds
 
 SPANS = ("all", "epoch", "1000", "100")
 SPAN_NAMES = {"all": "all rows", "epoch": "this epoch", "1000": "last 1,000 rows", "100": "last 100 rows"}

@@ -13,6 +13,7 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import compare_layers, say_power
 from gradlens.analysis.profile import say_layer
 from gradlens.errors import GradlensError, NoRunError
+from gradlens.format import plural
 from gradlens.metrics import METRICS
 from gradlens.storage import awaited_run
 from gradlens.terminal.console import has_colour, results
@@ -250,7 +251,7 @@ def follow_plainly(argument: str | None) -> None:
             time.sleep(IDLE_S)
             path = awaited_run(argument)
     watched, judge = Watched(path), Judge(path)
-    print_line(f"{watched.path}: {watched.status}, {len(watched.run.layers)} layers")
+    print_line(f"{watched.path}: {watched.status}, {plural(len(watched.run.layers), 'layer')}")
     epochs, kind, last = 0, "", time.monotonic()
     try:
         while True:
@@ -275,7 +276,7 @@ def follow_plainly(argument: str | None) -> None:
     finally:
         judge.wait()
     end = watched.status if not watched.lost else "no sign of life: its writer was killed? gradlens recover mends it"
-    print_line(f"{watched.path}: {end}, {watched.rows:,} rows, {epochs} epochs")
+    print_line(f"{watched.path}: {end}, {plural(watched.rows, 'row')}, {plural(epochs, 'epoch')}")
 
 
 def _verdict_line(judge: Judge) -> str:

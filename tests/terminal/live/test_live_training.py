@@ -48,7 +48,7 @@ def test_what_is_said_in_full_screen_is_printed_when_it_is_left(monkeypatch: pyt
         view(Ended("complete", "runs/plain34-s0.h5", 2, 61))
         view(STARTED)
         assert view._watcher is None  # who left is not taken back
-    assert "complete after 2 epoch(s)" in out.getvalue()
+    assert "complete after 2 epochs" in out.getvalue()
 
 
 def test_the_full_screen_is_left_with_the_end_and_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_the_full_screen_is_left_with_the_end_and_with_an_error(monkeypatch: pyt
         first = view._watcher
         view(Ended("complete", "runs/plain34-s0.h5", 2, 61))
         assert first.poll() is not None
-        assert "complete after 2 epoch(s)" in out.getvalue()
+        assert "complete after 2 epochs" in out.getvalue()
         view(STARTED)
         second = view._watcher
         assert second is not first
@@ -103,5 +103,5 @@ def test_the_view_leaves_when_the_training_ends(photos: Path) -> None:
             assert window.wait_end() == 0
             assert window.settings() == window.before
             assert "1049" not in window.modes
-            assert "complete after 20 epoch(s)" in window.screen
+            assert "complete after 20 epochs" in window.screen
             assert "Depth profile" in window.screen
