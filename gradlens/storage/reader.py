@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,7 +82,9 @@ def _read(stored: StoredFile) -> Run:
         layers=stored.layers(),
         steps=columns["step"],
         epoch_of_step=columns["epoch_of_step"],
-        scalars=StoredScalars(path, late, stored.n_steps) if late else _group(columns, "scalar/"),
+        scalars=StoredScalars(path, [name.removeprefix("scalar/") for name in late], stored.n_steps)
+        if late
+        else _group(columns, "scalar/"),
         metrics=StoredMetrics(path, stored.metrics, stored.n_steps),
         epochs=_group(columns, "epoch/"),
         status=cast(Status, state["status"]),
@@ -93,45 +96,24 @@ def _group(columns: Mapping[str, FloatArray], prefix: str) -> dict[str, FloatArr
     return {name.removeprefix(prefix): values for name, values in columns.items() if name.startswith(prefix)}
 
 
-class StoredScalars(Mapping[str, FloatArray]):
-    """The scalars of a long run, each read when it is asked for and then kept."""
+class _Stored(Mapping[str, FloatArray]):
+    """Columns of a file, each read when it is asked for and then kept."""
 
-    def __init__(self, path: Path, columns: list[str], n_steps: int) -> None:
+    def __init__(self, path: Path, names: Sequence[str], n_steps: int) -> None:
         self._path = path
-        self._columns = {name.removeprefix("scalar/"): name for name in columns}
+        self._names = dict.fromkeys(names)
         self._n_steps = n_steps
         self._cache: dict[str, FloatArray] = {}
 
-    def __getitem__(self, name: str) -> FloatArray:
-        column = self._columns[name]
-        if name not in self._cache:
-            self._cache[name] = reading(self._path, lambda stored: stored.column(column))[: self._n_steps]
-        return self._cache[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._columns  # the mixin's would read it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-
-class StoredMetrics(Mapping[str, FloatArray]):
-    """The metrics of a file, read when they are asked for: whole (and then kept), some rows, or blocks of rows."""
-
-    def __init__(self, path: Path, names: tuple[str, ...], n_steps: int) -> None:
-        self._path = path
-        self._names = names
-        self._n_steps = n_steps
-        self._cache: dict[str, FloatArray] = {}
+    @abstractmethod
+    def _read(self, stored: StoredFile, name: str) -> FloatArray:
+        """Return a column's rows, as many as the run had when it was opened."""
 
     def __getitem__(self, name: str) -> FloatArray:
         if name not in self._names:
             raise KeyError(name)
         if name not in self._cache:
-            self._cache[name] = reading(self._path, lambda stored: stored.rows(name, 0, self._n_steps))
+            self._cache[name] = reading(self._path, lambda stored: self._read(stored, name))
         return self._cache[name]
 
     def __contains__(self, name: object) -> bool:
@@ -142,6 +124,20 @@ class StoredMetrics(Mapping[str, FloatArray]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class StoredScalars(_Stored):
+    """The scalars of a long run."""
+
+    def _read(self, stored: StoredFile, name: str) -> FloatArray:
+        return stored.column(f"scalar/{name}")[: self._n_steps]
+
+
+class StoredMetrics(_Stored):
+    """The metrics of a file: whole, some rows, or blocks of rows."""
+
+    def _read(self, stored: StoredFile, name: str) -> FloatArray:
+        return stored.rows(name, 0, self._n_steps)
 
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
         """Return some rows of a metric, (stop - start, L)."""

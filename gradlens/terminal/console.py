@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 
 STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
@@ -41,3 +43,18 @@ def is_live(console: Console) -> bool:
     cell starts.
     """
     return console.is_terminal and "JPY_PARENT_PID" not in os.environ
+
+
+def start_live(console: Console, render: Callable[[], RenderableType], *, per_second: float) -> Live | None:
+    """Begin to draw over what was shown, where that can be done; elsewhere return None.
+
+    Args:
+        console: Where to; what is printed to it meanwhile stands above.
+        render: Returns what is shown now.
+        per_second: How often it is drawn.
+    """
+    if not is_live(console):
+        return None
+    live = Live(console=console, get_renderable=render, refresh_per_second=per_second, transient=True)
+    live.start()
+    return live

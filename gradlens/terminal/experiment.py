@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradlens.engines.local import Job
 from gradlens.format import say_seconds
-from gradlens.terminal.console import is_live
+from gradlens.terminal.console import start_live
 
 STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
@@ -35,9 +35,7 @@ class ExperimentView:
         kept = [job for job in self.jobs if job.state == "kept"]
         for job in kept:
             self.console.print(Text(f"{job.label}: kept, it is complete", style="dim"))
-        if is_live(self.console):
-            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
-            self._live.start()
+        self._live = start_live(self.console, self._render, per_second=4)
         return self
 
     def __exit__(

@@ -21,7 +21,7 @@ from gradlens.events import Ended, EpochDone, Event, NonFinite, Note, Started, S
 from gradlens.format import plural, say_seconds
 from gradlens.run import FloatArray
 from gradlens.terminal.colours import strip
-from gradlens.terminal.console import has_colour, is_live
+from gradlens.terminal.console import has_colour, start_live
 
 
 class TrainingView:
@@ -47,9 +47,7 @@ class TrainingView:
         self._said_nonfinite = False
 
     def __enter__(self) -> TrainingView:
-        if is_live(self.console):
-            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=5, transient=True)
-            self._live.start()
+        self._live = start_live(self.console, self._render, per_second=5)
         return self
 
     def __exit__(
