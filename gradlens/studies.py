@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gradlens.analysis.compare import Reference
@@ -181,6 +182,10 @@ class Study(Protocol):
     def words(self) -> Mapping[str, Mapping[str, str]]:
         """Language ("en", "id") to the words that a report needs to speak of the study."""
 
+    @property
+    def experiments(self) -> Mapping[str, Path]:
+        """Name of an experiment to its file."""
+
     def pairs(self, runs: Sequence[Run]) -> list[tuple[Run, Run]]:
         """Return the runs that the study compares with each other: a run of either side, of equal settings."""
 
@@ -227,6 +232,12 @@ def references() -> Sequence[Reference]:
     """Return the study's own numbers of the last epoch; none where there is no study."""
     study = find_study()
     return study.references if study is not None else ()
+
+
+def experiments() -> Mapping[str, Path]:
+    """Return the study's experiments by name; none where there is no study."""
+    study = find_study()
+    return study.experiments if study is not None else {}
 
 
 def study_words(language: str) -> Mapping[str, str]:

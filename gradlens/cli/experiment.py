@@ -1,14 +1,47 @@
-"""``gradlens run FILE.toml``: all runs of an experiment."""
+"""``gradlens run NAME`` or ``FILE.toml``: all runs of an experiment."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.format import plural
 from gradlens.launch import LAUNCH_VARIABLES
+from gradlens.specs import parse_model
+
+
+def find_experiment(name: str) -> Path | None:
+    """Return the file of an experiment; None where the name is a model's, which wins over an experiment's.
+
+    Args:
+        name: A file that ends in .toml; or the name of an experiment: NAME.toml in this folder, or one of the study's.
+
+    Raises:
+        ConfigError: It is the name of neither; says which there are.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    try:
+        parse_model(name)
+    except ConfigError as unknown:
+        return _find_by_name(name, unknown)
+    return None
+
+
+def _find_by_name(name: str, unknown: ConfigError) -> Path:
+    from gradlens.studies import experiments
+
+    here, shipped = Path(f"{name}.toml"), experiments()
+    if here.is_file():
+        return here
+    if name in shipped:
+        return shipped[name]
+    if not shipped or re.match(r"(plain|resnet)\d|.*:", name):
+        raise unknown
+    raise ConfigError(f"{unknown.message}; or an experiment: {', '.join(shipped)}, or FILE.toml", tip=unknown.tip)
 
 
 def run_experiment(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gradlens.cli.experiment import run_experiment
+from gradlens.cli.experiment import find_experiment, run_experiment
 from gradlens.config import (
     AUGMENTATIONS,
     INITS,
@@ -23,7 +23,7 @@ from gradlens.config import (
 )
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
-from gradlens.specs import parse_every, parse_model, parse_names, parse_seeds
+from gradlens.specs import parse_every, parse_names, parse_seeds
 
 
 @click.command()
@@ -104,14 +104,17 @@ def run(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL with the recorder on, or what is missing of an experiment (MODEL is a .toml file).
+    """Train MODEL with the recorder on, or what is missing of an experiment (MODEL is its name or a .toml file).
 
     MODEL is plain18, plain34, resnet18, resnet34 (ImageNet stem), plain20 ... plain110, resnet20 ... resnet110
     (CIFAR family), each also with -nobn (no batch norm) and -sigmoid, residual ones with -valueonly or -gradonly (what
     the shortcut passes on), in the order resnet34-gradonly-nobn-sigmoid; torchvision:NAME; path.py:FACTORY; or
     module:FACTORY.
-    Writes OUT/MODEL-sSEED.h5. An experiment (experiments/report.toml) writes OUT/report/GROUP/MODEL-sSEED.h5, goes on
-    with runs that are unfinished and keeps those that are complete; options go before what its file says.
+    Writes OUT/MODEL-sSEED.h5.
+    An experiment is a file that ends in .toml, or a name: NAME.toml in this folder, or one of the original study's
+    (cause, controls, depth, full, norm, report); where a model has the same name, the model is trained. It writes
+    OUT/NAME/GROUP/MODEL-sSEED.h5, goes on with runs that are unfinished and keeps those that are complete; options go
+    before what its file says.
     Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
     """
     if seed is not None and seeds is not None:
@@ -126,15 +129,15 @@ def run(
     if every is not None:
         options["every"] = parse_every(every)
     given = {key: value for key, value in options.items() if value is not None}
-    if model.endswith(".toml"):
+    experiment = find_experiment(model)
+    if experiment is not None:
         if live:
             raise ConfigError("--live shows one training; an experiment has many: gradlens watch RUN shows one of them")
         given |= {} if recipe is None else {"recipe": recipe}
-        run_experiment(Path(model), given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
+        run_experiment(experiment, given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
         return
     if jobs is not None:
-        raise ConfigError("--jobs is of experiments (gradlens run experiments/report.toml); --seeds trains in turn")
-    parse_model(model)
+        raise ConfigError("--jobs is of experiments (gradlens run report); --seeds trains in turn")
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing([path for _, path in plans])

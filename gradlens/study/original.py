@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gradlens.analysis.compare import Reference
 from gradlens.run import Run
 from gradlens.study.claims import judge_claims
+from gradlens.study.experiments import find_experiments
 from gradlens.study.judgement import Judgement
 from gradlens.study.published import REFERENCES
 from gradlens.study.run_groups import sort_runs
@@ -25,6 +27,11 @@ class OriginalStudy:
     def words(self) -> Mapping[str, Mapping[str, str]]:
         """Language to the words by which a report speaks of the study."""
         return WORDS
+
+    @property
+    def experiments(self) -> Mapping[str, Path]:
+        """Name of an experiment to its file."""
+        return find_experiments()
 
     def pairs(self, runs: Sequence[Run]) -> list[tuple[Run, Run]]:
         """Return, for each depth and way to train, a run of the plain net and one of the residual net."""

@@ -76,7 +76,7 @@ def test_an_experiment_of_ours_can_be_planned_and_is_described(name: str) -> Non
         with click.Context(cli.commands[verb]) as context:
             assert cli.commands[verb].make_context(verb, arguments, parent=context).params
     text = (ROOT / "experiments" / f"{name}.md").read_text()
-    for part in ("**Question.**", f"gradlens run experiments/{name}.toml", "**Result.**", "**Figure.**"):
+    for part in ("**Question.**", f"gradlens run {name} ", "**Result.**", "**Figure.**"):
         assert part in text
 
 

@@ -1,0 +1,68 @@
+"""What is installed is the whole instrument: the wheel is built, installed, and used from an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.processes import PATIENCE
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [str(one) for one in arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+        env=clean,
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="builds the wheel; it is among the extras of dev")
+    built = call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist", cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for file in (ROOT / "experiments").glob("*.toml"):
+            assert archive.read(f"gradlens/study/experiments/{file.name}") == file.read_bytes()
+        assert "gradlens/report/page.css" in archive.namelist()
+    venv.create(tmp_path / "venv", with_pip=True)
+    binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    installed = call(binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    own = Path(call(binaries / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))",
+                    cwd=tmp_path).stdout.strip())  # fmt: skip
+    places = [sysconfig.get_path("purelib"), *(line for line in sys.path if line.endswith("site-packages"))]
+    (own / "dependencies.pth").write_text("\n".join(dict.fromkeys(places)), encoding="utf-8")  # after its own packages
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    where = call(binaries / "python", "-c", "import gradlens; print(gradlens.__file__)", cwd=empty)
+    assert Path(where.stdout.strip()).is_relative_to(own), where.stdout + where.stderr
+    code = (
+        "from gradlens.studies import experiments; from gradlens.experiment import read_experiment;"
+        "print(*(f'{n}:{len(read_experiment(p).groups)}' for n, p in experiments().items()))"
+    )
+    found = call(binaries / "python", "-c", code, cwd=empty)
+    expected = {path.stem: path.read_text("utf-8").count("[group.") for path in (ROOT / "experiments").glob("*.toml")}
+    assert dict(one.split(":") for one in found.stdout.split()) == {n: str(g) for n, g in expected.items()}, (
+        found.stderr
+    )
+    refused = call(binaries / "gradlens", "run", "full", "--live", cwd=empty)
+    assert "--live shows one training; an experiment has many" in " ".join(refused.stderr.split()), refused.stderr
+    nonsense = call(binaries / "gradlens", "run", "nonsense", cwd=empty)
+    assert nonsense.returncode == 2
+    assert "or an experiment: cause, controls, depth, full, norm, report" in " ".join(nonsense.stderr.split())
