@@ -1,6 +1,6 @@
 """What stands for many rows at once: per layer the least, mean and largest value, and how many there were.
 
-A long run is kept level by level, as map tiles are: blocks of 64 rows, of 256, and so on. Blocks of blocks follow from
+A long run is kept level by level, as map tiles are: blocks of 64 rows, of 256, and so on. Chunks of chunks follow from
 blocks alone, so that a picture of a million rows needs a few thousand of them, and none of the rows.
 """
 
@@ -81,7 +81,7 @@ def _join(
 
 
 @dataclass(frozen=True)
-class Blocks:
+class RowChunks:
     """Statistics of neighbouring blocks of rows of one metric.
 
     Args:
@@ -123,13 +123,13 @@ class Blocks:
         means = np.where(self.count > 0, self.mean, np.where(self.zeros > 0, 0.0, np.nan))
         return np.where(np.isinf(self.high), np.inf, means)
 
-    def merged(self, most: int, *, linear: bool = False) -> Blocks:
+    def merged(self, most: int, *, linear: bool = False) -> RowChunks:
         """Return at most so many blocks, of about equal numbers of rows."""
         if len(self.values) <= most:
             return self
         wanted = np.linspace(self.edges[0], self.edges[-1], most + 1)[:-1]
         starts = np.unique(np.searchsorted(self.edges[:-1], wanted, side="right") - 1)
-        return Blocks(np.append(self.edges[starts], self.edges[-1]), combine(self.values, starts, linear=linear))
+        return RowChunks(np.append(self.edges[starts], self.edges[-1]), combine(self.values, starts, linear=linear))
 
 
 def choose_level(rows: int, most: int) -> int:

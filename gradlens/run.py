@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradlens.errors import ConfigError
 from gradlens.lazy import shown_by
 from gradlens.metrics import is_linear
-from gradlens.row_chunks import STATISTICS, Blocks, choose_level, summarise
+from gradlens.row_chunks import STATISTICS, RowChunks, choose_level, summarise
 
 Role = Literal["main", "shortcut", "norm"]
 Status = Literal["running", "complete", "interrupted", "failed"]
@@ -91,7 +91,7 @@ class PartlyReadable(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
         """Return some rows of a metric, (stop - start, L)."""
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> Blocks:
+    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of at least so many blocks of rows."""
 
 
@@ -159,7 +159,7 @@ class Run:
             return self.metrics.read_rows(name, start, stop)
         return self.metrics[name][start:stop]
 
-    def blocks(self, name: str, *, least: int, start: int = 0, stop: int | None = None) -> Blocks:
+    def row_chunks(self, name: str, *, least: int, start: int = 0, stop: int | None = None) -> RowChunks:
         """Return statistics of blocks of rows of a metric; of a stored run, no more is read than that takes.
 
         Args:
@@ -180,10 +180,10 @@ class Run:
         if isinstance(self.metrics, PartlyReadable):
             return self.metrics.read_blocks(name, start, stop, least)
         if start == stop:
-            return Blocks(np.array([start]), np.empty((0, len(self.layers), len(STATISTICS))))
+            return RowChunks(np.array([start]), np.empty((0, len(self.layers), len(STATISTICS))))
         starts = np.arange(start, stop, choose_level(stop - start, least))
         values = self.metrics[name][start:stop]
-        return Blocks(np.append(starts, stop), summarise(values, starts - start, linear=is_linear(name)))
+        return RowChunks(np.append(starts, stop), summarise(values, starts - start, linear=is_linear(name)))
 
     @property
     def model(self) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate, median_estimate
 from gradlens.analysis.gradient_ratio import GradientRatio, gradient_ratio
-from gradlens.analysis.profile import ALL_ROWS, block_means, block_starts, find_stages, typical_values
+from gradlens.analysis.profile import ALL_ROWS, chunk_means, chunk_starts, find_stages, typical_values
 from gradlens.analysis.stats import Interval, mean_interval, median
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
@@ -148,7 +148,7 @@ def _grouped(values: FloatArray) -> FloatArray:
     values = values[~np.isnan(values).all(axis=1)]
     pairs = max(values.shape[1] * (values.shape[1] - 1) // 2, 1)
     most = min(MOST_ROWS, max(MOST_PAIRS // pairs, 16))
-    return block_means(values, block_starts(len(values), most)) if len(values) > most else values
+    return chunk_means(values, chunk_starts(len(values), most)) if len(values) > most else values
 
 
 @dataclass(frozen=True)

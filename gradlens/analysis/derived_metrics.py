@@ -21,7 +21,7 @@ import numpy as np
 
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
-from gradlens.row_chunks import STATISTICS, Blocks, choose_level, summarise
+from gradlens.row_chunks import STATISTICS, RowChunks, choose_level, summarise
 from gradlens.run import FloatArray, Run
 
 FACTORS: dict[str, tuple[str, ...]] = {"coherent_grad_norm": ("param_grad_norm", "grad_coherence")}
@@ -78,10 +78,10 @@ class _Metrics(Mapping[str, FloatArray]):
                 first = first * other
         return first
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> Blocks:
+    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of at least so many blocks of rows."""
         if name not in self._derived:
-            return self._run.blocks(name, least=least, start=start, stop=stop)
+            return self._run.row_chunks(name, least=least, start=start, stop=stop)
         level = choose_level(stop - start, least)
         parts = []
         for begin in range(start, stop, CHUNK):
@@ -89,7 +89,7 @@ class _Metrics(Mapping[str, FloatArray]):
             parts.append(summarise(rows, np.arange(0, len(rows), level), linear=is_linear(name)))
         none = np.empty((0, len(self._run.layers), len(STATISTICS)))
         edges = np.append(np.arange(start, stop, level), stop)
-        return Blocks(edges, np.concatenate(parts) if parts else none)
+        return RowChunks(edges, np.concatenate(parts) if parts else none)
 
 
 def with_derived(run: Run) -> Run:

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD, ALL_ROWS, element_scale, is_long, layer_values, long_blocks
+from gradlens.analysis.profile import ACTIVATION_GRAD, ALL_ROWS, element_scale, is_long, layer_values, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.run import FloatArray, Layer, Run
 
@@ -194,7 +194,7 @@ def finite_rows(
     """
     start, stop, _ = rows.indices(len(run.steps))
     if is_long(run, rows):
-        chunks = long_blocks(run, metric, rows)
+        chunks = long_chunks(run, metric, rows)
         values = np.where(chunks.zeros > chunks.count, 0.0, chunks.mean)
         at = np.asarray(chunks.edges[:-1])
         counts = (chunks.count + chunks.zeros).max(axis=1)

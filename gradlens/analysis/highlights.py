@@ -16,7 +16,7 @@ from gradlens.analysis.gradient_ratio import (
     say_ratio,
     say_rows,
 )
-from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks, say_layer, typical_values
+from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks, say_layer, typical_values
 from gradlens.format import plural
 from gradlens.run import Run
 
@@ -46,7 +46,7 @@ def _ending(run: Run) -> list[str]:
     return ["the run failed"] if run.status == "failed" else []
 
 
-MOST_BLOCKS = 64
+MOST_CHUNKS = 64
 """Of a long run, so many blocks with values that are not finite are looked into."""
 
 
@@ -66,10 +66,10 @@ def _broken_rows(run: Run, names: list[str]) -> tuple[NDArray[np.int64], bool]:
     if is_long(run):
         spans = []
         for name in names:
-            blocks = long_blocks(run, name)
+            blocks = long_chunks(run, name)
             found = np.flatnonzero(np.isinf(blocks.high).any(axis=1))
-            more |= len(found) > MOST_BLOCKS
-            spans += [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found[:MOST_BLOCKS]]
+            more |= len(found) > MOST_CHUNKS
+            spans += [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found[:MOST_CHUNKS]]
     rows = [
         np.flatnonzero(np.isinf(run.metric_rows(name, *span)).any(axis=1)) + span[0]
         for span in sorted(set(spans))
@@ -106,7 +106,7 @@ def _zeros(run: Run) -> list[str]:
     if ACTIVATION_GRAD not in run.metrics or not len(run.steps):
         return []
     if is_long(run):
-        share = long_blocks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
+        share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
     else:
         share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
     dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]

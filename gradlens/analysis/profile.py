@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradlens.analysis.stats import median
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
-from gradlens.row_chunks import LEVELS, Blocks
+from gradlens.row_chunks import LEVELS, RowChunks
 from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
@@ -18,7 +18,7 @@ ACTIVATION_GRAD = "activation_grad_norm"
 
 EXACT_NUMBERS = 4_000_000
 """Of a run with more numbers than this in a metric (20,000 rows of 200 layers), blocks of rows are read instead."""
-LONG_BLOCKS = 256
+LONG_CHUNKS = 256
 """At least so many of them; a run that has fewer is short enough to be read."""
 ALL_ROWS = slice(None)
 
@@ -71,16 +71,16 @@ def element_scale(run: Run, metric: str) -> FloatArray:
 
 
 def is_long(run: Run, rows: slice = ALL_ROWS, least: int | None = None) -> bool:
-    """Say whether so many rows are looked at block by block, at least so many (``LONG_BLOCKS``) of them."""
+    """Say whether so many rows are looked at block by block, at least so many (``LONG_CHUNKS``) of them."""
     start, stop, _ = rows.indices(len(run.steps))
     whole = (stop - start) // LEVELS[0]
-    return (stop - start) * len(run.layers) > EXACT_NUMBERS and whole >= (LONG_BLOCKS if least is None else least)
+    return (stop - start) * len(run.layers) > EXACT_NUMBERS and whole >= (LONG_CHUNKS if least is None else least)
 
 
-def long_blocks(run: Run, metric: str, rows: slice = ALL_ROWS) -> Blocks:
+def long_chunks(run: Run, metric: str, rows: slice = ALL_ROWS) -> RowChunks:
     """Return the blocks by which a long run is judged."""
     start, stop, _ = rows.indices(len(run.steps))
-    return run.blocks(metric, least=LONG_BLOCKS, start=start, stop=stop)
+    return run.row_chunks(metric, least=LONG_CHUNKS, start=start, stop=stop)
 
 
 def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
@@ -88,7 +88,7 @@ def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element
     if not is_long(run, rows):
         return layer_values(run, metric, rows, per_element=per_element)
     scale = element_scale(run, metric) if per_element else 1.0
-    return long_blocks(run, metric, rows).shown / scale
+    return long_chunks(run, metric, rows).shown / scale
 
 
 def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
@@ -154,7 +154,7 @@ def heat_matrix(
     rhythm = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
     least = -(-columns // 4)  # blocks come in sizes four times apart
     if is_long(run, rows, least):
-        blocks = run.blocks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
+        blocks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
         scale = element_scale(run, metric) if per_element else 1.0
         edges = np.append(steps[blocks.edges[:-1] - start], steps[-1] + rhythm)
         return HeatMatrix((blocks.shown / scale).T, edges)
@@ -166,17 +166,17 @@ def heat_matrix(
     edges = np.append(steps, end)
     if len(steps) <= columns:
         return HeatMatrix(values.T, edges)
-    starts = block_starts(len(steps), columns)
-    means = block_means(values, starts, linear=is_linear(metric))
+    starts = chunk_starts(len(steps), columns)
+    means = chunk_means(values, starts, linear=is_linear(metric))
     return HeatMatrix(means.T, np.append(edges[starts], edges[-1]))
 
 
-def block_starts(count: int, blocks: int) -> NDArray[np.int64]:
+def chunk_starts(count: int, blocks: int) -> NDArray[np.int64]:
     """Cut so many rows into at most so many blocks of about equal length; return where each begins."""
     return np.unique(np.linspace(0, count, blocks + 1).astype(np.int64))[:-1]
 
 
-def block_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool = False) -> FloatArray:
+def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool = False) -> FloatArray:
     """Return the geometric means of blocks of rows, (blocks, L), treating odd values as ``heat_matrix`` says.
 
     Linear ones get their arithmetic means.

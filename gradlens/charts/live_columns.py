@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.row_chunks import STATISTICS, Blocks, combine, summarise
+from gradlens.row_chunks import STATISTICS, RowChunks, combine, summarise
 from gradlens.run import FloatArray
 
 MOST = 512
@@ -93,7 +93,7 @@ class Columns:
             blocks = summarise(rows[first:], starts - first, linear=self.linear)
             self._append(steps[starts], np.diff(np.append(starts, len(rows))), blocks)
 
-    def add_blocks(self, steps: NDArray[np.int64], blocks: Blocks) -> None:
+    def add_chunks(self, steps: NDArray[np.int64], blocks: RowChunks) -> None:
         """Put blocks of rows, all but the first and last of one size, behind those that are there.
 
         Args:
@@ -168,4 +168,4 @@ def known_rows(steps: NDArray[np.int64], rows: FloatArray) -> tuple[NDArray[np.i
 def shown(values: FloatArray) -> FloatArray:
     """Return what stands for columns in a picture, (C, width): inf where any value is, else the mean, or 0, or NaN."""
     edges: NDArray[Any] = np.arange(len(values) + 1)
-    return Blocks(edges, values).shown
+    return RowChunks(edges, values).shown

@@ -17,7 +17,7 @@ from gradlens.analysis.gradient_ratio import (
     known_layers,
     late_windows,
 )
-from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_blocks
+from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.errors import ConfigError
 from gradlens.run import FloatArray, Layer, Run
@@ -27,7 +27,7 @@ COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fracti
 LEAST_VALUES = 3
 """Weights have a coarse rhythm, so that a window may hold few values; two exact zeros may be a schedule's start and
 end, three in a row are a state. smdebug's UnchangedTensor asks for 3 steps, too."""
-MOST_BLOCKS = 64
+MOST_CHUNKS = 64
 """Of a long run, so many blocks with values that are not finite are looked into."""
 
 
@@ -134,9 +134,9 @@ class Recording:
             return np.empty(0, dtype=np.int64)
         spans = [(0, len(run.steps))]
         if self.long:
-            blocks = long_blocks(run, name)
+            blocks = long_chunks(run, name)
             high = blocks.high > 0 if name == COUNT else np.isinf(blocks.high)
-            found = np.flatnonzero(high.any(axis=1))[:MOST_BLOCKS]
+            found = np.flatnonzero(high.any(axis=1))[:MOST_CHUNKS]
             spans = [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found]
         rows = [np.flatnonzero(self.broken(name, *span).any(axis=1)) + span[0] for span in spans]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)

@@ -27,7 +27,7 @@ class ResidualNet(nn.Module):
     """A stack of stages of one block, between a stem and a classifier.
 
     Args:
-        blocks: Blocks per stage.
+        blocks: RowChunks per stage.
         channels: Channels per stage.
         imagenet_stem: 7x7 convolution of stride 2 and max pooling; otherwise one 3x3 convolution.
         shortcut: "A", "B", or None for the plain net.

@@ -21,7 +21,7 @@ from gradlens.atomic import temporary_name
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, crc, seal, state_crc
-from gradlens.storage.row_levels import Growth, RowBlock
+from gradlens.storage.row_levels import Growth, RowChunk
 from gradlens.storage.schema import column_names, create_layout, metric_names, notes_bytes
 
 STATUS_BYTES = 16
@@ -89,7 +89,7 @@ class LiveFile:
         """The names of the columns of the table of epochs."""
         return tuple(name.removeprefix("epoch/") for name in self._columns if name.startswith("epoch/"))
 
-    def append(self, block: RowBlock) -> None:
+    def append(self, block: RowChunk) -> None:
         """Write rows behind those that are there."""
         start = self.n_steps
         columns: dict[str, NDArray[Any]] = {"step": block.steps, "epoch_of_step": block.epochs}

@@ -21,7 +21,7 @@ from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, state_crc
 from gradlens.storage.listing_card import encode_card, make_card
 from gradlens.storage.live_file import KeptFile
-from gradlens.storage.row_levels import Growth, RowBlock
+from gradlens.storage.row_levels import Growth, RowChunk
 from gradlens.storage.run_file import StoredFile
 from gradlens.storage.schema import (
     create_column,
@@ -182,7 +182,7 @@ def _copy_metrics(
         block = {name: _read(source, name, start, stop, salvaged) for name in metrics}
         for name, values in block.items():
             chunks.write(kept[name], (start, 0), values)
-        for part in growth.add(RowBlock(steps[start:stop], epochs[start:stop], {}, block))[0]:
+        for part in growth.add(RowChunk(steps[start:stop], epochs[start:stop], {}, block))[0]:
             levels.add(part.level, part.first, part.values)
     levels.finish()
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from gradlens.metrics import is_linear
-from gradlens.row_chunks import LEVELS, STATISTICS, Blocks, choose_level, combine, summarise
+from gradlens.row_chunks import LEVELS, STATISTICS, RowChunks, choose_level, combine, summarise
 from gradlens.run import FloatArray, Run, Status
 from gradlens.storage.locate import resolve_runs
 from gradlens.storage.run_file import StoredFile, reading
@@ -146,7 +146,7 @@ class StoredMetrics(_Stored):
         stop = min(stop, self._n_steps)
         return reading(self._path, lambda stored: stored.rows(name, start, stop))
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> Blocks:
+    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of blocks of rows, at least so many where there are as many rows."""
         stop = min(stop, self._n_steps)
         start = min(max(start, 0), stop)
@@ -154,18 +154,18 @@ class StoredMetrics(_Stored):
         return reading(self._path, lambda stored: _read_blocks(stored, name, start, stop, size))
 
 
-def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> Blocks:
+def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> RowChunks:
     """Read blocks of one level, and what they do not cover at both ends out of finer ones, at last out of rows."""
     linear = is_linear(name)
     if start == stop:
-        return Blocks(np.array([start]), np.empty((0, stored.n_layers, len(STATISTICS))))
+        return RowChunks(np.array([start]), np.empty((0, stored.n_layers, len(STATISTICS))))
     size = size if stored.has_levels else 1
     if size == 1 or stop - start < size:
         values = stored.rows(name, start, stop)
-        return Blocks(np.arange(start, stop + 1), summarise(values, np.arange(len(values)), linear=linear))
+        return RowChunks(np.arange(start, stop + 1), summarise(values, np.arange(len(values)), linear=linear))
     first, last = -(-start // size), stop // size
     middle = stored.level(size, name, first, last) if last > first else np.empty((0, 0, 5))
-    parts = [Blocks(np.arange(first, last + 1) * size, middle)] if last > first else []
+    parts = [RowChunks(np.arange(first, last + 1) * size, middle)] if last > first else []
     begin, end = (first * size, last * size) if last > first else (stop, stop)
     finer = LEVELS[LEVELS.index(size) - 1] if size > LEVELS[0] else 1
     if begin > start:
@@ -173,12 +173,12 @@ def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int
     if stop > end:
         parts.append(_as_one(_read_blocks(stored, name, end, stop, finer), size, linear))
     edges = np.concatenate([*(part.edges[:-1] for part in parts), [stop]])
-    return Blocks(edges, np.concatenate([part.values for part in parts]))
+    return RowChunks(edges, np.concatenate([part.values for part in parts]))
 
 
-def _as_one(blocks: Blocks, size: int, linear: bool) -> Blocks:
+def _as_one(blocks: RowChunks, size: int, linear: bool) -> RowChunks:
     """Join what is less than one block of a level, or two, into one each."""
     rows = int(blocks.edges[-1] - blocks.edges[0])
     if rows > size or not len(blocks.values):
         return blocks
-    return Blocks(blocks.edges[[0, -1]], combine(blocks.values, np.zeros(1, dtype=np.int64), linear=linear))
+    return RowChunks(blocks.edges[[0, -1]], combine(blocks.values, np.zeros(1, dtype=np.int64), linear=linear))

@@ -18,7 +18,7 @@ BLOCK = LEVELS[0]
 
 
 @dataclass(frozen=True)
-class RowBlock:
+class RowChunk:
     """Neighbouring rows, by column.
 
     Args:
@@ -36,15 +36,15 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, rows: slice) -> RowBlock:
+    def __getitem__(self, rows: slice) -> RowChunk:
         scalars = {name: values[rows] for name, values in self.scalars.items()}
         metrics = {name: values[rows] for name, values in self.metrics.items()}
-        return RowBlock(self.steps[rows], self.epochs[rows], scalars, metrics)
+        return RowChunk(self.steps[rows], self.epochs[rows], scalars, metrics)
 
 
 @dataclass(frozen=True)
 class LevelRows:
-    """Blocks of one level that have just become whole.
+    """Chunks of one level that have just become whole.
 
     Args:
         level: Rows per block.
@@ -78,7 +78,7 @@ class Growth:
         self.n_rows = 0
         self.levels = {level: Level() for level in LEVELS}
         self._linear = np.array([[METRICS[name].scale == "linear"] for name in metrics], dtype=bool)
-        self._rest: list[RowBlock] = []
+        self._rest: list[RowChunk] = []
         self._n_rest = 0
 
     def copy(self) -> Growth:
@@ -88,7 +88,7 @@ class Growth:
         new.levels = {k: Level(v.count, list(v.first), list(v.waiting)) for k, v in self.levels.items()}
         return new
 
-    def add(self, block: RowBlock) -> tuple[list[LevelRows], NDArray[np.uint32]]:
+    def add(self, block: RowChunk) -> tuple[list[LevelRows], NDArray[np.uint32]]:
         """Take in the next rows.
 
         Returns:
@@ -118,7 +118,7 @@ class Growth:
                 records.append([part.level, begin + i, *map(crc, one)])
         return grown, np.array(records, dtype=np.uint32)
 
-    def _take(self, count: int) -> RowBlock:
+    def _take(self, count: int) -> RowChunk:
         """Join what waits, and split so many rows off."""
         joined = join(self._rest)
         self._rest, self._n_rest = [joined[count:]], self._n_rest - count
@@ -151,11 +151,11 @@ class Growth:
         return [crc(rest.metrics[name]) if rest is not None else 0 for name in self.metrics]
 
 
-def join(blocks: Sequence[RowBlock]) -> RowBlock:
+def join(blocks: Sequence[RowChunk]) -> RowChunk:
     """Put blocks of rows one behind the other."""
     if len(blocks) == 1:
         return blocks[0]
-    return RowBlock(
+    return RowChunk(
         np.concatenate([block.steps for block in blocks]),
         np.concatenate([block.epochs for block in blocks]),
         {name: np.concatenate([block.scalars[name] for block in blocks]) for name in blocks[0].scalars},

@@ -59,7 +59,7 @@ FORMAT = "gradlens"
 FORMAT_VERSION = 1
 CHUNK_ROWS = 64
 LEVEL_CHUNK = 16
-"""Blocks in a chunk of a level, while it is written."""
+"""Chunks of rows in an HDF5 chunk of a level, while it is written."""
 PACKED_CHUNK = 65536
 """Numbers in a chunk of a finished file: 256 kB."""
 SCALARS = ("loss", "lr")

@@ -20,7 +20,7 @@ from gradlens.sinks import row_of
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
-from gradlens.storage.row_levels import RowBlock
+from gradlens.storage.row_levels import RowChunk
 from gradlens.storage.run_file import StoredFile, open_run_file
 from gradlens.storage.schema import SCALARS, as_float32
 
@@ -285,7 +285,7 @@ class FileSink:
             )
         return source, self._resume_at
 
-    def _block(self) -> RowBlock:
+    def _block(self) -> RowChunk:
         """Return the rows that wait, by column."""
         assert self._header is not None
         assert self._file is not None
@@ -294,7 +294,7 @@ class FileSink:
         for name in self._file.metrics:
             values = np.array([row.metrics.get(name, missing) for row in rows])
             metrics[name] = as_float32(values if self._order is None else values[:, self._order])
-        return RowBlock(
+        return RowChunk(
             np.array([row.step for row in rows], dtype=np.int64),
             np.array([row.epoch for row in rows], dtype=np.int32),
             {name: _column([row.scalars for row in rows], name) for name in self._file.scalars},
@@ -319,7 +319,7 @@ def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> 
     for start in range(0, rows, COPIED_ROWS):
         part = slice(start, min(start + COPIED_ROWS, rows))
         target.append(
-            RowBlock(
+            RowChunk(
                 columns["step"][part],
                 columns["epoch_of_step"][part],
                 {name: values[part] for name, values in scalars.items() if values is not None},

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradlens.analysis.gradient_ratio import say_power
-from gradlens.analysis.profile import block_starts, find_stages
+from gradlens.analysis.profile import chunk_starts, find_stages
 from gradlens.charts.heatmap import Panel, Scale, Span, View, common_scale, make_panel, merge_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.metrics import say_metric
@@ -79,7 +79,7 @@ def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: in
     most = max(console.height - 6, 8) if console.is_terminal else MOST_LINES_PIPED
     step = 2 if colour else 1  # layers a line
     count = len(panel.layers)
-    first = list(range(count)) if count <= most * step else block_starts(count, most * step).tolist()
+    first = list(range(count)) if count <= most * step else chunk_starts(count, most * step).tolist()
     drawn = merge_layers(panel, first).drawn if len(first) < count else panel.drawn
     drawn = np.repeat(drawn, max(columns // drawn.shape[1], 1), axis=1)  # fill the line
     starts = {stage.start: stage.name for stage in find_stages(panel.layers)}

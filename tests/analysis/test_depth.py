@@ -128,7 +128,7 @@ def test_long_runs_are_followed_by_blocks(make_run, monkeypatch: pytest.MonkeyPa
     run = read_run(make_run(steps=1000))
     exact, *_ = fit_depth(run, METRIC)
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 100)
-    monkeypatch.setattr("gradlens.analysis.profile.LONG_BLOCKS", 8)
+    monkeypatch.setattr("gradlens.analysis.profile.LONG_CHUNKS", 8)
     blocks, *_ = fit_depth(run, METRIC)
     assert blocks.slope.rows < 64
     assert blocks.slope.value == pytest.approx(exact.slope.value, abs=1e-6)

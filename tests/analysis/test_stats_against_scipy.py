@@ -27,7 +27,7 @@ from gradlens.analysis.bootstrap import (
     resampled_medians,
 )
 from gradlens.analysis.depth import theil_sen
-from gradlens.analysis.profile import block_means
+from gradlens.analysis.profile import chunk_means
 from gradlens.analysis.stats import difference_interval, gauss_legendre, mean_interval, median, t_975
 from gradlens.charts.heatmap import quiet_end
 from gradlens.diagnosis.recorded_rows import share_beyond
@@ -453,7 +453,7 @@ def test_geometric_means(values: np.ndarray) -> None:
     positive = values[values > 0]
     truth = scipy_stats.gmean(positive) if len(positive) else 0.0 if (values == 0).any() else math.nan
     start = np.zeros(1, dtype=np.int64)
-    assert block_means(values[:, None], start)[0, 0] == pytest.approx(truth, rel=EXACT, nan_ok=True)
+    assert chunk_means(values[:, None], start)[0, 0] == pytest.approx(truth, rel=EXACT, nan_ok=True)
     whole = summarise(values, start)[0]
     parts = combine(summarise(values, np.unique([0, len(values) // 2])), start)[0]
     for found in (whole, parts):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradlens.analysis.derived_metrics import check_metric, say_caution, with_derived
-from gradlens.analysis.profile import block_means
+from gradlens.analysis.profile import chunk_means
 from gradlens.charts.curves import layer_rows, make_curves, say_curve
 from gradlens.charts.heatmap import Scale, View, common_scale, make_panel, merge_layers, quiet_end
 from gradlens.charts.marks import find_marks, learning_rate_drops, steps_to_epochs
@@ -77,12 +77,12 @@ def test_blocks_of_what_is_derived_are_those_of_its_rows(monkeypatch: pytest.Mon
     monkeypatch.setattr("gradlens.analysis.derived_metrics.CHUNK", 64)
     rng = np.random.default_rng(0)
     run = with_derived(run_of({"param_grad_norm": rng.random((200, 3)), "grad_coherence": rng.normal(size=(200, 3))}))
-    blocks = run.blocks("coherent_grad_norm", least=2)
+    blocks = run.row_chunks("coherent_grad_norm", least=2)
     assert blocks.edges.tolist() == [0, 64, 128, 192, 200]
     starts = np.array([0, 64, 128, 192])
     expected = summarise(run.metric("coherent_grad_norm"), starts, linear=True)
     np.testing.assert_allclose(blocks.values, expected)
-    np.testing.assert_allclose(run.blocks("param_grad_norm", least=1).mean[0], halfway(run, 64))
+    np.testing.assert_allclose(run.row_chunks("param_grad_norm", least=1).mean[0], halfway(run, 64))
 
 
 def halfway(run: Run, rows: int) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_rows_without_a_value_leave_no_gap() -> None:
 
 def test_linear_metrics_are_averaged_as_they_are() -> None:
     values = np.array([[1.0, -3.0], [0.0, NAN], [-4.0, 5.0]])
-    np.testing.assert_array_equal(block_means(values, np.array([0, 2]), linear=True), [[0.5, -3.0], [-4.0, 5.0]])
+    np.testing.assert_array_equal(chunk_means(values, np.array([0, 2]), linear=True), [[0.5, -3.0], [-4.0, 5.0]])
 
 
 def test_a_signed_scale_is_symmetric_linear_at_zero_and_logarithmic_beyond() -> None:

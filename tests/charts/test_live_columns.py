@@ -48,9 +48,9 @@ def test_what_is_drawn_stays_until_each_two_become_one() -> None:
 
 def test_a_long_run_begins_with_the_blocks_of_its_file(make_run) -> None:
     run = read_run(make_run(steps=1000, layers=3))
-    blocks = run.blocks("activation_grad_norm", least=4)
+    blocks = run.row_chunks("activation_grad_norm", least=4)
     columns = Columns(3)
-    columns.add_blocks(run.steps[blocks.edges[:-1]], blocks)
+    columns.add_chunks(run.steps[blocks.edges[:-1]], blocks)
     assert columns.size == 64
     columns.add(np.arange(1000, 1064), np.ones((64, 3)))
     assert columns.counts.tolist() == [64] * 16 + [40]

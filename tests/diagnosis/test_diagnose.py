@@ -101,7 +101,7 @@ def test_a_long_run_is_judged_by_blocks(make_run, monkeypatch: pytest.MonkeyPatc
     )
     short = diagnose(run)
     monkeypatch.setattr(profile, "EXACT_NUMBERS", 100)
-    monkeypatch.setattr(profile, "LONG_BLOCKS", 10)
+    monkeypatch.setattr(profile, "LONG_CHUNKS", 10)
     long = diagnose(read_run(run.path))
     check(short, kind)
     check(long, kind)
@@ -114,7 +114,7 @@ def test_in_a_long_run_the_very_step_is_found(make_run, monkeypatch: pytest.Monk
         return grid / 10 ** (0.01 * np.arange(700))[:, None]
 
     monkeypatch.setattr(profile, "EXACT_NUMBERS", 100)
-    monkeypatch.setattr(profile, "LONG_BLOCKS", 10)
+    monkeypatch.setattr(profile, "LONG_CHUNKS", 10)
     found = diagnose(read_run(make_run(steps=700, decades=0.0, change=change)))
     check(found, "nonfinite")
     assert (found.findings[0].steps, found.findings[0].layers[0]) == ((500, 500), "stage0.1")

@@ -15,7 +15,7 @@ from gradlens import read_run
 from gradlens.analysis.gradient_ratio import gradient_ratio
 from gradlens.analysis.profile import depth_profile, heat_matrix
 from gradlens.errors import ConfigError
-from gradlens.row_chunks import LEVELS, Blocks, combine, summarise
+from gradlens.row_chunks import LEVELS, RowChunks, combine, summarise
 from gradlens.run import Header, Row, Run
 from gradlens.storage import FileSink
 from tests.conftest import make_layers
@@ -64,7 +64,7 @@ def slowly(values: np.ndarray, *, linear: bool) -> np.ndarray:
     return np.array(found)
 
 
-def assert_blocks(found: Blocks, rows: np.ndarray, *, linear: bool = False) -> None:
+def assert_blocks(found: RowChunks, rows: np.ndarray, *, linear: bool = False) -> None:
     expected = [slowly(rows[a:b], linear=linear) for a, b in zip(found.edges[:-1], found.edges[1:], strict=True)]
     np.testing.assert_allclose(found.values, np.array(expected).reshape(found.values.shape), rtol=3e-6)
 
@@ -77,7 +77,7 @@ def assert_blocks(found: Blocks, rows: np.ndarray, *, linear: bool = False) -> N
 def test_statistics_are_those_of_the_rows(values: np.ndarray, cuts: list[int], linear: bool) -> None:
     starts = np.array([0, *cuts])
     blocks = summarise(values, starts, linear=linear)
-    assert_blocks(Blocks(np.append(starts, 23), blocks), values, linear=linear)
+    assert_blocks(RowChunks(np.append(starts, 23), blocks), values, linear=linear)
     whole = combine(blocks, np.array([0]), linear=linear)
     np.testing.assert_allclose(whole[0], slowly(values, linear=linear), rtol=1e-12)
 
@@ -97,7 +97,7 @@ def test_what_is_kept_is_what_the_rows_say(rows: int, closed: bool, tmp_path: Pa
     for least in (1, 3, 16, 10**6):
         for start, stop in ((0, rows), (rows // 3, rows - rows // 7), (0, 0)):
             for metric in RHYTHM if rows < 2000 else ("activation_grad_norm",):
-                blocks = run.blocks(metric, least=least, start=start, stop=stop)
+                blocks = run.row_chunks(metric, least=least, start=start, stop=stop)
                 assert blocks.edges[0] == start
                 assert blocks.edges[-1] == stop
                 assert (np.diff(blocks.edges) > 0).all()
@@ -134,7 +134,7 @@ def test_a_resumed_run_has_the_levels_of_an_unbroken_one(tmp_path: Path) -> None
         sink.write_row(Row(2 * step, 0, {"activation_grad_norm": values[step]}, {}))
     sink.close("complete")
     run = read_run(path)
-    assert_blocks(run.blocks("activation_grad_norm", least=1), np.concatenate([first, values[300:]]))
+    assert_blocks(run.row_chunks("activation_grad_norm", least=1), np.concatenate([first, values[300:]]))
 
 
 def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.
     )
     assert way is not None
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 1000)
-    monkeypatch.setattr("gradlens.analysis.profile.LONG_BLOCKS", 50)
+    monkeypatch.setattr("gradlens.analysis.profile.LONG_CHUNKS", 50)
     monkeypatch.setattr("gradlens.storage.reader.AT_ONCE", 1000)
     monkeypatch.setattr(Run, "metric", lambda *_: pytest.fail("all rows were read"))
     long = read_run(path)
@@ -172,7 +172,7 @@ def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.
     assert "x" not in long.scalars
     np.testing.assert_array_equal(long.scalars["loss"], exact.scalars["loss"])
     with pytest.raises(ConfigError, match="holds no metric"):
-        long.blocks("x", least=1)
+        long.row_chunks("x", least=1)
 
 
 def test_a_file_without_levels_is_read_by_its_rows(tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_a_file_without_levels_is_read_by_its_rows(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["level"]
     run = read_run(tmp_path / "a.h5")
-    assert_blocks(run.blocks("activation_grad_norm", least=2), values)
+    assert_blocks(run.row_chunks("activation_grad_norm", least=2), values)

@@ -69,7 +69,7 @@ def test_samples_are_read(path: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.metric("activation_grad_norm"), norms)
     assert norms.shape == (len(run.steps), len(run.layers))
     assert np.isfinite(norms).all()
-    blocks = run.blocks("activation_grad_norm", least=1)
+    blocks = run.row_chunks("activation_grad_norm", least=1)
     np.testing.assert_allclose(blocks.high.max(axis=0), norms.max(axis=0))
     assert read_card(copy)["rows"] == n
     assert copy.read_bytes() == path.read_bytes()

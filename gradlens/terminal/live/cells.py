@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import say_power
-from gradlens.analysis.profile import block_means, block_starts
+from gradlens.analysis.profile import chunk_means, chunk_starts
 from gradlens.run import FloatArray
 from gradlens.terminal.colours import MISSING, NONFINITE, SHADES, ZERO, Rgb, magnitude_colour
 from gradlens.terminal.live.canvas import DEFAULT, DIM, Canvas
@@ -87,9 +87,9 @@ def fit_layers(values: FloatArray, lines: int, *, linear: bool) -> tuple[FloatAr
     if count <= lines:
         first = np.repeat(np.arange(count), lines // count)
         return values[first], first
-    starts = block_starts(count, lines)
+    starts = chunk_starts(count, lines)
     if not linear:
-        return block_means(values, starts), starts
+        return chunk_means(values, starts), starts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing known
         return np.array([np.nanmean(part, axis=0) for part in np.split(values, starts[1:])]), starts

@@ -136,8 +136,8 @@ class Watched:
         values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
         for into, start in ((self.whole, 0), (self.epoch, begin)):
             for name in run.metrics:
-                blocks = run.blocks(name, least=128, start=start, stop=self.rows)
-                into[name].add_blocks(run.steps[blocks.edges[:-1]], blocks)
+                blocks = run.row_chunks(name, least=128, start=start, stop=self.rows)
+                into[name].add_chunks(run.steps[blocks.edges[:-1]], blocks)
             if values is not None:
                 into["scalars"].add(run.steps[start:], values[start:])
         self._latest.add(run.steps[-RECENT:], np.empty((min(RECENT, self.rows), 0)))
