@@ -19,12 +19,13 @@ from scipy import integrate, special
 from scipy import stats as scipy_stats
 
 from gradlens.analysis.claims.measures import fieller, paired, slope_over
+from gradlens.analysis.curves import make_curves
 from gradlens.analysis.depth import theil_sen
 from gradlens.analysis.heat import quiet_end
 from gradlens.analysis.laws import LogNormal
 from gradlens.analysis.meanfield import normalised, relu_product
 from gradlens.analysis.profile import EndToEnd, block_means
-from gradlens.analysis.recording import medians, share_beyond
+from gradlens.analysis.recording import medians, run_of_arrays, share_beyond
 from gradlens.analysis.resample import (
     LONGER,
     RESAMPLES,
@@ -304,6 +305,30 @@ def test_medians(values: list[float], gaps: int) -> None:
     assert middle(row) == pytest.approx(statistics.median(values), rel=1e-15)
     assert medians(row[:, None])[0] == pytest.approx(statistics.median(values), rel=1e-15)
     assert EndToEnd(0, 1, row, len(values)).median() == statistics.median_low(values)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 21, 50, 101])
+def test_the_band_of_a_profile_over_rows(n: int, gap: bool) -> None:
+    # Of a magnitude: the least value that so many of the rows are at most at, since zeros, at -inf, allow no mean.
+    values = np.exp(sample(n, scale=3.0))
+    values[: n // 5] = 0.0
+    rows = np.append(values, math.nan) if gap else values
+    run = run_of_arrays(
+        {"param_grad_norm": rows[:, None] * [1.0, 10.0], "path_cosine": np.tanh(rows)[:, None] * [1, 1]}
+    )
+    curve = make_curves([run], "param_grad_norm")[0]
+    with np.errstate(divide="ignore"):
+        ordered = np.sort(np.log10(values))
+    at = scipy_stats.randint(0, n).ppf([0.1, 0.5, 0.9]).astype(int)
+    found = np.array([curve.low, curve.centre, curve.high])
+    np.testing.assert_allclose(found, ordered[at][:, None] + [0, 1], rtol=EXACT, atol=1e-12)
+    assert curve.centre[0] == pytest.approx(statistics.median_low(ordered), abs=1e-12)
+    linear = make_curves([run], "path_cosine")[0]
+    if n > 1:
+        deciles = statistics.quantiles(np.tanh(values), n=10, method="inclusive")
+        truth = (deciles[0], statistics.median(np.tanh(values)), deciles[8])
+        assert (linear.low[0], linear.centre[0], linear.high[0]) == pytest.approx(truth, rel=EXACT, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", SIZES)
