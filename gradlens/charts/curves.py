@@ -145,7 +145,7 @@ def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatAr
         finite = np.where(np.isfinite(values), values, np.nan)
         if is_linear(metric):
             return np.asarray(np.nanquantile(finite, [0.1, 0.5, 0.9], axis=0))
-        return np.asarray(np.nanquantile(np.log10(finite), [0.1, 0.5, 0.9], axis=0, method="closest_observation"))
+        return np.asarray(np.nanquantile(np.log10(finite), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf"))
 
 
 def _theory(runs: tuple[Run, ...], per_element: bool) -> Theory | None:

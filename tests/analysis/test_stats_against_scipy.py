@@ -29,8 +29,9 @@ from gradlens.analysis.bootstrap import (
 from gradlens.analysis.depth import theil_sen
 from gradlens.analysis.profile import chunk_means
 from gradlens.analysis.stats import difference_interval, gauss_legendre, mean_interval, median, t_975
+from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import quiet_end
-from gradlens.diagnosis.recorded_rows import share_beyond
+from gradlens.diagnosis.recorded_rows import run_of_arrays, share_beyond
 from gradlens.row_chunks import STATISTICS, combine, summarise
 from gradlens.study.measures import fieller, paired, slope_over
 from gradlens.theory.laws import LogNormal
@@ -301,6 +302,30 @@ def test_medians(values: list[float], gaps: int) -> None:
     row = np.random.default_rng(0).permutation(row)
     assert median(row) == pytest.approx(statistics.median(values), rel=1e-15)
     assert median(row[:, None], axis=0)[0] == pytest.approx(statistics.median(values), rel=1e-15)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 21, 50, 101])
+def test_the_band_of_a_profile_over_rows(n: int, gap: bool) -> None:
+    # Of a magnitude: the least value that so many of the rows are at most at, since zeros, at -inf, allow no mean.
+    values = np.exp(sample(n, scale=3.0))
+    values[: n // 5] = 0.0
+    rows = np.append(values, math.nan) if gap else values
+    run = run_of_arrays(
+        {"param_grad_norm": rows[:, None] * [1.0, 10.0], "path_cosine": np.tanh(rows)[:, None] * [1, 1]}
+    )
+    curve = make_curves([run], "param_grad_norm")[0]
+    with np.errstate(divide="ignore"):
+        ordered = np.sort(np.log10(values))
+    at = scipy_stats.randint(0, n).ppf([0.1, 0.5, 0.9]).astype(int)
+    found = np.array([curve.low, curve.centre, curve.high])
+    np.testing.assert_allclose(found, ordered[at][:, None] + [0, 1], rtol=EXACT, atol=1e-12)
+    assert curve.centre[0] == pytest.approx(statistics.median_low(ordered), abs=1e-12)
+    linear = make_curves([run], "path_cosine")[0]
+    if n > 1:
+        deciles = statistics.quantiles(np.tanh(values), n=10, method="inclusive")
+        truth = (deciles[0], statistics.median(np.tanh(values)), deciles[8])
+        assert (linear.low[0], linear.centre[0], linear.high[0]) == pytest.approx(truth, rel=EXACT, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", SIZES)
