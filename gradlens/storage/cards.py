@@ -1,5 +1,7 @@
 """What a listing says of a finished run, found without opening the file as HDF5: a thousand in half a second.
 
+That the file refers to no other is seen in its bytes as well; see ``headers``.
+
 The card is the attribute ``card_json``, written last when a file is packed, and so in its last bytes; a checksum in it
 tells it from anything else that may stand there.
 """
@@ -12,6 +14,8 @@ import re
 import zlib
 from pathlib import Path
 from typing import Any
+
+from gradlens.storage.headers import is_contained
 
 START = b'{"gradlens card": '
 END_BYTES = 65536
@@ -62,9 +66,13 @@ def read_card(path: Path) -> dict[str, Any]:
         RunFileError: As in ``read_run``.
     """
     card = find_card(path)
+    if card is not None and is_contained(path):
+        return card
+    from gradlens.storage.stored import check_contents, reading
+
     if card is not None:
+        check_contents(path)
         return card
     from gradlens.storage.pack import make_card
-    from gradlens.storage.stored import reading
 
     return reading(path, lambda stored: {**make_card(stored), "heartbeat": stored.state()["heartbeat"]})

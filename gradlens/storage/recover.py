@@ -9,10 +9,11 @@ from pathlib import Path
 from gradlens.blocks import LEVELS
 from gradlens.errors import DamagedError, RunFileError
 from gradlens.run import Status
+from gradlens.storage.contents import BROKEN
 from gradlens.storage.live import stale_names, temporary_name
 from gradlens.storage.lock import WriterLock
 from gradlens.storage.pack import pack
-from gradlens.storage.stored import BROKEN, StoredFile, open_run_file
+from gradlens.storage.stored import StoredFile, open_run_file
 
 READ_ROWS = 4096
 BACKUP = ".damaged"
@@ -173,7 +174,7 @@ def _readable(source: StoredFile, name: str, count: int) -> int:
     """Return how many of the first values of a column can be read."""
     for start in range(0, count, LEVELS[0]):
         try:
-            source.file[name][start : min(start + LEVELS[0], count)]
+            source.contents.dataset(name)[start : min(start + LEVELS[0], count)]
         except BROKEN:
             return start
     return count
