@@ -107,6 +107,7 @@ class Follower:
     def __init__(self, path: str | os.PathLike[str], *, start: int = 0, epochs: int = 0) -> None:
         self.path = path
         self.seen, self.epochs = start, epochs
+        self._known = False
 
     def look(self) -> NewRows:
         """Return the rows that have come, at most 4,096 of them; waits for nothing.
@@ -115,7 +116,8 @@ class Follower:
             NoRunError: There is no such file.
             RunFileError: It cannot be read, or the run was resumed from an earlier row meanwhile.
         """
-        new = reading(self.path, lambda stored: _new_rows(stored, self.seen, self.epochs))
+        new = reading(self.path, lambda stored: _new_rows(stored, self.seen, self.epochs), known=self._known)
+        self._known = True
         self.seen += len(new.steps)
         self.epochs += len(new.epochs.get("epoch", ()))
         return new

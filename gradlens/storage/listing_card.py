@@ -1,7 +1,8 @@
 """What a listing says of a finished run, found without opening the file as HDF5: a thousand in half a second.
 
 The card is the attribute ``card_json``, written last when a file is packed, and so in its last bytes; a checksum in it
-tells it from anything else that may stand there.
+tells it from anything else that may be there. Nothing but these bytes is read, so that a file that refers to another
+one shows no more than its own card.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradlens.storage.run_file import StoredFile
+
 
 START = b'{"gradlens card": '
 END_BYTES = 65536

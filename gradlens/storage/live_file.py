@@ -62,8 +62,8 @@ class LiveFile:
         self._datasets: dict[str, h5py.Dataset] = {}
         self._status_place = self._size = 0
         try:
-            self._columns = column_names(self._file)
-            self.metrics = metric_names(self._file)
+            self._columns = column_names(self._file["scalar"], self._file["epoch"])
+            self.metrics = metric_names(self._file["metric"])
             self._datasets = _open_datasets(self._file)
             self._status_place = int(self._datasets["state/status"].id.get_offset() or 0)
         except BaseException:

@@ -203,7 +203,7 @@ def _read(
             parts.append(source.rows(metric, begin, end))
         except DamagedError:
             salvaged(metric, begin, end)
-            parts.append(np.full((end - begin, source.file["metric"][metric].shape[1]), np.nan, dtype=np.float32))
+            parts.append(np.full((end - begin, source.width(metric)), np.nan, dtype=np.float32))
     return np.concatenate(parts)
 
 

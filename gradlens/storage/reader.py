@@ -34,7 +34,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         NoRunError: There is no such file.
-        RunFileError: It is not an HDF5 file, not a gradlens run, of a newer format, or damaged.
+        RunFileError: It is not an HDF5 file, not a gradlens run, of a newer format, damaged, or refers to another file.
 
     Example::
 
@@ -113,7 +113,7 @@ class _Stored(Mapping[str, FloatArray]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._cache:
-            self._cache[name] = reading(self._path, lambda stored: self._read(stored, name))
+            self._cache[name] = reading(self._path, lambda stored: self._read(stored, name), known=True)
         return self._cache[name]
 
     def __contains__(self, name: object) -> bool:
@@ -144,14 +144,14 @@ class StoredMetrics(_Stored):
         if name in self._cache:
             return self._cache[name][start:stop]
         stop = min(stop, self._n_steps)
-        return reading(self._path, lambda stored: stored.rows(name, start, stop))
+        return reading(self._path, lambda stored: stored.rows(name, start, stop), known=True)
 
     def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of blocks of rows, at least so many where there are as many rows."""
         stop = min(stop, self._n_steps)
         start = min(max(start, 0), stop)
         size = choose_level(stop - start, least)
-        return reading(self._path, lambda stored: _read_blocks(stored, name, start, stop, size))
+        return reading(self._path, lambda stored: _read_blocks(stored, name, start, stop, size), known=True)
 
 
 def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> RowChunks:

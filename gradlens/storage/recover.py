@@ -10,9 +10,10 @@ from gradlens.errors import DamagedError
 from gradlens.format import plural
 from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
+from gradlens.storage.contents import BROKEN
 from gradlens.storage.lock import WriterLock
 from gradlens.storage.packing import pack
-from gradlens.storage.run_file import BROKEN, StoredFile, open_run_file
+from gradlens.storage.run_file import StoredFile, open_run_file
 
 READ_ROWS = 4096
 BACKUP = ".damaged"
@@ -159,7 +160,7 @@ def _readable(source: StoredFile, name: str, count: int) -> int:
     """Return how many of the first values of a column can be read."""
     for start in range(0, count, LEVELS[0]):
         try:
-            source.file[name][start : min(start + LEVELS[0], count)]
+            source.contents.dataset(name)[start : min(start + LEVELS[0], count)]
         except BROKEN:
             return start
     return count

@@ -20,6 +20,7 @@ from gradlens.errors import DamagedError, GradlensError, NoRunError, RunFileErro
 from gradlens.row_chunks import LEVELS
 from gradlens.run import FloatArray, Layer, Status
 from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
+from gradlens.storage.contents import BROKEN, Contents
 from gradlens.storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -34,48 +35,48 @@ BLOCK = LEVELS[0]
 TRIES = 8
 PAUSE_SECONDS = 0.02
 """A file that is being written may be met between two writes: it is opened again, so often and after so long."""
-BROKEN = (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, UnicodeDecodeError, OverflowError)
-"""What h5py raises on files that are not as they should be."""
 RECOVER = "gradlens recover keeps what is whole"
 
 
 T = TypeVar("T")
 
 
-def reading(path: str | os.PathLike[str], use: Callable[[StoredFile], T]) -> T:
+def reading(path: str | os.PathLike[str], use: Callable[[StoredFile], T], *, known: bool = False) -> T:
     """Open a run file, use it, and close it; again where it is being written and was met between two writes.
 
     Args:
         path: The file.
         use: What to do with it.
+        known: Whether it was read before, so that only what is read now is checked for lying in another file.
 
     Returns:
         What ``use`` returns.
 
     Raises:
         NoRunError: There is no such file.
-        RunFileError: It is not an HDF5 file, not a gradlens run, of a newer format, or damaged.
+        RunFileError: It is not an HDF5 file, not a gradlens run, of a newer format, damaged, or refers to another file.
     """
     path = Path(path)
     for _ in range(TRIES - 1):
         try:
-            with open_run_file(path) as stored:
+            with open_run_file(path, known=known) as stored:
                 return use(stored)
         except DamagedError:
             if not _may_be_written(path):
                 raise
         time.sleep(PAUSE_SECONDS)
-    with open_run_file(path) as stored:
+    with open_run_file(path, known=known) as stored:
         return use(stored)
 
 
 @contextlib.contextmanager
-def open_run_file(path: Path, *, salvage: bool = False) -> Iterator[StoredFile]:
+def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> Iterator[StoredFile]:
     """Open a run file, once, and close it; errors as in ``reading``.
 
     Args:
         path: The file.
         salvage: Read as much as can be read of a damaged file; see ``StoredFile``.
+        known: As in ``reading``.
     """
     try:
         if not path.exists():
@@ -88,7 +89,13 @@ def open_run_file(path: Path, *, salvage: bool = False) -> Iterator[StoredFile]:
         with _telling_damage(path):
             file, closed = _open_hdf5(path, stack)
             _check_format(path, file)
-            stored = StoredFile(path, file, closed, salvage=salvage)
+            contents = Contents(path, file)
+            try:
+                stored = StoredFile(path, file, contents, closed, salvage=salvage)
+            finally:
+                # Not before the counts are read: of a file that is being written, datasets would be opened too short.
+                if not known:
+                    contents.check_all()
         yield stored
 
 
@@ -166,6 +173,7 @@ class StoredFile:
     Args:
         path: The file.
         file: The file, open.
+        contents: What it holds.
         closed: Whether its writer has closed it.
         salvage: Columns that do not fit their checksum are returned as they are, with NaN (or -1) in place of what
             cannot be read at all, and a sentence for each in ``doubts``. The rows of metrics are compared all the same.
@@ -174,18 +182,20 @@ class StoredFile:
         DamagedError: By all its methods, where the file is not as it was written.
     """
 
-    def __init__(self, path: Path, file: h5py.File, closed: bool, *, salvage: bool = False) -> None:
+    def __init__(self, path: Path, file: h5py.File, contents: Contents, closed: bool, *, salvage: bool = False) -> None:
         self.path = path
-        self.file = file
+        self.contents = contents
+        self._root = file.attrs
         self.closed = closed
         self.salvage = salvage
         self.doubts: list[str] = []
-        self.n_steps = int(file["state/n_steps"][()])
-        self.n_epochs = int(file["state/n_epochs"][()])
+        self.n_steps = int(self.contents.dataset("state/n_steps")[()])
+        self.n_epochs = int(self.contents.dataset("state/n_epochs")[()])
         self._slots = self._find_slots()
         self._slot = self._slots[0] if self._slots else None
-        self.metrics = metric_names(file)
-        self.columns = column_names(file)
+        inside = self.contents
+        self.metrics = metric_names({name: inside.dataset(f"metric/{name}") for name in inside.names("metric")})
+        self.columns = column_names(inside.names("scalar"), inside.names("epoch"))
         self.verify = True
         """Whether checksums are compared."""
         self._records: dict[int, NDArray[np.uint32]] | None = None
@@ -193,12 +203,12 @@ class StoredFile:
 
     def _find_slots(self) -> list[Slot]:
         """Return the slots that guard the counts; none in files that were made before there were any."""
-        state = self.file["state"]
-        names = [name for name in ("check_a", "check_b") if name in state]
+        names = [name for name in ("state/check_a", "state/check_b") if name in self.contents]
         if not names:
             return []
         counts = self.n_steps, self.n_epochs
-        slots = [slot for slot in (Slot.decode(bytes(state[name][()])) for name in names) if slot is not None]
+        decoded = (Slot.decode(bytes(self.contents.dataset(name)[()])) for name in names)
+        slots = [slot for slot in decoded if slot is not None]
         found = [slot for slot in slots if (slot.n_steps, slot.n_epochs) == counts]
         if (
             not found
@@ -244,7 +254,7 @@ class StoredFile:
         if self._described is not None:
             return self._described
         attributes, columns = self._read_copy() or self._read_description()
-        expected = self.file.attrs.get("header_crc32")
+        expected = self._root.get("header_crc32")
         if self.verify and expected is not None and int(expected) != header_crc(attributes, columns):
             self._doubt("its description of the model and the run does not fit its checksum")
         if "calls" not in columns:
@@ -254,16 +264,16 @@ class StoredFile:
 
     def _read_copy(self) -> tuple[dict[str, Any], dict[str, list[Any]]] | None:
         """Read the description from ``header_json``; None where there is none."""
-        if "header_json" not in self.file.attrs:
+        if "header_json" not in self._root:
             return None
-        found = json.loads(bytes(self.file.attrs["header_json"]))
+        found = json.loads(bytes(self._root["header_json"]))
         return dict(found["attributes"]), dict(found["layers"])
 
     def _read_description(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        group = self.file["layer"]
-        columns: dict[str, list[Any]] = {key: group[key].asstr()[:].tolist() for key in LAYER_TEXTS}
-        columns |= {key: group[key][:].tolist() for key in LAYER_NUMBERS if key in group}
-        attributes = self.file.attrs
+        held = {key: self.contents.dataset(f"layer/{key}") for key in self.contents.names("layer")}
+        columns: dict[str, list[Any]] = {key: held[key].asstr()[:].tolist() for key in LAYER_TEXTS}
+        columns |= {key: held[key][:].tolist() for key in LAYER_NUMBERS if key in held}
+        attributes = self._root
         return {name: _plain(attributes[name]) for name in ROOT_ATTRIBUTES if name in attributes}, columns
 
     @tells_damage
@@ -276,7 +286,7 @@ class StoredFile:
     @tells_damage
     def status(self) -> Status:
         """Return how the run ended, or that it has not."""
-        text = bytes(self.file["state/status"][()]).decode("ascii", "replace").strip(" \0")
+        text = bytes(self.contents.dataset("state/status")[()]).decode("ascii", "replace").strip(" \0")
         if text not in get_args(Status):
             self._doubt(f"status {text!r}")
             return "running"
@@ -285,12 +295,12 @@ class StoredFile:
     @tells_damage
     def state(self) -> dict[str, Any]:
         """Return status, heartbeat, overhead and notes."""
-        state = self.file["state"]
-        overhead = float(state["overhead"][()]) if "overhead" in state else math.nan
-        notes = bytes(state["notes"][()]) if "notes" in state else b""
-        heartbeat = float(state["heartbeat"][()])
+        overhead = float(self.contents.dataset("state/overhead")[()]) if "state/overhead" in self.contents else math.nan
+        notes = bytes(self.contents.dataset("state/notes")[()]) if "state/notes" in self.contents else b""
+        heartbeat = float(self.contents.dataset("state/heartbeat")[()])
+        status = bytes(self.contents.dataset("state/status")[()])
         expected = {value for slot in self._slots for value in slot.states} if self.verify else set()
-        if expected and state_crc(overhead, notes, bytes(state["status"][()]), heartbeat) not in expected:
+        if expected and state_crc(overhead, notes, status, heartbeat) not in expected:
             if state_crc(overhead, notes) not in expected:
                 self._doubt("its status, overhead and notes do not fit their checksum")
             if not is_sealed(heartbeat):
@@ -305,7 +315,7 @@ class StoredFile:
     @tells_damage
     def every(self) -> dict[str, int]:
         """Return each metric's rhythm in rows."""
-        return {name: int(self.file["metric"][name].attrs.get("every", 1)) for name in self.metrics}
+        return {name: int(self.contents.dataset(f"metric/{name}").attrs.get("every", 1)) for name in self.metrics}
 
     @tells_damage
     def attribute_json(self, name: str) -> dict[str, Any]:
@@ -324,7 +334,7 @@ class StoredFile:
         """
         count = self.n_epochs if name.startswith("epoch/") else self.n_steps
         try:
-            values = np.asarray(self.file[name][start:count])
+            values = np.asarray(self.contents.dataset(name)[start:count])
             if len(values) != max(count - start, 0):
                 raise ValueError(f"{name} holds {start + len(values)} values of {count}")
         except BROKEN as error:
@@ -339,7 +349,7 @@ class StoredFile:
 
     def _salvage_column(self, name: str, count: int) -> NDArray[Any]:
         """Read a column as far as it goes, with NaN (or -1) in place of what cannot be read."""
-        dataset = self.file[name]
+        dataset = self.contents.dataset(name)
         values = np.full(count, np.nan if np.issubdtype(dataset.dtype, np.floating) else -1, dtype=dataset.dtype)
         for start in range(0, count, BLOCK):
             with contextlib.suppress(*BROKEN):
@@ -367,16 +377,21 @@ class StoredFile:
     def rows(self, metric: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of a metric, (stop - start, L), and compare the checksums of the blocks that they touch."""
         start, stop = max(start, 0), min(stop, self.n_steps)
-        dataset = self.file["metric"][metric]
+        dataset = self.contents.dataset(f"metric/{metric}")
         if stop <= start:
             return np.empty((0, dataset.shape[1]), dtype=np.float32)
-        if not (self.verify and "check" in self.file):
+        if not (self.verify and "check" in self.contents):
             return self._read(dataset, start, stop)
         begin = start // BLOCK * BLOCK
         end = min(-(-stop // BLOCK) * BLOCK, self.n_steps)
         values = self._read(dataset, begin, end)
         self._compare(metric, begin, values)
         return values[start - begin : stop - begin]
+
+    @tells_damage
+    def width(self, metric: str) -> int:
+        """Return how many layers a metric has values of."""
+        return int(self.contents.dataset(f"metric/{metric}").shape[1])
 
     @staticmethod
     def _read(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[np.float32]:
@@ -405,7 +420,7 @@ class StoredFile:
         """Return the checksums of blocks of a level, (stop - start, M)."""
         if self._records is None:
             count = self._slot.records if self._slot is not None else 0
-            table = np.asarray(self.file["check/block"][:count])
+            table = np.asarray(self.contents.dataset("check/block")[:count])
             if len(table) != count:
                 raise ValueError("its table of checksums is cut off")
             self._records = {int(key): table[table[:, 0] == key] for key in np.unique(table[:, 0])}
@@ -419,12 +434,12 @@ class StoredFile:
     @property
     def n_layers(self) -> int:
         """The number of layers."""
-        return int(self.file["layer/name"].shape[0])
+        return int(self.contents.dataset("layer/name").shape[0])
 
     @property
     def has_levels(self) -> bool:
         """Whether the file holds blocks of rows."""
-        return "level" in self.file
+        return "level" in self.contents
 
     @tells_damage
     def level(self, rows: int, metric: str, start: int, stop: int) -> FloatArray:
@@ -437,10 +452,10 @@ class StoredFile:
             stop: Number of the block after the last; all must be whole.
         """
         column = self.metrics.index(metric)
-        values = np.asarray(self.file[f"level/{rows}"][start:stop, column])
+        values = np.asarray(self.contents.dataset(f"level/{rows}")[start:stop, column])
         if len(values) != stop - start:
             raise ValueError(f"level {rows} holds {start + len(values)} blocks of {stop}")
-        if self.verify and "check" in self.file:
+        if self.verify and "check" in self.contents:
             expected = self._expected(rows, start, stop)[:, column]
             for i, block in enumerate(values):
                 if crc(block) != expected[i]:

@@ -243,16 +243,20 @@ def create_column(file: h5py.File, name: str, dtype: Any, chunk: int = CHUNK_ROW
     )
 
 
-def column_names(file: h5py.File) -> tuple[str, ...]:
-    """List the columns of a file that have one value per row, and then those with one per epoch, each sorted."""
-    rows = ("step", "epoch_of_step", *(f"scalar/{name}" for name in sorted(file["scalar"])))
-    return (*rows, *(f"epoch/{name}" for name in sorted(file["epoch"])))
+def column_names(scalars: Iterable[str], epoch_columns: Iterable[str]) -> tuple[str, ...]:
+    """List the columns of a file that have one value per row, and then those with one per epoch, each sorted.
+
+    Args:
+        scalars: What lies in ``/scalar``.
+        epoch_columns: What lies in ``/epoch``.
+    """
+    rows = ("step", "epoch_of_step", *(f"scalar/{name}" for name in sorted(scalars)))
+    return (*rows, *(f"epoch/{name}" for name in sorted(epoch_columns)))
 
 
-def metric_names(file: h5py.File) -> tuple[str, ...]:
-    """List the metrics of a file, sorted, without the scale that names their layers."""
-    group = file["metric"]
-    return tuple(sorted(name for name in group if group[name].ndim == 2))
+def metric_names(held: Mapping[str, h5py.Dataset]) -> tuple[str, ...]:
+    """List the metrics of a file, sorted, without the scale that names their layers; ``held`` lies in ``/metric``."""
+    return tuple(sorted(name for name, dataset in held.items() if dataset.ndim == 2))
 
 
 def pack_chunk_rows(numbers_per_row: int) -> int:
