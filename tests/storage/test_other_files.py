@@ -298,7 +298,8 @@ def test_a_pipe_keeps_no_reader_waiting(way: Way, run: Path) -> None:
     child = known.fork()
     if not child:
         try:
-            for read in (read_run, read_card, recover_run, lambda path: next(follow_run(path))):
+            check_card(run)
+            for read in (read_run, recover_run, lambda path: next(follow_run(path))):
                 check_refused(lambda read=read: read(run), run)  # type: ignore[misc]
         except BaseException:
             os._exit(1)
@@ -351,6 +352,6 @@ def test_readers_open_datasets_in_the_checked_way_only(sample: Path, monkeypatch
     run = read_run(sample)
     for name in run.metrics:
         assert len(run.metric(name)) == len(run.steps)
-        run.blocks(name, least=2)
+        run.row_chunks(name, least=2)
     assert read_card(sample)["rows"] == len(run.steps)
     assert sum(len(new.steps) for new in follow_run(sample)) == len(run.steps)
