@@ -15,7 +15,7 @@ from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, Canvas, Painter, 
 from gradlens.terminal.live.cells import AT_MISSING, AT_NONFINITE, AT_ZERO, PALETTE, STEPS, Scale, draw_bars, fit_layers
 from gradlens.terminal.live.layout import SPANS, Choice, draw_watch
 from gradlens.terminal.live.screen import split_keys
-from gradlens.terminal.live.watch import epoch_line, known_metrics, waiting_lines, ratio_line
+from gradlens.terminal.live.watch import epoch_line, known_metrics, ratio_line, waiting_lines
 from gradlens.terminal.live.watched_run import Judge, Watched
 from tests.conftest import SAMPLE
 
