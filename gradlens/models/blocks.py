@@ -1,4 +1,4 @@
-"""The one block that plain and residual nets are made of.
+"""The block of which plain and residual models consist.
 
 Source: He, Zhang, Ren & Sun 2015, Deep Residual Learning for Image Recognition, fig. 2 and sec. 3.3.
 """
@@ -16,17 +16,17 @@ Activation = Literal["relu", "sigmoid"]
 
 
 def conv3x3(inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Conv2d:
-    """Make a 3x3 convolution; it has a bias where no batch norm follows to give one."""
+    """Return a 3x3 convolution, with a bias only if no batch norm follows."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not norm)
 
 
 def norm_layer(channels: int, norm: bool) -> nn.Module:
-    """Make a batch norm, or nothing."""
+    """Return a batch norm, or the identity."""
     return nn.BatchNorm2d(channels) if norm else nn.Identity()
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """Make an activation function."""
+    """Return an activation function."""
     return nn.Sigmoid() if activation == "sigmoid" else nn.ReLU(inplace=True)
 
 
@@ -46,12 +46,12 @@ class PadShortcut(nn.Module):
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
     def extra_repr(self) -> str:
-        """Say what is padded."""
+        """Return the stride and the number of padded channels, for ``repr``."""
         return f"stride={self.stride}, extra_channels={self.extra}"
 
 
 def make_shortcut(shortcut: Shortcut, inputs: int, outputs: int, stride: int, *, norm: bool) -> nn.Module | None:
-    """Make what stands on the shortcut where shapes change: zero padding (A) or a projection (B); else None."""
+    """Return the shortcut's module where shapes change: zero padding (A) or a projection (B); else None."""
     if shortcut is None or (stride == 1 and inputs == outputs):
         return None
     if shortcut == "A":
@@ -63,19 +63,19 @@ def make_shortcut(shortcut: Shortcut, inputs: int, outputs: int, stride: int, *,
 class Block(nn.Module):
     """Two 3x3 convolutions, each followed by batch norm (or nothing) and ReLU; residual where it has a shortcut.
 
-    The plain block is the residual block with only the addition left out. Two variants ask which half of the shortcut
-    matters. Where it carries the value alone, the block's output is that of the residual block, and no gradient comes
-    back through the shortcut to the block's input (to the weights of a projection it does). Where it carries the
-    gradient alone, the output is that of the plain block, and the gradient comes back as in the residual block.
+    The plain block is the residual block without the addition. Two variants separate the two effects of the shortcut.
+    If it carries only the value, the block's output equals that of the residual block, and no gradient returns through
+    the shortcut to the block's input (but it reaches the weights of a projection). If it carries only the gradient, the
+    output equals that of the plain block, and the gradient returns as in the residual block.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Of the first convolution.
+        inputs: Input channels.
+        outputs: Output channels.
+        stride: Stride of the first convolution.
         shortcut: "A", "B", or None for the plain block.
-        norm: With batch norm.
-        carries: What the shortcut passes on: "both", the "value" or the "gradient" alone.
-        activation: "sigmoid" in place of "relu".
+        norm: Whether batch norms follow the convolutions.
+        carries: What the shortcut carries: "both", only the "value" or only the "gradient".
+        activation: "relu" or "sigmoid".
     """
 
     def __init__(

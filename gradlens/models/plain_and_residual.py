@@ -1,7 +1,7 @@
-"""Plain and residual nets: the ImageNet layout (18, 34) and the CIFAR family (6n+2).
+"""Plain and residual models: the ImageNet layout (18, 34) and the CIFAR family (6n+2).
 
 Source: He, Zhang, Ren & Sun 2015, Deep Residual Learning for Image Recognition, table 1 (ImageNet) and
-sec. 4.2 (CIFAR). Modules are named as torchvision names them, so its weights fit.
+sec. 4.2 (CIFAR). Modules have the names of torchvision, so its weights can be loaded.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Init = Literal["he", "default"]
 
 
 class ResidualNet(nn.Module):
-    """A stack of stages of one block, between a stem and a classifier.
+    """Stages of blocks between a stem and a classifier.
 
     Args:
-        blocks: RowChunks per stage.
-        channels: Channels per stage.
-        imagenet_stem: 7x7 convolution of stride 2 and max pooling; otherwise one 3x3 convolution.
-        shortcut: "A", "B", or None for the plain net.
-        norm: With batch norm.
-        num_classes: Outputs.
-        carries: What the shortcuts pass on; see ``Block``.
-        activation: "sigmoid" in place of "relu", everywhere.
+        blocks: Number of blocks in each stage.
+        channels: Number of channels in each stage.
+        imagenet_stem: Whether the stem is a 7x7 convolution of stride 2 with max pooling; else one 3x3 convolution.
+        shortcut: "A", "B", or None for the plain model.
+        norm: Whether batch norms follow the convolutions.
+        num_classes: Number of outputs.
+        carries: What the shortcuts carry; see ``Block``.
+        activation: "relu" or "sigmoid".
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class ResidualNet(nn.Module):
         return logits
 
 
-def build_net(
+def build_from_spec(
     spec: ModelSpec, *, num_classes: int, seed: int, init: Init = "he", shortcut: Literal["A", "B"] = "A"
 ) -> ResidualNet:
-    """Build a plain or residual net with weights that depend on the seed and each weight's name alone.
+    """Build a plain or residual model whose weights depend only on the seed and on each weight's name.
 
-    So a plain net, a residual net and its variants of one depth and seed start from equal weights wherever they have
-    them.
+    So a plain model, a residual model and its variants with the same depth and seed start from equal weights in all
+    parameters that they share.
 
     Args:
-        spec: A registry name, taken apart.
-        num_classes: Outputs.
-        seed: Of the weights.
-        init: "he", or "default" (PyTorch's own).
-        shortcut: Option of the residual nets; plain nets have none.
+        spec: A parsed registry name.
+        num_classes: Number of outputs.
+        seed: Seed of the weights.
+        init: "he", or "default" for PyTorch's own.
+        shortcut: Shortcut option of residual models; plain models have none.
 
     Returns:
-        The net, on the CPU, in training mode.
+        The model, on the CPU, in training mode.
     """
     imagenet = spec.depth in IMAGENET_BLOCKS
     per_stage = (spec.depth - 2) // 6
-    with torch.random.fork_rng(devices=[]):  # the constructors draw weights of their own; leave no trace of that
-        net = ResidualNet(
+    with torch.random.fork_rng(devices=[]):  # the constructors initialise weights; keep the global random state
+        model = ResidualNet(
             IMAGENET_BLOCKS[spec.depth] if imagenet else (per_stage,) * 3,
             IMAGENET_CHANNELS if imagenet else CIFAR_CHANNELS,
             imagenet_stem=imagenet,
@@ -110,22 +110,24 @@ def build_net(
             carries=spec.carries,
             activation=spec.activation,
         )
-    initialise(net, seed, init)
-    return net
+    initialise(model, seed, init)
+    return model
 
 
 @torch.no_grad()
-def initialise(net: nn.Module, seed: int, init: Init) -> None:
-    """Draw all weights of convolutions and linear layers, each from a generator of its own.
+def initialise(model: nn.Module, seed: int, init: Init) -> None:
+    """Initialise all convolutions and linear layers, with a separate generator for each parameter.
 
     Args:
-        net: Convolutions, linear layers and batch norms.
-        seed: Together with a parameter's name it decides its values.
-        init: "he": convolutions Normal(0, sqrt(2 / fan_out)), biases 0 (He et al. 2015, Delving Deep into
-            Rectifiers, sec. 2.2, as torchvision applies it); the classifier, and with "default" every layer,
-            as PyTorch does: Uniform(+-1 / sqrt(fan_in)).
+        model: A model of convolutions, linear layers and batch norms.
+        seed: Determines the values, together with each parameter's name.
+        init: "he" for convolutions with Normal(0, sqrt(2 / fan_out)) and biases 0, as torchvision does it. The
+            classifier, and with "default" every layer, gets Uniform(+-1 / sqrt(fan_in)), as PyTorch does it.
+
+    Source:
+        He et al. 2015, Delving Deep into Rectifiers, sec. 2.2.
     """
-    for name, module in net.named_modules():
+    for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         weight, bias = module.weight, module.bias

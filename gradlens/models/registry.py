@@ -1,4 +1,4 @@
-"""Build any model that a name can stand for."""
+"""Build a model from its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gradlens.errors import GradlensError, ModelError
-from gradlens.models.plain_and_residual import Init, build_net
+from gradlens.models.plain_and_residual import Init, build_from_spec
 from gradlens.specs import ModelSpec, parse_model
 
 
@@ -26,26 +26,26 @@ def build_model(
     Args:
         name: ``plain34``, ``resnet56-nobn``, ``resnet34-valueonly``, ``torchvision:NAME``, ``path.py:FACTORY``
             or ``module:FACTORY``.
-            A factory is called with ``num_classes`` if it takes that, else with nothing.
-        num_classes: Outputs.
-        seed: Of the weights.
-        init: Of the plain and residual nets.
-        shortcut: Of the residual nets.
+            A factory is called with ``num_classes`` if it accepts that, else without arguments.
+        num_classes: Number of outputs.
+        seed: Seed of the weights.
+        init: Initialisation of plain and residual models.
+        shortcut: Shortcut option of residual models.
 
     Returns:
         The model, on the CPU.
 
     Raises:
-        ConfigError: The name is not known.
-        ModelError: The factory cannot be found, fails, or gives no module.
+        ConfigError: The name is unknown.
+        ModelError: The factory cannot be found, fails, or returns no module.
 
     Example::
 
-        net = build_model("plain34", num_classes=5, seed=0)
+        model = build_model("plain34", num_classes=5, seed=0)
     """
     spec = parse_model(name)
     if spec.source == "registry":
-        return build_net(spec, num_classes=num_classes, seed=seed, init=init, shortcut=shortcut)
+        return build_from_spec(spec, num_classes=num_classes, seed=seed, init=init, shortcut=shortcut)
     torch.manual_seed(seed)
     if spec.source == "torchvision":
         return _build_torchvision(spec.location, num_classes)
@@ -76,9 +76,9 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
     try:
         model = factory(**options)
     except Exception as error:
-        raise ModelError(f"{spec.name} failed: {_say(error)}") from error
+        raise ModelError(f"{spec.name} failed: {_describe_error(error)}") from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{spec.name} gave a {type(model).__name__}; expected a torch.nn.Module")
+        raise ModelError(f"{spec.name} returned a value of type {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
@@ -89,10 +89,10 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
         raise
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{spec.name}: no module named {error.name!r}", tip="path/to/file.py:FACTORY names a file"
+            f"{spec.name}: no module named {error.name!r}", tip="to name a file, write path/to/file.py:FACTORY"
         ) from None
     except Exception as error:
-        raise ModelError(f"{spec.location} cannot be loaded: {_say(error)}") from error
+        raise ModelError(f"{spec.location} cannot be loaded: {_describe_error(error)}") from error
     factory = getattr(module, spec.factory, None)
     if not callable(factory):
         raise ModelError(f"{spec.location} has no callable {spec.factory!r}")
@@ -100,14 +100,14 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
     return found
 
 
-def _say(error: Exception) -> str:
-    """Return an error's type and the first line of what it says."""
+def _describe_error(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _import(name: str) -> Any:
-    """Import a module, of the working folder too: the installed command does not look there by itself."""
+    """Return a module, from the working folder too: the installed command does not search that by itself."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Record, in anyone's training loop, where a network's gradient goes."""
+"""Record the gradients of a model in any training loop."""
 
 from gradlens.recorder.layers import all_leaves, with_norms
 from gradlens.recorder.recorder import Recorder, record

@@ -1,14 +1,13 @@
-"""What layers put out, and what becomes of it: its size, and the zeros behind the activation function.
+"""The outputs of layers: their size, and the zeros after the activation function that follows.
 
-Outputs are measured as soon as they are there, since an in-place activation changes them. Whether a call counts is
-known only later: when, in a backward pass of the loss, a gradient comes to its output. So an evaluation never counts,
-nor a teacher's pass without a graph, and of a checkpoint's two forward passes the one through which the gradient goes.
+Outputs are measured at once in the forward pass, because an in-place activation changes them. A call counts only if a
+gradient reaches its output in a backward pass of the loss. So evaluations and passes without a graph never count, and
+with a checkpoint only the forward pass that the gradient goes through counts.
 
-What follows a layer is found in two ways. A module that is an activation function (``ACTIVATIONS``) is called with the
-very tensor that the layer put out, unchanged since, or with what a norm layer made of it. Or the input of a recorded
-layer was made by such a function (``FUNCTIONS``, in the graph), whose own input is the layer's output, again perhaps
-behind norm layers. Everything else is not known: an addition in between, or functional activations behind which stands
-something else than a recorded layer.
+The activation function that follows a layer is found in two ways. Either a module (``ACTIVATIONS``) is called with the
+unchanged output of the layer, or with the output of a norm layer that follows it. Or the input of a recorded layer was
+made by a function (``FUNCTIONS``, in the graph) whose own input is the layer's output, possibly after norm layers. In
+other cases it is unknown: an addition in between, or a functional activation whose output no recorded layer reads.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from gradlens.recorder.layers import NORMS, Learned, output_tensors
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.norms import exact_norm, norm, plain
 from gradlens.recorder.ratios import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
-from gradlens.recorder.residual_paths import Measured, Paths, Ways
+from gradlens.recorder.residual_paths import Measured, PathGradients, Paths
 
 METRICS_OF_LAYERS = ("activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_CALLS = (*METRICS_OF_LAYERS, *METRICS_OF_PATHS)
@@ -56,7 +55,7 @@ THROUGH = frozenset(
         *("FusedRmsNorm", "ToCopy"),
     )
 )
-"""Operations that may stand between a layer and its activation function: norms, and autocast's change of type."""
+"""Operations that may lie between a layer and its activation function: norms, and casts of autocast."""
 MOST_THROUGH = 4
 
 
@@ -70,16 +69,16 @@ class Call:
 
     layer: int
     norms: list[float | Tensor] = field(default_factory=list)
-    """Of the tensors that it put out."""
+    """Norms of its output tensors."""
     numel: int = 0
     zeros: list[float | Tensor] = field(default_factory=list)
     activated: int = 0
-    """Elements among which the zeros were counted."""
+    """Number of elements among which zeros were counted."""
 
 
 @dataclass
 class TakenPass:
-    """What one backward pass brought: the calls that it went through, halves of weight gradients, ways back."""
+    """What one backward pass brought: calls that it reached, halves of weight gradients, addends of blocks."""
 
     calls: list[Call]
     halves: PassHalves
@@ -87,18 +86,18 @@ class TakenPass:
 
 
 class CallHook:
-    """A forward hook that reads; silent in compiled code, without a graph, and within function transforms.
+    """A forward hook that only reads; it does nothing in compiled code, without a graph, or in function transforms.
 
     Args:
-        act: Gets module, inputs and output.
-        on_error: Hears of an error.
+        act: Called with module, input and output.
+        on_error: Called with an error.
     """
 
     def __init__(self, act: Callable[[nn.Module, Any, Any], None], on_error: OnError) -> None:
         self._act, self._on_error = act, on_error
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Read; may be traced by ``torch.compile``."""
+        """Read the call; ``torch.compile`` may trace this."""
         if not torch.compiler.is_compiling():
             self._call(module, args, kwargs, output)
 
@@ -113,20 +112,20 @@ class CallHook:
             self._on_error(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave nothing of the recorder in a pickle or a copy."""
+        """Return a function that does nothing, so that a pickle or a copy holds nothing of the recorder."""
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class CallWatch:
-    """Watches calls of layers in the rows that are to have a metric which needs it; elsewhere it has no hook.
+    """Watches calls of layers in rows with a metric that needs it; in other rows it has no hook.
 
     Args:
         model: The model, whose norm layers and activation functions are watched too.
         modules: Layer names to modules.
-        metrics: Those of the run.
-        learned: Knows whether layers are compiled; they are not watched then.
-        on_error: Hears of an error.
-        on_pass: Called from within a backward pass.
+        metrics: The metrics of the run.
+        learned: Has ``compiled``; compiled layers are not watched.
+        on_error: Called with an error.
+        on_pass: Called during a backward pass.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class CallWatch:
         on_pass: Callable[[], None],
     ) -> None:
         self.wanted = [name for name in METRICS_OF_CALLS if name in metrics]
-        """Metrics of the run that are measured here."""
+        """Metrics of the run that need calls."""
         self._model, self._modules, self._learned = model, modules, learned
         self._on_error, self._on_pass = on_error, on_pass
         self._due: frozenset[str] = frozenset()
@@ -153,7 +152,7 @@ class CallWatch:
     # --- hooks --------------------------------------------------------------------------------------------
 
     def arm(self, due: Iterable[str]) -> None:
-        """Put the hooks on that these metrics need, and take others off."""
+        """Place the hooks that these metrics need, and remove others."""
         now = frozenset() if self._learned.compiled else frozenset(self.wanted).intersection(due)
         if now != self._due or bool(now) != bool(self._handles):
             self.remove()
@@ -162,7 +161,7 @@ class CallWatch:
                 self._place()
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -177,7 +176,7 @@ class CallWatch:
             self._hook(module, functools.partial(self._see_layer, layer))
         for layer, block, convolution in self._paths.blocks if self._due.intersection(METRICS_OF_PATHS) else ():
             self._hook(convolution, functools.partial(self._paths.see_convolution, layer))
-            self._hook(block, functools.partial(self._paths.see_block, layer, self._see_way))
+            self._hook(block, functools.partial(self._paths.see_block, layer, self._see_path))
         if "zero_fraction" in self._due:
             for module in self._model.modules():
                 if isinstance(module, NORMS):
@@ -191,7 +190,7 @@ class CallWatch:
     # --- the step -----------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget the step in progress."""
+        """Reset the step in progress."""
         self._running: list[Call] = []
         self._counted: dict[Call, None] = {}
         self._aside: list[TakenPass] = []
@@ -210,12 +209,12 @@ class CallWatch:
 
     @property
     def pending(self) -> bool:
-        """Whether the backward pass in progress went through calls that are watched."""
+        """Whether the backward pass in progress reached calls that are watched."""
         halves = self._coherence.running
         return bool(self._running or halves.halves or halves.unknown or self._paths.running)
 
     def take_pass(self) -> TakenPass:
-        """Return what the backward pass in progress brought, and forget it here."""
+        """Return what the backward pass in progress brought, and reset it."""
         calls, self._running = self._running, []
         return TakenPass(calls, self._coherence.take_pass(), self._paths.take_pass())
 
@@ -223,7 +222,7 @@ class CallWatch:
         """Add what a pass brought to the step.
 
         Args:
-            taken: See ``take_pass``; None is the pass that has just ended.
+            taken: See ``take_pass``; None for the pass that has just ended.
         """
         if taken is None:
             taken = self.take_pass()
@@ -233,17 +232,17 @@ class CallWatch:
         self._paths.add_pass(taken.paths)
 
     def set_aside(self) -> None:
-        """Set the pass that has just ended aside: it may be none of the loss."""
+        """Set aside the pass that has just ended: it may not be a pass of the loss."""
         self._aside.append(self.take_pass())
 
     def settle_aside(self, *, counts: bool) -> None:
-        """Decide whether what was set aside counts."""
+        """Add the passes set aside to the step if they count, and drop them otherwise."""
         aside, self._aside = self._aside, []
         for taken in aside if counts else ():
             self.add_pass(taken)
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
-        """Return what was measured in the step, for each addend.
+        """Return addend to what was measured in the step.
 
         Args:
             scale: The loss scale that gradients carry.
@@ -281,7 +280,7 @@ class CallWatch:
             call.numel = sum(plain(tensor).numel() for tensor in tensors)
         if "zero_fraction" in self._due and isinstance(output, Tensor):
             self._trace(output, [call])
-        self._hang(call, module, tensors)
+        self._attach(call, module, tensors)
 
     def _measure(self, layer: int, tensor: Tensor) -> float | Tensor:
         if not tensor.is_cpu:
@@ -289,8 +288,8 @@ class CallWatch:
         found = self._expected[layer] = norm(tensor, self._expected[layer])
         return found
 
-    def _hang(self, call: Call, module: nn.Module, tensors: list[Tensor]) -> None:
-        """Have the backward pass say that it went through a call."""
+    def _attach(self, call: Call, module: nn.Module, tensors: list[Tensor]) -> None:
+        """Attach hooks that mark a call when a backward pass reaches its output."""
         confirm = functools.partial(self._confirm, call)
         for tensor in tensors:
             if not tensor.requires_grad:
@@ -304,7 +303,7 @@ class CallWatch:
                 tensor._base.grad_fn.register_prehook(confirm)  # type: ignore[union-attr]
 
     def _trace(self, tensor: Tensor, calls: list[Call]) -> None:
-        """Remember what calls a tensor comes from."""
+        """Remember which calls made a tensor."""
         known = self._calls_of(tensor)
         known = [*known, *calls]
         self._tensors[id(tensor)] = weakref.ref(tensor), tensor._version, known
@@ -312,7 +311,7 @@ class CallWatch:
             self._nodes[tensor.grad_fn] = known
 
     def _calls_of(self, tensor: Any, *, changed: int = 0) -> list[Call]:
-        """List the calls that a tensor comes from, if it was not changed since, or just so many times."""
+        """Return the calls that made a tensor, if it has had exactly ``changed`` in-place changes since."""
         known = self._tensors.get(id(tensor))
         if known is None:
             return []
@@ -333,7 +332,7 @@ class CallWatch:
             _count_zeros(output, calls)
 
     def _see_function(self, x: Tensor) -> None:
-        """Look at what made a layer's input."""
+        """Count zeros in a layer's input if an activation function made it from another layer's output."""
         node: Any = x.grad_fn
         if node is None or node in self._seen_nodes or node.name() not in FUNCTIONS:
             return
@@ -368,10 +367,10 @@ class CallWatch:
 
     @outside_graphs
     @torch.no_grad()
-    def _see_way(self, ways: Ways, way: int, i: int, grad_inputs: Any, grad_outputs: Any) -> None:
+    def _see_path(self, sums: PathGradients, path: int, i: int, grad_inputs: Any, grad_outputs: Any) -> None:
         try:
             self._on_pass()
-            self._paths.take(ways, way, grad_inputs[i])
+            self._paths.take(sums, path, grad_inputs[i])
         except Exception as error:
             self._on_error(error)
 
@@ -388,14 +387,14 @@ def _count_zeros(tensor: Tensor, calls: list[Call]) -> None:
 
 
 def _is_transformed(output: Any) -> bool:
-    """Say whether an output has no numbers to read: within function transforms, or on the meta device."""
+    """Return whether an output has no numbers to read: in function transforms, or on the meta device."""
     if not isinstance(output, Tensor):
         return False
     return output.is_meta or bool(torch._C._functorch.is_functorch_wrapped_tensor(output))
 
 
 def _as_parts(numbers: Numbers, scale: Tensor | float | None) -> list[Part]:
-    """Return the numbers as parts of a row: one for those in Python, one for each device."""
+    """Return values as parts of a row: one part for numbers on the host, and one for each device."""
     found: list[Part] = []
     here = [(layer, value) for layer, value in numbers if not isinstance(value, Tensor)]
     if here:

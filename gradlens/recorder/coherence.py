@@ -1,4 +1,4 @@
-"""Weight gradients of two halves of the batch, without a second forward pass."""
+"""Weight gradients of the two halves of a batch, without a second forward pass."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Numbers = list[tuple[int, float | Tensor]]
 
 @dataclass
 class PassHalves:
-    """What one backward pass brought."""
+    """The halves of weight gradients that one backward pass brought."""
 
     halves: dict[int, Halves] = field(default_factory=dict)
     """Layer to the weight gradients of the first and of the second half of the batch."""
     unknown: set[int] = field(default_factory=set)
-    """Layers of which a call cannot be split."""
+    """Layers with a call that cannot be split."""
     counts: list[tuple[int, int]] = field(default_factory=list)
-    """Examples in both halves, of each call."""
+    """For each call, the number of examples in both halves."""
     clear: bool = True
-    """Whether each layer was called once, for this pass alone, so that the batch's size is known."""
+    """Whether each layer was called once, in this pass only, so that the batch size is known."""
 
     def add(self, layer: int, halves: Halves) -> None:
-        """Add the gradients of one call to those of a layer's other calls."""
+        """Add the halves of one call to those of the layer's other calls."""
         known = self.halves.get(layer)
         self.halves[layer] = halves if known is None else (known[0] + halves[0], known[1] + halves[1])
 
@@ -60,9 +60,9 @@ class Use:
 class Coherence:
     """Splits weight gradients of linear layers and 2-d convolutions along the first dimension of the layer's input.
 
-    The gradient of a weight is a sum over examples. Its share that comes of the first half of them is computed out of
-    the layer's input and the gradient that comes to the operation itself, below all hooks and in-place changes of the
-    output; so is the other half. Over several calls, and over micro-batches, shares are added up as the gradient is.
+    The gradient of a weight is a sum over examples. The part from each half of the batch is computed from the layer's
+    input and from the gradient that autograd passes to the operation itself, which hooks and in-place changes of the
+    output do not affect. Parts of several calls and micro-batches are summed, as autograd sums the gradient.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Coherence:
         self._first = self._second = 0
 
     def find_node(self, module: nn.Module, x: Any, output: Any) -> Any:
-        """Return the operation that used a layer's own weight, in the graph of its output; None where none is known."""
+        """Return the operation in the graph of the output that used the layer's weight; None where it is not found."""
         weight = module._parameters.get("weight")
         ours = type(module).forward in FORWARDS and "forward" not in module.__dict__
         if not (ours and isinstance(x, Tensor) and isinstance(output, Tensor)):
@@ -92,7 +92,7 @@ class Coherence:
         return None
 
     def take(self, use: Use, grad: Tensor | None) -> None:
-        """Take the gradient that comes to the operation of one call; called within the backward pass."""
+        """Split the gradient of the operation of one call; called during the backward pass."""
         if grad is None:
             return
         taken = self.running
@@ -106,14 +106,14 @@ class Coherence:
         taken.counts.append((len(use.x) // 2, len(use.x) - len(use.x) // 2))
 
     def take_pass(self) -> PassHalves:
-        """Return what the backward pass in progress brought, and forget it here."""
+        """Return the halves of the backward pass in progress, and reset it."""
         taken, self.running = self.running, PassHalves()
         return taken
 
     def add_pass(self, taken: PassHalves) -> None:
-        """Add what a pass brought to the step."""
+        """Add the halves of a pass to the step."""
         whole = self._whole
-        if taken.halves and whole.halves:  # a part of a pass (reentrant checkpoints), or another micro-batch?
+        if taken.halves and whole.halves:  # part of a pass (reentrant checkpoints) if layers differ, else a micro-batch
             whole.clear &= taken.halves.keys() == whole.halves.keys()
         for layer, halves in taken.halves.items():
             whole.add(layer, halves)
@@ -142,12 +142,16 @@ class Coherence:
 def compare_halves(
     first: Tensor, second: Tensor, sizes: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the cosine between two halves' gradients, whether there is one (else 0 and 0), signal and noise.
+    """Compare the gradients of two halves of a batch.
 
     Args:
-        first: The first half's share in the gradient of a mean over the batch.
-        second: The other share.
-        sizes: Examples in each; None where they are unknown, and so are signal and noise.
+        first: The part of the first half in the gradient of a mean over the batch.
+        second: The part of the second half, in the same shape.
+        sizes: Number of examples in each half; None where unknown.
+
+    Returns:
+        Four 0-d tensors: the cosine (0 where undefined), 1 where it is defined (else 0), signal and noise (see
+        ``gradlens.recorder.ratios.noise_scalars``; None where the sizes are unknown).
     """
     dtype = torch.float32 if first.device.type in NO_FLOAT64 else torch.float64
     a, b = first.reshape(-1).to(dtype), second.reshape(-1).to(dtype)
@@ -163,15 +167,15 @@ def compare_halves(
 
 
 def split_gradient(module: nn.Module, x: Tensor, grad: Tensor) -> Halves | None:
-    """Return the shares that two halves of the batch have in the gradient of a layer's weight.
+    """Return the parts of a weight's gradient from two halves of the batch.
 
     Args:
         module: A linear layer, or a 2-d convolution.
         x: (B, ...) its input.
-        grad: The gradient of its output, in any shape that holds the examples in order.
+        grad: The gradient of its output, in any shape with the examples in order.
 
     Returns:
-        None where there are fewer than two examples.
+        Two tensors of the weight's number of elements; None for fewer than two examples.
     """
     x, grad = x.detach(), grad.detach()
     is_conv = isinstance(module, nn.Conv2d)
@@ -197,7 +201,7 @@ def _split(tensor: Tensor, half: int) -> Sequence[Tensor]:
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, Any]:
-    """Return a convolution's input with what it pads by itself, and what is left to pad."""
+    """Return the input of a convolution, padded where the module pads by itself, and the remaining padding."""
     if module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return x, module.padding
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -209,7 +213,7 @@ def _conv_gradient(module: Any, x: Tensor, grad: Tensor, padding: Any) -> Tensor
     gradient: Tensor = torch.ops.aten.convolution_backward(
         grad,
         x,
-        x.new_empty(module.weight.shape),  # of it only the shape matters
+        x.new_empty(module.weight.shape),  # only its shape is used
         None,
         module.stride,
         padding,
@@ -223,7 +227,7 @@ def _conv_gradient(module: Any, x: Tensor, grad: Tensor, padding: Any) -> Tensor
 
 
 def _leads_to(node: Any, weight: Tensor) -> bool:
-    """Say whether a node is that of a weight, or of its transpose or cast."""
+    """Return whether a node belongs to a weight, or to its transpose or cast."""
     for _ in range(len(STEPS_TO_WEIGHT)):
         if node is None:
             return False

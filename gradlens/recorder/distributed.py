@@ -1,4 +1,4 @@
-"""Recording a model that several processes train together: one file, one small collective for each row."""
+"""Record a model that several processes train together: one file, and one small collective for each row."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
 
 OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
-"""What is measured of gradients of a rank's own loss, and the power of the gradient that it is."""
+"""Addends that are measured on a rank's own loss, and the power of the gradient in them."""
 
 
 class Ranks:
     """The processes that train one model.
 
-    Parameters that are equal on all ranks are read by rank 0 alone, sharded ones by each rank its part; the gradients
-    of outputs by every rank those of its part of the batch. The loss that counts is the mean of the ranks' losses, so a
-    rank's activation gradients are divided by their number.
+    Rank 0 reads parameters that are equal on all ranks. Each rank reads its part of sharded parameters, and the
+    gradients of outputs for its part of the batch. The common loss is the mean of the ranks' losses, so activation
+    gradients are divided by the number of ranks.
 
     Args:
         group: The process group; None is the default one.
@@ -37,7 +37,7 @@ class Ranks:
         self._device = torch.device("cuda") if "nccl" in str(dist.get_backend(group)) else torch.device("cpu")
 
     def reads(self, parameter: nn.Parameter) -> bool:
-        """Say whether this rank reads a parameter, or its part of it."""
+        """Return whether this rank reads a parameter, or its part of it."""
         mesh = getattr(parameter, "device_mesh", None)
         if mesh is None:
             return self.rank == 0
@@ -48,16 +48,16 @@ class Ranks:
     def combine(
         self, metrics: Sequence[str], columns: Mapping[str, HostNorms], n_layers: int, extra: HostNorms
     ) -> tuple[dict[str, HostNorms], HostNorms]:
-        """Add up what the ranks measured of one row; all of them must call it.
+        """Combine one row over all ranks; every rank must call this.
 
         Args:
-            metrics: All metrics of the run, the same on all ranks also where one of them failed.
-            columns: What this rank has, (L,) each.
+            metrics: All metrics of the run, the same on all ranks, including a rank with an error.
+            columns: Addend to this rank's values (L,).
             n_layers: L.
-            extra: Numbers that are simply added.
+            extra: (n,) numbers that are summed over ranks.
 
         Returns:
-            The columns and the extra numbers of all ranks together.
+            Addend to (L,) over all ranks, and the sums (n,) of ``extra``.
         """
         names = addends(metrics)
         packed = np.zeros((len(names), 2, n_layers))
@@ -84,18 +84,18 @@ class Ranks:
 
 
 def find_ranks(model: nn.Module) -> Ranks | None:
-    """Return the ranks that train a model together: by DistributedDataParallel or by ``fully_shard``; else None.
+    """Return the ranks that train a model together with DistributedDataParallel or ``fully_shard``; else None.
 
     Raises:
-        RecorderError: It is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer.
+        RecorderError: The model is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
     for module in model.modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise RecorderError(
-                "FullyShardedDataParallel packs the parameters of many layers into one, so no layer has a gradient",
-                tip="torch.distributed.fsdp.fully_shard keeps them apart",
+                "FullyShardedDataParallel flattens the parameters of many layers into one, so no layer has a gradient",
+                tip="use torch.distributed.fsdp.fully_shard, which keeps the parameters of each layer",
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return Ranks(module.process_group)
@@ -103,8 +103,9 @@ def find_ranks(model: nn.Module) -> Ranks | None:
         return Ranks()
     if dist.get_world_size() > 1:
         warnings.warn(
-            f"gradlens: {dist.get_world_size()} processes run, and this model is wrapped in nothing that joins them, "
-            "so each records its own; pass the DistributedDataParallel model itself where they train one together",
+            f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
+            "training, so each process records its own model; if they train one model together, pass the "
+            "DistributedDataParallel model itself",
             GradlensWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The environment of a run: versions, commit and device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradlens.provenance import commit, versions
 
 
 def describe_environment(model: nn.Module) -> dict[str, Any]:
-    """Return versions, commit and device; nothing that tells who or where the user is."""
+    """Return versions, commit and device of a model; nothing in it identifies the user."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

@@ -28,12 +28,12 @@ WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module)(?=\.|$)")
 
 
 def clean_name(name: str) -> str:
-    """Remove what wrappers (data parallel, compile) put into a module's name."""
+    """Return a module's name without the parts that wrappers (data parallel, compile) add."""
     return WRAPPERS.sub("", name).lstrip(".")
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """List the parameters that a module owns itself, those behind a parametrization included."""
+    """Return the parameters that a module itself owns, including those behind a parametrization."""
     own = list(module.parameters(recurse=False))
     parametrizations = getattr(module, "parametrizations", None)
     if isinstance(parametrizations, nn.Module):
@@ -46,14 +46,14 @@ def choose_layers(model: nn.Module, choice: LayerChoice = None) -> dict[str, nn.
 
     Args:
         model: Any model.
-        choice: None takes every module that owns a weight and is no norm layer; a regular expression takes
-            those modules whose name it is found in; a callable gets name and module.
+        choice: None takes every module that owns a weight and is not a norm layer; a regular expression is searched in
+            the names; a callable gets name and module.
 
     Returns:
         Name to module, in the order of registration.
 
     Raises:
-        RecorderError: Nothing was chosen.
+        RecorderError: No module was chosen.
     """
     chosen: dict[str, nn.Module] = {}
     for raw_name, module in model.named_modules():
@@ -80,35 +80,35 @@ def _takes(choice: LayerChoice, name: str, module: nn.Module) -> bool:
 
 
 def find_role(name: str, module: nn.Module) -> Role:
-    """Say whether a layer lies on the main path, on a shortcut, or is a norm."""
+    """Return whether a layer lies on the main path or a shortcut, or is a norm layer."""
     if isinstance(module, NORMS):
         return "norm"
     return "shortcut" if SHORTCUT_NAME.search(name) else "main"
 
 
 def with_norms(name: str, module: nn.Module) -> bool:
-    """Take every module that owns a weight, norm layers too; for ``record(layers=...)``."""
+    """Return whether a module owns a weight, norm layers included; for ``record(layers=...)``."""
     return bool(own_parameters(module))
 
 
 def all_leaves(name: str, module: nn.Module) -> bool:
-    """Take every module that has no modules of its own, activations and pooling too; for ``record(layers=...)``."""
+    """Return whether a module has no child or owns a weight, activations included; for ``record(layers=...)``."""
     return next(module.children(), None) is None or bool(own_parameters(module))
 
 
 def spread_out(parameters: Sequence[nn.Parameter], count: int) -> list[nn.Parameter]:
-    """Choose so many of them, evenly, the first and the last included."""
+    """Return at most ``count`` parameters, evenly spaced, including the first and the last."""
     if not parameters:
         return []
     return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, count)})]
 
 
 Pass = dict[int, tuple[int, int]]
-"""Layer to the elements of its outputs' gradients and to its calls, of one backward pass."""
+"""Layer to the number of elements of its outputs' gradients and its number of calls, in one backward pass."""
 
 
 class Learned:
-    """What the first recorded row teaches about the layers: their order, the size of their outputs, their calls.
+    """What the first recorded row shows about the layers: their order, the sizes of their outputs, their calls.
 
     Args:
         modules: Name to module, in the order of registration.
@@ -118,15 +118,15 @@ class Learned:
         self._modules = modules
         self._names = list(modules)
         self.open = True
-        """Whether there is still something to learn."""
+        """Whether the first row is not closed yet."""
         self.compiled = False
         """Whether layers run in compiled code."""
-        self.closely = False
-        """Whether the hooks that learn stay on, so that the end of each backward pass is seen."""
+        self.stays_on = False
+        """Whether the learning hooks stay on after the first row, so that the end of each pass is detected."""
         self.replicated = False
-        """Whether copies of the layers run in their place (``nn.DataParallel``)."""
+        """Whether copies of the layers run instead of them (``nn.DataParallel``)."""
         self.on_base: set[int] = set()
-        """Layers whose output is a view that is changed in place."""
+        """Layers whose output is a view that is then changed in place."""
         self._forward_numel: dict[int, int] = {}
         self._grad_numel: dict[int, int] = {}
         self._calls: dict[int, int] = {}
@@ -134,22 +134,27 @@ class Learned:
         self._passes: list[list[int]] = []
 
     def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
-        """Learn the layers' order by their first forward pass, and the size of outputs that never get a gradient."""
+        """Note a layer's place in the order of the first forward pass, and the size of its outputs.
+
+        Args:
+            layer: Its index.
+            tensors: Its outputs.
+            counts: Whether the call is part of a recorded step.
+        """
         before = self._forward_numel.setdefault(layer, 0)
         if before == 0 or counts:
             self._forward_numel[layer] = before + sum(tensor.numel() for tensor in tensors)
 
     def note_grad(self, layer: int, grad: Tensor, *, new_call: bool) -> None:
-        """Learn how many elements a layer puts out in a step, and how often it is called.
+        """Note the number of output elements and calls of a layer in a step.
 
-        They are counted where gradients come by, so that an evaluation is not counted, nor the second forward pass of a
-        checkpoint.
+        They are counted when gradients arrive, so evaluations and the second forward pass of a checkpoint do not count.
         """
         numel, calls = self._pass.get(layer, (0, 0))
         self._pass[layer] = numel + grad.numel(), calls + new_call
 
     def note_end(self) -> None:
-        """Learn that a backward pass is over."""
+        """Count what was noted in the backward pass that has ended."""
         if self._pass:
             self._passes.append(list(self._pass))
         for layer, (numel, calls) in self._pass.items():
@@ -158,12 +163,12 @@ class Learned:
         self._pass.clear()
 
     def take_pass(self) -> Pass:
-        """Return what was learned of the backward pass in progress, and forget it here."""
+        """Return what was noted in the backward pass in progress, and reset it."""
         taken, self._pass = self._pass, {}
         return taken
 
     def add_pass(self, taken: Pass) -> None:
-        """Learn after all what was taken.
+        """Count a pass that was set aside.
 
         Args:
             taken: See ``take_pass``.
@@ -173,10 +178,10 @@ class Learned:
         self.note_end()
 
     def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
-        """Choose parameters that tell of every backward pass there was: for each, of its first and its last layer.
+        """Choose parameters whose hooks detect the backward passes seen so far, including the first and last of each.
 
         Args:
-            spread: How many layers between them are to tell of it too.
+            spread: Number of layers between them whose parameters are chosen too.
         """
         found: list[nn.Parameter] = []
         modules = list(self._modules.values())
@@ -198,8 +203,7 @@ class Learned:
     def describe(self) -> tuple[Layer, ...]:
         """Describe the layers in the order in which they first ran.
 
-        A layer that never ran (a part of a fused operation, or unused) stands behind the one that was registered before
-        it.
+        A layer that never ran (unused, or part of a fused operation) follows the layer registered before it.
         """
         self.note_end()
         ordered = [self._names[layer] for layer in self._forward_numel]
@@ -231,7 +235,7 @@ class Learned:
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """List the floating-point tensors in a module's output, each once, however they are wrapped."""
+    """Return the floating-point tensors in a module's output, each once, from nested containers too."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() or output.is_complex() else []
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""A row between the moment when it was measured and the moment when its numbers are on the host."""
+"""A measured row whose numbers may still be on a device."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gradlens.run import FloatArray, Row
 Indices = NDArray[np.int64]
 
 UNCHANGED = 1e-6
-"""A coefficient this near to 1 is rounding."""
+"""Clip coefficients that differ from 1 by less are rounding."""
 
 
 @dataclass
 class Part:
-    """Numbers that belong to layers; several of one layer are combined.
+    """Values of layers; several values of one layer are combined.
 
     Args:
-        layers: (n,) index of the layer that each belongs to, in the order of registration.
-        values: (m,) float64, in numpy, or still on a device.
-        take: (n,) which value each is; None where they stand in order.
-        scale: What to divide by: the loss scale.
+        layers: (n,) index of the layer of each value, in the order of registration.
+        values: (m,) float64, in numpy or on a device.
+        take: (n,) index of each value in ``values``; None if they are in order.
+        scale: The loss scale, by which values are divided.
     """
 
     layers: Indices
@@ -38,30 +38,30 @@ class Part:
     scale: Tensor | float | None = None
 
     def unscaled(self) -> HostNorms:
-        """Return the values (m,), divided by the scale; they must be on the host."""
+        """Return the values (m,) divided by the scale; they must be on the host."""
         assert isinstance(self.values, np.ndarray)
         return self.values if self.scale is None else self.values / float(self.scale)
 
     def spread(self) -> HostNorms:
-        """Return the values (n,), one for each of ``layers``."""
+        """Return the values (n,), one for each entry of ``layers``."""
         values = self.unscaled()
         return values if self.take is None else values[self.take]
 
 
 @dataclass
 class MeasuredRow:
-    """All that was measured for one row.
+    """Everything measured for one row.
 
     Args:
         step: Index of the optimizer step.
         epoch: Index of the epoch in progress.
-        due: The metrics that the row is to have.
-        parts: Metric, or what it is a quotient of, to its numbers.
-        scalars: Numbers, or tensors of one element that may still be on a device.
-        before: The norms of the parameters' gradients at the end of the backward pass; empty where unknown.
-        after: The same as the optimizer got them.
-        index: Its place in the table.
-        changes_seen: Whether something had changed gradients between backward pass and step by then.
+        due: The metrics that the row will have.
+        parts: Metric or addend to its values.
+        scalars: Numbers, or tensors of one element that may be on a device.
+        before: Norms of the parameters' gradients at the end of the backward pass; empty where unknown.
+        after: The same norms at the optimizer step.
+        index: Index of the row in the run.
+        changes_seen: Whether a change of gradients between backward pass and step was detected by then.
     """
 
     step: int
@@ -77,11 +77,11 @@ class MeasuredRow:
 
     @property
     def is_on_host(self) -> bool:
-        """Whether all its numbers are there."""
+        """Whether all numbers are on the host."""
         return not self._on_device()
 
     def start_fetch(self) -> None:
-        """Begin to copy what lies on a device, all of it at once, without waiting."""
+        """Start one copy of all numbers on the device to the host, without waiting."""
         tensors = [tensor.reshape(-1) for tensor in self._on_device()]
         if not tensors:
             return
@@ -96,7 +96,7 @@ class MeasuredRow:
         self._fetched = host, event
 
     def _on_device(self) -> list[Tensor]:
-        """List the tensors to fetch, in an order that ``_land`` knows."""
+        """Return the tensors to fetch, in the order that ``finish_fetch`` expects."""
         parts = self._all_parts()
         found = [part.values for part in parts if isinstance(part.values, Tensor)]
         found += [part.scale for part in parts if isinstance(part.scale, Tensor)]
@@ -106,8 +106,8 @@ class MeasuredRow:
         several = [*self.parts.values(), self.before, self.after]
         return list({id(part): part for parts in several for part in parts}.values())
 
-    def land(self) -> None:
-        """Wait for what ``start_fetch`` began, and put it in its place."""
+    def finish_fetch(self) -> None:
+        """Wait for the copy of ``start_fetch``, and replace the tensors by its numbers."""
         if self._fetched is None:
             self.start_fetch()
         if self._fetched is None:
@@ -129,13 +129,13 @@ class MeasuredRow:
         self._fetched = None
 
     def columns(self, n_layers: int) -> dict[str, HostNorms]:
-        """Combine the parts of every metric into (L,), NaN where a layer has none, inf where it held NaN or Inf."""
-        self.land()
+        """Return each metric or addend as (L,): NaN where a layer has none, inf where it held NaN or Inf."""
+        self.finish_fetch()
         return {metric: _combine(parts, n_layers, metric) for metric, parts in self.parts.items()}
 
     def totals(self) -> HostNorms:
-        """Return the squared norms (2,) of all recorded gradients together, before and after the loop changed them."""
-        self.land()
+        """Return the squared norms (2,) of all gradients together: after the backward pass, and at the step."""
+        self.finish_fetch()
         if not self.before:
             return np.full(2, math.nan)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -146,10 +146,10 @@ def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: Ho
     """Return the row as it is stored.
 
     Args:
-        measured: What the columns came of.
-        columns: Metric, or what it is a quotient of, to (L,), in the order of registration.
+        measured: The measured row.
+        columns: Metric or addend to (L,), in the order of registration.
         totals: See ``MeasuredRow.totals``.
-        order: (L,) the registered layer that stands at each place in the file.
+        order: (L,) index, in the order of registration, of each layer in the file.
     """
     metrics: dict[str, FloatArray] = {}
     for name in measured.due:
@@ -165,7 +165,7 @@ def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: Ho
 
 
 def clip_coefficient(totals: HostNorms) -> float:
-    """Return by how much the norm of all gradients changed between backward pass and step; NaN where unknown."""
+    """Return the norm of all gradients at the step divided by that after the backward pass; NaN where unknown."""
     before, after = totals
     if not (np.isfinite(totals).all() and before > 0):
         return math.nan
@@ -174,7 +174,7 @@ def clip_coefficient(totals: HostNorms) -> float:
 
 
 def _combine(parts: Sequence[Part], n_layers: int, metric: str) -> HostNorms:
-    """Add up what belongs to each layer into (L,): counts as they are, norms by their squares."""
+    """Combine values by layer into (L,): sum counts, and sum norms by their squares."""
     layers = np.concatenate([part.layers for part in parts])
     values = np.concatenate([part.spread() for part in parts])
     values[np.isnan(values)] = np.inf
@@ -186,5 +186,5 @@ def _combine(parts: Sequence[Part], n_layers: int, metric: str) -> HostNorms:
     if adds(metric):
         np.add.at(column, layers, values)
     else:
-        np.hypot.at(column, layers, values)  # no square that could under- or overflow
+        np.hypot.at(column, layers, values)  # hypot forms no square that could underflow or overflow
     return column

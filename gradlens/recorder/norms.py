@@ -1,11 +1,11 @@
-"""L2 norms that are right to 1e-6 at any size of tensor and at any size of number.
+"""L2 norms with a relative error below 1e-6, at any size of tensor and at any magnitude.
 
-``tensor.norm()`` in float32 accumulates naively (relative error 8e-4 at 17 million elements) and squares
-underflow (1,000 elements of 1e-25 have norm 0) and overflow. Here a zero means zero.
+``tensor.norm()`` in float32 accumulates naively (relative error 8e-4 at 17 million elements), and its squares
+underflow (1,000 elements of 1e-25 have norm 0) or overflow. Here a norm is 0 only if every element is 0.
 
-On the CPU the numbers come out in numpy. They are added up in float32 in blocks of 1,024 elements and from there on in
-float64; where squares would leave the range of float32, the numbers are first scaled by a power of two, which is exact.
-On other devices nothing waits for the result: it stays there, accumulated in float64.
+On the CPU, norms are numpy numbers. Squares are summed in float32 over rows of up to 1,024 elements, and in float64
+over rows. Where squares would leave the range of float32, the numbers are first scaled by a power of two, which is
+exact. On other devices, norms are accumulated in float64 and stay on the device; nothing waits for them.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from torch import Tensor
 
 HostNorms = NDArray[np.float64]
 Numbers = HostNorms | Tensor
-"""Norms (N,) in float64: in numpy, or still on a device."""
+"""Norms (N,) in float64: in numpy, or on a device."""
 
-# The worst case, constant data, is off by 4e-7 in blocks of 1,024 and by 2e-6 in blocks of 4,096 (measured).
+# Longest row that is summed in float32. Measured relative error of the worst case (constant data): 4e-7 for rows of
+# 1,024 elements, 2e-6 for rows of 4,096.
 BLOCK = 1024
 COPIED = 1 << 13
-"""Elements up to which tensors of one shape are copied side by side and reduced together: it costs less than a call for
-each."""
+"""Largest number of elements at which tensors of one shape are copied into a stack and reduced in one call, which costs
+less than one call for each."""
 SMALL = 1 << 14
-"""The same where they must be scaled, and so copied, anyway."""
+"""The same limit for tensors that are scaled, and therefore copied anyway."""
 LONG = 64
-"""Length of rows that are reduced as fast as longer ones."""
+"""Shortest rows that are reduced about as fast per element as longer ones."""
 STACKED = 1 << 17
-"""Elements that are stacked at a time, 512 kB: as much as stays in a core's own cache until it is reduced."""
+"""Number of elements stacked at a time (512 kB in float32): they stay in a core's own cache until they are reduced."""
 SHORTEST = 32
-"""Rows that are shorter, because the number of elements has no divisor that suits, cost more than they save."""
+"""Tensors whose number of elements allows only shorter rows are reduced one by one, which is faster for them."""
 LARGEST = 1e18
 """Below this norm no sum of squares overflows in float32."""
 TINY = 6e-32
-"""A squared norm of n elements above n times this is right to 1e-7: float32 loses at most 1.2e-38 of each square."""
+"""A squared norm of n elements above n times this has an error below 1e-7: float32 loses at most 1.2e-38 per square."""
 NORMAL = (1e-9, 1e12)
-"""Norms for which no scaling is planned in the next row."""
+"""Range of norms for which the next row needs no scaling."""
 FURTHEST = 120
-"""Exponent of the largest power of two by which numbers are scaled; further away float64 takes over."""
+"""Exponent of the largest power of two used for scaling; numbers beyond it are summed in float64."""
 SAFE64 = (1e-140, 1e140)
-"""Norms between these are right in float64 without scaling."""
+"""Range of norms that float64 computes without scaling."""
 CHUNK64 = 1 << 14
 MOST_PLANS = 64
 NO_FLOAT64 = ("mps",)
@@ -56,9 +57,9 @@ _dtype_of = operator.attrgetter("dtype")
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return the numbers of a tensor, dense and real: of a sharded one the local part, of a sparse one the values.
+    """Return the numbers of a tensor, dense and real: the local part if it is sharded, the values if it is sparse.
 
-    Sparse tensors are coalesced first: repeated indices add up, as the optimizer sees them.
+    Sparse tensors are coalesced first, so repeated indices are summed, as the optimizer does.
     """
     if type(tensor) is not Tensor:
         tensor = local_part(tensor)
@@ -71,7 +72,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor; any other tensor as it is."""
+    """Return this rank's part of a sharded tensor, and any other tensor unchanged."""
     to_local = getattr(tensor, "to_local", None)
     return to_local() if callable(to_local) else tensor
 
@@ -91,8 +92,8 @@ def exact_norm(tensor: Tensor) -> Tensor:
         tensor: Any shape, dtype and layout.
 
     Returns:
-        A 0-d tensor on the same device, float64 where it has that; exactly 0 only where every element is 0 (or there
-        are none).
+        A 0-d tensor on the same device, in float64 if the device has it; 0 only if every element is 0 or there are
+        none.
     """
     numbers = plain(tensor)
     if numbers.device.type in NO_FLOAT64:
@@ -102,7 +103,7 @@ def exact_norm(tensor: Tensor) -> Tensor:
 
 
 def device_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norms (N,) of N tensors on one device, as ``exact_norm`` does, without waiting for it."""
+    """Return the norms (N,) of N tensors on one device as ``exact_norm`` does, without waiting for the device."""
     parts = [plain(tensor) for tensor in tensors]
     if parts[0].device.type in NO_FLOAT64:
         return torch.stack([_scaled_exact_norm(part) for part in parts])
@@ -110,9 +111,15 @@ def device_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def list_norms(tensors: Sequence[Tensor], reducer: Reducer, key: Hashable) -> Numbers:
-    """Return the norms of tensors anywhere: in numpy for the CPU's, on the device where all lie on one.
+    """Return the norms of tensors on any devices.
 
-    Tensors on several devices are fetched, which waits for them.
+    Args:
+        tensors: N tensors.
+        reducer: Computes the norms on the CPU.
+        key: See ``Reducer.norms``.
+
+    Returns:
+        (N,) in numpy for tensors on the CPU or on several devices (which waits for them); else on their device.
     """
     found = reducer.norms_as_before(tensors, key)
     if found is not None:
@@ -126,7 +133,7 @@ def list_norms(tensors: Sequence[Tensor], reducer: Reducer, key: Hashable) -> Nu
 
 
 def _scaled_exact_norm(numbers: Tensor) -> Tensor:
-    """Return the norm in float32, of numbers that are scaled so that the largest is 1: no square leaves the range."""
+    """Return the norm in float32 after scaling the largest number to 1, so that no square overflows."""
     if not numbers.numel():
         return torch.zeros((), device=numbers.device)
     numbers = numbers.float()
@@ -138,12 +145,12 @@ def _scaled_exact_norm(numbers: Tensor) -> Tensor:
 
 
 def norm(tensor: Tensor, expected: float = 1.0) -> float:
-    """Return the L2 norm of a tensor on the CPU; NaN or inf where it holds such.
+    """Return the L2 norm of a tensor on the CPU; NaN or inf if it holds such numbers.
 
     Args:
         tensor: Any shape, dtype and layout.
-        expected: About what it will be. The result does not depend on it, but squares that leave the range of float32
-            cost time, and where they are expected they are not tried.
+        expected: A guess of the norm. The result does not depend on it: it only avoids a first attempt in float32 where
+            squares are expected to leave its range.
     """
     flat = _flatten(plain(tensor))
     if flat.dtype == torch.float64:
@@ -156,13 +163,17 @@ def norm(tensor: Tensor, expected: float = 1.0) -> float:
 
 
 def quick_blocks(tensor: Tensor) -> NDArray[np.float32] | None:
-    """Return the norms of the rows of at most 1,024 numbers into which a tensor on the CPU can be cut.
+    """Return the norms of the rows of at most 1,024 numbers into which a tensor on the CPU can be divided.
 
-    Most of what a norm costs beside other work is calls, so this makes as few as it can, and leaves the rest to be done
-    for many tensors at once.
+    Calls are the main cost of a norm among other operations, so this makes few of them; ``norms_of_blocks`` does the
+    rest for many tensors at once.
+
+    Args:
+        tensor: A tensor on the CPU.
 
     Returns:
-        None where the tensor cannot be cut so, or where its squares might leave the range of float32: ``norm`` can.
+        (R,) in float32; None if the tensor cannot be divided or its squares might leave the range of float32. Use
+        ``norm`` then.
     """
     block = _block(tensor.numel())
     if block < SHORTEST or tensor.dtype != torch.float32 or not tensor.is_contiguous():
@@ -172,7 +183,7 @@ def quick_blocks(tensor: Tensor) -> NDArray[np.float32] | None:
 
 
 def norms_of_blocks(blocks: Sequence[NDArray[np.float32]]) -> HostNorms:
-    """Return the norms (N,) of N tensors that ``quick_blocks`` cut."""
+    """Return the norms (N,) of N tensors from their ``quick_blocks``."""
     starts = np.cumsum([0, *map(len, blocks)])[:-1]
     squares: HostNorms = np.add.reduceat(np.square(np.concatenate(blocks), dtype=np.float64), starts)
     return np.sqrt(squares)
@@ -194,12 +205,12 @@ def _row_squares(rows: Tensor) -> HostNorms:
 
 
 def _is_right(norms: Any, numel: Any) -> Any:
-    """Say where float32 squares neither lost too much nor overflowed; False for NaN."""
+    """Return where float32 squares neither underflowed too much nor overflowed; False for NaN."""
     return (norms > np.sqrt(TINY * numel)) & (norms < LARGEST)
 
 
 def _scaled_norm(flat: Tensor) -> float:
-    """Return the norm of numbers of any size in float32 or less, scaled so that the largest is about 1."""
+    """Return the norm of float32 or smaller numbers of any magnitude, after scaling the largest to about 1."""
     if not flat.numel():
         return 0.0
     least, most = torch.aminmax(flat)
@@ -215,7 +226,7 @@ def _scaled_norm(flat: Tensor) -> float:
 
 
 def _norm64(flat: Tensor) -> float:
-    """Sum in float64, chunk by chunk; scale first where even its squares would leave the range."""
+    """Sum in float64, chunk by chunk; scale first where squares would leave its range."""
     parts = [torch.linalg.vector_norm(chunk.double()).numpy() for chunk in torch.split(flat, CHUNK64)]
     with np.errstate(over="ignore", invalid="ignore"):
         found = float(np.sqrt(np.square(np.array(parts, dtype=np.float64)).sum()))
@@ -228,7 +239,7 @@ def _norm64(flat: Tensor) -> float:
 
 
 def _flatten(tensor: Tensor) -> Tensor:
-    """Return the elements as (N,), in any order, without a copy where they lie densely in memory."""
+    """Return the elements as (N,), in any order, without a copy if they are dense in memory."""
     if not tensor.is_contiguous() and tensor.dim() > 1:
         order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
         tensor = tensor.permute(order)
@@ -239,14 +250,14 @@ def _flatten(tensor: Tensor) -> Tensor:
 
 
 class _Stack:
-    """Tensors of one shape, copied side by side, or a single one where it lies; cut into rows of at most 1,024 numbers.
+    """Tensors of one shape that are copied into a stack, or a single one without a copy; in rows of at most 1,024.
 
     Args:
-        places: (R,) their places in the list.
-        shape: Of each.
+        places: (R,) their indices in the list.
+        shape: The shape of each.
         block: Length of the rows.
-        results: Where the norms of all rows go.
-        workspace: Where copies go.
+        results: Receives the norms of all rows.
+        workspace: Receives the copies.
     """
 
     def __init__(
@@ -264,7 +275,7 @@ class _Stack:
 
     @property
     def direct(self) -> tuple[int, torch.Size, Tensor] | None:
-        """Place, shape and results of a single tensor whose last dimension is its rows; None for others."""
+        """Index, shape and results of a single tensor whose rows are its last dimension; None for others."""
         if self._copies is not None or not self._shape or self._block != self._shape[-1]:
             return None
         return self._first, self._shape, self._results.view(self._shape[:-1])
@@ -273,7 +284,7 @@ class _Stack:
         """Scale each tensor by a power of two before its numbers are squared.
 
         Args:
-            exponents: (N,) by place in the list.
+            exponents: (N,) in the order of the list.
         """
         factors = torch.from_numpy(np.ldexp(np.float32(1), exponents[self._places]))
         self._factors = factors.view(-1, *[1] * len(self._shape))
@@ -282,12 +293,14 @@ class _Stack:
         """Write the norms of all rows.
 
         Raises:
-            RuntimeError: The tensors have not the shape that they had.
+            RuntimeError: The tensors do not have the planned shape.
         """
         if self._copies is None:
             self._reduce_single(tensors[self._first])
             return
-        if tensors[self._first].shape != self._shape:  # stack() itself would go on, and leave old numbers in the rows
+        if (
+            tensors[self._first].shape != self._shape
+        ):  # stack() raises no error here, and would leave old numbers in the rows
             raise RuntimeError("another shape")
         torch.stack(self._pick(tensors), out=self._copies)
         if self._factors is not None:
@@ -307,18 +320,18 @@ class _Stack:
 
 
 class _Plan:
-    """How a list of N tensors is reduced.
+    """The plan by which the norms of a list of N tensors are computed.
 
     Args:
         tensors: The list.
-        workspace: Where small tensors are copied to.
-        exponents: (N,) powers of two by which they are scaled first; None scales none.
+        workspace: Receives copies of small tensors.
+        exponents: (N,) exponents of the powers of two by which tensors are scaled first; None for no scaling.
     """
 
     def __init__(self, tensors: Sequence[Tensor], workspace: Tensor, exponents: NDArray[np.int64] | None) -> None:
         self.length = len(tensors)
         self.outdated = False
-        """Whether another plan suits the list better from now on: with ``exponents``."""
+        """Whether the next row needs a new plan, with ``exponents``."""
         self.exponents = exponents
         self._applied = exponents
         self._scales = exponents is not None
@@ -350,7 +363,7 @@ class _Plan:
         """Return the norms (N,).
 
         Raises:
-            RuntimeError: The tensors are not those that were planned for.
+            RuntimeError: The tensors do not have the planned shapes or types.
         """
         norms = np.ones(self.length)
         if len(self._places):
@@ -366,7 +379,7 @@ class _Plan:
             squares = np.add.reduceat(np.square(self._results, dtype=np.float64), self._starts)
             norms[self._places] = np.sqrt(squares, out=squares)
             if self._scales or not _is_normal(squares):
-                self._mend(tensors, norms)
+                self._repair(tensors, norms)
         for i in self._alone:
             self._expected[i] = norms[i] = norm(tensors[i], self._expected[i])
         return norms
@@ -374,11 +387,13 @@ class _Plan:
     def _fits(self, tensors: Sequence[Tensor]) -> bool:
         return all(tensors[place].dtype == torch.float32 for place in self._places)
 
-    def _mend(self, tensors: Sequence[Tensor], norms: HostNorms) -> None:
-        """Take again what left the range of float32, and see how to scale so that it does not in the next row."""
+    def _repair(self, tensors: Sequence[Tensor], norms: HostNorms) -> None:
+        """Compute norms again that left the range of float32, and choose the scaling for the next row."""
         right = _is_right(norms, self._numel)
         if self._applied is not None:
-            right |= (norms == 0) & (self._applied == FURTHEST)  # so far up no number of float32 has a square of 0
+            right |= (norms == 0) & (
+                self._applied == FURTHEST
+            )  # scaled up this far, no nonzero float32 has a square of 0
             np.ldexp(norms, -self._applied, out=norms)
         for place in self._places[~right[self._places]]:
             norms[place] = _scaled_norm(_flatten(plain(tensors[place])))
@@ -395,7 +410,7 @@ def _is_normal(norms: HostNorms) -> bool:
 
 
 def _group(tensors: Sequence[Tensor], copied: int) -> tuple[list[list[int]], list[int]]:
-    """Return the places of tensors that are reduced together, as many as stay in a cache, and those of all others."""
+    """Return the indices of tensors reduced together, in groups that fit a cache, and of those reduced alone."""
     by_shape: dict[torch.Size, list[int]] = {}
     groups: list[list[int]] = []
     alone: list[int] = []
@@ -423,20 +438,21 @@ def _is_plannable(tensor: Tensor) -> bool:
 
 
 def _block_in_place(shape: torch.Size) -> int:
-    """Return the length of the rows into which a tensor is cut where it lies: its last dimension where that suits."""
+    """Return the row length for a tensor that is not copied: its last dimension if that is long enough."""
     return int(shape[-1]) if shape and LONG <= shape[-1] <= BLOCK else _block(shape.numel())
 
 
 @functools.cache
 def _block(numel: int) -> int:
-    """Return the largest length up to 1,024 that divides a number of elements; 0 for none."""
+    """Return the largest divisor up to 1,024 of a number of elements; 0 for no elements."""
     return next((length for length in range(min(BLOCK, numel), 0, -1) if numel % length == 0), 0)
 
 
 class Reducer:
-    """Takes the norms of many tensors at once, list-wise where they are small.
+    """Computes the norms of many tensors on the CPU at once.
 
-    How is found out once per list and kept under a key; a list that has changed is found out by its own failure.
+    A plan is made once for each key and used again. If the shapes or types of the list have changed, the plan fails,
+    and a new one is made.
     """
 
     def __init__(self) -> None:
@@ -448,7 +464,7 @@ class Reducer:
 
         Args:
             tensors: N tensors.
-            key: The same for lists that are expected to have the same shapes.
+            key: The same value for lists that are expected to have the same shapes.
         """
         found = self.norms_as_before(tensors, key)
         if found is not None:
@@ -463,7 +479,7 @@ class Reducer:
         return found
 
     def norms_as_before(self, tensors: Sequence[Tensor], key: Hashable) -> HostNorms | None:
-        """Return the norms (N,) where the list is like an earlier one of that key; else None."""
+        """Return the norms (N,) by the plan for this key; None if there is none or it does not fit."""
         plan = self._plans.get(key)
         if plan is None or plan.length != len(tensors):
             return None

@@ -1,4 +1,4 @@
-"""What a reader of a run should know: what is missing, and why."""
+"""The notes of a run: what is missing in it, and why."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradlens.errors import GradlensError, GradlensWarning
+from gradlens.format import plural
 from gradlens.recorder.layers import LayerChoice, choose_layers, own_parameters
 
 NO_HOOK = (
@@ -17,17 +18,17 @@ NO_HOOK = (
     "compiled and called before gradlens.record()?"
 )
 SILENT_PASSES = (
-    "activation_grad_norm is missing in rows in which no gradient of an output came in some of the backward passes: "
-    "code that was compiled before gradlens.record() ran"
+    "activation_grad_norm is missing in rows where some backward passes brought no gradient of any output: "
+    "code compiled before gradlens.record() ran in them"
 )
-COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass: clipping is not seen"
-INNER_PASSES = "gradients of outputs by torch.autograd.grad, which reach no parameter, are not counted"
+COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass, so clipping is not detected"
+INNER_PASSES = "backward passes of torch.autograd.grad that reach no parameter are not counted"
 LISTED = 8
-"""Names that a note lists at most."""
+"""The most names that a note lists."""
 
 
 class Notes:
-    """Collects sentences, each once; they are stored in the file.
+    """The notes of one run, each kept once; they are stored in the file.
 
     Args:
         model: The model.
@@ -44,35 +45,40 @@ class Notes:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All of them."""
+        """All notes, in the order in which they were added."""
         return tuple(self._texts)
 
     def add(self, text: str) -> None:
-        """Add a sentence."""
+        """Add a note."""
         self._texts.setdefault(text)
 
     def warn(self, text: str, tip: str) -> None:
-        """Add a sentence, and say it to the user the first time."""
+        """Add a note, and warn the user the first time.
+
+        Args:
+            text: The note.
+            tip: What the user can do about it; only the warning has it.
+        """
         if text not in self._texts:
             self.add(text)
             warnings.warn(f"gradlens: {text}; {tip}", GradlensWarning, stacklevel=2)
 
     def look_for_changes(self) -> None:
-        """Say which modules came or were replaced since recording began: they are not recorded."""
+        """Warn of modules that were added or replaced after recording began: they are not recorded."""
         now = choose_layers(self._model, self._choice)
         added = [name for name in now if name not in self._modules]
         replaced = [name for name, module in self._modules.items() if now.get(name) is not module]
         self._replaced.update(replaced)
         for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
             if names:
-                text = f"{listed(names)}: {what} after recording began, and not recorded since"
+                text = f"{listed(names)}: {what} after recording began, and not recorded since then"
                 self.warn(text, "make a new recorder to record it")
 
     def note_missing_outputs(self, last: NDArray[np.int64], n_rows: int, called: Collection[str]) -> None:
-        """Say which layers' outputs never got a gradient, or none any more, and why as far as it is known.
+        """Note which layers' outputs never had a gradient, or had none after some row, and why if that is known.
 
         Args:
-            last: (L,) the last row in which each got one; -1 for none.
+            last: (L,) the last row in which each output had a gradient; -1 for none.
             n_rows: Rows of the run.
             called: Names of the layers that ran.
         """
@@ -81,23 +87,23 @@ class Notes:
                 self.add("activation_grad_norm is missing in every row")
             return
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
-        silent = [name for name in never if name in called]
+        without = [name for name in never if name in called]
         uncalled = [name for name in never if name not in called]
-        if silent:
-            self.add(f"no gradient came to the output of {listed(silent)}")
+        if without:
+            self.add(f"the output had no gradient in any row: {listed(without)}")
         if uncalled:
-            self.add(f"never called, unused or used by a fused operation: {listed(uncalled)}")
+            self.add(f"never called (unused, or used inside a fused operation): {listed(uncalled)}")
         newest = int(last.max(initial=-1))
         stopped = newest >= 0 and newest < n_rows - 1
         if stopped:
-            self.add(f"activation_grad_norm is missing from row {newest + 1} on: no hook fires any more")
+            self.add(f"activation_grad_norm is missing from row {newest + 1} on: hooks no longer fire")
 
     def note_gaps(self, gaps: NDArray[np.int64], last: NDArray[np.int64], n_rows: int) -> None:
-        """Say which layers' outputs got no gradient in some rows, although their parameters did.
+        """Note which layers' outputs had no gradient in some rows, although their parameters had one.
 
         Args:
-            gaps: (L,) in how many rows.
-            last: As in ``note_missing_outputs``; what is said there is not said again.
+            gaps: (L,) number of such rows.
+            last: As in ``note_missing_outputs``; gaps that it has noted are left out here.
             n_rows: Rows of the run.
         """
         ended = n_rows - 1 - int(last.max(initial=-1))
@@ -107,48 +113,50 @@ class Notes:
             names = listed([self._names[i] for i in some])
             count = max(int(gaps[i]) for i in some)
             self.add(
-                f"activation_grad_norm is missing in up to {count} of {n_rows} rows, in which the parameters had "
-                f"gradients, of {names}"
+                f"activation_grad_norm is missing in up to {count} of {plural(n_rows, 'row')} although the parameters "
+                f"had gradients: {names}"
             )
 
     def warn_of_no_hook(self) -> None:
-        """Say that no gradient of an output is to be expected."""
+        """Warn that gradients of outputs will be missing."""
         self.warn(NO_HOOK, "call torch.compiler.reset() and gradlens.record() before the first call")
 
     def note_compiled_backward(self, *, scaled: bool) -> None:
-        """Say what is not seen where compiled autograd runs the backward passes.
+        """Note what is not detected where compiled autograd runs the backward passes.
 
         Args:
             scaled: Whether a GradScaler is in use.
         """
         if scaled:
-            tip = "do without one of the two"
-            self.warn(f"{COMPILED_BACKWARD}, and a step that the GradScaler skips goes into the row after it", tip)
+            tip = "turn off compiled autograd or the GradScaler"
+            self.warn(f"{COMPILED_BACKWARD}, and a step that the GradScaler skips is merged into the next row", tip)
         else:
             self.add(COMPILED_BACKWARD)
 
     def note_unwatched_calls(self, metrics: Sequence[str]) -> None:
-        """Say that these metrics are missing because layers run in compiled code."""
+        """Note that these metrics are missing because layers run in compiled code."""
         self.add(f"not measured in compiled code: {listed(metrics)}")
 
     def note_inner_passes(self, row: int) -> None:
-        """Say that there are backward passes which reach no parameter.
+        """Note that some backward passes reach no parameter.
 
         Args:
-            row: The row in which they were seen.
+            row: The row in which they were detected.
         """
         if self._inner_passes_from is None:
             self._inner_passes_from = row
             self.add(
-                INNER_PASSES if row == 0 else f"{INNER_PASSES}; seen from row {row} on, and before it maybe counted"
+                INNER_PASSES
+                if row == 0
+                else f"{INNER_PASSES}; they were detected from row {row} on, and may have been counted before"
             )
 
     def warn_of_silent_passes(self) -> None:
-        """Say that a row's gradients of outputs were not those of all backward passes."""
+        """Warn that a row lacks the gradients of outputs of some backward passes."""
         self.warn(SILENT_PASSES, "call torch.compiler.reset() before gradlens.record()")
 
     def note_missing_parameters(self, last: NDArray[np.int64]) -> None:
-        """Say which layers' parameters never got a gradient.
+        """Note which layers' parameters never had a gradient.
 
         Args:
             last: As in ``note_missing_outputs``.
@@ -156,16 +164,16 @@ class Notes:
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
         own = [name for name in never if own_parameters(self._modules[name])]
         if own:
-            self.add(f"no gradient came to the parameters (frozen or unused) of {listed(own)}")
+            self.add(f"the parameters had no gradient in any row (frozen or unused): {listed(own)}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Write names in a row, not too many."""
+    """Return names separated by commas, at most ``LISTED`` of them."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
 
 def line(error: Exception) -> str:
-    """Write an error in a line."""
+    """Return an error as one line, with its type if it is not gradlens's own."""
     text = str(error).splitlines()[0] if str(error) else ""
     return text if isinstance(error, GradlensError) else f"{type(error).__name__}: {text}"

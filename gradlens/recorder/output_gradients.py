@@ -1,4 +1,4 @@
-"""The gradients of layers' outputs."""
+"""Gradients of the outputs of layers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from gradlens.recorder.norms import (
 )
 
 KEPT = 1 << 19
-"""Elements, 2 MB in float32, up to which a gradient is kept until the backward pass is over. Amid the work of the model
-a call costs ten times what it costs in a row of its like, and what is kept takes the place of what the pass has freed.
+"""Largest number of elements (2 MB in float32) of a gradient that is kept until the backward pass ends. A call among
+the operations of the model costs ten times one among similar calls; kept gradients use memory that the pass has freed.
 """
 MOST_PLACES = 64
 
 
 class OutputGradients:
-    """Takes gradients while backward passes run.
+    """Collects gradients during backward passes.
 
-    Most are kept until the pass is over, and reduced together; of large ones the norm is taken at once.
+    Small gradients are kept until the pass ends, and their norms are computed together. The norm of a large gradient is
+    computed at once.
 
     Args:
         n_layers: L.
@@ -44,13 +45,13 @@ class OutputGradients:
         self.armed = False
         """Whether the step in progress is recorded."""
         self.kept: list[list[Tensor]] = [[] for _ in range(n_layers)]
-        """(L,) gradients of each layer; autograd itself appends to these lists."""
+        """(L,) lists of gradients; autograd appends to them directly."""
         self.count = 0
-        """Gradients taken in the step in progress."""
+        """Number of gradients taken in the step in progress."""
         self.seconds = 0.0
-        """Time that the large ones took."""
+        """Time spent on large gradients."""
         self.parts: list[Part] = []
-        """What was reduced in the step in progress."""
+        """Norms computed in the step in progress."""
         self._blocks: list[tuple[int, NDArray[np.float32]]] = []
         self._leaves: dict[int, Any] = {}
         self._large: list[tuple[int, float]] = []
@@ -69,7 +70,7 @@ class OutputGradients:
         self.count, self.seconds = 0, 0.0
 
     def drop_pending(self) -> None:
-        """Forget what was taken and is not reduced yet."""
+        """Drop gradients whose norms are not computed yet."""
         for grads in self.kept:
             grads.clear()
         self._blocks.clear()
@@ -78,13 +79,13 @@ class OutputGradients:
 
     @property
     def pending(self) -> int:
-        """How many gradients were taken and are not reduced yet."""
+        """Number of gradients taken whose norms are not collected yet."""
         return sum(map(len, self.kept)) + len(self._blocks) + len(self._large) + len(self._large_on_device)
 
-    def hang_on_leaf(self, leaf: Tensor, on_grad: Callable[[Tensor], None]) -> None:
-        """Hang a hook on an output that is no result of an operation, until the end of the step.
+    def attach_to_leaf(self, leaf: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+        """Attach a hook to an output that no operation made, such as a parameter, until the end of the step.
 
-        A parameter that a module puts out, say: it lives on, and so would the hook, one more in each step.
+        A parameter outlives the step, so its hooks must be removed, or each step would add one more.
         """
         if id(leaf) not in self._leaves:
             self._leaves[id(leaf)] = leaf.register_hook(on_grad)  # type: ignore[no-untyped-call]
@@ -111,7 +112,7 @@ class OutputGradients:
         self._large.append((layer, found))
 
     def take_kept(self) -> tuple[tuple[int, ...], list[Tensor]]:
-        """Take out what is kept: the layers (n,) and their gradients (n,)."""
+        """Return the layers (n,) and the gradients (n,) that are kept, and empty the lists."""
         layers: list[int] = []
         grads: list[Tensor] = []
         for layer, mine in enumerate(self.kept):
@@ -122,7 +123,7 @@ class OutputGradients:
         return tuple(layers), grads
 
     def collect(self, scale: Tensor | None) -> None:
-        """Reduce what was taken.
+        """Compute the norms of the gradients taken, and add them to the step.
 
         Args:
             scale: The loss scale that the gradients carry.
@@ -133,7 +134,7 @@ class OutputGradients:
         self.collect_reduced(scale)
 
     def collect_reduced(self, scale: Tensor | None) -> None:
-        """Collect what was reduced when it was taken.
+        """Add the norms of large gradients to the step.
 
         Args:
             scale: As in ``collect``.
@@ -154,7 +155,7 @@ class OutputGradients:
                 self.add([layers[i] for i in here], torch.stack([tensors[i] for i in here]), scale)
 
     def collect_apart(self, scale: Tensor | None) -> list[Part]:
-        """Reduce what was taken, and return it instead of adding it to ``parts``.
+        """Compute the norms of the gradients taken, and return them without adding them to ``parts``.
 
         Args:
             scale: As in ``collect``.
@@ -168,7 +169,7 @@ class OutputGradients:
         """Add norms to the parts of the step.
 
         Args:
-            layers: (n,) the layer that each belongs to.
+            layers: (n,) index of the layer of each norm.
             values: (n,) norms.
             scale: As in ``collect``.
         """

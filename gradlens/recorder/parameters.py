@@ -1,4 +1,4 @@
-"""The parameters that layers own: their gradients as the optimizer gets them, their size, their update."""
+"""The parameters of layers: their gradients as the optimizer gets them, their norms, and their updates."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from gradlens.recorder.measured_row import Indices, Part
 from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part
 
 EARLY_ROWS = 3
-"""First rows in which gradients are read at the end of the backward pass too, to learn whether the loop clips them."""
+"""Number of first rows in which gradients are also read at the end of the backward pass, to detect clipping."""
 EARLY_EVERY = 16
-"""After them, one row in so many in which they are, as long as nothing changes them."""
+"""Interval, in rows, of this second reading after the first rows, until a change is detected."""
 SAMPLES = 4
-"""Parameters of each optimizer whose gradients are looked at in the other rows, for whether something changed them."""
+"""Parameters of each optimizer whose gradients are checked for changes in the other rows."""
 
 Signature = list[tuple[Tensor | None, int]]
-"""Some parameters' gradients and the version of their contents."""
+"""The gradients of some parameters and the version counters of their contents."""
 
 
 @dataclass
 class Owners:
     """Parameters that are read together, each once, and the layers that own them.
 
-    A parameter that several layers share counts in each.
+    A parameter that several layers share counts in each of them.
     """
 
     parameters: list[nn.Parameter] = field(default_factory=list)
@@ -38,12 +38,15 @@ class Owners:
     take: list[int] = field(default_factory=list)
 
     def part(self, values: Numbers, there: Sequence[int] | None = None, scale: Tensor | None = None) -> Part:
-        """Return the part of a row that these values are.
+        """Return these values as a part of a row.
 
         Args:
-            values: One for each parameter, or for each of ``there``.
-            there: Which parameters have a value; None for all.
+            values: (n,) one value for each parameter, or for each index in ``there``.
+            there: Indices of the parameters that have a value; None for all.
             scale: See ``Part``.
+
+        Returns:
+            The part.
         """
         layers, take = self._arrays
         if there is not None and len(there) < len(self.parameters):
@@ -58,15 +61,15 @@ class Owners:
         return np.array(self.layers, dtype=np.int64), np.array(self.take, dtype=np.int64)
 
 
-def share_out(parameters: Sequence[Sequence[nn.Parameter]], groups: Sequence[set[int]]) -> list[Owners]:
-    """Share the parameters of layers out among optimizers.
+def group_by_optimizer(parameters: Sequence[Sequence[nn.Parameter]], groups: Sequence[set[int]]) -> list[Owners]:
+    """Group the parameters of layers by the optimizer that updates them.
 
     Args:
-        parameters: For each layer, those that it owns.
-        groups: The ``id`` of every parameter of each optimizer.
+        parameters: For each layer, the parameters that it owns.
+        groups: For each optimizer, the ``id`` of its parameters.
 
     Returns:
-        One for each optimizer, and a last one for parameters of none.
+        One group for each optimizer, and a last one for parameters of no optimizer.
     """
     owners_of: dict[int, tuple[nn.Parameter, list[int]]] = {}
     for layer, own in enumerate(parameters):
@@ -84,7 +87,7 @@ def share_out(parameters: Sequence[Sequence[nn.Parameter]], groups: Sequence[set
 
 @dataclass
 class _Reading:
-    """What was read of one optimizer's gradients."""
+    """The reading of one optimizer's gradients."""
 
     part: Part
     counts: Part | None
@@ -93,15 +96,15 @@ class _Reading:
 class ParameterGradients:
     """Reads gradients when the optimizer gets them.
 
-    In the first rows, in a few later ones, and in all of them as soon as something was seen to change the gradients
-    between backward pass and step, they are read at the end of the backward pass too, so that the row knows by how much
-    clipping changed them. What the row holds is always read at the step: an unchanged version of a tensor does not
-    prove unchanged contents (``p.grad.data.clamp_()``, and the unscaling of a GradScaler, leave it as it is).
+    The row's values are always read at the optimizer step. In the first rows, and in a few later ones, gradients are
+    also read at the end of the backward pass, so that the ratio of both readings gives the clip coefficient. Once a
+    change between the two moments is detected, this is done in every row. The version counter of a tensor is not
+    enough to detect changes: ``p.grad.data.clamp_()`` and the unscaling of a GradScaler do not increase it.
 
     Args:
-        owners: See ``share_out``.
+        owners: See ``group_by_optimizer``.
         count_nonfinite: Whether NaN and Inf entries are counted.
-        always_early: Whether the gradients are read at the end of the backward pass in every row.
+        always_early: Whether every row is read at the end of the backward pass too.
     """
 
     def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
@@ -111,20 +114,20 @@ class ParameterGradients:
         self._reducer = Reducer()
         self._rows = 0
         self.changes_seen = False
-        """Whether something changed the gradients between backward pass and step in any row so far."""
+        """Whether a change of gradients between backward pass and step was detected in any row so far."""
         self._always_early = always_early
         self.clear()
 
-    def share_anew(self, owners: Sequence[Owners]) -> None:
-        """Follow a change of the optimizers' parameters.
+    def set_owners(self, owners: Sequence[Owners]) -> None:
+        """Replace the groups after an optimizer got other parameters.
 
         Args:
-            owners: As at first.
+            owners: See ``group_by_optimizer``.
         """
         self._owners = owners
         self._samples = [spread_out(each.parameters, SAMPLES) for each in owners]
         self._reducer = Reducer()
-        self.forget_look()
+        self.forget_early_reading()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -138,43 +141,43 @@ class ParameterGradients:
         self._after: dict[int, _Reading] = {}
 
     @property
-    def looks_closely(self) -> bool:
-        """Whether gradients are read at the end of the backward pass too in this row."""
+    def reads_early(self) -> bool:
+        """Whether gradients are also read at the end of the backward pass in this row."""
         return self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
 
     def look(self, scale: Tensor | None) -> None:
-        """Look at all gradients at the end of a backward pass.
+        """Check the gradients at the end of a backward pass, and read them in rows with an early reading.
 
         Args:
             scale: The loss scale that they carry.
         """
-        early = self.looks_closely
+        early = self.reads_early
         for k in range(len(self._owners)):
             self._signatures[k] = _sign(self._samples[k])
             if early:
                 self._before[k], _ = self._read(k, scale)
 
-    def forget_look(self) -> None:
-        """Forget what was seen: another backward pass has begun."""
+    def forget_early_reading(self) -> None:
+        """Forget what ``look`` stored, because another backward pass has begun."""
         self._signatures.clear()
         self._before.clear()
 
-    def read(self, k: int, scale: Tensor | None, beside: Sequence[Tensor] = (), key: Hashable = None) -> Numbers:
-        """Read one optimizer's gradients, as it gets them.
+    def read(self, k: int, scale: Tensor | None, others: Sequence[Tensor] = (), key: Hashable = None) -> Numbers:
+        """Read one optimizer's gradients as the optimizer gets them.
 
         Args:
-            k: The optimizer's index; that of no optimizer is their number.
-            scale: What the optimizer itself will divide by.
-            beside: (n,) other tensors whose norms are taken along: one list costs less than two.
-            key: The same for others that are expected to have the same shapes.
+            k: Index of the optimizer; the number of optimizers stands for parameters of no optimizer.
+            scale: The scale by which the optimizer itself will divide.
+            others: (n,) other tensors whose norms are computed in the same call, which costs less than two calls.
+            key: The same value for ``others`` that are expected to have the same shapes.
 
         Returns:
-            The norms (n,) of the others.
+            The norms (n,) of ``others``.
         """
         seen = self._signatures.get(k)
         if seen is not None and not self.changes_seen:
             self.changes_seen = not _equal(_sign(self._samples[k]), seen)
-        self._after[k], norms = self._read(k, scale, beside, key)
+        self._after[k], norms = self._read(k, scale, others, key)
         return norms
 
     def read_others(self, scale: Tensor | None) -> None:
@@ -186,19 +189,19 @@ class ParameterGradients:
         if self._owners[-1].parameters:
             self.read(len(self._owners) - 1, scale)
 
-    def take_as_they_were(self) -> None:
-        """Take what stood at the end of the backward pass: the step was skipped."""
+    def use_early_reading(self) -> None:
+        """Use the reading at the end of the backward pass, because the step was skipped."""
         self._after = dict(self._before)
 
     def end_row(self) -> None:
-        """Count a row."""
+        """Count a closed row."""
         self._rows += 1
 
     def _read(
-        self, k: int, scale: Tensor | None, beside: Sequence[Tensor] = (), key: Hashable = None
+        self, k: int, scale: Tensor | None, others: Sequence[Tensor] = (), key: Hashable = None
     ) -> tuple[_Reading, Numbers]:
-        owners, n = self._owners[k], len(beside)
-        found: list[Any] = [*beside, *[parameter.grad for parameter in owners.parameters]]
+        owners, n = self._owners[k], len(others)
+        found: list[Any] = [*others, *[parameter.grad for parameter in owners.parameters]]
         there: list[int] | None = None
         values: Numbers | None = self._reducer.norms_as_before(found, (k, len(found), key))
         if values is None:
@@ -211,7 +214,7 @@ class ParameterGradients:
 
     @property
     def parts(self) -> list[Part]:
-        """What was read as the optimizers got it."""
+        """The readings at the optimizer steps."""
         return [reading.part for reading in self._after.values()]
 
     @property
@@ -221,14 +224,14 @@ class ParameterGradients:
 
     @property
     def parts_before(self) -> list[Part]:
-        """What was read before; empty where that is not known of every optimizer that stepped."""
+        """The readings at the end of the backward pass; empty if one is missing for an optimizer that stepped."""
         idle = {k: reading for k, reading in self._after.items() if not self._owners[k].parameters}
-        before = {**idle, **self._before}  # another rank reads all of what is idle here
+        before = {**idle, **self._before}  # the parameters of an optimizer without any here are read by another rank
         return [before[k].part for k in self._after] if before.keys() >= self._after.keys() else []
 
 
 class Weights:
-    """Reads weights around a step.
+    """Reads weights before and after a step.
 
     Args:
         owners: The parameters of all layers.
@@ -247,23 +250,27 @@ class Weights:
 
     @property
     def has_copies(self) -> bool:
-        """Whether the update of this step can be read."""
+        """Whether copies were kept, so that the update of this step can be read."""
         return bool(self._copies)
 
     @property
     def was_read(self) -> bool:
-        """Whether the weights before this step are known."""
+        """Whether the weights before this step were read."""
         return self.norms is not None
 
     def read(self, *, keep_copies: bool) -> None:
-        """Take their norms before the step, and a copy where their update is wanted."""
+        """Read the norms before the step.
+
+        Args:
+            keep_copies: Whether to copy the weights, to read their update after the step.
+        """
         locals_ = [local_part(parameter).detach() for parameter in self._owners.parameters]
         self.norms = self._owners.part(list_norms(locals_, self._reducer, "weights"))
         if keep_copies:
             self._copies = [weight.clone() for weight in locals_]
 
     def read_update(self) -> None:
-        """Take the norm of what the step changed since copies were kept."""
+        """Read the norm of the update since the copies were made."""
         copies, self._copies = self._copies, []
         torch._foreach_sub_(copies, [local_part(parameter).detach() for parameter in self._owners.parameters])
         self.changes = self._owners.part(list_norms(copies, self._reducer, "changes"))
@@ -278,7 +285,7 @@ def _equal(now: Signature, then: Signature) -> bool:
 
 
 def _count(grads: Sequence[Tensor], values: Numbers) -> Numbers:
-    """Count NaN and Inf entries; on the CPU only where the norm shows that there are some."""
+    """Return the numbers of NaN and Inf entries; on the CPU they are counted only if the norm is not finite."""
     if isinstance(values, Tensor):
         counts_there = [count_nonfinite(grad) for grad in grads]
         return torch.stack(counts_there).to(values.dtype) if counts_there else values

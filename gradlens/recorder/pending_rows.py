@@ -1,4 +1,4 @@
-"""A run's rows, from the moment when they are measured until the sink has them."""
+"""The rows of a run, from the moment they are measured until the sink receives them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ GRADIENTS = ("activation_grad_norm", "param_grad_norm")
 
 
 class Table:
-    """Keeps the last row open for scalars, and gives the rows before it to the sink.
+    """Keeps the last row open for scalars, and hands earlier rows to the sink.
 
-    Their numbers may still be on a device: the sink asks for a row when it comes to it, in a thread of its own. Only
-    where several ranks record together are the rows made at once, when an optimizer has stepped: there, and nowhere
-    else, all ranks meet, also where recording failed on one of them. The row of a skipped step waits until then, since
-    the ranks see at different moments that it was skipped.
+    The numbers of a row may be on a device when it is handed over: the sink fetches them later, in its own thread.
+    With several ranks, a row is finished when an optimizer has stepped. All ranks run one collective there, and only
+    there, even if recording failed on one of them. The row of a skipped step waits for the next such collective,
+    because the ranks detect the skip at different moments.
 
     Args:
-        sink: Where rows go.
+        sink: Receives the rows.
         metrics: All metrics of the run.
         learned: Describes the layers.
         n_layers: L.
-        make_header: Makes the run's header out of its layers.
-        gradients: Is told where clipping shows.
-        ranks: Those that record together.
-        auto: The rule that all ranks must follow alike.
-        n_rows: Rows that are in the table already.
+        make_header: Returns the run's header for its layers.
+        gradients: Its ``changes_seen`` is set when clipping is detected.
+        ranks: The processes that record together.
+        auto: The rule "auto", for which rank 0 decides.
+        n_rows: Rows already in the file.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Table:
         self.n_rows = n_rows
         self.last_step = -1
         """Index of the last row's optimizer step."""
-        self.last_met = {name: np.full(n_layers, -1) for name in GRADIENTS}
+        self.last_row_with = {name: np.full(n_layers, -1) for name in GRADIENTS}
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
         self.ended = False
-        """Whether the ranks have ended the recording together, or cannot meet any more."""
+        """Whether the ranks have ended the recording together, or a collective failed."""
         self._metrics = metrics
         self.gaps = np.zeros(n_layers, dtype=np.int64)
-        """(L,) rows in which a layer's parameters had a gradient, and its output had none."""
+        """(L,) number of rows in which a layer's parameters had a gradient and its output had none."""
         self._learned = learned
         self._n_layers = n_layers
         self._make_header = make_header
@@ -77,7 +77,7 @@ class Table:
         self._last_row: Row | None = None
         self._waiting: list[MeasuredRow] = []
         self._out_numel = np.zeros(n_layers)
-        self._is_open = self._have_met = False
+        self._is_open = self._have_combined = False
 
     def open(self) -> None:
         """Open the sink, once the order of the layers is known."""
@@ -92,7 +92,7 @@ class Table:
         self.layers = self._learned.describe()
         self._learned.open = False
         self._order = self._learned.places([layer.name for layer in self.layers])
-        if self._ranks is not None:  # until they have met, the parts of the batch pass for equal
+        if self._ranks is not None:  # until the first collective, assume equal parts of the batch
             self._out_numel[self._order] = [layer.out_numel for layer in self.layers]
             self._set_out_numel(self._out_numel * self._ranks.world)
 
@@ -103,7 +103,7 @@ class Table:
     def close_row(self, measured: MeasuredRow) -> None:
         """Add a row; scalars can be added to it until the next one is closed.
 
-        Where several ranks record, the row is this rank's alone until they meet.
+        With several ranks, the row holds this rank's numbers until ``combine_ranks``.
 
         Args:
             measured: The row.
@@ -118,7 +118,7 @@ class Table:
             self._describe()
 
     def _look_for_changes(self, measured: MeasuredRow) -> None:
-        """See at once, where the numbers are there, whether something clips: it decides what the next rows hold."""
+        """Detect clipping at once if the numbers are on the host: later rows are then read twice."""
         if measured.before and not self._gradients.changes_seen and measured.is_on_host:
             self._gradients.changes_seen = abs(clip_coefficient(measured.totals()) - 1) > 0
         measured.changes_seen = self._gradients.changes_seen
@@ -131,7 +131,7 @@ class Table:
             self._last_row.scalars.update({name: float(value) for name, value in numbers.items()})
 
     def hand_over(self) -> None:
-        """Give the last row to the sink, now that no scalar can be added any more."""
+        """Hand the last row to the sink; no scalar can be added to it from then on."""
         measured, row = self._measured, self._last_row
         self._measured = self._last_row = None
         if measured is not None and self._ranks is not None:
@@ -143,33 +143,33 @@ class Table:
             self.sink.write_row(row)
 
     def drop(self) -> None:
-        """Forget the last row, and those that wait for other ranks."""
+        """Drop the last row and the rows that wait for other ranks."""
         self._measured = self._last_row = None
         self._waiting.clear()
 
     @property
     def last_row(self) -> Row | None:
-        """The row that was closed last; waits for the device where its numbers are still there."""
+        """The row that was closed last; reading it waits for the device if its numbers are still there."""
         if self._measured is not None and self._ranks is None:
             self._last_row = self._finish(self._measured)
             self._measured = None
         return self._last_row
 
     def _finish(self, measured: MeasuredRow) -> Row:
-        """Return the row with all its numbers on the host; may run in the sink's thread."""
+        """Return the row with all numbers on the host; may run in the sink's thread."""
         return self._make_row(measured, measured.columns(self._n_layers), measured.totals())
 
     def _make_row(self, measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms) -> Row:
-        for name, last in self.last_met.items():
+        for name, last in self.last_row_with.items():
             if name in columns:
                 there = ~np.isnan(columns[name])
                 last[there] = np.maximum(last[there], measured.index)  # rows may be finished out of order
         outputs, parameters = (columns.get(name) for name in GRADIENTS)
         if parameters is not None and GRADIENTS[0] in measured.due:
             self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
-        said = "clip_coefficient" in measured.scalars
+        reported = "clip_coefficient" in measured.scalars  # by the user
         row = make_row(measured, columns, totals, self._order)
-        if said:
+        if reported:
             return row
         if row.scalars.get("clip_coefficient", 1.0) != 1:
             self._gradients.changes_seen = True
@@ -179,28 +179,28 @@ class Table:
 
     # --- several ranks --------------------------------------------------------------------------------------
 
-    def meet(self, error: Exception | None) -> None:
-        """Add up what all ranks measured in the row just closed, and then in those that wait.
+    def combine_ranks(self, error: Exception | None) -> None:
+        """Combine the row just closed, and the rows that wait, over all ranks.
 
-        An optimizer has stepped, and all ranks come here, whatever happened to them.
+        An optimizer has stepped. Every rank calls this, including a rank with an error.
 
         Args:
-            error: What went wrong on this rank.
+            error: The error on this rank, if any.
 
         Raises:
-            Exception: The error; or where it happened on another rank, a RecorderError.
+            Exception: The error; a RecorderError if it was on another rank.
         """
         newest, self._measured = self._measured, None
         self._finish_together(newest, error)
 
-    def meet_at_the_end(self, error: Exception | None) -> None:
-        """Add up what all ranks measured in the rows that wait, if any do: the run is complete on all of them.
+    def combine_ranks_at_end(self, error: Exception | None) -> None:
+        """Combine the rows that wait, if there are any, at the end of a run that is complete on all ranks.
 
         Args:
-            error: As in ``meet``.
+            error: As in ``combine_ranks``.
 
         Raises:
-            Exception: As in ``meet``.
+            Exception: As in ``combine_ranks``.
         """
         if self._waiting:
             newest = self._waiting.pop()
@@ -217,7 +217,7 @@ class Table:
             self.sink.write_row(row)
 
     def _add_up(self, measured: MeasuredRow | None, error: Exception | None) -> tuple[dict[str, HostNorms], HostNorms]:
-        """Return the columns and the totals of a row over all ranks: one collective."""
+        """Return the columns and the totals of a row over all ranks, by one collective."""
         assert self._ranks is not None
         columns, totals = {}, np.full(2, math.nan)
         try:
@@ -228,16 +228,16 @@ class Table:
         if self._auto is not None:
             self._auto.note_row(self.last_step)
         next_step = self._auto.next if self._auto is not None and self._ranks.rank == 0 else 0
-        said = [error is not None, self._gradients.changes_seen, next_step]
-        extra = np.array([*totals, *said, *([] if self._have_met else self._out_numel)])
-        self.ended = True  # unless the others are met
+        flags = [error is not None, self._gradients.changes_seen, next_step]
+        extra = np.array([*totals, *flags, *([] if self._have_combined else self._out_numel)])
+        self.ended = True  # stays True if the collective fails
         columns, sums = self._ranks.combine(self._metrics, columns, self._n_layers, extra)
         self.ended = bool(sums[2] > 0)
         if self.ended:
             raise error or RecorderError("recording failed on another rank")
-        if not self._have_met and not self._is_open:
+        if not self._have_combined and not self._is_open:
             self._set_out_numel(sums[5:])
-        self._have_met = True
+        self._have_combined = True
         self._gradients.changes_seen = bool(sums[3] > 0)
         if self._auto is not None:
             self._auto.set_next(int(sums[4]))

@@ -1,4 +1,4 @@
-"""Metrics that are a quotient of two sums: what is added up for them over calls, micro-batches and ranks."""
+"""Metrics that are a quotient of two sums, and the addends that are summed over calls, micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gradlens.metrics import METRICS
 from gradlens.recorder.norms import HostNorms
 
 CHANGE = "change"
-"""The norm of the update itself."""
+"""The norm of the update."""
 OUTPUT_NORM, OUTPUT_NUMEL = "output_norm", "output_numel"
 ZEROS, ACTIVATED = "zeros", "activated"
-"""Zeros among, and number of, the elements that an activation function put out."""
+"""Zeros in the output of an activation function, and the number of its elements."""
 COSINES, PAIRS = "cosines", "pairs"
 SIGNAL, NOISE = "signal", "noise"
-"""Estimates of |G|^2 and of trace(S), of one layer on one rank."""
+"""Estimates of |G|^2 and of trace(S) for one layer on one rank."""
 SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
 PATH_PRODUCT = "path_product"
-"""The inner product of what comes back through a block's shortcut and through its branch."""
+"""The inner product of the gradients that return through a block's shortcut and through its branch."""
 
 ADDENDS: dict[str, tuple[str, ...]] = {
     "update_ratio": (CHANGE, "param_norm"),
@@ -29,23 +29,23 @@ ADDENDS: dict[str, tuple[str, ...]] = {
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
 }
-"""Metric to what is measured for it; that alone stores none of it. A metric that is not here is measured itself."""
+"""Metric to its addends, which are not stored themselves. A metric that is not listed is its own addend."""
 COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
-"""What is simply added."""
+"""Addends that are summed as they are; others are norms, whose squares are summed."""
 
 
 def addends(metrics: Iterable[str]) -> list[str]:
-    """List what must be measured for these metrics, each once."""
+    """Return the addends of these metrics, each once."""
     return list(dict.fromkeys(part for name in metrics for part in ADDENDS.get(name, (name,))))
 
 
 def adds(addend: str) -> bool:
-    """Say whether an addend is simply added; others are norms, whose squares are."""
+    """Return whether an addend is summed as it is; the squares of others are summed."""
     return addend in COUNTS or (addend in METRICS and METRICS[addend].combine == "sum")
 
 
 def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) -> HostNorms | None:
-    """Return a metric (L,), NaN where it is not known.
+    """Return the values of a metric.
 
     Args:
         metric: Its name.
@@ -53,7 +53,7 @@ def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) ->
         n_layers: L.
 
     Returns:
-        None for an update that was not made.
+        (L,) in the metric's unit, NaN where unknown; None for an update ratio without an update.
     """
     unknown: HostNorms = np.full(n_layers, np.nan)
     if metric not in ADDENDS:
@@ -75,12 +75,21 @@ def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) ->
 
 
 def noise_scalars(columns: Mapping[str, HostNorms]) -> dict[str, float]:
-    """Return what the halves of the batch tell of the gradient's noise, over all layers that have a coherence.
+    """Return estimates of gradient noise from two halves of the batch, over all layers with a coherence.
 
     With mean gradients g and h of two halves of b and c examples, |G|^2 = g . h and trace(S) = |g - h|^2 / (1/b + 1/c)
-    are unbiased. For b = c they are the two-batch estimator of McCandlish et al. 2018, An Empirical Model of
-    Large-Batch Training, appendix A.1, with the batch and its half. Over ranks both are averaged. Their quotient is
-    biased and noisy, and missing where the estimate of |G|^2 is not positive: average the two over many rows first.
+    are unbiased. For b = c they are the two-batch estimator with the batch and its half. Over ranks both are averaged.
+    Their quotient is biased and noisy: average both over many rows before dividing.
+
+    Args:
+        columns: Addend to (L,).
+
+    Returns:
+        ``gradient_signal``, ``gradient_noise`` and their quotient ``gradient_noise_scale``, which is missing where the
+        signal is not positive; empty where the halves are unknown.
+
+    Source:
+        McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1.
     """
     if SIGNAL not in columns or NOISE not in columns:
         return {}

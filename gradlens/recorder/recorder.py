@@ -1,4 +1,4 @@
-"""The recorder: hooks on, rows closed at the optimizer step, hooks off."""
+"""The recorder: it places the hooks, closes a row at each recorded optimizer step, and removes the hooks."""
 
 from __future__ import annotations
 
@@ -57,30 +57,32 @@ def record(
     batch (root of the sum of squares); those of ``torch.autograd.grad``, which reach no parameter, are not counted.
 
     Args:
-        model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, place the
-            recorder before the first compiled call; ``fullgraph=True`` leaves no gradients of outputs. Of a model in
-            DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, without
-            an optimizer, calls its ``step()``; rank 0 writes, and only its ``log()`` and ``log_epoch()`` count.
+        model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, make the
+            recorder before the first compiled call; with ``fullgraph=True`` gradients of outputs are missing. With
+            DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, if it
+            gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its ``log()`` and
+            ``log_epoch()`` count.
         path: The run file; it appears with the first row.
-        optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
-            one would step again. Without one, call ``recorder.step()``.
-        metrics: Names out of ``gradlens.metrics.METRICS``.
-        every: Record every so many steps; or the steps for which the callable ``step -> bool`` is true (see
-            ``gradlens.log_spaced``); or "auto": as often as keeps the recorder's own time under 1 %.
-        layers: Which modules; None takes those that own a weight and are no norm, a regular expression is searched
-            in their names, a callable gets (name, module); ``gradlens.with_norms``, ``gradlens.all_leaves``.
-        scaler: The GradScaler in use; gradients are unscaled, and a step that it skips is a step and a row too, if it
-            was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
+        optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
+            stepped, or when one is about to step a second time. Without an optimizer, call ``recorder.step()``.
+        metrics: Names from ``gradlens.metrics.METRICS``.
+        every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
+            ``gradlens.log_spaced``); or "auto": as often as possible within 1 % overhead.
+        layers: Which modules to record. None takes modules that own a weight and are not norm layers; a regular
+            expression is searched in their names; a callable gets (name, module), for example
+            ``gradlens.with_norms`` or ``gradlens.all_leaves``.
+        scaler: The GradScaler in use. Gradients are unscaled. A step that it skips counts as a step and has a row, if
+            it was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
-        overwrite: Replace a file that is there.
-        on_error: What an error in recording does once training has begun: "warn" ends the recording with one warning
-            and lets the training go on; "raise" raises it; a function is told of it, and may raise.
+        overwrite: Replace an existing file.
+        on_error: What an error in recording does after training has begun: "warn" ends the recording with one warning,
+            and training goes on; "raise" raises the error; a function is called with the error, and may raise.
 
     Returns:
         The recorder.
 
     Raises:
-        RunExistsError: The file is there and ``overwrite`` is False.
+        RunExistsError: The file exists and ``overwrite`` is False.
         RecorderError: The model has no layer to record.
         ConfigError: A metric's name, ``every`` or ``on_error`` is not allowed.
 
@@ -110,11 +112,11 @@ def record(
 
 
 class Recorder:
-    """Follows one model through its training; see ``record`` for the arguments.
+    """Records one model while it trains; see ``record`` for the arguments.
 
     Args:
         model: Any module.
-        sink: Where rows go.
+        sink: Receives the rows.
         optimizer: See ``record``.
         metrics: See ``record``.
         every: See ``record``.
@@ -122,9 +124,9 @@ class Recorder:
         scaler: See ``record``.
         info: See ``record``.
         on_error: See ``record``.
-        first_step: Index of the next optimizer step, for a run that goes on.
-        first_epoch: Epochs that are in the table already, for a run that goes on.
-        first_row: Rows that are in the table already, for a run that goes on.
+        first_step: Index of the next optimizer step, for a resumed run.
+        first_epoch: Epochs already in the file, for a resumed run.
+        first_row: Rows already in the file, for a resumed run.
     """
 
     def __init__(
@@ -155,9 +157,9 @@ class Recorder:
         if watched_scaler.present and not self._optimizers:
             raise ConfigError(
                 "scaler= without optimizer=: the recorder cannot tell whether gradients are still scaled",
-                tip="pass the optimizer too, or call recorder.step() after scaler.unscale_() and leave scaler= out",
+                tip="pass the optimizer too, or leave scaler= out and call recorder.step() after scaler.unscale_()",
             )
-        self._rhythm = _rhythm(metrics, optimizers=len(self._optimizers), scaled=watched_scaler.present)
+        self._intervals = _intervals(metrics, optimizers=len(self._optimizers), scaled=watched_scaler.present)
         self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
         wanted = make_rule(every, self._clock)
 
@@ -171,7 +173,7 @@ class Recorder:
             modules=self._modules,
             optimizers=self._optimizers,
             scaler=watched_scaler,
-            rhythm=self._rhythm,
+            intervals=self._intervals,
             learned=self._learned,
             wanted=wanted,
             clock=self._clock,
@@ -184,7 +186,7 @@ class Recorder:
         self._steps.epoch = first_epoch
         self._table = Table(
             sink,
-            tuple(self._rhythm),
+            tuple(self._intervals),
             self._learned,
             len(self._modules),
             self._make_header,
@@ -199,11 +201,18 @@ class Recorder:
     # --- context ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recorder:
-        """Place the hooks."""
+        """Place the hooks.
+
+        Returns:
+            The recorder itself.
+
+        Raises:
+            RecorderError: The recorder was used before.
+        """
         if self._state != "ready":
-            raise RecorderError(f"this recorder is {self._state}; a recorder serves once", tip="make a new one")
+            raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
-        if self._learned.compiled and "activation_grad_norm" in self._rhythm:
+        if self._learned.compiled and "activation_grad_norm" in self._intervals:
             forget_compiled_code(self._model)
         try:
             self._table.sink.claim()
@@ -218,7 +227,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the hooks and close the file: complete, interrupted (Ctrl-C) or failed (any other exception)."""
+        """Remove the hooks and close the file as complete, interrupted (Ctrl-C) or failed (any other exception)."""
         if kind is None:
             self.close("complete")
         else:
@@ -228,21 +237,21 @@ class Recorder:
         """Remove the hooks and close the file with this status; a second call does nothing."""
         if self._state == "closed":
             return
-        was = self._state
-        if was == "recording":
+        state = self._state
+        if state == "recording":
             self._guard(self._steps.settle_skipped)
-            was = self._state
+            state = self._state  # an error there has ended the recording
         self._state = "closed"
         self._steps.stop()
         forget_broken_code()
-        if was != "recording":
+        if state != "recording":
             return
         table = self._table
         try:
             if self._ranks is not None:
                 self._steps.end_with_others(status)
             if table.n_rows or self._epochs:
-                table.open()  # a resumed run that had nothing left to do is not open yet
+                table.open()  # in a resumed run without a new row it is not open yet
             if table.layers:
                 table.hand_over()
                 table.sink.flush()
@@ -253,7 +262,7 @@ class Recorder:
         except Exception as error:
             with contextlib.suppress(Exception):
                 table.sink.close("failed")
-            self._say(error)
+            self._report_error(error)
         finally:
             self._steps.forget()
 
@@ -272,9 +281,9 @@ class Recorder:
 
     @property
     def last_row(self) -> Row | None:
-        """The row that was closed last; waits for the device where its numbers are still there.
+        """The row that was closed last; reading it waits for the device if its numbers are still there.
 
-        None before the first row, and after ``log_epoch`` until the next.
+        None before the first row, and from ``log_epoch`` to the next row.
         """
         found: list[Row | None] = []
         self._guard(lambda: found.append(self._table.last_row))
@@ -282,17 +291,17 @@ class Recorder:
 
     @property
     def has_failed(self) -> bool:
-        """Whether an error has ended the recording, or will as soon as all ranks have heard of it."""
+        """Whether an error has ended the recording, or will end it at the next row, where all ranks learn of it."""
         return self._state == "broken" or self._steps.local_error is not None
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Rows closed and optimizer steps seen, those of an earlier part of the run included."""
+        """Rows closed and optimizer steps counted, including those before a resume."""
         return self._table.n_rows, self._steps.index
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the run should know: what is missing, and why; stored in the file."""
+        """What is missing in the run, and why; stored in the file."""
         return self._notes.texts
 
     def note(self, text: str) -> None:
@@ -301,24 +310,24 @@ class Recorder:
 
     @property
     def overhead(self) -> float:
-        """The recorder's own time over the time of the steps without it, so far; NaN before the second step.
+        """The recorder's own time divided by the time of the steps without it; NaN before the second step.
 
-        See ``gradlens.recorder.schedule.Clock`` for what it holds.
+        See ``gradlens.recorder.schedule.Clock`` for what is measured.
         """
         return self._clock.overhead
 
     @outside_graphs
     def log(self, **scalars: float | Tensor) -> None:
-        """Add scalars (loss=...) to the row just closed; nothing happens if that step was not recorded.
+        """Add scalars (loss=...) to the row just closed.
 
-        Nor does it after ``log_epoch``, which has passed the row on.
+        The call does nothing if the last step was not recorded, or after ``log_epoch``, which writes the row.
 
         Args:
-            scalars: Numbers or tensors of one element; those on an accelerator are not waited for. A "/" in a name
-                becomes a "." in the file.
+            scalars: Numbers or tensors of one element. The call does not wait for tensors on an accelerator. A "/" in
+                a name becomes a "." in the file.
 
         Raises:
-            RecorderError: A value is no single number, or the recorder is not recording.
+            RecorderError: A value is not a single number, or the recorder is not recording.
         """
         if not self._is_recording("log"):
             return
@@ -332,7 +341,8 @@ class Recorder:
     def log_epoch(self, **values: float | Tensor) -> None:
         """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ...
 
-        When it returns, everything so far is in the file; before the first row it waits for that.
+        When it returns, everything recorded so far is in the file. An epoch logged before the first row is written
+        together with that row.
 
         Args:
             values: As in ``log``.
@@ -350,7 +360,7 @@ class Recorder:
         self._steps.epoch += 1
         self._epochs.append(numbers)
         table = self._table
-        if table.n_rows:  # else the layers are not known yet
+        if table.n_rows:  # before the first row the layers are not known, and the epoch waits
             table.open()
             table.hand_over()
             self._write_state()
@@ -367,13 +377,13 @@ class Recorder:
 
     @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
-        """Close a row where no optimizer was given; call it while the gradients stand, before they are zeroed.
+        """Close a row where no optimizer was given; call it after the backward pass, before gradients are cleared.
 
         Args:
             scalars: As in ``log``.
 
         Raises:
-            RecorderError: An optimizer was given, so its steps close the rows; or the recorder is not recording.
+            RecorderError: An optimizer was given, whose steps close the rows; or the recorder is not recording.
         """
         if not self._is_recording("step"):
             return
@@ -384,22 +394,22 @@ class Recorder:
 
     @outside_graphs
     def clipped(self, coefficient: float | Tensor) -> None:
-        """Say by how much the gradients of the step in progress were clipped; call it before ``optimizer.step()``.
+        """Report by how much the gradients of the step in progress were clipped; call it before ``optimizer.step()``.
 
-        Seldom needed: what stands between ``backward()`` and ``optimizer.step()`` is seen. What happens within either
-        is not: an optimizer that clips by an option of its own, for example.
+        It is seldom needed: the recorder sees any change between ``backward()`` and ``optimizer.step()``. It does not
+        see a change within either of them, such as an optimizer that clips inside its own ``step``.
 
         Args:
-            coefficient: Norm after clipping over norm before.
+            coefficient: Norm after clipping divided by norm before.
 
         Raises:
-            RecorderError: It is no single number, or the recorder is not recording.
+            RecorderError: The coefficient is not a single number, or the recorder is not recording.
         """
         if self._is_recording("clipped"):
             self._steps.clip = to_number("coefficient", coefficient)
 
     def _is_recording(self, call: str) -> bool:
-        """Say whether a call has anything to do; none has after an error in recording."""
+        """Return whether the recorder is recording; False after an error has ended the recording."""
         if self._state not in ("recording", "broken"):
             raise RecorderError(
                 f"recorder.{call}(): the recorder is {self._state}, not recording",
@@ -414,7 +424,7 @@ class Recorder:
         world = {} if self._ranks is None else {"world_size": self._ranks.world}
         return Header(
             layers=layers,
-            metrics=self._rhythm,
+            metrics=self._intervals,
             model=str(self._info.get("model", _unwrapped_name(self._model))),
             seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},
@@ -425,15 +435,15 @@ class Recorder:
         table = self._table
         if not table.n_rows:
             return
-        if "activation_grad_norm" in self._rhythm:
-            last = table.last_met["activation_grad_norm"]
+        if "activation_grad_norm" in self._intervals:
+            last = table.last_row_with["activation_grad_norm"]
             self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)
             self._notes.note_gaps(table.gaps, last, table.n_rows)
-        unwatched = [name for name in METRICS_OF_CALLS if name in self._rhythm and self._learned.compiled]
+        unwatched = [name for name in METRICS_OF_CALLS if name in self._intervals and self._learned.compiled]
         if unwatched:
             self._notes.note_unwatched_calls(unwatched)
-        if "param_grad_norm" in self._rhythm:
-            self._notes.note_missing_parameters(table.last_met["param_grad_norm"])
+        if "param_grad_norm" in self._intervals:
+            self._notes.note_missing_parameters(table.last_row_with["param_grad_norm"])
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -444,9 +454,12 @@ class Recorder:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Meet an error in recording: it ends the recording, and the training only if that was asked for.
+        """Handle an error in recording: end the recording, and raise the error only if ``on_error`` says so.
 
-        Of several ranks, all end the recording together, at the next row.
+        With several ranks, the error is kept, and all of them end the recording together at the next row.
+
+        Args:
+            error: The error.
         """
         if self._state != "recording":
             return
@@ -454,17 +467,17 @@ class Recorder:
             self._steps.local_error = self._steps.local_error or error
             return
         self._state = "broken"
-        self._steps.quieten()
+        self._steps.stop_following()
         self._steps.forget()
         self._table.drop()
         self._notes.add(f"recording ended at step {self._steps.index}: {line(error)}")
-        with contextlib.suppress(Exception):  # the file may be what failed
+        with contextlib.suppress(Exception):  # the file itself may have failed
             self._table.sink.write_state(self.overhead, self.notes)
         with contextlib.suppress(Exception):
             self._table.sink.close("failed")
-        self._say(error)
+        self._report_error(error)
 
-    def _say(self, error: Exception) -> None:
+    def _report_error(self, error: Exception) -> None:
         if callable(self._on_error):
             self._on_error(error)
             return
@@ -480,19 +493,19 @@ def _as_list(optimizer: Optimizers) -> list[Optimizer]:
         if not hasattr(one, "register_step_pre_hook"):
             raise RecorderError(
                 f"optimizer must be a torch.optim.Optimizer or several, got {type(one).__name__}",
-                tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step()",
+                tip="pass the torch optimizer that it wraps, or leave optimizer= out and call recorder.step()",
             )
     return found
 
 
-def _rhythm(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[str, int]:
+def _intervals(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[str, int]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     if scaled:
         names = list(dict.fromkeys((*names, "nonfinite_count")))
-    rhythm = {name: get_metric(name).every for name in names}
+    intervals = {name: get_metric(name).every for name in names}
     if not optimizers:
-        rhythm.pop("update_ratio", None)
-    return rhythm
+        intervals.pop("update_ratio", None)
+    return intervals
 
 
 def _unwrapped_name(model: nn.Module) -> str:

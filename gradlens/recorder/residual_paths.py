@@ -1,15 +1,13 @@
-"""The two ways of the gradient back through a residual block: through its branch, and through its shortcut.
+"""The two paths of the gradient back through a residual block: through its branch, and through its shortcut.
 
-Where a block uses its input x twice, dLoss/dx is the sum of what comes back of either use. Both addends are there
-while the backward pass runs, just before autograd adds them: as what the operations that used x hand on to it. They are
-found in the graph when the block has run: from the block's output down, all operations that x went into; those below
-the block's first convolution belong to the branch, the others to the shortcut (the addition itself, where the shortcut
-is the identity; the slice or the projection, where it is none). Hooks on these operations read, and nothing is put into
-the graph, so that the training is bit for bit what it is without them.
+A residual block uses its input x twice, so dLoss/dx is a sum of two addends. Autograd computes both before it adds
+them: each is the gradient that an operation which used x returns for it. These operations are found in the graph after
+the forward pass of the block, starting at its output. Operations below the first convolution belong to the branch. The
+others belong to the shortcut: the addition itself for an identity, else the slice or the projection. The hooks on these
+operations only read, and the graph is not changed, so training is bit-identical to training without them.
 
-A block is a module with ``conv1`` and ``downsample``, whose first convolution reads the block's own input: the blocks
-of ``gradlens.models`` (the plain ones have no shortcut, and say so by ``residual``), and torchvision's BasicBlock and
-Bottleneck with their kin.
+A block is a module with ``conv1`` and ``downsample`` whose first convolution reads the block's own input: the blocks of
+``gradlens.models`` (plain blocks have ``residual = False``), and torchvision's BasicBlock, Bottleneck and similar ones.
 """
 
 from __future__ import annotations
@@ -30,19 +28,19 @@ from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM
 
 Numbers = list[tuple[int, float | Tensor]]
 Edge = tuple[Any, int]
-"""An operation in the graph, and which of its inputs."""
+"""An operation in the graph, and the index of one of its inputs."""
 BRANCH, SHORTCUT = 0, 1
 MOST_NODES = 2000
-"""Operations that a block may have; one with more has ways out of it, and is passed over."""
+"""Most operations of a block; the search of a larger graph has left the block, which is then not measured."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came back to a block's input in one backward pass.
+    """The two addends of the gradient of a block's input in one backward pass.
 
     Args:
         layer: Index of the block's first convolution.
-        norms: Of what came through the branch, and through the shortcut.
+        norms: Norms of the addends of the branch and of the shortcut.
         product: Their inner product.
     """
 
@@ -52,7 +50,7 @@ class Measured:
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """List the residual blocks of a model."""
+    """Return the residual blocks of a model."""
     return [module for module in model.modules() if _is_block(module)]
 
 
@@ -63,7 +61,7 @@ def _is_block(module: nn.Module) -> bool:
 
 @dataclass
 class _Entry:
-    """A block that runs: its input, what made that, and the operation of its first convolution."""
+    """A block in its forward pass: its input, the edge of that in the graph, and the first convolution's operation."""
 
     x: Tensor
     source: Any
@@ -71,12 +69,12 @@ class _Entry:
 
 
 @dataclass
-class Ways:
-    """The two ways back to the input of one block, in one call of it.
+class PathGradients:
+    """Sums the gradients of both paths for one call of a block.
 
     Args:
         layer: Index of the block's first convolution.
-        count: Operations that hand a gradient on to the input.
+        count: Number of operations that return a gradient for the input.
     """
 
     layer: int
@@ -84,19 +82,19 @@ class Ways:
     sums: list[Tensor | None] = field(default_factory=lambda: [None, None])
     left: int = 0
     running: int = -1
-    """The number of the backward pass that they are of."""
+    """The number of the backward pass that the sums belong to; -1 for none."""
 
-    def add(self, way: int, grad: Tensor) -> bool:
-        """Take what one operation hands on, and say whether it was the last one."""
-        if self.running != in_backward():  # a pass before this one may have left something out
+    def add(self, path: int, grad: Tensor) -> bool:
+        """Add the gradient of one operation, and return whether it was the last one."""
+        if self.running != in_backward():  # an earlier pass may have reached only some operations
             self.running, self.left, self.sums = in_backward(), self.count, [None, None]
-        known = self.sums[way]
-        self.sums[way] = grad if known is None else known + grad
+        known = self.sums[path]
+        self.sums[path] = grad if known is None else known + grad
         self.left -= 1
         return self.left == 0
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return what came through the branch and through the shortcut, and forget it."""
+        """Return the gradients of the branch and of the shortcut, and reset them."""
         branch, shortcut = self.sums
         self.running, self.sums = -1, [None, None]
         return branch, shortcut
@@ -121,25 +119,25 @@ class Paths:
     def clear(self) -> None:
         """Forget the step in progress."""
         self.running: list[Measured] = []
-        """Of the backward pass in progress."""
+        """Measured in the backward pass in progress."""
         self._counted: list[Measured] = []
         self._entries: dict[tuple[int, int], _Entry] = {}
 
     def forget_tensors(self) -> None:
-        """Let go of blocks that did not come to their end."""
+        """Release blocks whose forward pass did not end."""
         self._entries.clear()
 
     def take_pass(self) -> list[Measured]:
-        """Return what the backward pass in progress brought, and forget it here."""
+        """Return what was measured in the backward pass in progress, and reset it."""
         taken, self.running = self.running, []
         return taken
 
     def add_pass(self, taken: list[Measured]) -> None:
-        """Add what a pass brought to the step."""
+        """Add what was measured in a pass to the step."""
         self._counted += taken
 
     def numbers(self) -> dict[str, Numbers]:
-        """Return what was measured in the step, for each addend."""
+        """Return addend to the values of layers in the step."""
         return {
             BRANCH_NORM: [(found.layer, found.norms[BRANCH]) for found in self._counted],
             SHORTCUT_NORM: [(found.layer, found.norms[SHORTCUT]) for found in self._counted],
@@ -149,21 +147,26 @@ class Paths:
     # --- the forward pass ---------------------------------------------------------------------------------
 
     def see_convolution(self, layer: int, module: nn.Module, x: Any, output: Any) -> None:
-        """Remember what went into the first convolution of a block, and what came out."""
+        """Remember the input of a block's first convolution, and its operation."""
         if not (isinstance(x, Tensor) and x.requires_grad and isinstance(output, Tensor)):
             return
         if output.grad_fn is not None:
             self._entries[layer, threading.get_ident()] = _Entry(x, get_gradient_edge(x), output.grad_fn)
 
     def see_block(
-        self, layer: int, on_grad: Callable[[Ways, int, int, Any, Any], None], module: nn.Module, x: Any, output: Any
+        self,
+        layer: int,
+        on_grad: Callable[[PathGradients, int, int, Any, Any], None],
+        module: nn.Module,
+        x: Any,
+        output: Any,
     ) -> None:
-        """Hang hooks on the operations that the input of a block went into.
+        """Attach hooks to the operations that used the input of a block.
 
         Args:
             layer: Index of its first convolution.
-            on_grad: Called with the ways, which of them, which input of the operation, and the gradients of its inputs
-                and outputs.
+            on_grad: Called with the sums, the path (``BRANCH`` or ``SHORTCUT``), the index of the operation's input,
+                and the gradients of its inputs and outputs.
             module: The block.
             x: Its input.
             output: Its output.
@@ -175,48 +178,48 @@ class Paths:
         shortcut = find_uses(output.grad_fn, entry.source, stop=entry.conv)
         if not branch or shortcut is None or set(branch) & set(shortcut):
             return
-        ways = Ways(layer, len(branch) + len(shortcut))
-        for way, uses in ((BRANCH, branch), (SHORTCUT, shortcut)):
+        sums = PathGradients(layer, len(branch) + len(shortcut))
+        for path, uses in ((BRANCH, branch), (SHORTCUT, shortcut)):
             for node, i in uses:
-                node.register_hook(functools.partial(on_grad, ways, way, i))
+                node.register_hook(functools.partial(on_grad, sums, path, i))
 
     # --- the backward pass --------------------------------------------------------------------------------
 
-    def take(self, ways: Ways, way: int, grad: Tensor | None) -> None:
-        """Take what one operation hands on to a block's input; called within the backward pass.
+    def take(self, sums: PathGradients, path: int, grad: Tensor | None) -> None:
+        """Take the gradient that one operation returns for a block's input; called during the backward pass.
 
         Args:
-            ways: Of the block.
-            way: Of the branch or of the shortcut.
-            grad: None where the pass wants no gradient of the input.
+            sums: The sums of the block's call.
+            path: ``BRANCH`` or ``SHORTCUT``.
+            grad: The gradient; None where the pass needs no gradient of the input.
         """
-        if grad is not None and ways.add(way, grad.detach()):
-            self.running.append(self._measure(ways.layer, *ways.take()))
+        if grad is not None and sums.add(path, grad.detach()):
+            self.running.append(self._measure(sums.layer, *sums.take()))
 
     def _measure(self, layer: int, branch: Tensor | None, shortcut: Tensor | None) -> Measured:
         norms = self._norm(layer, BRANCH, branch), self._norm(layer, SHORTCUT, shortcut)
         product = 0.0 if branch is None or shortcut is None else inner_product(branch, shortcut)
         return Measured(layer, norms, product)
 
-    def _norm(self, layer: int, way: int, grad: Tensor | None) -> float | Tensor:
+    def _norm(self, layer: int, path: int, grad: Tensor | None) -> float | Tensor:
         if grad is None:
             return 0.0
         if not grad.is_cpu:
             return exact_norm(grad)
-        found = self._expected[layer][way] = norm(grad, self._expected[layer][way])
+        found = self._expected[layer][path] = norm(grad, self._expected[layer][path])
         return found
 
 
 def find_uses(start: Any, source: Any, *, stop: Any = None) -> list[Edge] | None:
-    """List the operations, from one in the graph down, that a tensor went into.
+    """Return the operations that used a tensor, in the graph below an operation.
 
     Args:
-        start: The operation to begin with.
+        start: The operation to start from.
         source: The tensor's ``GradientEdge``.
-        stop: An operation below which others look.
+        stop: An operation below which the graph is not searched.
 
     Returns:
-        Each operation with the input that the tensor is; None where there are too many operations to look through.
+        Each operation with the index of its input that is the tensor; None if there are more than ``MOST_NODES``.
     """
     found: list[Edge] = []
     seen, waiting = {stop}, [start]
@@ -239,7 +242,7 @@ def inner_product(a: Tensor, b: Tensor) -> float | Tensor:
     """Return the inner product of two tensors of one shape, in float64 where the device has that.
 
     Returns:
-        A number; of tensors that are not on the CPU a 0-d tensor, for which nothing waits.
+        A float on the CPU; on other devices a 0-d tensor, without waiting for it.
     """
     a, b = plain(a), plain(b)
     exact = torch.float32 if a.device.type in NO_FLOAT64 else torch.float64

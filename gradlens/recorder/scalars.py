@@ -1,4 +1,4 @@
-"""Numbers that a user gives."""
+"""Scalars that a user logs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ Scalar = float | Tensor
 
 
 def to_numbers(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return numbers under names that a file can hold; see ``to_number``."""
+    """Return each value as a number, with "/" in its name replaced by "."; see ``to_number``."""
     return {name.replace("/", "."): to_number(name, value) for name, value in values.items()}
 
 
 def to_number(name: str, value: Scalar) -> Scalar:
-    """Return a number; of a tensor that is not on the CPU a copy there, so that nothing waits for it.
+    """Return a value as a number, without waiting for a device.
+
+    Args:
+        name: The name that an error shows.
+        value: A number, or a tensor of one element.
+
+    Returns:
+        A float; or a copy on the same device, for a tensor that is not on the CPU.
 
     Raises:
-        RecorderError: It is no single number.
+        RecorderError: The value is not a single number.
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_cpu and not value.is_meta:
         return value.detach().clone()  # its owner may change it before it is fetched
@@ -28,4 +35,4 @@ def to_number(name: str, value: Scalar) -> Scalar:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise RecorderError(f"{name} must be one number, got {shown}", tip="a mean or a sum of it is one") from None
+        raise RecorderError(f"{name} must be one number, got {shown}", tip="log its mean or its sum") from None

@@ -1,4 +1,4 @@
-"""Which optimizer steps are recorded."""
+"""The rules that choose which optimizer steps are recorded."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ BUDGET = 0.01
 
 
 def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
-    """Return a rule for ``every=``: dense at first, then ever rarer, evenly spaced in log(step).
+    """Return a rule for ``every=`` that records steps evenly spaced in log(step).
 
     Args:
         per_decade: Steps recorded between 10 and 100, between 100 and 1,000, and so on.
 
+    Returns:
+        A function that returns whether a step is recorded.
+
     Raises:
-        ConfigError: ``per_decade`` is no whole number from 1.
+        ConfigError: ``per_decade`` is not a whole number of at least 1.
     """
     if not isinstance(per_decade, int) or per_decade < 1:
-        raise ConfigError(f"log_spaced: per_decade must be a whole number from 1, got {per_decade!r}", tip="20, say")
+        raise ConfigError(f"log_spaced: per_decade must be a whole number from 1, got {per_decade!r}", tip="try 20")
 
     def wanted(step: int) -> bool:
         if step < 2:
@@ -36,32 +39,37 @@ def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
 
 
 class Clock:
-    """Keeps account of what the recorder costs.
+    """Measures the overhead of the recorder.
 
-    Its time in the training's thread is measured where its own code runs, and reckoned (``seconds_per_hook``) where
-    torch calls its hooks; the processor time of its writing thread is added, as if training had waited for it. The
-    step's own time is the wall time from step to step less that, and its median stands for all, so that pauses
-    (validation, a sleeping machine) do not count. Work left to an accelerator is not in it.
+    The recorder's time in the training thread is measured in its own code, and estimated for the calls of its hooks by
+    torch (``seconds_per_hook``). The processor time of its writing thread is added, as if training had waited for it.
+    A step's own time is the wall time from step to step minus the recorder's time. Its median is used for all steps,
+    so that pauses (validation, a sleeping machine) do not count. Work on an accelerator is not included.
 
     Args:
-        elsewhere: Returns the processor time of the writing thread so far.
+        writer_seconds: Returns the processor time of the writing thread so far.
     """
 
-    def __init__(self, elsewhere: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, writer_seconds: Callable[[], float] = lambda: 0.0) -> None:
         self._bare: deque[float] = deque(maxlen=501)
         self._row_costs: deque[float] = deque(maxlen=32)
-        self._elsewhere = elsewhere
+        self._writer_seconds = writer_seconds
         self._total = 0.0
         self._steps = self._rows = 0
 
     def add_step(self, seconds: float, cost: float) -> None:
-        """Count one step: wall time since the last, and what of it was the recorder's."""
+        """Add one step.
+
+        Args:
+            seconds: Wall time since the previous step.
+            cost: The recorder's part of it, in seconds.
+        """
         self._steps += 1
         self._total += cost
         self._bare.append(max(seconds - cost, 0.0))
 
     def add_row(self, cost: float) -> None:
-        """Count what one recorded row cost."""
+        """Add the cost of one recorded row, in seconds."""
         self._rows += 1
         self._row_costs.append(cost)
 
@@ -72,28 +80,31 @@ class Clock:
 
     @property
     def overhead(self) -> float:
-        """The recorder's share: its time over the time that training took without it; NaN before the second step."""
+        """The recorder's time divided by the training time without it; NaN before the second step."""
         bare = self.bare_step * self._steps
-        return (self._total + self._elsewhere()) / bare if bare > 0 else math.nan
+        return (self._total + self._writer_seconds()) / bare if bare > 0 else math.nan
 
     def interval(self, budget: float) -> int:
-        """Return every how many steps a row may be recorded, so that it costs no more than the budget.
+        """Return the interval in steps at which rows stay within a budget.
 
-        While more than a row above that has been spent, as by the first row, it is twice as many: the budget is met in
-        the end, and no long gap opens at the start, where a training changes most.
+        While the cost so far exceeds the budget by more than one row, as after the expensive first row, the interval is
+        doubled. So the budget is kept in the long run, without a long gap at the start, where training changes most.
+
+        Args:
+            budget: Allowed cost as a fraction of the training time.
         """
         if not self._row_costs or self.bare_step <= 0:
             return 1
-        cost = statistics.fmean(self._row_costs) + self._elsewhere() / self._rows
-        too_much = self._total + self._elsewhere() - cost > budget * self.bare_step * self._steps
+        cost = statistics.fmean(self._row_costs) + self._writer_seconds() / self._rows
+        too_much = self._total + self._writer_seconds() - cost > budget * self.bare_step * self._steps
         return max(1, math.ceil(cost / (budget * self.bare_step) * (2 if too_much else 1)))
 
 
 class AutoEvery:
-    """The rule "auto": as often as the budget allows, by what the rows so far have cost.
+    """The rule "auto": as often as possible within the budget, given the cost of earlier rows.
 
     Args:
-        clock: Keeps the account.
+        clock: Measures the cost.
         budget: Share of the training time.
     """
 
@@ -103,11 +114,11 @@ class AutoEvery:
         self._next = 0
 
     def __call__(self, step: int) -> bool:
-        """Say whether a step is recorded."""
+        """Return whether a step is recorded."""
         return step >= self._next
 
     def note_row(self, step: int) -> None:
-        """Choose the next step after a row."""
+        """Choose the next step to record, after a row at this step."""
         self.set_next(step + self._clock.interval(self._budget))
 
     @property
@@ -116,15 +127,22 @@ class AutoEvery:
         return self._next
 
     def set_next(self, step: int) -> None:
-        """Take another rank's choice."""
+        """Use the choice of another rank."""
         self._next = step
 
 
 def make_rule(every: Every, clock: Clock) -> Callable[[int], bool]:
-    """Return the rule that ``every`` stands for.
+    """Return the rule for a value of ``every``.
+
+    Args:
+        every: See ``gradlens.record``.
+        clock: Measures the recorder's cost, for "auto".
+
+    Returns:
+        A function that returns whether a step is recorded.
 
     Raises:
-        ConfigError: It stands for none.
+        ConfigError: ``every`` is not an allowed value.
     """
     if every == "auto":
         return AutoEvery(clock)

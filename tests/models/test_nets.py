@@ -189,7 +189,7 @@ def test_other_peoples_models(tmp_path: Path) -> None:
     assert build_model(f"{path}:fixed", num_classes=4).out_features == 2
     assert isinstance(build_model("torch.nn:Identity", num_classes=4), nn.Identity)
     for name, said in [
-        (f"{path}:wrong", "gave a int; expected a torch.nn.Module"),
+        (f"{path}:wrong", "returned a value of type int; expected a torch.nn.Module"),
         (f"{path}:broken", "failed: RuntimeError: no luck"),
         (f"{path}:absent", "has no callable 'absent'"),
         ("nowhere.py:build", "there is no such file"),

@@ -253,7 +253,7 @@ def reset(session: Session) -> None:
     torch.compiler.reset()
 
 
-HIDDEN = ("compiled autograd hides the end of a backward pass: clipping is not seen",)
+HIDDEN = ("compiled autograd hides the end of a backward pass, so clipping is not detected",)
 ACTIVATION = ("activation_grad_norm",)
 WAYS: dict[str, Way] = {
     "torch.compile(model)": Way(wrap()),

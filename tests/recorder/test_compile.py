@@ -92,7 +92,7 @@ def test_a_skipped_step_under_compiled_autograd_is_said_to_be_hidden() -> None:
     with Recorder(session.recorded, sink, optimizer=optimizer, scaler=scaler) as recorder:
         with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
             scaler.scale(session.call(inputs(0)).sum()).backward()
-        with pytest.warns(GradlensWarning, match="a step that the GradScaler skips goes into the row after it"):
+        with pytest.warns(GradlensWarning, match="a step that the GradScaler skips is merged into the next row"):
             scaler.step(optimizer)
         scaler.update()
         assert len(recorder.notes) == 1

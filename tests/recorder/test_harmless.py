@@ -116,8 +116,8 @@ def test_a_layer_that_is_added_or_replaced_is_said() -> None:
             recorder.log_epoch(epoch=1)
         recorder.log_epoch(epoch=2)  # said once
     assert sorted(str(one.message).split(";")[0] for one in warned) == [
-        "gradlens: 4: replaced or removed after recording began, and not recorded since",
-        "gradlens: 5: added to the model after recording began, and not recorded since",
+        "gradlens: 4: replaced or removed after recording began, and not recorded since then",
+        "gradlens: 5: added to the model after recording began, and not recorded since then",
     ]
     assert len(sink.notes) == 2
     assert np.isnan(sink.metric("activation_grad_norm")[1, 2])
@@ -141,9 +141,9 @@ def test_what_is_missing_is_said_in_the_file(tmp_path: Path) -> None:
             optimizer.step()
     run = gradlens.read_run(tmp_path / "run.h5")
     assert run.info["notes"] == [
-        "no gradient came to the output of frozen",
-        "never called, unused or used by a fused operation: unused",
-        "no gradient came to the parameters (frozen or unused) of frozen, unused",
+        "the output had no gradient in any row: frozen",
+        "never called (unused, or used inside a fused operation): unused",
+        "the parameters had no gradient in any row (frozen or unused): frozen, unused",
     ]
     assert run.info["overhead"] > 0
     assert {layer.name: layer.calls for layer in run.layers} == {"frozen": 1, "unused": 0, "used": 1, "head": 1}

@@ -23,7 +23,7 @@ STEPS = 4  # the first is recorded by other hooks than the later ones
 @pytest.mark.parametrize("name", ZOO)
 def test_every_metric_of_every_odd_model(name: str, directly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not directly:
-        monkeypatch.setattr(placement, "_has_short_way", lambda module: False)
+        monkeypatch.setattr(placement, "_allows_direct_place", lambda module: False)
     assert_right(ZOO[name], *record_case(ZOO[name], STEPS))
 
 

@@ -1,1 +1,1 @@
-"""The hooks on modules, gradients, optimizers and scalers: where they are placed and when they fire."""
+"""The hooks on modules, gradients, optimizers and scalers: where they are placed and when they are called."""

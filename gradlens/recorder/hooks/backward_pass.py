@@ -1,4 +1,4 @@
-"""When a backward pass is over."""
+"""Detect the beginning and the end of backward passes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from gradlens.recorder.hooks.compiled import in_compiled_backward, outside_graph
 
 
 def in_backward() -> int:
-    """Return the number of the backward pass that runs in this thread; -1 where none does."""
+    """Return the number of the backward pass that runs in this thread; -1 for none."""
     return int(torch._C._current_graph_task_id())
 
 
 class BackwardWatch:
-    """Leaves word with autograd's engine to be called at the end of a backward pass.
+    """Queues a callback with autograd's engine for the end of each backward pass.
 
-    It hears of a pass by hooks on a few parameters, or from others (``begin``). Data-parallel wrappers finish their
-    reduction in a callback at the end of the pass; a callback that queues another one comes after theirs.
+    A pass is detected by hooks on a few parameters, or by a call of ``begin``. Data-parallel wrappers finish their
+    reduction in a callback at the end of the pass. A callback that queues another one is called after theirs.
 
     Args:
-        on_begin: Called when it hears of a pass.
-        on_end: Called at the end of each backward pass, gradients reduced between ranks included.
+        on_begin: Called when a pass is detected.
+        on_end: Called at the end of each pass, after gradients were reduced between ranks.
     """
 
     def __init__(self, on_begin: Callable[[], None], on_end: Callable[[], None]) -> None:
-        self.unheard = False
-        """Whether there were passes whose end is never heard of: compiled ones."""
+        self.missed_compiled_pass = False
+        """Whether there were compiled passes, whose end is not detected."""
         self.nested = False
-        """Whether a pass began while another one ran, or after one that was broken off."""
+        """Whether a pass began during another one, or after one that failed."""
         self._on_begin, self._on_end = on_begin, on_end
         self._parameters: list[Tensor] = []
         self._handles: list[Any] = []
         self._running = -1
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
-        """Name the parameters to hear from: few, since torch goes on calling what was once there, at a small price."""
+        """Choose the parameters with hooks: few, because torch keeps a small cost for each even after removal."""
         self.stop()
         self._parameters = [p for p in {id(p): p for p in parameters}.values() if p.requires_grad and p.is_leaf]
 
@@ -55,28 +55,28 @@ class BackwardWatch:
         self._running = -1
 
     def begin(self) -> None:
-        """Hear that a backward pass runs in this thread."""
+        """Handle a backward pass that runs in this thread, if it is new."""
         if self._running != -1 and not self.broken_off:
             return
         if in_compiled_backward():
-            self.unheard = True
+            self.missed_compiled_pass = True
             return
         self.nested |= self._running != -1
         engine = torch.autograd.Variable._execution_engine
         try:
             engine.queue_callback(lambda: engine.queue_callback(self._end))
-        except RuntimeError:  # no pass runs here: a wrapper calls the hooks at a time of its own
+        except RuntimeError:  # no pass runs here: a wrapper calls the hooks at another time
             return
         self._running = in_backward()
         self._on_begin()
 
     @property
     def broken_off(self) -> bool:
-        """Whether a backward pass began, and did not come to its end."""
+        """Whether a backward pass began and did not reach its end."""
         return self._running not in (-1, in_backward())
 
     def forget(self) -> None:
-        """Forget a pass that was broken off."""
+        """Forget a pass that failed."""
         self._running = -1
 
     @outside_graphs

@@ -1,4 +1,4 @@
-"""What is special where ``torch.compile`` is at work."""
+"""Special cases of ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 F = TypeVar("F", bound=Callable[..., Any])
 
 _broken: set[CodeType] = set()
-"""Functions whose compiled code was broken up by a hook."""
+"""Functions whose compiled code has a graph break because of a hook."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def must_stay_whole() -> bool:
-    """Say whether code is being traced that must not break up (``fullgraph=True``); called while it is traced.
+    """Return whether the code being traced must not have graph breaks (``fullgraph=True``).
 
-    A hook would break it, and torch would raise an error into the training.
+    A hook would break the graph, and torch would raise an error in the training.
     """
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -33,29 +33,29 @@ def must_stay_whole() -> bool:
         if any(getattr(each, "one_graph", False) or getattr(each, "error_on_graph_break", False) for each in frames):
             return True
         _broken.update(each.f_code for each in frames)
-    except (ImportError, AttributeError):  # another version of torch: as if breaks were allowed
+    except (ImportError, AttributeError):  # another version of torch: assume that breaks are allowed
         pass
     return False
 
 
 def outside_graphs(function: F) -> F:
-    """Return a function that is never compiled, wherever it is called from, nor what it calls.
+    """Return a function that is never compiled, together with the functions that it calls.
 
-    The recorder's own code runs amid compiled code where that calls ``backward()`` or the optimizer. torch would
-    compile it too, and has been seen to get norms wrong.
+    Compiled code that calls ``backward()`` or the optimizer also calls the recorder. torch would compile the recorder's
+    code too, which has been observed to give wrong norms.
     """
     disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return disabled
 
 
 def forget_broken_code() -> None:
-    """Have torch compile anew, at its next call, what hooks broke up; it does not see by itself that they are gone."""
+    """Make torch recompile functions that hooks have broken up; it does not notice that the hooks were removed."""
     while _broken:
         _forget(_broken.pop())
 
 
 def forget_compiled_code(model: nn.Module) -> None:
-    """Have torch compile a model anew at its next call; it does not see by itself that hooks were placed."""
+    """Make torch recompile a model at its next call; it does not notice that hooks were placed."""
     for root in [module for module in model.modules() if is_compiled(module)]:
         wrappers = [vars(root).get(name) for name in ("forward", "_compiled_call_impl")]
         called = {getattr(wrapper, "_torchdynamo_orig_callable", None) for wrapper in wrappers}
@@ -66,20 +66,20 @@ def forget_compiled_code(model: nn.Module) -> None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Say whether a module is compiled, in place or by a wrapper."""
+    """Return whether a module is compiled, in place or by a wrapper."""
     call = getattr(module, "_compiled_call_impl", None)
-    in_place = call is not None and not getattr(call, "is_hook", False)  # the place serves for hooks too
+    in_place = call is not None and not getattr(call, "is_hook", False)  # the recorder uses this attribute too
     return in_place or type(module).__name__ == "OptimizedModule"
 
 
 def _forget(code: CodeType) -> None:
-    with contextlib.suppress(ImportError):  # another version of torch: its code stays as it is
+    with contextlib.suppress(ImportError):  # another version of torch: the code is not recompiled
         from torch._dynamo.eval_frame import remove_from_cache
 
         remove_from_cache(code)
 
 
 def in_compiled_backward() -> bool:
-    """Say whether compiled autograd runs the backward pass; it never calls what is left for the end of the pass."""
+    """Return whether compiled autograd runs the backward pass; it never calls callbacks queued for its end."""
     module = sys.modules.get("torch._dynamo.compiled_autograd")
     return bool(getattr(module, "in_compiled_autograd_region", False))

@@ -1,4 +1,4 @@
-"""What a GradScaler does, seen from outside."""
+"""Observe a GradScaler from outside."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 
 class ScalerWatch:
-    """Follows a GradScaler through its rounds: scale, step, update.
+    """Observes the rounds of a GradScaler: scale, step, update.
 
     Args:
         scaler: The scaler, or None where none is in use.
-        optimizers: Those that it steps.
+        optimizers: The optimizers that it steps.
     """
 
     def __init__(self, scaler: GradScaler | None, optimizers: Sequence[Optimizer]) -> None:
@@ -25,24 +25,24 @@ class ScalerWatch:
 
     @property
     def present(self) -> bool:
-        """Whether there is one that is switched on."""
+        """Whether there is a scaler that is enabled."""
         return self._scaler is not None and self._scaler.is_enabled()
 
     @property
     def scale(self) -> Tensor | None:
-        """A copy of the loss scale, that a later ``update()`` does not change."""
+        """A copy of the loss scale, which a later ``update()`` does not change."""
         scale = getattr(self._scaler, "_scale", None) if self.present else None
         return None if scale is None else scale.detach().clone()
 
     def begin_round(self) -> None:
-        """Remember the round in progress; the scaler makes a new record of it with every update."""
+        """Remember the state of the round in progress; the scaler replaces it at every update."""
         self._round = getattr(self._scaler, "_per_optimizer_states", {})
 
     @property
     def skipped(self) -> bool:
-        """Whether the scaler has been through the step of every optimizer in the remembered round.
+        """Whether ``scaler.step`` was called for every optimizer in the remembered round.
 
-        Where an optimizer was not stepped all the same, its gradient held NaN or Inf.
+        If an optimizer was not stepped nevertheless, its gradient held NaN or Inf.
         """
         states = [self._round.get(id(optimizer), {}) for optimizer in self._optimizers]
         return bool(states) and all(getattr(state.get("stage"), "name", "") == "STEPPED" for state in states)

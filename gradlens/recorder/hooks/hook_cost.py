@@ -1,4 +1,4 @@
-"""What torch takes to call the recorder's hooks, which cannot be measured from inside them."""
+"""The time that torch takes to call the recorder's hooks, which cannot be measured inside them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class _Link(nn.Module):
 
 @functools.cache
 def seconds_per_hook() -> float:
-    """Measure, once per process, what the hooks of one layer add to a forward and a backward pass.
+    """Measure, once per process, the time that the hooks of one layer add to a forward and a backward pass.
 
-    A chain of small layers runs with and without them in turn, about 30 ms in all; no random number is drawn.
+    A chain of small layers runs with and without hooks in turn, about 30 ms in all. No random number is used.
 
     Returns:
-        The median difference, in seconds for each call of a layer.
+        The median difference in seconds per call of a layer.
     """
     links = [_Link() for _ in range(LINKS)]
     outputs = OutputGradients(LINKS)

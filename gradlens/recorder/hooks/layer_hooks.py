@@ -1,18 +1,17 @@
-"""The hooks: on each layer's forward pass, and from there on the gradient of its output.
+"""The hooks on the forward pass of each layer, which attach a hook to the gradient of its output.
 
-The gradient is taken by a tensor hook on the output, not by a backward hook of the module: those wrap the output in a
-view, which in-place activations and ``x += shortcut`` then refuse to change.
+The gradient is read by a tensor hook on the output, not by a backward hook of the module: the latter wraps the output
+in a view, which in-place activations and ``x += shortcut`` cannot change.
 
-A short training step is mostly Python, and so is the cost of hooks. The first recorded row is taken by hooks that also
-learn (``LearningHook``); the rows after it by ``LayerHook``, whose way is as short as it can be made:
+In a short training step, Python code is the main cost, of hooks too. The first recorded row uses hooks that also
+collect facts about the layers (``LearningHook``). Later rows use ``LayerHook``, which is as fast as possible:
 
-- It is called from the place where ``nn.Module`` looks for a compiled version of itself (``_compiled_call_impl``),
-  because a module with a forward hook takes a way of 8 microseconds through ``nn.Module._call_impl`` that one without
-  does not take. The place is left out of copies and pickles by ``nn.Module`` itself. Where it is taken, or may be
-  copied along (data parallelism over several GPUs), a forward hook does the same.
-- The tensor hook of an output that is not large is the ``append`` of a list, which autograd calls without a line of
-  Python; the dictionary of hooks is handed over as ``Tensor.register_hook`` does it, without the handle for removing
-  it.
+- It is called from the attribute in which ``nn.Module`` looks for a compiled version of itself
+  (``_compiled_call_impl``), because any forward hook makes ``nn.Module._call_impl`` 8 microseconds slower.
+  ``nn.Module`` leaves the attribute out of copies and pickles. Where the attribute is in use, or may be copied (data
+  parallelism over several GPUs), a forward hook is used instead.
+- The tensor hook of an output that is not large is the ``append`` of a list, which autograd calls without any Python
+  code. The dictionary of hooks is registered as ``Tensor.register_hook`` does it, but without a handle.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KEY = "gradlens"
 
 
 class _Hooks(dict[Any, Any]):
-    """What ``Tensor._backward_hooks`` holds: hooks by key, and others may add theirs; quicker made than OrderedDict."""
+    """The value of ``Tensor._backward_hooks``, to which others may add hooks; faster to make than an OrderedDict."""
 
     __slots__ = ("__weakref__",)
 
@@ -44,15 +43,15 @@ OnError = Callable[[Exception], None]
 class ForwardHook:
     """A forward hook of one layer.
 
-    A copy or a pickle of the model made meanwhile holds, in its place, a function of the standard library that does
-    nothing, so that it can be loaded anywhere.
+    In a copy or a pickle of the model, a function of the standard library that does nothing replaces the hook, so the
+    copy can be loaded without gradlens.
     """
 
     def __init__(self, layer: int, outputs: OutputGradients, on_error: OnError) -> None:
         self._layer, self._outputs, self._on_error = layer, outputs, on_error
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hang a hook on the output; may be traced by ``torch.compile``."""
+        """Attach a hook to the output; ``torch.compile`` may trace this."""
         compiled = torch.compiler.is_compiling()
         if not (compiled and must_stay_whole()):
             self._outside_the_graph(module, output, compiled)
@@ -62,19 +61,19 @@ class ForwardHook:
         self.after_forward(module, output, compiled=compiled)
 
     def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
-        """Hang a hook on the output; never traced."""
+        """Attach a hook to the output; never traced."""
         raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave nothing of the recorder in a pickle or a copy."""
+        """Return a function that does nothing, so that a pickle or a copy holds nothing of the recorder."""
         return getattr, (contextlib.nullcontext(), "__exit__")
 
-    def _hang(self, tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
+    def _attach(self, tensor: Tensor, on_grad: Callable[[Tensor], None]) -> None:
         if not tensor.requires_grad:
             return
         node = tensor.grad_fn
         if node is None:
-            self._outputs.hang_on_leaf(tensor, on_grad)
+            self._outputs.attach_to_leaf(tensor, on_grad)
         elif tensor._backward_hooks is not None:
             tensor.register_hook(on_grad)  # type: ignore[no-untyped-call]
         else:
@@ -83,14 +82,14 @@ class ForwardHook:
 
 
 class LayerHook(ForwardHook):
-    """The hook of one layer in all recorded rows but the first.
+    """The hook of one layer in all recorded rows except the first.
 
     Args:
         layer: Its index.
-        outputs: Takes the gradients.
-        on_error: Hears of an error.
-        on_base: Whether the outputs are views that are changed in place, so that the gradient comes to their base.
-        on_left_over: Called where gradients of an earlier backward pass are still kept.
+        outputs: Receives the gradients.
+        on_error: Called with an error.
+        on_base: Whether the outputs are views that are changed in place, so that their base has the gradient.
+        on_left_over: Called if gradients of an earlier backward pass are left.
     """
 
     def __init__(
@@ -108,17 +107,17 @@ class LayerHook(ForwardHook):
         self._on_left_over = on_left_over
 
     def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
-        """Hang a hook on the output."""
+        """Attach a hook to the output."""
         try:
             if self._kept:
                 self._on_left_over()
             for tensor in output_tensors(output):
-                self._hang(_base(tensor) if self._on_base else tensor, self._take)
+                self._attach(_base(tensor) if self._on_base else tensor, self._take)
         except Exception as error:
             self._on_error(error)
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
-        """Return the module's call with this hook after it; usually straight."""
+        """Return the module's call followed by this hook; the usual case has its own short code."""
         call: Callable[..., Any] = module._call_impl
         kept, most, fail = self._kept, -1 if self._on_base else KEPT, self._on_error
         hooks = {KEY: kept.append}
@@ -153,11 +152,11 @@ class LearningHook(ForwardHook):
 
     Args:
         layer: Its index.
-        outputs: Takes the gradients.
-        on_error: Hears of an error.
+        outputs: Receives the gradients.
+        on_error: Called with an error.
         module: The layer.
-        learned: Keeps what the hook learns.
-        on_pass: Called when a gradient comes, from within the backward pass.
+        learned: Receives the facts about the layer.
+        on_pass: Called when a gradient arrives, during the backward pass.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class LearningHook(ForwardHook):
         self._module, self._learned, self._on_pass = module, learned, on_pass
 
     def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
-        """Learn, and hang a hook on the output."""
+        """Collect facts about the call, and attach a hook to the output."""
         try:
             self._learned.compiled |= compiled
             tensors = output_tensors(output)
@@ -183,16 +182,16 @@ class LearningHook(ForwardHook):
                 self._learned.note_forward(self._layer, tensors, counts=takes)
                 self._learned.replicated |= module is not self._module
             if takes:
-                self._hang_all(module, tensors)
+                self._attach_all(module, tensors)
         except Exception as error:
             self._on_error(error)
 
-    def _hang_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
+    def _attach_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
         seen: list[bool] = []
         for tensor in tensors:
-            self._hang(tensor, functools.partial(self._take, seen))
+            self._attach(tensor, functools.partial(self._take, seen))
             if tensor._base is not None and is_made_by(tensor, module):
-                self._hang(tensor._base, functools.partial(self._take_of_base, seen))
+                self._attach(tensor._base, functools.partial(self._take_of_base, seen))
 
     @outside_graphs
     def _take(self, seen: list[bool], grad: Tensor) -> None:
@@ -209,7 +208,7 @@ class LearningHook(ForwardHook):
 
     @outside_graphs
     def _take_of_base(self, seen: list[bool], grad: Tensor) -> None:
-        """Take the gradient of a base whose view, the layer's output, was changed in place and so got none."""
+        """Take the gradient of the base, if the layer's output is a view of it and had no gradient itself."""
         if not seen:
             self._learned.on_base.add(self._layer)
             self._take(seen, grad)
@@ -221,9 +220,9 @@ def _base(tensor: Tensor) -> Tensor:
 
 
 def is_made_by(tensor: Tensor, module: nn.Module) -> bool:
-    """Say whether a view shows, whole, what an operation on the module's own parameters put out.
+    """Return whether a tensor is a view of the complete output of an operation on the module's own parameters.
 
-    So it is with a linear layer on inputs of three dimensions: it works on a matrix, and its output is a view of that.
+    An example is a linear layer with inputs of three dimensions: its output is a view of the product of two matrices.
     """
     base = _base(tensor)
     if base.grad_fn is None or base.numel() != tensor.numel():

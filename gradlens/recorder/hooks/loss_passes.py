@@ -1,4 +1,4 @@
-"""Which backward passes are those of the loss."""
+"""Distinguish the backward passes of the loss from others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 from torch import nn
 
 TRIAL = 8
-"""Rows in which passes are told apart on a mere suspicion."""
+"""Number of rows in which passes are distinguished after a suspicious one."""
 
 
 class Passes:
-    """Tells passes that reach the parameters from those that do not.
+    """Distinguishes passes that reach parameters from passes that do not.
 
-    ``torch.autograd.grad(..., create_graph=True)``, as in a gradient penalty or a physics-informed loss, runs through
-    the layers too, and calls their hooks; but what comes there is no gradient of the loss. It is known by what it
-    leaves alone: no parameter's gradient is another one, or has other contents, after it. Under ``fully_shard`` that
-    says nothing, since gradients of micro-batches are kept elsewhere, and all passes count.
+    ``torch.autograd.grad(..., create_graph=True)``, as in a gradient penalty or a physics-informed loss, also calls the
+    hooks of layers, but not with gradients of the loss. Such a pass replaces and changes no parameter's gradient. Under
+    ``fully_shard`` this is no evidence, because gradients of micro-batches are stored elsewhere, so all passes count there.
 
     Args:
         model: The model.
@@ -30,24 +29,24 @@ class Passes:
         self._most = 0
         self._rows_left = 0
         self.others_seen = False
-        """Whether there were passes that reached no parameter beside others that did."""
+        """Whether a step had passes that reached no parameter as well as passes that did."""
 
     def begin(self) -> None:
-        """Look at the parameters' gradients before a pass."""
+        """Remember the parameters' gradients before a pass."""
         self._before = [_state(parameter) for parameter in self._parameters]
 
-    def left_parameters_alone(self) -> bool:
-        """Say, at the end of a pass, whether it left the gradients of all parameters as they were; False if unknown."""
+    def left_gradients_unchanged(self) -> bool:
+        """Return, at the end of a pass, whether it changed no parameter's gradient; False if unknown."""
         before, self._before = self._before, []
         now = [_state(parameter) for parameter in self._parameters]
         return bool(before) and all(_is_same(a, b) for a, b in zip(before, now, strict=True))
 
     def is_suspicious(self, taken: int, *, learning: bool) -> bool:
-        """Say whether two passes may have passed for one: more gradients came than in any before.
+        """Return whether two passes may have been taken for one: more gradients arrived than in any pass before.
 
         Args:
-            taken: How many gradients of outputs came.
-            learning: Whether it is a pass of the first row.
+            taken: Number of gradients of outputs in the pass.
+            learning: Whether the pass belongs to the first row.
         """
         if taken <= self._most:
             return False
@@ -57,7 +56,7 @@ class Passes:
         return not learning
 
     def end_row(self) -> bool:
-        """Count a row in which passes were told apart, and say whether that may end: it was a false suspicion."""
+        """Count a row in which passes were distinguished, and return whether that may end (a false alarm)."""
         self._rows_left -= 1
         return self._rows_left < 0 and not self.others_seen
 

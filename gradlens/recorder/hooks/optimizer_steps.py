@@ -1,4 +1,4 @@
-"""The hooks on optimizers: before and after each step, and in the closure of one that has one."""
+"""The hooks on optimizers: before and after each step, and after a closure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def place_step_hooks(
     """Place hooks on optimizers.
 
     Args:
-        optimizers: Their index is what the others are told.
-        on_step: Called before a step; with a closure, only ``on_closure`` is.
-        on_closure: Called in a step when its closure has returned for the first time.
+        optimizers: The optimizers; the functions get the index of one.
+        on_step: Called before a step without a closure.
+        on_closure: Called in a step with a closure, when that has returned for the first time.
         on_stepped: Called after a step.
 
     Returns:
-        Handles to remove the hooks.
+        Handles that remove the hooks.
     """
     handles: list[Any] = []
     for k, optimizer in enumerate(optimizers):
@@ -35,7 +35,7 @@ def place_step_hooks(
 
 
 def _before(k: int, on_step: Callable[[int, Optimizer], None], on_closure: Callable[[int], None]) -> Callable[..., Any]:
-    """Return what an optimizer calls before its step; a closure is wrapped, since it computes the gradient."""
+    """Return the hook before a step; it wraps a closure, because the closure computes the gradients."""
 
     @outside_graphs
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where hooks stand on the layers, and when they are put there and taken away."""
+"""Where hooks are placed on the layers, and when they are placed and removed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from gradlens.recorder.layers import Learned
 from gradlens.recorder.output_gradients import OutputGradients
 
 PLACE = "_compiled_call_impl"
+"""Attribute of a module that torch calls instead of its usual call; torch stores a compiled call there."""
 
 
 class LayerHooks:
-    """The hooks of all layers: on for the steps that are recorded, off for the others.
+    """The hooks of all layers, placed in recorded steps only.
 
     Args:
         modules: The layers.
-        outputs: Takes the gradients.
-        learned: Keeps what the first row teaches.
-        ranks: Those that record together.
-        on_error: Hears of an error.
-        on_pass: Called from within a backward pass, in the rows that learn.
-        on_left_over: Called where gradients of an earlier backward pass are still kept.
+        outputs: Receives the gradients.
+        learned: What the first row shows about the layers.
+        ranks: The processes that record together.
+        on_error: Called with an error.
+        on_pass: Called during a backward pass, by learning hooks.
+        on_left_over: Called if gradients of an earlier backward pass are left.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class LayerHooks:
         self._placed = False
 
     def put(self) -> None:
-        """Put them on, if they are off."""
+        """Place the hooks, if they are not placed."""
         if self._placed:
             return
         if not self._places:
@@ -58,20 +59,20 @@ class LayerHooks:
         self._placed = True
 
     def remove(self) -> None:
-        """Take them off, if they are on."""
+        """Remove the hooks, if they are placed."""
         if self._placed:
             for place in self._places:
                 place.clear()
         self._placed = False
 
     def renew(self) -> None:
-        """Take them off, and choose their kind and their places anew when they are put on again."""
+        """Remove the hooks; their kind and places are chosen again when they are placed next."""
         self.remove()
         self._places = []
 
     def _find_places(self) -> list[Place]:
         learned, outputs = self._learned, self._outputs
-        if learned.open or learned.compiled or learned.closely:
+        if learned.open or learned.compiled or learned.stays_on:
             return [
                 ForwardPlace(
                     module,
@@ -89,23 +90,23 @@ class LayerHooks:
 
     @property
     def _may_place_directly(self) -> bool:
-        """Whether no copy of a layer can run in its place: those of ``nn.DataParallel`` would call the layer itself."""
+        """Whether no copy of a layer can run instead of it: copies by ``nn.DataParallel`` would call the original."""
         alone = self._ranks is not None or torch.cuda.device_count() <= 1
         return alone and not self._learned.replicated
 
 
 class Place(Protocol):
-    """Where a hook can be put and taken away, row by row."""
+    """A place where a hook can be placed and removed, row by row."""
 
     def put(self) -> None:
-        """Put the hook there."""
+        """Place the hook."""
 
     def clear(self) -> None:
-        """Take it away."""
+        """Remove the hook."""
 
 
 class ForwardPlace:
-    """Among the forward hooks of a module.
+    """A place among the forward hooks of a module.
 
     Args:
         module: The module.
@@ -117,17 +118,17 @@ class ForwardPlace:
         self._handle: Any = None
 
     def put(self) -> None:
-        """Put the hook there."""
+        """Place the hook."""
         self._handle = self._module.register_forward_hook(self._hook)
 
     def clear(self) -> None:
-        """Take it away."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
 
 
 class DirectPlace:
-    """On the short way through a module's call; among its forward hooks where somebody else took that meanwhile.
+    """The attribute for a compiled call of a module; or its forward hooks, if the attribute is in use by then.
 
     Args:
         module: The module.
@@ -140,12 +141,12 @@ class DirectPlace:
         self._other = ForwardPlace(module, hook)
 
     def put(self) -> None:
-        """Put the hook there."""
+        """Place the hook."""
         if self._attributes.setdefault(PLACE, self._hooked) is not self._hooked:
             self._other.put()
 
     def clear(self) -> None:
-        """Take it away."""
+        """Remove the hook."""
         if self._attributes.get(PLACE) is self._hooked:
             del self._attributes[PLACE]
         else:
@@ -158,13 +159,13 @@ def find_place(module: nn.Module, hook: LayerHook, *, directly: bool) -> Place:
     Args:
         module: A layer.
         hook: Its hook.
-        directly: Whether the short way may be taken, where the module has one.
+        directly: Whether the attribute for a compiled call may be used, where the module allows it.
     """
-    return DirectPlace(module, hook) if directly and _has_short_way(module) else ForwardPlace(module, hook)
+    return DirectPlace(module, hook) if directly and _allows_direct_place(module) else ForwardPlace(module, hook)
 
 
-def _has_short_way(module: nn.Module) -> bool:
-    """Say whether the place is there, is empty, and is left out when the module is copied or pickled."""
+def _allows_direct_place(module: nn.Module) -> bool:
+    """Return whether the attribute exists, is unused, and is left out when the module is copied or pickled."""
     kind = type(module)
     return (
         kind.__call__ is nn.Module.__call__
@@ -179,7 +180,7 @@ def _has_short_way(module: nn.Module) -> bool:
 
 @functools.cache
 def _is_left_out() -> bool:
-    """Say whether this version of torch calls what stands in the place, and leaves it out of copies."""
+    """Return whether this version of torch calls the attribute's value, and leaves it out of copies."""
     probe = nn.Identity()
     probe.__dict__[PLACE] = lambda x: x + 1
     return bool(probe(1) == 2 and copy.deepcopy(probe)(1) == 1)
