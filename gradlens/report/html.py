@@ -60,9 +60,8 @@ def say_precision(figures: Mapping[str, Any]) -> str:
     """State how exactly the page holds the numbers, and what it leaves out."""
     said = (
         f"The heatmaps hold up to {figures['columns']} columns of steps per run; where a run has more rows, neighbours "
-        "are averaged (magnitudes geometrically). Values shown on hover are within 0.2 % of the values in the file; for "
-        "shares and cosines, within 0.2 % of the range. A panel shows at most 160 columns: choose fewer steps to see "
-        "more detail."
+        "are averaged (magnitudes geometrically). Values shown on hover are within 0.2 % of the values in the file (of "
+        "the range for shares and cosines). A panel shows at most 160 columns: choose fewer steps to see more detail."
     )
     left_out = figures["left_out"]
     runs = "1 more run has" if left_out == 1 else f"{left_out} more runs have"

@@ -20,7 +20,7 @@ from gradlens.report import collect
 from gradlens.report.html import ECHARTS, fill, library_code, make_page
 from gradlens.report.html_data import payload, safe_json
 from gradlens.report.html_sections import claims_table
-from gradlens.report.sentences import analysis, opening, compared_groups
+from gradlens.report.sentences import analysis, compared_groups, opening
 from gradlens.report.translations import ENGLISH
 from gradlens.study import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from tests.conftest import SAMPLE
