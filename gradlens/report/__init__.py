@@ -1,4 +1,4 @@
-"""What runs say, on one page: HTML, Markdown or PDF, from run files alone."""
+"""Reports about runs as HTML, Markdown or PDF, made from run files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report holds, found in the runs before anything is written: the same facts for every form."""
+"""Collect what a report says before anything is written, so that HTML, Markdown and PDF state the same facts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SETTINGS_FIRST = (
     "every", "metrics",
 )  # fmt: skip
 """The order of hyper-parameters; others follow by name."""
-WATCHED = {"data_facts", "seed"}
-"""Told in rows of their own."""
+IN_OWN_ROWS = {"data_facts", "seed"}
+"""Keys of the configuration that have rows of their own in the table of settings."""
 DATA_FACTS = (
     "classes", "train_images", "val_images", "different_pictures", "exact_copy_files", "near_copies",
     "val_share_any_copy_in_train",
@@ -32,17 +32,17 @@ DATA_FACTS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """A kind of finding in a group of seeds, or that nothing is wrong with them.
+    """A kind of finding in a group of seeds, or the statement that the group has no fault.
 
     Args:
         group: The group's label.
         kind: The finding's kind, "healthy" or "undecided".
         runs: Names of the runs that show it.
-        seeds: Their seeds.
-        of: How many runs the group has.
-        each: Per run: its name, where it is and what was measured.
-        threshold: The line that it is beyond, and its source; "" where there is no finding.
-        remedy: What to do next; "" likewise.
+        seeds: The seeds of these runs.
+        of: The number of runs in the group.
+        each: For each run: its name, the layers and steps, and what was measured.
+        threshold: The threshold and its source; "" where there is no finding.
+        remedy: What to do next; "" where there is no finding.
     """
 
     group: str
@@ -57,12 +57,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table with a column per group.
+    """A row of a table that has one column per group.
 
     Args:
-        name: What it is of.
-        values: A text per group.
-        differs: Whether they are not all the same.
+        name: The setting or fact that the row shows.
+        values: One text per group.
+        differs: Whether the values differ between groups.
     """
 
     name: str
@@ -72,20 +72,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report says.
+    """Everything that a report says.
 
     Args:
-        groups: Runs that differ in the seed alone.
-        runs: All of them, group by group.
-        labels: A name per run.
+        groups: Groups of runs that differ only in the seed.
+        runs: All runs, group by group.
+        labels: One name per run.
         left_out: Runs that repeat a seed.
-        claims: The study's claims, judged; None where there is no pair of runs that it compares.
+        claims: The judged claims of the study; None where the study compares no pair of these runs.
         seen: The findings, group by group.
         finals: The table of the last epoch.
         settings: Hyper-parameters.
-        environment: What the runs were made with.
+        environment: Hardware, software and files of the runs.
         command: The command that makes the report.
-        made_with: Versions of the packages that make it, and the commit.
+        made_with: Versions of the packages that make the report, and the commit.
     """
 
     groups: tuple[Group, ...]
@@ -112,14 +112,17 @@ class Facts:
 
 
 def collect(runs: Sequence[Run], *, command: str) -> Facts:
-    """Find everything that a report says.
+    """Collect everything that a report says.
 
     Args:
-        runs: Of those that repeat a seed of the same model and settings the first counts.
+        runs: The runs; where several repeat a seed of the same model and settings, only the first counts.
         command: The command that makes the report.
 
+    Returns:
+        The facts, the same for every form of report.
+
     Raises:
-        ConfigError: There is no run with a row or an epoch.
+        ConfigError: No run has a row or an epoch.
     """
     usable = [run for run in runs if len(run.steps) or len(run.epochs.get("epoch", ()))]
     if not usable:
@@ -146,7 +149,11 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
 
 
 def findings_of(group: Group) -> list[Seen]:
-    """Diagnose the runs of a group and put equal kinds together, those that most runs show first."""
+    """Diagnose the runs of a group.
+
+    Returns:
+        One entry per kind of finding, the kind that most runs show first.
+    """
     kinds: dict[str, list[tuple[Run, Diagnosis]]] = {}
     for run in group.runs:
         diagnosis = diagnose(run)
@@ -178,8 +185,8 @@ def findings_of(group: Group) -> list[Seen]:
 
 
 def settings_of(groups: Sequence[Group]) -> list[Row]:
-    """Return the hyper-parameters of the groups side by side; what a file does not tell is a dash."""
-    found = {key for group in groups for run in group.runs for key in run.config} - WATCHED
+    """Return the hyper-parameters of the groups side by side; a missing value is a dash."""
+    found = {key for group in groups for run in group.runs for key in run.config} - IN_OWN_ROWS
     ordered = [key for key in SETTINGS_FIRST if key in found] + sorted(found - set(SETTINGS_FIRST))
     rows = [_row(key, groups, _config(key)) for key in ordered]
     if "model" not in found:
@@ -197,17 +204,17 @@ def settings_of(groups: Sequence[Group]) -> list[Row]:
 
 
 def data_facts(run: Run) -> Mapping[str, Any]:
-    """Return what is known of a run's data."""
+    """Return what the run file says about the run's data."""
     facts = run.config.get("data_facts", {})
     return facts if isinstance(facts, Mapping) else {}
 
 
 def environment_of(groups: Sequence[Group]) -> list[Row]:
-    """Return what the runs were made with, side by side."""
+    """Return hardware, software and files of the runs, side by side."""
     found = {key for group in groups for run in group.runs for key in _environment(run)}
     first = [key for key in ("device", "device_name", "platform", "python", "torch", "torchvision") if key in found]
     ordered = first + sorted(found - set(first))
-    rows = [_row(key.replace("_", " "), groups, _surrounding(key)) for key in ordered]
+    rows = [_row(key.replace("_", " "), groups, _environment_value(key)) for key in ordered]
     rows.append(_row("recorded on", groups, lambda run: str(run.info.get("created", ""))[:10]))
     rows.append(_row("status", groups, lambda run: run.status))
     rows.append(_row("files", groups, lambda run: str(run.path), marked=False))
@@ -224,7 +231,7 @@ def _row(name: str, groups: Sequence[Group], value: Callable[[Run], Any], *, mar
 
 
 def _say_all(values: Sequence[Any]) -> str:
-    """Write what several runs have: once where it is the same, counts that differ as from where to where."""
+    """Write the values of several runs: equal values once, different counts as a range."""
     if len(set(map(str, values))) > 1 and all(type(value) is int for value in values):
         return f"{min(values)} to {max(values)}"
     return "; ".join(dict.fromkeys(map(say_value, values)))
@@ -238,7 +245,7 @@ def _data_fact(key: str) -> Callable[[Run], Any]:
     return lambda run: data_facts(run).get(key)
 
 
-def _surrounding(key: str) -> Callable[[Run], Any]:
+def _environment_value(key: str) -> Callable[[Run], Any]:
     return lambda run: _environment(run).get(key)
 
 
@@ -247,7 +254,7 @@ def _plain_row(name: str, values: Sequence[str], *, marked: bool = True) -> Row:
 
 
 def say_value(value: Any) -> str:
-    """Write a setting as a person would."""
+    """Write a setting for people."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):

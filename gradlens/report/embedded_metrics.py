@@ -1,8 +1,8 @@
-"""Metrics as a page holds them: layers by columns of steps, each number in two bytes.
+"""Metrics as the HTML page holds them: matrices of layers by columns of steps, each number in two bytes.
 
-A code is 0 where nothing was recorded, ``ZERO`` where the value is exactly 0, ``INFINITE`` where it was not finite, and
-else the place between the least and the largest value of the matrix: on a log scale of a magnitude, and of any other
-metric on a linear one. Two bytes hold 76 decades, all that float32 can, in steps of 0.27 %.
+A code is 0 where nothing was recorded, ``ZERO`` where the value is exactly 0, and ``INFINITE`` where it was not finite.
+Any other code is the position between the smallest and the largest value of the matrix, on a log scale for magnitudes
+and on a linear scale for other metrics. Two bytes cover the 76 decades of float32 in steps of 0.27 %.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from gradlens.run import FloatArray, Run
 MISSING, ZERO, INFINITE = 0, 65534, 65535
 LAST = 65533
 BYTES_PER_NUMBER = 2 * 4 / 3
-"""Two bytes, as base64."""
+"""Two bytes per number, encoded as base64."""
 BUDGET = 1_300_000
-"""Bytes for all matrices of a page: with the charts' code (1.12 MB) and the rest it then stays well under 3 MB."""
+"""Bytes for all matrices of a page. With the charts' code (1.12 MB) and the text, a page stays well under 3 MB."""
 MOST_COLUMNS, LEAST_COLUMNS = 800, 40
 
 
 def choose_columns(runs: Sequence[Run]) -> tuple[int, int]:
-    """Return how many columns a matrix may have, and of how many runs there is room for, the first ones.
+    """Choose how many columns of steps and how many runs fit into a page.
 
-    Runs lose columns before any run is left out.
+    Columns are reduced before any run is left out; runs are left out from the end.
+
+    Args:
+        runs: The runs in the order of the page.
+
+    Returns:
+        The number of columns of a matrix, and the number of runs that have room.
     """
     sizes = [[(_rows(run, name), len(run.layers)) for name in run.metrics] for run in runs]
     for columns in (MOST_COLUMNS, 600, 400, 300, 200, 150, 100, 70, LEAST_COLUMNS):
@@ -41,8 +47,8 @@ def choose_columns(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def _rows(run: Run, metric: str) -> int:
-    rhythm = max(int(run.info.get("every", {}).get(metric, 1)), 1)
-    return -(-len(run.steps) // rhythm)
+    interval = max(int(run.info.get("every", {}).get(metric, 1)), 1)
+    return -(-len(run.steps) // interval)
 
 
 def _bytes(run: Sequence[tuple[int, int]], columns: int) -> float:
@@ -50,7 +56,15 @@ def _bytes(run: Sequence[tuple[int, int]], columns: int) -> float:
 
 
 def pack_run(run: Run, columns: int) -> dict[str, Any]:
-    """Return all metrics of a run, ready for JSON: name to matrix, and the columns' edges, each kept once."""
+    """Encode all metrics of a run for JSON.
+
+    Args:
+        run: The run.
+        columns: The largest number of columns of steps in a matrix.
+
+    Returns:
+        ``metrics``: name to encoded matrix; ``edges``: the steps at the edges of the columns, shared by the matrices.
+    """
     edges: list[list[int]] = []
     packed: dict[str, Any] = {}
     for name in sorted(run.metrics, key=_order):
@@ -70,14 +84,15 @@ def _order(name: str) -> int:
 
 
 def encode(values: FloatArray, *, linear: bool) -> dict[str, Any]:
-    """Put a matrix into codes.
+    """Encode a matrix.
 
     Args:
-        values: (L, C).
-        linear: Whether the scale is that of the value, not of its logarithm.
+        values: (L, C), layers by columns of steps.
+        linear: Use a linear scale instead of a log scale.
 
     Returns:
-        columns, low, high (log10 of them on a log scale), and codes: base64 of little-endian uint16, row by row.
+        ``columns``; ``low`` and ``high``, the range of the values (of their log10 on a log scale); ``linear``; and
+        ``codes``, base64 of little-endian uint16, row by row.
     """
     values = np.asarray(values, dtype=np.float64)
     usable = np.isfinite(values) & (values != 0) & (linear | (values > 0))
@@ -97,7 +112,7 @@ def encode(values: FloatArray, *, linear: bool) -> dict[str, Any]:
 
 
 def decode(packed: dict[str, Any]) -> FloatArray:
-    """Return the matrix again, (L, C), as the page does it."""
+    """Decode a matrix as the page does, to (L, C)."""
     codes: NDArray[np.uint16] = np.frombuffer(base64.b64decode(packed["codes"]), dtype="<u2")
     codes = codes.reshape(-1, packed["columns"])
     span = packed["high"] - packed["low"] if packed["high"] > packed["low"] else 1.0

@@ -1,4 +1,4 @@
-"""Where a report goes: written whole, and onto nothing that gradlens did not write unless its name was asked for."""
+"""Write a report file completely or not at all, and replace only files that gradlens wrote or that the user named."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ DEFAULT = Path("report.html")
 
 
 def check_report(path: Path, language: str) -> None:
-    """Refuse a name whose ending is not known, and a language that its form does not have.
+    """Check the ending of a report's name and its language.
+
+    Args:
+        path: The report's file.
+        language: "en"; for Markdown also "id".
 
     Raises:
-        ConfigError: It is so.
+        ConfigError: The ending is unknown, or the format does not have the language.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -28,35 +32,33 @@ def check_report(path: Path, language: str) -> None:
     words_of(language)
     if language != "en" and ending != ".md":
         raise ConfigError(
-            f"--lang {language} is of Markdown reports: expected a name that ends in .md, got {path}",
+            f"--lang {language} works for Markdown reports only: expected a name that ends in .md, got {path}",
             tip=f"gradlens report --lang {language} -o {path.with_suffix('.md').name}",
         )
 
 
 def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool = True) -> list[Path]:
-    """Write a report; the ending of its name gives the form.
+    """Write a report in the format that the ending of its name selects.
 
     Args:
-        facts: What it says.
-        path: .html, .md or .pdf.
-        language: "en"; of Markdown also "id".
-        asked: The user named this file, so it may be replaced; otherwise only a report of gradlens is.
+        facts: What the report says.
+        path: A name that ends in .html, .md or .pdf.
+        language: "en"; for Markdown also "id".
+        asked: Whether the user named this file. If not, only a report of gradlens is replaced.
 
     Returns:
-        The files that were written, the report first, then the pictures beside it.
+        The files that were written: the report first, then its figures.
 
     Raises:
-        ConfigError: The ending or the language is not known.
-        RunExistsError: A file that gradlens did not write is in the way.
-        RunFileError: It cannot be written.
+        ConfigError: The ending or the language is unknown, or the path is a run.
+        RunExistsError: A file that gradlens did not write has this name.
+        RunFileError: The file cannot be written.
     """
     check_report(path, language)
     if any(path.exists() and path.samefile(run.path) for run in facts.runs if run.path.exists()):
         raise ConfigError(f"{path} is a run itself; name another file")
     if not asked and path.exists() and not _is_ours(path):
-        raise RunExistsError(
-            f"{path} is there and was not written by gradlens report", tip="-o FILE names another place"
-        )
+        raise RunExistsError(f"{path} exists and was not written by gradlens report", tip="-o FILE names another file")
     with write_errors(f"{path} cannot be written"):
         return _write(facts, path, language)
 
@@ -64,11 +66,11 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
 def _write(facts: Facts, path: Path, language: str) -> list[Path]:
     ending = path.suffix.lower()
     if ending == ".md":
-        from gradlens.report.markdown import draw_pictures, make_markdown
+        from gradlens.report.markdown import make_markdown, save_figures
 
-        pictures = draw_pictures(facts, path)
-        write_text(path, make_markdown(facts, pictures, language))
-        return [path, *pictures.values()]
+        written = save_figures(facts, path)
+        write_text(path, make_markdown(facts, written, language))
+        return [path, *written.values()]
     if ending == ".pdf":
         from gradlens.report.pdf import write_paper
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its figures, their data and their code, and asks no network for anything."""
+"""The report as one HTML file that holds its figures, their data and their code, and loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradlens.report.translations import ENGLISH
 
 ECHARTS = "6.0.0"
 GENERATOR = "gradlens report"
-"""What the page's head says of its maker; a file that says so may be replaced by another report."""
+"""The generator named in the head of the page. A file with this generator may be replaced by another report."""
 
 
 def make_page(facts: Facts) -> str:
@@ -50,31 +50,32 @@ def make_page(facts: Facts) -> str:
 
 
 def title_of(facts: Facts) -> str:
-    """Name the report after its nets."""
+    """Return the report's title, which names its models."""
     models = list(dict.fromkeys(group.model for group in facts.groups))
     shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
     return f"{ENGLISH['title']}: {shown}"
 
 
 def say_precision(figures: Mapping[str, Any]) -> str:
-    """Say how exactly the page holds the numbers, and what it leaves out."""
+    """State how exactly the page holds the numbers, and what it leaves out."""
     said = (
         f"The heatmaps hold up to {figures['columns']} columns of steps per run; where a run has more rows, neighbours "
-        "are averaged (magnitudes geometrically). Values shown on hover are right to 0.2 % of what is in the file (of "
-        "the range, for shares and cosines); a panel joins columns beyond 160 until a narrower span is chosen."
+        "are averaged (magnitudes geometrically). Values shown on hover are within 0.2 % of the values in the file (of "
+        "the range for shares and cosines). A panel shows at most 160 columns: choose fewer steps to see more detail."
     )
     left_out = figures["left_out"]
-    more = f" {left_out} more runs have no heatmap here: name fewer runs to see them." if left_out else ""
+    runs = "1 more run has" if left_out == 1 else f"{left_out} more runs have"
+    more = f" {runs} no heatmap here: name fewer runs to see them." if left_out else ""
     return said + more
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put values into the places of a template, ``{{name}}``; what they hold is not looked into again."""
+    """Replace each ``{{name}}`` of a template by its value; the values themselves are not searched for names."""
     return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
 
 
 def policy(*scripts: str) -> str:
-    """Return a policy under which only these scripts run, and nothing is fetched or sent."""
+    """Return a content security policy that allows only these scripts and no network access."""
     sums = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {sums}; style-src 'unsafe-inline'; img-src data:; "
@@ -83,7 +84,7 @@ def policy(*scripts: str) -> str:
 
 
 def library_code() -> str:
-    """Return the code of Apache ECharts, as published."""
+    """Return the published code of Apache ECharts."""
     packed = files(__package__).joinpath("vendor", "echarts", "echarts.min.js.gz").read_bytes()
     return gzip.decompress(packed).decode("utf-8")
 

@@ -1,4 +1,4 @@
-"""What the page's figures are drawn from, as JSON that can stand in a page without ending it."""
+"""The data of the page's figures, as JSON that is safe inside a script element."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def safe_json(value: Any) -> str:
-    """Encode a value as JSON that holds nothing which ends a script, opens markup or breaks a line."""
+    """Encode a value as JSON without characters that could end a script, open markup or break a line."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character, escape in ESCAPES.items():
         text = text.replace(character, escape)
@@ -28,7 +28,7 @@ def safe_json(value: Any) -> str:
 def payload(facts: Facts) -> dict[str, Any]:
     """Return everything that the page's figures show.
 
-    Matrices are left out of the last runs only where even coarse ones do not fit into the page.
+    The last runs have no matrices if even coarse ones do not fit into the page.
     """
     from gradlens.plots.style import THEMES, magnitude_colours
 
@@ -72,7 +72,7 @@ def _hex(colour: tuple[float, ...]) -> str:
 
 
 def _place(layers: list[dict[str, Any]], of_run: tuple[Layer, ...]) -> int:
-    """Return the place of a run's layers among those that are known, and put them there where they are new."""
+    """Return the index of a run's layers in the list of known layers, to which new ones are added."""
     described = {
         "names": [layer.name for layer in of_run],
         "out_numel": [layer.out_numel for layer in of_run],
@@ -102,7 +102,7 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _second(facts: Facts, runs: list[Run]) -> int:
-    """Return the run that stands beside the first one: the first of another group, or the next seed, or none."""
+    """Return the index of the run that is shown next to the first: of another group, or of the next seed; else -1."""
     group_of = {id(run): group.label for group in facts.groups for run in group.runs}
     others = [i for i, run in enumerate(runs) if group_of[id(run)] != group_of[id(runs[0])]]
     return others[0] if others else 1 if len(runs) > 1 else -1
@@ -127,7 +127,7 @@ def _curves(groups: tuple[Group, ...]) -> list[dict[str, Any]]:
 
 
 def _curve(group: Group, column: str) -> dict[str, Any]:
-    """Return a group's mean over seeds while all of them run, its interval, and the single seeds."""
+    """Return a group's mean over seeds for the epochs that all seeds have, its interval, and each seed's curve."""
     stats = group.mean_curve(column)
     whole = [interval.n == len(group.runs) for interval in stats]
     several = len(group.runs) > 1

@@ -1,4 +1,4 @@
-"""The page's sections; every text that comes from a run is escaped where it becomes markup."""
+"""The sections of the HTML page. Every text that comes from a run is escaped where it becomes markup."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Section:
 
 
 def sections(facts: Facts, figures: Mapping[str, Any]) -> list[Section]:
-    """Return the page's sections in their order; one that has nothing to say is left out."""
+    """Return the page's sections in order; empty sections are left out."""
     found = [
         Section("claims", "Claims", claims_table(facts.claims) if facts.claims else ""),
         Section("findings", "Findings", findings_table(facts.seen)),
         Section("metrics", "Last epoch", finals_table(facts) if facts.has_epochs else ""),
-        Section("heatmaps", "Where the gradient goes", HEATMAPS if figures["runs"] else ""),
+        Section("heatmaps", "Gradients by layer and step", HEATMAPS if figures["runs"] else ""),
         Section("curves", "Curves", curves(figures) if figures["curves"] else ""),
         Section("settings", "Hyper-parameters", settings_table(facts.settings, facts.names)),
         Section("environment", "Environment", settings_table(facts.environment, facts.names, heading="environment")),
@@ -49,13 +49,13 @@ def sections(facts: Facts, figures: Mapping[str, Any]) -> list[Section]:
 
 
 def table(head: Sequence[str], rows: Sequence[str], *, kind: str = "") -> str:
-    """Return a table that scrolls sideways where the window is narrow.
+    """Return a table as markup that scrolls sideways in a narrow window.
 
     Args:
-        head: Texts of the columns' heads, not yet escaped.
-        rows: Markup.
-        kind: Where the window is narrow: "cards" puts the cells of a row below each other, "fit" breaks words so that
-            all columns are seen.
+        head: Headings of the columns, not yet escaped.
+        rows: Markup of the rows.
+        kind: Layout in a narrow window: "cards" places the cells of a row below each other, "fit" breaks words so that
+            all columns fit, "" scrolls.
     """
     heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     kind = f' class="{kind}"' if kind else ""
@@ -68,13 +68,13 @@ def _kind(kind: str) -> str:
 
 
 def findings_table(seen: Sequence[Seen]) -> str:
-    """Return what the diagnosis says, a row per experiment and kind."""
+    """Return the table of findings, one row per experiment and kind."""
     rows = []
     for item in seen:
         first, *others = item.each
         more = "".join(f"<li>{_evidence(each)}</li>" for each in others)
-        told = f"<details><summary>the other {len(others)}</summary><ul class=evidence>{more}</ul></details>"
-        why = f"{_evidence(first)}{told if others else ''}"
+        rest = f"<details><summary>{len(others)} more</summary><ul class=evidence>{more}</ul></details>"
+        why = f"{_evidence(first)}{rest if others else ''}"
         line = f"<p class=read>Threshold: {escape(item.threshold)}</p>" if item.threshold else ""
         rows.append(
             f'<tr><th scope="row">{escape(item.group)}</th><td>{_kind(item.kind)}<br>'
@@ -82,8 +82,8 @@ def findings_table(seen: Sequence[Seen]) -> str:
             f"<td data-head=next>{escape(item.remedy or '–')}</td></tr>"
         )
     read = (
-        "Each seed is judged alone, over the later half of its steps. Healthy means that no rule of the diagnosis sees "
-        "a fault: a gradient that grows towards the input is none."
+        "Each seed is judged on its own, over the later half of its steps. Healthy means that no rule of the diagnosis "
+        "finds a fault; a gradient that grows toward the input is not a fault."
     )
     return table(["experiment", "finding", "why", "next step"], rows, kind="cards") + f"<p class=read>{read}</p>"
 
@@ -95,7 +95,7 @@ def _evidence(each: tuple[str, str, str]) -> str:
 
 
 def finals_table(facts: Facts) -> str:
-    """Return the table of the last epoch, with the study's own numbers beside the nets that it is about."""
+    """Return the table of the last epoch, with the study's own numbers next to the models that it trained."""
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     extents = {group.label: group.say_extent() for group in facts.groups}
     heads = "".join(
@@ -121,17 +121,19 @@ def _number(value: Interval | float) -> str:
 
 
 def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "setting") -> str:
-    """Return rows with a column per experiment, differences marked."""
+    """Return a table with one column per experiment and the differing rows marked."""
     body = []
     for row in rows:
         mark = ' class="differs"' if row.differs else ""
         values = "".join(f"<td>{escape(value)}</td>" for value in row.values)
         body.append(f'<tr{mark}><th scope="row">{escape(row.name.replace("_", " "))}</th>{values}</tr>')
     marked = sum(row.differs for row in rows)
-    differing = f"{marked} rows differ between the experiments; they are marked." if marked else "Nothing differs."
-    told = differing if len(names) > 1 else ""
+    note = "The experiments do not differ here."
+    if marked:
+        differ = "row differs" if marked == 1 else "rows differ"
+        note = f"{marked} {differ} between the experiments and {'is' if marked == 1 else 'are'} marked."
     return table([heading, *names], body, kind="fit" if len(names) < 3 else "") + (
-        f"<p class=read>{told}</p>" if told else ""
+        f"<p class=read>{note}</p>" if len(names) > 1 else ""
     )
 
 
@@ -139,7 +141,7 @@ def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "se
 
 
 def claims_table(judgement: Judgement) -> str:
-    """Return the study's claims, each with its test, its verdict under each condition, and the evidence."""
+    """Return the table of the study's claims with test, verdict under each condition, and evidence."""
     rows = []
     for judged in judgement.claims:
         cells = "".join(
@@ -149,7 +151,11 @@ def claims_table(judgement: Judgement) -> str:
         claim = judged.claim
         test = "".join(
             f"<p class=read>{name}: {escape(text)}</p>"
-            for name, text in (("For it speaks", claim.supports), ("Against it", claim.refutes), ("Why", claim.reason))
+            for name, text in (
+                ("Supported if", claim.supports),
+                ("Refuted if", claim.refutes),
+                ("Reason", claim.reason),
+            )
         )
         said = f"<b>{escape(claim.key)}.</b> {escape(claim.text)}"
         rows.append(f"<tr><td>{said}<details><summary>the test</summary>{test}</details></td>{cells}</tr>")
@@ -176,13 +182,13 @@ def _verdict(judged: JudgedClaim, condition: str) -> str:
 
 
 def say_evidence(one: Evidence) -> str:
-    """Write a number with its interval, what it is of, and over how many seeds."""
+    """Write a number with its interval, its name and the number of seeds."""
     note = f"; {one.note}" if one.note else ""
     return f"{one.name}: {one} (n = {one.n}{note})"
 
 
 def say_control(control: Control) -> str:
-    """Return whether the instrument was checked, and how that went."""
+    """Write the outcome of a control."""
     outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
     return f"{control.key} control {outcome}: {control.text}; {control.detail}"
 
@@ -216,17 +222,18 @@ HEATMAPS = """<div class="controls">
 <output id="readout" aria-live="polite"></output>
 <p class="key"><span><i class="zero"></i>exactly 0</span><span><i class="missing"></i>not recorded</span>
 <span><i class="broken"></i>not finite</span></p>
-<p class="read">A row per layer, the input at the top; a column per optimizer step; both runs share one colour scale.
-A gradient that vanishes gets darker towards the top, one that explodes brighter. <span id="metric-reading"></span></p>
-<p class="read">Point at a cell for its layer, step and value; drag across a heatmap to choose a span of steps,
-double-click for all of them. By keyboard: arrows in a heatmap move the cursor (with Shift by ten), Home and End go to
-the first and last step, Escape shows all steps. The profile is the column at the cursor (solid) beside the median of
-all steps shown (dashed).</p>
+<p class="read">Each row is a layer, with the input at the top. Each column is an optimizer step. Both runs share one
+colour scale. A vanishing gradient gets darker toward the top, an exploding one gets brighter.
+<span id="metric-reading"></span></p>
+<p class="read">Point at a cell to see its layer, step and value. Drag across a heatmap to choose a range of steps;
+double-click to show all steps. Keyboard: the arrow keys move the cursor (with Shift by ten), Home and End go to the
+first and last step, Escape shows all steps. The profile shows the column at the cursor (solid) and the median of the
+steps shown (dashed).</p>
 """
 
 
 def curves(figures: Mapping[str, Any]) -> str:
-    """Return the places of the curves over epochs."""
+    """Return the markup in which the page draws the curves over epochs."""
     drawn = "".join(
         f'<figure><figcaption>{escape(curve["title"])}</figcaption><div class="chart" id="curve-{i}" role="img" '
         f'aria-label="{escape(curve["title"])} over epochs"></div></figure>\n'

@@ -1,34 +1,34 @@
 "use strict";
-// The page's figures, drawn by Apache ECharts. Every text that comes from a run reaches the page as a text node or is
-// painted on a canvas, never as markup.
+// Draws the page's figures with Apache ECharts. Every text that comes from a run becomes a text node or is painted on a
+// canvas; it never becomes markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const root = document.documentElement;
   const MISSING = 0, ZERO = 65534, INFINITE = 65535, LAST = 65533;
-  // Columns and cells that a panel shows at once; neighbours are averaged beyond, until a narrower span is chosen.
+  // Limits of columns and cells in a panel; beyond them, neighbouring columns are averaged until fewer steps are chosen.
   const WIDEST = 160, CELLS = 8000, NARROWEST = 48;
   const DASHES = ["solid", "dashed", "dotted"];
   const charts = new Map();
   let printing = false;
 
-  // --- looks ------------------------------------------------------------------------------------------------
+  // --- styles -----------------------------------------------------------------------------------------------
   const dark = () => !printing && root.dataset.theme === "dark";
   const ink = () => getComputedStyle(root).getPropertyValue("--ink").trim();
-  const look = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  const cssValue = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const theme = () => data.themes[dark() ? "dark" : "light"];
   const colour = (i) => theme().palette[i % theme().palette.length];
   const chartAt = (id) => {
     if (!charts.has(id)) charts.set(id, echarts.init(byId(id), null, { renderer: "canvas" }));
     return charts.get(id);
   };
-  const axisLook = () => ({
-    axisLine: { lineStyle: { color: look("line") } }, axisTick: { lineStyle: { color: look("line") } },
-    axisLabel: { color: look("faint"), fontSize: 11 }, nameTextStyle: { color: look("faint"), fontSize: 11 },
-    splitLine: { lineStyle: { color: look("line"), opacity: 0.6 } },
+  const axisStyle = () => ({
+    axisLine: { lineStyle: { color: cssValue("line") } }, axisTick: { lineStyle: { color: cssValue("line") } },
+    axisLabel: { color: cssValue("faint"), fontSize: 11 }, nameTextStyle: { color: cssValue("faint"), fontSize: 11 },
+    splitLine: { lineStyle: { color: cssValue("line"), opacity: 0.6 } },
   });
-  const bubbleLook = () => ({
-    backgroundColor: look("paper"), borderColor: look("line"), textStyle: { color: ink(), fontSize: 13 }, confine: true,
+  const tooltipStyle = () => ({
+    backgroundColor: cssValue("paper"), borderColor: cssValue("line"), textStyle: { color: ink(), fontSize: 13 }, confine: true,
   });
   const lines = (texts) => {
     const box = document.createElement("div");
@@ -46,8 +46,8 @@
     item.textContent = text;
     return item;
   };
-  // Names on an upright axis, as many as there is room for.
-  const namesLook = (id, count, most, above) => ({ color: look("faint"), fontSize: 10, formatter: (name) => clip(name, most),
+  // Labels of a vertical axis, as many as fit.
+  const nameLabels = (id, count, most, above) => ({ color: cssValue("faint"), fontSize: 10, formatter: (name) => clip(name, most),
     interval: Math.max(Math.ceil((12.5 * count) / Math.max(byId(id).clientHeight - above, 50)) - 1, 0) });
   const clip = (text, most) => (text.length > most ? "…" + text.slice(-most + 1) : text);
 
@@ -73,7 +73,7 @@
     }
     return { scaled, columns: packed.columns, edges: run.edges[packed.edges], linear: packed.linear };
   }
-  // The columns within the window, joined where there are more than a panel can show, per element where asked.
+  // The columns in the chosen range of steps, averaged to as many as a panel can show, per element if chosen.
   function windowOf(run, metric) {
     const matrix = matrixOf(run, metric);
     if (!matrix) return null;
@@ -90,7 +90,7 @@
       starts.push(edges[chosen[first]]);
       ends.push(edges[chosen[last] + 1] - 1);
       for (let layer = 0; layer < count; layer++) {
-        values[layer * shown + b] = joined(matrix.scaled, layer * columns, chosen, first, last) - lessen(layers, metric, layer);
+        values[layer * shown + b] = joined(matrix.scaled, layer * columns, chosen, first, last) - elementOffset(layers, metric, layer);
       }
     }
     return { values, starts, ends, count, shown, names: layers.names, linear: matrix.linear };
@@ -105,7 +105,7 @@
     }
     return n ? sum / n : zero ? -Infinity : NaN;
   }
-  function lessen(layers, metric, layer) {
+  function elementOffset(layers, metric, layer) {
     if (!state.perElement || !data.metrics[metric].size) return 0;
     return 0.5 * Math.log10(Math.max(layers[data.metrics[metric].size][layer], 1));
   }
@@ -135,7 +135,7 @@
 
   function drawHeat() {
     if (!data.runs.length) return;
-    const shares = data.metrics[state.metric];
+    const described = data.metrics[state.metric];
     let low = Infinity, high = -Infinity;
     state.runs.forEach((run, side) => {
       views[side] = run < 0 ? null : windowOf(run, state.metric);
@@ -144,30 +144,30 @@
       }
     });
     if (!(high > low)) { high = Number.isFinite(low) ? low + 1 : 1; low = Number.isFinite(low) ? low : 0; }
-    if (shares.signed) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; }
-    state.runs.forEach((run, side) => drawPanel(side, run, low, high, shares));
-    byId("metric-title").textContent = titleOf(shares);
-    byId("metric-reading").textContent = shares.reading;
-    byId("per-element").disabled = !shares.size;
+    if (described.signed) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; }
+    state.runs.forEach((run, side) => drawPanel(side, run, low, high, described));
+    byId("metric-title").textContent = titleOf(described);
+    byId("metric-reading").textContent = described.reading;
+    byId("per-element").disabled = !described.size;
     moveCursor(state.step, state.layer);
   }
-  const titleOf = (shares) => {
-    const title = state.perElement && shares.size ? shares.title.replace("L2 norm", "RMS per element") : shares.title;
-    return shares.linear ? title : `log10 of the ${title}`;
+  const titleOf = (described) => {
+    const title = state.perElement && described.size ? described.title.replace("L2 norm", "RMS per element") : described.title;
+    return described.linear ? title : `log10 of the ${title}`;
   };
 
-  function drawPanel(side, run, low, high, shares) {
+  function drawPanel(side, run, low, high, described) {
     const figure = byId(`${SIDES[side]}-figure`);
     figure.hidden = run < 0;
     if (run < 0) return;
     byId(`${SIDES[side]}-title`).textContent = data.runs[run].label;
     const chart = chartAt(SIDES[side]), view = views[side];
     if (!view) {
-      chart.setOption({ title: { text: "nothing was recorded here", left: "center", top: "middle",
-        textStyle: { color: look("faint"), fontSize: 14, fontWeight: "normal" } } }, true);
+      chart.setOption({ title: { text: "not recorded", left: "center", top: "middle",
+        textStyle: { color: cssValue("faint"), fontSize: 14, fontWeight: "normal" } } }, true);
       return;
     }
-    chart.setOption(heatOption(view, run, low, high, shares), true);
+    chart.setOption(heatOption(view, run, low, high, described), true);
     chart.dispatchAction({ type: "takeGlobalCursor", key: "brush", brushOption: { brushType: "lineX", brushMode: "single" } });
   }
   function cellsOf(view) {
@@ -183,25 +183,25 @@
     }
     return cells;
   }
-  function heatOption(view, run, low, high, shares) {
+  function heatOption(view, run, low, high, described) {
     const narrow = byId("left").clientWidth < 420;
-    const base = axisLook();
-    const digits = (value) => (shares.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
+    const base = axisStyle();
+    const digits = (value) => (described.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
     return {
       animation: false,
-      aria: { enabled: true, label: { description: `${titleOf(shares)}: ${data.runs[run].label}, ${view.count} layers by ${view.shown} columns of steps` } },
+      aria: { enabled: true, label: { description: `${titleOf(described)}: ${data.runs[run].label}, ${view.count} layers by ${view.shown} columns of steps` } },
       grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: theme().missing, borderWidth: 0 },
       xAxis: { type: "category", data: view.starts.map(String), name: "optimizer step", nameLocation: "middle", nameGap: 24, ...base,
         splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
       yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
-        axisLabel: namesLook("left", view.count, narrow ? 14 : 18, 86) },
+        axisLabel: nameLabels("left", view.count, narrow ? 14 : 18, 86) },
       visualMap: { type: "continuous", min: low, max: high, dimension: 2, orient: "horizontal", left: "center", bottom: 0, itemWidth: 12,
-        itemHeight: narrow ? 110 : 170, inRange: { color: shares.signed ? theme().diverging : data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: look("faint"), fontSize: 11 } },
+        itemHeight: narrow ? 110 : 170, inRange: { color: described.signed ? theme().diverging : data.colours }, text: [digits(high), digits(low)], calculable: false, textStyle: { color: cssValue("faint"), fontSize: 11 } },
       brush: { xAxisIndex: 0, brushType: false, transformable: false, throttleType: "debounce", throttleDelay: 200,
         brushStyle: { color: "rgba(255,255,255,0.25)", borderColor: "#ffffff", borderWidth: 1 }, inBrush: {}, outOfBrush: {} },
       toolbox: { show: false },
-      tooltip: { trigger: "item", transitionDuration: 0, ...bubbleLook(), formatter: (hit) => {
-        if (Array.isArray(hit) || !hit.value) return ""; // the line at the other panel's step; the readout tells it
+      tooltip: { trigger: "item", transitionDuration: 0, ...tooltipStyle(), formatter: (hit) => {
+        if (Array.isArray(hit) || !hit.value) return ""; // the cursor line set by the other panel; the readout shows its value
         const [column, layer] = hit.value;
         return lines([view.names[layer], `${saySpan(view.starts[column], view.ends[column])}${epochOf(run, view.starts[column])}`,
           say(view.values[layer * view.shown + column], view.linear)]);
@@ -210,7 +210,7 @@
     };
   }
 
-  // --- the cursor: one step and one layer, by mouse, slider or arrow keys -------------------------------------
+  // --- the cursor: one step and one layer, moved by mouse, slider or arrow keys -------------------------------
   function moveCursor(step, layer, from) {
     const view = views[0] || views[1];
     if (!view) return;
@@ -220,12 +220,12 @@
     byId("layer").value = state.layer;
     byId("step-value").textContent = String(state.step);
     byId("layer-value").textContent = view.names[state.layer];
-    const told = [];
+    const readings = [];
     state.runs.forEach((run, side) => {
       const panel = views[side];
       if (run < 0 || !panel) return;
       const column = columnAt(panel, state.step), layerHere = Math.min(state.layer, panel.count - 1);
-      told.push(`${data.runs[run].label}: ${panel.names[layerHere]}, ${saySpan(panel.starts[column], panel.ends[column])}` +
+      readings.push(`${data.runs[run].label}: ${panel.names[layerHere]}, ${saySpan(panel.starts[column], panel.ends[column])}` +
         `${epochOf(run, panel.starts[column])}: ${say(panel.values[layerHere * panel.shown + column], panel.linear)}`);
       if (side !== from) {
         const chart = chartAt(SIDES[side]);
@@ -233,7 +233,7 @@
         chart.dispatchAction({ type: "updateAxisPointer", currTrigger: "mousemove", x, y });
       }
     });
-    byId("readout").replaceChildren(...lines(told).children);
+    byId("readout").replaceChildren(...lines(readings).children);
     drawProfile();
   }
   function follow(side) {
@@ -288,54 +288,54 @@
     if (!shown.length) return;
     const longest = shown.map((side) => views[side]).reduce((a, b) => (b.count > a.count ? b : a));
     const same = shown.every((side) => views[side].names.join("\n") === longest.names.join("\n"));
-    const shares = data.metrics[state.metric], series = [];
+    const described = data.metrics[state.metric], series = [];
     for (const side of shown) {
-      const view = views[side], column = columnAt(view, state.step), here = [], middle = [];
+      const view = views[side], column = columnAt(view, state.step), here = [], medians = [];
       for (let layer = 0; layer < view.count; layer++) {
         const row = view.values.subarray(layer * view.shown, (layer + 1) * view.shown);
         const known = Array.from(row).filter((value) => Number.isFinite(value)).sort((a, b) => a - b);
         here.push([Number.isFinite(row[column]) ? row[column] : null, layer]);
-        middle.push([known.length ? known[known.length >> 1] : null, layer]);
+        medians.push([known.length ? known[known.length >> 1] : null, layer]);
       }
       const name = data.runs[state.runs[side]].label;
       series.push(lineOf(`${name}, ${saySpan(view.starts[column], view.ends[column])}`, here, colour(side), 2, "solid", true));
-      series.push(lineOf(`${name}, median`, middle, colour(side), 1, "dashed", false));
+      series.push(lineOf(`${name}, median`, medians, colour(side), 1, "dashed", false));
     }
-    const base = axisLook(), title = titleOf(shares);
+    const base = axisStyle(), title = titleOf(described);
     chartAt("profile").setOption({
       animation: false,
       aria: { enabled: true, label: { description: `${title} over the layers at step ${state.step}` } },
       legend: { top: 0, left: 0, orient: "vertical", itemGap: 3, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 46) },
       grid: { left: 112, right: 16, top: 20 * series.length + 6, bottom: 46 },
-      xAxis: { type: "value", scale: true, name: shares.linear ? "value" : "log10", nameLocation: "middle", nameGap: 26, ...base },
+      xAxis: { type: "value", scale: true, name: described.linear ? "value" : "log10", nameLocation: "middle", nameGap: 26, ...base },
       yAxis: { type: "category", inverse: true, data: same ? longest.names : longest.names.map((_, i) => `layer ${i + 1}`), ...base,
-        splitLine: { show: false }, axisLabel: namesLook("profile", longest.count, 18, 20 * series.length + 52) },
-      tooltip: { trigger: "axis", axisPointer: { type: "line" }, ...bubbleLook(), formatter: (hits) => lines([
+        splitLine: { show: false }, axisLabel: nameLabels("profile", longest.count, 18, 20 * series.length + 52) },
+      tooltip: { trigger: "axis", axisPointer: { type: "line" }, ...tooltipStyle(), formatter: (hits) => lines([
         hits.length ? longest.names[hits[0].value[1]] : "",
-        ...hits.map((hit) => `${hit.seriesName}: ${say(hit.value[0] === null ? NaN : hit.value[0], shares.linear)}`)]) },
+        ...hits.map((hit) => `${hit.seriesName}: ${say(hit.value[0] === null ? NaN : hit.value[0], described.linear)}`)]) },
       series,
     }, true);
   }
-  const lineOf = (name, points, hue, width, dash, dots) => ({
-    name, type: "line", data: points, showSymbol: dots, symbolSize: 4, itemStyle: { color: hue },
-    lineStyle: { color: hue, width, type: dash }, emphasis: { disabled: true },
+  const lineOf = (name, points, lineColour, width, dash, dots) => ({
+    name, type: "line", data: points, showSymbol: dots, symbolSize: 4, itemStyle: { color: lineColour },
+    lineStyle: { color: lineColour, width, type: dash }, emphasis: { disabled: true },
   });
 
   // --- curves over epochs -----------------------------------------------------------------------------------
   function drawCurves() {
     data.curves.forEach((curve, place) => {
-      const base = axisLook(), series = [];
+      const base = axisStyle(), series = [];
       curve.groups.forEach((group, i) => {
-        const hue = colour(i), dash = DASHES[Math.floor(i / theme().palette.length) % DASHES.length];
+        const lineColour = colour(i), dash = DASHES[Math.floor(i / theme().palette.length) % DASHES.length];
         if (group.low) {
           const band = { type: "line", stack: `band ${i}`, stackStrategy: "all", symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, emphasis: { disabled: true } };
           series.push({ ...band, name: `low ${i}`, data: group.low });
-          series.push({ ...band, name: `band ${i}`, data: group.high.map((high, e) => (high === null ? null : high - group.low[e])), areaStyle: { color: hue, opacity: 0.16 } });
+          series.push({ ...band, name: `band ${i}`, data: group.high.map((high, e) => (high === null ? null : high - group.low[e])), areaStyle: { color: lineColour, opacity: 0.16 } });
           for (const seed of group.seeds) {
-            series.push({ type: "line", name: `seed ${i}`, data: seed, symbol: "none", lineStyle: { color: hue, width: 0.7, opacity: 0.6 }, silent: true, emphasis: { disabled: true } });
+            series.push({ type: "line", name: `seed ${i}`, data: seed, symbol: "none", lineStyle: { color: lineColour, width: 0.7, opacity: 0.6 }, silent: true, emphasis: { disabled: true } });
           }
         }
-        series.push({ name: group.label, type: "line", data: group.mean, symbolSize: 4, showSymbol: group.mean.length < 2, itemStyle: { color: hue }, lineStyle: { color: hue, width: 2, type: dash }, emphasis: { disabled: true } });
+        series.push({ name: group.label, type: "line", data: group.mean, symbolSize: 4, showSymbol: group.mean.length < 2, itemStyle: { color: lineColour }, lineStyle: { color: lineColour, width: 2, type: dash }, emphasis: { disabled: true } });
       });
       const names = curve.groups.map((group) => group.label);
       chartAt(`curve-${place}`).setOption({
@@ -345,7 +345,7 @@
         grid: { left: 46, right: 14, top: 20 + 18 * Math.ceil(names.length / 3), bottom: 42 },
         xAxis: { type: "category", data: curve.epochs, name: "epoch", nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
         yAxis: { type: "value", min: 0, max: curve.share ? 1 : null, ...base },
-        tooltip: { trigger: "axis", ...bubbleLook(), formatter: (hits) => lines([`epoch ${hits[0].axisValue}`,
+        tooltip: { trigger: "axis", ...tooltipStyle(), formatter: (hits) => lines([`epoch ${hits[0].axisValue}`,
           ...curve.groups.map((group) => `${group.label}: ${group.said[hits[0].dataIndex] || "–"}`)]) },
         series,
       }, true);
@@ -386,7 +386,7 @@
     drawCurves();
   }
   const resize = () => charts.forEach((chart) => { if (chart.getDom().clientWidth) chart.resize(); });
-  // What is printed is what stands on the canvases at that moment: draw light, in the paper's size, and at once.
+  // The browser prints the canvases as they are at this moment: redraw at once, in light colours and the paper's size.
   function print(now) {
     printing = now;
     resize();

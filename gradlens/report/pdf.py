@@ -1,4 +1,4 @@
-"""The report as PDF: a cover with its tables, then its figures."""
+"""The report as PDF: text and tables, then the figures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gradlens.report.translations import ENGLISH, words_of
 from gradlens.studies import Judgement
 
 MOST_COLUMNS = 4
-"""Columns of a table, beside that of its names; more follow in another table below."""
+"""Columns of a table in addition to its first; further columns go into another table below."""
 
 
 def write_paper(facts: Facts, path: Path) -> None:
     """Write the report as PDF.
 
     Args:
-        facts: What it says.
-        path: The file.
+        facts: What the report says.
+        path: The PDF file.
     """
     figures = list(report_figures(facts))
     with Pages(path, title=title_of(facts), subject=facts.command) as pages:
@@ -82,7 +82,7 @@ def _finals(pages: Pages, facts: Facts) -> None:
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     labels = set(facts.names)
     for part in _parts(columns):
-        rows = [[row["quantity"], *[say_number(row[name]) for name in part]] for row in facts.finals]
+        rows = [[row["quantity"], *[say_number(row[name], ENGLISH) for name in part]] for row in facts.finals]
         pages.table([ENGLISH["quantity"], *part], rows, [1.4] + [2.4 if name in labels else 1 for name in part])
     more = f" {words_of('en')['published']}" if len(columns) > len(labels) else ""
     pages.paragraph(ENGLISH["last epoch"] + more, faint=True)
@@ -96,5 +96,5 @@ def _side_by_side(pages: Pages, rows: tuple[Row, ...], names: list[str]) -> None
 
 
 def _parts(columns: list[Any]) -> list[list[Any]]:
-    """Cut columns into as many as fit beside each other."""
+    """Split columns into parts that fit the width of a page."""
     return [columns[start : start + MOST_COLUMNS] for start in range(0, len(columns), MOST_COLUMNS)]

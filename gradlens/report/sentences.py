@@ -1,10 +1,12 @@
-"""What was seen, in sentences made of numbers, in either language."""
+"""Sentences of a report, made from numbers, in English or Indonesian."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,72 +14,96 @@ from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
 from gradlens.analysis.gradient_ratio import GradientRatio, fate_of, gradient_ratio, over_seeds, say_power, say_ratio
 from gradlens.analysis.highlights import ACCURACY_GAP
 from gradlens.analysis.profile import say_layer
-from gradlens.analysis.stats import mean_interval
+from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.report.content import Facts, Seen, data_facts
+from gradlens.run import Layer
 from gradlens.studies import pairs
 
 Words = Mapping[str, str]
 MOST_GROUPS = 4
-"""Of more than these the sentences count, and the tables name."""
+"""Up to this many groups the sentences name each group; beyond, they count groups, and only the tables name them."""
+EARLY_EPOCHS = 5
+"""After this many epochs the training losses are compared: early enough to show which model learns faster."""
+
+
+def local(text: str, words: Words) -> str:
+    """Write the numbers of a text with the decimal mark of the language; the text must not contain names."""
+    if words["decimal mark"] == ".":
+        return text
+    swapped = {".": ",", ",": "."}
+    return re.sub(r"(?<=\d)[.,](?=\d)", lambda mark: swapped[mark[0]], text)
+
+
+def say_mean(interval: Interval, words: Words) -> str:
+    """Write a mean with its standard deviation between seeds, and how many values were left out."""
+    if interval.n == 0:
+        return words["not finite"] if interval.left_out else "-"
+    text = local(say_interval(replace(interval, left_out=0)), words)
+    if not interval.left_out:
+        return text
+    return words["part of values"].format(mean=text, n=interval.n, total=interval.n + interval.left_out)
 
 
 def opening(facts: Facts, words: Words) -> list[str]:
-    """Return the paragraph at the beginning: what was trained, how it ended, what became of the gradient."""
+    """Return the sentences at the beginning: what was trained, the final accuracy, the gradients, the findings."""
     if len(facts.groups) > MOST_GROUPS:
         return _opening_of_many(facts, words)
-    said = "; ".join(f"{group.label} ({_count(len(group.runs), 'seed', words)})" for group in facts.groups)
+    names = "; ".join(f"{group.label} ({_count(len(group.runs), 'seed', words)})" for group in facts.groups)
     sentences = [
-        words["runs of"].format(
+        words["runs of settings"].format(
             runs=_capital(_count(len(facts.runs), "run", words)),
-            groups=_count(len(facts.groups), "net", words),
-            said=said,
+            groups=_count(len(facts.groups), "setting", words),
+            names=names,
         )
     ]
     ends = [(group.label, group.final("val_accuracy")) for group in facts.groups]
-    told = [words["accuracy of"].format(value=say_interval(end), group=label) for label, end in ends if end.n]
-    if told:
-        sentences.append(words["accuracy"].format(said="; ".join(told)))
-    sentences += ratios(facts, words)
-    sentences.append(found(facts, words))
+    values = [words["value of group"].format(value=say_mean(end, words), group=label) for label, end in ends if end.n]
+    if values:
+        sentences.append(words["final accuracy"].format(values="; ".join(values)))
+    sentences += gradients(facts, words)
+    sentences.append(diagnosis(facts, words))
     return [sentence for sentence in sentences if sentence]
 
 
 def _opening_of_many(facts: Facts, words: Words) -> list[str]:
-    runs, groups = _count(len(facts.runs), "run", words), _count(len(facts.groups), "net", words)
-    nets = len({group.model for group in facts.groups})
-    sentences = [words["runs of many"].format(runs=_capital(runs), groups=groups, nets=nets)]
+    runs, groups = _count(len(facts.runs), "run", words), _count(len(facts.groups), "setting", words)
+    models = _count(len({group.model for group in facts.groups}), "model", words)
+    sentences = [words["runs of many settings"].format(runs=_capital(runs), groups=groups, models=models)]
     ends = [(end.mean, group.label) for group in facts.groups if (end := group.final("val_accuracy")).n]
     if ends:
         (low, lowest), (high, highest) = min(ends), max(ends)
-        told = {"low": f"{low:.3f}", "lowest": lowest, "high": f"{high:.3f}", "highest": highest}
-        sentences.append(words["accuracy from"].format(**told))
-    return [*sentences, *ratios(facts, words), found(facts, words)]
+        sentences.append(
+            words["accuracy range"].format(
+                low=local(f"{low:.3f}", words), lowest=lowest, high=local(f"{high:.3f}", words), highest=highest
+            )
+        )
+    return [*sentences, *gradients(facts, words), diagnosis(facts, words)]
 
 
 def analysis(facts: Facts, words: Words) -> list[str]:
-    """Return the brief analysis: differences between twins, pace, gaps, gradients, findings."""
-    twin_groups = twins(facts)
-    columns = list(FINAL_ROWS) if len(twin_groups) <= 2 else ["train_accuracy", "val_accuracy"]
-    sentences = [paired(first, second, column, words) for first, second in twin_groups for column in columns]
-    sentences.append(pace(facts, words))
+    """Return the brief analysis: paired differences, early training loss, overfitting, gradients, findings."""
+    pairs_of_groups = compared_groups(facts)
+    columns = list(FINAL_ROWS) if len(pairs_of_groups) <= 2 else ["train_accuracy", "val_accuracy"]
+    sentences = [paired(first, second, column, words) for first, second in pairs_of_groups for column in columns]
+    sentences.append(early_loss(facts, words))
     sentences += [overfits(group, words) for group in facts.groups]
     sentences += [copies(group, words) for group in facts.groups]
-    sentences += ratios(facts, words)
-    sentences.append(found(facts, words))
+    sentences += gradients(facts, words)
+    sentences.append(diagnosis(facts, words))
     return [sentence for sentence in sentences if sentence]
 
 
-def twins(facts: Facts) -> list[tuple[Group, Group]]:
-    """Return the groups that the study compares with each other; of two groups that are none of these, those."""
-    home = {id(run): group for group in facts.groups for run in group.runs}
-    found = [(home[id(first)], home[id(second)]) for first, second in pairs(facts.runs)]
+def compared_groups(facts: Facts) -> list[tuple[Group, Group]]:
+    """Return the pairs of groups that the study compares; without such a pair, two groups are compared as they are."""
+    group_of = {id(run): group for group in facts.groups for run in group.runs}
+    found = [(group_of[id(first)], group_of[id(second)]) for first, second in pairs(facts.runs)]
     if not found and len(facts.groups) == 2:
         found.append((facts.groups[0], facts.groups[1]))
     return found
 
 
 def _count(number: int, what: str, words: Words) -> str:
-    return words[what] if number == 1 else words[f"{what}s"].format(n=number)
+    return words[f"one {what}"] if number == 1 else words[f"{what}s"].format(n=number)
 
 
 def _capital(text: str) -> str:
@@ -85,7 +111,7 @@ def _capital(text: str) -> str:
 
 
 def paired(first: Group, second: Group, column: str, words: Words) -> str:
-    """Compare the last epochs of two groups over the seeds that both have; "" where there are fewer than two."""
+    """Compare the last epochs of two groups over their common seeds; "" for fewer than two common seeds."""
     before, after = _ends(first, column), _ends(second, column)
     gap = mean_interval(np.array([after[seed] - before[seed] for seed in before if seed in after]))
     if gap.n < 2:
@@ -96,10 +122,10 @@ def paired(first: Group, second: Group, column: str, words: Words) -> str:
         second=second.label,
         column=words[FINAL_ROWS[column]],
         more=words["higher" if gap.mean > 0 else "lower"],
-        mean=f"{gap.mean:+.3f}",
-        low=f"{gap.low:+.3f}",
-        high=f"{gap.high:+.3f}",
-        open=words["open"] if gap.low <= 0 <= gap.high else "",
+        mean=local(f"{gap.mean:+.3f}", words),
+        low=local(f"{gap.low:+.3f}", words),
+        high=local(f"{gap.high:+.3f}", words),
+        inconclusive=words["inconclusive"] if gap.low <= 0 <= gap.high else "",
     )
 
 
@@ -109,56 +135,63 @@ def _ends(group: Group, column: str) -> dict[int, float]:
     return {seed: float(column_E[-1]) for seed, column_E in values.items() if len(column_E)}
 
 
-EARLY_EPOCHS = 5
-
-
-def pace(facts: Facts, words: Words) -> str:
-    """Say how far the training loss has come early on; "" where a group has no such epoch."""
+def early_loss(facts: Facts, words: Words) -> str:
+    """Compare the training loss after the first epochs; "" where a group has no finished epoch."""
     curves = [(group.label, group.mean_curve("train_loss")) for group in facts.groups[:MOST_GROUPS]]
     epoch = min([EARLY_EPOCHS, *(len(curve) for _, curve in curves)])
     if epoch < 1 or not all(curve[epoch - 1].n for _, curve in curves):
         return ""
-    told = [words["accuracy of"].format(value=say_interval(curve[epoch - 1]), group=name) for name, curve in curves]
-    return words["faster"].format(epoch=epoch, said="; ".join(told))
+    values = [
+        words["value of group"].format(value=say_mean(curve[epoch - 1], words), group=name) for name, curve in curves
+    ]
+    return words["early loss"].format(epochs=_count(epoch, "epoch", words), values="; ".join(values))
 
 
 def overfits(group: Group, words: Words) -> str:
-    """Say how far validation falls behind training; "" where that is not worth a line."""
+    """Say how far validation accuracy is below training accuracy; "" for a small gap."""
     train, val = group.final("train_accuracy"), group.final("val_accuracy")
     gap = train.mean - val.mean
-    return words["overfits"].format(group=group.label, gap=f"{gap:.2f}") if gap > ACCURACY_GAP else ""
+    return words["overfits"].format(group=group.label, gap=local(f"{gap:.2f}", words)) if gap > ACCURACY_GAP else ""
 
 
 def copies(group: Group, words: Words) -> str:
-    """Say which share of the validation images stands in the training set too."""
+    """Say which share of the validation images has a copy in the training set; "" if none has."""
     share = data_facts(group.runs[0]).get("val_share_any_copy_in_train", 0)
     return words["copies"].format(share=f"{share:.0%}", group=group.label) if share else ""
 
 
-def ratios(facts: Facts, words: Words) -> list[str]:
-    """Say for each group what becomes of the gradient on its way back; of many, in how many of them."""
+def gradients(facts: Facts, words: Words) -> list[str]:
+    """Describe the gradient of each group in the backward pass; for many groups, count them by outcome."""
     if len(facts.groups) <= MOST_GROUPS:
-        return [said for group in facts.groups if (said := ratio(group, words))]
+        return [sentence for group in facts.groups if (sentence := gradient(group, words))]
     fates = Counter(fate_of(over_seeds(known)) for group in facts.groups if (known := _typical(_ratios(group))))
     counted = [
-        words["in settings"].format(settings=_count(number, "net", words), what=words[fate])
+        words["gradient in settings"].format(settings=_count(number, "setting", words), what=words[fate])
         for fate, number in fates.most_common()
     ]
     return [f"{_capital('; '.join(counted))}."] if counted else []
 
 
-def ratio(group: Group, words: Words) -> str:
-    """Say what becomes of a group's gradient between the last hidden layer and the first; "" where not recorded."""
+def gradient(group: Group, words: Words) -> str:
+    """Compare a group's gradient at the first layer with that at the last hidden layer; "" where not recorded."""
     found = _ratios(group)
     known = _typical(found)
     if not known:
         return ""
-    middle = over_seeds(known)
-    over = words["median"]
+    typical = over_seeds(known)
+    over = words["median over rows"]
     if len(known) > 1:
-        over = words["median of"].format(n=len(known), low=say_power(min(known)), high=say_power(max(known)))
-    said = say_ratio(say_layer(found[0].first), say_layer(found[0].last), middle, words)
-    return words["way"].format(group=group.label, what=words[fate_of(middle)], said=said, over=over)
+        low, high = (local(say_power(value), words) for value in (min(known), max(known)))
+        over = words["median over rows, mean over seeds"].format(n=len(known), low=low, high=high)
+    # The names are inserted last: ``local`` must not change the dots in them.
+    template = local(say_ratio("{first}", "{last}", typical, words), words)
+    ratio = template.format(first=_layer(found[0].first, words), last=_layer(found[0].last, words))
+    return words["gradient of group"].format(group=group.label, what=words[fate_of(typical)], ratio=ratio, over=over)
+
+
+def _layer(layer: Layer, words: Words) -> str:
+    """Return a layer's name, with the word "layer" before a name that looks like a number."""
+    return layer.name if say_layer(layer) == layer.name else words["numbered layer"].format(name=repr(layer.name))
 
 
 def _ratios(group: Group) -> list[GradientRatio]:
@@ -166,33 +199,36 @@ def _ratios(group: Group) -> list[GradientRatio]:
 
 
 def _typical(ratios: Sequence[GradientRatio]) -> list[float]:
-    """Return each seed's ratio of first to last hidden layer, in decades, where it is known."""
+    """Return the known ratios of first to last hidden layer, in decades, one per seed."""
     return [value for found in ratios if not math.isnan(value := found.typical())]
 
 
-def found(facts: Facts, words: Words) -> str:
-    """Say which kinds of findings there are, in how many seeds; of many groups, in how many of them."""
+def diagnosis(facts: Facts, words: Words) -> str:
+    """List the kinds of findings with their seeds; for many groups, with the number of groups."""
     if len(facts.groups) > MOST_GROUPS:
         kinds = Counter(item.kind for item in facts.seen)
         counted = [
-            words["kind in"].format(kind=say_kind(kind, words), settings=_count(number, "net", words))
+            words["kind in settings"].format(kind=say_kind(kind, words), settings=_count(number, "setting", words))
             for kind, number in kinds.most_common()
         ]
-        return words["found"].format(said="; ".join(counted))
-    told = [
-        words["found of"].format(group=item.group, kind=say_kind(item.kind, words), seeds=say_seeds(item, words))
+        return words["diagnosis"].format(findings="; ".join(counted))
+    findings = [
+        words["finding of group"].format(
+            group=item.group, kind=say_kind(item.kind, words), seeds=say_seeds(item, words)
+        )
         for item in facts.seen
     ]
-    return words["found"].format(said="; ".join(told))
+    return words["diagnosis"].format(findings="; ".join(findings))
 
 
 def say_kind(kind: str, words: Words) -> str:
-    """Return a finding's kind in the language."""
+    """Return the name of a kind of finding in the language."""
     return words.get(f"kind {kind}", kind)
 
 
 def say_seeds(item: Seen, words: Words) -> str:
-    """Say which of a group's seeds show a finding."""
+    """Name the seeds of a group that show a finding."""
     if len(item.runs) == item.of:
         return words["the run"] if item.of == 1 else words["all seeds"].format(n=item.of)
+
     return words["some seeds"].format(seeds=", ".join(map(str, item.seeds)), n=item.of)

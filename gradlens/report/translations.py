@@ -1,4 +1,9 @@
-"""The words of a report in its two languages; numbers and names come from the runs."""
+"""The words of a report in English and Indonesian; numbers and names come from the runs.
+
+Every key of ``ENGLISH`` is a key of ``INDONESIAN`` with the same placeholders. Indonesian has further keys: ``kind``
+and a name for kinds of findings, ``row`` and ``value`` likewise for the tables of settings.
+
+"""
 
 from __future__ import annotations
 
@@ -10,30 +15,44 @@ from gradlens.errors import ConfigError
 from gradlens.studies import study_words
 
 ENGLISH: dict[str, str] = {
-    "title": "What the gradients say",
-    "runs of": "{runs} of {groups}: {said}.",
-    "run": "one run",
+    "decimal mark": ".",
+    "interval": "[{low}, {high}]",
+    "range": "{low} to {high}",
+    "not finite": "not finite",
+    "part of values": "{mean} ({n} of {total})",
+    "title": "Gradient report",
+    "runs of settings": "{runs} of {groups}: {names}.",
+    "runs of many settings": "{runs} of {groups} and {models}.",
+    "one run": "one run",
     "runs": "{n} runs",
-    "net": "one setting",
-    "nets": "{n} settings",
-    "seed": "one seed",
+    "one setting": "one setting",
+    "settings": "{n} settings",
+    "one model": "one model",
+    "models": "{n} models",
+    "one seed": "one seed",
     "seeds": "{n} seeds",
-    "accuracy": "At the end, validation accuracy is {said}.",
-    "accuracy of": "{value} for {group}",
-    "difference": "Over the {n} seeds that both have, {second} ends {more} {column} than {first}: "
-    "the difference is {mean} [{low}, {high}] (mean of the pairs, 95 % interval){open}.",
-    "higher": "higher in",
-    "lower": "lower in",
-    "open": "; as 0 is inside, these seeds do not decide it",
+    "one epoch": "1 epoch",
+    "epochs": "{n} epochs",
+    "final accuracy": "At the end, validation accuracy is {values}.",
+    "accuracy range": "At the end, validation accuracy lies between {low} ({lowest}) and {high} ({highest}).",
+    "value of group": "{value} for {group}",
+    "difference": "Over the {n} common seeds, {second} ends {more} {column} than {first}: the mean difference of the "
+    "pairs is {mean} [{low}, {high}] (95 % interval){inconclusive}.",
+    "higher": "with higher",
+    "lower": "with lower",
+    "inconclusive": "; the interval contains 0, so these seeds are inconclusive",
     "overfits": "{group} overfits: training accuracy ends {gap} above validation accuracy.",
-    "faster": "After {epoch} epochs, training loss is {said}.",
-    "way": "{group}: {what}; {said} ({over}).",
-    "median": "median over the rows",
-    "median of": "median over the rows, mean of {n} seeds from {low} to {high}",
+    "early loss": "After {epochs}, training loss is {values}.",
+    "gradient of group": "{group}: {what}; {ratio} ({over}).",
+    "gradient in settings": "in {settings}, {what}",
+    "median over rows": "median over the rows",
+    "median over rows, mean over seeds": "median over the rows, mean of {n} seeds from {low} to {high}",
+    "numbered layer": "layer {name}",
     **FATES,
     **RATIOS,
-    "found": "Diagnosis: {said}.",
-    "found of": "{group} {kind} ({seeds})",
+    "diagnosis": "Diagnosis: {findings}.",
+    "finding of group": "{group} {kind} ({seeds})",
+    "kind in settings": "{kind} in {settings}",
     "all seeds": "all {n} seeds",
     "the run": "the run",
     "some seeds": "seed {seeds} of {n} seeds",
@@ -55,62 +74,76 @@ ENGLISH: dict[str, str] = {
     "differs": "Bold: where the experiments differ.",
     "setting": "setting",
     "curves": "Accuracy and loss over epochs",
-    "curves read": "Lines are means over seeds while all of them run, bands the 95 % interval of the mean, thin lines "
-    "the single seeds. Read whether the bands part, and where validation leaves training.",
+    "curves read": "Lines are means over seeds for the epochs that all seeds have, bands are the 95 % interval of the "
+    "mean, and thin lines are single seeds. Check whether the bands separate, and where validation departs from "
+    "training.",
     "heatmap": "Gradient norm, layers by steps",
-    "heatmap read": "A row per layer with the input at the top, a column per step; the colour is log10 of the gradient "
-    "norm with respect to the layer's output, on one scale for all. A gradient that vanishes darkens towards the top.",
+    "heatmap read": "Each row is a layer, with the input at the top; each column is a step. The colour is log10 of the "
+    "gradient norm with respect to the layer's output, on one scale for all heatmaps. A vanishing gradient gets darker "
+    "toward the top.",
     "profile": "Gradient norm over depth",
-    "profile read": "The median over steps for each layer, input at the left. A line that falls to the left shrinks on "
-    "its way back. Where theory of initialisation has a prediction, it stands beside the first step.",
+    "profile read": "The median over steps for each layer, input at the left. A line that falls to the left shows a "
+    "gradient that shrinks in the backward pass. Where a theory of initialisation makes a prediction, it is shown next "
+    "to the first step.",
     "group": "experiment",
     "finding": "finding",
     "evidence": "evidence",
     "next": "next step",
     "made by": "Made by",
-    "of evidence": "",
-    "in English": "",
+    "language of claims": "",
+    "language of evidence": "",
     "none": "none",
-    "runs of many": "{runs} of {groups}, of {nets} nets.",
-    "accuracy from": "At the end, validation accuracy lies between {low} ({lowest}) and {high} ({highest}).",
-    "in settings": "in {settings}, {what}",
-    "kind in": "{kind} in {settings}",
 }  # fmt: skip
 
 INDONESIAN = {
-    "title": "Apa yang dikatakan gradien",
-    "runs of": "{runs} dari {groups}: {said}.",
-    "run": "satu pelatihan",
+    "decimal mark": ",",
+    "interval": "[{low}; {high}]",
+    "range": "{low} sampai {high}",
+    "not finite": "tak hingga",
+    "part of values": "{mean} ({n} dari {total})",
+    "title": "Laporan gradien",
+    "runs of settings": "{runs} dari {groups}: {names}.",
+    "runs of many settings": "{runs} dari {groups} dan {models}.",
+    "one run": "satu pelatihan",
     "runs": "{n} pelatihan",
-    "net": "satu pengaturan",
-    "nets": "{n} pengaturan",
-    "seed": "satu seed",
+    "one setting": "satu pengaturan",
+    "settings": "{n} pengaturan",
+    "one model": "satu model",
+    "models": "{n} model",
+    "one seed": "satu seed",
     "seeds": "{n} seed",
-    "accuracy": "Pada akhir pelatihan, akurasi validasi adalah {said}.",
-    "accuracy of": "{value} untuk {group}",
-    "difference": "Pada {n} seed yang dimiliki keduanya, {second} berakhir dengan {column} {more} daripada {first}: "
-    "selisihnya {mean} [{low}, {high}] (rata-rata pasangan, interval 95 %){open}.",
+    "one epoch": "1 epoch",
+    "epochs": "{n} epoch",
+    "final accuracy": "Pada akhir pelatihan, akurasi validasi adalah {values}.",
+    "accuracy range": "Pada akhir pelatihan, akurasi validasi berada di antara {low} ({lowest}) dan {high} "
+    "({highest}).",
+    "value of group": "{value} untuk {group}",
+    "difference": "Pada {n} seed yang sama, {column} akhir {second} {more} daripada {first}: rata-rata selisih "
+    "berpasangan adalah {mean} [{low}; {high}] (interval kepercayaan 95 %){inconclusive}.",
     "higher": "lebih tinggi",
     "lower": "lebih rendah",
-    "open": "; karena 0 berada di dalam interval, seed ini belum memutuskannya",
+    "inconclusive": "; interval ini memuat 0, sehingga belum dapat ditarik kesimpulan dari seed ini",
     "overfits": "{group} mengalami overfitting: akurasi pelatihan berakhir {gap} di atas akurasi validasi.",
-    "faster": "Setelah {epoch} epoch, loss pelatihan adalah {said}.",
-    "way": "{group}: {what}; {said} ({over}).",
-    "median": "median semua baris",
-    "median of": "median semua baris, rata-rata {n} seed, dari {low} sampai {high}",
+    "early loss": "Setelah {epochs}, loss pelatihan adalah {values}.",
+    "gradient of group": "{group}: {what}; {ratio} ({over}).",
+    "gradient in settings": "pada {settings}, {what}",
+    "median over rows": "median semua baris",
+    "median over rows, mean over seeds": "median semua baris, rata-rata {n} seed, dari {low} sampai {high}",
+    "numbered layer": "lapisan {name}",
     "unknown": "perbandingan gradien lapisan pertama dengan lapisan tersembunyi terakhir tidak diketahui",
-    "ratio times": "{first} memiliki sekitar {number} kali ({power}) norma gradien {last}",
-    "ratio part": "{first} memiliki sekitar 1/{number} ({power}) dari norma gradien {last}",
-    "ratio power": "{first} memiliki {power} kali norma gradien {last}",
+    "ratio times": "norma gradien {first} sekitar {number} kali ({power}) norma gradien {last}",
+    "ratio part": "norma gradien {first} sekitar 1/{number} ({power}) dari norma gradien {last}",
+    "ratio power": "norma gradien {first} adalah {power} kali norma gradien {last}",
     "ratio zero": "norma gradien {first} tepat 0",
     "ratio inf": "norma gradien {last} tepat 0, sedangkan norma gradien {first} tidak",
-    "zero": "gradien tepat 0 di lapisan pertama",
-    "vanishes": "gradien menghilang ke arah masukan (vanishing gradient)",
-    "shrinks": "gradien mengecil ke arah masukan",
+    "zero": "gradien di lapisan pertama tepat 0",
+    "vanishes": "terjadi vanishing gradient saat backpropagation: gradien menghilang menuju lapisan masukan",
+    "shrinks": "gradien mengecil saat backpropagation menuju lapisan masukan",
     "similar": "gradien di lapisan pertama kira-kira sebesar di lapisan tersembunyi terakhir",
-    "grows": "gradien tidak menghilang: gradien membesar ke arah masukan",
-    "found": "Diagnosis: {said}.",
-    "found of": "{group} {kind} ({seeds})",
+    "grows": "tidak terjadi vanishing gradient: gradien membesar saat backpropagation menuju lapisan masukan",
+    "diagnosis": "Diagnosis: {findings}.",
+    "finding of group": "{group} {kind} ({seeds})",
+    "kind in settings": "{kind} pada {settings}",
     "all seeds": "semua {n} seed",
     "the run": "satu pelatihan",
     "some seeds": "seed {seeds} dari {n} seed",
@@ -122,42 +155,41 @@ INDONESIAN = {
     "Hyper-parameters": "Konfigurasi Hyperparameter",
     "Findings": "Temuan",
     "Environment": "Lingkungan",
-    "last epoch": "Epoch terakhir setiap pelatihan: rata-rata ± simpangan baku antar-seed, dengan interval 95 % "
-    "dari rata-rata (Student).",
+    "last epoch": "Epoch terakhir setiap pelatihan: rata-rata ± simpangan baku antar-seed, dengan interval "
+    "kepercayaan 95 % dari rata-rata (Student).",
     "quantity": "besaran",
     "training accuracy": "akurasi pelatihan",
     "validation accuracy": "akurasi validasi",
     "training loss": "loss pelatihan",
     "validation loss": "loss validasi",
-    "differs": "Huruf tebal: di mana eksperimen berbeda.",
+    "differs": "Huruf tebal: nilai yang berbeda antar-eksperimen.",
     "setting": "pengaturan",
     "curves": "Akurasi dan loss per epoch",
-    "curves read": "Garis adalah rata-rata seed selama semuanya berjalan, pita adalah interval 95 % dari rata-rata, "
-    "garis tipis adalah tiap seed. Perhatikan apakah pita berpisah, dan di mana validasi meninggalkan pelatihan.",
-    "heatmap": "Norma gradien, lapisan terhadap langkah",
-    "heatmap read": "Satu baris per lapisan dengan masukan di atas, satu kolom per langkah; warna adalah log10 norma "
-    "gradien terhadap keluaran lapisan, pada satu skala untuk semua. Gradien yang menghilang menjadi gelap ke atas.",
+    "curves read": "Garis adalah rata-rata semua seed pada epoch yang dimiliki setiap seed, pita adalah interval "
+    "kepercayaan 95 % dari rata-rata, garis tipis adalah tiap seed. Perhatikan apakah pita terpisah, dan di mana "
+    "kurva validasi menjauh dari kurva pelatihan.",
+    "heatmap": "Norma gradien per lapisan dan iterasi",
+    "heatmap read": "Setiap baris adalah satu lapisan dengan masukan di atas, setiap kolom adalah satu iterasi. Warna "
+    "adalah log10 norma gradien terhadap keluaran lapisan, pada satu skala untuk semua heatmap. Vanishing gradient "
+    "tampak sebagai warna yang makin gelap ke atas.",
     "profile": "Norma gradien terhadap kedalaman",
-    "profile read": "Median semua langkah untuk setiap lapisan, masukan di kiri. Garis yang turun ke kiri mengecil "
-    "dalam perjalanan balik. Di sampingnya langkah pertama dibandingkan dengan teori inisialisasi, jika ada.",
+    "profile read": "Median semua iterasi untuk setiap lapisan, masukan di kiri. Garis yang turun ke kiri menunjukkan "
+    "gradien yang mengecil saat backpropagation. Jika teori inisialisasi memberikan prediksi, prediksi itu "
+    "ditampilkan di samping iterasi pertama.",
     "group": "eksperimen",
     "finding": "temuan",
     "evidence": "bukti",
     "next": "langkah berikutnya",
     "made by": "Dibuat dengan",
-    "in English": " (dalam bahasa Inggris)",
-    "of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
+    "language of claims": " (penjelasan, alasan dan catatan dalam bahasa Inggris)",
+    "language of evidence": " (bukti dan langkah berikutnya dalam bahasa Inggris)",
     "none": "tidak ada",
-    "runs of many": "{runs} dari {groups}, dari {nets} jaringan.",
-    "accuracy from": "Pada akhir pelatihan, akurasi validasi berada di antara {low} ({lowest}) dan {high} ({highest}).",
-    "in settings": "pada {settings}, {what}",
-    "kind in": "{kind} pada {settings}",
 }  # fmt: skip
 
 KINDS_INDONESIAN = {
     **{kind.name: kind.indonesian for kind in REGISTRY},
     "healthy": "sehat (healthy)",
-    "undecided": "belum dapat diputuskan (undecided)",
+    "undecided": "belum dapat disimpulkan (undecided)",
 }
 SETTINGS_INDONESIAN = {
     "data": "data",
@@ -166,20 +198,27 @@ SETTINGS_INDONESIAN = {
     "val_fraction": "porsi validasi",
     "augment": "augmentasi",
     "recipe": "resep",
-    "epochs": "epoch paling banyak",
-    "patience": "kesabaran (early stopping)",
+    "epochs": "jumlah epoch maksimum",
+    "patience": "patience (early stopping)",
     "batch_size": "ukuran batch",
-    "lr": "laju pembelajaran (lr)",
-    "schedule": "jadwal lr",
+    "lr": "laju pembelajaran (learning rate)",
+    "schedule": "jadwal laju pembelajaran",
+    "weight_decay": "weight decay",
+    "label_smoothing": "label smoothing",
     "init": "inisialisasi",
     "amp": "presisi campuran (amp)",
     "device": "perangkat",
-    "every": "rekam setiap",
+    "workers": "proses pemuat data (workers)",
+    "every": "rekam setiap (iterasi)",
     "metrics": "metrik tambahan",
+    "on_nonfinite": "jika loss tak hingga (on_nonfinite)",
+    "on_record_error": "jika perekaman gagal (on_record_error)",
+    "skip_broken": "lewati gambar rusak (skip_broken)",
     "epochs trained": "epoch yang dilatih",
-    "optimizer steps recorded": "langkah optimizer yang direkam",
+    "optimizer steps recorded": "iterasi yang direkam",
     "layers recorded": "lapisan yang direkam",
     "parameters in them": "parameter di dalamnya",
+    "seeds": "seed",
     "data: classes": "data: kelas",
     "data: training images": "data: gambar latih",
     "data: validation images": "data: gambar validasi",
@@ -191,20 +230,34 @@ SETTINGS_INDONESIAN = {
     "recorded on": "direkam pada",
     "files": "berkas",
 }
+VALUES_INDONESIAN = {
+    "yes": "ya",
+    "no": "tidak",
+    "none": "tidak ada",
+    "complete": "selesai",
+    "running": "sedang berjalan",
+    "interrupted": "terhenti",
+    "failed": "gagal",
+}
+"""Values in the tables of settings and environment that are words; all others are names and numbers."""
 
 LANGUAGES: Mapping[str, Mapping[str, str]] = {
     "en": ENGLISH,
     "id": INDONESIAN
-    | {f"kind {kind}": said for kind, said in KINDS_INDONESIAN.items()}
-    | {f"row {name}": said for name, said in SETTINGS_INDONESIAN.items()},
+    | {f"kind {kind}": name for kind, name in KINDS_INDONESIAN.items()}
+    | {f"row {english}": name for english, name in SETTINGS_INDONESIAN.items()}
+    | {f"value {english}": name for english, name in VALUES_INDONESIAN.items()},
 }
 
 
 def words_of(language: str) -> Mapping[str, str]:
-    """Return the words of a language, with those by which the study is spoken of.
+    """Return the words of a language, including those for the study.
+
+    Args:
+        language: "en" or "id".
 
     Raises:
-        ConfigError: It is not known.
+        ConfigError: The language is unknown.
     """
     if language not in LANGUAGES:
         raise ConfigError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")

@@ -30,22 +30,22 @@ COPIES = 0.01
 
 
 def judge_claims(runs: Sequence[Run]) -> Judgement:
-    """Judge each claim of the original study by runs of plain and residual nets.
+    """Judge each claim of the original study by runs of plain and residual networks.
 
     Runs that were trained alike are compared with each other, and with no others: those with batch norm apart from
     those without, and each way to train (image size, split, initialisation, ...) on its own. Claims A to D and F are
-    judged at the deepest net that both families have, E over all depths.
+    judged at the deepest network that both families have, E over all depths.
 
     Args:
         runs: Any runs, in any order; also of the controls, and of halves of the shortcut.
 
     Raises:
-        ConfigError: None of them is of a plain or a residual net.
+        ConfigError: None of them is of a plain or a residual network.
     """
     arms = sort_runs(runs)
     if not arms.settings:
         raise ConfigError(
-            f"none of the {len(runs)} runs is a complete one of a plain or residual net, such as plain34 and resnet34"
+            f"none of the {len(runs)} runs is a complete one of a plain or residual network, such as plain34 and resnet34"
             f"{_instead(arms)}",
             tip="gradlens run report trains what is needed",
         )
@@ -69,7 +69,7 @@ def _instead(arms: Arms) -> str:
         "interrupted or failed": arms.broken,
         "controls": [*arms.positive, *arms.negative],
         "halves of a shortcut alone": arms.lone,
-        "other nets": arms.others,
+        "other networks": arms.others,
     }
     found = ", ".join(f"{len(runs)} {name}" for name, runs in counts.items() if runs)
     return f" (they are: {found})" if found else ""
@@ -156,9 +156,9 @@ def _notes(arms: Arms, controls: Sequence[Control], halves: bool) -> list[str]:
     for runs, why in (
         (arms.unfinished, "not ended yet"),
         (arms.broken, "interrupted or failed before its end"),
-        (arms.lone, "halves of a shortcut without the nets to compare them with"),
+        (arms.lone, "halves of a shortcut without the networks to compare them with"),
         (arms.repeats, "a repeated seed of the same model and settings"),
-        (arms.others, "no plain or residual net with a seed"),
+        (arms.others, "no plain or residual network with a seed"),
     ):
         if runs:
             names = ", ".join(run.name for run in runs[:3]) + (" ..." if len(runs) > 3 else "")

@@ -37,17 +37,17 @@ from gradlens.study.run_groups import Seeds, Setting
 
 
 def judge_vanishing(setting: Setting) -> Verdict:
-    """Judge claim A by the plain net; the residual net stands beside it."""
+    """Judge claim A by the plain network; the residual network stands beside it."""
     plain, resnet = setting.plain.get(setting.depth, {}), setting.resnet.get(setting.depth, {})
     if not plain:
-        return untested(setting, "there is no run of a plain net")
-    main, beside = (decades_of(seeds, name) for seeds, name in ((plain, "plain net,"), (resnet, "residual net,")))
+        return untested(setting, "there is no run of a plain network")
+    main, beside = (decades_of(seeds, name) for seeds, name in ((plain, "plain network,"), (resnet, "residual network,")))
     if not main.n:
         return untested(
-            setting, "the gradient of the plain net's first and last hidden layer is not known in most rows"
+            setting, "the gradient of the plain network's first and last hidden layer is not known in most rows"
         )
     evidence = [main, *([beside] if beside.n else [])]
-    said = f"first / last hidden layer {say(main)} in the plain net"
+    said = f"first / last hidden layer {say(main)} in the plain network"
     if beside.n:
         said += f", {say(beside)} in the residual one"
     if beyond(main, below=VANISHES):
@@ -64,7 +64,7 @@ def judge_path(setting: Setting) -> Verdict:
     """Judge claim B by what came through the shortcuts."""
     resnet = setting.resnet.get(setting.depth, {})
     if not resnet:
-        return untested(setting, "there is no run of a residual net")
+        return untested(setting, "there is no run of a residual network")
     main = interval_evidence("share that came through the shortcut", mean_of(over_seeds(resnet, shortcut_share)), SHARE)
     if not main.n:
         return untested(setting, "the path split (shortcut_grad_norm) was not recorded")
@@ -125,7 +125,7 @@ def judge_speed(setting: Setting) -> Verdict:
 
 
 def _sooner(plain: Seeds, resnet: Seeds, level: float, common: int) -> Evidence:
-    """Return by how many epochs the residual net reaches a level sooner, within the epochs that all runs have."""
+    """Return by how many epochs the residual network reaches a level sooner, within the epochs that all runs have."""
 
     def restricted(run: Run) -> float:
         return min(epochs_to(run, level), common)

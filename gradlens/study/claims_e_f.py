@@ -44,22 +44,22 @@ from gradlens.study.run_groups import Seeds, Setting
 
 
 def judge_depth(setting: Setting) -> Verdict:
-    """Judge claim E by slopes over depth; at one depth, say how far the nets are from learning all, and the gap."""
+    """Judge claim E by slopes over depth; at one depth, say how far the networks are from learning all, and the gap."""
     beside = [*_at_depth(setting)]
     depths, plain_seeds, resnet_seeds = common_depths(setting)
     if len(depths) < 2:
         said = "; ".join(f"{one.name} {say(one)}" for one in beside if one.unit == LEVEL and one.n)
-        needs = "both nets at two depths in common, with two seeds or more at each, would decide it"
+        needs = "both networks at two depths in common, with two seeds or more at each, would decide it"
         return untested(setting, f"{needs}. At {setting.depth} layers: {said}", beside)
     numbers = [
-        (f"{name} net, {what} over depth", _slope(arm, depths, seeds, measure))
+        (f"{name} network, {what} over depth", _slope(arm, depths, seeds, measure))
         for name, arm, seeds in (("plain", setting.plain, plain_seeds), ("residual", setting.resnet, resnet_seeds))
         for what, measure in (("final training accuracy", _fit), ("generalisation gap", gap))
     ]
     evidence = [interval_evidence(name, interval, PER_TEN) for name, interval in numbers]
     plain_fit, plain_gap, resnet_fit, resnet_gap = evidence
     said = (
-        f"per ten layers final training accuracy {say(plain_fit)} in the plain net and {say(resnet_fit)} in the "
+        f"per ten layers final training accuracy {say(plain_fit)} in the plain network and {say(resnet_fit)} in the "
         f"residual one, generalisation gap {say(plain_gap)} and {say(resnet_gap)}"
     )
     worsens = beyond(plain_fit, below=0) or beyond(plain_gap, above=0)
@@ -69,13 +69,13 @@ def judge_depth(setting: Setting) -> Verdict:
     verdict: Outcome = "undecided"
     why = "an interval holds both sides of a line"
     if worsens and not steady and healthy:
-        verdict, why = "supported", "only the plain net gets worse with depth"
+        verdict, why = "supported", "only the plain network gets worse with depth"
     elif worsens and not steady and ails:
         verdict, why = "mixed", "both get worse with depth"
     elif steady and (healthy or ails):
-        verdict, why = "not supported", "the plain net does not get worse with depth"
+        verdict, why = "not supported", "the plain network does not get worse with depth"
     elif worsens and not steady:
-        why = "the plain net gets worse with depth; whether the residual net stays healthy is not known well enough"
+        why = "the plain network gets worse with depth; whether the residual network stays healthy is not known well enough"
     found = verdict_of(setting, verdict, f"{why}: {said}", [*evidence, *beside])
     return replace(found, setting=setting.name(f"{depths[0]} to {depths[-1]}"))
 
@@ -110,20 +110,20 @@ def _at_depth(setting: Setting) -> Iterable[Evidence]:
     for name, arm in (("plain", setting.plain), ("residual", setting.resnet)):
         seeds = arm.get(setting.depth, {})
         if seeds:
-            yield interval_evidence(f"{name} net, final training accuracy", mean_of(over_seeds(seeds, _fit)), LEVEL)
-            yield interval_evidence(f"{name} net, generalisation gap", mean_of(over_seeds(seeds, gap)), LEVEL)
+            yield interval_evidence(f"{name} network, final training accuracy", mean_of(over_seeds(seeds, _fit)), LEVEL)
+            yield interval_evidence(f"{name} network, generalisation gap", mean_of(over_seeds(seeds, gap)), LEVEL)
             yield interval_evidence(
-                f"{name} net, training loss at the end", mean_of(over_seeds(seeds, end_loss)), LEVEL
+                f"{name} network, training loss at the end", mean_of(over_seeds(seeds, end_loss)), LEVEL
             )
             falls = mean_of(over_seeds(seeds, still_falls))
-            yield interval_evidence(f"{name} net, fall of the training loss per epoch at the end", falls, LOSS)
+            yield interval_evidence(f"{name} network, fall of the training loss per epoch at the end", falls, LOSS)
 
 
 # --- F: the cause ---------------------------------------------------------------------------------------------
 
 
 def _tested_depth(setting: Setting) -> int:
-    """Return the deepest net of which both halves of the shortcut were trained; else that of the other claims."""
+    """Return the deepest network of which both halves of the shortcut were trained; else that of the other claims."""
     arms = (setting.plain, setting.resnet, *setting.halves.values())
     return max(set.intersection(*(set(arm) for arm in arms)), default=setting.depth)
 
@@ -157,10 +157,10 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
     evidence = [closed(half, measure, what) for what, measure in measures for half in ("gradient", "value")]
     used = {name: {seed: arm[seed] for seed in seeds} for name, arm in arms.items()}
     evidence += [decades_of(used[half], f"{half} alone:") for half in ("gradient", "value")]
-    evidence.append(decades_of(used["plain"], "plain net,"))
+    evidence.append(decades_of(used["plain"], "plain network,"))
     apart = paired(over_seeds(used["plain"], measures[0][1]), over_seeds(used["resnet"], measures[0][1]))
     if not apart.low > 0:
-        return untested(setting, "there is no gap to close: the residual net is not shown to learn faster", evidence)
+        return untested(setting, "there is no gap to close: the residual network is not shown to learn faster", evidence)
     return verdict_of(setting, *_say_cause(evidence), evidence)
 
 

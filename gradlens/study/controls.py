@@ -34,7 +34,7 @@ class Control:
 
 
 POSITIVE = "a sigmoid stack without batch norm: the gradient must vanish"
-NEGATIVE = f"a plain net of at most {SHALLOW} layers, from He initialisation: the gradient must not vanish"
+NEGATIVE = f"a plain network of at most {SHALLOW} layers, from He initialisation: the gradient must not vanish"
 
 
 def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Control, Control]:

@@ -38,12 +38,12 @@ LOSS_MARGIN = 0.05
 DEPTH_MARGIN = 0.01
 """Accuracy per ten layers: 0.09 between 20 and 110 layers."""
 HALF = 0.5
-"""Share of the gap between plain and residual net that a half of the shortcut must close to be called its cause."""
+"""Share of the gap between plain and residual network that a half of the shortcut must close to be called its cause."""
 TARGETS = (0.25, 0.5, 0.75)
 """How far from chance to 1 a training accuracy must come, for the epochs until then."""
 SHALLOW = 8
-"""Plain nets up to this depth, from He initialisation, are negative controls. PyTorch's default without batch norm
-brings first / last to 10^-2.5 at 8 layers and to 10^-5 at 14 (measured at initialisation, 32 px): such a net may well
+"""Plain networks up to this depth, from He initialisation, are negative controls. PyTorch's default without batch norm
+brings first / last to 10^-2.5 at 8 layers and to 10^-5 at 14 (measured at initialisation, 32 px): such a network may well
 vanish."""
 
 
@@ -70,7 +70,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "A",
         "Without shortcuts the gradient weakens on its way back until it almost vanishes.",
-        "In the plain net the gradient's norm at the first layer's output is below 10^-3 of that at the last hidden "
+        "In the plain network the gradient's norm at the first layer's output is below 10^-3 of that at the last hidden "
         "one's (median over the rows of a run; interval over seeds).",
         "It is above 10^-1 of it: it weakens by less than a factor of ten, or grows.",
         "10^-3: AutoTrainer (Zhang et al. 2021, ICSE). Ratios are cut at 10^±7.2, float32's resolution.",
@@ -85,8 +85,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "C",
-        "The residual net converges faster.",
-        "The area under the training accuracy over the epochs that all runs have is larger than the plain net's (pairs "
+        "The residual network converges faster.",
+        "The area under the training accuracy over the epochs that all runs have is larger than the plain network's (pairs "
         "of equal seed), and no level of accuracy is reached later.",
         "An advantage of 0.02 in mean accuracy is excluded.",
         "Epochs to reach a level are cut at the epochs that all runs have, so that a run that never reaches it counts "
@@ -94,7 +94,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "D",
-        "The residual net ends with better accuracy and loss.",
+        "The residual network ends with better accuracy and loss.",
         "In the last epoch validation accuracy and loss are both better (pairs of equal seed), and training accuracy "
         "and loss are not worse.",
         "Neither is better in training or validation, and gains of 0.02 in accuracy and 0.05 in loss are excluded, or "
@@ -103,24 +103,24 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "E",
-        "A plain net stagnates or overfits as it gets deeper; a residual net stays healthy.",
-        "Over depth the plain net's final training accuracy falls, or its gap between training and validation grows, "
-        "and the residual net's does neither by 0.01 per ten layers.",
-        "The plain net's neither falls nor grows by as much.",
+        "A plain network stagnates or overfits as it gets deeper; a residual network stays healthy.",
+        "Over depth the plain network's final training accuracy falls, or its gap between training and validation grows, "
+        "and the residual network's does neither by 0.01 per ten layers.",
+        "The plain network's neither falls nor grows by as much.",
         "A slope over depth, seed by seed; 0.01 per ten layers is 0.09 between 20 and 110. One part shown and the "
         "other refuted is mixed. The plateau of the training loss stands beside it and decides nothing: a learning "
         "rate that is brought down flattens any curve.",
     ),
     Claim(
         "F",
-        "The plain net fails because its gradient vanishes; the shortcut cures it by the gradient's way back.",
-        "In the plain net the gradient vanishes as A has it, a shortcut that passes the gradient alone closes more "
-        "than half of the gap between plain and residual net, and one that passes the value alone less than half.",
+        "The plain network fails because its gradient vanishes; the shortcut cures it by the gradient's way back.",
+        "In the plain network the gradient vanishes as A has it, a shortcut that passes the gradient alone closes more "
+        "than half of the gap between plain and residual network, and one that passes the value alone less than half.",
         "The one that passes the gradient alone closes less than half.",
         "Gap in the area under the training accuracy; interval of the ratio by Fieller 1954 (J. R. Stat. Soc. B 16). "
         "Mixed where both halves close most of it, or the gradient alone does and nothing had vanished. No test where "
         "there is no gap, or where the gradient vanishes all the same (10^-3) with its way alone. What such a shortcut "
-        "passes back is not the gradient of the loss that the net has.",
+        "passes back is not the gradient of the loss that the network has.",
     ),
 )
 

@@ -175,7 +175,7 @@ def pair_at(setting: Setting, depth: int) -> tuple[Seeds, Seeds, str]:
     seeds = sorted(plain.keys() & resnet.keys())
     missing = ""
     if not plain or not resnet:
-        missing = f"there is no run of a {'residual' if plain else 'plain'} net trained alike"
+        missing = f"there is no run of a {'residual' if plain else 'plain'} network trained alike"
     elif len(seeds) < 2:
         missing = f"{len(seeds) or 'no'} seed{'s' * (len(seeds) != 1)} in common: an interval needs two"
     return {seed: plain[seed] for seed in seeds}, {seed: resnet[seed] for seed in seeds}, missing

@@ -1,6 +1,6 @@
 """Three or four sentences that tie the verdicts together, made from their numbers.
 
-What is concluded is concluded within one setting: a gradient that vanishes at one image size says nothing of a net that
+What is concluded is concluded within one setting: a gradient that vanishes at one image size says nothing of a network that
 learns at another.
 """
 
@@ -45,7 +45,7 @@ def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
         if not verdict.tested:
             continue
         if verdict.verdict == "mixed" and verdict.spread:
-            parts.append(f"{condition} it depends on the setting whether the plain net's gradient vanishes")
+            parts.append(f"{condition} it depends on the setting whether the plain network's gradient vanishes")
             continue
         ratio = f"norm at the first layer over the last hidden one: {say(verdict.evidence[0])}{_at(verdict, several)}"
         does = {
@@ -53,7 +53,7 @@ def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
             "not supported": "does not vanish",
             "mixed": "weakens, without vanishing",
         }.get(verdict.verdict, "is not shown to vanish, nor not to")
-        parts.append(f"{condition} the plain net's gradient {does} ({ratio})")
+        parts.append(f"{condition} the plain network's gradient {does} ({ratio})")
     return _sentence(", and ".join(parts))
 
 
@@ -73,7 +73,7 @@ def _training(overall: Overall, several: bool) -> str:
         if end is not None and end.tested and end.counts:
             said.append(f"{_ends(end)}{_partly(end)} ({_numbers(end)}{_at(end, several)})")
         if said:
-            parts.append(f"{condition} the residual net {' and '.join(said)}")
+            parts.append(f"{condition} the residual network {' and '.join(said)}")
     return _sentence("; ".join(parts))
 
 
@@ -104,7 +104,7 @@ def _cause(overall: Overall, several: bool) -> str:
             grad, value = verdict.evidence[:2]
             return _sentence(
                 f"{condition}, a shortcut that passes back the gradient alone closes {_percent(grad)} of the gap in "
-                f"training between the two nets, one that passes on the value alone {_percent(value)}"
+                f"training between the two networks, one that passes on the value alone {_percent(value)}"
                 f"{_at(verdict, several)}"
             )
     parts = [
@@ -150,13 +150,13 @@ def _reason(one: ByClaim) -> str:
     if cause is None or not cause.tested:
         return f"the original study's reason fits what is seen, but was not put to the test{_but(cause)}"
     return {
-        "supported": "the original study's reason holds: a way back for the gradient cures the net",
-        "not supported": "the gradient vanishes, but giving it a way back does not cure the net",
+        "supported": "the original study's reason holds: a way back for the gradient cures the network",
+        "not supported": "the gradient vanishes, but giving it a way back does not cure the network",
     }.get(cause.verdict, "the original study's reason fits what is seen, but its test is undecided") + _but(cause)
 
 
 def _but(cause: Verdict | None) -> str:
-    """Say where a net learns although its gradient vanishes: that of a shortcut that passes on the value alone."""
+    """Say where a network learns although its gradient vanishes: that of a shortcut that passes on the value alone."""
     if cause is None or len(cause.evidence) < 6:
         return ""
     share, decades = cause.evidence[1], cause.evidence[5]

@@ -10,9 +10,9 @@ from gradlens.study.evidence import JudgedClaim, Verdict, beyond
 from gradlens.study.run_groups import CONDITIONS, WITH, WITHOUT
 
 BOTH_NETS = {WITH: "report", WITHOUT: "norm"}
-"""The experiment that trains the plain and the residual net alike, from several seeds."""
+"""The experiment that trains the plain and the residual network alike, from several seeds."""
 COMMAND = "gradlens run "
-SEEDS = "more seeds of both nets, to narrow the intervals (--seeds 0-9)"
+SEEDS = "more seeds of both networks, to narrow the intervals (--seeds 0-9)"
 
 
 def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], notes: Sequence[str]) -> list[str]:
@@ -30,7 +30,7 @@ def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], not
             "measures known laws with the same recorder"
         ]
     said = [note for note in notes if names_experiment(note)]
-    said += [f"{COMMAND}{BOTH_NETS[one]} trains both nets {one}"
+    said += [f"{COMMAND}{BOTH_NETS[one]} trains both networks {one}"
              for one in CONDITIONS if one not in trained_conditions(claims)]  # fmt: skip
     wanted: dict[str, dict[str, list[str]]] = {}
     for judged in claims:
@@ -42,7 +42,7 @@ def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], not
 
 
 def trained_conditions(claims: Sequence[JudgedClaim]) -> list[str]:
-    """Return the conditions under which nets were trained."""
+    """Return the conditions under which networks were trained."""
     return [one for one in CONDITIONS if any(one in judged.overall for judged in claims)]
 
 
@@ -69,10 +69,10 @@ def _need(key: str, condition: str, verdict: Verdict) -> str:
     if verdict.tested:
         return SEEDS
     if key == "E" and condition == WITH:
-        return f"{COMMAND}depth trains both nets at five depths"
+        return f"{COMMAND}depth trains both networks at five depths"
     if key == "E":
-        return "both nets at a second depth, trained alike, from two seeds or more"
-    return f"{COMMAND}{BOTH_NETS[condition]} trains both nets alike, from several seeds"
+        return "both networks at a second depth, trained alike, from two seeds or more"
+    return f"{COMMAND}{BOTH_NETS[condition]} trains both networks alike, from several seeds"
 
 
 def _need_of_cause(verdict: Verdict) -> str:

@@ -16,7 +16,7 @@ from gradlens.study.words import WORDS
 
 
 class OriginalStudy:
-    """A report by students on plain and residual nets, which started this project."""
+    """A report by students on plain and residual networks, which started this project."""
 
     @property
     def references(self) -> Sequence[Reference]:
@@ -34,7 +34,7 @@ class OriginalStudy:
         return find_experiments()
 
     def pairs(self, runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-        """Return, for each depth and way to train, a run of the plain net and one of the residual net."""
+        """Return, for each depth and way to train, a run of the plain network and one of the residual network."""
         return [
             (next(iter(setting.plain[depth].values())), next(iter(setting.resnet[depth].values())))
             for setting in sort_runs(runs).settings

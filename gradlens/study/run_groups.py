@@ -1,4 +1,4 @@
-"""Which runs are compared with which: plain and residual nets that differ in nothing else, and the controls."""
+"""Which runs are compared with which: plain and residual networks that differ in nothing else, and the controls."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Arms:
         unfinished: Runs that have not ended.
         broken: Runs that were interrupted, or failed for another reason than that they diverged.
         repeats: Runs that repeat a seed of the same model and settings.
-        lone: Runs of halves of a shortcut, trained like neither plain nor residual net.
+        lone: Runs of halves of a shortcut, trained like neither plain nor residual network.
     """
 
     settings: list[Setting] = field(default_factory=list)
@@ -149,7 +149,7 @@ def _place(run: Run, spec: ModelSpec | None, arms: Arms, found: dict[tuple[str, 
 
 
 def _share_plain(settings: list[Setting]) -> None:
-    """Put plain nets beside the residual nets that were trained alike, whichever shortcut these have."""
+    """Put plain networks beside the residual networks that were trained alike, whichever shortcut these have."""
     for setting in settings:
         if "shortcut" not in setting.settings:
             continue

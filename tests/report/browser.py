@@ -40,7 +40,7 @@ class Browser:
         to_read, self._write = _pipe()
         self._read, to_write = _pipe()
         self._buffer, self._number = b"", 0
-        self.told: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         redirected = ["bash", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$@"', "bash", *command]
         self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Browser:
         os.close(self._write)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the browser and return its result; what it says meanwhile is kept in ``told``."""
+        """Call a method of the browser and return its result; events that arrive meanwhile are kept in ``messages``."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -76,7 +76,7 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer["error"]
                 return dict(answer["result"])
-            self.told.append(answer)
+            self.messages.append(answer)
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -150,7 +150,7 @@ class Browser:
     def complaints(self) -> list[str]:
         """What went wrong in the page: errors, violations of its policy, dialogs, and requests for anything else."""
         found = []
-        for event in self.told:
+        for event in self.messages:
             method, facts = event.get("method"), event.get("params", {})
             url = facts.get("request", {}).get("url", "")
             if method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Runtime.consoleAPICalled"):

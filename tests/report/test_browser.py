@@ -45,7 +45,7 @@ def colours_in(path: Path, box: tuple[float, float, float, float]) -> int:
 @pytest.mark.parametrize("width", [1400, 420])
 def test_the_texts_of_a_hostile_run_stay_texts(browser: Browser, width: int, dark: bool, tmp_path: Path) -> None:
     page = write(tmp_path, *(write_hostile(tmp_path / f"h-s{seed}.h5", seed) for seed in (0, 1)))
-    browser.told.clear()
+    browser.messages.clear()
     browser.open(page, width=width, dark=dark)
     assert ATTACK in browser.ask("document.body.innerText")
     assert browser.ask("document.scripts.length") == 3
@@ -61,7 +61,7 @@ def test_the_texts_of_a_hostile_run_stay_texts(browser: Browser, width: int, dar
 
 
 def test_a_page_opens_and_paints_its_heatmaps_at_once(browser: Browser, make_run, tmp_path: Path) -> None:
-    browser.told.clear()
+    browser.messages.clear()
     browser.open(write(tmp_path, SAMPLE, *pair(make_run)))
     assert int(browser.ask("document.documentElement.dataset.ready")) < 5000  # a slow machine; about 700 on an idle one
     for name in ("left", "right"):
@@ -82,9 +82,9 @@ def test_pointing_tells_layer_step_and_value(browser: Browser, make_run, tmp_pat
     row = int(step.split(",")[0].removeprefix("step "))
     column = [one.name for one in run.layers].index(layer)
     assert float(value) == pytest.approx(run.metric("activation_grad_norm")[row, column], rel=0.01)
-    told = browser.ask("document.getElementById('readout').innerText").split("\n")
-    assert told[0] == f"plain8, seed 0: {layer}, {step}: {value}"
-    assert told[1].startswith(f"resnet8, seed 0: {layer}, {step}: ")
+    readout = browser.ask("document.getElementById('readout').innerText").split("\n")
+    assert readout[0] == f"plain8, seed 0: {layer}, {step}: {value}"
+    assert readout[1].startswith(f"resnet8, seed 0: {layer}, {step}: ")
 
 
 def test_dragging_chooses_steps_and_escape_shows_all(browser: Browser, make_run, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_arrow_keys_move_the_cursor(browser: Browser, make_run, tmp_path: Path) 
 
 
 def test_metric_and_runs_can_be_changed(browser: Browser, make_run, tmp_path: Path) -> None:
-    browser.told.clear()
+    browser.messages.clear()
     browser.open(write(tmp_path, *pair(make_run)))
     choose = (
         "(() => {{ const it = document.getElementById('{}'); it.value = '{}';"

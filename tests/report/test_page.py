@@ -1,4 +1,4 @@
-"""The page: nothing in it but what it says, nothing that a run's texts could start, no network, and all its parts."""
+"""Test the HTML page: its sections, escaped texts of runs, and no access to a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradlens.report import collect
 from gradlens.report.html import ECHARTS, fill, library_code, make_page
 from gradlens.report.html_data import payload, safe_json
 from gradlens.report.html_sections import claims_table
-from gradlens.report.sentences import analysis, opening, twins
+from gradlens.report.sentences import analysis, compared_groups, opening
 from gradlens.report.translations import ENGLISH
 from gradlens.study import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from tests.conftest import SAMPLE
@@ -100,7 +100,7 @@ def test_nothing_is_fetched(make_run) -> None:
     assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(|url\(", reader.scripts[2])
 
 
-def test_the_parts_stand_in_their_order(make_run) -> None:
+def test_the_sections_are_in_order(make_run) -> None:
     runs = [
         make_run(f"{model}-s{seed}", model=model, seed=seed, config={"lr": lr, "optimizer": "adam"})
         for model, lr in (("plain34", 0.1), ("resnet34", 0.2))
@@ -122,7 +122,7 @@ def test_the_parts_stand_in_their_order(make_run) -> None:
     assert set(data["metrics"]) == {"activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio"}
 
 
-def test_claims_stand_first_where_a_plain_and_a_residual_net_were_trained_alike(make_run) -> None:
+def test_claims_come_first_where_a_plain_and_a_residual_net_were_trained_alike(make_run) -> None:
     runs = [make_run(f"{m}-s{seed}", model=m, seed=seed) for m in ("plain34", "resnet34") for seed in (0, 1)]
     reader = Reader(page_of(*runs))
     assert next(a["id"] for tag, a in reader.elements if tag == "h2") == "claims"
@@ -167,10 +167,10 @@ def test_paths_are_those_that_the_user_gave(make_run, tmp_path: Path) -> None:
 
 
 def test_the_library_is_as_published_and_its_licence_travels_with_it() -> None:
-    told = (VENDOR / "README.md").read_text()
+    readme = (VENDOR / "README.md").read_text()
     code = gzip.decompress((VENDOR / "echarts.min.js.gz").read_bytes())
-    assert hashlib.sha256(code).hexdigest() in told
-    assert f"Apache ECharts {ECHARTS}," in told
+    assert hashlib.sha256(code).hexdigest() in readme
+    assert f"Apache ECharts {ECHARTS}," in readme
     assert f'version="{ECHARTS}"'.encode() in code
     assert "Apache License" in (VENDOR / "LICENSE").read_text()[:200]
     assert "Apache ECharts" in (VENDOR / "NOTICE").read_text()
@@ -189,7 +189,7 @@ def test_json_in_a_page_holds_no_markup(text: str) -> None:
     assert json.loads(encoded) == {text: text}
 
 
-def test_plain_and_residual_twins_are_compared_whatever_stands_between(make_run) -> None:
+def test_plain_and_residual_groups_of_equal_depth_are_compared(make_run) -> None:
     runs = [
         read_run(make_run(f"{model}{depth}-s{seed}", model=f"{model}{depth}", seed=seed, accuracy=accuracy))
         for model, accuracy in (("plain", 0.5), ("resnet", 0.75))
@@ -197,17 +197,19 @@ def test_plain_and_residual_twins_are_compared_whatever_stands_between(make_run)
         for seed in (0, 1)
     ]
     facts = collect(runs, command="gradlens report")
-    assert [(a.model, b.model) for a, b in twins(facts)] == [(f"plain{d}", f"resnet{d}") for d in (20, 32, 44)]
-    assert sum("+0.250 [+0.250, +0.250]" in said for said in analysis(facts, ENGLISH)) == 3
-    assert opening(facts, ENGLISH)[0] == "12 runs of 6 settings, of 6 nets."
+    assert [(a.model, b.model) for a, b in compared_groups(facts)] == [
+        (f"plain{d}", f"resnet{d}") for d in (20, 32, 44)
+    ]
+    assert sum("+0.250 [+0.250, +0.250]" in sentence for sentence in analysis(facts, ENGLISH)) == 3
+    assert opening(facts, ENGLISH)[0] == "12 runs of 6 settings and 6 models."
     assert "between 0.400 (plain20) and 0.600 (resnet44)" in opening(facts, ENGLISH)[1]
     others = collect([read_run(make_run(name, model=name)) for name in ("a", "b")], command="gradlens report")
-    assert [(a.model, b.model) for a, b in twins(others)] == [("a", "b")]
+    assert [(a.model, b.model) for a, b in compared_groups(others)] == [("a", "b")]
     alone = collect(runs[:2], command="gradlens report")
-    assert twins(alone) == []
+    assert compared_groups(alone) == []
 
 
-def test_the_first_runs_of_two_settings_stand_side_by_side_even_where_one_recorded_nothing(make_run) -> None:
+def test_the_first_runs_of_two_settings_are_shown_together_even_if_one_recorded_nothing(make_run) -> None:
     runs = [make_run(f"{model}-s{seed}", model=model, seed=seed) for model in ("a", "b") for seed in (0, 1)]
     runs[1] = make_run("a-s1", folder="empty", model="a", seed=1, change=lambda grid: grid * np.nan)
     found = payload(collect([read_run(run) for run in runs], command="gradlens report"))

@@ -1,8 +1,9 @@
-"""``gradlens report``: three forms, two languages, files named and unnamed, and every error in a line."""
+"""Test ``gradlens report``: three formats, two languages, named and default files, and errors in one line."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from gradlens import read_run
 from gradlens.cli import run_command
 from gradlens.report import collect
-from gradlens.report.markdown import code, make_markdown, plain
+from gradlens.report.markdown import code, finals, make_markdown, plain, say_setting
+from gradlens.report.sentences import analysis, opening
 from gradlens.report.translations import LANGUAGES, words_of
 from tests.report.hostile import ATTACK, write_hostile
 
@@ -27,20 +29,20 @@ def study(make_run) -> None:
             make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=accuracy + 0.01 * seed, config={"lr": lr})
 
 
-def test_left_to_itself_it_takes_all_runs_and_writes_a_page(study, capsys) -> None:
+def test_by_default_it_reports_all_runs_as_a_page(study, capsys) -> None:
     assert run_command(["report"]) == 0
     page = Path("report.html").read_text(encoding="utf-8")
     assert "4 runs of 2 settings" in page
     out, err = capsys.readouterr()
     assert (out, err) == ("", "wrote report.html\n")
     assert sorted(path.name for path in Path().iterdir()) == ["report.html", "runs"]
-    assert run_command(["report"]) == 0  # its own page it replaces
+    assert run_command(["report"]) == 0  # its own page is replaced
 
 
-def test_what_is_not_its_own_it_leaves_alone(study, capsys) -> None:
+def test_files_of_others_are_kept(study, capsys) -> None:
     Path("report.html").write_text("mine")
     assert run_command(["report"]) == 1
-    assert "Error: report.html is there and was not written by gradlens report" in capsys.readouterr().err
+    assert "Error: report.html exists and was not written by gradlens report" in capsys.readouterr().err
     assert Path("report.html").read_text() == "mine"
     assert run_command(["report", "-o", "report.html"]) == 0  # its name was asked for
     Path("r-curves.png").write_text("mine")
@@ -61,10 +63,39 @@ def test_markdown_has_the_reports_own_sections_filled(language: str, study, caps
         assert f"](r-{kind}.png)" in text
         assert Path(f"new/r-{kind}.png").read_bytes().startswith(b"\x89PNG")
         assert json.loads(Path(f"new/r-{kind}.json").read_text())["command"].startswith("gradlens")
-    assert "+0.400" in text  # the difference of the two nets' training accuracies
-    assert "0.6712" in text
+    mark = "," if language == "id" else "."
+    assert f"+0{mark}400" in text  # the difference of the two models' training accuracies
+    assert f"0{mark}6712" in text
     assert "| **plain34** | **resnet34** |" in text
-    assert "0.505 ± 0.007" in text
+    assert f"0{mark}505 ± 0{mark}007" in text
+
+
+@pytest.mark.parametrize("language", ["en", "id"])
+def test_numbers_have_the_decimal_mark_of_the_language_and_names_keep_their_dots(language: str, make_run) -> None:
+    runs = [read_run(make_run(f"net-s{seed}", model="net", seed=seed, accuracy=0.5 + seed / 100)) for seed in (0, 1)]
+    facts = collect(runs, command="gradlens report")
+    words = words_of(language)
+    found = " ".join([*opening(facts, words), *analysis(facts, words), finals(facts, words)])
+    assert "stage0.0" in found
+    numbers = re.sub(r"stage\d\.\d", "", found)
+    right, wrong = (",", ".") if language == "id" else (".", ",")
+    assert re.search(rf"\d\{right}\d", numbers)
+    assert not re.search(rf"\d\{wrong}\d", numbers)
+
+
+def test_settings_and_values_have_indonesian_words() -> None:
+    words = words_of("id")
+    cases = {
+        "3 to 5": "3 sampai 5",
+        "16 to 25 epochs": "16 sampai 25 epoch",
+        "1 epoch": "1 epoch",
+        "yes": "ya",
+        "complete": "selesai",
+        "0.1": "0.1",
+        "step:6,0.1": "step:6,0.1",
+    }
+    assert {value: say_setting(value, words) for value in cases} == cases
+    assert all(say_setting(value, words_of("en")) == value for value in cases)
 
 
 def test_both_languages_say_the_same_things() -> None:
@@ -90,21 +121,25 @@ def test_several_forms_at_once(study, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code_", "told"),
+    ("arguments", "code_", "message"),
     [
         (["-o", "r.docx"], 2, "expected a name that ends in .html, .md, .pdf, got '.docx'"),
         (["-o", "r"], 2, "got ''"),
-        (["--lang", "id"], 2, "--lang id is of Markdown reports: expected a name that ends in .md, got report.html"),
+        (
+            ["--lang", "id"],
+            2,
+            "--lang id works for Markdown reports only: expected a name that ends in .md, got report.html",
+        ),
         (["--lang", "de", "-o", "r.md"], 2, "'de' is not one of"),
         (["nothing"], 1, "nothing: there is no such run"),
         (["-o", "runs/plain34-s0.h5/r.html"], 1, "cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_errors_are_a_line(arguments: list[str], code_: int, told: str, study, capsys) -> None:
+def test_an_error_is_one_line(arguments: list[str], code_: int, message: str, study, capsys) -> None:
     assert run_command(["report", *arguments]) == code_
     err = capsys.readouterr().err
-    assert told in " ".join(err.split())
+    assert message in " ".join(err.split())
     assert "Traceback" not in err
 
 
@@ -117,7 +152,7 @@ def test_no_runs_and_empty_runs(make_run, capsys) -> None:
     assert not Path("report.html").exists()
 
 
-def test_a_repeated_seed_is_left_out_and_said(make_run, capsys) -> None:
+def test_a_repeated_seed_is_left_out_and_reported(make_run, capsys) -> None:
     make_run()
     make_run("copy")
     assert run_command(["report"]) == 0

@@ -1,4 +1,4 @@
-"""Runs of plain and residual nets that never were, whose numbers are known."""
+"""Runs of plain and residual networks that never were, whose numbers are known."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def over_depth(
 def halves(
     gradient: float, value: float, *, decades: float = 1.0, plain: float = 2.0, count: int = 5, gap: float = 0.4
 ) -> list[Run]:
-    """Plain and residual net, and halves of the shortcut that close such a share of the gap in accuracy."""
+    """Plain and residual network, and halves of the shortcut that close such a share of the gap in accuracy."""
 
     def level(share: float) -> list[tuple[float, ...]]:
         return [(0.5 - gap / 2 + gap * share + shift / 4,) * 3 for shift in JITTER]

@@ -124,7 +124,7 @@ def test_a_faster_net() -> None:
 
 
 def test_pairs_of_equal_seed_are_compared() -> None:
-    """Seeds differ far more than the nets do; only pairs show it."""
+    """Seeds differ far more than the networks do; only pairs show it."""
     wide = [-0.2, -0.1, 0.0, 0.1, 0.2]
     better = [tuple(v + 0.03 for v in curve) for curve in curves(SLOW, wide)]
     found = verdict(pair({"accuracy": curves(SLOW, wide)}, {"accuracy": better}), "C")
@@ -220,7 +220,7 @@ def test_a_gap_that_is_not_known_well_enough_is_undecided() -> None:
             run.epochs["val_accuracy"][:] += (-0.2, 0.0, 0.2)[run.seed]
     found = verdict(runs, "E")
     assert found.verdict == "undecided"
-    assert found.why.startswith("the plain net gets worse with depth; whether the residual net")
+    assert found.why.startswith("the plain network gets worse with depth; whether the residual network")
     assert found.setting == "20 to 44 layers, 64 px"
 
 
@@ -247,8 +247,8 @@ def test_one_depth_says_nothing_of_depth() -> None:
     gaps = [one for one in found.evidence if "gap" in one.name]
     assert [round(one.value, 6) for one in gaps] == [0.2, 0.2]
     losses = {one.name: one.value for one in found.evidence if "loss" in one.name}
-    assert losses["plain net, training loss at the end"] == pytest.approx(1.3)  # the median of 1.6, 1.3 and 0.5
-    assert losses["plain net, fall of the training loss per epoch at the end"] == pytest.approx((1.6 - 0.5) / 2)
+    assert losses["plain network, training loss at the end"] == pytest.approx(1.3)  # the median of 1.6, 1.3 and 0.5
+    assert losses["plain network, fall of the training loss per epoch at the end"] == pytest.approx((1.6 - 0.5) / 2)
 
 
 def test_a_slope_is_that_of_a_least_squares_fit() -> None:

@@ -58,12 +58,12 @@ def test_a_study_as_a_whole() -> None:
     assert overall["E"] == {WITH: "supported", WITHOUT: "undecided"}
     assert overall["F"][WITH] == "not supported"
     assert found.explanation == (
-        "With batch norm the plain net's gradient does not vanish (norm at the first layer over the last hidden "
-        "one: 10^2.0 [+2.0, +2.0], at 34 layers, 64 px), and without batch norm the plain net's gradient "
+        "With batch norm the plain network's gradient does not vanish (norm at the first layer over the last hidden "
+        "one: 10^2.0 [+2.0, +2.0], at 34 layers, 64 px), and without batch norm the plain network's gradient "
         "vanishes toward the input (norm at the first layer over the last hidden one: 10^-6.0 [-6.0, -6.0], at 34 "
-        "layers, 64 px). With batch norm the residual net learns faster (mean training accuracy +0.400 [+0.400, "
+        "layers, 64 px). With batch norm the residual network learns faster (mean training accuracy +0.400 [+0.400, "
         "+0.400], at 34 layers, 64 px) and ends better in part (validation accuracy +0.000 [+0.000, +0.000], loss"
-        " +0.000 [+0.000, +0.000], at 34 layers, 64 px); without batch norm the residual net learns faster (mean "
+        " +0.000 [+0.000, +0.000], at 34 layers, 64 px); without batch norm the residual network learns faster (mean "
         "training accuracy +0.533 [+0.533, +0.533], at 34 layers, 64 px) and ends better in part (validation "
         "accuracy +0.000 [+0.000, +0.000], loss +0.000 [+0.000, +0.000], at 34 layers, 64 px). With batch norm, a"
         " shortcut that passes back the gradient alone closes 0 % [-2, 2] of the gap in training between the two "
@@ -93,7 +93,7 @@ def test_no_verdict_is_given_where_a_control_fails(bad: Run, key: str) -> None:
 
 
 def test_controls_are_judged_by_measure_and_diagnosis() -> None:
-    """A net that vanishes by its ends, and learns all the same, is diagnosed healthy: then the control fails."""
+    """A network that vanishes by its ends, and learns all the same, is diagnosed healthy: then the control fails."""
     learns = planted("plain34-nobn-sigmoid", 0, decades=-4.0)
     learns.scalars["loss"][:] = np.geomspace(1.6, 0.01, len(learns.scalars["loss"]))
     (positive, _) = check_controls([learns], [])
@@ -262,7 +262,7 @@ def test_what_is_left_out_is_said() -> None:
     runs = pair({}, {})
     extra = [planted("plain34", 9, status="running"), planted("plain34", 0), planted("torchvision:vgg16", 0)]
     notes = " ".join(judge_claims([*runs, *extra]).notes)
-    for words in ("not ended yet: 1 run (plain34-s9)", "repeated seed", "no plain or residual net"):
+    for words in ("not ended yet: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
         assert words in notes
     with pytest.raises(ConfigError, match="none of the 1 runs"):
         judge_claims([planted("torchvision:vgg16", 0)])
@@ -292,7 +292,7 @@ def share_supported(judge: Any, make: Any) -> float:
 
 
 def random_pair(rng: np.random.Generator) -> list[Run]:
-    """Both nets from one distribution; pairs share what their seed brings."""
+    """Both networks from one distribution; pairs share what their seed brings."""
     runs = []
     for seed in range(5):
         common = rng.normal(0, 0.05)

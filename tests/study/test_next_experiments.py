@@ -40,8 +40,8 @@ def shown(verdict: Outcome, condition: str = WITH, *, counts: bool = True) -> Ve
 def test_undecided_claims_that_need_the_same_stand_together() -> None:
     found = judged(*((key, shown("undecided", one)) for key in "BCD" for one in (WITHOUT, WITH)), ("A", UNTESTED))
     assert found.next_steps == [
-        "A without batch norm: gradlens run norm trains both nets alike, from several seeds",
-        "B, C and D with batch norm, B, C and D without batch norm: more seeds of both nets, to narrow the intervals "
+        "A without batch norm: gradlens run norm trains both networks alike, from several seeds",
+        "B, C and D with batch norm, B, C and D without batch norm: more seeds of both networks, to narrow the intervals "
         "(--seeds 0-9)",
     ]
 
@@ -73,7 +73,7 @@ def test_controls_come_first_and_where_they_fail_nothing_else_is_said() -> None:
     missing = judged(("A", shown("supported")), notes=("no control (gradlens run controls)", "x"))
     assert missing.next_steps == [
         "no control (gradlens run controls)",
-        "gradlens run norm trains both nets without batch norm",
+        "gradlens run norm trains both networks without batch norm",
     ]
     assert [text for label, text in claims_card(missing).lines if label == "note"] == ["x"]
 
