@@ -46,9 +46,15 @@ PUBLIC = {
     "log_spaced": "gradlens.recorder",
     "with_norms": "gradlens.recorder",
     "Check": "gradlens.theory.laws",
+    "Claim": "gradlens.studies",
     "Comparison": "gradlens.analysis.compare",
+    "Control": "gradlens.studies",
     "Diagnosis": "gradlens.diagnosis.findings",
+    "Evidence": "gradlens.studies",
     "Finding": "gradlens.diagnosis.findings",
+    "GradlensFigure": "gradlens.plots.figure",
+    "Group": "gradlens.analysis.compare",
+    "JudgedClaim": "gradlens.studies",
     "Judgement": "gradlens.studies",
     "Layer": "gradlens.run",
     "NewRows": "gradlens.storage",
@@ -56,6 +62,7 @@ PUBLIC = {
     "Recovery": "gradlens.storage",
     "Run": "gradlens.run",
     "Summary": "gradlens.run_summary",
+    "Verdict": "gradlens.studies",
     "GradlensError": "gradlens.errors",
     "GradlensWarning": "gradlens.errors",
 }
@@ -66,6 +73,7 @@ __all__ = sorted(PUBLIC)
 if TYPE_CHECKING:
     from gradlens._version import __version__ as __version__
     from gradlens.analysis.compare import Comparison as Comparison
+    from gradlens.analysis.compare import Group as Group
     from gradlens.api import claims as claims
     from gradlens.api import compare as compare
     from gradlens.api import export as export
@@ -81,6 +89,7 @@ if TYPE_CHECKING:
     from gradlens.diagnosis.findings import Finding as Finding
     from gradlens.errors import GradlensError as GradlensError
     from gradlens.errors import GradlensWarning as GradlensWarning
+    from gradlens.plots.figure import GradlensFigure as GradlensFigure
     from gradlens.recorder import Recorder as Recorder
     from gradlens.recorder import all_leaves as all_leaves
     from gradlens.recorder import log_spaced as log_spaced
@@ -94,7 +103,12 @@ if TYPE_CHECKING:
     from gradlens.storage import follow_run as follow_run
     from gradlens.storage import read_run as read_run
     from gradlens.storage import read_runs as read_runs
+    from gradlens.studies import Claim as Claim
+    from gradlens.studies import Control as Control
+    from gradlens.studies import Evidence as Evidence
+    from gradlens.studies import JudgedClaim as JudgedClaim
     from gradlens.studies import Judgement as Judgement
+    from gradlens.studies import Verdict as Verdict
     from gradlens.theory.laws import Check as Check
 
 

@@ -18,7 +18,7 @@ from gradlens.storage import read_run, read_runs, recover_run, resolve_runs
 
 if TYPE_CHECKING:
     from gradlens.analysis.compare import Comparison
-    from gradlens.plots.figure import Picture
+    from gradlens.plots.figure import GradlensFigure
     from gradlens.run_summary import Summary
     from gradlens.storage import Recovery
     from gradlens.studies import Judgement
@@ -82,7 +82,7 @@ def heatmap(
     relative: bool = False,
     steps: Steps = (None, None),
     minus: One | None = None,
-) -> Picture:
+) -> GradlensFigure:
     """Draw a metric of runs as layers by steps, on one scale.
 
     Args:
@@ -113,7 +113,7 @@ def heatmap(
 
 def profile(
     runs: Runs | None = None, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)
-) -> Picture:
+) -> GradlensFigure:
     """Draw a metric over the layers, a line per net, and where there is one the first step beside theory.
 
     Args:
