@@ -1,4 +1,4 @@
-"""What one asks of runs in Python, a line each; the commands of the same names do it in a terminal.
+"""The Python functions of the commands' names: each takes runs and returns an object, a figure or paths.
 
 Runs may be named as they are there: what ``read_run`` returned, a file, a name under ``runs/``, a folder for all in it,
 or several of these. What comes back shows itself where it is the last thing in a cell of a notebook.
@@ -6,21 +6,28 @@ or several of these. What comes back shows itself where it is the last thing in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, GradlensError
+from gradlens.format import plural
 from gradlens.run import Run
-from gradlens.storage import read_runs
+from gradlens.storage import read_run, read_runs, recover_run, resolve_runs
 
 if TYPE_CHECKING:
     from gradlens.analysis.compare import Comparison
-    from gradlens.plots.figure import Picture
+    from gradlens.plots.figure import GradlensFigure
+    from gradlens.run_summary import Summary
+    from gradlens.storage import Recovery
     from gradlens.studies import Judgement
+    from gradlens.theory.laws import Check
 
 One = Run | str | Path
 Runs = One | Iterable[One]
+Place = str | os.PathLike[str]
+Places = Place | Iterable[Place]
 Steps = tuple[int | None, int | None]
 DEFAULT = "activation_grad_norm"
 
@@ -42,19 +49,44 @@ def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
     return [run for one in runs for run in as_runs(one, deep=deep)]
 
 
+def summary(run: One | None = None) -> Summary:
+    """Summarise a run: its diagnosis, what else is notable, and a row per layer.
+
+    Args:
+        run: A run, a file, or a name under ``runs/``; None is the newest run there.
+
+    Returns:
+        The summary: ``print`` shows it as text, ``.layers`` are its rows, ``.to_dict()`` returns all of it.
+
+    Raises:
+        ConfigError: A folder with several runs was given.
+        NoRunError: As in ``as_runs``.
+
+    Example::
+
+        print(gradlens.summary("runs/plain34-s0.h5"))
+    """
+    from gradlens.run_summary import summarise
+
+    found = _found(run, default="newest")
+    if len(found) != 1:
+        raise ConfigError(f"expected one run, got {len(found)} in {run}")
+    return summarise(found[0])
+
+
 def heatmap(
-    runs: Runs,
+    runs: Runs | None = None,
     metric: str | list[str] = DEFAULT,
     *,
     per_element: bool = False,
     relative: bool = False,
     steps: Steps = (None, None),
     minus: One | None = None,
-) -> Picture:
+) -> GradlensFigure:
     """Draw a metric of runs as layers by steps, on one scale.
 
     Args:
-        runs: One panel each.
+        runs: One panel each; None is the newest run.
         metric: Which; of several, each has a column.
         per_element: Divide norms by sqrt of the number of elements (RMS).
         relative: Divide magnitudes by that of the last hidden layer, step by step.
@@ -71,7 +103,7 @@ def heatmap(
     from gradlens.analysis.derived_metrics import with_derived
     from gradlens.plots import draw_heatmap
 
-    shown = [with_derived(run) for run in as_runs(runs)]
+    shown = [with_derived(run) for run in _found(runs, default="newest")]
     others = [with_derived(run) for run in as_runs(minus)] if minus is not None else []
     if len(others) > 1:
         raise ConfigError(f"minus={str(minus)!r}: expected one run, got {len(others)}")
@@ -79,11 +111,13 @@ def heatmap(
     return draw_heatmap(shown, metric, per_element=per_element, relative=relative, steps=steps, minus=other)
 
 
-def profile(runs: Runs, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)) -> Picture:
+def profile(
+    runs: Runs | None = None, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)
+) -> GradlensFigure:
     """Draw a metric over the layers, a line per net, and where there is one the first step beside theory.
 
     Args:
-        runs: Seeds of one model are put together.
+        runs: Seeds of one model are put together; None is the newest run.
         metric: Which.
         per_element: The root mean square per element instead of the L2 norm.
         steps: First and last optimizer step to take; None is the beginning, or the end.
@@ -98,15 +132,16 @@ def profile(runs: Runs, metric: str = DEFAULT, *, per_element: bool = False, ste
     from gradlens.charts.curves import make_curves
     from gradlens.plots import draw_profile
 
-    curves = make_curves(as_runs(runs), metric, per_element=per_element, steps=steps)
+    curves = make_curves(_found(runs, default="newest"), metric, per_element=per_element, steps=steps)
     return draw_profile(curves, metric, per_element=per_element, steps=steps)
 
 
-def compare(runs: Runs) -> Comparison:
+def compare(runs: Runs | None = None) -> Comparison:
     """Compare accuracy and loss of runs over epochs; seeds of one model are put together, with intervals.
 
     Args:
-        runs: Those that have not finished an epoch, and repeats of a seed, are left out, and named.
+        runs: Those that have not finished an epoch, and repeats of a seed, are left out, and named. None is
+            all runs under ``runs/``.
 
     Returns:
         The comparison: ``print`` shows the table of the last epoch, ``.table()`` returns its numbers.
@@ -117,14 +152,15 @@ def compare(runs: Runs) -> Comparison:
     """
     from gradlens.analysis.compare import compare_runs
 
-    return compare_runs(as_runs(runs))
+    return compare_runs(_found(runs, default="all"))
 
 
-def claims(runs: Runs) -> Judgement:
+def claims(runs: Runs | None = None) -> Judgement:
     """Judge the original study's claims by runs of plain and residual nets that were trained alike.
 
     Args:
-        runs: In any order; two seeds or more in common. A folder stands for all runs in it and below.
+        runs: In any order; two seeds or more in common. A folder stands for all runs in it and below; None
+            is all runs under ``runs/``.
 
     Returns:
         The judgement: ``.claims`` with their verdicts, ``.explanation``, ``.rows()`` with all numbers.
@@ -135,4 +171,136 @@ def claims(runs: Runs) -> Judgement:
     """
     from gradlens.studies import judge
 
-    return judge(as_runs(runs, deep=True))
+    return judge(_found(runs, default="all", deep=True))
+
+
+def report(
+    runs: Runs | None = None, output: str | os.PathLike[str] | None = None, *, language: str = "en"
+) -> list[Path]:
+    """Write everything about runs on one page: claims, findings, heatmaps, curves and hyper-parameters.
+
+    Args:
+        runs: A folder stands for all runs in it and below; None for all under ``runs/``. A run that repeats a seed
+            of the same model and settings is left out.
+        output: A name that ends in .html, .md or .pdf; a file of this name is replaced. None is ``report.html``, and
+            only a page of gradlens is replaced.
+        language: "en", or "id" (Indonesian) for Markdown.
+
+    Returns:
+        The files that were written: the report first, then the figures of a Markdown report.
+
+    Raises:
+        ConfigError: The ending or the language is not known, or no run has a row.
+        NoRunError: As in ``as_runs``.
+        RunExistsError: ``report.html`` is there, and is not of gradlens.
+        RunFileError: The file cannot be written.
+
+    Example::
+
+        gradlens.report("runs", "report.html")
+    """
+    from gradlens.report.content import collect
+    from gradlens.report.files import DEFAULT, check_report, write_report
+
+    path = Path(output) if output is not None else DEFAULT
+    check_report(path, language)
+    facts = collect(_found(runs, default="all", deep=True), command=f"gradlens report --lang {language} -o {path}")
+    return write_report(facts, path, language=language, asked=output is not None)
+
+
+def verify() -> list[Check]:
+    """Measure known laws of gradients with the recorder; this trains nothing and takes about half a minute.
+
+    Returns:
+        The laws: each has its value, what was measured, and ``.passed``.
+
+    Example::
+
+        assert all(check.passed for check in gradlens.verify())
+    """
+    from gradlens.probe.verify import verify as measure
+
+    return list(measure())
+
+
+def recover(runs: Places | None = None, *, repack: bool = False) -> list[Recovery]:
+    """Make the files of killed runs appendable again, and keep what is intact of damaged ones.
+
+    Args:
+        runs: Files, names under ``runs/``, or folders; None for all runs under ``runs/``. Intact files, and files that
+            are being written, are left untouched.
+        repack: Write intact files anew, too: files of an earlier gradlens get smaller.
+
+    Returns:
+        What was found in each file, and what was saved.
+
+    Raises:
+        GradlensError: Files could not be recovered; all others were.
+        NoRunError: A file or folder is not there, or a folder holds no run.
+
+    Example::
+
+        (found,) = gradlens.recover("runs/plain34-s0.h5")
+        print(found.found, found.rows)
+    """
+    places = [] if runs is None else [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    paths = resolve_runs([Path(place) for place in places], default="all")
+    done, failed = list[Recovery](), list[GradlensError]()
+    for path in paths:
+        try:
+            done.append(recover_run(path, repack=repack))
+        except GradlensError as error:
+            failed.append(error)
+    if failed and len(paths) == 1:
+        raise failed[0]
+    if failed:
+        raise GradlensError(f"{plural(len(failed), 'file')} could not be recovered: {'; '.join(map(str, failed))}")
+    return done
+
+
+def export(
+    runs: Runs | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    to: str | None = None,
+    table: str | None = None,
+    metrics: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write runs as tidy CSV, as Parquet, or as TensorBoard events.
+
+    Args:
+        runs: Several go into one table, with a column ``run``; as events, into a folder each. None is the newest run.
+        output: A file, for events a folder; None is a name under ``exports/``.
+        to: "csv", "parquet" or "tensorboard"; None chooses by the ending of ``output``, else CSV.
+        table: "metrics" (the default), "scalars", "epochs" or "layers"; events hold all of them.
+        metrics: Only these metrics; () for all.
+        overwrite: Replace what is there.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ConfigError: Two arguments contradict each other, or a format, table or metric is not known.
+        GradlensError: The library that writes the format is not installed.
+        NoRunError: As in ``as_runs``.
+        RunExistsError: The output is there, and ``overwrite`` is False.
+        RunFileError: The output cannot be written.
+
+    Example::
+
+        gradlens.export("runs/plain34-s0.h5", "plain34.csv")
+    """
+    from gradlens.export import STDOUT, make_wanted, write_runs
+
+    if output is not None and os.fspath(output) == STDOUT:
+        raise ConfigError(f"output={STDOUT!r}: expected the name of a file; only the command prints")
+    wanted = make_wanted(to, output, table, metrics)
+    return write_runs(_found(runs, default="newest"), wanted, output, overwrite=overwrite).path
+
+
+def _found(runs: Runs | None, *, default: str, deep: bool = False) -> list[Run]:
+    """Return runs; where none is named, what the command of the same name takes then."""
+    if runs is None:
+        return [read_run(path) for path in resolve_runs([], default=default, deep=deep)]
+    return as_runs(runs, deep=deep)

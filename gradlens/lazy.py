@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -24,6 +25,20 @@ def loader(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
         return value
 
     return load
+
+
+class Face(ModuleType):
+    """A package whose public names win over the modules of the same name inside it.
+
+    Python binds a package's name in its parent when the package is imported. So ``gradlens.report``, a function, would
+    become the package ``gradlens.report`` as soon as the function imports it. A package with such names sets
+    ``sys.modules[__name__].__class__ = Face``. Code inside writes ``from gradlens.report.files import ...``, which
+    looks modules up by their full name; ``import gradlens.report.files as files`` does not work.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in self.__dict__["__all__"]):
+            super().__setattr__(name, value)
 
 
 def shown_by(function: str) -> Callable[[Any], str]:

@@ -90,9 +90,9 @@ import resource, sys, time
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 import json
 from gradlens import read_run
-from gradlens.terminal.summary import summary_facts
+from gradlens.run_summary import summarise
 begin = time.perf_counter(); run = read_run(sys.argv[1]); opened = time.perf_counter() - begin
-begin = time.perf_counter(); summary_facts(run); summed = time.perf_counter() - begin
+begin = time.perf_counter(); summarise(run).to_dict(); summed = time.perf_counter() - begin
 from gradlens.analysis.profile import heat_matrix, rows_within
 begin = time.perf_counter(); heat_matrix(run, "activation_grad_norm", columns=1600)
 matrix = time.perf_counter() - begin

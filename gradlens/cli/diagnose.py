@@ -58,10 +58,10 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
 
         click.echo(junit(diagnoses))
     else:
-        from gradlens.terminal.diagnosis import diagnosis_facts, diagnosis_rows
+        from gradlens.terminal.diagnosis import diagnosis_rows
 
         if form == "json":
-            print_rows([diagnosis_facts(item) for item in diagnoses], form)
+            print_rows([item.to_dict() for item in diagnoses], form)
         else:
             print_rows([row for item in diagnoses for row in diagnosis_rows(item)], form)
     seen = [(item.run, kind) for item in diagnoses for kind in item.kinds or (item.kind,)]

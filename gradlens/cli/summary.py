@@ -16,12 +16,13 @@ def summary(run: str | None, form: str) -> None:
 
     RUN is a file, a name under runs/, or a folder; left out, it is the newest run.
     """
+    from gradlens.run_summary import layer_rows, summarise
     from gradlens.terminal.console import results
-    from gradlens.terminal.summary import layer_rows, print_summary, summary_facts
+    from gradlens.terminal.summary import print_summary
 
     found = open_runs([run] if run else [], default="newest")
     if form == "json":
-        facts = [summary_facts(item) for item in found]
+        facts = [summarise(item).to_dict() for item in found]
         click.echo(to_json(facts[0] if len(facts) == 1 else facts))
     elif form == "csv":
         print_rows([{"run": item.name, **row} for item in found for row in layer_rows(item)], form)

@@ -76,6 +76,17 @@ class Diagnosis:
         """Return the findings of a kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain values, as ``gradlens diagnose --format json`` prints it."""
+        return {
+            "run": self.run,
+            "kind": self.kind,
+            "rows": self.rows,
+            "reason": self.reason,
+            "notes": list(self.notes),
+            "findings": [finding_row(self.run, finding) for finding in self.findings],
+        }
+
     def __repr__(self) -> str:
         """Return the verdict in a line; ``print`` shows the report."""
         return f"Diagnosis({self.run}: {', '.join(self.kinds) or self.kind}, {self.rows} rows)"

@@ -5,21 +5,22 @@ are optional, and imported inside the functions that need them.
 """
 
 from gradlens.export.csvfile import write_csv
-from gradlens.export.destinations import default_place, whole_file, whole_folder
-from gradlens.export.optional_libraries import check_library
 from gradlens.export.parquet import write_parquet
 from gradlens.export.tables import distinct, held_metrics, make_table
 from gradlens.export.tensorboard_events import write_events
+from gradlens.export.write import STDOUT, Wanted, Written, make_rows, make_wanted, write_runs
 
 __all__ = [
-    "check_library",
-    "default_place",
+    "STDOUT",
+    "Wanted",
+    "Written",
     "distinct",
     "held_metrics",
+    "make_rows",
     "make_table",
-    "whole_file",
-    "whole_folder",
+    "make_wanted",
     "write_csv",
     "write_events",
     "write_parquet",
+    "write_runs",
 ]

@@ -17,24 +17,17 @@ _HOME = {
     "save_figure": "gradlens.plots.figure_files",
 }
 
-__all__ = [
-    "draw_compare",
-    "draw_heatmap",
-    "draw_profile",
-    "figure_name",
-    "save_figure",
-    "draw_small_curves",
-    "draw_small_heatmap",
-    "png",
-]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from gradlens.plots.compare import draw_compare
-    from gradlens.plots.figure import png
-    from gradlens.plots.figure_files import figure_name, save_figure
-    from gradlens.plots.heatmap import draw_heatmap
-    from gradlens.plots.profile import draw_profile
-    from gradlens.plots.small_figures import draw_small_curves, draw_small_heatmap
+    from gradlens.plots.compare import draw_compare as draw_compare
+    from gradlens.plots.figure import png as png
+    from gradlens.plots.figure_files import figure_name as figure_name
+    from gradlens.plots.figure_files import save_figure as save_figure
+    from gradlens.plots.heatmap import draw_heatmap as draw_heatmap
+    from gradlens.plots.profile import draw_profile as draw_profile
+    from gradlens.plots.small_figures import draw_small_curves as draw_small_curves
+    from gradlens.plots.small_figures import draw_small_heatmap as draw_small_heatmap
 
 
 __getattr__ = loader(__name__, _HOME)

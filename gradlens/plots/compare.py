@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
-from gradlens.plots.figure import Picture
+from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray, Run
 
@@ -30,7 +30,9 @@ FAR = 1.5
 """A loss so many times beyond the others would press them flat."""
 
 
-def draw_compare(runs: Sequence[Run], *, references: Sequence[Reference] = (), look: Look | None = None) -> Picture:
+def draw_compare(
+    runs: Sequence[Run], *, references: Sequence[Reference] = (), look: Look | None = None
+) -> GradlensFigure:
     """Draw training and validation accuracy and loss over epochs, a line per net, over the table of the last epoch.
 
     Lines are means over seeds, as long as all of them run, bands their 95 % intervals, thin lines the single seeds.
@@ -55,7 +57,7 @@ def draw_compare(runs: Sequence[Run], *, references: Sequence[Reference] = (), l
         return _draw(groups, references, look)
 
 
-def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> Picture:
+def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> GradlensFigure:
     table = final_table(groups, references)
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
@@ -65,7 +67,7 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> P
     rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
     panels = [2.1] * 4 if one else [2.2] * 2
     heights = [*panels, names, rows]
-    figure = Picture(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
+    figure = GradlensFigure(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(heights), 1 if one else 2, height_ratios=heights)
     for i, (column, title) in enumerate(PANELS):
         axis = figure.add_subplot(grid[i, 0] if one else grid[i // 2, i % 2])

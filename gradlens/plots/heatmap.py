@@ -29,7 +29,7 @@ from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
-from gradlens.plots.figure import Picture
+from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
 from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
@@ -57,7 +57,7 @@ def draw_heatmap(
     by: By = "step",
     marks: bool = True,
     look: Look | None = None,
-) -> Picture:
+) -> GradlensFigure:
     """Draw metrics of one or more runs as layers (input at the top) by steps, with one colour scale for each metric.
 
     Args:
@@ -136,7 +136,7 @@ def _panel_height(panels: Sequence[Panel], most: float) -> float:
     return min(max(1.5 + 0.105 * layers, 2.6), most)
 
 
-def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> Picture:
+def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> GradlensFigure:
     """Draw one metric: panels in rows, with one colour bar."""
     seeds = _columns_of_seeds([panel.run for panel in panels])
     most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
@@ -146,7 +146,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> P
     height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
     head = _head(panels, width, look)
-    figure = Picture(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
+    figure = GradlensFigure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
     each = (width - NAMES_IN) / columns if columns > PANELS_PER_ROW else width / columns
@@ -169,7 +169,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> P
     return figure
 
 
-def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> Picture:
+def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> GradlensFigure:
     """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all below each other."""
     across = look.width != "one"
     count, metrics = len(panels), len(panels[0])
@@ -178,7 +178,7 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
     height = _panel_height(everything, 2.8 if not across else 4.6 if count < 3 else 3.2)
     width = look.inches(1.6 + 2.9 * columns)
     head = _head(everything, width, look)
-    figure = Picture(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
+    figure = GradlensFigure(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     labels, formats = label_runs([row[0].run for row in panels]), list[Patch]()
     for m in range(metrics):

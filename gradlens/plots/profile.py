@@ -19,7 +19,7 @@ from gradlens.analysis.profile import find_stages
 from gradlens.charts.curves import Curve, Steps, Theory, say_curve, say_curves, say_farthest, say_theory
 from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
-from gradlens.plots.figure import Picture
+from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray
 
@@ -38,7 +38,7 @@ def draw_profile(
     per_element: bool = False,
     steps: Steps = (None, None),
     look: Look | None = None,
-) -> Picture:
+) -> GradlensFigure:
     """Draw profiles, a line each, input at the left; beside it the first step against theory, where there is one.
 
     Args:
@@ -56,13 +56,13 @@ def draw_profile(
         return _draw(list(curves), metric, per_element, steps, look)
 
 
-def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, look: Look) -> Picture:
+def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, look: Look) -> GradlensFigure:
     with_theory = any(curve.theory for curve in curves)
     width = look.inches(9.6 if with_theory else 6.4)
     lines = [*_said(curves, metric), *([] if look.width == "one" else _how(curves, metric))]
     head, stacked = fill(lines, width), with_theory and look.width == "one"
     height = {"one": 2.6, "two": 3.2}.get(look.width, 3.8) * (2 if stacked else 1)
-    figure = Picture(figsize=(width, height + head_inches(head) + 0.1 * len(curves)), layout="constrained")
+    figure = GradlensFigure(figsize=(width, height + head_inches(head) + 0.1 * len(curves)), layout="constrained")
     panels = 2 if with_theory else 1
     axes = figure.subplots(panels if stacked else 1, 1 if stacked else panels, squeeze=False).ravel()
     inches = width / (1 if stacked else panels)

@@ -11,7 +11,7 @@ from gradlens.analysis.compare import FINAL_ROWS, Group
 from gradlens.charts.heatmap import View, common_scale, make_panel
 from gradlens.errors import ConfigError
 from gradlens.plots.compare import draw_curves
-from gradlens.plots.figure import Picture
+from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
 from gradlens.plots.style import house_style
 from gradlens.run import Run
@@ -23,7 +23,7 @@ HIGH = 10
 """So many times its median is a loss that would press all others to the floor."""
 
 
-def draw_small_heatmap(run: Run, metric: str) -> Picture:
+def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
     """Draw a metric of a run as layers by steps; of a long run, blocks of rows are read and no more.
 
     Raises:
@@ -33,7 +33,7 @@ def draw_small_heatmap(run: Run, metric: str) -> Picture:
     if panel.is_empty or np.isnan(panel.drawn).all():
         raise ConfigError(f"no row of {metric} has been recorded yet")
     with house_style():
-        figure = Picture(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        figure = GradlensFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         axis, scale = figure.add_subplot(), common_scale([panel])
         gap = len(panel.layers) * 0.115 / (HEIGHT_IN - 0.9)
         draw_panel(axis, panel, scale, labels=True, least_gap=gap, inches=WIDTH_IN)
@@ -42,7 +42,7 @@ def draw_small_heatmap(run: Run, metric: str) -> Picture:
     return figure
 
 
-def draw_small_curves(groups: Sequence[Group]) -> Picture:
+def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:
     """Draw accuracy and loss over epochs, four panels in a row; of many groups the first.
 
     Raises:
@@ -52,7 +52,7 @@ def draw_small_curves(groups: Sequence[Group]) -> Picture:
     if not shown:
         raise ConfigError("no run has finished an epoch")
     with house_style():
-        figure = Picture(figsize=(9.6, 2.2 + 0.16 * -(-len(shown) // 2)), layout="constrained")
+        figure = GradlensFigure(figsize=(9.6, 2.2 + 0.16 * -(-len(shown) // 2)), layout="constrained")
         axes = figure.subplots(1, len(FINAL_ROWS))
         for axis, (column, title) in zip(axes, FINAL_ROWS.items(), strict=True):
             draw_curves(axis, shown, column)

@@ -12,11 +12,12 @@ _HOME = {
     "write_report": "gradlens.report.files",
 }
 
-__all__ = ["Facts", "collect", "write_report"]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from gradlens.report.content import Facts, collect
-    from gradlens.report.files import write_report
+    from gradlens.report.content import Facts as Facts
+    from gradlens.report.content import collect as collect
+    from gradlens.report.files import write_report as write_report
 
 
 __getattr__ = loader(__name__, _HOME)

@@ -23,31 +23,23 @@ _HOME = {
     "resolve_runs": "gradlens.storage.locate",
 }
 
-__all__ = [
-    "BackgroundSink",
-    "FileSink",
-    "Follower",
-    "NewRows",
-    "Recovery",
-    "awaited_run",
-    "find_runs",
-    "follow_run",
-    "newest_run",
-    "read_card",
-    "read_run",
-    "read_runs",
-    "recover_run",
-    "resolve_runs",
-]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from gradlens.storage.background_writer import BackgroundSink
-    from gradlens.storage.follow import Follower, NewRows, follow_run
-    from gradlens.storage.listing_card import read_card
-    from gradlens.storage.locate import awaited_run, find_runs, newest_run, resolve_runs
-    from gradlens.storage.reader import read_run, read_runs
-    from gradlens.storage.recover import Recovery, recover_run
-    from gradlens.storage.writer import FileSink
+    from gradlens.storage.background_writer import BackgroundSink as BackgroundSink
+    from gradlens.storage.follow import Follower as Follower
+    from gradlens.storage.follow import NewRows as NewRows
+    from gradlens.storage.follow import follow_run as follow_run
+    from gradlens.storage.listing_card import read_card as read_card
+    from gradlens.storage.locate import awaited_run as awaited_run
+    from gradlens.storage.locate import find_runs as find_runs
+    from gradlens.storage.locate import newest_run as newest_run
+    from gradlens.storage.locate import resolve_runs as resolve_runs
+    from gradlens.storage.reader import read_run as read_run
+    from gradlens.storage.reader import read_runs as read_runs
+    from gradlens.storage.recover import Recovery as Recovery
+    from gradlens.storage.recover import recover_run as recover_run
+    from gradlens.storage.writer import FileSink as FileSink
 
 
 __getattr__ = loader(__name__, _HOME)

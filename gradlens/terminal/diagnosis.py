@@ -47,18 +47,6 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
     return Card(title or diagnosis.run, verdict, verdict_style(diagnosis.kind), [*facts, *beside], lines)
 
 
-def diagnosis_facts(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Return a diagnosis as plain values, for JSON."""
-    return {
-        "run": diagnosis.run,
-        "kind": diagnosis.kind,
-        "rows": diagnosis.rows,
-        "reason": diagnosis.reason,
-        "notes": list(diagnosis.notes),
-        "findings": [finding_row(diagnosis.run, finding) for finding in diagnosis.findings],
-    }
-
-
 def diagnosis_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     """Return a row per finding, for CSV; where there is none, one with the verdict."""
     rows = [finding_row(diagnosis.run, finding) for finding in diagnosis.findings]

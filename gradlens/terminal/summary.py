@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -14,52 +13,17 @@ from rich.text import Text
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import depth_profile
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.format import plain, plural, say_magnitude, say_seconds, say_share
+from gradlens.format import plural, say_magnitude, say_seconds, say_share
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style
 from gradlens.terminal.console import has_colour
-from gradlens.terminal.diagnosis import diagnosis_card, diagnosis_facts
+from gradlens.terminal.diagnosis import diagnosis_card
 from gradlens.terminal.panels import curve_panel, panel_width, side_by_side
 
 MOST_EPOCHS = 6
 CURVE_LINES = 5
 MOST_LAYERS = 48
-
-
-def summary_facts(run: Run) -> dict[str, Any]:
-    """Return the whole summary as plain values, for JSON."""
-    return {
-        "run": run.name,
-        "model": run.model,
-        "seed": run.seed,
-        "status": run.status,
-        "rows": len(run.steps),
-        "diagnosis": diagnosis_facts(diagnose(run)),
-        "notable": notable(run),
-        "overhead": plain(float(run.info.get("overhead", math.nan))),
-        "notes": list(run.info.get("notes", ())),
-        "epochs": {name: plain(values) for name, values in run.epochs.items()},
-        "layers": layer_rows(run),
-        "config": plain(run.config),
-    }
-
-
-def layer_rows(run: Run) -> list[dict[str, Any]]:
-    """Return a row per layer: its description and the median of each metric over all rows."""
-    profiles = {name: depth_profile(run, name) for name in run.metrics}
-    return [
-        {
-            "layer": layer.name,
-            "kind": layer.kind,
-            "role": layer.role,
-            "depth": layer.depth,
-            "out_numel": layer.out_numel,
-            "param_numel": layer.param_numel,
-            **{name: plain(float(profile[i])) for name, profile in profiles.items()},
-        }
-        for i, layer in enumerate(run.layers)
-    ]
 
 
 def print_summary(console: Console, run: Run) -> None:

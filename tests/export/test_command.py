@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradlens.cli import run_command
-from gradlens.export import csvfile
+from gradlens.export import csvfile, tables
 from gradlens.export import tensorboard_events as events
 from tests.export.files import read_csv, read_scalars
 from tests.processes import PATIENCE
@@ -122,7 +122,7 @@ def test_no_half_made_file_is_left(
     if form == "tensorboard":
         monkeypatch.setattr(events, "metric_rows", fail)
     else:
-        monkeypatch.setattr("gradlens.export.tables.metric_rows", fail)
+        monkeypatch.setattr(tables, "metric_rows", fail)
     for options in (["--overwrite"], ["-o", f"new.{form}"]):
         assert run_command(["export", "--to", form, *options]) == (130 if isinstance(error, KeyboardInterrupt) else 1)
         err = capsys.readouterr().err

@@ -13,12 +13,13 @@ from rich.text import Text
 from gradlens import diagnose, read_run
 from gradlens.analysis.compare import find_lead, group_runs
 from gradlens.analysis.stats import difference_interval
+from gradlens.run_summary import summarise
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.compare import compare_card, print_compare
 from gradlens.terminal.diagnosis import diagnosis_card, print_diagnosis
 from gradlens.terminal.listing import print_listing, run_rows
 from gradlens.terminal.panels import curve_panel, panel_width, side_by_side
-from gradlens.terminal.summary import print_summary, summary_card, summary_facts
+from gradlens.terminal.summary import print_summary, summary_card
 from tests.conftest import SAMPLE
 
 
@@ -106,7 +107,7 @@ def test_the_summary_begins_with_the_diagnosis(make_run) -> None:
     assert set(said) == {"why", "next", "also", "run", "note"}
     assert "20 rows x 6 layers" in said["run"]
     assert "hooks were lost" in said["note"]
-    assert summary_facts(run)["diagnosis"]["kind"] == "nonfinite"
+    assert summarise(run).to_dict()["diagnosis"]["kind"] == "nonfinite"
 
 
 def test_curves_are_drawn_where_there_are_epochs_enough(make_run) -> None:

@@ -15,13 +15,14 @@ from gradlens.analysis.compare import group_runs
 from gradlens.charts.curves import make_curves
 from gradlens.config import make_config
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
+from gradlens.run_summary import summarise
 from gradlens.terminal.colours import VIRIDIS, magnitude_colour, magnitude_mark
 from gradlens.terminal.compare import print_compare, spark
 from gradlens.terminal.heatmap import print_heatmap
 from gradlens.terminal.listing import print_listing, run_rows
 from gradlens.terminal.profile import print_profile
 from gradlens.terminal.progress import TrainingView
-from gradlens.terminal.summary import print_summary, summary_facts
+from gradlens.terminal.summary import print_summary
 from tests.conftest import SAMPLE
 
 
@@ -102,7 +103,7 @@ def test_the_summary_says_what_is_notable(make_run) -> None:
     text = "\n".join(plain_lines(out))
     for said in ("plain34, seed 0", "complete", "does not vanish", "val accuracy", "layer4.2.conv2", "update ratio"):
         assert said in text
-    facts = summary_facts(read_run(SAMPLE))
+    facts = summarise(read_run(SAMPLE)).to_dict()
     assert len(facts["layers"]) == 34
     assert facts["layers"][0]["activation_grad_norm"] > 0
 
@@ -114,10 +115,10 @@ def test_the_summary_says_what_recording_cost_and_what_is_missing(make_run) -> N
     text = "\n".join(plain_lines(out))
     assert "recording took 1.2 % of the time" in text
     assert "note: no gradient came to the output of [a]" in text
-    facts = summary_facts(run)
+    facts = summarise(run).to_dict()
     assert facts["overhead"] == 0.0123
     assert facts["notes"] == ["no gradient came to the output of [a]", "another"]
-    assert summary_facts(read_run(make_run("old")))["overhead"] is None
+    assert summarise(read_run(make_run("old"))).to_dict()["overhead"] is None
 
 
 def test_a_run_with_nothing_in_it_is_shown(make_run) -> None:
