@@ -1,4 +1,4 @@
-"""Names of a package that are loaded on first use, so that a command pays only for what it does."""
+"""Load the names of a package on first use, so that a command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def loader(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: Its ``__name__``.
-        home: Name to the module that holds it.
+        home: Name to the module that defines it.
     """
 
     def load(name: str) -> Any:
@@ -42,17 +42,17 @@ class Face(ModuleType):
 
 
 def shown_by(function: str) -> Callable[[Any], str]:
-    """Return the ``_repr_html_`` of a class: a function of ``gradlens.notebook``, found by name when it is called.
+    """Return the ``_repr_html_`` of a class, which calls a function of ``gradlens.notebook``.
 
-    Only a notebook asks an object for HTML. So the module that draws it is loaded then and not before: it stands on a
-    floor above the classes that it shows, and whoever merely reads runs never loads a plotting library.
+    Only a notebook asks an object for HTML. The function is imported at that moment: ``gradlens.notebook`` imports the
+    classes that it shows, and a program that only reads runs never loads a plotting library.
 
     Args:
-        function: Its name; it takes the object and returns HTML.
+        function: Name of the function; it takes the object and returns HTML.
     """
 
     def _repr_html_(self: Any) -> str:
-        """Return what a notebook shows."""
+        """Return HTML for a notebook."""
         return str(getattr(import_module("gradlens.notebook"), function)(self))
 
     return _repr_html_

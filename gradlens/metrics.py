@@ -1,7 +1,7 @@
-"""What can be recorded of a layer: each metric's meaning, unit, scale and rhythm.
+"""The metrics that can be recorded for a layer: meaning, unit, scale and recording interval.
 
-The table is plain data, so that the view wing can label an axis without torch. How a metric is
-measured stands in ``gradlens.recorder``.
+The table is plain data, so that figures and pages can label an axis without loading torch. The code that measures a
+metric is in ``gradlens.recorder``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ class Metric:
 
     Args:
         name: Its name in the file and in ``record(metrics=...)``.
-        title: What stands on an axis.
-        scale: "log" for magnitudes, "linear" for shares and cosines, "signed" for magnitudes that may be negative: they
-            are averaged as they are, and drawn on a scale that is linear around 0 and logarithmic beyond.
-        every: Default rhythm in rows: 1 is every row, 25 is NaN in 24 of 25. Metrics that need
-            another pass over weights or outputs have a coarser one.
-        combine: How the parts of one optimizer step (micro-batches, repeated calls) add up.
-        reading: How to read it, and how it scales with batch and loss.
-        limits: The least and the largest value that a linear one can have; None where there is no such bound.
+        title: Axis label.
+        scale: "log" for magnitudes, "linear" for shares and cosines, "signed" for magnitudes that may be negative.
+            Signed metrics are averaged without taking logarithms, and drawn on a scale that is linear around 0 and
+            logarithmic beyond.
+        every: Default interval in rows: 1 records every row; 25 records one row in 25 and leaves NaN in the others.
+            Metrics that need another pass over weights or outputs have a longer interval.
+        combine: How the parts of one optimizer step (micro-batches, repeated calls) are combined.
+        reading: How to read it, and how it scales with batch size and loss.
+        limits: The smallest and the largest possible value of a linear metric; None where there is no bound.
     """
 
     name: str
@@ -46,9 +47,8 @@ METRICS: dict[str, Metric] = {
             "log",
             1,
             "root_sum_square",
-            "Over the whole batch. It grows with the square root of the output's size, so compare layers by "
-            "the RMS (norm / sqrt(out_numel)) where sizes differ; with a mean loss it falls like "
-            "1/sqrt(batch size).",
+            "Over the whole batch. It grows with the square root of the output's size: where sizes differ, compare "
+            "layers by the RMS (norm / sqrt(out_numel)). With a mean loss it falls like 1/sqrt(batch size).",
         ),
         Metric(
             "param_grad_norm",
@@ -56,7 +56,7 @@ METRICS: dict[str, Metric] = {
             "log",
             1,
             "as_accumulated",
-            "As the optimizer gets it: after accumulation and clipping. It scales with the loss.",
+            "As the optimizer receives it: after accumulation and clipping. It scales with the loss.",
         ),
         Metric(
             "param_norm",
@@ -64,15 +64,15 @@ METRICS: dict[str, Metric] = {
             "log",
             25,
             "as_accumulated",
-            "Under batch norm the weight's size does not change the function, but scales its gradient by the inverse.",
+            "Before batch norm, the weight's size does not change the function; its gradient scales with the inverse.",
         ),
         Metric(
             "update_ratio",
-            "norm of the update that the optimizer made, over param_norm",
+            "norm of the optimizer's update, divided by param_norm",
             "log",
             25,
             "as_accumulated",
-            "The relative change of the weights in one step; about 1e-3 is common for healthy training.",
+            "The relative change of the weights in one step; about 1e-3 is common in healthy training.",
         ),
         Metric(
             "nonfinite_count",
@@ -80,7 +80,7 @@ METRICS: dict[str, Metric] = {
             "linear",
             1,
             "sum",
-            "Zero in a healthy step; with a GradScaler, the step that holds any is skipped and the scale halved.",
+            "0 in a healthy step. A GradScaler skips a step that has any, and halves its scale.",
         ),
         Metric(
             "activation_rms",
@@ -88,94 +88,97 @@ METRICS: dict[str, Metric] = {
             "log",
             25,
             "root_mean_square",
-            "Over the whole batch, of all calls whose output gets a gradient. With He initialisation it keeps its size "
-            "over depth; where it falls or grows with depth, so does what the layers can tell apart.",
+            "Over the whole batch and all calls whose output gets a gradient. With He initialisation it stays about "
+            "constant over depth. Where it shrinks or grows with depth, the signal of the forward pass does too.",
         ),
         Metric(
             "zero_fraction",
-            "share of zeros in the output of the activation function behind the layer",
+            "share of zeros in the output of the activation function after the layer",
             "linear",
             25,
             "share",
-            "About 0.5 behind a ReLU at initialisation. A unit that is zero for one batch may live for another, so "
-            "judge over a window. NaN where it is not known what follows the layer: behind an addition, say.",
+            "About 0.5 after a ReLU at initialisation. A unit that is 0 for one batch may be active for another, so "
+            "judge it over several rows. NaN where the next operation is unknown, for example after an addition.",
             (0.0, 1.0),
         ),
         Metric(
             "grad_coherence",
-            "cosine between the gradients that two halves of the batch have for the layer's weight",
+            "cosine between the weight gradients of two halves of the batch",
             "linear",
             50,
             "of_the_sums",
-            "Of linear layers and 2-d convolutions. Near 1 the examples agree, near 0 noise prevails. The halves are "
+            "For linear layers and 2-d convolutions. Near 1 the examples agree; near 0 noise dominates. The halves are "
             "independent only without batch norm, which shares its statistics between them.",
             (-1.0, 1.0),
         ),
         Metric(
             "shortcut_grad_norm",
-            "L2 norm of what comes back through the block's shortcut",
+            "L2 norm of the gradient through the block's shortcut",
             "log",
             25,
             "root_sum_square",
-            "The gradient w.r.t. a residual block's input is the sum of what comes back through its shortcut and "
-            "through its branch. It stands at the block's first convolution, and is NaN at layers that begin no "
-            "block. 0 where the shortcut passes no gradient on. Scales as activation_grad_norm does.",
+            "The gradient w.r.t. a residual block's input is the sum of two parts: one through its shortcut, one "
+            "through its branch. It is recorded at the block's first convolution and is NaN at all other layers. It is "
+            "0 where the shortcut passes no gradient. It scales like activation_grad_norm.",
         ),
         Metric(
             "branch_grad_norm",
-            "L2 norm of what comes back through the block's branch",
+            "L2 norm of the gradient through the block's branch",
             "log",
             25,
             "root_sum_square",
-            "Beside shortcut_grad_norm: the other addend of the gradient w.r.t. the block's input.",
+            "The other part of the gradient w.r.t. the block's input; see shortcut_grad_norm.",
         ),
         Metric(
             "path_cosine",
-            "cosine between what comes back through the block's shortcut and through its branch",
+            "cosine between the gradients through the block's shortcut and its branch",
             "linear",
             25,
             "of_the_sums",
-            "Over the whole batch. Near 0 the squares of the two norms add up to that of their sum, so that each "
-            "square is a share; below 0 they partly cancel out. NaN where one of the norms is 0.",
+            "Over the whole batch. Near 0 the squared norms of the two parts add up to the squared norm of their sum. "
+            "Below 0 the parts partly cancel. NaN where one of the norms is 0.",
             (-1.0, 1.0),
         ),
     )
 }
 
 DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
-"""``nonfinite_count`` comes to these where a GradScaler is in use."""
+"""``nonfinite_count`` is added to these where a GradScaler is in use."""
 METRICS_ON_REQUEST: tuple[str, ...] = ("nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
-"""Of residual blocks alone; ``gradlens run`` records them of every net that has any."""
+"""Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
 
 DERIVED_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
             "coherent_grad_norm",
-            "L2 norm of the gradient w.r.t. the layer's parameters, times the cosine between those of two halves of "
-            "the batch",
+            "L2 norm of the gradient w.r.t. the layer's parameters, times the cosine between the gradients of two "
+            "halves of the batch",
             "signed",
             50,
             "of_the_sums",
             "param_grad_norm x grad_coherence: how fast a step of unit length along one half's gradient lowers the "
-            "other half's loss. What the halves agree on is left, noise averages out to 0 over rows and seeds, as it "
-            "would not if negative values were cut off. Below 0 the halves work against each other: gradient confusion "
-            "(Sankararaman et al. 2020, section 2); what is lost with depth though the norm stays is coherence "
-            "(Balduzzi et al. 2017). Scales as param_grad_norm does; NaN in rows and layers without either.",
+            "other half's loss. Noise averages to 0 over rows and seeds, because negative values are kept, and the "
+            "part on which the halves agree is left. Below 0 the halves work against each other: gradient confusion "
+            "(Sankararaman et al. 2020, section 2). With depth, coherence can be lost while the norm stays the same "
+            "(Balduzzi et al. 2017). It scales like param_grad_norm; NaN where either factor is missing.",
         ),
     )
 }
-"""What is not recorded but computed from what is, when a run is looked at (``gradlens.analysis.derived_metrics``)."""
+"""Metrics that are computed from recorded ones when a run is read (``gradlens.analysis.derived_metrics``)."""
 SHOWN_METRICS: dict[str, Metric] = METRICS | DERIVED_METRICS
-"""All that can be drawn."""
+"""All metrics that can be drawn."""
 
 
 def get_metric(name: str) -> Metric:
-    """Look a metric up by name.
+    """Return a metric by its name.
+
+    Args:
+        name: One of ``METRICS``.
 
     Raises:
-        ConfigError: There is no such metric; the message lists those that are.
+        ConfigError: There is no such metric; the message lists those that exist.
     """
     try:
         return METRICS[name]
@@ -184,11 +187,16 @@ def get_metric(name: str) -> Metric:
 
 
 def is_linear(name: str) -> bool:
-    """Say whether a metric is averaged as it is, and not its logarithm."""
+    """Return whether averages of a metric are arithmetic; magnitudes are averaged as logarithms."""
     return name in SHOWN_METRICS and SHOWN_METRICS[name].scale != "log"
 
 
 def say_metric(name: str, *, per_element: bool = False) -> str:
-    """Return what stands on an axis; per element the root mean square in place of the norm."""
+    """Return the axis label of a metric.
+
+    Args:
+        name: A metric's name; an unknown name is returned unchanged.
+        per_element: Name the root mean square per element instead of the L2 norm.
+    """
     title = SHOWN_METRICS[name].title if name in SHOWN_METRICS else name
     return title.replace("L2 norm", "RMS per element") if per_element else title

@@ -1,7 +1,9 @@
-"""What stands for many rows at once: per layer the least, mean and largest value, and how many there were.
+"""Statistics of chunks of rows: per layer the minimum, mean and maximum, and the number of values.
 
-A long run is kept level by level, as map tiles are: blocks of 64 rows, of 256, and so on. Chunks of chunks follow from
-blocks alone, so that a picture of a million rows needs a few thousand of them, and none of the rows.
+A long run is stored at several levels, like map tiles: chunks of 64 rows, of 256 rows, and so on. Statistics of larger
+chunks are computed from those of smaller ones. So a figure of a million rows reads a few thousand chunks and no rows.
+
+Shapes: T rows, L layers, B chunks.
 """
 
 from __future__ import annotations
@@ -16,21 +18,21 @@ FloatArray = NDArray[np.floating[Any]]
 
 STATISTICS = ("min", "mean", "max", "count", "zeros")
 LEVELS = (64, 256, 1024, 4096, 16384, 65536)
-"""Rows per block, level by level; each is four times the one before."""
+"""Rows per chunk at each level; each level has four times the rows of the one before."""
 
 
 def summarise(values: FloatArray, starts: NDArray[np.int64], *, linear: bool | NDArray[np.bool_] = False) -> FloatArray:
-    """Put blocks of rows into statistics.
+    """Compute the statistics of chunks of rows.
 
     Args:
-        values: (T, ...) values; NaN is "not recorded".
-        starts: (B,) the first row of each block, ascending; the last block ends with the rows.
-        linear: Whether the mean is arithmetic, over finite values; otherwise it is geometric, over finite positive
-            ones, as suits magnitudes. May be an array that broadcasts against a row.
+        values: (T, ...) values; NaN means "not recorded".
+        starts: (B,) index of the first row of each chunk, ascending; the last chunk ends with the last row.
+        linear: Take the arithmetic mean of finite values. Otherwise, as for magnitudes, the geometric mean of finite
+            positive values. May be an array that broadcasts against a row.
 
     Returns:
-        (B, ..., 5) float64: ``STATISTICS``. ``min`` and ``max`` are over all that is recorded, inf included; ``count``
-        is how many values the mean is of, ``zeros`` how many were exactly 0.
+        (B, ..., 5) float64: ``STATISTICS``. ``min`` and ``max`` are over all recorded values, inf included; ``count``
+        is the number of values in the mean, ``zeros`` the number of exact zeros.
     """
     with np.errstate(invalid="ignore"):  # a signalling NaN
         values = np.asarray(values, dtype=np.float64)
@@ -45,7 +47,16 @@ def summarise(values: FloatArray, starts: NDArray[np.int64], *, linear: bool | N
 
 
 def combine(blocks: FloatArray, starts: NDArray[np.int64], *, linear: bool | NDArray[np.bool_] = False) -> FloatArray:
-    """Put blocks of blocks into statistics: (N, ..., 5) to (B, ..., 5); arguments as in ``summarise``."""
+    """Compute the statistics of larger chunks from those of smaller ones.
+
+    Args:
+        blocks: (N, ..., 5) ``STATISTICS`` of the smaller chunks.
+        starts: (B,) index of the first smaller chunk in each larger one, ascending.
+        linear: As in ``summarise``.
+
+    Returns:
+        (B, ..., 5) ``STATISTICS``.
+    """
     low, mean, high, count, zeros = np.moveaxis(np.asarray(blocks, dtype=np.float64), -1, 0)
     terms = np.where(count > 0, count * _forward(np.where(count > 0, mean, 1.0), linear), 0.0)
     return _join(
@@ -59,7 +70,7 @@ def combine(blocks: FloatArray, starts: NDArray[np.int64], *, linear: bool | NDA
 
 
 def _forward(values: FloatArray, linear: bool | NDArray[np.bool_]) -> FloatArray:
-    """Return what is averaged: the logarithm, or of a linear metric the value."""
+    """Return the terms of the mean: logarithms, or the values themselves for a linear metric."""
     if not np.any(linear):
         return np.log(values)
     return np.where(linear, values, np.log(np.where(np.asarray(linear) | (values <= 0), 1.0, values)))
@@ -82,10 +93,10 @@ def _join(
 
 @dataclass(frozen=True)
 class RowChunks:
-    """Statistics of neighbouring blocks of rows of one metric.
+    """Statistics of consecutive chunks of rows of one metric.
 
     Args:
-        edges: (B + 1,) the row at which each block begins, and at the end the row after the last.
+        edges: (B + 1,) index of the first row of each chunk, then the index after the last row.
         values: (B, L, 5) ``STATISTICS``.
     """
 
@@ -94,37 +105,45 @@ class RowChunks:
 
     @property
     def low(self) -> FloatArray:
-        """(B, L) least value, NaN where nothing was recorded."""
+        """(B, L) smallest value, NaN where nothing was recorded."""
         return self.values[..., 0]
 
     @property
     def mean(self) -> FloatArray:
-        """(B, L) mean, NaN where nothing went into it."""
+        """(B, L) mean, NaN where it has no values."""
         return self.values[..., 1]
 
     @property
     def high(self) -> FloatArray:
-        """(B, L) largest value, inf where one was not finite."""
+        """(B, L) largest value, inf where a value was not finite."""
         return self.values[..., 2]
 
     @property
     def count(self) -> FloatArray:
-        """(B, L) values that went into the mean."""
+        """(B, L) number of values in the mean."""
         return self.values[..., 3]
 
     @property
     def zeros(self) -> FloatArray:
-        """(B, L) values that were exactly 0."""
+        """(B, L) number of values that were exactly 0."""
         return self.values[..., 4]
 
     @property
     def shown(self) -> FloatArray:
-        """(B, L) what stands for a block in a picture: inf where any value is, else the mean, or 0, or NaN."""
+        """(B, L) the value drawn for each chunk: inf if any value is inf; else the mean; 0 if all are 0; else NaN."""
         means = np.where(self.count > 0, self.mean, np.where(self.zeros > 0, 0.0, np.nan))
         return np.where(np.isinf(self.high), np.inf, means)
 
     def merged(self, most: int, *, linear: bool = False) -> RowChunks:
-        """Return at most so many blocks, of about equal numbers of rows."""
+        """Merge chunks until at most ``most`` are left, with about equal numbers of rows.
+
+        Args:
+            most: Maximum number of chunks.
+            linear: As in ``summarise``.
+
+        Returns:
+            The merged chunks.
+        """
         if len(self.values) <= most:
             return self
         wanted = np.linspace(self.edges[0], self.edges[-1], most + 1)[:-1]
@@ -133,6 +152,11 @@ class RowChunks:
 
 
 def choose_level(rows: int, most: int) -> int:
-    """Return how many rows a block should have, so that rows give at least ``most`` of them; 1 for rows alone."""
+    """Return the largest level at which so many rows give at least ``most`` full chunks; 1 means single rows.
+
+    Args:
+        rows: Number of rows.
+        most: Minimum number of chunks.
+    """
     fitting = [level for level in LEVELS if rows // level >= most]
     return fitting[-1] if fitting else 1

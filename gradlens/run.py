@@ -1,6 +1,6 @@
-"""The shared language of both wings: what a run, a layer and a row are.
+"""The data types that recording and reading share: a run, a layer, a row.
 
-Shapes: T recorded steps, L layers, E epochs.
+Shapes: T rows (recorded steps), L layers, E epochs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Status = Literal["running", "complete", "interrupted", "failed"]
 FloatArray = NDArray[np.floating[Any]]
 
 RESUMED = "resumed at step "
-"""How a note begins that says where a run went on after it had stopped; the step follows."""
+"""The beginning of the note about a resumed run; the optimizer step follows."""
 EPOCH_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
-"""The columns of the table of epochs that every run has; a run may have more."""
+"""The columns that the table of epochs always has; a run may add others."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Layer:
     Args:
         name: Its dotted name in the model.
         kind: Its class, "Conv2d".
-        role: "main", "shortcut" (a projection beside the main path) or "norm".
-        depth: Its place on the main path, counted from 1 at the input; a shortcut or norm layer has the
-            depth of the main layer that ran last before it.
+        role: "main", "shortcut" (a projection in parallel to the main path) or "norm".
+        depth: Its position on the main path, counted from 1 at the input; a shortcut or norm layer has the depth of
+            the main layer that ran last before it.
         out_numel: Elements of its output in the first recorded step (whole batch); 0 if it never ran.
         param_numel: Elements of its parameters.
-        calls: How often it was called in the first recorded step, micro-batches included; 0 if it never ran.
+        calls: Number of calls in the first recorded step, micro-batches included; 0 if it never ran.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Layer:
 
     @property
     def stage(self) -> str:
-        """The part of the name before the first dot: the stage it belongs to; "" where that is a mere number."""
+        """The stage that it belongs to: its name up to the first dot, or "" where that part is a number."""
         first = self.name.split(".", 1)[0]
         return "" if first.isdigit() else first
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a run before its first row."""
+    """The description of a run, known before its first row."""
 
     layers: tuple[Layer, ...]
     metrics: Mapping[str, int]
-    """Metric name to its rhythm in rows."""
+    """Metric name to its recording interval in rows."""
     model: str = ""
     seed: int = -1
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -74,32 +74,32 @@ class Header:
 
 @dataclass
 class Row:
-    """What is recorded for one optimizer step."""
+    """The values recorded for one optimizer step."""
 
     step: int
     epoch: int
-    """0-based index of the epoch in progress, that is, into the table of epochs."""
+    """0-based index of the current epoch in the table of epochs."""
     metrics: dict[str, FloatArray]
-    """Name to (L,) values; a metric that is not there is NaN in this row."""
+    """Name to (L,) values; a missing metric is NaN in this row."""
     scalars: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
 class PartlyReadable(Protocol):
-    """Metrics of which parts can be read without the rest."""
+    """Metrics that can be read in parts."""
 
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
-        """Return some rows of a metric, (stop - start, L)."""
+        """Return rows ``start`` to ``stop - 1`` of a metric, (stop - start, L)."""
 
     def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
-        """Return statistics of at least so many blocks of rows."""
+        """Return statistics of at least ``least`` chunks of rows."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One training of one model with one seed, read from a file.
 
-    Arrays are numpy, cut to what was completely written.
+    Arrays are numpy arrays and contain only rows that were written completely.
     """
 
     name: str
@@ -112,13 +112,14 @@ class Run:
     scalars: Mapping[str, FloatArray]
     """Name to (T,)."""
     metrics: Mapping[str, FloatArray]
-    """Name to (T, L) float32, read from the file when asked for."""
+    """Name to (T, L) float32, read from the file on access."""
     epochs: Mapping[str, FloatArray]
     """Name to (E,)."""
     status: Status
     info: Mapping[str, Any]
-    """model, seed, created, gradlens_version, format_version, config, environment, heartbeat, every (metric to rows),
-    overhead (the recorder's time over the training's, NaN where unknown), notes (list of sentences)."""
+    """model, seed, created, gradlens_version, format_version, config, environment, heartbeat, every (metric to its
+    interval in rows), overhead (the recorder's time divided by the training time, NaN where unknown), notes (list of
+    sentences)."""
 
     def metric(self, name: str) -> FloatArray:
         """Return a metric over steps and layers.
@@ -127,11 +128,11 @@ class Run:
             name: One of ``run.metrics``.
 
         Returns:
-            (T, L) float32. NaN where a layer had no gradient in that row, or where the metric has a
-            coarser rhythm; inf where its gradient held NaN or Inf.
+            (T, L) float32, in the metric's unit. NaN where a layer had no gradient in that row, or where the metric
+            was not recorded in that row; inf where its gradient contained NaN or Inf.
 
         Raises:
-            ConfigError: The run holds no such metric.
+            ConfigError: The run has no such metric.
         """
         self._check(name)
         return self.metrics[name]
@@ -141,7 +142,7 @@ class Run:
             raise ConfigError(f"run {self.name} holds no metric {name!r}; it holds {', '.join(self.metrics) or 'none'}")
 
     def metric_rows(self, name: str, start: int, stop: int) -> FloatArray:
-        """Return some rows of a metric; of a stored run, no others are read.
+        """Return some rows of a metric. For a run in a file, only these rows are read.
 
         Args:
             name: One of ``run.metrics``.
@@ -160,16 +161,17 @@ class Run:
         return self.metrics[name][start:stop]
 
     def row_chunks(self, name: str, *, least: int, start: int = 0, stop: int | None = None) -> RowChunks:
-        """Return statistics of blocks of rows of a metric; of a stored run, no more is read than that takes.
+        """Return statistics of chunks of rows of a metric. For a run in a file, stored statistics are read, not rows.
 
         Args:
             name: One of ``run.metrics``.
-            least: At least so many blocks where there are as many rows; up to about four times as many come.
+            least: Minimum number of chunks, where there are as many rows; the result has up to about four times as
+                many.
             start: Index of the first row.
             stop: Index of the row after the last; None for the end.
 
         Returns:
-            Blocks in order; they are of equal length, but for the first and the last.
+            Chunks in order. All but the first and the last have equal length.
 
         Raises:
             ConfigError: As in ``metric``.
@@ -202,7 +204,7 @@ class Run:
         return config if isinstance(config, Mapping) else {}
 
     def main_layers(self) -> NDArray[np.int64]:
-        """Return the indices of the main path's layers, input first."""
+        """Return the indices of the layers on the main path, input first, (M,)."""
         main = [i for i, layer in enumerate(self.layers) if layer.role == "main"]
         return np.array(sorted(main, key=lambda i: self.layers[i].depth), dtype=np.int64)
 
@@ -216,5 +218,5 @@ class Run:
 
 
 def jsonable(value: Any) -> str:
-    """Encode a configuration as JSON text, turning what JSON does not know into text."""
+    """Return a configuration as JSON text; values that JSON cannot represent become strings."""
     return json.dumps(value, default=str, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Where a recorder's rows go: what a sink must do, one that keeps nothing, and one that keeps rows in memory."""
+"""Destinations for a recorder's rows: the protocol of a sink, a sink that drops rows, and one that keeps them."""
 
 from __future__ import annotations
 
@@ -13,43 +13,46 @@ from gradlens.run import FloatArray, Header, Row, Status
 
 
 class Sink(Protocol):
-    """Where a recorder's rows go: a list, a file, or nothing."""
+    """The destination of a recorder's rows, such as a list or a file.
+
+    The calls come in this order: ``claim``, ``open``, any number of ``write_...`` and ``flush``, ``close``.
+    """
 
     def claim(self) -> None:
-        """Make sure that nobody else writes there, before the first row."""
+        """Reserve the destination before the first row, so that no other recorder writes to it."""
 
     def open(self, header: Header) -> None:
         """Begin the run."""
 
     def write_row(self, row: Row | Callable[[], Row]) -> None:
-        """Keep one row, or what a function returns when the sink comes to it."""
+        """Store one row, or the result of a function, which the sink may call later."""
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
-        """Keep one row of the table of epochs; on return, everything so far is kept."""
+        """Store one row of the table of epochs; on return, everything so far is stored."""
 
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
-        """Keep what the recorder cost so far, and what a reader should know, in place of what was said before."""
+        """Store the recorder's overhead and its notes so far; they replace the previous ones."""
 
     def flush(self) -> None:
-        """Return when everything so far is kept."""
+        """Return when everything so far is stored."""
 
     def close(self, status: Status) -> None:
         """End the run."""
 
 
 def row_of(row: Row | Callable[[], Row]) -> Row:
-    """Return the row itself."""
+    """Return the row, calling the function that makes it where necessary."""
     return row() if callable(row) else row
 
 
 class NullSink:
-    """Keep nothing: the sink of all ranks but the first."""
+    """A sink that stores nothing; all ranks but the first have it."""
 
     def claim(self) -> None:
-        """Return."""
+        """Do nothing."""
 
     def open(self, header: Header) -> None:
-        """Begin the run."""
+        """Do nothing."""
 
     def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Drop a row."""
@@ -58,18 +61,18 @@ class NullSink:
         """Drop an epoch."""
 
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
-        """Drop it."""
+        """Drop the state."""
 
     def flush(self) -> None:
-        """Return."""
+        """Do nothing."""
 
     def close(self, status: Status) -> None:
-        """End the run."""
+        """Do nothing."""
 
 
 @dataclass
 class ListSink:
-    """Keep everything in memory; for tests and short experiments."""
+    """A sink that keeps everything in memory; for tests and short experiments."""
 
     header: Header | None = None
     rows: list[Row] = field(default_factory=list)
@@ -79,7 +82,7 @@ class ListSink:
     notes: tuple[str, ...] = ()
 
     def claim(self) -> None:
-        """Return."""
+        """Do nothing."""
 
     def open(self, header: Header) -> None:
         """Begin the run."""
@@ -98,14 +101,14 @@ class ListSink:
         self.overhead, self.notes = overhead, tuple(notes)
 
     def flush(self) -> None:
-        """Return."""
+        """Do nothing."""
 
     def close(self, status: Status) -> None:
         """End the run."""
         self.status = status
 
     def metric(self, name: str) -> FloatArray:
-        """Return a metric over the rows so far, (T, L)."""
+        """Return a metric over the rows so far, (T, L), NaN where it was not recorded."""
         assert self.header is not None
         missing = np.full(len(self.header.layers), np.nan)
         return np.array([row.metrics.get(name, missing) for row in self.rows])

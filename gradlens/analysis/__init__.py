@@ -1,1 +1,1 @@
-"""Judge what was recorded; numpy only."""
+"""Analyse recorded runs; numpy only."""

@@ -1,4 +1,7 @@
-"""Accuracy and loss of several runs side by side: seeds grouped, with intervals."""
+"""Compare accuracy and loss of several runs; seeds are grouped and give intervals.
+
+Shapes: S seeds, E epochs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from gradlens.format import plural
 from gradlens.lazy import shown_by
 from gradlens.run import FloatArray, Run
 
-# The four rows of a table of the last epoch, in their order.
+# The four rows of the table of the last epoch, in order.
 FINAL_ROWS = {
     "train_accuracy": "training accuracy",
     "val_accuracy": "validation accuracy",
@@ -24,7 +27,7 @@ FINAL_ROWS = {
     "val_loss": "validation loss",
 }
 
-# These say how a run was watched, not what was trained.
+# These settings describe how a run was recorded or run, not what was trained.
 NOT_COMPARED = {
     "seed",
     "model",
@@ -41,12 +44,12 @@ NOT_COMPARED = {
 
 
 LEAST_DEPTHS = 3
-"""Models of fewer depths are no sweep."""
+"""Models of fewer depths do not form a family."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     label: str
     model: str
@@ -58,7 +61,14 @@ class Group:
         return sorted(run.seed for run in self.runs)
 
     def curve(self, column: str) -> FloatArray:
-        """Return a column of the table of epochs, (S, E); NaN where a run ended earlier."""
+        """Return a column of the table of epochs for each run.
+
+        Args:
+            column: Name of the column.
+
+        Returns:
+            (S, E) in the column's unit; NaN where a run ended earlier.
+        """
         length = max((len(run.epochs.get("epoch", ())) for run in self.runs), default=0)
         curves = np.full((len(self.runs), length), np.nan)
         for row, run in zip(curves, self.runs, strict=True):
@@ -67,21 +77,21 @@ class Group:
         return curves
 
     def mean_curve(self, column: str) -> list[Interval]:
-        """Return the mean over seeds of a column, epoch by epoch."""
+        """Return the mean over seeds of a column for each epoch, (E,)."""
         return [mean_interval(values) for values in self.curve(column).T]
 
     def say_extent(self) -> str:
-        """Say how many seeds and epochs it has: ``3 seeds, 16 to 25 epochs``."""
+        """Return the numbers of seeds and epochs as text: ``3 seeds, 16 to 25 epochs``."""
         counts = sorted(len(run.epochs.get("epoch", ())) for run in self.runs)
         epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
         return f"{plural(len(self.runs), 'seed')}, {epochs} {'epoch' if epochs == '1' else 'epochs'}"
 
     def final(self, column: str) -> Interval:
-        """Return the mean over seeds of each run's last epoch."""
+        """Return the mean of a column over the last epochs of the runs."""
         return mean_interval(self.lasts(column))
 
     def lasts(self, column: str) -> FloatArray:
-        """Return a column of each run's last epoch, (S,)."""
+        """Return a column in the last epoch of each run, (S,); runs without the column are left out."""
         lasts = [values[-1] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
         return np.array(lasts, dtype=np.float64)
 
@@ -90,11 +100,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Reference:
-    """Numbers of the last epoch from elsewhere, to be put beside one's own.
+    """Numbers of the last epoch from another source, to be shown next to those of runs.
 
     Args:
-        label: What they are called.
-        model: The model that they are of.
+        label: Label of the numbers.
+        model: The model that they describe.
         numbers: Column of the table of epochs to value.
     """
 
@@ -105,12 +115,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Nets side by side.
+    """A comparison of groups of runs.
 
     Args:
-        groups: Runs that differ in nothing but the seed.
-        repeats: Left out: runs that repeat the model, the settings and the seed of an earlier one.
-        unfinished: Left out: runs that have not finished an epoch.
+        groups: Each holds runs that differ only in the seed.
+        repeats: Runs that repeat the model, the settings and the seed of an earlier one; they are left out.
+        unfinished: Runs that have not finished an epoch; they are left out.
     """
 
     groups: tuple[Group, ...]
@@ -118,17 +128,24 @@ class Comparison:
     unfinished: tuple[Run, ...] = ()
 
     def table(self, references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
-        """Return the table of the last epoch, as ``final_table`` does."""
+        """Return the table of the last epoch.
+
+        Args:
+            references: As in ``final_table``.
+
+        Returns:
+            Rows as in ``final_table``.
+        """
         return final_table(list(self.groups), references)
 
     def left_out(self) -> list[str]:
-        """Say which runs were left out, and why."""
+        """Return a sentence for each run that was left out, with the reason."""
         reasons = (("repeats a seed of the same model and settings", self.repeats),
                    ("has not finished an epoch", self.unfinished))  # fmt: skip
         return [f"{run.name} {why}: it is left out" for why, runs in reasons for run in runs]
 
     def __repr__(self) -> str:
-        """Return the nets in a line; ``print`` shows the table of the last epoch."""
+        """Return the groups in one line; ``print`` shows the table of the last epoch."""
         return f"Comparison({'; '.join(f'{group.label}, {group.say_extent()}' for group in self.groups)})"
 
     def __str__(self) -> str:
@@ -143,7 +160,13 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Compare accuracy and loss of runs: seeds of one model and settings are put together.
+    """Compare accuracy and loss of runs; runs that differ only in the seed form a group.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The comparison; ``print`` shows the table of the last epoch.
 
     Raises:
         ConfigError: No run has finished an epoch.
@@ -168,9 +191,16 @@ def repeated_runs(runs: list[Run]) -> list[Run]:
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Group runs by model and settings; a label names the settings only where two groups of a model differ in them.
+    """Group runs by model and settings.
 
-    Of runs that repeat a seed the first counts; runs without a seed stand alone.
+    The label of a group names only the settings in which groups of its model differ. Where runs repeat a seed, only the
+    first is kept. A run without a seed is a group of its own.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The groups in the order of their first runs; families of models (``find_families``) are ordered by depth.
     """
     repeats = {id(run) for run in repeated_runs(runs)}
     runs = [run for run in runs if id(run) not in repeats]
@@ -191,13 +221,13 @@ def group_runs(runs: list[Run]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a model stands among others of its kind.
+    """The position of a model in a family of models that differ only in depth.
 
     Args:
-        name: What they have in common: "plain-nobn" of "plain34-nobn".
-        rank: Its family's place among the families, as they first appear.
-        depth: Its number of layers, by its name.
-        share: From 0 for the family's shallowest to 1 for its deepest.
+        name: Name of the family: "plain-nobn" for "plain34-nobn".
+        rank: Position of the family among the families, in order of first appearance.
+        depth: Number of layers, according to the model's name.
+        share: Position in the family, from 0 for the shallowest model to 1 for the deepest.
     """
 
     name: str
@@ -207,7 +237,14 @@ class Family:
 
 
 def find_families(models: Sequence[str]) -> list[Family] | None:
-    """Sort models that differ in depth into families; None unless each is of a family with at least three depths."""
+    """Sort models that differ in depth into families.
+
+    Args:
+        models: Names of models.
+
+    Returns:
+        The position of each model; None unless each belongs to a family with at least three depths.
+    """
     matches = [re.fullmatch(r"([a-z_]+)(\d+)(\D.*)?", model) for model in models]
     depths: dict[str, list[int]] = {}
     found: list[tuple[str, int]] = []
@@ -226,7 +263,7 @@ def find_families(models: Sequence[str]) -> list[Family] | None:
 
 
 def label_runs(runs: list[Run]) -> list[str]:
-    """Name each run by model and seed, and by those settings in which runs of that model differ."""
+    """Return a label for each run: its model, the settings in which runs of that model differ, and its seed."""
     labels = []
     for run in runs:
         seed = [f"seed {run.seed}"] if run.seed >= 0 else []
@@ -235,7 +272,7 @@ def label_runs(runs: list[Run]) -> list[str]:
 
 
 def _say_differences(run: Run, others: list[Run]) -> list[str]:
-    """Write the settings of a run in which those of its model differ: ``split=random``."""
+    """Return the settings in which runs of a run's model differ: ``split=random``."""
     twins = [compared_settings(other) for other in others if _name(other) == _name(run)]
     keys = sorted({key for settings in twins for key in settings})
     varying = [key for key in keys if len({_text(settings.get(key)) for settings in twins}) > 1]
@@ -243,7 +280,7 @@ def _say_differences(run: Run, others: list[Run]) -> list[str]:
 
 
 def compared_settings(run: Run) -> dict[str, Any]:
-    """Return the settings of a run by which it is compared: all but model, seed, and how it was watched."""
+    """Return the settings by which a run is compared: all but the model, the seed, and those of recording."""
     return {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
 
 
@@ -252,7 +289,7 @@ def _key(run: Run) -> str:
 
 
 def _name(run: Run) -> str:
-    """Return what a run is known by: its model, or its file where it has no seed and so stands for itself."""
+    """Return the name of a run's group: its model, or the run's own name where it has no seed."""
     return (run.model or run.name) if run.seed >= 0 else run.name
 
 
@@ -265,14 +302,15 @@ def _show(value: Any) -> str:
 
 
 def final_table(groups: list[Group], references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
-    """Return the table of the last epoch: a row per quantity, a column per group.
+    """Return the table of the last epoch, with one row per quantity and one column per group.
 
     Args:
         groups: The columns.
-        references: Numbers from elsewhere; those of models that are among the groups are put beside.
+        references: Numbers from other sources; columns are added for those whose model is among the groups.
 
     Returns:
-        Rows with ``quantity`` and, per group label, an ``Interval``; per reference's label its number.
+        Rows with ``quantity`` and ``column``, an ``Interval`` for each group's label, and the number for each
+        reference's label.
     """
     rows: list[dict[str, Any]] = []
     for column, title in FINAL_ROWS.items():
@@ -288,12 +326,12 @@ def final_table(groups: list[Group], references: Sequence[Reference] = ()) -> li
 
 @dataclass(frozen=True)
 class Lead:
-    """How the best group compares with the next in one quantity of the last epoch.
+    """The difference between the best group and the second best in one quantity of the last epoch.
 
     Args:
-        column: The quantity.
-        best: The group that is ahead.
-        other: The one behind it.
+        column: The quantity: a column of the table of epochs.
+        best: The best group.
+        other: The second best group.
         difference: Best minus other, with its interval over seeds.
     """
 
@@ -304,15 +342,18 @@ class Lead:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval of the difference leaves out 0."""
+        """Whether the interval of the difference excludes 0."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
 def find_lead(groups: list[Group]) -> Lead | None:
-    """Compare the two best groups: in validation accuracy, or where there is none in validation loss.
+    """Compare the two best groups in validation accuracy; without it in validation loss, then in training loss.
+
+    Args:
+        groups: The groups.
 
     Returns:
-        None where fewer than two groups know either.
+        The difference, or None where fewer than two groups have any of these.
     """
     for column, sign in (("val_accuracy", 1), ("val_loss", -1), ("train_loss", -1)):
         known = [group for group in groups if np.isfinite(group.final(column).mean)]
@@ -324,10 +365,18 @@ def find_lead(groups: list[Group]) -> Lead | None:
 
 
 def say_interval(interval: Interval, digits: int = 3) -> str:
-    """Write a mean with its standard deviation between seeds, ``0.731 ± 0.012``, and what was left out of it."""
+    """Return a mean with its standard deviation between seeds as text: ``0.731 ± 0.012``.
+
+    Args:
+        interval: The mean and its interval.
+        digits: Number of decimals.
+
+    Returns:
+        The text; ``(2 of 3)`` is appended where values that are not finite were left out.
+    """
     if interval.n == 0:
         return "not finite" if interval.left_out else "-"
-    said = f"{interval.mean:.{digits}f}"
+    text = f"{interval.mean:.{digits}f}"
     if interval.n > 1:
-        said += f" ± {interval.std:.{digits}f}"
-    return f"{said} ({interval.n} of {interval.n + interval.left_out})" if interval.left_out else said
+        text += f" ± {interval.std:.{digits}f}"
+    return f"{text} ({interval.n} of {interval.n + interval.left_out})" if interval.left_out else text

@@ -1,14 +1,16 @@
-"""How steep a depth profile is: decades per layer and from end to end, with intervals over steps and over seeds.
+"""The steepness of a depth profile: decades per layer and in total, with intervals over rows and over seeds.
 
-Decades are log10 of the metric; both numbers are counted towards the input, so that below 0 the metric shrinks on its
-way back. The output layer is left out, as its gradient is the loss's own. What is no magnitude counts so:
+Decades are log10 of the metric. Both numbers are counted toward the input: below 0, the metric shrinks toward the
+input. The output layer is left out, because its gradient depends on the loss alone. Special values:
 
-* a layer without a value (NaN) or with one that is not finite in a row is left out of that row;
-* a layer that is exactly 0 is at -inf decades. Between it and a layer nearer the output that is not 0, the slope is
-  -inf; nearer the input, inf; between two zeros it is not known and left out. The slope is the median of all pairs, so
-  a few zeros hardly move it, and it is -inf where most pairs say so;
-* from end to end of the whole it is as ``gradlens.analysis.gradient_ratio`` says; of a stage -inf where the first layer
-  is 0, inf where the last is, and not known where both are.
+* A layer whose value is missing or not finite in a row is left out of that row.
+* A layer that is exactly 0 is at -inf decades. The slope between it and a nonzero layer nearer the output is -inf,
+  between it and a nonzero layer nearer the input inf; the slope between two zeros is unknown and left out. The slope
+  of a section is the median over all pairs: a few zeros hardly change it, and it is -inf where most pairs are.
+* For all layers, the total is that of ``gradlens.analysis.gradient_ratio``. For a stage it is -inf where the first
+  layer is 0, inf where the last one is, and unknown where both are.
+
+Shapes: T rows, L layers.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from gradlens.run import FloatArray, Run
 WHOLE = "all"
 LEAST_LAYERS = 3
 MOST_ROWS = 1024
-"""Of more rows, neighbours are put together first, by their geometric mean."""
+"""Where there are more rows, neighbours are first averaged by their geometric mean."""
 MOST_PAIRS = 20_000_000
-"""Rows times pairs of layers that are compared; deeper nets are followed by fewer, longer groups of rows."""
+"""Maximum number of rows times pairs of layers; the rows of a deeper network are averaged in fewer, longer chunks."""
 CHUNK = 1_000_000
+"""Slopes that are computed at once; it limits memory."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class DepthFit:
     Args:
         section: "all", or a stage's name.
         layers: Indices of its layers, input first.
-        ends: Indices of the two layers that ``decades`` compares: of the whole, as ``gradient_ratio`` chooses them.
-        slope: Decades per layer towards the input (Theil-Sen), median over rows.
+        ends: Indices of the two layers that ``decades`` compares; for "all", those of ``gradient_ratio``.
+        slope: Decades per layer toward the input (Theil-Sen), median over rows.
         decades: log10 of the first layer over the last, median over rows.
-        zeros: Layers that are exactly 0 in more than half of the rows with a value.
-        left_out: Layers without any finite value.
+        zeros: Number of layers that are exactly 0 in more than half of the rows with a value.
+        left_out: Number of layers without any finite value.
     """
 
     section: str
@@ -61,16 +64,17 @@ class DepthFit:
 
 
 def theil_sen(decades: FloatArray) -> FloatArray:
-    """Return the slope of each row: the median over all pairs of layers of their difference per layer between.
+    """Return the Theil-Sen slope of each row: the median slope over all pairs of layers.
 
-    Up to 29 % of the layers may be anything without moving it far.
-    Source: Theil 1950; Sen 1968, Estimates of the Regression Coefficient Based on Kendall's Tau.
+    It is robust: up to 29 % of the layers may have arbitrary values.
 
     Args:
-        decades: (T, L) input first; -inf at exact zeros, NaN where not known.
+        decades: (T, L) input first; -inf at exact zeros, NaN where unknown.
 
     Returns:
-        (T,) decades per layer towards the input; NaN where no pair is known.
+        (T,) decades per layer toward the input; NaN where no pair is known.
+
+    Source: Theil 1950; Sen 1968, Estimates of the Regression Coefficient Based on Kendall's Tau.
     """
     first, last = np.triu_indices(decades.shape[1], 1)
     if not len(first):
@@ -86,30 +90,31 @@ def theil_sen(decades: FloatArray) -> FloatArray:
 
 
 def hidden_layers(run: Run) -> NDArray[np.int64]:
-    """Return the indices of the main layers that ran, input first, without the output layer."""
+    """Return the indices of the main layers that ran, input first, without the output layer, (L,)."""
     main = run.main_layers()
     ran = np.array([run.layers[i].out_numel > 0 for i in main], dtype=bool)
     return np.asarray(main[ran][:-1])
 
 
 def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> list[DepthFit]:
-    """Fit a run's profile as a whole, and stage by stage.
+    """Fit a run's profile over all hidden layers, and stage by stage.
 
     Args:
-        run: The run; a long one is followed by blocks of rows.
+        run: The run; a long one is read in chunks of rows.
         metric: A metric that is a magnitude.
-        rows: Which rows.
-        per_element: The root mean square per element instead of the L2 norm.
+        rows: The rows of interest.
+        per_element: Use the root mean square per element instead of the L2 norm.
 
     Returns:
-        The whole first; then each stage of at least three layers, where there are several stages. Nothing where the
-        run has fewer than three hidden layers.
+        All layers first; then each stage of at least three layers, where there are several stages. The list is empty
+        where the run has fewer than three hidden layers.
 
     Raises:
-        ConfigError: The run lacks the metric, or it is no magnitude (or, per element, no norm).
+        ConfigError: The run lacks the metric, the metric is not a magnitude, or ``per_element`` is set and it is not a
+            norm.
     """
     if is_linear(metric):
-        raise ConfigError(f"{metric} is no magnitude: it has no slope in decades")
+        raise ConfigError(f"{metric} is not a magnitude: it has no slope in decades")
     hidden = hidden_layers(run)
     values = _grouped(typical_values(run, metric, rows, per_element=per_element)[:, hidden])
     if len(hidden) < LEAST_LAYERS:
@@ -125,7 +130,7 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
 
 
 def _end_to_end(whole: DepthFit, ratio: GradientRatio) -> DepthFit:
-    """Take the ratio from end to end from its one source; the interval is that of groups of rows, and holds it."""
+    """Replace the total by that of ``gradient_ratio``, and widen the interval until it contains it."""
     typical, decades = ratio.typical(), whole.decades
     low, high = np.fmin(decades.low, typical), np.fmax(decades.high, typical)
     if math.isnan(decades.low) or math.isnan(typical):
@@ -144,7 +149,7 @@ def _fit(name: str, layers: NDArray[np.int64], decades: FloatArray) -> DepthFit:
 
 
 def _grouped(values: FloatArray) -> FloatArray:
-    """Leave out rows without any value, and put neighbours together where there are many."""
+    """Leave out rows without any value, and average neighbours where there are many rows."""
     values = values[~np.isnan(values).all(axis=1)]
     pairs = max(values.shape[1] * (values.shape[1] - 1) // 2, 1)
     most = min(MOST_ROWS, max(MOST_PAIRS // pairs, 16))
@@ -153,7 +158,7 @@ def _grouped(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class SeedFit:
-    """The steepness over seeds: means with Student's 95 % interval; what is not finite is left out and counted."""
+    """The steepness over seeds: means with Student's 95 % interval; non-finite values are left out and counted."""
 
     section: str
     slope: Interval
@@ -161,10 +166,13 @@ class SeedFit:
 
 
 def over_seeds(runs: Sequence[Sequence[DepthFit]]) -> list[SeedFit]:
-    """Put the fits of several seeds together; the order of the seeds is irrelevant.
+    """Average the fits of several seeds; the order of the seeds is irrelevant.
 
     Args:
-        runs: The fits of each run, as ``fit_depth`` returns them; sections that not all have are left out.
+        runs: The fits of each run, as ``fit_depth`` returns them.
+
+    Returns:
+        One entry for each section that all runs have.
     """
     named = [{fit.section: fit for fit in fits} for fits in runs]
     common = [name for name in (named[0] if named else {}) if all(name in fits for fits in named)]

@@ -1,11 +1,11 @@
-"""Metrics that are not recorded but follow from those that are.
+"""Metrics that are computed from recorded ones.
 
-``coherent_grad_norm`` is ``param_grad_norm`` times ``grad_coherence``. Let g1 and g2 be the gradients that two halves
-of a batch have for a layer: a step of unit length along -g1 changes the loss of the other half by -g1.g2 / |g1| =
--|g2| cos(g1, g2). So it is the part of the norm that serves pictures which had no say in it. It keeps the cosine's
-sign: of two halves that have nothing in common the cosine is as often negative as positive, so that the mean over rows
-and seeds is 0, and an interval that holds 0 says "no signal was seen". Cut off at 0, noise alone would have a mean
-above 0.
+``coherent_grad_norm`` is ``param_grad_norm`` times ``grad_coherence``. Let g1 and g2 be a layer's gradients on two
+halves of a batch. A step of unit length along -g1 changes the loss of the other half by -g1.g2 / |g1| =
+-|g2| cos(g1, g2). So the metric is the part of the norm that also helps images from which the gradient was not
+computed. It keeps the cosine's sign. The cosine of two unrelated gradients is negative as often as positive: its mean
+over rows and seeds is 0, and an interval that contains 0 means "no signal was seen". If negative values were set to 0,
+pure noise would have a mean above 0.
 
 Sources: Balduzzi et al. 2017, The Shattered Gradients Problem (with depth, coherence is lost and not the norm);
 Sankararaman et al. 2020, The Impact of Neural Network Overparameterization on Gradient Confusion (section 2: negative
@@ -25,32 +25,37 @@ from gradlens.row_chunks import STATISTICS, RowChunks, choose_level, summarise
 from gradlens.run import FloatArray, Run
 
 FACTORS: dict[str, tuple[str, ...]] = {"coherent_grad_norm": ("param_grad_norm", "grad_coherence")}
-"""Each derived metric is the product of these."""
+"""Derived metric to its factors; the metric is their product."""
 CHUNK = 65_536
-"""Rows that are read at once; the largest block is of as many."""
+"""Rows that are read at once: as many as in the largest chunk."""
 
 
 OF_HALVES = ("grad_coherence", "coherent_grad_norm")
 
 
 def say_caution(metric: str) -> str:
-    """Say what a reader of a metric must know, or "".
+    """Return a caution for readers of a metric, or "".
 
-    Batch norm's backward pass subtracts the mean over the batch, so that the gradient w.r.t. what it normalises sums to
-    0 over all examples (Ioffe & Szegedy 2015, section 3): what the first half has too much of, the second lacks.
-    Measured at initialisation on the embedded data (64 pixels, 32 images, seeds 0 to 2, mean over hidden layers):
-    halves of a batch -0.15 (plain34) and -0.16 (resnet34), two batches of their own -0.01 and +0.07.
+    Batch norm's backward pass subtracts the mean over the batch. So the gradient w.r.t. its input sums to 0 over all
+    examples: an excess in the first half is a deficit in the second. Measured at initialisation on the embedded data
+    (64 pixels, 32 images, seeds 0 to 2, mean over hidden layers): the cosine between halves of one batch is -0.15
+    (plain34) and -0.16 (resnet34), between two separate batches -0.01 and +0.07.
+
+    Args:
+        metric: A metric's name.
+
+    Source: Ioffe & Szegedy 2015, Batch Normalization, section 3.
     """
     if metric not in OF_HALVES:
         return ""
     return (
-        "Both halves are of one batch: under batch norm their gradients sum to 0 in the direction that all pictures "
-        "share, which draws the cosine below 0; a value below 0 is then no disagreement between pictures."
+        "Both halves are from one batch. Under batch norm their gradients sum to 0 in the direction that all images "
+        "share, which lowers the cosine: a value below 0 then does not mean that images disagree."
     )
 
 
 class _Metrics(Mapping[str, FloatArray]):
-    """A run's metrics, and those that follow from them; computed when asked for."""
+    """A run's metrics and the derived ones, which are computed on access."""
 
     def __init__(self, run: Run, derived: tuple[str, ...]) -> None:
         self._run = run
@@ -69,17 +74,17 @@ class _Metrics(Mapping[str, FloatArray]):
         return self.read_rows(name, 0, len(self._run.steps))
 
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
-        """Return some rows of a metric, (stop - start, L)."""
+        """Return rows ``start`` to ``stop - 1`` of a metric, (stop - start, L)."""
         if name not in self._derived:
             return self._run.metric_rows(name, start, stop)
         first, *others = (np.asarray(self._run.metric_rows(factor, start, stop)) for factor in FACTORS[name])
-        with np.errstate(invalid="ignore", over="ignore"):  # inf times 0 is not known
+        with np.errstate(invalid="ignore", over="ignore"):  # inf times 0 gives NaN
             for other in others:
                 first = first * other
         return first
 
     def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
-        """Return statistics of at least so many blocks of rows."""
+        """Return statistics of at least ``least`` chunks of rows."""
         if name not in self._derived:
             return self._run.row_chunks(name, least=least, start=start, stop=stop)
         level = choose_level(stop - start, least)
@@ -93,7 +98,7 @@ class _Metrics(Mapping[str, FloatArray]):
 
 
 def with_derived(run: Run) -> Run:
-    """Return the run with those derived metrics whose factors it holds; nothing is read or computed yet."""
+    """Return the run with all derived metrics whose factors it holds; they are computed on access."""
     derived = tuple(
         name
         for name, factors in FACTORS.items()
@@ -103,12 +108,20 @@ def with_derived(run: Run) -> Run:
 
 
 def check_metric(run: Run, name: str) -> None:
-    """Raise a ConfigError where a run lacks a metric, or one that is needed for it."""
+    """Raise an error if a run lacks a metric, or a factor of a derived metric.
+
+    Args:
+        run: The run.
+        name: A metric's name.
+
+    Raises:
+        ConfigError: The run lacks the metric or a factor of it; the message says how to record it.
+    """
     if name in FACTORS and name not in run.metrics:
         missing = [factor for factor in FACTORS[name] if factor not in run.metrics]
         if missing:
             raise ConfigError(
-                f"run {run.name} lacks {' and '.join(missing)}: {name} is {' x '.join(FACTORS[name])}",
+                f"run {run.name} lacks {' and '.join(missing)}; {name} is computed as {' x '.join(FACTORS[name])}",
                 tip=f"record it: gradlens run MODEL --metrics {','.join(missing)}",
             )
     run.metric_rows(name, 0, 0)

@@ -1,14 +1,17 @@
-"""How large the gradient at the first layer is beside that at the last hidden one: the one source of that number.
+"""The ratio of the gradient at the first layer to that at the last hidden layer.
 
-Profile, diagnosis, claims, watch, report, notebook and captions ask here, so that one fact reads the same everywhere.
+Profile, diagnosis, claims, watch, report, notebook and captions all take the ratio from this module, so that they
+always agree.
 
-* *Layers*: the main layers whose value is known in more than half of the rows that have any. The first of them is the
-  first layer, the last but one the last hidden layer; the last is the output layer, whose gradient is the loss's own.
-* *Rows*: all that were asked for, without steps that a GradScaler skipped; in a long run, chunks of rows.
-* *Zeros*: a layer at exactly 0 in a row in which any of these layers is not, is at -inf decades there; where the last
-  hidden layer alone is, a layer that is not is at inf. A row in which
-  all are exactly 0 compares nothing: it is counted, and left out of the ratio.
-* *Typical*: the median over the rows in which it is known, where infinities are values.
+* *Layers*: the main layers whose value is known in more than half of the rows that have any values. The first of them
+  is the first layer; the last is the output layer, whose gradient depends on the loss alone; the one before it is the
+  last hidden layer.
+* *Rows*: all requested rows, without steps that a GradScaler skipped; in a long run, chunks of rows.
+* *Zeros*: a layer that is exactly 0 in a row is at -inf decades in that row. If the last hidden layer is exactly 0, the
+  layers that are not 0 are at inf. A row in which all layers are exactly 0 is counted and left out of the ratio.
+* *Typical ratio*: the median over the rows in which it is known; infinities count as values.
+
+Shapes: T rows, L layers, M main layers.
 """
 
 from __future__ import annotations
@@ -28,25 +31,25 @@ from gradlens.run import FloatArray, Layer, Run
 LEAST_LAYERS = 3
 """First, last hidden and output layer."""
 LEAST_ROWS = 10
-"""Fewer rows are no base for a verdict over time: their later half is worth fewer than the 5 independent numbers that
-``gradlens.analysis.bootstrap`` asks for."""
+"""Fewer rows do not support a verdict over time: their later half has fewer than the 5 independent values that
+``gradlens.analysis.bootstrap`` needs."""
 FIRST_ROWS = 10
-"""The first rows, whose ratio is named beside that of all."""
+"""Number of first rows; their ratio is reported next to that of all rows."""
 VANISH_DECADES = -3.0
-"""Below this the gradient vanishes. Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| < 1e-3."""
+"""Below this ratio the gradient vanishes. Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| < 1e-3."""
 SIMILAR_DECADES = 1.0
-"""Within a factor of ten the two are called about as large."""
+"""Within a factor of ten the two gradients count as about equally large."""
 
 Fate = Literal["zero", "vanishes", "shrinks", "similar", "grows", "unknown"]
 FATES: dict[str, str] = {
     "zero": "the gradient is exactly 0 at the first layer",
     "vanishes": "the gradient vanishes toward the input",
     "shrinks": "the gradient shrinks toward the input",
-    "similar": "the gradient is about as large at the first layer as at the last hidden one",
+    "similar": "the gradient is about as large at the first layer as at the last hidden layer",
     "grows": "the gradient does not vanish: it grows toward the input",
-    "unknown": "the gradient at the first layer beside that at the last hidden one is not known",
+    "unknown": "the ratio of the first layer's gradient to the last hidden layer's is not known",
 }
-"""What becomes of a gradient, in a sentence that calls nothing a fault."""
+"""How the gradient changes toward the input, in a neutral sentence: none of them calls it a fault."""
 RATIOS = {
     "ratio times": "{first} has about {number} times ({power}) the gradient norm of {last}",
     "ratio part": "{first} has about 1/{number} ({power}) of the gradient norm of {last}",
@@ -54,20 +57,20 @@ RATIOS = {
     "ratio zero": "the gradient norm of {first} is exactly 0",
     "ratio inf": "the gradient norm of {last} is exactly 0, that of {first} is not",
 }
-"""How one gradient norm compares with another."""
+"""Sentences that compare two gradient norms."""
 
 
 @dataclass(frozen=True)
 class GradientRatio:
-    """Gradient norms of the layers of a run over that of its last hidden layer.
+    """Gradient norms of a run's layers, divided by that of its last hidden layer.
 
     Args:
-        layers: (M,) the layers that are compared, input first; the last is the output layer.
-        indices: (M,) their places among the run's layers.
+        layers: (M,) the compared layers, input first; the last is the output layer.
+        indices: (M,) their indices among the run's layers.
         decades: (T, M) log10 of each layer's norm over the last hidden layer's; -inf where a layer is exactly 0, inf
-            where the last hidden layer alone is, NaN where either is not known.
-        rows: (T,) the row of the run; in a long run the first row of each chunk.
-        counts: (T,) how many rows each stands for.
+            where only the last hidden layer is, NaN where either is unknown.
+        rows: (T,) index of the row in the run; in a long run, index of the first row of each chunk.
+        counts: (T,) number of rows; 1, or more for a chunk.
         all_zero: (T,) whether all of these layers are exactly 0.
     """
 
@@ -99,22 +102,25 @@ class GradientRatio:
         return int(self.counts[self.all_zero].sum())
 
     def typical(self, window: slice = ALL_ROWS) -> float:
-        """Return the median ratio of first to last hidden layer over some of the rows, in decades."""
+        """Return the median ratio of the first layer to the last hidden layer over a window of rows, in decades."""
         return float(median(self.decades[window, 0]))
 
     def profile(self, window: slice = ALL_ROWS) -> FloatArray:
-        """Return (M,) the median ratio of every layer to the last hidden one, in decades."""
+        """Return the median ratio of each layer to the last hidden layer over a window of rows, (M,), in decades."""
         return median(self.decades[window], axis=0)
 
     def late(self) -> list[tuple[float, str]]:
-        """Return the typical ratio of each window at the end of the rows, with the window's name."""
+        """Return the typical ratio, in decades, of each window of ``late_windows``, with the window's name."""
         return [(self.typical(window), name) for window, name in late_windows(len(self.decades))]
 
 
 def late_windows(rows: int) -> list[tuple[slice, str]]:
-    """Return the windows at the end of so many rows by which a state that lasts is judged, each with its name.
+    """Return the windows at the end of the rows by which a lasting state is judged, each with its name.
 
-    These are the later half, and the last fifth where it has at least ``LEAST_ROWS`` rows.
+    These are the later half of the rows, and the last fifth where it has at least ``LEAST_ROWS`` rows.
+
+    Args:
+        rows: Number of rows.
     """
     found = [(slice(rows // 2, rows), "the later half of the rows")]
     if rows // 5 >= LEAST_ROWS:
@@ -129,15 +135,15 @@ def gradient_ratio(
 
     Args:
         run: The run; a long one is read in chunks of rows.
-        metric: Which norm; any metric that is a magnitude.
-        rows: Which rows.
-        per_element: The root mean square per element instead of the L2 norm.
+        metric: A norm, or any other metric that is a magnitude.
+        rows: The rows of interest.
+        per_element: Use the root mean square per element instead of the L2 norm.
 
     Returns:
-        None where the run lacks the metric, or fewer than three main layers are known.
+        The ratios; None where the run lacks the metric, or fewer than three main layers are known.
 
     Raises:
-        ConfigError: Per element of what is no norm.
+        ConfigError: ``per_element`` is set and the metric is not a norm.
     """
     if metric not in run.metrics or not len(run.steps):
         return None
@@ -150,13 +156,16 @@ def gradient_ratio(
 def compare_layers(
     run: Run, values: FloatArray, rows: NDArray[np.int64] | None = None, counts: FloatArray | None = None
 ) -> GradientRatio | None:
-    """Compare rows of values that were read before, as ``gradient_ratio`` does.
+    """Compare values that were already read, as ``gradient_ratio`` does.
 
     Args:
-        run: Whose layers they are of.
-        values: (T, L) norms; what is not known or not finite is NaN.
-        rows: (T,) the row of each; None for 0, 1, ...
-        counts: (T,) how many rows each stands for; None for one each.
+        run: The run to which the layers belong.
+        values: (T, L) norms; NaN where unknown or not finite.
+        rows: (T,) index of each row; None for 0, 1, ...
+        counts: (T,) number of rows of each; None for one each.
+
+    Returns:
+        The ratios; None where fewer than three main layers are known.
     """
     rows = np.arange(len(values)) if rows is None else rows
     counts = np.ones(len(values)) if counts is None else counts
@@ -173,7 +182,15 @@ def compare_layers(
 
 
 def known_layers(run: Run, values: FloatArray) -> NDArray[np.int64]:
-    """Return the indices of the main layers with a value in more than half of the rows that have any, input first."""
+    """Return the main layers with a value in more than half of the rows that have any values.
+
+    Args:
+        run: The run to which the layers belong.
+        values: (T, L) values; NaN where unknown.
+
+    Returns:
+        (M,) indices, input first.
+    """
     known = ~np.isnan(values)
     held = known.any(axis=1)
     if not held.any():
@@ -187,10 +204,15 @@ def finite_rows(
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.float64]]:
     """Return a metric's finite values by rows; in a long run by chunks of rows.
 
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows of interest.
+
     Returns:
-        (T, L) values, NaN where nothing is known, a value is not finite, or the step was skipped by a GradScaler; in a
-        chunk the mean, or 0 where more than half of the values are exactly 0. (T,) the row, or the first row, of each.
-        (T,) how many rows each stands for. Rows without any value are left out.
+        Three arrays; rows without any value are left out. (T, L) values in the metric's unit: NaN where a value is
+        missing or not finite, or where a GradScaler skipped the step; for a chunk the mean, or 0 where more than half
+        of the values are exactly 0. (T,) index of the row, or of the chunk's first row. (T,) number of rows.
     """
     start, stop, _ = rows.indices(len(run.steps))
     if is_long(run, rows):
@@ -208,9 +230,13 @@ def finite_rows(
 
 
 def over_seeds(decades: Sequence[float]) -> float:
-    """Return the typical ratio of several seeds: their mean; the median where one of them is exactly 0.
+    """Return the typical ratio of several seeds: the mean, or the median where a ratio is infinite.
 
-    What is not known is left out; NaN where nothing is.
+    Args:
+        decades: One ratio per seed, in decades; unknown ones (NaN) are left out.
+
+    Returns:
+        The ratio in decades; NaN where none is known.
     """
     known = np.array([value for value in decades if not math.isnan(value)], dtype=np.float64)
     if len(known) and np.isfinite(known).all():
@@ -219,7 +245,11 @@ def over_seeds(decades: Sequence[float]) -> float:
 
 
 def fate_of(decades: float) -> Fate:
-    """Name what becomes of a gradient from the last hidden layer to the first."""
+    """Classify how the gradient changes from the last hidden layer to the first.
+
+    Args:
+        decades: log10 of the first layer's norm over the last hidden layer's.
+    """
     if math.isnan(decades):
         return "unknown"
     if decades == -math.inf:
@@ -232,23 +262,32 @@ def fate_of(decades: float) -> Fate:
 
 
 def say_fate(decades: float) -> str:
-    """Say what becomes of a gradient, without calling it a fault."""
+    """Return a neutral sentence about how the gradient changes toward the input.
+
+    Args:
+        decades: log10 of the first layer's norm over the last hidden layer's.
+    """
     return FATES[fate_of(decades)]
 
 
 def say_all_zero(ratio: GradientRatio, rows: int) -> str:
-    """Say in how many of so many rows nothing can be compared, as all gradients are exactly 0; "" where in none."""
+    """Return a sentence about the rows in which all gradients are exactly 0; "" where there are none.
+
+    Args:
+        ratio: The ratio.
+        rows: Total number of rows.
+    """
     zero = ratio.rows_all_zero
     return f"all gradients are exactly 0 in {say_rows(zero, rows)}" if zero else ""
 
 
 def say_ratio(first: str, last: str, decades: float, words: Mapping[str, str] = RATIOS) -> str:
-    """Say how the gradient norm at one layer compares with that at another: a number for people, then the power.
+    """Return a sentence that compares the gradient norms of two layers: "a has about 126 times (10^2.1) ...".
 
     Args:
-        first: The one layer's name.
-        last: The other's.
-        decades: log10 of the ratio.
+        first: Name of the first layer.
+        last: Name of the last hidden layer.
+        decades: log10 of the first layer's norm over the last one's.
         words: The sentences of ``RATIOS``, in any language.
     """
     form, number = _for_people(decades)
@@ -256,7 +295,7 @@ def say_ratio(first: str, last: str, decades: float, words: Mapping[str, str] = 
 
 
 def _for_people(decades: float) -> tuple[str, str]:
-    """Return which of the sentences suits a ratio, and its number: two or three digits, none beyond a million."""
+    """Return the form of the sentence, and the ratio with two or three digits; "" beyond a million."""
     if not abs(decades) < 6:
         return {-math.inf: "zero", math.inf: "inf"}.get(decades, "power"), ""
     number = 10.0 ** abs(decades)
@@ -267,12 +306,21 @@ def _for_people(decades: float) -> tuple[str, str]:
 
 
 def say_power(decades: float) -> str:
-    """Write a ratio that is given in decades as a power of ten: ``10^2.4``; exactly 0 as ``0``."""
+    """Return a ratio as a power of ten: ``10^2.4``; ``0`` for exactly 0.
+
+    Args:
+        decades: log10 of the ratio.
+    """
     if decades == -math.inf:
         return "0"
     return f"10^{decades:.1f}" if math.isfinite(decades) else "not known" if math.isnan(decades) else "inf"
 
 
 def say_rows(known: int, total: int) -> str:
-    """Say of how many rows something is the median."""
+    """Return the extent of a median as text: "all rows" or "15 of 20 rows".
+
+    Args:
+        known: Number of rows in the median.
+        total: Number of all rows.
+    """
     return "all rows" if known == total else f"{known:,} of {total:,} rows"

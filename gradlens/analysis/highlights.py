@@ -1,4 +1,4 @@
-"""What is notable about a run, in sentences that carry their numbers."""
+"""The notable facts of a run, in sentences with numbers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks, say
 from gradlens.format import plural
 from gradlens.run import Run
 
-# Zhang et al. 2021 and smdebug judge overfitting by loss; here a gap of this size in accuracy is worth a line.
+# Zhang et al. 2021 and smdebug judge overfitting by the loss; here a gap of this size in accuracy is reported.
 ACCURACY_GAP = 0.1
 
 
 def notable(run: Run) -> list[str]:
-    """Return what a reader should know first, most important first."""
+    """Return the notable facts of a run as sentences, the most important first."""
     found = [
         *_ending(run),
         *_nonfinite(run),
@@ -42,12 +42,13 @@ def _ending(run: Run) -> list[str]:
     if run.status == "running":
         return ["the run is still being written, or its writer was killed"]
     if run.status == "interrupted":
-        return ["the run was interrupted" + ("; gradlens run ... --resume goes on" if "recipe" in run.config else "")]
+        tip = "; continue it with gradlens run ... --resume" if "recipe" in run.config else ""
+        return [f"the run was interrupted{tip}"]
     return ["the run failed"] if run.status == "failed" else []
 
 
 MOST_CHUNKS = 64
-"""Of a long run, so many blocks with values that are not finite are looked into."""
+"""In a long run, at most so many chunks with non-finite values are read row by row."""
 
 
 def _nonfinite(run: Run) -> list[str]:
@@ -55,9 +56,9 @@ def _nonfinite(run: Run) -> list[str]:
     rows, more = _broken_rows(run, names)
     if len(rows):
         number = f"{'more than ' if more else ''}{plural(len(rows), 'row')}"
-        return [f"gradients were not finite in {number}, first at step {run.steps[rows[0]]}"]
+        return [f"gradients are not finite in {number}, first at step {run.steps[rows[0]]}"]
     infinite = np.flatnonzero(np.isinf(run.scalars.get("loss", np.empty(0))))
-    return [f"the loss was infinite, first at step {run.steps[infinite[0]]}"] if len(infinite) else []
+    return [f"the loss is infinite, first at step {run.steps[infinite[0]]}"] if len(infinite) else []
 
 
 def _broken_rows(run: Run, names: list[str]) -> tuple[NDArray[np.int64], bool]:
@@ -66,10 +67,10 @@ def _broken_rows(run: Run, names: list[str]) -> tuple[NDArray[np.int64], bool]:
     if is_long(run):
         spans = []
         for name in names:
-            blocks = long_chunks(run, name)
-            found = np.flatnonzero(np.isinf(blocks.high).any(axis=1))
+            chunks = long_chunks(run, name)
+            found = np.flatnonzero(np.isinf(chunks.high).any(axis=1))
             more |= len(found) > MOST_CHUNKS
-            spans += [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found[:MOST_CHUNKS]]
+            spans += [(int(chunks.edges[i]), int(chunks.edges[i + 1])) for i in found[:MOST_CHUNKS]]
     rows = [
         np.flatnonzero(np.isinf(run.metric_rows(name, *span)).any(axis=1)) + span[0]
         for span in sorted(set(spans))
@@ -85,21 +86,21 @@ def _ratio(run: Run) -> list[str]:
     whole, nothing = ratio.typical(), say_all_zero(ratio, len(run.steps))
     if np.isnan(whole):
         return [nothing or say_fate(whole)]
-    said = say_ratio(say_layer(ratio.first), say_layer(ratio.last), whole)
+    comparison = say_ratio(say_layer(ratio.first), say_layer(ratio.last), whole)
     return [
         *filter(None, [nothing]),
-        f"{say_fate(whole)}: {said} (median of {'; '.join(_over_time(run, ratio, whole))})",
+        f"{say_fate(whole)}: {comparison} (median of {'; '.join(_over_time(run, ratio, whole))})",
     ]
 
 
 def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
-    """Say of which rows a ratio is the median, what it was in the first of them, and where it becomes another."""
-    told = [say_rows(ratio.rows_known, len(run.steps))]
+    """Name the rows of a median ratio, the ratio in the first rows, and a ratio at the end that differs in kind."""
+    parts = [say_rows(ratio.rows_known, len(run.steps))]
     early = gradient_ratio(run, rows=slice(0, FIRST_ROWS))
     if early is not None and not np.isnan(early.typical()):
-        told.append(f"{say_power(early.typical())} in the first {FIRST_ROWS}")
+        parts.append(f"{say_power(early.typical())} in the first {FIRST_ROWS} rows")
     late = [(value, name) for value, name in ratio.late() if fate_of(value) not in (fate_of(whole), "unknown")]
-    return told + [f"{say_power(value)} in {name}" for value, name in late[-1:]]
+    return parts + [f"{say_power(value)} in {name}" for value, name in late[-1:]]
 
 
 def _zeros(run: Run) -> list[str]:
@@ -112,7 +113,8 @@ def _zeros(run: Run) -> list[str]:
     dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
-    return [f"the gradient is exactly 0 in more than half of the rows at {plural(len(dead), 'layer')}, first {dead[0]}"]
+    where = f"{plural(len(dead), 'layer')}, nearest the input {dead[0]}"
+    return [f"the gradient is exactly 0 in more than half of the rows at {where}"]
 
 
 def _missing(run: Run) -> list[str]:
@@ -120,14 +122,14 @@ def _missing(run: Run) -> list[str]:
         return []
     never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
     names = [run.layers[i].name for i in np.flatnonzero(never)]
-    return [f"{plural(len(names), 'layer')} never got a gradient: {', '.join(names[:4])}"] if names else []
+    return [f"{plural(len(names), 'layer')} never received a gradient: {', '.join(names[:4])}"] if names else []
 
 
 def _gap(run: Run) -> list[str]:
     train, val = (run.epochs.get(key, np.empty(0)) for key in ("train_accuracy", "val_accuracy"))
     if not len(train) or not len(val) or not train[-1] - val[-1] > ACCURACY_GAP:
         return []
-    return [f"training accuracy ends {train[-1] - val[-1]:.2f} above validation accuracy: it overfits"]
+    return [f"final training accuracy is {train[-1] - val[-1]:.2f} above validation accuracy: the model overfits"]
 
 
 def _copies(run: Run) -> list[str]:
@@ -135,4 +137,6 @@ def _copies(run: Run) -> list[str]:
     share = facts.get("val_share_any_copy_in_train", 0)
     if not share:
         return []
-    return [f"{share:.0%} of the validation images have a copy in training: validation accuracy is partly memory"]
+    return [
+        f"{share:.0%} of the validation images have a copy in the training set: validation accuracy is partly memory"
+    ]

@@ -1,4 +1,7 @@
-"""Depth profiles: a metric over the layers, and what it says in a sentence."""
+"""A metric over layers and rows: values, profiles over depth, and matrices for heatmaps.
+
+Shapes: T rows, L layers, C columns, B chunks of rows.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,23 @@ from gradlens.run import FloatArray, Layer, Run
 
 ACTIVATION_GRAD = "activation_grad_norm"
 
-
 EXACT_NUMBERS = 4_000_000
-"""Of a run with more numbers than this in a metric (20,000 rows of 200 layers), blocks of rows are read instead."""
+"""If a metric has more values than this (20,000 rows of 200 layers), chunks of rows are read instead of rows."""
 LONG_CHUNKS = 256
-"""At least so many of them; a run that has fewer is short enough to be read."""
+"""Minimum number of chunks; a run with fewer chunks is short enough to be read row by row."""
 ALL_ROWS = slice(None)
 
 
 def rows_within(run: Run, first: int | None, last: int | None) -> slice:
-    """Return the rows from one optimizer step to another, both included.
+    """Return the rows between two optimizer steps, both included.
 
     Args:
         run: The run.
-        first: Index of a step, or None for the beginning.
-        last: Index of a step, or None for the end.
+        first: First optimizer step, or None for the beginning.
+        last: Last optimizer step, or None for the end.
 
     Raises:
-        ConfigError: No row was recorded there.
+        ConfigError: No row was recorded between these steps.
     """
     start = 0 if first is None else int(np.searchsorted(run.steps, first))
     stop = len(run.steps) if last is None else int(np.searchsorted(run.steps, last, side="right"))
@@ -43,16 +45,19 @@ def rows_within(run: Run, first: int | None, last: int | None) -> slice:
 
 
 def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
-    """Return a metric over steps and layers, (T, L) float64.
+    """Return a metric over rows and layers.
 
     Args:
         run: The run.
-        metric: Its name.
-        rows: Which rows.
-        per_element: Divide an L2 norm over activations by sqrt(out_numel): the root mean square per element.
+        metric: The metric's name.
+        rows: The rows to return.
+        per_element: Divide an L2 norm by the square root of the number of elements: the root mean square per element.
+
+    Returns:
+        (T, L) float64, in the metric's unit; NaN where nothing was recorded, inf where a gradient was not finite.
 
     Raises:
-        ConfigError: The run lacks the metric, or it is no norm, so that there is nothing to divide.
+        ConfigError: The run lacks the metric, or ``per_element`` is set and the metric is not a norm.
     """
     scale = element_scale(run, metric) if per_element else 1.0
     start, stop, _ = rows.indices(len(run.steps))
@@ -60,31 +65,70 @@ def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: 
 
 
 def element_scale(run: Run, metric: str) -> FloatArray:
-    """Return the square root of each layer's number of elements, (L,)."""
+    """Return the square root of each layer's number of elements, (L,).
+
+    Args:
+        run: The run.
+        metric: A norm of activations or of parameters; it decides which elements count.
+
+    Raises:
+        ConfigError: The metric is not a norm, or it belongs to a residual block's input.
+    """
     if not metric.endswith("_norm"):
-        raise ConfigError(f"{metric} is no norm: there is no root mean square of it", tip="leave --per-element out")
+        raise ConfigError(
+            f"{metric} is not a norm: it has no root mean square per element", tip="leave out --per-element"
+        )
     if metric in METRICS_OF_PATHS:
-        raise ConfigError(f"{metric} is of a block's input, whose size no layer tells", tip="leave --per-element out")
+        raise ConfigError(
+            f"{metric} is a norm at the input of a residual block, and a run does not record the size of that input",
+            tip="leave out --per-element",
+        )
     key = "out_numel" if metric.startswith("activation") else "param_numel"
     numel = np.array([getattr(layer, key) for layer in run.layers], dtype=np.float64)
     return np.sqrt(np.maximum(numel, 1))
 
 
 def is_long(run: Run, rows: slice = ALL_ROWS, least: int | None = None) -> bool:
-    """Say whether so many rows are looked at block by block, at least so many (``LONG_CHUNKS``) of them."""
+    """Return whether a run is so long that chunks of rows are read instead of rows.
+
+    Args:
+        run: The run.
+        rows: The rows of interest.
+        least: Minimum number of chunks; None for ``LONG_CHUNKS``.
+    """
     start, stop, _ = rows.indices(len(run.steps))
     whole = (stop - start) // LEVELS[0]
     return (stop - start) * len(run.layers) > EXACT_NUMBERS and whole >= (LONG_CHUNKS if least is None else least)
 
 
 def long_chunks(run: Run, metric: str, rows: slice = ALL_ROWS) -> RowChunks:
-    """Return the blocks by which a long run is judged."""
+    """Return the chunks of rows by which a long run is judged.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows of interest.
+    """
     start, stop, _ = rows.indices(len(run.steps))
     return run.row_chunks(metric, least=LONG_CHUNKS, start=start, stop=stop)
 
 
 def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
-    """Return a metric's rows, (T, L) float64; of a long run what stands for blocks of rows, (B, L)."""
+    """Return a metric by rows; for a long run, by chunks of rows.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows of interest.
+        per_element: As in ``layer_values``.
+
+    Returns:
+        (T, L) float64, in the metric's unit; for a long run (B, L): the value drawn for each chunk
+        (``RowChunks.shown``).
+
+    Raises:
+        ConfigError: As in ``layer_values``.
+    """
     if not is_long(run, rows):
         return layer_values(run, metric, rows, per_element=per_element)
     scale = element_scale(run, metric) if per_element else 1.0
@@ -92,9 +136,19 @@ def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element
 
 
 def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
-    """Return the median of a metric over rows, for each layer, (L,); NaN where a layer has no value.
+    """Return the median of a metric over rows for each layer; for a long run, over the means of chunks of rows.
 
-    Of a long run it is the median of the means of blocks of rows.
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows of interest.
+        per_element: As in ``layer_values``.
+
+    Returns:
+        (L,) in the metric's unit; NaN where a layer has no value.
+
+    Raises:
+        ConfigError: As in ``layer_values``.
     """
     values = typical_values(run, metric, rows, per_element=per_element)
     return median(values, axis=0)
@@ -102,7 +156,7 @@ def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element:
 
 @dataclass(frozen=True)
 class Stage:
-    """Neighbouring layers of one stage: ``layers[start:stop]``."""
+    """Consecutive layers of one stage: ``layers[start:stop]``."""
 
     name: str
     start: int
@@ -110,7 +164,7 @@ class Stage:
 
 
 def find_stages(layers: tuple[Layer, ...]) -> list[Stage]:
-    """Cut layers, in their order, into stages."""
+    """Return the stages of layers, in the order of the layers."""
     stages: list[Stage] = []
     for i, layer in enumerate(layers):
         if stages and stages[-1].name == layer.stage:
@@ -121,16 +175,17 @@ def find_stages(layers: tuple[Layer, ...]) -> list[Stage]:
 
 
 def say_layer(layer: Layer) -> str:
-    """Write a layer's name so that it cannot be taken for a number."""
+    """Return a layer's name for a sentence: ``layer '3'`` where the bare name looks like a number."""
     return f"layer {layer.name!r}" if layer.name.replace(".", "").isdigit() else layer.name
 
 
 @dataclass(frozen=True)
 class HeatMatrix:
-    """A metric as layers by steps, ready to be drawn.
+    """A metric by layers and columns of rows, ready to be drawn.
 
     Args:
-        values: (L, C); NaN where nothing was recorded, exact zeros kept, inf where a gradient was not finite.
+        values: (L, C) in the metric's unit; NaN where nothing was recorded, 0 for exact zeros, inf where a gradient
+            was not finite.
         steps: (C + 1,) edges of the columns, in optimizer steps.
     """
 
@@ -141,26 +196,39 @@ class HeatMatrix:
 def heat_matrix(
     run: Run, metric: str, *, columns: int, per_element: bool = False, rows: slice = ALL_ROWS
 ) -> HeatMatrix:
-    """Arrange a metric as layers by steps, averaging neighbouring rows where there are more than columns.
+    """Arrange a metric by layers and columns, averaging neighbouring rows where there are more rows than columns.
 
-    Rows are averaged geometrically, over what is finite and positive; a block holding any non-finite value shows that,
-    and a block without a positive value but with a zero shows zero. Linear metrics are averaged as they are. Rows
-    without a value, as a coarser rhythm leaves them, are left out: a column reaches to the next row that has one.
+    The average of a magnitude is the geometric mean of finite positive values, that of a linear metric the arithmetic
+    mean. A chunk with a non-finite value is inf; a chunk with zeros but no positive value is 0. Rows without any value
+    are left out, as a metric with a longer recording interval has them: a column extends to the next row with values.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        columns: Maximum number of columns.
+        per_element: As in ``layer_values``.
+        rows: The rows of interest.
+
+    Returns:
+        The matrix, with no columns where there are no rows.
+
+    Raises:
+        ConfigError: As in ``layer_values``.
     """
     start, stop, _ = rows.indices(len(run.steps))
     if stop <= start:
         return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
     steps = run.steps[start:stop].astype(np.float64)
-    rhythm = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
-    least = -(-columns // 4)  # blocks come in sizes four times apart
+    interval = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
+    least = -(-columns // 4)  # each level of chunks has four times the rows of the one before
     if is_long(run, rows, least):
-        blocks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
+        chunks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
         scale = element_scale(run, metric) if per_element else 1.0
-        edges = np.append(steps[blocks.edges[:-1] - start], steps[-1] + rhythm)
-        return HeatMatrix((blocks.shown / scale).T, edges)
+        edges = np.append(steps[chunks.edges[:-1] - start], steps[-1] + interval)
+        return HeatMatrix((chunks.shown / scale).T, edges)
     values = layer_values(run, metric, rows, per_element=per_element)
     known = ~np.isnan(values).all(axis=1)
-    end = steps[-1] + rhythm
+    end = steps[-1] + interval
     if known.any() and not known.all():
         values, steps = values[known], steps[known]
     edges = np.append(steps, end)
@@ -171,15 +239,29 @@ def heat_matrix(
     return HeatMatrix(means.T, np.append(edges[starts], edges[-1]))
 
 
-def chunk_starts(count: int, blocks: int) -> NDArray[np.int64]:
-    """Cut so many rows into at most so many blocks of about equal length; return where each begins."""
-    return np.unique(np.linspace(0, count, blocks + 1).astype(np.int64))[:-1]
+def chunk_starts(count: int, chunks: int) -> NDArray[np.int64]:
+    """Divide rows into chunks of about equal length.
+
+    Args:
+        count: Number of rows.
+        chunks: Maximum number of chunks.
+
+    Returns:
+        (B,) index of the first row of each chunk.
+    """
+    return np.unique(np.linspace(0, count, chunks + 1).astype(np.int64))[:-1]
 
 
 def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool = False) -> FloatArray:
-    """Return the geometric means of blocks of rows, (blocks, L), treating odd values as ``heat_matrix`` says.
+    """Return the means of chunks of rows, treating zeros and non-finite values as ``heat_matrix`` does.
 
-    Linear ones get their arithmetic means.
+    Args:
+        values: (T, L) values; NaN means "not recorded".
+        starts: (B,) index of the first row of each chunk, ascending.
+        linear: Take arithmetic means; otherwise geometric ones.
+
+    Returns:
+        (B, L) in the unit of the values.
     """
     positive = np.isfinite(values) & (linear | (values > 0))
     logs = np.where(positive, values, 0.0) if linear else np.log(np.where(positive, values, 1.0))
@@ -194,7 +276,7 @@ def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool =
 
 
 def epoch_starts(run: Run) -> NDArray[np.float64]:
-    """Return the optimizer step at which each epoch begins, as far as rows were recorded."""
+    """Return the first recorded optimizer step of each epoch that has rows, (E,)."""
     if len(run.steps) == 0:
         return np.empty(0)
     new = np.flatnonzero(np.diff(run.epoch_of_step, prepend=run.epoch_of_step[0] - 1))

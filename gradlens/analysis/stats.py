@@ -1,4 +1,4 @@
-"""Means with intervals over seeds."""
+"""Means over seeds with confidence intervals, and medians."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import ArrayLike
 from gradlens.run import FloatArray
 
 LEAST_DEGREES = 0.1
-"""Below it the quantile leaves the range of float64 before long; intervals have at least 1."""
+"""Far below this the quantile exceeds the range of float64; intervals have at least 1 degree of freedom."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its spread.
+    """A mean over seeds with its standard deviation and confidence interval.
 
     Args:
-        mean: Over the finite values; NaN if there are none.
+        mean: Mean of the finite values; NaN if there are none.
         std: Standard deviation between seeds (n - 1); NaN for fewer than two.
         low: Lower end of the 95 % interval of the mean; NaN for fewer than two.
-        high: Its upper end.
+        high: Upper end of the interval.
         n: Number of finite values.
         left_out: Number of values that were not finite.
     """
@@ -38,7 +38,7 @@ class Interval:
 
 @cache
 def gauss_legendre(points: int) -> tuple[FloatArray, FloatArray]:
-    """Return nodes and weights on [-1, 1], found once: that takes milliseconds, and they are needed again and again."""
+    """Return the (points,) nodes and weights of Gauss-Legendre quadrature on [-1, 1]; results are cached."""
     return np.polynomial.legendre.leggauss(points)
 
 
@@ -47,16 +47,18 @@ def t_975(degrees: float) -> float:
     """Return the 0.975 quantile of Student's t.
 
     With t = sqrt(degrees) sinh(x / sqrt(degrees)) the density (Abramowitz & Stegun 1964, 26.7.1) becomes proportional
-    to cosh(x / sqrt(degrees))^-degrees, an even and smooth curve. The trapezoidal rule finds the area under all of it
-    (Trefethen & Weideman 2014, The Exponentially Convergent Trapezoidal Rule), Gauss-Legendre quadrature the area up to
-    x, and Newton's method the x at which that is 95 %. As the curve falls, Newton's method approaches x from below and
-    never steps past it.
+    to cosh(x / sqrt(degrees))^-degrees, an even and smooth curve. The trapezoidal rule gives the area under the whole
+    curve (Trefethen & Weideman 2014, The Exponentially Convergent Trapezoidal Rule), Gauss-Legendre quadrature the area
+    up to x. Newton's method finds the x for which 95 % of the area lies between -x and x. Because the curve
+    decreases, Newton's method approaches x from below and never overshoots it.
 
     Args:
         degrees: Degrees of freedom, a real number; at least ``LEAST_DEGREES``.
 
     Returns:
         The quantile, with a relative error below 1e-12; NaN for fewer degrees of freedom, or infinitely many.
+
+    Source: Abramowitz & Stegun 1964, 26.7.1.
     """
     if not LEAST_DEGREES <= degrees < math.inf:
         return math.nan
@@ -81,6 +83,9 @@ def mean_interval(values: FloatArray) -> Interval:
     Args:
         values: (S,) one per seed; values that are not finite are left out.
 
+    Returns:
+        The mean and its interval, in the unit of the values.
+
     Source: Student 1908, The Probable Error of a Mean.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -98,15 +103,20 @@ def mean_interval(values: FloatArray) -> Interval:
 
 
 def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
-    """Return the difference between the means of independent values with Welch's 95 % interval.
+    """Return the difference between two means of independent values with Welch's 95 % interval.
+
+    The degrees of freedom are a real number and are not rounded.
 
     Args:
         first: (S,) one per seed; values that are not finite are left out.
-        second: What is taken away.
+        second: (S',) the values whose mean is subtracted.
+
+    Returns:
+        First mean minus second, in the unit of the values; ``std`` is the standard error of the difference, ``n`` the
+        smaller number of values.
 
     Source: Welch 1947, The generalization of Student's problem when several different population variances are
-    involved; degrees of freedom by Satterthwaite 1946, An Approximate Distribution of Estimates of Variance Components:
-    a real number, which is not rounded.
+    involved; degrees of freedom by Satterthwaite 1946, An Approximate Distribution of Estimates of Variance Components.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     left_out = int((~np.isfinite(one)).sum() + (~np.isfinite(other)).sum())
@@ -128,16 +138,19 @@ def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
 
 
 def median(values: ArrayLike, axis: int = -1) -> FloatArray:
-    """Return the median along an axis, over what is not NaN; infinities are values.
+    """Return the median along an axis; NaN is left out, and infinities count as values.
 
-    Where the two middle values are finite it is their mean; where one is infinite, the other; where they are opposite
-    infinities, NaN; where nothing is known, NaN.
+    The median is the mean of the two middle values where both are finite. If only one is infinite, it is the finite
+    one; opposite infinities give NaN.
 
     Args:
         values: An array of any shape.
-        axis: The axis that goes.
+        axis: The axis to reduce.
+
+    Returns:
+        An array without that axis, in the unit of the values; NaN where no value is known.
     """
-    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1), axis=-1)  # NaN goes to the end
+    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1), axis=-1)  # NaN is sorted last
     if not ordered.shape[-1]:
         return np.full(ordered.shape[:-1], np.nan)
     count = (~np.isnan(ordered)).sum(axis=-1)

@@ -94,7 +94,7 @@ def test_scaling_all_gradients_leaves_the_ratio(make_run, factor: float) -> None
         (0.3, "about as large"), (2.4, "does not vanish: it grows toward the input"), (np.nan, "is not known"),
     ],
 )  # fmt: skip
-def test_what_a_ratio_means_in_words(decades: float, said: str) -> None:
+def test_the_sentence_for_a_ratio(decades: float, said: str) -> None:
     assert said in say_fate(decades)
 
 
@@ -104,7 +104,7 @@ def test_stages_and_epochs(make_run) -> None:
     assert epoch_starts(run).tolist() == [0, 5, 10, 15]
 
 
-def test_a_matrix_keeps_zeros_gaps_and_what_is_not_finite(make_run) -> None:
+def test_a_matrix_keeps_zeros_gaps_and_non_finite_values(make_run) -> None:
     def change(grid: np.ndarray) -> np.ndarray:
         grid[:, 0] = 0
         grid[:, 1] = np.nan
@@ -124,20 +124,20 @@ def test_a_matrix_keeps_zeros_gaps_and_what_is_not_finite(make_run) -> None:
         assert np.isfinite(matrix.values[3:]).all()
 
 
-def test_blocks_are_geometric_means(make_run) -> None:
+def test_chunks_are_geometric_means(make_run) -> None:
     run = read_run(make_run(steps=20))
     fine, coarse = (heat_matrix(run, "activation_grad_norm", columns=c).values for c in (20, 4))
     expected = np.exp(np.log(fine).reshape(6, 4, 5).mean(axis=2))
     np.testing.assert_allclose(coarse, expected, rtol=1e-6)
 
 
-def test_a_coarse_rhythm_is_drawn_without_its_gaps(make_run) -> None:
+def test_a_long_recording_interval_is_drawn_without_gaps(make_run) -> None:
     matrix = heat_matrix(read_run(make_run(steps=30)), "update_ratio", columns=100)
     assert matrix.values.shape == (6, 3)
     assert matrix.steps.tolist() == [0, 10, 20, 30]
 
 
-def test_seeds_are_grouped_and_settings_told_apart(make_run) -> None:
+def test_seeds_are_grouped_and_settings_are_distinguished(make_run) -> None:
     for seed in (2, 0, 1):
         make_run(f"plain34-s{seed}", model="plain34", seed=seed, accuracy=0.5 + 0.1 * seed, config={"split": "group"})
     make_run("plain34-r", model="plain34", seed=0, accuracy=0.9, config={"split": "random"})
@@ -164,7 +164,7 @@ def test_curves_of_different_length(make_run) -> None:
     assert np.isnan(curve[0, 2:]).all()
 
 
-def test_what_is_notable(make_run) -> None:
+def test_the_notable_facts_of_a_run(make_run) -> None:
     numbers = itertools.count()
 
     def said(**options) -> str:
@@ -179,7 +179,7 @@ def test_what_is_notable(make_run) -> None:
         grid[:, :2] = 0
         return grid
 
-    assert "exactly 0 in more than half of the rows at 2 layers, first stage0.0" in said(change=zeros)
+    assert "exactly 0 in more than half of the rows at 2 layers, nearest the input stage0.0" in said(change=zeros)
     assert "exactly 0 at the first layer: the gradient norm of stage0.0 is exactly 0" in said(change=zeros)
 
     def first_zero_in_most(grid: np.ndarray) -> np.ndarray:
@@ -196,9 +196,9 @@ def test_what_is_notable(make_run) -> None:
         grid[:, 2] = np.nan
         return grid
 
-    assert "1 layer never got a gradient: stage0.2" in said(change=missing)
+    assert "1 layer never received a gradient: stage0.2" in said(change=missing)
     facts = {"data_facts": {"val_share_any_copy_in_train": 0.55}}
-    assert "55% of the validation images have a copy in training" in said(config=facts)
+    assert "55% of the validation images have a copy in the training set" in said(config=facts)
 
 
 def test_zero_and_broken_gradients_are_not_averaged_away(make_run) -> None:
@@ -240,7 +240,7 @@ def test_zero_and_broken_gradients_are_not_averaged_away(make_run) -> None:
     assert "not finite in 17 rows, first at step 3" in said
 
 
-def test_runs_without_a_seed_stand_alone_and_repeats_count_once(make_run) -> None:
+def test_runs_without_a_seed_are_groups_of_one_and_repeats_count_once(make_run) -> None:
     for name, seed in (("a", -1), ("b", -1), ("c", 0), ("d", 0), ("e", 1)):
         make_run(name, seed=seed)
     runs = [read_run(f"runs/{name}.h5") for name in "abcde"]
@@ -248,7 +248,7 @@ def test_runs_without_a_seed_stand_alone_and_repeats_count_once(make_run) -> Non
     assert [run.name for run in repeated_runs(runs)] == ["d"]
 
 
-def test_runs_are_labelled_by_what_they_differ_in(make_run) -> None:
+def test_runs_are_labelled_by_the_settings_that_differ(make_run) -> None:
     settings = {"a": {"init": "he", "augment": ["flip"]}, "b": {"init": "default", "augment": []}, "c": {"init": "he"}}
     for name, config in settings.items():
         make_run(name, model="x" if name != "c" else "y", config=config)
@@ -276,11 +276,11 @@ def test_numbered_modules_are_one_stage_and_quoted() -> None:
 
 
 def test_only_norms_have_a_value_per_element(make_run) -> None:
-    with pytest.raises(ConfigError, match="update_ratio is no norm"):
+    with pytest.raises(ConfigError, match="update_ratio is not a norm"):
         heat_matrix(read_run(make_run()), "update_ratio", columns=10, per_element=True)
 
 
-def test_the_real_runs_gradient_grows_towards_the_input() -> None:
+def test_the_gradient_of_the_recorded_run_grows_toward_the_input() -> None:
     run = read_run(SAMPLE)
     way = gradient_ratio(run)
     assert way is not None

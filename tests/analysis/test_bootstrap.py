@@ -1,4 +1,4 @@
-"""Medians of dependent series: their intervals hold the truth as often as they say."""
+"""Medians of dependent series: the intervals contain the true median in about 95 % of cases."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -m
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=VALUES))
-def test_the_middle_of_infinities_and_gaps(values: np.ndarray) -> None:
+def test_the_median_with_infinities_and_gaps(values: np.ndarray) -> None:
     np.testing.assert_array_equal(median(values), [obvious_middle(row) for row in values])
 
 
 @pytest.mark.parametrize(("n", "phi"), [(60, 0.0), (60, 0.5), (200, 0.8)])
-def test_intervals_hold_the_truth_in_about_95_percent_of_cases(n: int, phi: float) -> None:
+def test_intervals_contain_the_true_median_in_about_95_percent_of_cases(n: int, phi: float) -> None:
     rng = np.random.default_rng(n)
     found = [median_estimate(ar1(n, phi, rng)) for _ in range(150)]
     covered = np.mean([e.low <= 0 <= e.high for e in found if not math.isnan(e.low)])
@@ -59,7 +59,7 @@ def test_the_same_series_gives_the_same_interval() -> None:
     assert median_estimate(series) == median_estimate(series.copy())
 
 
-def test_shifting_and_scaling_go_through() -> None:
+def test_the_interval_shifts_and_scales_with_the_series() -> None:
     series = ar1(80, 0.5, np.random.default_rng(1))
     a, b = median_estimate(series), median_estimate(3 + 2 * series)
     assert (b.value, b.low, b.high) == pytest.approx((3 + 2 * a.value, 3 + 2 * a.low, 3 + 2 * a.high))
@@ -73,7 +73,7 @@ def test_few_or_slowly_changing_rows_have_no_interval() -> None:
     assert (steady.low, steady.value, steady.high) == (0.3, 0.3, 0.3)
 
 
-def test_infinities_are_values() -> None:
+def test_infinities_count_as_values() -> None:
     series = np.where(np.random.default_rng(0).random(60) < 0.5, -np.inf, 0.0)
     found = median_estimate(series)
     assert found.low == -np.inf
@@ -82,7 +82,7 @@ def test_infinities_are_values() -> None:
     assert median_estimate(np.full(20, -np.inf)).value == -np.inf
 
 
-def test_blocks_grow_with_likeness() -> None:
+def test_blocks_grow_with_correlation() -> None:
     rng = np.random.default_rng(0)
     likeness = [neighbour_correlation(ar1(2000, phi, rng)) for phi in (0.0, 0.5, 0.9)]
     np.testing.assert_allclose(likeness, [0.0, 0.5, 0.9], atol=0.05)

@@ -1,4 +1,4 @@
-"""Slopes of depth profiles: planted ones are found, and what is no magnitude counts as it is documented."""
+"""Slopes of depth profiles: planted slopes are found, and special values are treated as documented."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRIC = "activation_grad_norm"
 
 
 def obvious_slope(row: np.ndarray) -> float:
-    """Return the median over pairs, one by one."""
+    """Return the median over pairs, computed one by one."""
     pairs = itertools.combinations(range(len(row)), 2)
     with np.errstate(invalid="ignore"):
         return obvious_middle(np.array([(row[i] - row[j]) / (j - i) for i, j in pairs]))
@@ -98,7 +98,7 @@ def test_a_planted_slope_lies_in_its_interval_in_about_95_percent_of_cases() -> 
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
-def test_odd_layers_are_counted(make_run) -> None:
+def test_layers_with_special_values_are_counted(make_run) -> None:
     def odd(grid: np.ndarray) -> np.ndarray:
         grid[:, 0], grid[:, 1], grid[5:, 3] = 0, np.nan, np.inf
         return grid
@@ -113,7 +113,7 @@ def test_odd_layers_are_counted(make_run) -> None:
     assert last.decades.value == np.inf
 
 
-def test_rows_of_a_coarser_rhythm_are_taken_alone(make_run) -> None:
+def test_only_rows_with_values_count_for_a_long_recording_interval(make_run) -> None:
     (fit, *_) = fit_depth(read_run(make_run()), "param_norm")
     assert fit.slope == Estimate(0.0, 0.0, 0.0, 2)
 
@@ -124,7 +124,7 @@ def test_the_rms_per_element_is_less_by_half_the_decades_of_the_sizes(make_run) 
     assert rms.decades.value - norm.decades.value == pytest.approx(np.log10(500 / 100) / 2, abs=1e-6)
 
 
-def test_long_runs_are_followed_by_blocks(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_runs_are_read_in_chunks(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = read_run(make_run(steps=1000))
     exact, *_ = fit_depth(run, METRIC)
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 100)
@@ -134,9 +134,9 @@ def test_long_runs_are_followed_by_blocks(make_run, monkeypatch: pytest.MonkeyPa
     assert blocks.slope.value == pytest.approx(exact.slope.value, abs=1e-6)
 
 
-def test_small_nets_and_shares_have_no_slope(make_run) -> None:
+def test_small_models_and_shares_have_no_slope(make_run) -> None:
     assert fit_depth(read_run(make_run(layers=3)), METRIC) == []
-    with pytest.raises(ConfigError, match="nonfinite_count is no magnitude"):
+    with pytest.raises(ConfigError, match="nonfinite_count is not a magnitude"):
         fit_depth(read_run(make_run("b")), "nonfinite_count")
 
 
@@ -150,7 +150,7 @@ def test_the_order_of_seeds_is_irrelevant(order: list[int]) -> None:
     assert over_seeds([fit(seed) for seed in order]) == over_seeds([fit(seed) for seed in range(5)])
 
 
-def test_seeds_are_grouped_with_a_band_and_single_runs_stand_alone(make_run) -> None:
+def test_seeds_are_grouped_with_a_band_and_single_runs_have_their_own_curve(make_run) -> None:
     for seed, decades in enumerate((-3.0, -3.2, -3.4)):
         make_run(f"net-s{seed}", seed=seed, decades=decades)
     make_run("other-s0", model="other")
@@ -169,7 +169,7 @@ def test_seeds_are_grouped_with_a_band_and_single_runs_stand_alone(make_run) -> 
 
 
 def test_seeds_whose_first_layer_is_exactly_0_have_vanished_and_are_not_left_out(make_run) -> None:
-    """plain34-nobn from PyTorch's own initialisation was said not to be recorded, at 10^+nan."""
+    """Regression: plain34-nobn with PyTorch's default initialisation was reported as not recorded, at 10^+nan."""
 
     def cut(grid: np.ndarray) -> np.ndarray:
         grid[:, :4] = 0.0
@@ -190,7 +190,7 @@ def test_seeds_whose_first_layer_is_exactly_0_have_vanished_and_are_not_left_out
         assert "nan" not in say_curve(curve, METRIC)
 
 
-def test_runs_without_what_is_asked_say_so(make_run) -> None:
+def test_runs_without_the_requested_rows_or_metric_raise(make_run) -> None:
     with pytest.raises(ConfigError, match="at least one run"):
         make_curves([], METRIC)
     with pytest.raises(ConfigError, match="no row of activation_grad_norm has been recorded yet"):

@@ -1,4 +1,4 @@
-"""The gradient ratio: against a slow second implementation, on odd rows, in words, and the same in every view."""
+"""The gradient ratio: against a slow second implementation, on special rows, in sentences, and in every view."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def obvious_ratio(values: np.ndarray) -> tuple[list[int], list[float]]:
 
 
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 6)), elements=NORMS))
-def test_it_is_what_the_obvious_way_finds(values: np.ndarray) -> None:
+def test_it_agrees_with_the_slow_implementation(values: np.ndarray) -> None:
     layers, decades = obvious_ratio(values)
     ratio = compare_layers(run_of(values.shape[1]), values)
     assert (ratio is None) == (not layers)
@@ -99,13 +99,13 @@ def vars_of(run: Run) -> dict:
     return {name: getattr(run, name) for name in Run.__dataclass_fields__}
 
 
-def test_per_element_and_what_has_none(make_run) -> None:
+def test_per_element_and_metrics_that_are_not_norms(make_run) -> None:
     run = read_run(make_run(decades=-3.0))
     norm, rms = gradient_ratio(run), gradient_ratio(run, per_element=True)
     assert norm is not None
     assert rms is not None
     assert rms.typical() - norm.typical() == pytest.approx(np.log10(500 / 100) / 2, abs=1e-6)
-    with pytest.raises(ConfigError, match="update_ratio is no norm"):
+    with pytest.raises(ConfigError, match="update_ratio is not a norm"):
         gradient_ratio(run, "update_ratio", per_element=True)
     assert gradient_ratio(run, "nothing") is None
     assert gradient_ratio(read_run(make_run("two", layers=2))) is None
@@ -138,7 +138,7 @@ def test_the_number_for_people_is_the_ratio(decades: float) -> None:
         assert abs(decades) >= 6
 
 
-def test_fates_are_cut_at_their_lines_and_all_have_words() -> None:
+def test_fates_change_at_their_thresholds_and_all_have_sentences() -> None:
     found = [fate_of(d) for d in (-math.inf, -3.01, -3.0, -1.01, -1.0, 1.0, 1.01, math.inf, math.nan)]
     assert found == ["zero", "vanishes", "shrinks", "shrinks", "similar", "similar", "grows", "grows", "unknown"]
     assert set(found) == FATES.keys()
@@ -151,7 +151,7 @@ def test_seeds_are_averaged_unless_one_is_exactly_0() -> None:
     assert math.isnan(over_seeds([math.nan]))
 
 
-def test_a_window_at_the_end_is_judged_beside_the_whole() -> None:
+def test_a_window_at_the_end_is_compared_with_all_rows() -> None:
     decades = np.r_[np.zeros(40), np.full(20, -5.0)]
     values = np.stack([10.0**decades, np.ones(60), np.ones(60)], axis=1)
     ratio = compare_layers(run_of(3), values)

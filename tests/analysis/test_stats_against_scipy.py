@@ -1,4 +1,4 @@
-"""Each statistic beside a second truth: scipy, a closed form, or a slow and obvious reference."""
+"""Each statistic against an independent result: scipy, a closed form, or a slow and simple reference."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_welchs_interval_of_tiny_variances() -> None:
 
 
 @pytest.mark.parametrize(("n", "m", "ratio"), [(2, 2, 1.0), (3, 3, 5.0), (2, 5, 1.0), (5, 5, 2.0), (10, 3, 5.0)])
-def test_welchs_interval_holds_the_truth(n: int, m: int, ratio: float) -> None:
+def test_welchs_interval_contains_the_true_difference(n: int, m: int, ratio: float) -> None:
     rng = np.random.default_rng(0)
     found = [difference_interval(rng.normal(size=n), rng.normal(0, ratio, size=m)) for _ in range(1500)]
     assert 0.92 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.985
@@ -371,7 +371,7 @@ def obvious_length(n: int, likeness: float) -> int:
 
 
 def obvious_medians(series: list[float], length: int) -> list[float]:
-    """Draw the blocks one by one."""
+    """Resample the blocks one by one."""
     n = len(series)
     blocks = math.ceil(n / length)
     starts = np.random.default_rng(0).integers(0, n - length + 1, (RESAMPLES, blocks))
@@ -408,7 +408,7 @@ def test_the_moving_block_bootstrap(n: int, phi: float) -> None:
 
 
 def exact_bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the median of an odd number of values drawn anew may be, and with which probability.
+    """Return the possible medians of an odd number of resampled values, and their probabilities.
 
     It is at most the k-th smallest where more than half of the draws are. Source: Efron 1982, The Jackknife, the
     Bootstrap and Other Resampling Plans, sec. 10.3.

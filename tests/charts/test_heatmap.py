@@ -138,7 +138,7 @@ def test_relative_magnitudes_are_decades_over_the_last_hidden_layer() -> None:
     assert panel.drawn[:, 0].tolist() == pytest.approx([1.0, -np.inf, 0.0, np.log10(0.7)])
     assert panel.drawn[0, 2] == np.inf
     assert common_scale([panel]).low == -common_scale([panel]).high == -1
-    with pytest.raises(ConfigError, match="grad_coherence is no magnitude"):
+    with pytest.raises(ConfigError, match="grad_coherence is not a magnitude"):
         make_panel(halves(), View("grad_coherence", relative=True), columns=9)
 
 

@@ -51,7 +51,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 @pytest.mark.parametrize("per_element", [False, True])
 def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
     if per_element and metric == "update_ratio":
-        with pytest.raises(ConfigError, match="is no norm"):
+        with pytest.raises(ConfigError, match="is not a norm"):
             draw_heatmap([read_run(SAMPLE)], metric, per_element=True)
         return
     image = render(draw_heatmap([read_run(SAMPLE)], metric, per_element=per_element), tmp_path / "a.png")
