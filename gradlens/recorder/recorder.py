@@ -59,7 +59,8 @@ def record(
             recorder before the first compiled call; ``fullgraph=True`` leaves no gradients of outputs. Of a model in
             DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, without
             an optimizer, calls its ``step()``; rank 0 writes, and only its ``log()`` and ``log_epoch()`` count.
-        path: The run file; it appears with the first row.
+        path: The run file; it appears with the first row. A relative path counts from the working directory at the time
+            of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
             one would step again. Without one, call ``recorder.step()``.
         metrics: Names out of ``gradlens.metrics.METRICS``.
