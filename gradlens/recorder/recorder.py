@@ -62,7 +62,8 @@ def record(
             DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, if it
             gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its ``log()`` and
             ``log_epoch()`` count.
-        path: The run file; it appears with the first row.
+        path: The run file; it appears with the first row. A relative path counts from the working directory at the time
+            of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
             stepped, or when one is about to step a second time. Without an optimizer, call ``recorder.step()``.
         metrics: Names from ``gradlens.metrics.METRICS``.

@@ -39,6 +39,7 @@ class LiveFile:
         scalars: Names of the scalars.
         epoch_columns: Names of the columns of the table of epochs.
         created: When the run began, of one that goes on.
+        shown: Its name in messages, where that is another.
 
     Raises:
         OSError: The file cannot be made.
@@ -51,8 +52,10 @@ class LiveFile:
         scalars: Iterable[str],
         epoch_columns: Iterable[str],
         created: str | None = None,
+        shown: Path | None = None,
     ) -> None:
         self.path = path
+        self._shown = shown or path
         self._temporary: Path | None = temporary_name(path)
         self._file = _new_file(self._temporary, header, scalars, epoch_columns, created)
         self._handle = int(self._file.id.get_vfd_handle())
@@ -166,7 +169,7 @@ class LiveFile:
         self._file.flush()  # where that fails, HDF5 survives it; in the next line it would not
         self._file.swmr_mode = True
         self.commit()
-        move(self._temporary, self.path, onto=onto)
+        move(self._temporary, self.path, onto=onto, shown=self._shown)
         self._temporary = None
 
     def check_place(self) -> None:
@@ -188,7 +191,8 @@ class LiveFile:
             said = f"was cut off at {here.st_size} of {self._size} bytes"
         if said:
             raise RunFileError(
-                f"{self.path} {said} while it was being written", tip="leave a run's file alone until the run has ended"
+                f"{self._shown} {said} while it was being written",
+                tip="leave a run's file alone until the run has ended",
             )
 
     def disown(self) -> None:
@@ -318,8 +322,8 @@ def _open_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     return found
 
 
-def move(temporary: Path, path: Path, *, onto: bool) -> None:
-    """Give a file its name; without ``onto``, never onto another.
+def move(temporary: Path, path: Path, *, onto: bool, shown: Path) -> None:
+    """Give a file its name, which messages show in another form; without ``onto``, never onto another file.
 
     Raises:
         RunExistsError: There is one already.
@@ -330,7 +334,7 @@ def move(temporary: Path, path: Path, *, onto: bool) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise RunExistsError(f"{path} was made by somebody else meanwhile", tip="another name") from None
+        raise RunExistsError(f"{shown} was made by somebody else meanwhile", tip="another name") from None
     except OSError as error:  # a file system without hard links
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -25,18 +25,19 @@ class WriterLock:
 
     Args:
         path: The run file.
+        shown: Its name in messages, where that is another.
 
     Raises:
         RunFileError: Somebody else is writing it; or its folder cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._run = path
+    def __init__(self, path: Path, shown: Path | None = None) -> None:
+        self._run = shown or path
         self._path = lock_path(path)
         self._process = os.getpid()
         self._file = -1
         if _is_held(self._path):
-            raise _refusal(path, f"in this process ({self._process})")
+            raise _refusal(self._run, f"in this process ({self._process})")
         self._file = self._acquire()
         _held[self._path] = self._process
 
@@ -74,18 +75,18 @@ class WriterLock:
             self.release()
 
 
-def check_unlocked(path: Path) -> None:
+def check_unlocked(path: Path, shown: Path | None = None) -> None:
     """Raise a RunFileError if somebody is writing a run file at the moment; takes nothing and leaves nothing."""
-    place = lock_path(path)
+    place, shown = lock_path(path), shown or path
     if _is_held(place):
-        raise _refusal(path, f"in this process ({os.getpid()})")
+        raise _refusal(shown, f"in this process ({os.getpid()})")
     try:
         file = os.open(place, os.O_RDWR)
     except OSError:
         return
     try:
         if not _lock(file):
-            raise _refusal(path, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
+            raise _refusal(shown, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
     finally:
         os.close(file)
 

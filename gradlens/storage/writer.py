@@ -40,7 +40,8 @@ class FileSink:
     it is packed (see ``schema``), likewise beside.
 
     Args:
-        path: Where the run goes; its folder is made when the file is claimed.
+        path: Where the run goes; its folder is made when the file is claimed. A relative one counts from the working
+            directory of now, whatever that is later; messages show it as it was given.
         overwrite: Replace a file that is there.
         resume_at: (rows, epochs) to keep of the file that is there, and append to.
         flush_rows: Flush after so many rows,
@@ -60,7 +61,9 @@ class FileSink:
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
-        self.path = Path(path)
+        self._shown = Path(path)
+        with _file_errors(self._shown):
+            self.path = self._shown.absolute()
         self._overwrite = overwrite
         self._resume_at = resume_at
         self._flush_rows = flush_rows
@@ -80,24 +83,26 @@ class FileSink:
         self._check_place()
 
     def _check_place(self) -> None:
-        with _file_errors(self.path):
+        with _file_errors(self._shown):
             self._look_at_place()
 
     def _look_at_place(self) -> None:
         if self.path.is_dir():
-            raise RunFileError(f"{self.path} is a folder; expected the name of a file", tip=f"{self.path / 'run.h5'}")
-        check_unlocked(self.path)
+            raise RunFileError(
+                f"{self._shown} is a folder; expected the name of a file", tip=f"{self._shown / 'run.h5'}"
+            )
+        check_unlocked(self.path, self._shown)
         if self._resume_at is not None:
             if not self.path.exists():
-                raise NoRunError(f"{self.path} is not there, so nothing can be resumed")
+                raise NoRunError(f"{self._shown} is not there, so nothing can be resumed")
         elif self.path.exists() and not self._overwrite:
             raise RunExistsError(
-                f"{self.path} is there already, and nothing is overwritten unasked",
+                f"{self._shown} is there already, and nothing is overwritten unasked",
                 tip="another name, or overwrite=True (--overwrite)",
             )
-        there = next(folder for folder in self.path.absolute().parents if folder.exists())
+        there = next(folder for folder in self.path.parents if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise RunFileError(f"{self.path} cannot be written: {there.name} is no folder that you may write to")
+            raise RunFileError(f"{self._shown} cannot be written: {there.name} is no folder that you may write to")
 
     def claim(self) -> None:
         """Make sure that nobody else writes this file until it is closed.
@@ -107,9 +112,9 @@ class FileSink:
         """
         if self._lock is not None:
             return
-        with _file_errors(self.path):
+        with _file_errors(self._shown):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = WriterLock(self.path)
+            self._lock = WriterLock(self.path, self._shown)
             self._process = os.getpid()
             for stale in stale_names(self.path):  # of writers that were killed
                 stale.unlink(missing_ok=True)
@@ -125,7 +130,7 @@ class FileSink:
             with open_run_file(self.path) as source:
                 stored = source.layers()
             if {layer.name for layer in stored} != {layer.name for layer in header.layers}:
-                raise RunFileError(f"{self.path} cannot be resumed: the model has other layers now")
+                raise RunFileError(f"{self._shown} cannot be resumed: the model has other layers now")
             now = [layer.name for layer in header.layers]
             self._order = np.array([now.index(layer.name) for layer in stored], dtype=np.int64)
             header = replace(header, layers=stored)
@@ -156,7 +161,7 @@ class FileSink:
         check_process(self._process)
         if self._lost is not None:
             raise self._lost
-        with _file_errors(self.path):
+        with _file_errors(self._shown):
             if self._file is not None:
                 self._abandon_if(self._file.check_place)
             self._make_ready()
@@ -166,7 +171,7 @@ class FileSink:
     def _abandon_if(self, act: Callable[[], None]) -> None:
         """Do something with the file; after an error it is not written any more."""
         try:
-            with _file_errors(self.path):
+            with _file_errors(self._shown):
                 act()
         except RunFileError as error:
             self._lost = error
@@ -203,7 +208,7 @@ class FileSink:
             if self._lost is None and (self._file or self._rows or self._epochs or self._resume_at is not None):
                 self.flush()
                 assert self._file is not None
-                with _file_errors(self.path):
+                with _file_errors(self._shown):
                     self._file.close(status)
                 self._file = None
                 self._pack()
@@ -254,7 +259,7 @@ class FileSink:
                 scalars = list(dict.fromkeys((*scalars, *_members(names, "scalar/"))))
                 columns = list(dict.fromkeys((*columns, *_members(names, "epoch/"))))
                 created = str(source.attributes["created"])
-            new = LiveFile(self.path, self._header, scalars, columns, created)
+            new = LiveFile(self.path, self._header, scalars, columns, created, self._shown)
             try:
                 if source is not None:
                     copy_rows(source, new, kept)
@@ -280,7 +285,7 @@ class FileSink:
         rows, epochs = self._resume_at
         if source.n_steps < rows or source.n_epochs < epochs:
             raise RunFileError(
-                f"{self.path} holds {source.n_steps} rows and {source.n_epochs} epochs, fewer than the {rows} and "
+                f"{self._shown} holds {source.n_steps} rows and {source.n_epochs} epochs, fewer than the {rows} and "
                 f"{epochs} to be kept"
             )
         return source, self._resume_at

@@ -41,7 +41,9 @@ def judge_vanishing(setting: Setting) -> Verdict:
     plain, resnet = setting.plain.get(setting.depth, {}), setting.resnet.get(setting.depth, {})
     if not plain:
         return untested(setting, "there is no run of a plain network")
-    main, beside = (decades_of(seeds, name) for seeds, name in ((plain, "plain network,"), (resnet, "residual network,")))
+    main, beside = (
+        decades_of(seeds, name) for seeds, name in ((plain, "plain network,"), (resnet, "residual network,"))
+    )
     if not main.n:
         return untested(
             setting, "the gradient of the plain network's first and last hidden layer is not known in most rows"

@@ -160,7 +160,9 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
     evidence.append(decades_of(used["plain"], "plain network,"))
     apart = paired(over_seeds(used["plain"], measures[0][1]), over_seeds(used["resnet"], measures[0][1]))
     if not apart.low > 0:
-        return untested(setting, "there is no gap to close: the residual network is not shown to learn faster", evidence)
+        return untested(
+            setting, "there is no gap to close: the residual network is not shown to learn faster", evidence
+        )
     return verdict_of(setting, *_say_cause(evidence), evidence)
 
 

@@ -34,13 +34,13 @@ class Keeper:
 
     Args:
         trainer: What is trained; its events go to the trainer's listener.
-        path: The run file.
+        path: The run file, from the root of the file system.
         epochs: Those of the checkpoint that is there.
     """
 
     def __init__(self, trainer: Trainer, path: Path, epochs: int = 0) -> None:
         self._trainer = trainer
-        self._path = path
+        self.path = path
         self._goes_on = trainer.config.on_record_error == "continue"
         self._said = False
         self._saved = epochs
@@ -117,15 +117,15 @@ class Keeper:
         epoch = int(state["progress"]["epoch"])
         try:
             if epoch:
-                sync_run_file(self._path)
-            save_checkpoint(checkpoint_path(self._path), state)
+                sync_run_file(self.path)
+            save_checkpoint(checkpoint_path(self.path), state)
         except RunFileError as error:
             if not self._goes_on:
                 raise
             if epoch == 1:  # perhaps there is room for a few numbers, by which the file is known again
                 with contextlib.suppress(RunFileError):
                     few = {**empty_state(self._trainer.config), "values": state["values"]}
-                    save_checkpoint(checkpoint_path(self._path), few)
+                    save_checkpoint(checkpoint_path(self.path), few)
             if not self._said:
                 where = f"after epoch {self._saved}" if self._saved else "from the start"
                 text = f"{error.message}; training goes on, and after a kill --resume would begin {where}"

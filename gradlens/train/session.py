@@ -72,6 +72,7 @@ def _prepare(
     config: RunConfig, path: Path, start: Start, listener: Listener, world: World
 ) -> tuple[Trainer, Recorder, Keeper]:
     """Build all that a training needs."""
+    there = path.absolute()  # before the user's own code runs, which may change the working directory
     device = world.together(lambda: choose_device(world.device_name(config.device)))
     data = _load(config, listener, world)
     seed_generators(config.seed)
@@ -79,10 +80,10 @@ def _prepare(
     net = trainer.model
     world.together(lambda: check_model(net, config, data, device))
     if world.first and not start.keep_checkpoint:
-        checkpoint_path(path).unlink(missing_ok=True)  # of a run that is replaced
+        checkpoint_path(there).unlink(missing_ok=True)  # of a run that is replaced
     trainer.model = world.wrap(net, config)
     counts = start.counts or (0, 0)
-    keeper = Keeper(trainer, path, counts[1])
+    keeper = Keeper(trainer, there, counts[1])
     recorder = keeper.recorder = Recorder(
         trainer.model,
         start.sink,
@@ -156,7 +157,7 @@ def _run(trainer: Trainer, recorder: Recorder, keeper: Keeper, path: Path, start
     if keeper.ended_at is not None:  # the checkpoint stays, to go on from
         return ended("failed", reason or "training went on to its end")
     if trainer.world.first:
-        checkpoint_path(path).unlink(missing_ok=True)
+        checkpoint_path(keeper.path).unlink(missing_ok=True)
     return ended("complete", reason)
 
 

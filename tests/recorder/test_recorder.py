@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradlens
-from gradlens.errors import ConfigError, RecorderError, RunExistsError
+from gradlens.errors import ConfigError, RecorderError, RunExistsError, RunFileError
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name
 from gradlens.recorder.norms import exact_norm
 from gradlens.sinks import ListSink
+from gradlens.storage.listing_card import find_card
 
 
 def mlp() -> nn.Sequential:
@@ -71,6 +73,71 @@ def test_the_readme_loop_writes_a_file(tmp_path: Path) -> None:
     assert run.info["environment"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
     with pytest.raises(RunExistsError, match="is there already"):
         gradlens.record(model, path, optimizer=optimizer)
+
+
+MOMENTS = ("after record", "after entering", "after a row", "before the end")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("name", ["run.h5", "runs/deep/run.h5", "../run.h5", Path("run.h5")], ids=str)
+def test_a_change_of_the_working_directory_loses_no_rows(
+    moment: str, name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Hydra and notebooks do it: the path is that of the moment when the recorder was made."""
+    here, elsewhere = tmp_path / "here", tmp_path / "some" / "where" / "else"
+    here.mkdir()
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def go(now: str) -> None:
+        if now == moment:
+            os.chdir(elsewhere)
+
+    recorder = gradlens.record(model, name, optimizer=optimizer)
+    go("after record")
+    with recorder:
+        go("after entering")
+        train(model, optimizer, 3, recorder.log)
+        recorder.log_epoch(epoch=1)  # on the disk now
+        go("after a row")
+        train(model, optimizer, 3, lambda loss: recorder.log(loss=loss, late=1.0))  # the file is laid out anew
+        recorder.log_epoch(epoch=2)
+        go("before the end")
+    run = gradlens.read_run(here / name)
+    assert run.steps.tolist() == list(range(6))
+    assert run.epochs["epoch"].tolist() == [1, 2]
+    assert run.status == "complete"
+    assert find_card((here / name).resolve()) is not None, "it is not packed"
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in (here / name).resolve().parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_messages_show_a_relative_path_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    (tmp_path / "elsewhere").mkdir()
+    recorder = gradlens.record(model, "runs/a.h5", optimizer=optimizer, on_error="raise")
+
+    def remove_meanwhile() -> None:
+        with recorder:
+            train(model, optimizer, 1)
+            recorder.log_epoch(epoch=1)
+            with pytest.raises(RunFileError, match=r"^runs/a\.h5 is being written in this process"):
+                gradlens.record(model, "runs/a.h5", optimizer=optimizer)
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            (tmp_path / "runs" / "a.h5").unlink()
+            recorder.log_epoch(epoch=2)
+
+    with pytest.raises(RunFileError, match=r"^runs/a\.h5 was removed while it was being written"):
+        remove_meanwhile()
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a.h5").touch()
+    with pytest.raises(RunExistsError, match=r"^runs/a\.h5 is there already"):
+        gradlens.record(model, "runs/a.h5", optimizer=optimizer)
+    with pytest.raises(RunFileError, match=r"^runs is a folder.*tip: runs/run\.h5"):
+        gradlens.record(model, "runs", optimizer=optimizer)
 
 
 def test_a_failed_run_of_no_step_leaves_no_file(tmp_path: Path) -> None:

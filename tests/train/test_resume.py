@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gradlens import read_run
 from gradlens.config import RunConfig, make_config
 from gradlens.errors import ConfigError, RunFileError
 from gradlens.events import EpochDone
+from gradlens.models import build_model
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, remove_stale, save_checkpoint
 from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
@@ -235,3 +237,24 @@ def test_the_last_checkpoint_of_a_complete_run_is_tidied_away(tmp_path: Path) ->
         checkpoint_path(path).write_bytes(left)
         assert train_run(config(), path, resume=True) == "complete"
         assert checkpoint_path(path).exists() == there
+
+
+def test_the_checkpoint_stays_beside_the_file_where_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of the user's own may do when it is built."""
+    (tmp_path / "elsewhere").mkdir()
+
+    def build(*arguments: Any, **options: Any) -> nn.Module:
+        os.chdir(tmp_path / "elsewhere")
+        return build_model(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradlens.train.session.build_model", build)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(config(), Path("a.h5"), listener=StopAfter(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "a.h5", "elsewhere"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    os.chdir(tmp_path)
+    assert train_run(config(), Path("a.h5"), resume=True) == "complete"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "elsewhere"]
