@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,12 +14,14 @@ from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.diagnosis.frozen import frozen, slow
 from gradlens.diagnosis.incoherent import incoherent
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
+from gradlens.format import plural
 from gradlens.run import Layer, Run
 
 
@@ -127,7 +130,7 @@ def _missing(rec: Recording) -> str:
     if len(series) < LEAST_ROWS:
         return f"{rec.gradient} is known in {len(series)} row(s): at least {LEAST_ROWS} are needed"
     if not (series.values > 0).any():
-        return "all gradients are exactly 0, and no loss tells whether there is anything left to learn"
+        return f"all gradients are exactly 0 in {plural(len(series), 'row')}; {_say_loss(rec)}"
     if rec.ratio is not None:
         known = int((~np.isnan(rec.ratio.decades[:, 0])).sum())
         if known < LEAST_ROWS:
@@ -135,6 +138,19 @@ def _missing(rec: Recording) -> str:
     elif len(rec.run.main_layers()) >= 3:
         return f"the gradient of only {len(rec.path)} main layer(s) is known in most rows: at least 3 are needed"
     return ""
+
+
+def _say_loss(rec: Recording) -> str:
+    """Say what the loss tells of a run whose gradients are all exactly 0."""
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    if not len(loss):
+        return "no loss was recorded that would tell whether anything is left to learn"
+    if math.isnan(fell := loss_fell(rec)):
+        return f"the loss ends at {loss[-1]:.3g}, in too few rows to say whether it falls"
+    if loss_halved(rec) or fell >= FELL:
+        return f"yet the loss falls, to {loss[-1]:.3g}: what lowers it is in no recorded gradient"
+    return f"the loss stays at {loss[-1]:.3g}: nothing is learned, unless this is as low as it can be"
 
 
 def _healthy(rec: Recording) -> str:

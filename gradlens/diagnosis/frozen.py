@@ -22,6 +22,7 @@ from gradlens.diagnosis.recorded_rows import (
     share_beyond,
 )
 from gradlens.diagnosis.unused import wants_no_gradient, without_gradient
+from gradlens.format import plural
 
 FROZEN_LINE = "no change of the weights at all over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes the ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"
@@ -58,13 +59,30 @@ def frozen(rec: Recording) -> list[Finding]:
         start = int(series.rows[rows[-1] + 1]) if len(rows) and rows[-1] + 1 < len(series) else int(series.rows[0])
         what = "update_ratio is exactly 0" if said == UPDATE else "param_norm stays the same to the last bit"
         count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
-        graded = np.setdiff1d(layers, wanting)
-        why = "though gradients arrive" if len(graded) else "and no gradient comes (requires_grad off, or unused)"
-        found.append(_finding(rec, layers, start, f"{what} at {len(layers)} layer(s), {why}", count))
+        evidence = f"{what} at {plural(len(layers), 'layer')}, {_say_gradients(rec, layers, start)}"
+        found.append(_finding(rec, layers, start, evidence, count))
     elif len(wanting):
         said = "their parameters have no gradient, their outputs have (requires_grad is off)"
         found.append(_finding(rec, wanting, 0, said, rec.n_rows))
     return found
+
+
+def _say_gradients(rec: Recording, layers: NDArray[np.int64], row: int) -> str:
+    """Say what gradients the parameters of layers get from a row on: arriving, exactly 0, none, or not recorded."""
+    if not rec.has(PARAM_GRAD):
+        return "and whether gradients arrive was not recorded"
+    series = rec.series(PARAM_GRAD)
+    values = series.values[series.rows >= row][:, layers]
+    arrive, known = (values > 0).any(axis=0), (~np.isnan(values)).any(axis=0)
+    if arrive.all():
+        return "though gradients arrive"
+    parts = [
+        (int(arrive.sum()), "though gradients arrive"),
+        (int((known & ~arrive).sum()), "and the gradient is exactly 0"),
+        (int((~known).sum()), "and no gradient comes (requires_grad off, or unused)"),
+    ]
+    there = [(count, said) for count, said in parts if count]
+    return there[0][1] if len(there) == 1 else "; ".join(f"{said} at {count}" for count, said in there)
 
 
 def _finding(rec: Recording, layers: NDArray[np.int64], row: int, evidence: str, count: int) -> Finding:

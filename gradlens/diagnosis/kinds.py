@@ -2,12 +2,14 @@
 
 Adding a kind takes a file with its rule, a line here, and its place in the sequence of
 ``gradlens.diagnosis.diagnose``. Help texts, gates, JUnit cases and the words of reports follow from the line. The file
-imports nothing, so that the command line may read it at once.
+imports nothing heavy, so that the command line may read it at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from gradlens.errors import ConfigError
 
 HEALTHY, UNDECIDED = "healthy", "undecided"
 
@@ -50,3 +52,23 @@ def list_kinds() -> str:
     """Return the kinds with their meanings, a line each, for help texts."""
     wide = max(map(len, KINDS))
     return "\n".join(f"  {kind.name:<{wide}}  {kind.meaning}" for kind in REGISTRY)
+
+
+def parse_gates(text: str | None, *more: str) -> tuple[str, ...]:
+    """Read the kinds that ``--fail-on`` names; nothing where the option is not given.
+
+    Args:
+        text: Kinds with commas between them.
+        more: Further names that are allowed here, such as "undecided".
+
+    Raises:
+        ConfigError: A name is empty (as an empty variable of a script makes it), or not a kind.
+    """
+    if text is None:
+        return ()
+    gates, expected = tuple(part.strip() for part in text.split(",")), (*KINDS, *more, "any")
+    unknown = [gate for gate in gates if gate not in expected]
+    if unknown:
+        said = f"unknown kind {', '.join(map(repr, unknown))}" if all(unknown) else f"{text!r} holds an empty kind"
+        raise ConfigError(f"--fail-on: {said}; expected some of {', '.join(expected)}")
+    return gates

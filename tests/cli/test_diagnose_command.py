@@ -91,3 +91,13 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rule_packs(pack: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "runs", "--rules", pack, "--fail-on", "nonfinite"]) == 3
     assert f"by the rules of {pack}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", " ", "vanishing,", ",", "vanishing,,dead"])
+def test_a_gate_that_names_nothing_is_refused(text: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    assert run_command(["diagnose", "--fail-on", text]) == 2
+    assert run_command(["probe", "plain8", "--fail-on", text]) == 2
+    err = capsys.readouterr().err
+    assert err.count("holds an empty kind; expected some of exploding, nonfinite") == 2
+    assert "Traceback" not in err

@@ -193,3 +193,23 @@ def test_real_trainings(make, sgd: float, kind: str, layers: tuple[str, ...], tm
     assert found.findings == () or found.findings[0].layers[: len(layers)] == layers
     if sgd == 50:
         assert found.kinds == ("exploding", "nonfinite")
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (None, "no loss was recorded that would tell whether anything is left to learn"),
+        (np.full(ROWS, 2.3), "the loss stays at 2.3: nothing is learned, unless this is as low as it can be"),
+        (np.geomspace(2.3, 0.01, ROWS), "yet the loss falls, to 0.01: what lowers it is in no recorded gradient"),
+        (
+            np.r_[np.full(ROWS - 3, np.nan), 2.0, 2.0, 2.0],
+            "the loss ends at 2, in too few rows to say whether it falls",
+        ),
+    ],
+)
+def test_a_loss_beside_gradients_that_are_all_exactly_0(loss: np.ndarray | None, said: str) -> None:
+    data = {name: np.zeros((ROWS, LAYERS)) for name in ("activation_grad_norm", "param_grad_norm")}
+    found = diagnose_arrays(data, scalars={} if loss is None else {"loss": loss})
+    assert found.kind == "undecided"
+    assert f"all gradients are exactly 0 in {ROWS} rows; {said}" in found.reason
+    assert "no loss tells" not in str(found)

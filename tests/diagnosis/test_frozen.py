@@ -32,3 +32,31 @@ def test_a_learning_rate_of_zero() -> None:
     check(found, "frozen")
     assert found.findings[0].steps == (20, 59)
     check(diagnose_arrays(arrays(), scalars={"lr": np.linspace(1, 0, ROWS)}), "healthy")
+
+
+def test_gradients_are_said_to_arrive_only_where_they_do() -> None:
+    data = arrays(noise=0.05)
+    data["update_ratio"][:, [2, 4]] = 0
+    assert "at 2 layers, though gradients arrive" in diagnose_arrays(data).findings[0].evidence
+    zero = {name: values.copy() for name, values in data.items()}
+    zero["param_grad_norm"][:, [2, 4]] = 0
+    evidence = diagnose_arrays(zero).findings[0].evidence
+    assert "at 2 layers, and the gradient is exactly 0" in evidence
+    assert "arrive" not in evidence
+    mixed = {name: values.copy() for name, values in zero.items()}
+    mixed["param_grad_norm"][:, 2] = 1.0
+    assert (
+        "though gradients arrive at 1; and the gradient is exactly 0 at 1"
+        in diagnose_arrays(mixed).findings[0].evidence
+    )
+    unknown = {name: values for name, values in data.items() if name != "param_grad_norm"}
+    evidence = diagnose_arrays(unknown).findings[0].evidence
+    assert "and whether gradients arrive was not recorded" in evidence
+    assert "though" not in evidence
+
+
+def test_gradients_that_came_before_the_layer_stood_are_no_evidence() -> None:
+    data = arrays(noise=0.05)
+    data["update_ratio"][20:, 2] = 0
+    data["param_grad_norm"][20:, 2] = 0
+    assert "the gradient is exactly 0" in diagnose_arrays(data).findings[0].evidence
