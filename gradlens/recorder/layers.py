@@ -182,6 +182,9 @@ class Learned:
 
         Args:
             spread: Number of layers between them whose parameters are chosen too.
+
+        Returns:
+            The parameters, possibly repeated.
         """
         found: list[nn.Parameter] = []
         modules = list(self._modules.values())
@@ -201,7 +204,7 @@ class Learned:
         return np.array([place[name] for name in names])
 
     def describe(self) -> tuple[Layer, ...]:
-        """Describe the layers in the order in which they first ran.
+        """Return descriptions of the layers in the order in which they first ran.
 
         A layer that never ran (unused, or part of a fused operation) follows the layer registered before it.
         """

@@ -159,6 +159,9 @@ class OutputGradients:
 
         Args:
             scale: As in ``collect``.
+
+        Returns:
+            Their parts.
         """
         parts, self.parts = self.parts, []
         self.collect(scale)

@@ -455,7 +455,7 @@ class Recorder:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Handle an error in recording: end the recording, and raise the error only if ``on_error`` says so.
+        """Handle an error in recording: end the recording, and raise the error only if ``on_error`` is "raise".
 
         With several ranks, the error is kept, and all of them end the recording together at the next row.
 

@@ -85,7 +85,7 @@ class PathGradients:
     """The number of the backward pass that the sums belong to; -1 for none."""
 
     def add(self, path: int, grad: Tensor) -> bool:
-        """Add the gradient of one operation, and return whether it was the last one."""
+        """Return whether the gradient of one operation, which is added to the sums, is the last one."""
         if self.running != in_backward():  # an earlier pass may have reached only some operations
             self.running, self.left, self.sums = in_backward(), self.count, [None, None]
         known = self.sums[path]

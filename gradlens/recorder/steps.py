@@ -21,9 +21,11 @@ Backward pass ends         If passes are distinguished and this one changed no p
 Gradients are cleared      Nothing; no hook sees it. The reading before the optimizer step takes what is there.
 GradScaler skips a step    Nothing at once: the optimizer is not called. The row of the skipped step is closed at the
                            end of the next backward pass, or at ``log``, ``log_epoch`` or ``close``. A skipped step
-                           that is not recorded is not counted.
+                           that is not recorded is not counted. (A fused optimizer is called, and skips by itself;
+                           its row is closed like any other.)
 Before an optimizer step   If this optimizer has stepped in this round: end the round. If the step is recorded: read
-                           the gradients of its parameters and of the outputs, the weights and the learning rate.
+                           the gradients of its parameters and of the outputs, the learning rate, and the weights if
+                           they are due.
 Closure returns            The first time in an optimizer step: as before an optimizer step; then remove the hooks on
                            layers, so that later evaluations of the closure are not recorded.
 After an optimizer step    If every optimizer has stepped: end the round. Otherwise: put back the hooks that a closure
@@ -119,7 +121,7 @@ class Steps:
         self.on = False
         """Whether steps are followed."""
         self.index = first_step
-        """Of the step in progress."""
+        """Index of the step in progress."""
         self.epoch = 0
         """Epochs done."""
         self.row_wanted = False

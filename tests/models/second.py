@@ -1,4 +1,4 @@
-"""Plain and residual nets once more, in the obvious way: functions over a state dict, read out of the paper's table."""
+"""A second, simple implementation of plain and residual models: functions of a state dict, after the paper's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class NoGradient(torch.autograd.Function):
-    """The tensor itself, to which no gradient goes back."""
+    """The tensor itself, without a gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -37,10 +37,10 @@ class GradientOnly(torch.autograd.Function):
 
 
 class SecondNet:
-    """What a net of a name should compute.
+    """The expected computation of the model with a name.
 
     Args:
-        name: Of the registry.
+        name: A name of the registry.
         weights: Parameter name to leaf.
     """
 

@@ -1,4 +1,4 @@
-"""Plain and residual nets: as in the paper, as in torchvision, and equal wherever both have the same weight."""
+"""Plain and residual models: as in the paper and in torchvision, and equal in all shared weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for na
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_every_registered_net_trains_a_step(name: str) -> None:
+def test_every_registered_model_trains_a_step(name: str) -> None:
     net = build_model(name, num_classes=3)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert has_norm != ("-nobn" in name)
@@ -42,7 +42,7 @@ def test_every_registered_net_trains_a_step(name: str) -> None:
 @pytest.mark.parametrize("option", ["A", "B"])
 def test_values_and_gradients_are_those_of_a_second_implementation(name: str, option: str) -> None:
     if option == "B" and name.startswith("plain"):
-        pytest.skip("a plain net has no shortcut")
+        pytest.skip("a plain model has no shortcut")
     net = build_model(name, num_classes=3, seed=1, shortcut=option).double()
     torch.manual_seed(0)
     for module in net.modules():  # batch norms and biases that are not just 0 and 1
@@ -140,13 +140,13 @@ def test_plain_and_residual_start_from_equal_weights(depth: int, suffix: str, in
     assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
 
 
-def test_building_a_net_leaves_the_global_random_state_alone() -> None:
+def test_building_a_model_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     build_model("plain20", num_classes=5, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_plain_net_is_the_residual_net_without_the_addition() -> None:
+def test_the_plain_model_is_the_residual_model_without_the_addition() -> None:
     plain = build_model("plain20", num_classes=5).eval()
     residual = build_model("resnet20", num_classes=5).eval()
     images = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""What a case of a zoo is: a model, and how it is trained."""
+"""A test case: a model and how it is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradlens.metrics import METRICS, METRICS_OF_PATHS
 
 OTHERS = ("zero_fraction", "grad_coherence", *METRICS_OF_PATHS)
 KNOWN_METRICS = tuple(name for name in METRICS if name not in OTHERS)
-"""Metrics of which ``truth`` knows what they should be in any model."""
+"""Metrics whose expected values ``truth`` computes for any model."""
 GRADIENTS_AND_WEIGHTS = tuple(name for name in KNOWN_METRICS if name != "activation_rms")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -30,7 +30,7 @@ def sequence(step: int) -> Inputs:
     return (rand(3, 5, 8, seed=step),), {}
 
 
-def pictures(step: int) -> Inputs:
+def images(step: int) -> Inputs:
     return (rand(4, 3, 12, 12, seed=step),), {}
 
 
@@ -39,7 +39,7 @@ def tokens(step: int) -> Inputs:
 
 
 def floats(output: Any) -> list[Tensor]:
-    """List the tensors of numbers in an output, each once."""
+    """Return the tensors of numbers in an output, each once."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() or output.is_complex() else []
     if isinstance(output, Mapping):

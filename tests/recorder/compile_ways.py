@@ -1,4 +1,4 @@
-"""Ways to bring torch.compile and the recorder together, and what is recorded in each, against an uncompiled copy."""
+"""Combinations of torch.compile and the recorder, and what each records, compared with an uncompiled copy."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ Act = Callable[[Session], None]
 
 @dataclass(frozen=True)
 class Way:
-    """What happens when.
+    """One combination: actions at several moments, and what may be missing.
 
     Args:
         before: Before the recorder is made.
         inside: When it is there, before the first step.
         middle: Before the third step.
         each: Before every step.
-        missing: Metrics that may be missing, if the run says so.
-        notes: What the run is to say although nothing is missing.
+        missing: Metrics that may be missing, if a note says so.
+        notes: Notes that the run must have although nothing is missing.
     """
 
     before: Act = lambda session: None
@@ -107,7 +107,7 @@ def wrap(**options: Any) -> Act:
 
 
 def wrap_unseen(session: Session) -> None:
-    """Compile with a wrapper, of which the recorder does not know."""
+    """Compile with a wrapper, which the recorder does not know."""
     session.call = torch.compile(session.net, backend=session.backend)  # type: ignore[assignment]
 
 
@@ -302,7 +302,7 @@ WAYS: dict[str, Way] = {
 
 @dataclass
 class Outcome:
-    """What a way came to."""
+    """The result of one combination."""
 
     sink: ListSink
     truths: list[Truth]
@@ -354,7 +354,7 @@ def clean_state_name(name: str) -> str:
 
 
 def run_way(way: Way, backend: str) -> Outcome:
-    """Train a few steps in this way, and compare with the truth."""
+    """Train a few steps with this combination, and compare with the truth."""
     torch.compiler.reset()
     torch.manual_seed(0)
     net = Net()

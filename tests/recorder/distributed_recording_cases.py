@@ -34,7 +34,7 @@ BATCH, CLASSES, STEPS = 24, 5, 6
 
 
 class Net(nn.Module):
-    """Convolutions, a layer that is called twice, in-place activations; no layer mixes the pictures of a batch."""
+    """Convolutions, a layer that is called twice, in-place activations; no layer mixes the images of a batch."""
 
     def __init__(self, *, norm: bool, unused: bool) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """How a net is trained."""
+    """How a model is trained."""
 
     optimizer: str = "sgd"
     norm: bool = True
@@ -139,7 +139,7 @@ def train(
     on_step: Callable[[int], None] = lambda step: None,
     in_pass: Pass = contextlib.nullcontext,
 ) -> None:
-    """Train on this rank's pictures of each batch; the loss is the mean over all of them."""
+    """Train on this rank's images of each batch; the loss is the mean over all of them."""
     logs = recorder is not None and (rank == 0 or not case.log_on_first)
     for step in range(case.steps):
         on_step(step)
@@ -260,7 +260,7 @@ class Broken:
             self.undo = lambda: setattr(owner, name, usual)
 
 
-def meet_error(kind: str, where: str, on_error: str, broken_rank: int, path: Path, rank: int, world: int) -> dict:
+def handle_error(kind: str, where: str, on_error: str, broken_rank: int, path: Path, rank: int, world: int) -> dict:
     """Return how a training with an error in recording on one rank ended here."""
     model = wrap(kind, build(FAILING), unused=False)
     broken = Broken(where, rank == broken_rank)
@@ -293,7 +293,7 @@ def do_all(tasks: list[str], folder: Path, rank: int, world: int) -> dict[str, A
             found[task] = count_collectives(kind, CASES["-".join(more)], path, rank, world)
         elif what == "error":
             where, on_error, broken_rank = more
-            found[task] = meet_error(kind, where, on_error, int(broken_rank), path, rank, world)
+            found[task] = handle_error(kind, where, on_error, int(broken_rank), path, rank, world)
         elif what == "die":
             run(
                 CASES["adam"],

@@ -1,4 +1,4 @@
-"""Two processes that train a residual net together, each on half of every batch: ``python -m ... FOLDER``."""
+"""Two processes that train a residual model together, each on half of every batch: ``python -m ... FOLDER``."""
 
 from __future__ import annotations
 

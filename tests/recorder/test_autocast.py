@@ -41,7 +41,7 @@ def build() -> nn.Sequential:
     )
 
 
-def pictures(step: int) -> Tensor:
+def images(step: int) -> Tensor:
     return rand(16, 3, 8, 8, seed=step)
 
 
@@ -98,10 +98,10 @@ def test_under_autocast(dtype: torch.dtype, cached: bool) -> None:
     with Recorder(model, sink, optimizer=optimizer):
         truths = []
         for step in range(STEPS):
-            truths.append(find_norms(model, pictures(step), dtype, loss_of))
+            truths.append(find_norms(model, images(step), dtype, loss_of))
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=dtype, cache_enabled=cached):
-                output = model(pictures(step))
+                output = model(images(step))
             loss_of(output).backward()
             optimizer.step()
     assert truths[0][2] == {dtype}
@@ -120,10 +120,10 @@ def test_under_autocast_with_a_scaler(dtype: torch.dtype, unscale: bool) -> None
     with Recorder(model, sink, optimizer=optimizer, scaler=scaler):
         truths = []
         for step in range(STEPS):
-            truths.append(find_norms(model, pictures(step), dtype, loss_of, scale))
+            truths.append(find_norms(model, images(step), dtype, loss_of, scale))
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=dtype):
-                loss = loss_of(model(pictures(step)))
+                loss = loss_of(model(images(step)))
             scaler.scale(loss).backward()
             if unscale:
                 scaler.unscale_(optimizer)

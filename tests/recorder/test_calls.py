@@ -401,7 +401,7 @@ def test_hooks_stand_only_in_the_rows_of_their_rhythm(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::UserWarning:torch.*")
-def test_compiled_layers_have_none_and_it_is_said() -> None:
+def test_compiled_layers_have_none_and_a_note() -> None:
     model = torch.compile(mlp(), backend="eager")
     sink, _ = record(model, lambda model, i: mean_loss(model, rand(6, 4, seed=i)).backward())
     for metric in METRICS_OF_CALLS:

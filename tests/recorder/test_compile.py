@@ -1,4 +1,4 @@
-"""torch.compile: what is recorded is right, and what is missing is said; never silently wrong."""
+"""torch.compile: what is recorded is right, and a note says what is missing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     torch.compiler.reset()
 
 
-def assert_right_or_said(outcome: Outcome, way: Way, bound: float) -> None:
+def assert_right_or_noted(outcome: Outcome, way: Way, bound: float) -> None:
     assert outcome.sink.status == "complete"
     assert len(outcome.sink.rows) == len(outcome.truths)
     for metric, error in outcome.errors.items():
@@ -62,20 +62,20 @@ def assert_right_or_said(outcome: Outcome, way: Way, bound: float) -> None:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_ways(name: str) -> None:
-    assert_right_or_said(run_way(WAYS[name], "eager"), WAYS[name], BOUND["eager"])
+    assert_right_or_noted(run_way(WAYS[name], "eager"), WAYS[name], BOUND["eager"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WAYS if name not in ONLY_IN_THE_MATRIX])
 def test_every_way(name: str) -> None:
-    assert_right_or_said(run_way(WAYS[name], "aot_eager"), WAYS[name], BOUND["aot_eager"])
+    assert_right_or_noted(run_way(WAYS[name], "aot_eager"), WAYS[name], BOUND["aot_eager"])
 
 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", OF_INDUCTOR)
 def test_ways_with_inductor(name: str) -> None:
-    assert_right_or_said(run_way(WAYS[name], "inductor"), WAYS[name], BOUND["inductor"])
+    assert_right_or_noted(run_way(WAYS[name], "inductor"), WAYS[name], BOUND["inductor"])
 
 
 def start(backend: str) -> tuple[Session, torch.optim.Optimizer]:
@@ -86,7 +86,7 @@ def start(backend: str) -> tuple[Session, torch.optim.Optimizer]:
 
 
 @pytest.mark.slow
-def test_a_skipped_step_under_compiled_autograd_is_said_to_be_hidden() -> None:
+def test_a_skipped_step_under_compiled_autograd_has_a_note() -> None:
     session, optimizer = start("eager")
     scaler, sink = torch.amp.GradScaler("cpu", init_scale=4.0), ListSink()
     with Recorder(session.recorded, sink, optimizer=optimizer, scaler=scaler) as recorder:
@@ -118,7 +118,7 @@ def test_after_the_recorder_the_code_is_whole_again(function: bool) -> None:
     assert not counters["graph_break"]
 
 
-def test_a_rhythm_compiles_nothing_anew() -> None:
+def test_an_interval_causes_no_recompilation() -> None:
     session, optimizer = start("eager")
     sink = ListSink()
     with Recorder(session.recorded, sink, optimizer=optimizer, metrics=GRADIENTS_AND_WEIGHTS, every=3):

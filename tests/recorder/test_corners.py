@@ -1,4 +1,4 @@
-"""Loops that do what few do: everything is recorded right, or said."""
+"""Unusual training loops: everything is recorded right, or a note says what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def physics(model: nn.Module, step: int) -> Tensor:
-    """Return the loss of a net whose derivative is to be small; its gradient is another backward pass."""
+    """Return the loss of a model whose derivative is to be small; its gradient is another backward pass."""
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step), requires_grad=True)
     out = model(x)
     (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
@@ -259,7 +259,7 @@ def test_an_error_amid_the_hooks_of_an_optimizer_leaves_the_others_alone() -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_torchs_defaults_are_none_of_the_recorders_business(dtype: torch.dtype, device: str) -> None:
+def test_torchs_defaults_do_not_affect_the_recorder(dtype: torch.dtype, device: str) -> None:
     model, sink = mlp(), ListSink()
     optimizer = sgd(model)
     usual = torch.get_default_dtype()
@@ -301,7 +301,7 @@ def test_a_forked_process_neither_waits_nor_writes(tmp_path: Path) -> None:
     assert run.steps.tolist() == [0, 1]
 
 
-def test_two_recorders_of_one_model_do_not_meet() -> None:
+def test_two_recorders_of_one_model_do_not_interfere() -> None:
     model, sinks = mlp(), [ListSink(), ListSink()]
     optimizer = sgd(model)
     with Recorder(model, sinks[0], optimizer=optimizer, every=2):
@@ -346,13 +346,13 @@ def test_a_rule_that_fails_at_once_leaves_no_hook() -> None:
 
 def test_a_run_that_goes_on_in_another_order_keeps_its_columns(tmp_path: Path) -> None:
     layers = [Layer(name, "Linear", "main", i + 1, 8, 8) for i, name in enumerate("abc")]
-    path, rhythm = tmp_path / "run.h5", {"activation_grad_norm": 1}
+    path, intervals = tmp_path / "run.h5", {"activation_grad_norm": 1}
     sink = BackgroundSink(FileSink(path))
-    sink.open(Header(tuple(layers), rhythm))
+    sink.open(Header(tuple(layers), intervals))
     sink.write_row(Row(0, 0, {"activation_grad_norm": np.array([1.0, 2.0, 3.0])}, {}))
     sink.close("interrupted")
     sink = BackgroundSink(FileSink(path, resume_at=(1, 0)))
-    sink.open(Header((layers[2], layers[0], layers[1]), rhythm))
+    sink.open(Header((layers[2], layers[0], layers[1]), intervals))
     sink.write_row(Row(1, 0, {"activation_grad_norm": np.array([3.0, 1.0, 2.0])}, {}))
     sink.close("complete")
     assert read_run(path).metric("activation_grad_norm").tolist() == [[1, 2, 3], [1, 2, 3]]

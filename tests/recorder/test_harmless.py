@@ -1,4 +1,4 @@
-"""Nothing of the recorder shows in the training, nor stays behind."""
+"""The recorder changes nothing in the training, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_exception_in_the_users_backward_pass_leaves_nothing_behind() -> None
     np.testing.assert_allclose(sink.metric("param_grad_norm"), [want], rtol=1e-6)
 
 
-def test_a_layer_that_is_added_or_replaced_is_said() -> None:
+def test_a_layer_that_is_added_or_replaced_has_a_note() -> None:
     model, sink = mlp(), ListSink()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with Recorder(model, sink, optimizer=optimizer) as recorder:
@@ -114,7 +114,7 @@ def test_a_layer_that_is_added_or_replaced_is_said() -> None:
         optimizer.step()
         with pytest.warns(GradlensWarning) as warned:
             recorder.log_epoch(epoch=1)
-        recorder.log_epoch(epoch=2)  # said once
+        recorder.log_epoch(epoch=2)  # warns only once
     assert sorted(str(one.message).split(";")[0] for one in warned) == [
         "gradlens: 4: replaced or removed after recording began, and not recorded since then",
         "gradlens: 5: added to the model after recording began, and not recorded since then",
@@ -123,7 +123,7 @@ def test_a_layer_that_is_added_or_replaced_is_said() -> None:
     assert np.isnan(sink.metric("activation_grad_norm")[1, 2])
 
 
-def test_what_is_missing_is_said_in_the_file(tmp_path: Path) -> None:
+def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -236,7 +236,7 @@ def test_a_gpu_is_never_waited_for(tmp_path: Path) -> None:
     assert np.isfinite(run.scalars["loss"]).all()
 
 
-# --- rhythm -------------------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------------------
 
 
 def test_warnings_of_a_training_that_goes_well_are_none(tmp_path: Path) -> None:

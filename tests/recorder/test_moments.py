@@ -1,4 +1,4 @@
-"""The right moment: what the optimizer got, whatever stands between backward pass and step."""
+"""Gradients are read as the optimizer got them, whatever happens between backward pass and step."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_clipping_that_begins_late_is_seen_from_then_on() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_what_is_said_of_clipping_does_not_hang_on_the_writing_thread(late: bool) -> None:
+def test_the_clip_coefficient_does_not_depend_on_the_writing_thread(late: bool) -> None:
     class Late(ListSink):
         def __init__(self) -> None:
             super().__init__()
@@ -97,7 +97,7 @@ def test_what_is_said_of_clipping_does_not_hang_on_the_writing_thread(late: bool
     assert found == [None, pytest.approx(0.5), 1.0, 1.0, 1.0, 1.0]
 
 
-def test_without_clipping_there_is_no_coefficient_and_the_user_may_say_one() -> None:
+def test_without_clipping_there_is_no_coefficient_and_the_user_may_report_one() -> None:
     model, sink = mlp(), ListSink()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with Recorder(model, sink, optimizer=optimizer) as recorder:
@@ -110,7 +110,7 @@ def test_without_clipping_there_is_no_coefficient_and_the_user_may_say_one() -> 
     assert [row.scalars.get("clip_coefficient") for row in sink.rows] == [None, 0.5, None]
 
 
-def test_clipping_under_a_scaler_is_told_from_unscaling() -> None:
+def test_clipping_under_a_scaler_is_distinguished_from_unscaling() -> None:
     model, sink = mlp(), ListSink()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)

@@ -10,80 +10,80 @@ from hypothesis import strategies as st
 
 from gradlens.recorder.norms import Reducer, device_norms, exact_norm, list_norms, norm
 
-# Each way that a norm is taken: of one tensor on the CPU, of one anywhere, of many at once on the CPU and elsewhere.
+# The functions that compute norms: one tensor on the CPU or on any device, many tensors on the CPU or on any device.
 NORMS = {
     "one": norm,
     "anywhere": lambda tensor: exact_norm(tensor).item(),
     "many": lambda tensor: float(Reducer().norms([tensor, tensor, torch.ones(3)], "key")[1]),
     "many-anywhere": lambda tensor: device_norms([tensor, torch.ones(3)])[0].item(),
 }
-EVERY_WAY = pytest.mark.parametrize("way", NORMS.values(), ids=NORMS)
+EVERY_FUNCTION = pytest.mark.parametrize("function", NORMS.values(), ids=NORMS)
 
 
 def truth(tensor: torch.Tensor) -> float:
     return float(np.linalg.norm(tensor.detach().double().numpy().ravel()))
 
 
-@EVERY_WAY
+@EVERY_FUNCTION
 @pytest.mark.parametrize("numel", [0, 1, 7, 4096, 32768, 32769, 1_000_003, 20_000_000])
 @pytest.mark.parametrize("constant", [False, True], ids=["normal", "constant"])
-def test_right_to_1e_6_at_any_size_of_tensor(way, numel: int, constant: bool) -> None:
+def test_right_to_1e_6_at_any_size_of_tensor(function, numel: int, constant: bool) -> None:
     generator = torch.Generator().manual_seed(numel)
     tensor = torch.full((numel,), 0.1) if constant else torch.randn(numel, generator=generator)
-    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6, abs=0)
+    assert function(tensor) == pytest.approx(truth(tensor), rel=1e-6, abs=0)
 
 
-@EVERY_WAY
+@EVERY_FUNCTION
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-25, 1e-10, 1e-6, 1e10, 1e20, 1e38])
 @pytest.mark.parametrize("numel", [10, 100_000])
-def test_right_at_any_size_of_number(way, size: float, numel: int) -> None:
+def test_right_at_any_size_of_number(function, size: float, numel: int) -> None:
     tensor = torch.randn(numel, generator=torch.Generator().manual_seed(1)).clamp(-3, 3) * size
     tensor = torch.where(tensor == 0, torch.tensor(size), tensor)
     assert torch.isfinite(tensor).all()
-    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6)
-    assert way(tensor) > 0
+    assert function(tensor) == pytest.approx(truth(tensor), rel=1e-6)
+    assert function(tensor) > 0
 
 
-@EVERY_WAY
-def test_one_tiny_number_among_many_zeros_counts(way) -> None:
+@EVERY_FUNCTION
+def test_one_tiny_number_among_many_zeros_counts(function) -> None:
     tensor = torch.zeros(1_000_000)
-    assert way(tensor) == 0
+    assert function(tensor) == 0
     tensor[123_456] = 1e-30
-    assert way(tensor) == pytest.approx(1e-30, rel=1e-6)
+    assert function(tensor) == pytest.approx(1e-30, rel=1e-6)
 
 
-@EVERY_WAY
+@EVERY_FUNCTION
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(way, bad: float) -> None:
+def test_what_is_not_finite_shows(function, bad: float) -> None:
     tensor = torch.ones(100_000)
     tensor[5] = bad
-    assert not np.isfinite(way(tensor))
+    assert not np.isfinite(function(tensor))
 
 
-@EVERY_WAY
+@EVERY_FUNCTION
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions(way, dtype: torch.dtype) -> None:
+def test_other_precisions(function, dtype: torch.dtype) -> None:
     tensor = (torch.randn(50_000, generator=torch.Generator().manual_seed(2)) * 100).to(dtype)
-    assert way(tensor) == pytest.approx(truth(tensor), rel=1e-6)
+    assert function(tensor) == pytest.approx(truth(tensor), rel=1e-6)
 
 
-@EVERY_WAY
-def test_sparse_complex_and_strided(way) -> None:
+@EVERY_FUNCTION
+def test_sparse_complex_and_strided(function) -> None:
     sparse = torch.sparse_coo_tensor(
         torch.tensor([[0, 0, 3]]), torch.tensor([1.0, 2.0, 4.0]), (5,), check_invariants=True
     )
-    assert way(sparse) == pytest.approx(5.0)  # repeated indices add up: 3 and 4
-    assert way(torch.tensor([3 + 4j, 0j]).conj()) == pytest.approx(5.0)
+    assert function(sparse) == pytest.approx(5.0)  # repeated indices add up: 3 and 4
+    assert function(torch.tensor([3 + 4j, 0j]).conj()) == pytest.approx(5.0)
     transposed = torch.randn(400, 300).t()
-    assert way(transposed) == pytest.approx(truth(transposed), rel=1e-6)
+    assert function(transposed) == pytest.approx(truth(transposed), rel=1e-6)
 
 
-@EVERY_WAY
+@EVERY_FUNCTION
 @pytest.mark.parametrize("size", [1e-250, 1e-100, 1e200])
-def test_float64_at_any_size(way, size: float, request: pytest.FixtureRequest) -> None:
+def test_float64_at_any_size(function, size: float, request: pytest.FixtureRequest) -> None:
     if "anywhere" in request.node.name:
         pytest.skip("off the CPU float64 tensors are taken as they are")
-    assert way(torch.full((100,), size, dtype=torch.float64)) == pytest.approx(10 * size, rel=1e-9)
+    assert function(torch.full((100,), size, dtype=torch.float64)) == pytest.approx(10 * size, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +117,7 @@ def test_a_list_that_changes_its_shapes_under_one_key_is_taken_anew() -> None:
 
 @pytest.mark.parametrize("count", [8, 48])
 @pytest.mark.parametrize("last", [[], [torch.randn(5)]], ids=["stacked", "mixed"])
-def test_a_list_of_other_shapes_is_found_out(count: int, last: list[torch.Tensor]) -> None:
+def test_a_list_of_other_shapes_is_detected(count: int, last: list[torch.Tensor]) -> None:
     """As a short last batch brings it."""
     reducer = Reducer()
     for rows in (32, 32, count, 32, count):

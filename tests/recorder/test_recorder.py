@@ -1,4 +1,4 @@
-"""The recorder in strangers' loops: right rows, right moment, nothing changed, nothing left behind."""
+"""The recorder in common training loops: right rows, at the right moment, without a change of the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorder against autograd on an independent copy of the model: the slow and obvious truth."""
+"""The recorder against autograd on an independent copy of the model."""
 
 from __future__ import annotations
 
@@ -110,4 +110,4 @@ def test_every_layer_and_metric_agrees_with_autograd_on_a_copy(name: str) -> Non
         ]
     )
     np.testing.assert_allclose(sink.rows[0].metrics["update_ratio"], truth, rtol=TOLERANCE)
-    assert "update_ratio" not in sink.rows[1].metrics  # its rhythm is coarser
+    assert "update_ratio" not in sink.rows[1].metrics  # its interval is longer

@@ -300,7 +300,7 @@ def test_two_passes_through_one_graph_add_up() -> None:
         pytest.param("torchvision's BasicBlock", torch.bfloat16, marks=pytest.mark.slow),
     ],
 )
-def test_training_is_bit_for_bit_what_it_is_without(kind: str, precision: torch.dtype | None) -> None:
+def test_training_is_bit_identical_to_training_without(kind: str, precision: torch.dtype | None) -> None:
     def step(model: nn.Module, i: int) -> None:
         with torch.autocast("cpu", precision, enabled=precision is not None):
             loss = loss_of(model, images(i))
@@ -342,7 +342,7 @@ def test_tiny_gradients_have_a_norm_and_a_cosine() -> None:
     assert_true(sink, 0, truth, 1e-5)
 
 
-def test_a_plain_net_a_frozen_start_and_an_unusual_block_have_none() -> None:
+def test_a_plain_model_a_frozen_start_and_an_unusual_block_have_none() -> None:
     assert find_blocks(build_model("plain20", num_classes=3)) == []
     sink, _ = record(build_model("plain8", num_classes=3), train, steps=1)
     assert all(np.isnan(sink.metric(metric)).all() for metric in METRICS_OF_PATHS)
@@ -364,7 +364,7 @@ def test_a_plain_net_a_frozen_start_and_an_unusual_block_have_none() -> None:
     assert np.isnan(sink.metric("path_cosine")).all()
 
 
-def test_hooks_stand_only_where_the_metrics_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_are_placed_only_in_rows_with_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in METRICS_OF_PATHS:
         monkeypatch.setitem(METRICS, name, replace(METRICS[name], every=2))
     hooked: list[int] = []

@@ -64,7 +64,7 @@ def test_auto_makes_up_for_a_first_row_that_cost_more() -> None:
     assert clock.overhead <= 0.0101
 
 
-def test_auto_records_and_says_what_it_cost(tmp_path: Path) -> None:
+def test_auto_records_and_stores_its_overhead(tmp_path: Path) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer, every="auto") as recorder:

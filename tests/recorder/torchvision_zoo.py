@@ -1,4 +1,4 @@
-"""torchvision's classification models, untouched, each with pictures as small as it takes."""
+"""torchvision's unchanged classification models, each with the smallest images that it accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.recorder.case import Case, Inputs, floats, rand
 CLASSES = 10
 
 
-def pictures(size: int, batch: int, step: int) -> Inputs:
+def images(size: int, batch: int, step: int) -> Inputs:
     return (rand(batch, 3, size, size, seed=step),), {}
 
 
@@ -29,7 +29,7 @@ def cross_entropy(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def case(build: Callable[..., nn.Module], size: int, batch: int = 4, **options: object) -> Case:
     options = {"weights": None, "num_classes": CLASSES, **options}
     return Case(
-        functools.partial(build, **options), functools.partial(pictures, size, batch), cross_entropy, optimizer=adamw
+        functools.partial(build, **options), functools.partial(images, size, batch), cross_entropy, optimizer=adamw
     )
 
 

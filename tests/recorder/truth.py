@@ -1,4 +1,4 @@
-"""The slow and obvious way to a model's gradients: probes added to the outputs of a copy."""
+"""A slow and simple computation of a model's gradients: probes added to the outputs of a copy."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from gradlens.recorder.layers import all_leaves, with_norms
-from tests.recorder.case import Case, Inputs, floats, matrix, pictures, rand, sequence, tokens
+from tests.recorder.case import Case, Inputs, floats, images, matrix, rand, sequence, tokens
 
 # --- models ---------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 
 class InPlaceOnView(nn.Module):
-    """A linear layer of three dimensions puts out a view, which is changed in place."""
+    """The output of a linear layer with three dimensions is a view, which is changed in place."""
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class Checkpointed(nn.Module):
 
 
 class Splitting(nn.Module):
-    """A layer that puts out views of one tensor."""
+    """A layer whose outputs are views of one tensor."""
 
     class Split(nn.Linear):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -239,7 +239,7 @@ class Splitting(nn.Module):
 
 
 class Prompt(nn.Module):
-    """A layer that puts out its parameter itself."""
+    """A layer whose output is its parameter itself."""
 
     class Constant(nn.Module):
         def __init__(self) -> None:
@@ -402,9 +402,9 @@ def all_parameters(model: nn.Module) -> torch.optim.Optimizer:
 ZOO: dict[str, Case] = {
     "in-place activation": Case(lambda: mlp(nn.ReLU(inplace=True), nn.Tanh(), nn.ELU(inplace=True))),
     "in-place activation, all leaves": Case(lambda: mlp(nn.ReLU(inplace=True), nn.Tanh()), layers=all_leaves),
-    "x += shortcut": Case(Residual, pictures),
-    "x += shortcut, norms too": Case(Residual, pictures, layers=with_norms),
-    "x += shortcut, all leaves": Case(Residual, pictures, layers=all_leaves),
+    "x += shortcut": Case(Residual, images),
+    "x += shortcut, norms too": Case(Residual, images, layers=with_norms),
+    "x += shortcut, all leaves": Case(Residual, images, layers=all_leaves),
     "in place on a view": Case(InPlaceOnView, sequence),
     "in place on a view, no bias": Case(lambda: InPlaceOnView(bias=False), sequence),
     "three dimensions": Case(lambda: mlp(nn.ReLU(), nn.GELU()), sequence),
@@ -450,7 +450,7 @@ ZOO: dict[str, Case] = {
     "checkpoint, reentrant": Case(lambda: Checkpointed(True)),
     "data parallel": Case(lambda: nn.DataParallel(mlp(nn.ReLU(inplace=True)))),
     "views of one tensor": Case(Splitting),
-    "puts out a parameter": Case(Prompt),
+    "output is a parameter": Case(Prompt),
     "custom function": Case(CustomFunction),
     "auxiliary head": Case(Auxiliary),
     "its own teacher": Case(Teacher),
@@ -464,7 +464,7 @@ ZOO: dict[str, Case] = {
     "large outputs": Case(LastTwo, lambda step: ((rand(400, 8, seed=step),), {})),
     "channels last": Case(
         lambda: Residual().to(memory_format=torch.channels_last),
-        lambda step: ((pictures(step)[0][0].to(memory_format=torch.channels_last),), {}),
+        lambda step: ((images(step)[0][0].to(memory_format=torch.channels_last),), {}),
     ),
     "transposed convolutions": Case(
         lambda: nn.Sequential(nn.Conv1d(8, 4, 3), nn.ReLU(inplace=True), nn.ConvTranspose1d(4, 2, 3)),

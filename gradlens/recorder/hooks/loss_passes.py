@@ -16,7 +16,7 @@ class Passes:
 
     ``torch.autograd.grad(..., create_graph=True)``, as in a gradient penalty or a physics-informed loss, also calls the
     hooks of layers, but not with gradients of the loss. Such a pass replaces and changes no parameter's gradient. Under
-    ``fully_shard`` this is no evidence, because gradients of micro-batches are stored elsewhere, so all passes count there.
+    ``fully_shard`` this is no evidence, because gradients of micro-batches are stored elsewhere, so all passes count.
 
     Args:
         model: The model.
@@ -36,7 +36,7 @@ class Passes:
         self._before = [_state(parameter) for parameter in self._parameters]
 
     def left_gradients_unchanged(self) -> bool:
-        """Return, at the end of a pass, whether it changed no parameter's gradient; False if unknown."""
+        """Return whether the pass that has just ended changed no parameter's gradient; False if unknown."""
         before, self._before = self._before, []
         now = [_state(parameter) for parameter in self._parameters]
         return bool(before) and all(_is_same(a, b) for a, b in zip(before, now, strict=True))
@@ -47,6 +47,9 @@ class Passes:
         Args:
             taken: Number of gradients of outputs in the pass.
             learning: Whether the pass belongs to the first row.
+
+        Returns:
+            Whether the pass is suspicious; always False in the first row.
         """
         if taken <= self._most:
             return False
@@ -56,7 +59,7 @@ class Passes:
         return not learning
 
     def end_row(self) -> bool:
-        """Count a row in which passes were distinguished, and return whether that may end (a false alarm)."""
+        """Return, after one more row in which passes were distinguished, whether that may end (a false alarm)."""
         self._rows_left -= 1
         return self._rows_left < 0 and not self.others_seen
 
