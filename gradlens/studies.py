@@ -1,7 +1,7 @@
-"""The study that the instrument carries, as the rest of it knows one: what it judges, and what it puts beside a run.
+"""The interface between gradlens and the study that it contains: claims, reference numbers, experiments.
 
-All that shows runs (report, notebook, terminal, command line) asks here and nowhere else. Without the study's folder
-everything works but what only a study can say: ``find_study`` returns None then.
+Report, notebook, terminal and command line use a study only through this module. Everything else works without the
+study's folder; ``find_study`` then returns None.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOME = "gradlens.study"
 
 
 class Claim(Protocol):
-    """A sentence with its test."""
+    """A claim with its test."""
 
     @property
     def key(self) -> str:
@@ -27,23 +27,23 @@ class Claim(Protocol):
 
     @property
     def text(self) -> str:
-        """The sentence."""
+        """The claim in a sentence."""
 
     @property
     def supports(self) -> str:
-        """What counts for it."""
+        """What would support it."""
 
     @property
     def refutes(self) -> str:
-        """What counts against it."""
+        """What would refute it."""
 
     @property
     def reason(self) -> str:
-        """Why the lines are there."""
+        """The reason for the thresholds."""
 
 
 class Evidence(Protocol):
-    """A number that speaks for or against a claim; ``str`` writes it with its interval."""
+    """A number that supports or refutes a claim; ``str`` writes it with its interval."""
 
     @property
     def name(self) -> str:
@@ -55,19 +55,19 @@ class Evidence(Protocol):
 
     @property
     def n(self) -> int:
-        """Over how many seeds."""
+        """The number of seeds."""
 
     @property
     def note(self) -> str:
-        """What else is to be known of it; or ""."""
+        """Remarks about the number, or ""."""
 
 
 class Verdict(Protocol):
-    """What the runs of one setting say of one claim."""
+    """The verdict of the runs of one setting about one claim."""
 
     @property
     def condition(self) -> str:
-        """Under which condition."""
+        """The condition under which the runs were trained."""
 
     @property
     def setting(self) -> str:
@@ -83,11 +83,11 @@ class Verdict(Protocol):
 
     @property
     def evidence(self) -> Sequence[Evidence]:
-        """The numbers; the first decides."""
+        """The numbers; the first one decides."""
 
 
 class JudgedClaim(Protocol):
-    """A claim and what was found."""
+    """A claim with its verdicts."""
 
     @property
     def claim(self) -> Claim:
@@ -95,11 +95,11 @@ class JudgedClaim(Protocol):
 
     @property
     def overall(self) -> Mapping[str, Verdict]:
-        """Condition to its verdict over all settings."""
+        """Condition to the verdict over all settings."""
 
     @property
     def verdicts(self) -> Sequence[Verdict]:
-        """One for each setting."""
+        """One verdict for each setting."""
 
 
 class Control(Protocol):
@@ -111,27 +111,27 @@ class Control(Protocol):
 
     @property
     def text(self) -> str:
-        """What must be seen."""
+        """What the runs must show."""
 
     @property
     def passed(self) -> bool | None:
-        """Whether it was; None where it was not looked for."""
+        """Whether all runs show it; None if there is no run to check."""
 
     @property
     def detail(self) -> str:
-        """What was seen."""
+        """What the runs show."""
 
 
 class Judgement(Protocol):
-    """All claims of a study, judged by runs."""
+    """The judgement of all claims of a study by runs."""
 
     @property
     def title(self) -> str:
-        """What the claims are of."""
+        """The title of the claims."""
 
     @property
     def claims(self) -> Sequence[JudgedClaim]:
-        """In the study's order."""
+        """The claims in the study's order."""
 
     @property
     def controls(self) -> Sequence[Control]:
@@ -139,62 +139,62 @@ class Judgement(Protocol):
 
     @property
     def explanation(self) -> str:
-        """Sentences that tie the claims together."""
+        """Sentences that summarise the verdicts."""
 
     @property
     def next_steps(self) -> Sequence[str]:
-        """What would decide the rest."""
+        """Experiments that would decide the undecided claims."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was left out, and why; some of them are next steps, too."""
+        """What was left out, and why; some notes are also next steps."""
 
     @property
     def remarks(self) -> Sequence[str]:
-        """The notes that are no next steps."""
+        """The notes that are not next steps."""
 
     @property
     def runs(self) -> int:
-        """How many runs were looked at."""
+        """The number of runs that were given."""
 
     @property
     def conditions(self) -> list[str]:
         """The conditions that were trained."""
 
     def decided(self, condition: str) -> str:
-        """Return the letters of the claims behind each verdict that was reached under a condition."""
+        """Return the decided claims of a condition by verdict."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON knows it."""
+        """Return the judgement as values for JSON."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row per claim, setting and number."""
 
 
 class Study(Protocol):
-    """A study whose claims runs can be judged by."""
+    """A study with claims that can be judged by runs."""
 
     @property
     def references(self) -> Sequence[Reference]:
-        """The study's own numbers of the last epoch."""
+        """The numbers that the study published for the last epoch."""
 
     @property
     def words(self) -> Mapping[str, Mapping[str, str]]:
-        """Language ("en", "id") to the words that a report needs to speak of the study."""
+        """Language ("en", "id") to the words of a report about the study."""
 
     @property
     def experiments(self) -> Mapping[str, Path]:
-        """Name of an experiment to its file."""
+        """Name to file of each experiment."""
 
     def pairs(self, runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-        """Return the runs that the study compares with each other: a run of either side, of equal settings."""
+        """Return the pairs of runs with equal settings that the study compares with each other."""
 
     def judge(self, runs: Sequence[Run]) -> Judgement:
-        """Judge the study's claims; a ConfigError says what is missing where there is nothing to judge them by."""
+        """Judge the study's claims; a ConfigError says what is missing if the runs do not allow it."""
 
 
 def find_study() -> Study | None:
-    """Return the study, or None where its folder is not there."""
+    """Return the study, or None if its folder is missing."""
     try:
         module = import_module(HOME)
     except ModuleNotFoundError as error:
@@ -207,8 +207,14 @@ def find_study() -> Study | None:
 def judge(runs: Sequence[Run]) -> Judgement:
     """Judge the study's claims by runs.
 
+    Args:
+        runs: Any runs, in any order.
+
+    Returns:
+        The verdicts, controls and notes.
+
     Raises:
-        ConfigError: There is no study, or nothing among the runs to judge its claims by.
+        ConfigError: There is no study, or the runs do not allow a judgement.
     """
     study = find_study()
     if study is None:
@@ -217,31 +223,32 @@ def judge(runs: Sequence[Run]) -> Judgement:
 
 
 def judge_pairs(runs: Sequence[Run]) -> Judgement | None:
-    """Judge the study's claims where there are runs that it compares with each other; None where there are none."""
+    """Judge the study's claims if the runs contain a pair that the study compares; else return None."""
     study = find_study()
     return study.judge(runs) if study is not None and study.pairs(runs) else None
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Return the runs that the study compares with each other; none where there is no study."""
+    """Return the pairs of runs that the study compares; none without a study."""
     study = find_study()
     return study.pairs(runs) if study is not None else []
 
 
 def references() -> Sequence[Reference]:
-    """Return the study's own numbers of the last epoch; none where there is no study."""
+    """Return the numbers that the study published for the last epoch; none without a study."""
     study = find_study()
     return study.references if study is not None else ()
 
 
 def experiments() -> Mapping[str, Path]:
-    """Return the study's experiments by name; none where there is no study."""
+    """Return the study's experiments by name; none without a study."""
     study = find_study()
     return study.experiments if study is not None else {}
 
 
 def study_words(language: str) -> Mapping[str, str]:
-    """Return the words that a report needs to speak of the study, in a language; none where there is no study."""
+    """Return the words of a report about the study in a language; none without a study."""
+
     study = find_study()
     return study.words[language] if study is not None else {}
 

@@ -1,4 +1,4 @@
-"""The original study, a report by students that started this project: its claims, with tests, evidence and verdicts."""
+"""The original study, students' work that started this project: its claims with their tests, evidence and verdicts."""
 
 from gradlens.study.claims import judge_claims
 from gradlens.study.controls import Control

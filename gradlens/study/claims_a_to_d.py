@@ -1,4 +1,4 @@
-"""Claims A to D: the gradient's size and its ways, speed, and the end."""
+"""Judge claims A to D: size and paths of the gradient, speed of training, and the last epoch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from gradlens.study.criteria import (
     ACCURACY_MARGIN,
     KEEPS,
     LOSS_MARGIN,
-    MAIN_ROAD,
-    NO_ROAD,
+    MAIN_PATH,
+    NO_PATH,
     TARGETS,
     VANISHES,
 )
@@ -37,51 +37,49 @@ from gradlens.study.run_groups import Seeds, Setting
 
 
 def judge_vanishing(setting: Setting) -> Verdict:
-    """Judge claim A by the plain network; the residual network stands beside it."""
+    """Judge claim A by the plain network; the evidence also shows the residual network."""
     plain, resnet = setting.plain.get(setting.depth, {}), setting.resnet.get(setting.depth, {})
     if not plain:
         return untested(setting, "there is no run of a plain network")
-    main, beside = (
-        decades_of(seeds, name) for seeds, name in ((plain, "plain network,"), (resnet, "residual network,"))
-    )
+    main, residual = decades_of(plain, "plain network,"), decades_of(resnet, "residual network,")
     if not main.n:
         return untested(
             setting, "the gradient of the plain network's first and last hidden layer is not known in most rows"
         )
-    evidence = [main, *([beside] if beside.n else [])]
-    said = f"first / last hidden layer {say(main)} in the plain network"
-    if beside.n:
-        said += f", {say(beside)} in the residual one"
+    evidence = [main, *([residual] if residual.n else [])]
+    numbers = f"first / last hidden layer {say(main)} in the plain network"
+    if residual.n:
+        numbers += f", {say(residual)} in the residual one"
     if beyond(main, below=VANISHES):
-        return verdict_of(setting, "supported", f"it vanishes: {said}", evidence)
+        return verdict_of(setting, "supported", f"it vanishes: {numbers}", evidence)
     if beyond(main, above=KEEPS):
-        does = "grows towards the input" if beyond(main, above=-KEEPS) else "keeps its size"
-        return verdict_of(setting, "not supported", f"it {does}: {said}", evidence)
+        does = "grows toward the input" if beyond(main, above=-KEEPS) else "keeps its size"
+        return verdict_of(setting, "not supported", f"it {does}: {numbers}", evidence)
     if beyond(main, above=VANISHES) and beyond(main, below=KEEPS):
-        return verdict_of(setting, "mixed", f"it weakens and does not vanish: {said}", evidence)
-    return verdict_of(setting, "undecided", _few(main, said), evidence)
+        return verdict_of(setting, "mixed", f"it weakens and does not vanish: {numbers}", evidence)
+    return verdict_of(setting, "undecided", _inconclusive(main, numbers), evidence)
 
 
 def judge_path(setting: Setting) -> Verdict:
-    """Judge claim B by what came through the shortcuts."""
+    """Judge claim B by the share of the gradient that came through the shortcuts."""
     resnet = setting.resnet.get(setting.depth, {})
     if not resnet:
         return untested(setting, "there is no run of a residual network")
     main = interval_evidence("share that came through the shortcut", mean_of(over_seeds(resnet, shortcut_share)), SHARE)
     if not main.n:
         return untested(setting, "the path split (shortcut_grad_norm) was not recorded")
-    said = f"the shortcut's share of the gradient at the median block is {say(main)}"
-    if beyond(main, above=MAIN_ROAD):
-        return verdict_of(setting, "supported", f"it is the main road: {said}", [main])
-    if beyond(main, below=NO_ROAD):
-        return verdict_of(setting, "not supported", f"hardly anything comes that way: {said}", [main])
-    if beyond(main, above=NO_ROAD) and beyond(main, below=MAIN_ROAD):
-        return verdict_of(setting, "mixed", f"it is a side road: {said}", [main])
-    return verdict_of(setting, "undecided", _few(main, said), [main])
+    numbers = f"the shortcut's share of the gradient at the median block is {say(main)}"
+    if beyond(main, above=MAIN_PATH):
+        return verdict_of(setting, "supported", f"it is the main path: {numbers}", [main])
+    if beyond(main, below=NO_PATH):
+        return verdict_of(setting, "not supported", f"hardly any gradient comes through it: {numbers}", [main])
+    if beyond(main, above=NO_PATH) and beyond(main, below=MAIN_PATH):
+        return verdict_of(setting, "mixed", f"it is a secondary path: {numbers}", [main])
+    return verdict_of(setting, "undecided", _inconclusive(main, numbers), [main])
 
 
-def _few(evidence: Evidence, said: str) -> str:
-    return f"one seed has no interval: {said}" if evidence.n < 2 else f"the interval holds both sides of a line: {said}"
+def _inconclusive(evidence: Evidence, numbers: str) -> str:
+    return f"one seed has no interval: {numbers}" if evidence.n < 2 else f"the interval contains a threshold: {numbers}"
 
 
 # --- C and D: training ----------------------------------------------------------------------------------------
@@ -107,23 +105,23 @@ def judge_speed(setting: Setting) -> Verdict:
     guess = max(chance(run) for run in runs)
     levels = [_sooner(plain, resnet, guess + part * (1 - guess), common) for part in TARGETS]
     evidence = [area, *levels]
-    said = f"mean training accuracy over {common} epochs {say(area)}"
+    numbers = f"mean training accuracy over {common} epochs {say(area)}"
     shown = [level for level in levels if beyond(level, above=0)]
     if shown:
-        said += f", {shown[-1].name} {say(shown[-1])}"
+        numbers += f", {shown[-1].name} {say(shown[-1])}"
     later = [level for level in levels if beyond(level, below=0)]
     if missing or area.n < 2:
-        return untested(setting, f"{missing or 'training accuracy is not known'}: {said}", evidence)
+        return untested(setting, f"{missing or 'training accuracy is not known'}: {numbers}", evidence)
     if beyond(area, above=0):
         if later:
-            return verdict_of(setting, "mixed", f"faster on the whole, but {later[0].name} {say(later[0])}", evidence)
-        return verdict_of(setting, "supported", f"it is faster: {said}", evidence)
+            return verdict_of(setting, "mixed", f"faster overall, but {later[0].name} {say(later[0])}", evidence)
+        return verdict_of(setting, "supported", f"it is faster: {numbers}", evidence)
     if beyond(area, below=ACCURACY_MARGIN):
         does = "slower" if beyond(area, below=0) else f"no faster by {ACCURACY_MARGIN}"
         if shown:
-            return verdict_of(setting, "mixed", f"it is {does} on the whole: {said}", evidence)
-        return verdict_of(setting, "not supported", f"it is {does}: {said}", evidence)
-    return verdict_of(setting, "undecided", f"the interval holds 0: {said}", evidence)
+            return verdict_of(setting, "mixed", f"it is {does} overall: {numbers}", evidence)
+        return verdict_of(setting, "not supported", f"it is {does}: {numbers}", evidence)
+    return verdict_of(setting, "undecided", f"the interval contains 0: {numbers}", evidence)
 
 
 def _sooner(plain: Seeds, resnet: Seeds, level: float, common: int) -> Evidence:
@@ -132,7 +130,7 @@ def _sooner(plain: Seeds, resnet: Seeds, level: float, common: int) -> Evidence:
     def restricted(run: Run) -> float:
         return min(epochs_to(run, level), common)
 
-    counts = [sum(epochs_to(run, level) <= common for run in arm.values()) for arm in (plain, resnet)]
+    counts = [sum(epochs_to(run, level) <= common for run in seeds.values()) for seeds in (plain, resnet)]
     note = (
         f"reached within {common} epochs by {counts[0]} of {len(plain)} plain and {counts[1]} of {len(resnet)} "
         f"residual runs; a run that does not counts as {common}"
@@ -159,34 +157,34 @@ def judge_end(setting: Setting) -> Verdict:
     for column, name, sign, margin, unit in QUANTITIES:
         difference = interval_evidence(
             f"{name}, last epoch, residual - plain",
-            paired(*({seed: final(run, column) for seed, run in arm.items()} for arm in (plain, resnet))),
+            paired(*({seed: final(run, column) for seed, run in seeds.items()} for seeds in (plain, resnet))),
             unit,
         )
         evidence.append(difference)
         low, high = (difference.low, difference.high) if sign > 0 else (-difference.high, -difference.low)
         if difference.n < len(plain):
-            unknown.add(name)  # of a run that diverged: nothing is said of what cannot be averaged
+            unknown.add(name)  # a run diverged, and its value cannot be averaged
         elif low > 0:
             better.add(name)
         elif high < 0:
             worse.add(name)
         elif high < margin:
             none.add(name)
-    said = ", ".join(f"{name} {say(one)}" for (_, name, *_), one in zip(QUANTITIES, evidence, strict=True))
+    numbers = ", ".join(f"{name} {say(one)}" for (_, name, *_), one in zip(QUANTITIES, evidence, strict=True))
     validation = {"validation accuracy", "validation loss"}
     if missing or not any(one.n for one in evidence[:2]):
-        return untested(setting, f"{missing or 'validation is not known'}: {said}", evidence)
+        return untested(setting, f"{missing or 'validation is not known'}: {numbers}", evidence)
     if validation <= better and not worse:
-        return verdict_of(setting, "supported", f"it ends better: {said}", evidence)
+        return verdict_of(setting, "supported", f"it ends better: {numbers}", evidence)
     if not better and (worse & validation or worse | none >= {name for _, name, *_ in QUANTITIES}):
-        return verdict_of(setting, "not supported", f"it ends no better: {said}", evidence)
+        return verdict_of(setting, "not supported", f"it ends no better: {numbers}", evidence)
     if better and (worse or none & validation):
         not_better = _list(worse | none & validation)
-        return verdict_of(setting, "mixed", f"{_list(better)} better, {not_better} not: {said}", evidence)
+        return verdict_of(setting, "mixed", f"{_list(better)} better, {not_better} not: {numbers}", evidence)
     shown = f"{_list(better)} better, the rest not shown" if better else "nothing is shown to be better"
     if unknown:
         shown += f", {_list(unknown)} not known in every run"
-    return verdict_of(setting, "undecided", f"{shown}: {said}", evidence)
+    return verdict_of(setting, "undecided", f"{shown}: {numbers}", evidence)
 
 
 def _list(names: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""Claims E and F: what depth does, and which half of the shortcut cures."""
+"""Judge claims E and F: the effect of depth, and which half of the shortcut is the cure."""
 
 from __future__ import annotations
 
@@ -44,51 +44,55 @@ from gradlens.study.run_groups import Seeds, Setting
 
 
 def judge_depth(setting: Setting) -> Verdict:
-    """Judge claim E by slopes over depth; at one depth, say how far the networks are from learning all, and the gap."""
-    beside = [*_at_depth(setting)]
+    """Judge claim E by slopes over depth; at a single depth, only report accuracy, loss and generalisation gap."""
+    at_depth = [*_at_depth(setting)]
     depths, plain_seeds, resnet_seeds = common_depths(setting)
     if len(depths) < 2:
-        said = "; ".join(f"{one.name} {say(one)}" for one in beside if one.unit == LEVEL and one.n)
+        numbers = "; ".join(f"{one.name} {say(one)}" for one in at_depth if one.unit == LEVEL and one.n)
         needs = "both networks at two depths in common, with two seeds or more at each, would decide it"
-        return untested(setting, f"{needs}. At {setting.depth} layers: {said}", beside)
-    numbers = [
-        (f"{name} network, {what} over depth", _slope(arm, depths, seeds, measure))
-        for name, arm, seeds in (("plain", setting.plain, plain_seeds), ("residual", setting.resnet, resnet_seeds))
+        return untested(setting, f"{needs}. At {setting.depth} layers: {numbers}", at_depth)
+    slopes = [
+        (f"{name} network, {what} over depth", _slope(by_depth, depths, seeds, measure))
+        for name, by_depth, seeds in (("plain", setting.plain, plain_seeds), ("residual", setting.resnet, resnet_seeds))
         for what, measure in (("final training accuracy", _fit), ("generalisation gap", gap))
     ]
-    evidence = [interval_evidence(name, interval, PER_TEN) for name, interval in numbers]
+    evidence = [interval_evidence(name, interval, PER_TEN) for name, interval in slopes]
     plain_fit, plain_gap, resnet_fit, resnet_gap = evidence
-    said = (
+    numbers = (
         f"per ten layers final training accuracy {say(plain_fit)} in the plain network and {say(resnet_fit)} in the "
         f"residual one, generalisation gap {say(plain_gap)} and {say(resnet_gap)}"
     )
     worsens = beyond(plain_fit, below=0) or beyond(plain_gap, above=0)
     steady = beyond(plain_fit, above=-DEPTH_MARGIN) and beyond(plain_gap, below=DEPTH_MARGIN)
     healthy = beyond(resnet_fit, above=-DEPTH_MARGIN) and beyond(resnet_gap, below=DEPTH_MARGIN)
-    ails = beyond(resnet_fit, below=-DEPTH_MARGIN) or beyond(resnet_gap, above=DEPTH_MARGIN)
+    worsens_too = beyond(resnet_fit, below=-DEPTH_MARGIN) or beyond(resnet_gap, above=DEPTH_MARGIN)
     verdict: Outcome = "undecided"
-    why = "an interval holds both sides of a line"
+    why = "an interval contains a threshold"
     if worsens and not steady and healthy:
         verdict, why = "supported", "only the plain network gets worse with depth"
-    elif worsens and not steady and ails:
+    elif worsens and not steady and worsens_too:
         verdict, why = "mixed", "both get worse with depth"
-    elif steady and (healthy or ails):
+    elif steady and (healthy or worsens_too):
         verdict, why = "not supported", "the plain network does not get worse with depth"
     elif worsens and not steady:
-        why = "the plain network gets worse with depth; whether the residual network stays healthy is not known well enough"
-    found = verdict_of(setting, verdict, f"{why}: {said}", [*evidence, *beside])
+        why = "the plain network gets worse with depth; it is inconclusive whether the residual network stays healthy"
+    found = verdict_of(setting, verdict, f"{why}: {numbers}", [*evidence, *at_depth])
     return replace(found, setting=setting.name(f"{depths[0]} to {depths[-1]}"))
 
 
 def common_depths(setting: Setting) -> tuple[list[int], list[int], list[int]]:
-    """Return the depths at which both families have the same two seeds or more throughout, and those seeds.
+    """Return the depths with at least two common seeds, and these seeds.
 
-    A depth with too few seeds is left out, the one with the fewest first, so that it does not take the others with it.
+    Depths with too few seeds are left out, the one with the fewest seeds first, because a depth with few seeds reduces
+    the common seeds of all depths.
+
+    Returns:
+        Depths, seeds of the plain networks, seeds of the residual networks.
     """
     depths = sorted(setting.plain.keys() & setting.resnet.keys())
 
-    def seeds(arm: Mapping[int, Seeds]) -> list[int]:
-        return sorted(set.intersection(*(set(arm[depth]) for depth in depths))) if depths else []
+    def seeds(by_depth: Mapping[int, Seeds]) -> list[int]:
+        return sorted(set.intersection(*(set(by_depth[depth]) for depth in depths))) if depths else []
 
     while depths and min(len(seeds(setting.plain)), len(seeds(setting.resnet))) < 2:
         depths.remove(min(depths, key=lambda d: (min(len(setting.plain[d]), len(setting.resnet[d])), -d)))
@@ -96,9 +100,9 @@ def common_depths(setting: Setting) -> tuple[list[int], list[int], list[int]]:
 
 
 def _slope(
-    arm: Mapping[int, Seeds], depths: Sequence[int], seeds: Sequence[int], measure: Callable[[Run], float]
+    by_depth: Mapping[int, Seeds], depths: Sequence[int], seeds: Sequence[int], measure: Callable[[Run], float]
 ) -> Interval:
-    values = [slope_over(np.array(depths), np.array([measure(arm[d][seed]) for d in depths])) for seed in seeds]
+    values = [slope_over(np.array(depths), np.array([measure(by_depth[d][seed]) for d in depths])) for seed in seeds]
     return mean_interval(np.array(values))
 
 
@@ -107,8 +111,8 @@ def _fit(run: Run) -> float:
 
 
 def _at_depth(setting: Setting) -> Iterable[Evidence]:
-    for name, arm in (("plain", setting.plain), ("residual", setting.resnet)):
-        seeds = arm.get(setting.depth, {})
+    for name, by_depth in (("plain", setting.plain), ("residual", setting.resnet)):
+        seeds = by_depth.get(setting.depth, {})
         if seeds:
             yield interval_evidence(f"{name} network, final training accuracy", mean_of(over_seeds(seeds, _fit)), LEVEL)
             yield interval_evidence(f"{name} network, generalisation gap", mean_of(over_seeds(seeds, gap)), LEVEL)
@@ -123,13 +127,13 @@ def _at_depth(setting: Setting) -> Iterable[Evidence]:
 
 
 def _tested_depth(setting: Setting) -> int:
-    """Return the deepest network of which both halves of the shortcut were trained; else that of the other claims."""
-    arms = (setting.plain, setting.resnet, *setting.halves.values())
-    return max(set.intersection(*(set(arm) for arm in arms)), default=setting.depth)
+    """Return the largest depth with both halves of the shortcut; else the depth of the other claims."""
+    by_depth = (setting.plain, setting.resnet, *setting.halves.values())
+    return max(set.intersection(*map(set, by_depth)), default=setting.depth)
 
 
 def judge_cause(setting: Setting) -> Verdict:
-    """Judge the cause by what half a shortcut does."""
+    """Judge claim F, the cause, by networks with half a shortcut."""
     depth = _tested_depth(setting)
     return replace(_judge_cause(setting, depth), setting=setting.name(depth))
 
@@ -139,14 +143,14 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
     halves = {name: setting.halves[name].get(depth, {}) for name in ("gradient", "value")}
     if missing or not all(halves.values()):
         return untested(setting, missing or f"resnet{depth}-gradonly and -valueonly, trained alike, would decide it")
-    arms = {"plain": plain, "resnet": resnet, **halves}
-    seeds = sorted(set.intersection(*(set(arm) for arm in arms.values())))
-    common = common_epochs(arms[name][seed] for name in arms for seed in seeds)
+    variants = {"plain": plain, "resnet": resnet, **halves}
+    seeds = sorted(set.intersection(*map(set, variants.values())))
+    common = common_epochs(runs[seed] for runs in variants.values() for seed in seeds)
     if len(seeds) < 2 or not common:
         return untested(setting, "fewer than two seeds in common, or a run without a finished epoch")
 
     def closed(half: str, measure: Callable[[Run], float], what: str) -> Evidence:
-        values = {name: np.array([measure(arm[seed]) for seed in seeds]) for name, arm in arms.items()}
+        values = {name: np.array([measure(runs[seed]) for seed in seeds]) for name, runs in variants.items()}
         ratio = fieller(values[half] - values["plain"], values["resnet"] - values["plain"])
         return interval_evidence(f"share of the gap in {what} that the shortcut's {half} alone closes", ratio, SHARE)
 
@@ -155,35 +159,35 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
         ("final validation accuracy", lambda run: final(run, "val_accuracy")),
     )
     evidence = [closed(half, measure, what) for what, measure in measures for half in ("gradient", "value")]
-    used = {name: {seed: arm[seed] for seed in seeds} for name, arm in arms.items()}
+    used = {name: {seed: runs[seed] for seed in seeds} for name, runs in variants.items()}
     evidence += [decades_of(used[half], f"{half} alone:") for half in ("gradient", "value")]
     evidence.append(decades_of(used["plain"], "plain network,"))
     apart = paired(over_seeds(used["plain"], measures[0][1]), over_seeds(used["resnet"], measures[0][1]))
     if not apart.low > 0:
-        return untested(
-            setting, "there is no gap to close: the residual network is not shown to learn faster", evidence
-        )
+        why = "there is no gap to close: the residual network is not shown to learn faster"
+        return untested(setting, why, evidence)
     return verdict_of(setting, *_say_cause(evidence), evidence)
 
 
 def _say_cause(evidence: Sequence[Evidence]) -> tuple[Outcome, str]:
-    """Return what shares of the gap and ratios of gradients come to."""
+    """Return the verdict and the reason that follow from the shares of the gap and the gradient ratios."""
     grad, value, _, _, alive, _, plain = evidence
-    said = f"of the gap in training accuracy the gradient alone closes {say(grad)}, the value alone {say(value)}"
+    numbers = f"the gradient alone closes {say(grad)} of the gap in training accuracy, the value alone {say(value)}"
     if not beyond(alive, above=VANISHES):
         return (
             "undecided",
-            f"no test: with the gradient's way alone it is not shown to stay alive ({say(alive)}); {said}",
+            f"no test: with the gradient's path alone, it is not shown to stay alive ({say(alive)}); {numbers}",
         )
     if beyond(grad, below=HALF):
-        cures = "the value does" if beyond(value, above=HALF) else "it takes more"
-        return "not supported", f"the gradient's way back does not cure it, {cures}: {said}"
+        cures = "the path of the value does" if beyond(value, above=HALF) else "it takes more"
+        return "not supported", f"the alternative path of the gradient does not cure it, {cures}: {numbers}"
     if not beyond(grad, above=HALF):
-        return "undecided", f"an interval holds one half: {said}"
+        return "undecided", f"an interval contains one half: {numbers}"
     if beyond(plain, above=VANISHES):
-        return "mixed", f"the gradient's way back cures it, but nothing had vanished ({say(plain)}): {said}"
+        why = f"the alternative path of the gradient cures it, but nothing had vanished ({say(plain)})"
+        return "mixed", f"{why}: {numbers}"
     if beyond(value, above=HALF):
-        return "mixed", f"either half cures it: {said}"
+        return "mixed", f"either half cures it: {numbers}"
     if beyond(value, below=HALF) and beyond(plain, below=VANISHES):
-        return "supported", f"the gradient's way back cures it: {said}"
-    return "undecided", f"an interval holds both sides of a line: {said}"
+        return "supported", f"the alternative path of the gradient cures it: {numbers}"
+    return "undecided", f"an interval contains a threshold: {numbers}"

@@ -1,4 +1,4 @@
-"""Whether the instrument sees a gradient that must vanish, and none where it cannot."""
+"""Check the instrument: it must report a vanishing gradient where one must occur, and none where none can."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Control:
 
     Args:
         key: "positive" or "negative".
-        text: What must be seen.
-        runs: How many runs it was looked for in.
-        passed: Whether it was seen in all of them; None where there are none.
-        detail: What was seen, in a sentence.
+        text: What the runs must show.
+        runs: The number of runs that could be checked.
+        passed: Whether all of them show it; None where there are no such runs.
+        detail: What the runs show, in a sentence.
     """
 
     key: str
@@ -41,11 +41,11 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
     """Judge the controls' runs by the diagnosis and by the measure of claim A; both must say the same.
 
     Args:
-        positive: Runs whose gradient must vanish. A sigmoid's slope is at most 1/4, so that every layer weakens it.
-        negative: Runs whose gradient cannot, as they are too shallow.
+        positive: Runs whose gradient must vanish: the slope of a sigmoid is at most 1/4, so every layer weakens it.
+        negative: Runs whose gradient cannot vanish, because they are too shallow.
 
     Returns:
-        Both controls. Runs in which nothing can be seen (no gradients, too few rows) are named and count for neither.
+        Both controls. Runs that cannot be judged (no gradients, too few rows) are named and do not count.
     """
     return (
         _check("positive", POSITIVE, positive, vanishes=True),
@@ -54,17 +54,18 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
 
 
 def _check(key: str, text: str, runs: Sequence[Run], *, vanishes: bool) -> Control:
-    wrong, blind, seen = [], [], 0
+    wrong, unknown, checked = [], [], 0
     for run in runs:
         decades, diagnosis = typical_ratio(run), diagnose(run)
         if math.isnan(decades) or diagnosis.kind == UNDECIDED:
-            blind.append(run.name)
+            unknown.append(run.name)
             continue
-        seen += 1
+        checked += 1
         if (decades < VANISHES) != vanishes or ("vanishing" in diagnosis.kinds) != vanishes:
             wrong.append(f"{run.name}: diagnosed {diagnosis.kind}, first / last {say_power(decades)}")
-    told = [f"in {', '.join(blind)} nothing can be seen"] if blind else []
-    if not seen:
-        return Control(key, text, 0, None, "; ".join(["not among the runs", *told]))
-    right = f"it {'vanishes' if vanishes else 'does not vanish'} in all {seen} runs"
-    return Control(key, text, seen, not wrong, "; ".join([*(wrong or [right]), *told]))
+    note = [f"{', '.join(unknown)} cannot be judged"] if unknown else []
+    if not checked:
+        return Control(key, text, 0, None, "; ".join(["not among the runs", *note]))
+    where = "the only run" if checked == 1 else f"all {checked} runs"
+    right = f"it {'vanishes' if vanishes else 'does not vanish'} in {where}"
+    return Control(key, text, checked, not wrong, "; ".join([*(wrong or [right]), *note]))

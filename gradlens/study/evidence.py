@@ -1,4 +1,4 @@
-"""Numbers that speak for or against a claim, and what the runs of one setting say of it."""
+"""Evidence for and against claims: numbers with their intervals, and the verdict of one setting."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LEVEL, PER_TEN = "accuracy", "accuracy per ten layers"
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number that speaks for or against a claim.
+    """A number that supports or refutes a claim.
 
     Args:
         name: What was measured.
-        value: Its mean over seeds, or over pairs of seeds.
-        low: Lower end of its 95 % interval; NaN with fewer than two.
-        high: Upper end.
+        value: The mean over seeds, or over pairs of seeds.
+        low: Lower end of the 95 % interval of the mean; NaN for fewer than two.
+        high: Upper end of the interval.
         unit: "decades" (log10 of a ratio), "share", "accuracy", "accuracy difference", "accuracy per ten layers",
             "loss difference" (nats) or "epochs".
-        n: Seeds, or pairs of them.
-        note: What else is to be known of it.
-        cut: How many of the values were cut at float32's resolution (decades alone).
+        n: Number of seeds, or of pairs of seeds.
+        note: Remarks about the number, or "".
+        cut: Number of values that were cut at float32's resolution (only for decades).
     """
 
     name: str
@@ -45,24 +45,25 @@ class Evidence:
     cut: int = 0
 
     def __str__(self) -> str:
-        """Write it with its interval, as ``say`` does."""
+        """Return the number with its interval, as ``say`` does."""
         return say(self)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs of one setting say of one claim.
+    """The verdict of the runs of one setting about one claim.
 
     Args:
         condition: With or without batch norm.
         setting: What was trained and how.
         verdict: The outcome.
-        why: In a sentence, with its numbers.
-        evidence: The numbers; the first decides.
-        tested: Whether what the test needs was trained and recorded.
-        partly: The outcome that less than half of the settings show, where the verdict is undecided for that.
-        spread: Whether it is mixed as settings contradict each other.
-        counts: Whether it counts for the condition's verdict; not where validation pictures were trained on.
+        why: The reason in a sentence, with its numbers.
+        evidence: The numbers; the first one decides.
+        tested: Whether everything that the test needs was trained and recorded.
+        partly: The outcome of less than half of the settings, if the verdict is undecided for that reason.
+        spread: Whether the verdict is mixed because settings contradict each other.
+        counts: Whether it counts for the condition's verdict. It does not if the training images contain copies of
+            validation images.
     """
 
     condition: str
@@ -78,12 +79,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim and what was found.
+    """A claim with its verdicts.
 
     Args:
-        claim: Its sentence and test.
-        overall: Condition to its verdict over all settings, for the conditions that were trained.
-        verdicts: One for each setting.
+        claim: The claim and its test.
+        overall: Condition to the verdict over all settings, for the conditions that were trained.
+        verdicts: One verdict for each setting.
     """
 
     claim: Claim
@@ -92,7 +93,7 @@ class JudgedClaim:
 
 
 def signed(value: float, unit: str) -> str:
-    """Write a number as its unit asks for: differences with their sign, decades and epochs with one digit."""
+    """Write a number in the format of its unit: differences with a sign, decades and epochs with one digit."""
     if math.isinf(value):
         return "-inf" if value < 0 else "inf"
     digits = 2 if unit in (SHARE, LEVEL) else 1 if unit in (DECADES, EPOCHS) else 3
@@ -101,10 +102,10 @@ def signed(value: float, unit: str) -> str:
 
 
 def say(evidence: Evidence) -> str:
-    """Write a number with its interval: ``+0.130 [+0.100, +0.160]``; of decades, the powers of ten."""
+    """Write a number with its interval: ``+0.130 [+0.100, +0.160]``; decades as powers of ten."""
     if math.isnan(evidence.value):
         return "not known"
-    if evidence.cut and evidence.cut == evidence.n:  # then it is no value, but a bound
+    if evidence.cut and evidence.cut == evidence.n:  # every value was cut: the mean is only a bound
         return f"{'below' if evidence.value < 0 else 'above'} 10^{signed(evidence.value, DECADES)}"
     value, low, high = (signed(number, evidence.unit) for number in (evidence.value, evidence.low, evidence.high))
     value = f"10^{value}" if evidence.unit == DECADES else value
@@ -129,26 +130,26 @@ def mean_of(values: Mapping[int, float]) -> Interval:
 
 
 def verdict_of(setting: Setting, verdict: Outcome, why: str, evidence: Iterable[Evidence] = ()) -> Verdict:
-    """Return what a setting says of a claim."""
+    """Return the verdict of a setting."""
     return Verdict(setting.condition, setting.name(), verdict, why, tuple(evidence))
 
 
 def untested(setting: Setting, why: str, evidence: Iterable[Evidence] = ()) -> Verdict:
-    """Return that a setting says nothing, as what the test needs is missing."""
+    """Return the verdict of a setting that lacks what the test needs: undecided and not tested."""
     return replace(verdict_of(setting, "undecided", why, evidence), tested=False)
 
 
 def beyond(evidence: Evidence, *, above: float | None = None, below: float | None = None) -> bool:
-    """Say whether the whole interval lies above, or below, a line; never where there is no interval."""
+    """Return whether the whole interval lies above, or below, a threshold; False without an interval."""
     if above is not None:
         return bool(evidence.low > above)
     return below is not None and bool(evidence.high < below)
 
 
 def decades_of(seeds: Seeds, name: str) -> Evidence:
-    """Return the ratio of the gradient at the first layer to the last hidden one, over seeds.
+    """Return the gradient ratio of the first to the last hidden layer, averaged over seeds.
 
-    Ratios are cut at float32's resolution before they are averaged, and so is the interval.
+    Ratios and their interval are cut at float32's resolution; the ratios before they are averaged.
     """
     values = over_seeds(seeds, typical_ratio)
     known = {seed: value for seed, value in values.items() if not math.isnan(value)}
@@ -164,18 +165,18 @@ def decades_of(seeds: Seeds, name: str) -> Evidence:
 
 
 def common_epochs(runs: Iterable[Run]) -> int:
-    """Return the epochs that all runs have; one that diverged stays where it is, and has as many as the others."""
+    """Return the number of epochs that all runs have; runs that diverged are ignored, they stay at chance."""
     counts = [n_epochs(run) for run in runs if not diverged(run)]
     return min(counts, default=0)
 
 
 def pair_at(setting: Setting, depth: int) -> tuple[Seeds, Seeds, str]:
-    """Return plain and residual runs of equal seeds, or why there are none."""
+    """Return plain and residual runs of equal seeds, and the reason if there are fewer than two; else ""."""
     plain, resnet = setting.plain.get(depth, {}), setting.resnet.get(depth, {})
     seeds = sorted(plain.keys() & resnet.keys())
     missing = ""
     if not plain or not resnet:
         missing = f"there is no run of a {'residual' if plain else 'plain'} network trained alike"
     elif len(seeds) < 2:
-        missing = f"{len(seeds) or 'no'} seed{'s' * (len(seeds) != 1)} in common: an interval needs two"
+        missing = f"{len(seeds) or 'no'} seed{'s' * (len(seeds) != 1)} in common; an interval needs two"
     return {seed: plain[seed] for seed in seeds}, {seed: resnet[seed] for seed in seeds}, missing

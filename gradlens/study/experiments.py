@@ -1,4 +1,4 @@
-"""The experiments of the original study, found by name: they travel in the package, and lie beside it in a checkout."""
+"""Find the experiments of the original study by name: inside the installed package, or next to it in a checkout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = (HERE / "experiments", HERE.parents[1] / "experiments")
-"""Where ``pyproject.toml`` puts them in a wheel, then where they lie in a checkout."""
+"""Where ``pyproject.toml`` puts them in a wheel, then their folder in a checkout."""
 
 
 def find_experiments(folders: tuple[Path, ...] = FOLDERS) -> dict[str, Path]:

@@ -1,6 +1,6 @@
-"""Three or four sentences that tie the verdicts together, made from their numbers.
+"""Explain the verdicts in three or four sentences, made from their numbers.
 
-What is concluded is concluded within one setting: a gradient that vanishes at one image size says nothing of a network that
+Conclusions are drawn within one setting: a gradient that vanishes at one image size says nothing about a network that
 learns at another.
 """
 
@@ -18,11 +18,11 @@ Overall = Mapping[str, Mapping[str, Verdict]]
 
 
 def explain(overall: Overall, settings: Sequence[ByClaim]) -> str:
-    """Say what the claims come to.
+    """Return sentences that summarise the verdicts.
 
     Args:
-        overall: Claim's letter to condition to verdict over all settings.
-        settings: For each setting, claim's letter to its verdict.
+        overall: Letter of a claim to condition to verdict over all settings.
+        settings: For each setting, letter of a claim to verdict.
     """
     several = len({verdict.condition for one in settings for verdict in one.values()}) < len(settings)
     sentences = [
@@ -39,7 +39,7 @@ def _at(verdict: Verdict, several: bool) -> str:
 
 
 def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
-    """Say where the gradient vanishes."""
+    """State where the gradient vanishes."""
     parts = []
     for condition, verdict in verdicts.items():
         if not verdict.tested:
@@ -49,31 +49,33 @@ def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
             continue
         ratio = f"norm at the first layer over the last hidden one: {say(verdict.evidence[0])}{_at(verdict, several)}"
         does = {
-            "supported": "vanishes on its way back",
+            "supported": "vanishes toward the input",
             "not supported": "does not vanish",
             "mixed": "weakens, without vanishing",
-        }.get(verdict.verdict, "is not shown to vanish, nor not to")
-        parts.append(f"{condition} the plain network's gradient {does} ({ratio})")
+        }.get(verdict.verdict)
+        gradient = "the plain network's gradient"
+        sentence = f"{gradient} {does}" if does else f"it is inconclusive whether {gradient} vanishes"
+        parts.append(f"{condition} {sentence} ({ratio})")
     return _sentence(", and ".join(parts))
 
 
 def _training(overall: Overall, several: bool) -> str:
-    """Say what the shortcut does for training."""
+    """State how the shortcut changes training."""
     parts = []
     for condition in (WITH, WITHOUT):
-        said = []
+        effects = []
         speed, end = overall["C"].get(condition), overall["D"].get(condition)
         if speed is not None and speed.tested:
             does = {"supported": "learns faster", "not supported": "learns no faster"}.get(
                 speed.partly or speed.verdict, "is not clearly shown to learn faster"
             )
-            said.append(
+            effects.append(
                 f"{does}{_partly(speed)} (mean training accuracy {say(speed.evidence[0])}{_at(speed, several)})"
             )
         if end is not None and end.tested and end.counts:
-            said.append(f"{_ends(end)}{_partly(end)} ({_numbers(end)}{_at(end, several)})")
-        if said:
-            parts.append(f"{condition} the residual network {' and '.join(said)}")
+            effects.append(f"{_ends(end)}{_partly(end)} ({_numbers(end)}{_at(end, several)})")
+        if effects:
+            parts.append(f"{condition} the residual network {' and '.join(effects)}")
     return _sentence("; ".join(parts))
 
 
@@ -89,7 +91,7 @@ def _ends(end: Verdict) -> str:
     accuracy, loss = (beyond(end.evidence[0], above=0), beyond(end.evidence[1], below=0))
     if accuracy != loss:
         better, other = ("accuracy", "loss") if accuracy else ("loss", "accuracy")
-        return f"ends with a better validation {better}, while its {other} is not shown to be better"
+        return f"ends with a better validation {better}, while the {other} is inconclusive"
     return "is not shown to end better"
 
 
@@ -98,13 +100,13 @@ def _numbers(end: Verdict) -> str:
 
 
 def _cause(overall: Overall, several: bool) -> str:
-    """Say by which half of the shortcut, or how much of the gradient came through it."""
+    """State which half of the shortcut closes the gap; without such runs, how much gradient came through shortcuts."""
     for condition, verdict in overall.get("F", {}).items():
         if verdict.tested and all(math.isfinite(end) for one in verdict.evidence[:2] for end in (one.low, one.high)):
             grad, value = verdict.evidence[:2]
             return _sentence(
-                f"{condition}, a shortcut that passes back the gradient alone closes {_percent(grad)} of the gap in "
-                f"training between the two networks, one that passes on the value alone {_percent(value)}"
+                f"{condition}, a shortcut that passes only the gradient closes {_percent(grad)} of the gap in "
+                f"training between the two networks, one that passes only the value {_percent(value)}"
                 f"{_at(verdict, several)}"
             )
     parts = [
@@ -124,15 +126,15 @@ def _percent(evidence: Evidence) -> str:
 
 
 def _conclusion(settings: Sequence[ByClaim]) -> str:
-    """Say whether the study's reason holds, where one setting shows both the gradient and what the shortcut does."""
-    said: dict[str, list[str]] = {}
+    """State whether the study's explanation holds, by settings that show the gradient and the shortcut's effect."""
+    found: dict[str, list[str]] = {}
     conditions = [one["A"].condition for one in settings]
     for one in settings:
         reason = _reason(one)
         if reason:
-            said.setdefault(f"{one['A'].condition} {reason}", []).append(one["A"].setting)
+            found.setdefault(f"{one['A'].condition} {reason}", []).append(one["A"].setting)
     parts = []
-    for reason, places in said.items():
+    for reason, places in found.items():
         total = next(conditions.count(condition) for condition in (WITHOUT, WITH) if reason.startswith(condition))
         where = f" (at {places[0]})" if len(places) == 1 else f" (in {len(places)} of {total} settings)"
         parts.append(reason + (where if total > 1 else ""))
@@ -140,31 +142,33 @@ def _conclusion(settings: Sequence[ByClaim]) -> str:
 
 
 def _reason(one: ByClaim) -> str:
-    """Say of one setting whether the original study's reason holds; "" where it does not show it."""
+    """State for one setting whether the original study's explanation holds; "" if the setting does not show it."""
     helped = any(one[key].verdict == "supported" and one[key].counts for key in "CD")
     vanishes, cause = one["A"].verdict, one.get("F")
     if not helped or vanishes not in ("supported", "not supported"):
         return ""
     if vanishes == "not supported":
-        return "the shortcut helps although nothing vanishes: the original study's reason is wrong there"
+        return "the shortcut helps although nothing vanishes: the original study's explanation is wrong there"
     if cause is None or not cause.tested:
-        return f"the original study's reason fits what is seen, but was not put to the test{_but(cause)}"
+        return f"the original study's explanation fits the observations, but was not tested{_but(cause)}"
     return {
-        "supported": "the original study's reason holds: a way back for the gradient cures the network",
-        "not supported": "the gradient vanishes, but giving it a way back does not cure the network",
-    }.get(cause.verdict, "the original study's reason fits what is seen, but its test is undecided") + _but(cause)
+        "supported": "the original study's explanation holds: an alternative path for the gradient cures the network",
+        "not supported": "the gradient vanishes, but an alternative path for it does not cure the network",
+    }.get(cause.verdict, "the original study's explanation fits the observations, but its test is undecided") + _but(
+        cause
+    )
 
 
 def _but(cause: Verdict | None) -> str:
-    """Say where a network learns although its gradient vanishes: that of a shortcut that passes on the value alone."""
+    """Report a network with only the value's path that learns although its gradient vanishes; "" if there is none."""
     if cause is None or len(cause.evidence) < 6:
         return ""
     share, decades = cause.evidence[1], cause.evidence[5]
     if not (beyond(share, above=0) and beyond(decades, below=VANISHES) and math.isfinite(share.high)):
         return ""
     return (
-        f", and a shortcut that passes on the value alone closes {_percent(share)} of the gap while the gradient "
-        f"vanishes all the same ({say(decades)})"
+        f", and a shortcut that passes only the value closes {_percent(share)} of the gap although the gradient "
+        f"still vanishes ({say(decades)})"
     )
 
 

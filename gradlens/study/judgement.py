@@ -1,4 +1,4 @@
-"""All claims of the original study, judged: verdicts, controls, what ties them together, and what to run next."""
+"""All judged claims of the original study: verdicts, controls, the explanation, and what to run next."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ REACHED = ("not supported", "supported", "mixed")
 
 @dataclass(frozen=True)
 class Judgement:
-    """All claims, judged.
+    """The judgement of all claims.
 
     Args:
-        claims: In the original study's order.
-        controls: The positive and the negative one.
-        explanation: Three or four sentences that tie them together.
+        claims: The claims in the original study's order.
+        controls: The positive and the negative control.
+        explanation: Three or four sentences that summarise the verdicts.
         notes: What was left out, and why.
-        runs: How many runs were looked at.
+        runs: The number of runs that were given.
     """
 
     claims: tuple[JudgedClaim, ...]
@@ -38,32 +38,32 @@ class Judgement:
         return trained_conditions(self.claims)
 
     def __repr__(self) -> str:
-        """Return the verdicts in a line."""
-        said = "; ".join(
+        """Return the verdicts in one line."""
+        verdicts = "; ".join(
             f"{one}: " + ", ".join(f"{j.claim.key} {j.overall[one].verdict}" for j in self.claims if one in j.overall)
             for one in self.conditions
         )
-        return f"Judgement({self.runs} runs; {said})"
+        return f"Judgement({self.runs} runs; {verdicts})"
 
     _repr_html_ = shown_by("judgement_card")
 
     @property
     def title(self) -> str:
-        """What the claims are of."""
+        """The title of the claims."""
         return "The original study's claims"
 
     @property
     def next_steps(self) -> list[str]:
-        """What would decide the claims that are undecided; none where all are decided."""
+        """Experiments that would decide the undecided claims; empty if all are decided."""
         return what_decides(self.claims, self.controls, self.notes)
 
     @property
     def remarks(self) -> list[str]:
-        """The notes that are no next steps."""
+        """The notes that name no experiment."""
         return [note for note in self.notes if not names_experiment(note)]
 
     def decided(self, condition: str) -> str:
-        """Return the letters of the claims behind each verdict that was reached: ``A and F not supported``."""
+        """Return the decided claims of a condition by verdict: ``A and F not supported``."""
         reached: dict[str, list[str]] = {}
         for judged in self.claims:
             if condition in judged.overall:
@@ -71,7 +71,7 @@ class Judgement:
         return ", ".join(f"{listed(keys)} {verdict}" for verdict, keys in reached.items() if verdict in REACHED)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON knows it; NaN and infinities as None and text."""
+        """Return the judgement as values for JSON; NaN as None, infinities as text."""
         claims = [
             {
                 **asdict(judged.claim),

@@ -1,4 +1,4 @@
-"""What is measured of a run for the claims; plain numbers, NaN where they are not known."""
+"""Measures of single runs for the claims: plain numbers, NaN where not known."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gradlens.run import FloatArray, Run
 from gradlens.study.criteria import FLOAT32_DECADES
 
 LAST_EPOCHS = 5
-"""Over so many epochs it is seen whether the training loss still falls."""
+"""Number of epochs at the end over which the fall of the training loss is measured."""
 
 
 def diverged(run: Run) -> bool:
-    """Say whether a run ended as its loss was no longer finite."""
+    """Return whether a run ended because its loss was not finite."""
     loss = np.asarray(run.scalars.get("loss", np.empty(0)), dtype=np.float64)
     return run.status == "failed" and len(loss) > 0 and not np.isfinite(loss[-1])
 
 
 def typical_ratio(run: Run) -> float:
-    """Return log10 of the gradient's norm at the first layer's output over that at the last hidden one's.
+    """Return log10 of the gradient norm at the first layer's output over that at the last hidden layer's.
 
-    The median over rows, as ``gradlens.analysis.gradient_ratio`` says; NaN where it is not known in most rows: no
-    gradient was recorded, it was not finite, or all layers were exactly 0.
+    This is the median over rows, see ``gradlens.analysis.gradient_ratio``. It is NaN if the ratio is unknown in most
+    rows, because gradients were not recorded, not finite, or exactly 0 in all layers.
     """
     ratio = gradient_ratio(run)
     if ratio is None or ratio.rows_known * 2 <= len(run.steps):
@@ -44,9 +44,10 @@ def cut_decades(decades: float) -> float:
 def shortcut_share(run: Run) -> float:
     """Return the share of the gradient at a residual block's input that came through its shortcut.
 
-    The median over blocks of the median over rows. With S and B the norms of the two parts and c their cosine, their
-    sum has the squared norm S^2 + B^2 + 2cSB, of which S^2 + cSB lies along the shortcut's part: the projection of that
-    part on the sum. Both shares add up to 1; one may be above 1 where the other works against it.
+    The result is the median over blocks of the median over rows. Let S and B be the norms of the parts through shortcut
+    and branch, and c their cosine. The sum of both has the squared norm S^2 + B^2 + 2cSB. The projection of the
+    shortcut's part on the sum contributes S^2 + cSB to it. Both shares add up to 1; a share is above 1 if the other
+    part points against the sum.
     """
     if not all(name in run.metrics for name in METRICS_OF_PATHS):
         return math.nan
@@ -63,7 +64,7 @@ def shortcut_share(run: Run) -> float:
 
 
 def final(run: Run, column: str) -> float:
-    """Return a column of the table of epochs in the last epoch; of a run that diverged, chance, and no loss."""
+    """Return a column's value in the last epoch; for a run that diverged, chance as accuracy and NaN as loss."""
     if diverged(run):
         return chance(run) if column.endswith("accuracy") else math.nan
     values = run.epochs.get(column, np.empty(0))
@@ -71,14 +72,14 @@ def final(run: Run, column: str) -> float:
 
 
 def n_epochs(run: Run) -> int:
-    """Return how many epochs a run has."""
+    """Return the number of epochs of a run."""
     return len(run.epochs.get("train_accuracy", ()))
 
 
 def mean_accuracy(run: Run, epochs: int) -> float:
-    """Return the area under the training accuracy over the first epochs, per epoch.
+    """Return the area under the training accuracy over the first epochs, divided by their number.
 
-    A run that diverged is at chance from there on.
+    A run that diverged counts with chance for the missing epochs.
     """
     values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)[:epochs]
     if diverged(run):
@@ -87,42 +88,50 @@ def mean_accuracy(run: Run, epochs: int) -> float:
 
 
 def epochs_to(run: Run, accuracy: float) -> float:
-    """Return the first epoch, counted from 1, whose training accuracy is at least so high; inf where none is."""
+    """Return the first epoch, counted from 1, that reaches a training accuracy; inf if none does."""
     values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)
     reached = np.flatnonzero(values >= accuracy)
     return float(reached[0] + 1) if len(reached) else math.inf
 
 
 def chance(run: Run) -> float:
-    """Return the accuracy of guessing; 0 where the number of classes is not known."""
+    """Return the accuracy of guessing; 0 if the number of classes is unknown."""
     facts = run.config.get("data_facts", {})
     classes = facts.get("classes", ()) if isinstance(facts, dict) else ()
     return 1 / len(classes) if classes else 0.0
 
 
 def gap(run: Run) -> float:
-    """Return how much higher the final training accuracy is than that of validation."""
+    """Return the final training accuracy minus the final validation accuracy."""
     return final(run, "train_accuracy") - final(run, "val_accuracy")
 
 
 def end_loss(run: Run) -> float:
-    """Return the training loss on its last stretch: the median of the last epochs."""
+    """Return the training loss at the end: the median of the last epochs."""
     losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
     return float(np.median(losses)) if len(losses) and not diverged(run) else math.nan
 
 
 def still_falls(run: Run) -> float:
-    """Return by how much the training loss fell over the last epochs, per epoch: 0 on a plateau.
+    """Return the fall of the training loss per epoch over the last epochs: 0 on a plateau.
 
-    A plateau has two causes: nothing is left to learn, or nothing can be learnt; and a learning rate that was brought
-    down makes one, too. So it stands beside the loss at which it is.
+    A plateau can mean that nothing is left to learn, that nothing can be learnt, or that the learning rate became
+    small. It is therefore reported together with the loss.
     """
     losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
     return float((losses[0] - losses[-1]) / (len(losses) - 1)) if len(losses) > 1 else math.nan
 
 
 def slope_over(depths: FloatArray, values: FloatArray) -> float:
-    """Return the least-squares slope per ten layers; NaN where a value is not known or there is one depth."""
+    """Return the least-squares slope per ten layers.
+
+    Args:
+        depths: (D,) numbers of layers.
+        values: (D,) one value per depth.
+
+    Returns:
+        The slope; NaN if a value is not finite or there are fewer than two different depths.
+    """
     depths, values = np.asarray(depths, dtype=np.float64) / 10, np.asarray(values, dtype=np.float64)
     if len(set(depths.tolist())) < 2 or not np.isfinite(values).all():
         return math.nan
@@ -133,13 +142,17 @@ def slope_over(depths: FloatArray, values: FloatArray) -> float:
 def fieller(part: FloatArray, whole: FloatArray) -> Interval:
     """Return the ratio of two means of paired values with its 95 % interval.
 
-    The interval holds every ratio r for which mean(part - r whole) is not different from 0 by Student's t. It is
-    infinite where the whole itself is not shown to differ from 0. Source: Fieller 1954, Some Problems in Interval
-    Estimation, J. R. Stat. Soc. B 16.
+    The interval contains every ratio r for which mean(part - r whole) does not differ from 0 by Student's t test. It is
+    infinite if ``whole`` is not shown to differ from 0.
 
     Args:
-        part: (S,) one per seed.
-        whole: (S,) of the same seeds.
+        part: (S,) one value per seed.
+        whole: (S,) values of the same seeds.
+
+    Returns:
+        The ratio with its interval; the standard deviation is NaN.
+
+    Source: Fieller 1954, Some Problems in Interval Estimation, J. R. Stat. Soc. B 16.
     """
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     known = np.isfinite(part) & np.isfinite(whole)
@@ -160,7 +173,7 @@ def fieller(part: FloatArray, whole: FloatArray) -> Interval:
 
 
 def paired(first: dict[int, float], second: dict[int, float]) -> Interval:
-    """Return the mean of second minus first over the seeds that both have, with its 95 % interval."""
+    """Return the mean of second minus first over the common seeds, with its 95 % interval."""
     seeds = sorted(first.keys() & second.keys())
     with np.errstate(invalid="ignore"):
         return mean_interval(np.array([second[seed] - first[seed] for seed in seeds], dtype=np.float64))

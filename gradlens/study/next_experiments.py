@@ -1,4 +1,4 @@
-"""What would decide the claims that are undecided: experiments to run, and more seeds."""
+"""Suggest what would decide undecided claims: experiments to run, or more seeds."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from gradlens.study.criteria import VANISHES
 from gradlens.study.evidence import JudgedClaim, Verdict, beyond
 from gradlens.study.run_groups import CONDITIONS, WITH, WITHOUT
 
-BOTH_NETS = {WITH: "report", WITHOUT: "norm"}
-"""The experiment that trains the plain and the residual network alike, from several seeds."""
+BOTH_NETWORKS = {WITH: "report", WITHOUT: "norm"}
+"""Condition to the experiment that trains both networks with equal settings and several seeds."""
 COMMAND = "gradlens run "
 SEEDS = "more seeds of both networks, to narrow the intervals (--seeds 0-9)"
 
 
 def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], notes: Sequence[str]) -> list[str]:
-    """Return sentences that say what to run next, the controls first; none where all is decided.
+    """Return sentences that say what to run next.
 
     Args:
-        claims: What was found.
-        controls: Likewise.
-        notes: Likewise; those that name an experiment are among the sentences.
+        claims: The judged claims.
+        controls: The judged controls; a control that failed must be examined first.
+        notes: The notes of the judgement; those that name an experiment are returned too.
+
+    Returns:
+        The sentences; empty if everything is decided.
     """
     failed = [control.key for control in controls if control.passed is False]
     if failed:
         return [
-            f"find out why the {' and the '.join(failed)} control fails, before any claim is judged: gradlens verify "
+            f"find out why the {' and the '.join(failed)} control fails before judging any claim; gradlens verify "
             "measures known laws with the same recorder"
         ]
-    said = [note for note in notes if names_experiment(note)]
-    said += [f"{COMMAND}{BOTH_NETS[one]} trains both networks {one}"
+    steps = [note for note in notes if names_experiment(note)]
+    steps += [f"{COMMAND}{BOTH_NETWORKS[one]} trains both networks {one}"
              for one in CONDITIONS if one not in trained_conditions(claims)]  # fmt: skip
     wanted: dict[str, dict[str, list[str]]] = {}
     for judged in claims:
@@ -38,7 +41,7 @@ def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], not
             if verdict.verdict == "undecided":
                 need = _need(judged.claim.key, condition, verdict)
                 wanted.setdefault(need, {}).setdefault(condition, []).append(judged.claim.key)
-    return said + [f"{_keys(keys)}: {need}" for need, keys in wanted.items()]
+    return steps + [f"{_keys(keys)}: {need}" for need, keys in wanted.items()]
 
 
 def trained_conditions(claims: Sequence[JudgedClaim]) -> list[str]:
@@ -47,12 +50,12 @@ def trained_conditions(claims: Sequence[JudgedClaim]) -> list[str]:
 
 
 def names_experiment(note: str) -> bool:
-    """Say whether a note of a judgement says what to run."""
+    """Return whether a note names an experiment to run."""
     return COMMAND in note
 
 
 def listed(keys: Sequence[str]) -> str:
-    """Return letters of claims as they are read out: ``A, B and C``."""
+    """Write letters of claims as a list: ``A, B and C``."""
     return " and ".join(filter(None, [", ".join(keys[:-1]), *keys[-1:]]))
 
 
@@ -61,9 +64,9 @@ def _keys(keys: dict[str, list[str]]) -> str:
 
 
 def _need(key: str, condition: str, verdict: Verdict) -> str:
-    """Say what an undecided claim lacks."""
+    """Return what an undecided claim needs."""
     if not verdict.counts:
-        return "a split that keeps copies of a picture on one side (--split group)"
+        return "a split that keeps copies of an image on one side (--split group)"
     if key == "F":
         return _need_of_cause(verdict)
     if verdict.tested:
@@ -71,13 +74,13 @@ def _need(key: str, condition: str, verdict: Verdict) -> str:
     if key == "E" and condition == WITH:
         return f"{COMMAND}depth trains both networks at five depths"
     if key == "E":
-        return "both networks at a second depth, trained alike, from two seeds or more"
-    return f"{COMMAND}{BOTH_NETS[condition]} trains both networks alike, from several seeds"
+        return "both networks at a second depth with equal settings, from two seeds or more"
+    return f"{COMMAND}{BOTH_NETWORKS[condition]} trains both networks with equal settings, from several seeds"
 
 
 def _need_of_cause(verdict: Verdict) -> str:
     if not verdict.evidence:
-        return f"{COMMAND}cause trains the halves of the shortcut"
+        return f"{COMMAND}cause trains networks with half a shortcut"
     if beyond(verdict.evidence[4], below=VANISHES):
-        return "a shortcut that passes back the gradient alone and keeps it alive; with this one it vanishes, too"
+        return "a shortcut that passes only the gradient and keeps it alive; with this one it vanishes, too"
     return SEEDS

@@ -1,4 +1,4 @@
-"""The original study as the rest of the instrument knows it; ``gradlens.studies`` says what a study must offer."""
+"""The original study behind the interface of ``gradlens.studies``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from gradlens.study.words import WORDS
 
 
 class OriginalStudy:
-    """A report by students on plain and residual networks, which started this project."""
+    """The study by students about plain and residual networks that started this project."""
 
     @property
     def references(self) -> Sequence[Reference]:
-        """The study's own numbers of the last epoch."""
+        """The numbers that the study published for the last epoch."""
         return REFERENCES
 
     @property
     def words(self) -> Mapping[str, Mapping[str, str]]:
-        """Language to the words by which a report speaks of the study."""
+        """Language to the words of a report about the study."""
         return WORDS
 
     @property
     def experiments(self) -> Mapping[str, Path]:
-        """Name of an experiment to its file."""
+        """Name to file of each experiment."""
         return find_experiments()
 
     def pairs(self, runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-        """Return, for each depth and way to train, a run of the plain network and one of the residual network."""
+        """Return a run of the plain and one of the residual network for each depth and setting."""
         return [
             (next(iter(setting.plain[depth].values())), next(iter(setting.resnet[depth].values())))
             for setting in sort_runs(runs).settings

@@ -1,4 +1,4 @@
-"""The original study's own numbers: the last epoch, one run of each network, on five classes of Indonesian food."""
+"""The original study's published numbers: last epoch, one run per network, five classes of Indonesian food."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs are compared with which: plain and residual networks that differ in nothing else, and the controls."""
+"""Sort runs for comparison: plain and residual networks that differ in nothing else, and controls."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ COPIES = ("val_share_exact_copy_in_train", "val_share_any_copy_in_train")
 
 @dataclass
 class Setting:
-    """Runs of one condition that were trained alike.
+    """Runs of one condition with equal settings.
 
     Args:
         condition: With or without batch norm.
-        settings: What they were trained with.
-        plain: Depth to seed to run.
-        resnet: Likewise.
-        halves: "value" and "gradient": what the shortcut passes on, to the same.
-        said: What it is called, without its depth.
+        settings: The settings of all these runs.
+        plain: Plain networks: depth to seed to run.
+        resnet: Residual networks: depth to seed to run.
+        halves: Networks whose shortcut passes only the "value" or only the "gradient": that half to depth to seed to
+            run.
+        label: The name without the depth.
     """
 
     condition: str
@@ -38,40 +39,40 @@ class Setting:
     plain: dict[int, Seeds] = field(default_factory=dict)
     resnet: dict[int, Seeds] = field(default_factory=dict)
     halves: dict[str, dict[int, Seeds]] = field(default_factory=lambda: {"value": {}, "gradient": {}})
-    said: str = ""
+    label: str = ""
 
     @property
     def depth(self) -> int:
-        """The deepest that both families have; else the deepest there is."""
+        """The largest depth that both families have; else the largest depth."""
         both = self.plain.keys() & self.resnet.keys()
         return max(both or self.plain.keys() | self.resnet.keys())
 
     def name(self, depth: int | str | None = None) -> str:
-        """Return what it is called: depth, image size, and what is unlike the others."""
-        return ", ".join(filter(None, [f"{self.depth if depth is None else depth} layers", self.said]))
+        """Return the name: depth, image size, and settings that differ from the others."""
+        return ", ".join(filter(None, [f"{self.depth if depth is None else depth} layers", self.label]))
 
     @property
     def copies(self) -> float:
-        """The largest share of validation pictures that have a copy among the training pictures; 0 where not known."""
-        runs = [run for arm in (self.plain, self.resnet) for seeds in arm.values() for run in seeds.values()]
+        """The largest share of validation images that have a copy among the training images; 0 if unknown."""
+        runs = [run for depths in (self.plain, self.resnet) for seeds in depths.values() for run in seeds.values()]
         facts = [run.config.get("data_facts", {}) for run in runs]
         shares = [fact.get(key) for fact in facts if isinstance(fact, dict) for key in COPIES]
         return max((float(share) for share in shares if isinstance(share, int | float)), default=0.0)
 
 
 @dataclass
-class Arms:
+class SortedRuns:
     """All runs, sorted.
 
     Args:
-        settings: One for each condition and way to train; those with batch norm first, small images before large ones.
-        positive: Runs whose gradient must vanish.
-        negative: Runs whose gradient cannot.
-        others: Runs that are none of these.
+        settings: The settings: those with batch norm first, small images before large ones.
+        positive: Runs of the positive control: their gradient must vanish.
+        negative: Runs of the negative control: their gradient cannot vanish.
+        others: Runs of other models.
         unfinished: Runs that have not ended.
-        broken: Runs that were interrupted, or failed for another reason than that they diverged.
+        broken: Runs that were interrupted, or that failed without having diverged.
         repeats: Runs that repeat a seed of the same model and settings.
-        lone: Runs of halves of a shortcut, trained like neither plain nor residual network.
+        unmatched: Runs with half a shortcut whose settings no plain and no residual network has.
     """
 
     settings: list[Setting] = field(default_factory=list)
@@ -81,75 +82,75 @@ class Arms:
     unfinished: list[Run] = field(default_factory=list)
     broken: list[Run] = field(default_factory=list)
     repeats: list[Run] = field(default_factory=list)
-    lone: list[Run] = field(default_factory=list)
+    unmatched: list[Run] = field(default_factory=list)
 
 
-def sort_runs(runs: Sequence[Run]) -> Arms:
-    """Sort runs by what they can be evidence of; their order is irrelevant.
+def sort_runs(runs: Sequence[Run]) -> SortedRuns:
+    """Sort runs by what they can be evidence for; their order does not matter.
 
-    A run that is complete counts, and one that ended as its loss was not finite: that is a result. One that was
-    interrupted, or whose recording failed, says nothing of where it would have ended, and is left out. Of several runs
-    of a seed a complete one counts before one that diverged, then the first by path.
+    Complete runs count. Runs that ended because their loss was not finite count too, as this is a result. Runs that
+    were interrupted, or whose recording failed, are left out, because their end is unknown. If several runs have the
+    same seed, a complete run counts before one that diverged, then the first by path.
 
     Args:
         runs: Any runs.
     """
-    arms = Arms()
+    sorted_runs = SortedRuns()
     counted = []
     order = sorted(runs, key=lambda run: (run.model, run.seed, run.status != "complete", str(run.path)))
     for run in order:
         if run.status == "running":
-            arms.unfinished.append(run)
+            sorted_runs.unfinished.append(run)
         elif run.status == "complete" or diverged(run):
             counted.append(run)
         else:
-            arms.broken.append(run)
-    arms.repeats = repeated_runs(counted)
-    left_out = {id(run) for run in arms.repeats}
+            sorted_runs.broken.append(run)
+    sorted_runs.repeats = repeated_runs(counted)
+    left_out = {id(run) for run in sorted_runs.repeats}
     found: dict[tuple[str, str], Setting] = {}
     for run in counted:
         if id(run) not in left_out:
-            _place(run, _spec(run), arms, found)
+            _place(run, _spec(run), sorted_runs, found)
     every = list(found.values())
     _share_plain(every)
-    arms.settings = sorted(
+    sorted_runs.settings = sorted(
         (setting for setting in every if setting.plain or setting.resnet),
         key=lambda one: (CONDITIONS.index(one.condition), one.settings.get("image_size") or 0, _text(one.settings)),
     )
-    arms.lone = [
+    sorted_runs.unmatched = [
         run
         for setting in every
         if not (setting.plain or setting.resnet)
-        for arm in setting.halves.values()
-        for seeds in arm.values()
+        for depths in setting.halves.values()
+        for seeds in depths.values()
         for run in seeds.values()
     ]
-    _say(arms.settings)
-    return arms
+    _set_labels(sorted_runs.settings)
+    return sorted_runs
 
 
-def _place(run: Run, spec: ModelSpec | None, arms: Arms, found: dict[tuple[str, str], Setting]) -> None:
+def _place(run: Run, spec: ModelSpec | None, sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]) -> None:
     settings = compared_settings(run)
     if spec is None or run.seed < 0:
-        arms.others.append(run)
+        sorted_runs.others.append(run)
     elif spec.activation == "sigmoid":
-        (arms.others if spec.norm or spec.family == "resnet" else arms.positive).append(run)
+        (sorted_runs.others if spec.norm or spec.family == "resnet" else sorted_runs.positive).append(run)
     elif spec.family == "plain" and spec.depth <= SHALLOW and settings.get("init", "he") == "he":
-        arms.negative.append(run)
+        sorted_runs.negative.append(run)
     else:
         if spec.family == "plain":
-            settings.pop("shortcut", None)  # it has none
+            settings.pop("shortcut", None)  # plain networks have no shortcut
         condition = WITH if spec.norm else WITHOUT
         setting = found.setdefault((condition, _text(settings)), Setting(condition, settings))
         if spec.carries != "both":
-            arm = setting.halves[spec.carries]
+            by_depth = setting.halves[spec.carries]
         else:
-            arm = setting.plain if spec.family == "plain" else setting.resnet
-        arm.setdefault(spec.depth, {})[run.seed] = run
+            by_depth = setting.plain if spec.family == "plain" else setting.resnet
+        by_depth.setdefault(spec.depth, {})[run.seed] = run
 
 
 def _share_plain(settings: list[Setting]) -> None:
-    """Put plain networks beside the residual networks that were trained alike, whichever shortcut these have."""
+    """Add plain networks to the settings of residual networks with equal settings, whatever shortcut these have."""
     for setting in settings:
         if "shortcut" not in setting.settings:
             continue
@@ -169,8 +170,11 @@ def _spec(run: Run) -> ModelSpec | None:
     return spec if spec.source == "registry" else None
 
 
-def _say(settings: list[Setting]) -> None:
-    """Name each by image size and what is unlike most others; by all that differs where that is not enough."""
+def _set_labels(settings: list[Setting]) -> None:
+    """Label each setting by image size and by values that differ from most settings.
+
+    If two labels are equal, all differing values are named.
+    """
     keys = sorted({key for one in settings for key in one.settings} - {"image_size"})
     values = {key: [_text(one.settings.get(key)) for one in settings] for key in keys}
     varying = [key for key in keys if len(set(values[key])) > 1 and key != "shortcut"]
@@ -178,10 +182,10 @@ def _say(settings: list[Setting]) -> None:
     varying += ["shortcut"] if len(shortcuts) > 1 else []
     usual = {key: max(sorted(set(values[key])), key=values[key].count) for key in varying}
     for setting in settings:
-        setting.said = _parts(setting, [key for key in varying if _text(setting.settings.get(key)) != usual[key]])
+        setting.label = _parts(setting, [key for key in varying if _text(setting.settings.get(key)) != usual[key]])
     for setting in settings:
         if [(one.condition, one.name()) for one in settings].count((setting.condition, setting.name())) > 1:
-            setting.said = _parts(setting, varying)
+            setting.label = _parts(setting, varying)
 
 
 def _parts(setting: Setting, keys: list[str]) -> str:

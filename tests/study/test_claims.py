@@ -101,7 +101,7 @@ def test_what_came_through_the_shortcut(share: list[float], expected: str) -> No
     assert verdict(pair({}, {"share": share}), "B").verdict == expected
 
 
-def test_without_a_path_split_nothing_is_said_of_paths() -> None:
+def test_without_a_path_split_paths_are_not_judged() -> None:
     runs = pair({}, {})
     for run in runs:
         run.metrics.pop("shortcut_grad_norm", None)  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def test_an_end_that_is_not_shown_is_undecided() -> None:
     assert "training accuracy and training loss better, the rest not shown" in found.why
 
 
-def test_a_loss_that_is_not_finite_is_left_out_and_said() -> None:
+def test_a_loss_that_is_not_finite_is_left_out_and_noted() -> None:
     broken = ends(0.9, 0.7, 0.3, 0.8)
     broken["val_loss"][0] = math.nan
     found = verdict(pair(ends(0.8, 0.6, 0.5, 1.0), broken), "D")
@@ -220,7 +220,7 @@ def test_a_gap_that_is_not_known_well_enough_is_undecided() -> None:
             run.epochs["val_accuracy"][:] += (-0.2, 0.0, 0.2)[run.seed]
     found = verdict(runs, "E")
     assert found.verdict == "undecided"
-    assert found.why.startswith("the plain network gets worse with depth; whether the residual network")
+    assert found.why.startswith("the plain network gets worse with depth; it is inconclusive whether the residual")
     assert found.setting == "20 to 44 layers, 64 px"
 
 

@@ -59,17 +59,17 @@ def test_a_study_as_a_whole() -> None:
     assert overall["F"][WITH] == "not supported"
     assert found.explanation == (
         "With batch norm the plain network's gradient does not vanish (norm at the first layer over the last hidden "
-        "one: 10^2.0 [+2.0, +2.0], at 34 layers, 64 px), and without batch norm the plain network's gradient "
+        "one: 10^2.0 [2.0, 2.0], at 34 layers, 64 px), and without batch norm the plain network's gradient "
         "vanishes toward the input (norm at the first layer over the last hidden one: 10^-6.0 [-6.0, -6.0], at 34 "
         "layers, 64 px). With batch norm the residual network learns faster (mean training accuracy +0.400 [+0.400, "
         "+0.400], at 34 layers, 64 px) and ends better in part (validation accuracy +0.000 [+0.000, +0.000], loss"
         " +0.000 [+0.000, +0.000], at 34 layers, 64 px); without batch norm the residual network learns faster (mean "
         "training accuracy +0.533 [+0.533, +0.533], at 34 layers, 64 px) and ends better in part (validation "
         "accuracy +0.000 [+0.000, +0.000], loss +0.000 [+0.000, +0.000], at 34 layers, 64 px). With batch norm, a"
-        " shortcut that passes back the gradient alone closes 0 % [-2, 2] of the gap in training between the two "
-        "nets, one that passes on the value alone 60 % [60, 60], at 34 layers, 64 px. With batch norm the "
-        "shortcut helps although nothing vanishes: the original study's reason is wrong there (in 2 of 2 settings); "
-        "without batch norm the original study's reason fits what is seen, but was not put to the test."
+        " shortcut that passes only the gradient closes 0 % [-2, 2] of the gap in training between the two networks, "
+        "one that passes only the value 60 % [60, 60], at 34 layers, 64 px. With batch norm the shortcut helps "
+        "although nothing vanishes: the original study's explanation is wrong there (in 2 of 2 settings); without "
+        "batch norm the original study's explanation fits the observations, but was not tested."
     )
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert set(json.loads(text)) == {"conditions", "controls", "claims", "explanation", "notes", "runs"}
@@ -111,7 +111,7 @@ def test_a_control_in_which_nothing_can_be_seen_is_missing() -> None:
         controls = {one.key: one for one in judge_claims([*pair({}, {}), blind]).controls}
         control = controls["negative" if model == "plain8" else "positive"]
         assert (control.passed, control.runs) == (None, 0)
-        assert f"in {blind.name} nothing can be seen" in control.detail
+        assert f"{blind.name} cannot be judged" in control.detail
 
 
 def test_a_shallow_net_that_may_vanish_is_no_control() -> None:
@@ -130,8 +130,8 @@ def test_controls_that_are_missing_are_named() -> None:
 
 def test_only_what_was_trained_alike_is_compared() -> None:
     large = [planted(f"plain34{n}", s, settings={"image_size": 224}) for n in ("",) for s in range(3)]
-    arms = sort_runs([*seeds("resnet34", 3), *large])
-    assert [sorted(one.name() for one in arms.settings)] == [["34 layers, 224 px", "34 layers, 64 px"]]
+    sorted_runs = sort_runs([*seeds("resnet34", 3), *large])
+    assert [sorted(one.name() for one in sorted_runs.settings)] == [["34 layers, 224 px", "34 layers, 64 px"]]
     assert {v.verdict for v in judge_claims([*seeds("resnet34", 3), *large]).claims[2].verdicts} == {"undecided"}
     watched = [planted("plain34", s, settings={"metrics": ["grad_coherence"], "device": "cuda"}) for s in range(3)]
     assert len(sort_runs([*seeds("resnet34", 3), *watched]).settings) == 1
@@ -149,7 +149,7 @@ def test_validation_that_was_trained_on_does_not_count() -> None:
     worse = pair(ends(0.8, 0.6, 0.5, 1.0), ends(0.8, 0.5, 0.5, 1.2))
     both = judge_claims([*better, *worse])
     assert both.claims[3].overall[WITH].verdict == "not supported"
-    assert any("60% of the validation pictures have a copy" in note for note in both.notes)
+    assert any("60% of the validation images have a copy" in note for note in both.notes)
 
 
 def test_settings_that_contradict_each_other_are_mixed_and_a_minority_decides_nothing() -> None:
@@ -258,17 +258,17 @@ def test_copies_that_are_not_known_are_no_copies() -> None:
     assert "validation" not in judged.explanation
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_what_is_left_out_is_noted() -> None:
     runs = pair({}, {})
     extra = [planted("plain34", 9, status="running"), planted("plain34", 0), planted("torchvision:vgg16", 0)]
     notes = " ".join(judge_claims([*runs, *extra]).notes)
-    for words in ("not ended yet: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
+    for words in ("not finished: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
         assert words in notes
     with pytest.raises(ConfigError, match="none of the 1 runs"):
         judge_claims([planted("torchvision:vgg16", 0)])
-    with pytest.raises(ConfigError, match="they are: 1 not ended, 2 halves of a shortcut alone"):
+    with pytest.raises(ConfigError, match="got 1 not finished, 2 models with half a shortcut"):
         judge_claims([planted("plain34", 9, status="running"), *seeds("resnet34-valueonly", 2)])
-    assert any("halves of a shortcut without" in note for note in judge_claims(
+    assert any("half a shortcut, without" in note for note in judge_claims(
         [*runs, planted("resnet34-valueonly", 0, settings={"image_size": 96})]).notes)  # fmt: skip
 
 

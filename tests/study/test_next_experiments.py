@@ -40,9 +40,9 @@ def shown(verdict: Outcome, condition: str = WITH, *, counts: bool = True) -> Ve
 def test_undecided_claims_that_need_the_same_stand_together() -> None:
     found = judged(*((key, shown("undecided", one)) for key in "BCD" for one in (WITHOUT, WITH)), ("A", UNTESTED))
     assert found.next_steps == [
-        "A without batch norm: gradlens run norm trains both networks alike, from several seeds",
-        "B, C and D with batch norm, B, C and D without batch norm: more seeds of both networks, to narrow the intervals "
-        "(--seeds 0-9)",
+        "A without batch norm: gradlens run norm trains both networks with equal settings, from several seeds",
+        "B, C and D with batch norm, B, C and D without batch norm: more seeds of both networks, to narrow the "
+        "intervals (--seeds 0-9)",
     ]
 
 
