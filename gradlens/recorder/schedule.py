@@ -21,6 +21,9 @@ def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
     Args:
         per_decade: Steps recorded between 10 and 100, between 100 and 1,000, and so on.
 
+    Returns:
+        A callable ``step -> bool``.
+
     Raises:
         ConfigError: ``per_decade`` is no whole number from 1.
     """
