@@ -245,7 +245,8 @@ def recover(runs: Places | None = None, *, repack: bool = False) -> list[Recover
     """
     places = [] if runs is None else [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     paths = resolve_runs([Path(place) for place in places], default="all")
-    done, failed = list[Recovery](), list[GradlensError]()
+    done: list[Recovery] = []
+    failed: list[GradlensError] = []
     for path in paths:
         try:
             done.append(recover_run(path, repack=repack))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 import gradlens
 from gradlens import notebook
 from gradlens.analysis.compare import Comparison, Group
+from gradlens.cli import run_command
 from gradlens.diagnosis.findings import Diagnosis, Finding
-from gradlens.errors import ConfigError, NoRunError
+from gradlens.errors import ConfigError, GradlensError, NoRunError, RunExistsError
+from gradlens.format import to_json
 from gradlens.run import Layer, Run
 from gradlens.study import Control, judge_claims
 from tests.study.planted_claims import seeds
@@ -103,6 +106,78 @@ def test_figures_are_of_matplotlib_and_show_themselves(run: Run) -> None:
         data, size = figure._repr_png_()
         assert data.startswith(b"\x89PNG")
         assert list(size.values()) == [round(96 * inches) for inches in figure.get_size_inches()]
+
+
+def test_the_summary_is_that_of_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = gradlens.summary(run)
+    assert gradlens.summary().to_dict() == gradlens.summary("net-s0").to_dict() == summary.to_dict()
+    assert run_command(["summary", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(to_json(summary.to_dict()))
+    said = str(summary)
+    for text in ("net-s0: vanishing", summary.notable[0], "note: a note"):
+        assert text in said
+    assert summary.notes == ("a note",)
+    assert [row["layer"] for row in summary.layers] == [layer.name for layer in run.layers]
+
+
+def test_a_summary_is_of_one_run(make_run: Callable[..., Path], run: Run) -> None:
+    make_run("other-s1", seed=1)
+    with pytest.raises(ConfigError, match="expected one run, got 2 in runs"):
+        gradlens.summary("runs")
+
+
+def test_a_report_is_written_and_named(run: Run) -> None:
+    assert gradlens.report() == [Path("report.html")]
+    assert "net-s0" in Path("report.html").read_text(encoding="utf-8")
+    first, *figures = gradlens.report(run, "page.md", language="id")
+    assert first == Path("page.md")
+    assert figures
+    assert all(path.exists() for path in figures)
+    assert "gradien" in first.read_text(encoding="utf-8")
+    Path("report.html").write_text("mine")
+    with pytest.raises(RunExistsError, match=r"report\.html is there"):
+        gradlens.report()
+    with pytest.raises(ConfigError, match=r"--lang id is of Markdown|ends in \.md"):
+        gradlens.report(run, "page.html", language="id")
+
+
+def test_an_export_is_that_of_the_command(make_run: Callable[..., Path], run: Run) -> None:
+    other = make_run("other-s1", seed=1)
+    path = gradlens.export(["net-s0", other], "both.csv", metrics=["param_norm"])
+    assert path == Path("both.csv")
+    assert run_command(["export", "net-s0", "other-s1", "-o", "again.csv", "--metric", "param_norm"]) == 0
+    assert Path("again.csv").read_bytes() == path.read_bytes()
+    assert gradlens.export("net-s0", table="epochs") == Path("exports/net-s0-epochs.csv")
+    with pytest.raises(RunExistsError, match=r"both\.csv is there already"):
+        gradlens.export(run, "both.csv")
+    for wrong, said in [
+        ({"to": "excel"}, "unknown format 'excel'"),
+        ({"table": "rows"}, "unknown table 'rows'"),
+        ({"output": "-"}, "expected the name of a file"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            gradlens.export(run, **wrong)
+
+
+def test_files_are_recovered_also_beside_one_that_cannot_be(make_run: Callable[..., Path]) -> None:
+    made = make_run(steps=20)
+    (found,) = gradlens.recover()
+    assert (found.path.resolve(), found.found, found.rows) == (made.resolve(), "whole", 20)
+    Path("runs/broken.h5").write_text("no run")
+    with pytest.raises(GradlensError, match=r"broken\.h5"):
+        gradlens.recover("runs/broken.h5")
+    with pytest.raises(GradlensError, match=r"1 file could not be recovered: .*broken\.h5"):
+        gradlens.recover(["runs/broken.h5", made])
+
+
+def test_the_laws_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradlens.probe import verify
+    from gradlens.theory.laws import Check
+
+    checks = [Check("law", "A 2020", "net", 2.0, 2.01, 0.01), Check("law", "B 2020", "net", 2.0, 3.0, 0.01)]
+    monkeypatch.setattr(verify, "verify", lambda: iter(checks))
+    assert gradlens.verify() == checks
+    assert [check.passed for check in gradlens.verify()] == [True, False]
 
 
 def test_a_difference_takes_one_run(make_run: Callable[..., Path], run: Run) -> None:

@@ -94,6 +94,9 @@ def diagnose_arrays(
         scalars: Name ("loss", "lr", "skipped") to (T,).
         steps: (T,) optimizer steps.
 
+    Returns:
+        The diagnosis, as ``diagnose`` returns it.
+
     Raises:
         ConfigError: There is no metric, or the arrays' shapes do not fit.
     """

@@ -22,7 +22,7 @@ def log_spaced(per_decade: int = 20) -> Callable[[int], bool]:
         per_decade: Steps recorded between 10 and 100, between 100 and 1,000, and so on.
 
     Returns:
-        A function that returns whether a step is recorded.
+        A callable ``step -> bool``.
 
     Raises:
         ConfigError: ``per_decade`` is not a whole number of at least 1.
