@@ -6,13 +6,12 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.metrics import DEFAULT_METRICS, get_metric
@@ -27,11 +26,11 @@ from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.scaling import ScalerWatch
 from gradlens.recorder.steps import Steps
 from gradlens.recorder.table import Table
+from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, NullSink, Row, Sink, Status
 from gradlens.storage import BackgroundSink, FileSink
 
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]
-Optimizers = Optimizer | Sequence[Optimizer] | None
 
 
 def record(
@@ -62,14 +61,16 @@ def record(
         path: The run file; it appears with the first row. A relative path counts from the working directory at the time
             of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. Of several, one row is closed when each of them has stepped, or
-            one would step again. Without one, call ``recorder.step()``.
+            one would step again. Without one, call ``recorder.step()``. What Accelerate, Lightning Fabric, DeepSpeed or
+            Opacus wrap around it may be given too: the optimizer inside is followed.
         metrics: Names out of ``gradlens.metrics.METRICS``.
         every: Record every so many steps; or the steps for which the callable ``step -> bool`` is true (see
             ``gradlens.log_spaced``); or "auto": as often as keeps the recorder's own time under 1 %.
         layers: Which modules; None takes those that own a weight and are no norm, a regular expression is searched
             in their names, a callable gets (name, module); ``gradlens.with_norms``, ``gradlens.all_leaves``.
         scaler: The GradScaler in use; gradients are unscaled, and a step that it skips is a step and a row too, if it
-            was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
+            was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``. Left out, it is the
+            one that the optimizer's wrapper carries, if any.
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
         overwrite: Replace a file that is there.
         on_error: What an error in recording does once training has begun: "warn" ends the recording with one warning
@@ -149,7 +150,7 @@ class Recorder:
             raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._model = model
         self._on_error = on_error
-        self._optimizers = _as_list(optimizer)
+        self._optimizers, scaler = find_optimizers(optimizer, scaler)
         watched_scaler = ScalerWatch(scaler, self._optimizers)
         if watched_scaler.present and not self._optimizers:
             raise ConfigError(
@@ -471,17 +472,6 @@ class Recorder:
             raise error
         text = f"gradlens: recording ended at step {self._steps.index}, training goes on: {line(error)}"
         warnings.warn(text, GradlensWarning, stacklevel=2)
-
-
-def _as_list(optimizer: Optimizers) -> list[Optimizer]:
-    found = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-    for one in found:
-        if not hasattr(one, "register_step_pre_hook"):
-            raise RecorderError(
-                f"optimizer must be a torch.optim.Optimizer or several, got {type(one).__name__}",
-                tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step()",
-            )
-    return found
 
 
 def _rhythm(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[str, int]:
