@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from gradlens.cli.options import open_runs, print_rows, runs_argument
-from gradlens.errors import ConfigError, GateError
+from gradlens.cli.options import open_runs, parse_gates, print_rows, runs_argument
+from gradlens.errors import GateError
 
 PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 
@@ -23,14 +23,13 @@ PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 @click.option(
     "--fail-on",
     metavar="KIND[,KIND]",
-    default="",
     help="Exit code 3 if a run has a finding of these kinds; any: of whatever kind.",
 )
 @click.option(
     "--rules", "pack", type=click.Choice(PACKS), default="gradlens", show_default=True,
     help="Whose rules: an earlier tool's, over the same recording, for comparison.",
 )  # fmt: skip
-def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
+def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, pack: str) -> None:
     """Say what is wrong with runs, what shows it, and what to do.
 
     RUNS are files, names under runs/, or folders; left out, it is the newest run. Kinds: vanishing, exploding,
@@ -40,11 +39,7 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
     from gradlens.analysis.findings import KINDS, UNDECIDED
     from gradlens.analysis.rules import diagnose_by
 
-    gates = [kind.strip() for kind in fail_on.split(",") if kind.strip()]
-    unknown = [kind for kind in gates if kind not in (*KINDS, UNDECIDED, "any")]
-    if unknown:
-        expected = ", ".join((*KINDS, UNDECIDED, "any"))
-        raise ConfigError(f"--fail-on: unknown kind {', '.join(map(repr, unknown))}; expected some of {expected}")
+    gates = parse_gates(fail_on, (*KINDS, UNDECIDED))
     found = open_runs(runs, default="newest")
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]
     if form == "table":
@@ -70,6 +65,6 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str, pack: str) -> None:
         raise GateError("; ".join(fallen))
 
 
-def _falls(kind: str, gates: list[str]) -> bool:
+def _falls(kind: str, gates: tuple[str, ...]) -> bool:
     """Say whether a kind is one of those that were to be none."""
     return kind in gates or ("any" in gates and kind not in ("healthy", "undecided"))

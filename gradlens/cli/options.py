@@ -68,6 +68,24 @@ def _split_metrics(context: click.Context, parameter: click.Parameter, value: tu
     return tuple(dict.fromkeys(choice.convert(name, parameter, context) for name in names))
 
 
+def parse_gates(text: str | None, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of findings that ``--fail-on`` names, "any" among them; none where it is not given.
+
+    An empty one, as where a variable of a script is not set, would let everything pass.
+
+    Raises:
+        ConfigError: A kind is empty or unknown.
+    """
+    if text is None:
+        return ()
+    gates, allowed = tuple(kind.strip() for kind in text.split(",")), (*kinds, "any")
+    wrong = [kind for kind in gates if kind not in allowed]
+    if wrong:
+        what = f"unknown kind {', '.join(map(repr, filter(None, wrong)))}" if any(wrong) else "a kind is missing"
+        raise ConfigError(f"--fail-on {text!r}: {what}; expected some of {', '.join(allowed)}")
+    return gates
+
+
 def metric_names(metrics: Sequence[str], default: Sequence[str]) -> list[str]:
     """Return what stands for metrics in a file's name: nothing for what is drawn unasked."""
     return [] if tuple(metrics) == tuple(default) else ["-".join(metrics)]

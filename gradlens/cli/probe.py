@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradlens.cli.options import format_option, print_rows
+from gradlens.cli.options import format_option, parse_gates, print_rows
 from gradlens.config import INITS, parse_seeds
 from gradlens.errors import ConfigError, GateError
 
@@ -37,7 +37,7 @@ KINDS = ("exploding", "nonfinite", "dead", "vanishing", "unused")
 @click.option("--init", metavar="LIST", help=f"Of {','.join(INITS)} (default he); of plain and residual nets.")
 @click.option("--shortcut", metavar="LIST", help="Of A,B (default A); of residual nets.")
 @click.option("--every-layer", is_flag=True, help="Show all layers in the table.")
-@click.option("--fail-on", metavar="KIND[,KIND]", default="", help=f"Exit code 3 on these: {', '.join(KINDS)}; or any.")
+@click.option("--fail-on", metavar="KIND[,KIND]", help=f"Exit code 3 on these: {', '.join(KINDS)}; or any.")
 @format_option
 def probe(
     model: str,
@@ -52,7 +52,7 @@ def probe(
     init: str | None,
     shortcut: str | None,
     every_layer: bool,
-    fail_on: str,
+    fail_on: str | None,
     form: str,
 ) -> None:
     """Look at MODEL before training: what will it have trouble with?
@@ -62,7 +62,7 @@ def probe(
     what float16 would lose. MODEL is a name as in gradlens run; with --depths, or several values of --norm, --init or
     --shortcut, a table of nets.
     """
-    gates = _gates(fail_on)
+    gates = set(parse_gates(fail_on, KINDS))
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given: choose one of them")
     if seed is not None and seed < 0:
@@ -101,13 +101,6 @@ def probe(
     ]
     if fallen:
         raise GateError("; ".join(fallen))
-
-
-def _gates(text: str) -> set[str]:
-    gates = {kind.strip() for kind in text.split(",") if kind.strip()}
-    if unknown := sorted(gates - {*KINDS, "any"}):
-        raise ConfigError(f"--fail-on: unknown kind {unknown[0]!r}; expected some of {', '.join((*KINDS, 'any'))}")
-    return gates
 
 
 def _talk(text: str) -> None:

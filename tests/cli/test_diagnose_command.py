@@ -72,11 +72,22 @@ def test_junit_of_odd_names_and_undecided_runs(make_run, capsys: pytest.CaptureF
 @pytest.mark.usefixtures("two_runs")
 @pytest.mark.parametrize(
     ("gates", "code"),
-    [("nonfinite", 3), ("vanishing, nonfinite", 3), ("any", 3), ("vanishing", 0), ("", 0), ("undecided", 0)]
+    [("nonfinite", 3), ("vanishing, nonfinite", 3), ("any", 3), ("vanishing", 0), ("undecided", 0)]
 )  # fmt: skip
 def test_gates(gates: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "runs", "--fail-on", gates]) == code
     assert ("odd is nonfinite" in capsys.readouterr().err) == (code == 3)
+
+
+@pytest.mark.parametrize("gates", ["", " ", "vanishing,", ",", ",nonfinite", "vanishing, ,any"])
+def test_a_gate_without_a_name_is_wrong_usage(gates: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a script's variable is not set; before any run is looked for."""
+    assert run_command(["diagnose", "runs", "--fail-on", gates]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--fail-on {gates!r}: a kind is missing; expected some of exploding" in err
+    assert err.rstrip().endswith("undecided, any")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("two_runs")
