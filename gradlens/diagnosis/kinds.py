@@ -67,8 +67,8 @@ def parse_gates(text: str | None, *more: str) -> tuple[str, ...]:
     if text is None:
         return ()
     gates, expected = tuple(part.strip() for part in text.split(",")), (*KINDS, *more, "any")
-    unknown = [gate for gate in gates if gate not in expected]
-    if unknown:
-        said = f"unknown kind {', '.join(map(repr, unknown))}" if all(unknown) else f"{text!r} holds an empty kind"
-        raise ConfigError(f"--fail-on: {said}; expected some of {', '.join(expected)}")
+    wrong = [gate for gate in gates if gate not in expected]
+    if wrong:
+        what = f"unknown kind {', '.join(map(repr, filter(None, wrong)))}" if any(wrong) else "a kind is missing"
+        raise ConfigError(f"--fail-on {text!r}: {what}; expected some of {', '.join(expected)}")
     return gates

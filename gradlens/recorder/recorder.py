@@ -6,13 +6,12 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.format import plural
@@ -28,12 +27,12 @@ from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every, make_rule
 from gradlens.recorder.steps import Steps
+from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink, FileSink
 
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]
-Optimizers = Optimizer | Sequence[Optimizer] | None
 
 
 def record(
@@ -66,6 +65,8 @@ def record(
             of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
             stepped, or when one is about to step a second time. Without an optimizer, call ``recorder.step()``.
+            An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
+            recorder follows the optimizer inside.
         metrics: Names from ``gradlens.metrics.METRICS``.
         every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
             ``gradlens.log_spaced``); or "auto": as often as possible within 1 % overhead.
@@ -73,7 +74,8 @@ def record(
             expression is searched in their names; a callable gets (name, module), for example
             ``gradlens.with_norms`` or ``gradlens.all_leaves``.
         scaler: The GradScaler in use. Gradients are unscaled. A step that it skips counts as a step and has a row, if
-            it was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``.
+            it was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``. If it is left
+            out, the scaler that a wrapper of the optimizer carries is used.
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
         overwrite: Replace an existing file.
         on_error: What an error in recording does after training has begun: "warn" ends the recording with one warning,
@@ -153,7 +155,7 @@ class Recorder:
             raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._model = model
         self._on_error = on_error
-        self._optimizers = _as_list(optimizer)
+        self._optimizers, scaler = find_optimizers(optimizer, scaler)
         watched_scaler = ScalerWatch(scaler, self._optimizers)
         if watched_scaler.present and not self._optimizers:
             raise ConfigError(
@@ -486,17 +488,6 @@ class Recorder:
             raise error
         text = f"gradlens: recording ended at step {self._steps.index}, training goes on: {line(error)}"
         warnings.warn(text, GradlensWarning, stacklevel=2)
-
-
-def _as_list(optimizer: Optimizers) -> list[Optimizer]:
-    found = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-    for one in found:
-        if not hasattr(one, "register_step_pre_hook"):
-            raise RecorderError(
-                f"optimizer must be a torch.optim.Optimizer or several, got {type(one).__name__}",
-                tip="pass the torch optimizer that it wraps, or leave optimizer= out and call recorder.step()",
-            )
-    return found
 
 
 def _intervals(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[str, int]:

@@ -79,6 +79,17 @@ def test_gates(gates: str, code: int, capsys: pytest.CaptureFixture[str]) -> Non
     assert ("odd is nonfinite" in capsys.readouterr().err) == (code == 3)
 
 
+@pytest.mark.parametrize("gates", ["", " ", "vanishing,", ",", ",nonfinite", "vanishing, ,any"])
+def test_a_gate_without_a_name_is_wrong_usage(gates: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a script's variable is not set; before any run is looked for."""
+    assert run_command(["diagnose", "runs", "--fail-on", gates]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--fail-on {gates!r}: a kind is missing; expected some of exploding" in err
+    assert err.rstrip().endswith("undecided, any")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.usefixtures("two_runs")
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "--fail-on", "sad"]) == 2
@@ -91,13 +102,3 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rule_packs(pack: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "runs", "--rules", pack, "--fail-on", "nonfinite"]) == 3
     assert f"by the rules of {pack}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", ["", " ", "vanishing,", ",", "vanishing,,dead"])
-def test_a_gate_that_names_nothing_is_refused(text: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run()
-    assert run_command(["diagnose", "--fail-on", text]) == 2
-    assert run_command(["probe", "plain8", "--fail-on", text]) == 2
-    err = capsys.readouterr().err
-    assert err.count("holds an empty kind; expected some of exploding, nonfinite") == 2
-    assert "Traceback" not in err

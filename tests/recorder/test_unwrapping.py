@@ -1,0 +1,213 @@
+"""Optimizers in other libraries' wrappers: the one inside is followed, with the scaler that the wrapper carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gradlens.errors import RecorderError
+from gradlens.recorder import Recorder
+from gradlens.recorder.unwrapping import find_optimizers
+from gradlens.run import ListSink
+from tests.recorder.test_recorder import data, mlp, train
+
+
+class Accelerated(torch.optim.Optimizer):
+    """As Accelerate's: an Optimizer that never called ``Optimizer.__init__``, so that its hooks are not there."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
+        self.optimizer = optimizer
+        self.scaler = scaler
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if self.scaler is None:
+            self.optimizer.step(closure)
+            return
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class Fabric:
+    """As Lightning Fabric's: of a class of its own making, with the other's attributes and ``optimizer`` a property."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.__dict__ = {key: value for key, value in vars(optimizer).items() if key not in ("state_dict", "step")}
+        self.__class__ = type("Fabric" + type(optimizer).__name__, (type(self), type(optimizer)), {})
+        self._optimizer = optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+    def step(self, closure: object = None) -> None:
+        self.optimizer.step()
+
+
+class Private(torch.optim.Optimizer):
+    """As Opacus': what is wrapped is ``original_optimizer``, and its step changes the gradients."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.original_optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.original_optimizer.param_groups
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(0.5)
+        self.original_optimizer.step()
+
+
+class Deep:
+    """As DeepSpeed's: no Optimizer at all."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self, closure: object = None) -> None:
+        self.optimizer.step()
+
+
+WRAPPERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "accelerate": Accelerated,
+    "fabric": Fabric,
+    "opacus": Private,
+    "deepspeed": Deep,
+    "deepspeed in accelerate": lambda optimizer: Accelerated(Deep(optimizer)),  # type: ignore[arg-type]
+    "opacus in fabric in accelerate": lambda optimizer: Accelerated(Fabric(Private(optimizer))),  # type: ignore[arg-type]
+}
+
+
+def rows_of(wrap: Callable[[torch.optim.Optimizer], Any], steps: int = 4) -> ListSink:
+    model, sink = mlp(), ListSink()
+    wrapped = wrap(torch.optim.AdamW(model.parameters(), 0.01))
+    with Recorder(model, sink, optimizer=wrapped) as recorder:
+        for step in range(steps):
+            x, y = data(step)
+            loss = functional.cross_entropy(model(x), y)
+            model.zero_grad()
+            loss.backward()
+            wrapped.step()
+            recorder.log(loss=loss)
+    return sink
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_is_wrapped_is_recorded_as_if_it_were_not(name: str) -> None:
+    bare, wrapped = rows_of(lambda optimizer: optimizer), rows_of(WRAPPERS[name])
+    assert [row.step for row in wrapped.rows] == [0, 1, 2, 3]
+    assert all("loss" in row.scalars and row.scalars["lr"] == 0.01 for row in wrapped.rows)
+    if "opacus" in name:  # its step halves the gradients: they are read as the optimizer inside gets them
+        np.testing.assert_allclose(wrapped.metric("param_grad_norm")[0], bare.metric("param_grad_norm")[0] / 2, 1e-6)
+        return
+    for metric in ("param_grad_norm", "activation_grad_norm", "update_ratio", "param_norm"):
+        np.testing.assert_array_equal(wrapped.metric(metric), bare.metric(metric))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_scaler_that_is_carried_is_used(levels: int) -> None:
+    """As Accelerate does with mixed_precision="fp16": the user never sees the scaler."""
+
+    def run(scale: float, **options: Any) -> ListSink:
+        model, sink = mlp(), ListSink()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000, enabled=scale > 1)
+        wrapped: Any = Accelerated(torch.optim.SGD(model.parameters(), 0.1), scaler)
+        for _ in range(levels - 1):
+            wrapped = Accelerated(wrapped)
+        given = {"scaler": scaler} if options.get("given") else {}
+        with Recorder(model, sink, optimizer=wrapped, **given) as recorder:
+            for step in range(4):
+                x, y = data(step)
+                loss = functional.cross_entropy(model(x), y) * (float("inf") if step == 2 and scale > 1 else 1.0)
+                model.zero_grad()
+                scaler.scale(loss).backward()
+                step_inside(wrapped)
+                recorder.log(loss=loss)
+        return sink
+
+    def step_inside(wrapped: Any) -> None:
+        while isinstance(wrapped.optimizer, Accelerated):
+            wrapped = wrapped.optimizer
+        wrapped.step()
+
+    plain, carried, given = run(1.0), run(1024.0), run(1024.0, given=True)
+    assert [row.scalars["skipped"] for row in carried.rows] == [0, 0, 1, 0]
+    assert "nonfinite_count" in carried.rows[0].metrics
+    for metric in ("param_grad_norm", "activation_grad_norm"):
+        np.testing.assert_array_equal(carried.metric(metric), given.metric(metric))
+        np.testing.assert_allclose(carried.metric(metric)[:2], plain.metric(metric)[:2], rtol=1e-5)
+
+
+def test_the_scaler_that_was_given_comes_first() -> None:
+    model = mlp()
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    carried, given = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu")
+    assert find_optimizers(Accelerated(inner, carried), None) == ([inner], carried)
+    assert find_optimizers(Accelerated(inner, carried), given) == ([inner], given)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    several = [Accelerated(inner, carried), Accelerated(other, given)]
+    with pytest.raises(RecorderError, match="carry different GradScalers"):
+        find_optimizers(several, None)
+    assert find_optimizers(several, given) == ([inner, other], given)
+    same = [Accelerated(inner, carried), Accelerated(other, carried)]
+    assert find_optimizers(same, None) == ([inner, other], carried)
+
+
+def test_of_what_wraps_nothing_a_line_says_so() -> None:
+    model = mlp()
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    hollow = Accelerated(inner)
+    hollow.optimizer = None  # type: ignore[assignment]
+
+    class Circle:
+        param_groups = ()
+
+        @property
+        def optimizer(self) -> object:
+            return self
+
+        def step(self) -> None:
+            """Do nothing."""
+
+    for wrong in (hollow, Circle(), "adam", model):
+        with pytest.raises(RecorderError, match=r"must be a torch.optim.Optimizer or several, got"):
+            Recorder(model, ListSink(), optimizer=wrong)  # type: ignore[arg-type]
+
+
+def test_several_wrapped_optimizers_close_one_row_together() -> None:
+    model, sink = mlp(), ListSink()
+    halves = [Accelerated(torch.optim.SGD(part.parameters(), 0.1)) for part in (model[:2], model[2:])]
+
+    class Both:
+        def zero_grad(self) -> None:
+            model.zero_grad()
+
+        def step(self) -> None:
+            for half in halves:
+                half.step()
+
+    with Recorder(model, sink, optimizer=halves):
+        train(model, Both(), 3)  # type: ignore[arg-type]
+    assert [row.step for row in sink.rows] == [0, 1, 2]
