@@ -248,7 +248,6 @@ def experiments() -> Mapping[str, Path]:
 
 def study_words(language: str) -> Mapping[str, str]:
     """Return the words of a report about the study in a language; none without a study."""
-
     study = find_study()
     return study.words[language] if study is not None else {}
 
