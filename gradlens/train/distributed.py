@@ -1,6 +1,6 @@
 """Train with several processes, as torchrun starts them.
 
-The batch size of the configuration is that of the whole batch, and each process takes a part of every batch. The loss is
+The batch size of the configuration is that of the whole batch; each process takes a part of every batch. The loss is
 weighted: averaged over the processes, the gradient is that of the mean over the whole batch, even for unequal parts.
 The number of steps per epoch and the order and augmentation of the images are therefore those of a single process;
 without batch norm, so are the gradients.

@@ -1,10 +1,10 @@
 """Find the start of a run: from the beginning, or where an earlier process stopped, however it ended.
 
-A checkpoint is written after the rows of an epoch are in the run file. The file therefore always holds the rows that the
-checkpoint refers to. It may hold more: rows of the epoch in progress, or an epoch whose checkpoint was not finished.
-These rows are cut off and recorded again. Before the first epoch's row is written, an empty checkpoint is written, which
-means that no epoch is finished. A file with an epoch therefore has a checkpoint, at whatever moment its process was
-killed.
+A checkpoint is written after the rows of an epoch are in the run file. The file therefore always holds the rows to
+which the checkpoint refers. It may hold more: rows of the epoch in progress, or an epoch whose checkpoint was not
+finished. These rows are cut off and recorded again. Before the first epoch's row is written, an empty checkpoint is
+written, which means that no epoch is finished. A file with an epoch therefore has a checkpoint, at whatever moment its
+process was killed.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from gradlens.train.rng_state import read_generators
 class CheckpointWriter:
     """Write the checkpoints of one training, and handle the errors of its recorder.
 
-    State: ``ended_at`` is None while rows are recorded. After an error of the recorder it is the step of that error, and
-    no checkpoint is written any more.
+    State: ``ended_at`` is None while rows are recorded. After an error of the recorder it is the step of that error,
+    and no checkpoint is written any more.
 
     Args:
         trainer: The training; notes go to its listener.

@@ -290,7 +290,6 @@ def _unchanged(epoch: int) -> float:
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C take effect between two steps, so that no step is half recorded; a second one takes effect at once."""
-
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
