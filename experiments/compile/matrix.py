@@ -22,7 +22,7 @@ BACKENDS = ("eager", "aot_eager", "inductor")
 
 
 def describe(outcome: Outcome, metrics: tuple[str, ...]) -> str:
-    """Say in a few words what came of these metrics."""
+    """Describe the outcome of these metrics in a few words."""
     present = [metric for metric in metrics if metric in outcome.missing]
     if not present:
         return "not asked for"

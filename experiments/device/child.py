@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(name: str, options: argparse.Namespace, deadline: float, take: Callable[[Found], None]) -> Found:
-    """Do a part in a process of its own, and end it when its time is over.
+    """Run a part in a process of its own, and end it when its time is over.
 
     Args:
         name: Of the part.
@@ -116,7 +116,7 @@ def _how_it_ended(code: int, killed: bool, log: Path) -> Found:
 
 
 def work(options: argparse.Namespace, plan: Any, make_part: Callable[..., Any], do_part: Callable[..., Found]) -> int:
-    """Do a part in this process, which was begun for it alone, and write what it finds after each check."""
+    """Run a part in this process, which was begun for it alone, and write what it finds after each check."""
     threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
 
     def save(found: Found) -> None:

@@ -106,7 +106,7 @@ class Lane:
             self.step()
 
     def forget_times(self) -> None:
-        """Forget the warm-up."""
+        """Discard the measurements of the warm-up."""
         self.seconds.clear()
         self.host_seconds.clear()
 

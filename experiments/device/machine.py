@@ -41,7 +41,7 @@ def _gpu() -> Found:
 
 
 def _driver() -> str:
-    """Return the driver's version, as nvidia-smi tells it."""
+    """Return the driver's version from nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return "unknown: no nvidia-smi"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -52,7 +52,7 @@ class Plan:
     alone: bool = True
 
     def measure(self, part: Part) -> None:
-        """Do the part in this process."""
+        """Run the part in this process."""
         module = importlib.import_module(f"experiments.device.{self.module}")
         module.measure(part, *(() if self.argument is None else (self.argument,)))
 
@@ -133,7 +133,7 @@ class Script:
         }
 
     def run(self) -> None:
-        """Do all parts that were asked for, in order."""
+        """Run all chosen parts, in order."""
         for name in self._options.part or PLANS:
             self._do(PLANS[name])
         self.found["status"] = "complete"
@@ -172,13 +172,13 @@ class Script:
 
 
 def make_part(options: argparse.Namespace, deadline: float, save: Callable[[Found], None]) -> Part:
-    """Return a part that measures as the command line asks."""
+    """Return a part that measures with the options of the command line."""
     more: dict[str, Any] = {"data": options.data, "study": options.study, "folder": options.output.parent}
     return Part(options.device, quick=options.quick, deadline=deadline, save=save, options=more)
 
 
 def do_part(plan: Plan, part: Part) -> Found:
-    """Do a part in this process, and return how it ended; an error ends the part and not the script."""
+    """Run a part in this process, and return how it ended; an error ends the part and not the script."""
     try:
         plan.measure(part)
     except Exception as error:
@@ -203,7 +203,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do everything; return 0 where nothing failed, else 1."""
+    """Run everything; return 0 if nothing failed, else 1."""
     options = parse(arguments)
     if options.child:
         return child.work(options, PLANS[options.child], functools.partial(make_part, options), do_part)

@@ -1,4 +1,4 @@
-"""Carry out the runs of the study, one after another, until the time is up."""
+"""Carry out the runs of the study, one after another, until the time limit."""
 
 from __future__ import annotations
 

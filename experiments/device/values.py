@@ -71,7 +71,7 @@ def measure(part: Part) -> None:
 
 
 def setups(part: Part) -> dict[str, Setup]:
-    """Return all trainings whose rows are compared with truth, by name; few of them where it must be quick."""
+    """Return all trainings whose rows are compared with truth, by name; few of them for a quick run."""
     make = functools.partial(make_setup, part)
     found = {f"float32: {case.name}": make(case, reference=True) for case in (QUICK if part.quick else CASES)}
     for dtype in (torch.bfloat16, torch.float16):
@@ -85,7 +85,7 @@ def setups(part: Part) -> dict[str, Setup]:
 
 
 def make_setup(part: Part, case: Case, **options: Any) -> Setup:
-    """Return a training on the part's device, short where it must be quick."""
+    """Return a training on the part's device, short for a quick run."""
     few = {"steps": FEW_STEPS, "looked_at": tuple(range(FEW_STEPS - 1))} if part.quick else {}
     return Setup(case, part.device, **few, **options)
 

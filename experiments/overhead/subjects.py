@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward net, each behind a layer norm and on a shortcut."""
+    """Attention and a feed-forward network, each after a layer norm and on a shortcut."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -203,5 +203,5 @@ def make_subject(name: str, device: str, *, out_of_place: bool = False, small: b
 
 
 def is_in_place(model: nn.Module) -> bool:
-    """Say whether a module of the model overwrites its input."""
+    """Return whether a module of the model overwrites its input."""
     return any(getattr(module, "inplace", False) for module in model.modules())

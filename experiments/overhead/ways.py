@@ -1,6 +1,6 @@
 """Ways to watch gradients: what is called around a training step. gradlens, and what needs no package besides torch.
 
-What is in other packages stands in ``peers``.
+What is in other packages is in ``peers``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Way:
 
     @classmethod
     def is_installed(cls) -> bool:
-        """Say whether its package is there."""
+        """Return whether its package is there."""
         return not cls.needs or importlib.util.find_spec(cls.needs) is not None
 
     @classmethod

@@ -78,7 +78,7 @@ class Lane:
         self.seconds.append((time.perf_counter() - began) / self._block)
 
     def forget_times(self) -> None:
-        """Forget the warm-up."""
+        """Discard the measurements of the warm-up."""
         self.seconds.clear()
         self.thread_seconds.clear()
 
@@ -166,7 +166,7 @@ def run_rounds(lanes: list[Lane], job: dict[str, Any]) -> tuple[float, float]:
 
 
 def are_equal(bare: float, null: float, watched: float) -> bool | None:
-    """Say whether watching left the training as it was; None where two bare ones differ already, as on some GPUs."""
+    """Return whether watching left the training as it was; None where two bare ones differ already, as on some GPUs."""
     return watched == bare if null == bare else None
 
 
@@ -232,7 +232,7 @@ def measure_bytes(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the job."""
+    """Run the measurement."""
     job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     warnings.filterwarnings("ignore", message=".*backward hook is firing.*")
     torch.set_num_threads(job["threads"])

@@ -1,4 +1,4 @@
-"""The score card: train faulty and healthy nets, record them, and ask each tool what is wrong.
+"""The score card: train faulty and healthy models, record them, and ask each tool what is wrong.
 
     python experiments/scorecard/card.py --seeds 0,1,2,3,4 --jobs 2 -o results
 

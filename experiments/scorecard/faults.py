@@ -52,7 +52,7 @@ def init_large(seed: int) -> Training:
     "grows towards the input (Schoenholz et al. 2017)",
 )
 def tanh_large(seed: int) -> Training:
-    """A tanh net with weights ten times Glorot's."""
+    """A tanh model with weights ten times Glorot's."""
     return healthy.tanh_net(seed, gain=10.0)
 
 
@@ -64,7 +64,7 @@ def tanh_large(seed: int) -> Training:
     why="with PyTorch's default initialisation each ReLU layer passes 0.41 (Glorot & Bengio 2010)",
 )
 def plain_no_norm(seed: int) -> Training:
-    """A plain net without batch norm."""
+    """A plain model without batch norm."""
     return healthy.plain(seed, norm=False)
 
 
@@ -77,7 +77,7 @@ def plain_no_norm(seed: int) -> Training:
     "(Zhang et al. 2019, Fixup)",
 )
 def residual_no_norm(seed: int) -> Training:
-    """A residual net without batch norm whose branches are not scaled down."""
+    """A residual model without batch norm whose branches are not scaled down."""
     return healthy.residual(seed, norm=False)
 
 
@@ -113,7 +113,7 @@ def tanh(seed: int) -> Training:
     "lets them grow by 1.21 a layer (Yang et al. 2019)",
 )
 def plain_deep(seed: int) -> Training:
-    """A deep net with batch norm and without shortcuts."""
+    """A deep model with batch norm and without shortcuts."""
     return healthy.deep_bn(seed, shortcut=False)
 
 
@@ -231,7 +231,7 @@ def inputs(seed: int) -> Training:
     why="raw values of 0 to 255 in place of unit variance: the first layer's tanh lies on its flat ends",
 )
 def raw_inputs(seed: int) -> Training:
-    """Inputs that were not normalised, in a tanh net."""
+    """Inputs that were not normalised, in a tanh model."""
     return healthy.tanh_net(seed, inputs=50.0, shift=127.0)
 
 
@@ -349,7 +349,7 @@ def root(seed: int) -> Training:
     "(Pascanu et al. 2013)",
 )
 def rnn_explodes(seed: int) -> Training:
-    """An exploding recurrent net."""
+    """An exploding recurrent model."""
     return healthy.recurrent(seed, gain=2.5, clip=None)
 
 
@@ -362,5 +362,5 @@ def rnn_explodes(seed: int) -> Training:
     "(Bengio et al. 1994)",
 )
 def rnn_forgets(seed: int) -> Training:
-    """A recurrent net that cannot remember."""
+    """A recurrent model that cannot remember."""
     return healthy.memory(seed, cell="rnn")

@@ -1,6 +1,6 @@
-"""Healthy trainings: those that a fault is planted into, and those that look odd and are none.
+"""Healthy trainings: those that a fault is planted into, and those that look odd and have no fault.
 
-All of them learn: what each ends with stands in the results beside what guessing ends with.
+All of them learn: what each ends with is in the results beside what guessing ends with.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ def sigmoid_net(seed: int, norm: bool = True) -> Training:
 
 @healthy("plain18-bn", "a plain net of 18 convolutions with batch norm")
 def plain(seed: int, norm: bool = True) -> Training:
-    """A plain convolutional net."""
+    """A plain convolutional model."""
     model = conv_net(8, shortcut=False, norm=norm, init=he() if norm else None)
     return Training(model, Adam(model.parameters(), lr=2e-3), tasks.gratings(seed), "relu")
 
 
 @healthy("resnet26-bn", "a residual net of 26 convolutions with batch norm")
 def residual(seed: int, norm: bool = True) -> Training:
-    """A residual convolutional net."""
+    """A residual convolutional model."""
     model = conv_net(12, shortcut=True, norm=norm, init=he())
     return Training(model, sgd(model, 0.01), tasks.gratings(seed), "relu")
 
@@ -110,7 +110,7 @@ def deep_bn(seed: int, shortcut: bool = True) -> Training:
 
 @healthy("stem", "a narrow stem that finds the signal among noise, and a trunk")
 def stem(seed: int, fault: str = "") -> Training:
-    """A net whose first stage matters; it may be frozen, cut off, or not in the optimizer."""
+    """A model whose first stage matters; it may be frozen, cut off, or not in the optimizer."""
     model = Stem(fault)
     given = model.trunk.parameters() if fault == "forgotten" else [p for p in model.parameters() if p.requires_grad]
     return Training(model, Adam(given, lr=3e-3), tasks.hidden_blobs(seed), "relu")
@@ -118,7 +118,7 @@ def stem(seed: int, fault: str = "") -> Training:
 
 @healthy("branches", "two branches, each for half of the inputs")
 def branches(seed: int, fault: str = "") -> Training:
-    """A net with two branches."""
+    """A model with two branches."""
     model = Branches(fault)
     given = [p for p in model.parameters() if p.requires_grad]
     return Training(model, Adam(given, lr=3e-3), tasks.hidden_blobs(seed), "relu")
@@ -126,7 +126,7 @@ def branches(seed: int, fault: str = "") -> Training:
 
 @healthy("pixels-fp32", "a net with a small loss per pixel, in float32, whose gradient falls on its way back")
 def small_gradients(seed: int, half: bool = False) -> Training:
-    """A net whose gradients are far below 1; rounded to float16 they may be 0."""
+    """A model whose gradients are far below 1; rounded to float16 they may be 0."""
     model = mlp([32, *[64] * 7, 10], "relu", he(0.5))
     if half:
         model = nn.Sequential(*[part for layer in model for part in (layer, HalfGradient())])
@@ -153,7 +153,7 @@ def dataset(seed: int, nan: bool = False) -> Training:
 
 @healthy("length-eps", "a length as a feature, with an epsilon below its root")
 def length(seed: int, eps: float = 1e-6) -> Training:
-    """A net that takes a root; some samples are all 0."""
+    """A model that takes a root; some samples are all 0."""
 
     def blank(step: int, x: torch.Tensor) -> torch.Tensor:
         if step % 50 == 45:
@@ -182,14 +182,14 @@ def scaled_inputs(seed: int, factor: float = 1.0) -> Training:
 
 @healthy("rnn-orthogonal-clip", "a ReLU network with an orthogonal recurrent matrix and clipping")
 def recurrent(seed: int, gain: float = 0.95, clip: float | None = 1.0) -> Training:
-    """A recurrent net whose recurrent matrix may be too large, without clipping."""
+    """A recurrent model whose recurrent matrix may be too large, without clipping."""
     model = Recurrent("relu", 16, 32, gain=gain)
     return Training(model, sgd(model, 0.05), tasks.chain(seed, length=40), "relu", clip=clip)
 
 
 @healthy("lstm-memory", "an LSTM with a forget bias of 1 keeps the first of 20 symbols")
 def memory(seed: int, cell: str = "lstm") -> Training:
-    """A recurrent net that must remember; a plain tanh one with small weights cannot."""
+    """A recurrent model that must remember; a plain tanh one with small weights cannot."""
     model = Recurrent(cell, 4, 32, last=True, gain=0.3 if cell == "rnn" else None)
     if cell == "lstm":
         model.rnn.bias_ih_l0.data[32:64] = 3.0  # Jozefowicz et al. 2015: a large forget bias lets it remember
@@ -286,7 +286,7 @@ def warmup(seed: int) -> Training:
     "zero-init-residual", "each residual branch begins as exactly 0, so that its first layer's gradient is 0 at first"
 )
 def zero_init(seed: int) -> Training:
-    """A residual net without norm, as in Fixup and SkipInit."""
+    """A residual model without norm, as in Fixup and SkipInit."""
     model = conv_net(8, shortcut=True, norm=False, init=he(), zero=True)
     return Training(model, Adam(model.parameters(), lr=1e-3), tasks.gratings(seed), "relu")
 
@@ -309,6 +309,6 @@ def dropout(seed: int) -> Training:
 
 @healthy("selu8", "eight layers of SELU")
 def selu(seed: int) -> Training:
-    """A self-normalising net."""
+    """A self-normalising model."""
     model = mlp([32, *[64] * 7, 10], "selu", glorot())
     return Training(model, sgd(model, 0.01), tasks.blobs(seed), "selu")

@@ -1,4 +1,4 @@
-"""Ask each tool about a recording, whole and as it was after so many rows."""
+"""Ask each tool about a recording, whole and as it was after a given number of rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOOLS = ("gradlens", *PACKS)
 
 
 def prefix(run: Run, rows: int) -> Run:
-    """Return a run as it was after so many rows."""
+    """Return a run as it was after a given number of rows."""
     return replace(
         run,
         steps=run.steps[:rows],
@@ -30,7 +30,7 @@ def prefix(run: Run, rows: int) -> Run:
 
 
 def ask(run: Run, tool: str) -> Diagnosis:
-    """Return what a tool says."""
+    """Return the answer of a tool."""
     return diagnose(run) if tool == "gradlens" else diagnose_by(run, tool)
 
 

@@ -1,4 +1,4 @@
-"""Small nets of the kinds that people train, each with a way to be built wrong."""
+"""Small models of the kinds that people train, each with a way to be built wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def glorot(gain: float = 1.0) -> Init:
 
 
 def apply(model: nn.Module, init: Init | None) -> None:
-    """Draw all weights of linear layers and convolutions; None leaves PyTorch's default, biases and all."""
+    """Initialise all weights of linear layers and convolutions; None leaves PyTorch's default, biases and all."""
     for module in model.modules() if init else ():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             with torch.no_grad():
@@ -90,7 +90,7 @@ def conv_net(
 
 
 def deep_bn_mlp(blocks: int, *, shortcut: bool, width: int = 48) -> nn.Sequential:
-    """A deep net of linear layers with batch norm, in blocks of two."""
+    """A deep model of linear layers with batch norm, in blocks of two."""
     make = [Residual(lambda: nn.Linear(width, width), lambda: nn.BatchNorm1d(width), shortcut) for _ in range(blocks)]
     model = nn.Sequential(nn.Linear(32, width), nn.ReLU(), *make, nn.Linear(width, 10))
     apply(model, he())
@@ -172,7 +172,7 @@ class Branches(nn.Module):
 
 
 class Stem(nn.Module):
-    """A narrow stem that must find the signal, and a trunk behind it; between them the graph may be cut."""
+    """A narrow stem that must find the signal, and a trunk after it; between them the graph may be cut."""
 
     def __init__(self, fault: str = "") -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Stem(nn.Module):
 
 
 class Length(nn.Module):
-    """A net one of whose features is the length of a hidden vector, whose root has an infinite slope at 0."""
+    """A model one of whose features is the length of a hidden vector, whose root has an infinite slope at 0."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the tools' answers are worth: precision, recall, kinds, layers and steps, by plain counting."""
+"""Scores of the tools' answers: precision, recall, kinds, layers and steps, by plain counting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEVER = -1
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tool says of a run, beside what is true.
+    """The answer of a tool about a run, and the truth.
 
     Args:
         subject: Whose run it is.
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def placed(self) -> bool:
-        """Whether a finding of a right kind, the main one if that is right, names a right first layer."""
+        """Whether a finding of a right kind, preferably the main finding, names a right first layer."""
         return next((layer in self.layers for kind, layer in self.findings if kind in self.truth), False)
 
     @property
@@ -81,7 +81,7 @@ def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Share:
-    """So many of so many."""
+    """A count out of a total."""
 
     hits: int
     of: int
@@ -105,7 +105,7 @@ def share(found: Iterable[bool]) -> Share:
 
 @dataclass(frozen=True)
 class Score:
-    """What a tool's answers are worth.
+    """The scores of a tool's answers.
 
     Args:
         precision: Alarms on faulty runs, of all alarms.

@@ -18,7 +18,7 @@ from gradlens.metrics import DEFAULT_METRICS
 
 STEPS = 300
 METRICS = (*DEFAULT_METRICS, "nonfinite_count", "zero_fraction", "activation_rms", "grad_coherence")
-"""The same for all subjects, so that none is told what to look for."""
+"""The same for all subjects, so that none has information about what to look for."""
 
 
 def cross_entropy(out: Tensor, target: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Training:
     """A training that is ready to begin.
 
     Args:
-        model: The net.
+        model: The model.
         optimizer: Of its parameters.
         batch: Step to inputs and targets.
         activation: The name of the activation function, for all subjects alike stored with the run.
@@ -104,7 +104,7 @@ class Book:
     subjects: dict[str, Subject] = field(default_factory=dict)
 
     def healthy(self, name: str, why: str) -> Callable[[Callable[[int], Training]], Callable[[int], Training]]:
-        """Enter a healthy training."""
+        """Register a healthy training."""
 
         def enter(make: Callable[[int], Training]) -> Callable[[int], Training]:
             self.subjects[name] = Subject(name, make, why=why)
@@ -115,7 +115,7 @@ class Book:
     def fault(
         self, name: str, *, kinds: str, twin: str, why: str, first: str = ""
     ) -> Callable[[Callable[[int], Training]], Callable[[int], Training]]:
-        """Enter a fault; kinds and first layers are written with spaces between them."""
+        """Register a fault; kinds and first layers are written with spaces between them."""
 
         def enter(make: Callable[[int], Training]) -> Callable[[int], Training]:
             self.subjects[name] = Subject(name, make, frozenset(kinds.split()), frozenset(first.split()), twin, why)

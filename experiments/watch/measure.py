@@ -33,7 +33,7 @@ EPOCH = 5000
 
 
 def write(path: str, rate: float, layers: int, seconds: float) -> None:
-    """Write a run of noisy norms, so many rows a second."""
+    """Write a run of noisy norms, at a given number of rows per second."""
     table = tuple(Layer(f"stage{i // 10}.{i % 10}", "Conv2d", "main", i + 1, 100 * (i + 1), 9) for i in range(layers))
     sink = FileSink(path, overwrite=True)
     sink.open(Header(table, RHYTHM, model="net", seed=0))
@@ -64,7 +64,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Shown:
-    """A program in a pseudo-terminal of so many columns and lines, whose output is counted."""
+    """A program in a pseudo-terminal with a given number of columns and lines, whose output is counted."""
 
     def __init__(self, command: list[str], columns: int, lines: int) -> None:
         self.master, slave = pty.openpty()
@@ -75,7 +75,7 @@ class Shown:
         self.bytes = self.pictures = 0
 
     def drain(self, seconds: float) -> None:
-        """Read for so long."""
+        """Read for a given time."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if select.select([self.master], [], [], left)[0]:

@@ -1,4 +1,4 @@
-"""Images to train on: an embedded set, folders, tables, torchvision's sets; split without leaks."""
+"""Load and split training images: an embedded set, folders, CSV tables, torchvision's data sets."""
 
 from gradlens.data.loaders import IGNORED, Batches, Share, make_batches, mix_seed
 from gradlens.data.registry import Splits, load_data

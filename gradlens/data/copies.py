@@ -1,4 +1,4 @@
-"""Find copies of pictures, exact and near, so that no copy stands on both sides of a split."""
+"""Find exact and near copies of images, so that copies can be kept on one side of a split."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Two pictures are near copies if their difference hashes differ in at most 102 of 512 bits, and the differences
-# themselves correlate by at least 0.75: signs alone would take pictures with one smooth backdrop for copies.
-# Measured on 236,000 pairs of food photographs: pictures that have nothing in common differ in 254 +- 17 bits and
-# correlate by 0.00 +- 0.10; the 123 pairs within 102 bits correlate by 0.80 and more, and all that were looked at were
-# one picture, cropped, scaled, re-coloured or watermarked.
+# Two images are near copies if their difference hashes differ in at most 102 of 512 bits and the differences themselves
+# have a correlation of at least 0.75. The hashes alone would treat images with the same smooth background as copies.
+# Measured on 236,000 pairs of food photographs: unrelated images differ in 254 +- 17 bits and have a correlation of
+# 0.00 +- 0.10. The 123 pairs within 102 bits have correlations of 0.80 and more; all pairs that were inspected show the
+# same image, cropped, scaled, re-coloured or watermarked.
 NEAR_BITS = 102
 NEAR_CORRELATION = 0.75
-# Above this number the comparison of all pairs takes minutes: exact copies only.
+# Above this number of images, comparing all pairs takes minutes; only exact copies are searched then.
 MOST_NEAR = 30_000
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Which pictures are copies of each other.
+    """Groups of images that are copies of each other.
 
     Args:
-        group: (N,) the group of each picture; pictures in one group are copies, exact or near.
-        exact: (N,) the same for exact copies alone.
-        exact_groups: Groups of files equal byte for byte.
-        exact_files: Files in those groups.
-        near_files: Files that join a group by likeness alone.
-        searched_near: False where there were too many pictures to compare all pairs.
+        group: (N,) the group of each image; images in one group are exact or near copies.
+        exact: (N,) the group of each image if only exact copies count.
+        exact_groups: Number of groups of identical files.
+        exact_files: Number of files in those groups.
+        near_files: Number of files that are in a group only as near copies.
+        searched_near: False if there were too many images to compare all pairs.
     """
 
     group: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Copies:
 
     @property
     def different(self) -> int:
-        """The number of groups: of pictures that are truly different."""
+        """The number of groups, which is the number of different images."""
         return len(np.unique(self.group))
 
     @property
@@ -50,7 +50,15 @@ class Copies:
         return int(np.unique(self.group, return_counts=True)[1].max()) if len(self.group) else 0
 
     def shared(self, train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[float, float]:
-        """Return the share of validation pictures with a copy among the training pictures: exact, and any."""
+        """Return the shares of validation images with a copy among the training images.
+
+        Args:
+            train: Indices of the training images.
+            val: Indices of the validation images.
+
+        Returns:
+            The share with an exact copy, and the share with any copy.
+        """
         if not len(val):
             return 0.0, 0.0
         exact, any_copy = (np.isin(key[val], key[train]).mean() for key in (self.exact, self.group))
@@ -58,11 +66,14 @@ class Copies:
 
 
 def find_copies(digests: list[bytes], differences: NDArray[np.int16]) -> Copies:
-    """Group pictures that are copies of each other.
+    """Group images that are copies of each other.
 
     Args:
         digests: N digests of the files' bytes.
-        differences: (N, 512) grey differences, as ``grey_differences`` gives them.
+        differences: (N, 512) differences of grey levels, from ``grey_differences``.
+
+    Returns:
+        The groups of all N images.
     """
     by_digest: dict[bytes, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
@@ -81,11 +92,11 @@ def find_copies(digests: list[bytes], differences: NDArray[np.int16]) -> Copies:
 
 
 def _join(differences: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Return for each picture the index of its group's first member; likeness is passed on from pair to pair."""
+    """Return for each image the index of its group's first member; groups are the connected components of pairs."""
     parent = np.arange(len(differences))
     values = differences.astype(np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    directions = values / np.maximum(lengths, 1)  # a picture without any contrast is like no other
+    directions = values / np.maximum(lengths, 1)  # an image without any contrast is similar to no other
     signs = np.where(values > 0, 1, -1).astype(np.float32)
     bits = differences.shape[1]
 

@@ -1,4 +1,4 @@
-"""Decode image files, once per run where they fit in memory."""
+"""Decode image files, once per run if they fit in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gradlens.data.tables import Picture
+from gradlens.data.tables import ImageFile
 from gradlens.errors import DataError
 
 HASH_SIDE = 16
@@ -24,14 +24,14 @@ HASH_SIDE = 16
 
 @dataclass
 class Decoded:
-    """What was read of a list of pictures.
+    """The result of decoding a list of image files.
 
     Args:
-        kept: Index of each good picture in the list.
-        images: (N, 3, side, side) uint8, or None where they do not fit in memory.
-        digests: A digest of each file's bytes.
-        differences: (N, 512), the pictures' grey differences.
-        broken: What was said of each picture that was passed over.
+        kept: Index in the list of each image that could be decoded.
+        images: (N, 3, side, side) uint8, or None if they do not fit in memory.
+        digests: N digests of the files' bytes.
+        differences: (N, 512) differences of grey levels.
+        broken: Error message of each image that was skipped.
     """
 
     kept: list[int] = field(default_factory=list)
@@ -41,71 +41,80 @@ class Decoded:
     broken: list[str] = field(default_factory=list)
 
 
-def decode_pictures(pictures: list[Picture], side: int, *, skip_broken: bool, keep_images: bool) -> Decoded:
-    """Decode all pictures, fingerprint them, and keep the pixels where asked.
+def decode_images(files: list[ImageFile], side: int, *, skip_broken: bool, keep_images: bool) -> Decoded:
+    """Decode all image files and compute their fingerprints.
 
     Args:
-        pictures: The files.
-        side: Pixels of the square that is kept.
-        skip_broken: Pass over files that are missing or cannot be decoded.
+        files: The image files.
+        side: Side of the square images in pixels.
+        skip_broken: Skip files that are missing or cannot be decoded.
         keep_images: Keep the pixels in memory.
 
-    Raises:
-        DataError: A file is missing or broken, and ``skip_broken`` is False; names file and row.
-    """
-    done = Decoded()
-    differences: list[NDArray[np.int16]] = []
-    arrays = torch.empty((len(pictures) if keep_images else 0, 3, side, side), dtype=torch.uint8)
+    Returns:
+        Fingerprints, and pixels if asked for, of the images that could be decoded.
 
-    def work(picture: Picture) -> tuple[bytes, NDArray[np.int16], Tensor] | DataError:
+    Raises:
+        DataError: A file is missing or broken, and ``skip_broken`` is False; the message names file and row.
+    """
+    decoded = Decoded()
+    differences: list[NDArray[np.int16]] = []
+    arrays = torch.empty((len(files) if keep_images else 0, 3, side, side), dtype=torch.uint8)
+
+    def work(file: ImageFile) -> tuple[bytes, NDArray[np.int16], Tensor] | DataError:
         try:
-            return _decode_one(picture, side)
+            return _decode_one(file, side)
         except DataError as error:
             return error
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # what decoders grumble about and yet decode
-        for index, result in enumerate(pool.map(work, pictures)):
+        warnings.simplefilter("ignore")  # decoders warn about files that they can decode
+        for index, result in enumerate(pool.map(work, files)):
             if isinstance(result, DataError):
                 if not skip_broken:
                     raise result
-                done.broken.append(result.message)
+                decoded.broken.append(result.message)
                 continue
             digest, changes, pixels = result
             if keep_images:
-                arrays[len(done.kept)] = pixels
-            done.kept.append(index)
-            done.digests.append(digest)
+                arrays[len(decoded.kept)] = pixels
+            decoded.kept.append(index)
+            decoded.digests.append(digest)
             differences.append(changes)
     if differences:
-        done.differences = np.stack(differences)
-    done.images = arrays[: len(done.kept)] if keep_images else None
-    return done
+        decoded.differences = np.stack(differences)
+    decoded.images = arrays[: len(decoded.kept)] if keep_images else None
+    return decoded
 
 
-def _decode_one(picture: Picture, side: int) -> tuple[bytes, NDArray[np.int16], Tensor]:
-    image, content = open_image(picture)
+def _decode_one(file: ImageFile, side: int) -> tuple[bytes, NDArray[np.int16], Tensor]:
+    image, content = open_image(file)
     return hashlib.blake2b(content, digest_size=16).digest(), grey_differences(image), to_square(image, side)
 
 
-def open_image(picture: Picture) -> tuple[Image.Image, bytes]:
-    """Return the upright RGB image and the file's bytes.
+def open_image(file: ImageFile) -> tuple[Image.Image, bytes]:
+    """Read an image file.
+
+    Args:
+        file: The file, and its name in errors.
+
+    Returns:
+        The upright RGB image, and the file's bytes.
 
     Raises:
-        DataError: The file is missing or is no image.
+        DataError: The file is missing or is not an image.
     """
     try:
-        content = picture.path.read_bytes()
+        content = file.path.read_bytes()
     except OSError:
         raise DataError(
-            f"{picture.where}: the image is missing ({picture.path})",
+            f"{file.where}: the image is missing ({file.path})",
             tip="--skip-broken trains without such images",
         ) from None
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"), content
-    except Exception as error:  # decoders raise what they like on damaged files
+    except Exception as error:  # decoders raise any kind of exception for damaged files
         raise DataError(
-            f"{picture.where}: the image cannot be decoded ({_first_line(error)})",
+            f"{file.where}: the image cannot be decoded ({_first_line(error)})",
             tip="--skip-broken trains without such images",
         ) from None
 
@@ -122,9 +131,17 @@ def to_square(image: Image.Image, side: int) -> Tensor:
 
 
 def grey_differences(image: Image.Image) -> NDArray[np.int16]:
-    """Return how the grey level changes to the right, and downwards, on a 16 x 16 grid: (512,).
+    """Return the changes of the grey level to the right and downward on a 16 x 16 grid.
 
-    Its signs are the difference hash. Source: N. Krawetz 2013, "Kind of Like That" (dHash), in both directions.
+    The signs of the changes are the difference hash.
+
+    Args:
+        image: Any image.
+
+    Returns:
+        (512,), in grey levels from 0 to 255.
+
+    Source: N. Krawetz 2013, "Kind of Like That" (dHash), in both directions.
     """
     grey = image.convert("L")
     n = HASH_SIDE
@@ -134,7 +151,7 @@ def grey_differences(image: Image.Image) -> NDArray[np.int16]:
 
 
 class FileImages:
-    """Images that do not fit in memory, decoded when they are asked for."""
+    """Images that do not fit in memory and are decoded on demand."""
 
     def __init__(self, paths: list[Path], side: int) -> None:
         self.paths = paths
@@ -144,6 +161,6 @@ class FileImages:
         return len(self.paths)
 
     def __getitem__(self, indices: Any) -> Tensor:
-        """Return (B, 3, side, side) uint8 for a list of indices, or a view for a slice of the list."""
-        pictures = [Picture(self.paths[i], "", str(self.paths[i])) for i in indices]
-        return torch.stack([to_square(open_image(picture)[0], self.side) for picture in pictures])
+        """Return (B, 3, side, side) uint8 for a list of indices."""
+        files = [ImageFile(self.paths[i], "", str(self.paths[i])) for i in indices]
+        return torch.stack([to_square(open_image(file)[0], self.side) for file in files])

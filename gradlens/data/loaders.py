@@ -1,6 +1,6 @@
-"""Batches in an order, and with an augmentation, that depend on seed and epoch alone.
+"""Make batches whose order and augmentation depend only on seed and epoch.
 
-So a run that goes on at epoch 7 sees exactly what an unbroken run saw there, with any number of workers.
+A run that is resumed at epoch 7 therefore gets the same batches as an uninterrupted run, with any number of workers.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batch = tuple[Tensor, Tensor]
 
 IGNORED = -100
-"""The label of a picture that only fills up a part of a batch; ``cross_entropy`` passes over it."""
+"""The label of an image that only pads a part of a batch; ``cross_entropy`` ignores it."""
 LEAST = 2
-"""Pictures in a part of a batch: batch norm cannot train on one."""
+"""Smallest number of images in a part of a batch: batch norm cannot train on a single image."""
 
-# What a random stream is for.
+# Purpose numbers of the random streams.
 ORDER, AUGMENTATION = 1, 2
 
 
 def mix_seed(*parts: int) -> int:
-    """Return a 32-bit seed that depends on all parts; of a longer seed torch's CPU generator takes 32 bits only."""
+    """Return a seed that depends on all parts; it has 32 bits, because torch's CPU generator uses only 32 bits."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def make_augmentation(names: Sequence[str], side: int) -> v2.Transform | None:
-    """Return the random transform of one uint8 picture (3, side, side), or None for none."""
+    """Return the random transform of one uint8 image (3, side, side), or None if no names are given.
+
+    Args:
+        names: Names out of ``gradlens.config.AUGMENTATIONS``, applied in this order.
+        side: Side of the square image in pixels.
+    """
     known: dict[str, v2.Transform] = {
         "flip": v2.RandomHorizontalFlip(),
         "crop": v2.RandomResizedCrop(side, scale=(0.7, 1.0), antialias=True),
@@ -52,23 +57,30 @@ class Share:
     """The part of each batch that one of several processes takes.
 
     Args:
-        rank: The process.
-        world_size: Their number.
+        rank: The rank of the process.
+        world_size: The number of processes.
     """
 
     rank: int
     world_size: int
 
     def of(self, keys: list[int]) -> tuple[list[int], int]:
-        """Return this process's part of a batch, and how many of it count: what else is there only fills it up."""
+        """Return this process's part of a batch.
+
+        Args:
+            keys: The keys of the whole batch.
+
+        Returns:
+            The keys of the part, and how many of them count; the others only pad the part.
+        """
         mine = keys[self.rank :: self.world_size]
         own = len(mine)
         others = [key for key in keys if key not in mine] or keys
         return mine + [others[i % len(others)] for i in range(LEAST - own)], own
 
 
-class _Pictures(Dataset[Batch]):
-    """Whole batches by index; the epoch is packed into the index (epoch * N + i), so that workers know it."""
+class _ImageDataset(Dataset[Batch]):
+    """Whole batches by index; an index also holds the epoch (epoch * N + i), so that workers know the epoch."""
 
     def __init__(
         self, data: ImageSet, augmentation: v2.Transform | None, seed: int, share: Share | None = None
@@ -125,15 +137,15 @@ class Batches:
     """Batches of one image set, epoch by epoch.
 
     Args:
-        data: N pictures.
-        batch_size: Pictures per batch; a last batch of one picture is left out when shuffling, since batch norm
-            cannot train on it.
-        shuffle_seed: Seeds order and augmentation; None keeps the order.
+        data: N images.
+        batch_size: Images per batch; when shuffling, a last batch of one image is left out, because batch norm cannot
+            train on it.
+        shuffle_seed: Seed of order and augmentation; None keeps the order.
         augment: Names out of ``gradlens.config.AUGMENTATIONS``.
-        side: Pixels.
-        workers: Processes that prepare batches; 0 prepares them here.
-        share: The part of each batch that is wanted; None for all of it. A part of less than two pictures (of a short
-            last batch) is filled up with others of the batch, whose label is ``IGNORED``.
+        side: Side of the square images in pixels.
+        workers: Number of processes that prepare batches; 0 prepares them in this process.
+        share: The part of each batch for this process; None for whole batches. A part with fewer than two images (of a
+            short last batch) is padded with other images of the batch, with the label ``IGNORED``.
     """
 
     def __init__(
@@ -150,12 +162,12 @@ class Batches:
         self._batch_size = batch_size
         self._order = _Order(len(data), shuffle_seed)
         self._loader: DataLoader[Batch] = DataLoader(
-            _Pictures(data, make_augmentation(augment, side), shuffle_seed or 0, share),
+            _ImageDataset(data, make_augmentation(augment, side), shuffle_seed or 0, share),
             batch_size=batch_size,
             sampler=self._order,
             drop_last=shuffle_seed is not None and len(data) > 1 and len(data) % batch_size == 1,
             num_workers=workers,
-            generator=torch.Generator().manual_seed(0),  # else every epoch draws from the global one
+            generator=torch.Generator().manual_seed(0),  # otherwise every epoch would use the global generator
             collate_fn=_as_it_is,
         )
 
@@ -163,11 +175,18 @@ class Batches:
         return len(self._loader)
 
     def size(self, batch: int) -> int:
-        """Return the number of pictures in a whole batch, counted from 0: of all processes together."""
+        """Return the number of images of all processes in a batch; batches are counted from 0."""
         return min(self._batch_size, self._order.count - batch * self._batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Return the batches of an epoch: images (B, 3, side, side) float32, labels (B,) int64."""
+        """Return the batches of an epoch.
+
+        Args:
+            number: The epoch, which selects order and augmentation.
+
+        Returns:
+            Iterator over images (B, 3, side, side) float32 and labels (B,) int64.
+        """
         self._order.epoch = number
         return iter(self._loader)
 
@@ -187,7 +206,21 @@ def make_batches(
     workers: int,
     share: Share | None = None,
 ) -> tuple[Batches, Batches]:
-    """Return training batches (shuffled, augmented) and validation batches (in order, as they are)."""
+    """Make batches for training and validation.
+
+    Args:
+        train: Training images.
+        val: Validation images.
+        batch_size: Images per batch.
+        seed: Seed of order and augmentation.
+        augment: Names out of ``gradlens.config.AUGMENTATIONS``.
+        side: Side of the square images in pixels.
+        workers: Number of processes that prepare batches.
+        share: The part of each batch for this process; None for whole batches.
+
+    Returns:
+        Training batches (shuffled and augmented), and validation batches (in order, not augmented).
+    """
     return (
         Batches(train, batch_size, shuffle_seed=seed, augment=augment, side=side, workers=workers, share=share),
         Batches(val, batch_size, shuffle_seed=None, workers=workers, share=share),

@@ -1,8 +1,9 @@
-"""The embedded data: five classes of textured images, generated, so that a first run needs nothing.
+"""The embedded data: five classes of generated texture images, so that a first run needs no files.
 
-Each image shows one texture in a soft-edged patch, at random place, size, scale, angle, phase and colour, over smooth
-background clutter with a few distracting bars and pixel noise. The classes differ in texture, and a little in the hue
-that they tend to: the hue is quickly learned and tells about half of the images, the texture takes a net that trains.
+Each image shows one texture in a soft-edged patch with random position, size, scale, angle, phase and colour. The
+background is smooth clutter with a few distracting bars and pixel noise. The classes differ in texture and slightly in
+their average hue. Hue is learned quickly and identifies about half of the images; texture requires a model that trains
+well.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ CLASSES = ("stripes", "waves", "checks", "dots", "rings")
 TRAIN_IMAGES = 800
 VAL_IMAGES = 250
 HUE_SPREAD = 0.15
-"""Standard deviation of a class's hue, as a share of the colour circle; classes lie 0.2 apart."""
+"""Standard deviation of a class's hue, as a share of the colour circle; the mean hues are 0.2 apart."""
 
 Image = NDArray[np.float32]
 
 
 def make_patterns(count: int, size: int, seed: int, part: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Generate images, the classes in turn.
+    """Generate images with cyclic classes.
 
     Args:
         count: N, the number of images.
         size: Side in pixels.
-        seed: Together with ``part`` and an image's index it decides that image.
+        seed: The seed; together with ``part`` and an image's index it determines the image.
         part: 0 for training, 1 for validation.
 
     Returns:
@@ -40,7 +41,16 @@ def make_patterns(count: int, size: int, seed: int, part: int) -> tuple[NDArray[
 
 
 def draw_pattern(label: int, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw one image (3, size, size)."""
+    """Generate one image.
+
+    Args:
+        label: Index of the class.
+        size: Side in pixels.
+        rng: Source of all random choices.
+
+    Returns:
+        (3, size, size) uint8.
+    """
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     background = _clutter(x, y, rng)
@@ -88,7 +98,7 @@ def _patch(x: Image, y: Image, rng: np.random.Generator) -> Image:
 
 
 def _two_colours(label: int, rng: np.random.Generator) -> tuple[Image, Image]:
-    """Return two colours (3, 1, 1): a dark one of any hue, and a light one whose hue tends to the class's own."""
+    """Return two colours (3, 1, 1): a dark one of random hue, and a light one with a hue near that of the class."""
     hue = label / len(CLASSES) + rng.normal(0, HUE_SPREAD)
     light = _colour(hue, rng.uniform(0.3, 0.8), rng.uniform(0.65, 1.0))
     dark = _colour(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.05, 0.4))
@@ -96,7 +106,7 @@ def _two_colours(label: int, rng: np.random.Generator) -> tuple[Image, Image]:
 
 
 def _colour(hue: float, saturation: float, value: float) -> Image:
-    """Turn hue, saturation and value in [0, 1] into red, green and blue (3, 1, 1)."""
+    """Convert hue, saturation and value in [0, 1] to red, green and blue (3, 1, 1)."""
     channels = 1 - saturation * np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) * -1 + 2, 0, 1)
     colour: Image = (value * channels)[:, None, None].astype(np.float32)
     return colour

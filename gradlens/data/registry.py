@@ -1,4 +1,4 @@
-"""Load the data that a run asks for, split it, and say what was found in it."""
+"""Load and split the data of a run, and report copies and broken files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from gradlens.config import RunConfig
 from gradlens.data import patterns
 from gradlens.data.copies import Copies, find_copies
-from gradlens.data.images import Decoded, FileImages, decode_pictures
+from gradlens.data.images import Decoded, FileImages, decode_images
 from gradlens.data.split import split_groups, split_random
-from gradlens.data.tables import Picture, Table, read_csv, read_folder
+from gradlens.data.tables import ImageFile, Table, read_csv, read_folder
 from gradlens.data.torchvision_sets import labels_of, open_torchvision
 from gradlens.errors import DataError
 from gradlens.events import Listener, Note, ignore
@@ -24,11 +24,11 @@ from gradlens.format import plural
 from gradlens.specs import DataSpec, parse_data
 
 MEMORY_SHARE = 0.4
-"""Share of the free memory that decoded pictures may fill."""
+"""Share of the free memory that decoded images may use."""
 
 
 class Images(Protocol):
-    """Pictures that can be had by a list of indices: a tensor in memory, or files."""
+    """Images that can be indexed by a list: a tensor in memory, or files."""
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Images(Protocol):
 
 @dataclass
 class ImageSet:
-    """Pictures and their labels."""
+    """Images and their labels."""
 
     images: Images
     """(N, 3, side, side) uint8 when indexed."""
@@ -52,7 +52,7 @@ class ImageSet:
 
 @dataclass
 class Splits:
-    """Training and validation pictures, and what is known of them."""
+    """Training and validation images, and facts about them."""
 
     train: ImageSet
     val: ImageSet
@@ -64,11 +64,14 @@ def load_data(config: RunConfig, listener: Listener = ignore) -> Splits:
     """Load and split the data of a run.
 
     Args:
-        config: What was asked for.
-        listener: Told in a sentence what was found: copies, broken pictures, leaks.
+        config: The configuration of the run.
+        listener: Is called with notes about copies, broken images and leaks.
+
+    Returns:
+        Training and validation images.
 
     Raises:
-        DataError: The data cannot be used; names the file and the row.
+        DataError: The data cannot be used; the message names the file and the row.
     """
     spec = parse_data(config.data)
     splits = LOADERS[spec.kind](spec, config, listener)
@@ -122,24 +125,25 @@ LOADERS: dict[str, Callable[[DataSpec, RunConfig, Listener], Splits]] = {
 
 
 def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
-    pictures = table.pictures + (table.validation or [])
-    keep = _fits(len(pictures), config.image_size)
-    done = decode_pictures(pictures, config.image_size, skip_broken=config.skip_broken, keep_images=keep)
-    kept = [pictures[i] for i in done.kept]
-    facts: dict[str, Any] = {"broken_skipped": len(done.broken)}
-    if done.broken:
-        listener(Note(f"{plural(len(done.broken), 'broken image')} passed over, first: {done.broken[0]}", warning=True))
+    files = table.files + (table.validation or [])
+    keep = _fits(len(files), config.image_size)
+    decoded = decode_images(files, config.image_size, skip_broken=config.skip_broken, keep_images=keep)
+    kept = [files[i] for i in decoded.kept]
+    facts: dict[str, Any] = {"broken_skipped": len(decoded.broken)}
+    if decoded.broken:
+        skipped = plural(len(decoded.broken), "broken image")
+        listener(Note(f"{skipped} skipped, first: {decoded.broken[0]}", warning=True))
     number = {name: i for i, name in enumerate(table.classes)}
-    labels = np.array([number[picture.label] for picture in kept], dtype=np.int64)
+    labels = np.array([number[file.label] for file in kept], dtype=np.int64)
     _check_left(table, labels)
-    copies = find_copies(done.digests, done.differences)
+    copies = find_copies(decoded.digests, decoded.differences)
     if table.validation is None:
         if config.split == "group":
             train, val = split_groups(labels, copies.group, config.val_fraction, config.seed)
         else:
             train, val = split_random(labels, config.val_fraction, config.seed)
     else:
-        in_train = np.array(done.kept) < len(table.pictures)
+        in_train = np.array(decoded.kept) < len(table.files)
         train, val = np.flatnonzero(in_train), np.flatnonzero(~in_train)
     _check_sides(table, labels, val, listener)
     exact, shared = copies.shared(train, val)
@@ -151,8 +155,8 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
         "val_share_exact_copy_in_train": round(exact, 4),
         "val_share_any_copy_in_train": round(shared, 4),
     }
-    _say_copies(copies, len(kept), (exact, shared), config, listener)
-    images = _as_images(done, kept, config.image_size)
+    _note_copies(copies, len(kept), (exact, shared), config, listener)
+    images = _as_images(decoded, kept, config.image_size)
     parts = [ImageSet(_select(images, indices), torch.from_numpy(labels[indices])) for indices in (train, val)]
     return Splits(parts[0], parts[1], table.classes, facts)
 
@@ -162,33 +166,37 @@ def _check_left(table: Table, labels: np.ndarray[Any, Any]) -> None:
     for name, count in zip(table.classes, counts, strict=True):
         if count < 2:
             raise DataError(
-                f"class {name!r} has {plural(count, 'usable image')} after the broken ones; expected at least two"
+                f"class {name!r} has {plural(count, 'usable image')} after broken ones are skipped; expected at least "
+                "two"
             )
 
 
 def _check_sides(table: Table, labels: np.ndarray[Any, Any], val: np.ndarray[Any, Any], listener: Listener) -> None:
-    """Refuse a split without validation images, and say which classes have none there."""
+    """Reject a split without validation images, and report classes without validation images."""
     if not len(val):
         raise DataError(
-            "no validation images are left: each class shows one picture only, in copies",
-            tip="more pictures, or --split random, which puts copies on both sides",
+            "no validation images are left: each class consists of copies of one image",
+            tip="add images, or use --split random, which puts copies on both sides",
         )
     without = [name for i, name in enumerate(table.classes) if not (labels[val] == i).any()]
     if without:
-        listener(Note(f"no validation image of class {', '.join(without)}: one picture only, in copies", warning=True))
+        text = f"no validation image of class {', '.join(without)}: it consists of copies of one image"
+        listener(Note(text, warning=True))
 
 
-def _say_copies(copies: Copies, count: int, shared: tuple[float, float], config: RunConfig, listener: Listener) -> None:
+def _note_copies(
+    copies: Copies, count: int, shared: tuple[float, float], config: RunConfig, listener: Listener
+) -> None:
     if not copies.searched_near:
         listener(Note(f"{count} images are too many to search for near copies; only exact copies were searched"))
     if copies.different == count:
         return
     if copies.largest > max(20, 0.1 * count):
         text = f"one group of near copies holds {copies.largest} of {count} images"
-        listener(Note(f"{text}: if these are different pictures, use --split random", warning=True))
+        listener(Note(f"{text}: if these are different images, use --split random", warning=True))
     listener(
         Note(
-            f"{count} images show {copies.different} different pictures: {plural(copies.exact_files, 'file')} in "
+            f"{copies.different} different images among {count}: {plural(copies.exact_files, 'file')} in "
             f"{plural(copies.exact_groups, 'group')} of exact copies, {copies.near_files} more near copies"
         )
     )
@@ -204,8 +212,8 @@ def _say_copies(copies: Copies, count: int, shared: tuple[float, float], config:
         listener(Note("copies are kept on one side of the split (--split random does not)"))
 
 
-def _as_images(done: Decoded, kept: list[Picture], side: int) -> Images:
-    return FileImages([picture.path for picture in kept], side) if done.images is None else done.images
+def _as_images(decoded: Decoded, kept: list[ImageFile], side: int) -> Images:
+    return FileImages([file.path for file in kept], side) if decoded.images is None else decoded.images
 
 
 def _select(images: Images, indices: np.ndarray[Any, Any]) -> Images:
@@ -215,12 +223,12 @@ def _select(images: Images, indices: np.ndarray[Any, Any]) -> Images:
 
 
 def _fits(count: int, side: int) -> bool:
-    """Say whether so many decoded pictures may be kept in memory."""
+    """Return whether this many decoded images may be kept in memory."""
     return count * 3 * side * side <= MEMORY_SHARE * free_memory()
 
 
 def free_memory() -> float:
-    """Return the bytes of memory that are free, as far as the system tells; else 4 GiB."""
+    """Return the free memory in bytes; 4 GiB if the system does not report it."""
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):

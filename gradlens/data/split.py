@@ -1,4 +1,4 @@
-"""Split pictures into training and validation, class by class, by seed."""
+"""Split images into training and validation by class, with a seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Indices = NDArray[np.int64]
 
 
 def split_random(labels: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Hold out a share of each class, copies or not.
+    """Hold out a share of each class, without regard to copies.
 
     Args:
-        labels: (N,) class of each picture.
+        labels: (N,) class of each image.
         fraction: Share to hold out.
-        seed: Of the draw.
+        seed: Seed of the random order.
 
     Returns:
         Indices for training and for validation, sorted.
@@ -23,16 +23,16 @@ def split_random(labels: Indices, fraction: float, seed: int) -> tuple[Indices, 
 
 
 def split_groups(labels: Indices, groups: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Hold out a share of each class, keeping each group of copies on one side.
+    """Hold out a share of each class, and keep each group of copies on one side.
 
-    Groups are drawn in random order, and each goes to validation while its class has room there; so the share is met
-    to within one group. Each class keeps at least one picture on either side where it has two groups.
+    Groups are taken in random order; a group goes to validation if it fits into the share of its class. The share is
+    therefore met to within one group. A class with at least two groups has at least one image on either side.
 
     Args:
-        labels: (N,) class of each picture.
-        groups: (N,) group of each picture; a group with several labels counts for its first picture's.
+        labels: (N,) class of each image.
+        groups: (N,) group of each image; a group with several labels counts for the class of its first image.
         fraction: Share to hold out.
-        seed: Of the draw.
+        seed: Seed of the random order.
 
     Returns:
         Indices for training and for validation, sorted.
@@ -45,7 +45,7 @@ def split_groups(labels: Indices, groups: Indices, fraction: float, seed: int) -
     for label in np.unique(labels):
         order = rng.permutation(np.flatnonzero(labels[first] == label))
         room = wanted[int(label)]
-        for group in order[:-1]:  # the last one stays in training
+        for group in order[:-1]:  # the last group remains in training
             if sizes[group] <= room:
                 held[group] = True
                 room -= int(sizes[group])

@@ -1,4 +1,4 @@
-"""Lists of image files with labels: from folders of classes and from CSV tables."""
+"""Read lists of labelled image files from folders of classes and from CSV tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """One image file and its label.
 
     Args:
         path: The file.
-        label: The class's name.
-        where: How an error names it: the table and row, or the file.
+        label: The name of the class.
+        where: Its name in errors: the table and row, or the file.
     """
 
     path: Path
@@ -30,18 +30,25 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Pictures with their classes, and validation pictures where the data has its own."""
+    """Image files with their classes, and validation files if the data has its own."""
 
-    pictures: list[Picture]
+    files: list[ImageFile]
     classes: tuple[str, ...]
-    validation: list[Picture] | None = None
+    validation: list[ImageFile] | None = None
 
 
 def read_csv(path: Path) -> Table:
-    """Read a table with the columns ``filename,label``; images lie beside it or in a folder named like it.
+    """Read a table with the columns ``filename,label``.
+
+    Args:
+        path: The CSV file; the images are in its folder, or in a folder with the name of the file without ".csv".
+
+    Returns:
+        The image files and their classes.
 
     Raises:
-        DataError: A column, a label or an image is missing, or there are fewer than two classes.
+        DataError: The file cannot be read, a column, a file name or a label is missing, or there are fewer than two
+            classes.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file", tip="--data csv:FILE with the columns filename,label")
@@ -59,15 +66,15 @@ def read_csv(path: Path) -> Table:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV table: {error}") from None
     folders = (path.parent, path.with_suffix(""))
-    pictures = [_csv_picture(path, number, row, folders) for number, row in rows]
-    return Table(pictures, _check_classes(path, pictures))
+    files = [_csv_file(path, number, row, folders) for number, row in rows]
+    return Table(files, _check_classes(path, files))
 
 
 def _strip_keys(row: dict[str, str]) -> dict[str, str]:
     return {(key or "").strip(): value for key, value in row.items() if isinstance(value, str)}
 
 
-def _csv_picture(table: Path, number: int, row: dict[str, str], folders: tuple[Path, ...]) -> Picture:
+def _csv_file(table: Path, number: int, row: dict[str, str], folders: tuple[Path, ...]) -> ImageFile:
     where = f"{table}, row {number}"
     filename, label = row.get("filename", "").strip(), row.get("label", "").strip()
     if not filename:
@@ -75,35 +82,41 @@ def _csv_picture(table: Path, number: int, row: dict[str, str], folders: tuple[P
     if not label:
         raise DataError(f"{where}: {filename} has no label")
     found = next((folder / filename for folder in folders if (folder / filename).is_file()), folders[-1] / filename)
-    return Picture(found, label, f"{where}: {filename}")
+    return ImageFile(found, label, f"{where}: {filename}")
 
 
 def read_folder(path: Path) -> Table:
-    """Read a folder with one folder of images per class, or with train/ and val/ (or test/) of that kind.
+    """Read a folder that contains one folder of images per class.
+
+    Args:
+        path: The folder; it may instead contain train/ and val/ (or test/), each with one folder per class.
+
+    Returns:
+        The image files and their classes.
 
     Raises:
-        DataError: A folder is missing or holds no image, or there are fewer than two classes.
+        DataError: A folder is missing or contains no image, or there are fewer than two classes.
     """
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder", tip="--data folder:PATH with one folder per class")
     training = path / "train"
     if not training.is_dir():
-        pictures = _class_folders(path)
-        return Table(pictures, _check_classes(path, pictures))
-    pictures = _class_folders(training)
-    classes = _check_classes(training, pictures)
+        files = _class_folders(path)
+        return Table(files, _check_classes(path, files))
+    files = _class_folders(training)
+    classes = _check_classes(training, files)
     held = next((path / name for name in VALIDATION_NAMES if (path / name).is_dir()), None)
     if held is None:
-        return Table(pictures, classes)
+        return Table(files, classes)
     validation = _class_folders(held)
-    for picture in validation:
-        if picture.label not in classes:
-            raise DataError(f"{picture.where}: unknown label {picture.label!r}; {training} has {', '.join(classes)}")
-    return Table(pictures, classes, validation)
+    for file in validation:
+        if file.label not in classes:
+            raise DataError(f"{file.where}: unknown label {file.label!r}; {training} has {', '.join(classes)}")
+    return Table(files, classes, validation)
 
 
-def _class_folders(path: Path) -> list[Picture]:
-    pictures: list[Picture] = []
+def _class_folders(path: Path) -> list[ImageFile]:
+    found: list[ImageFile] = []
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     if not folders:
         raise DataError(f"{path} holds no folders; expected one folder of images per class")
@@ -111,18 +124,18 @@ def _class_folders(path: Path) -> list[Picture]:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
         if not files:
             raise DataError(f"{folder}: the class is empty; expected images ({' '.join(IMAGE_ENDINGS[:4])} ...)")
-        pictures += [Picture(file, folder.name, str(file)) for file in files]
-    return pictures
+        found += [ImageFile(file, folder.name, str(file)) for file in files]
+    return found
 
 
-def _check_classes(path: Path, pictures: list[Picture]) -> tuple[str, ...]:
-    if not pictures:
+def _check_classes(path: Path, files: list[ImageFile]) -> tuple[str, ...]:
+    if not files:
         raise DataError(f"{path} names no image")
-    counts = Counter(picture.label for picture in pictures)
+    counts = Counter(file.label for file in files)
     if len(counts) < 2:
         raise DataError(f"{path} has one class only, {next(iter(counts))!r}; expected at least two")
     for label, count in sorted(counts.items()):
         if count < 2:
-            only = next(picture for picture in pictures if picture.label == label)
+            only = next(file for file in files if file.label == label)
             raise DataError(f"{only.where}: class {label!r} has one image only; expected at least two, one to hold out")
     return tuple(sorted(counts))

@@ -1,4 +1,4 @@
-"""torchvision's data sets by name, downloaded into the user's cache on first use."""
+"""Open torchvision's data sets by name; they are downloaded into the user's cache on first use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 class DecodedOnDemand:
-    """A torchvision set whose pictures are decoded when they are asked for."""
+    """A data set of torchvision whose images are decoded on demand."""
 
     def __init__(self, dataset: Any, side: int) -> None:
         self.dataset = dataset
@@ -44,22 +44,22 @@ class DecodedOnDemand:
 
     def __getitem__(self, indices: Any) -> Tensor:
         """Return (B, 3, side, side) uint8 for a list of indices."""
-        pictures: list[Image.Image] = [self.dataset[int(i)][0] for i in indices]
-        return torch.stack([to_square(picture.convert("RGB"), self.side) for picture in pictures])
+        images: list[Image.Image] = [self.dataset[int(i)][0] for i in indices]
+        return torch.stack([to_square(image.convert("RGB"), self.side) for image in images])
 
 
 def open_torchvision(name: str, side: int) -> tuple[DecodedOnDemand, DecodedOnDemand, tuple[str, ...]]:
-    """Open a data set, downloading it if it is not in the cache.
+    """Open a data set, and download it if it is not in the cache.
 
     Args:
         name: One of ``TORCHVISION_SETS``.
-        side: Pixels of the square that is kept.
+        side: Side of the square images in pixels.
 
     Returns:
-        The training part, the validation part, and the classes' names.
+        The training part, the validation part, and the names of the classes.
 
     Raises:
-        DataError: It is not in the cache and cannot be downloaded.
+        DataError: The data set is not in the cache and cannot be downloaded.
     """
     from torchvision import datasets
 
@@ -72,7 +72,7 @@ def open_torchvision(name: str, side: int) -> tuple[DecodedOnDemand, DecodedOnDe
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{name} is not in {_short(folder)} and could not be downloaded ({reason})",
-            tip="connect to the network once, or put torchvision's files there; --data patterns needs neither",
+            tip="connect to the network once, or put torchvision's files there; --data patterns needs no download",
         ) from None
     labels = labels_of(train)
     names = getattr(train, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
@@ -80,7 +80,7 @@ def open_torchvision(name: str, side: int) -> tuple[DecodedOnDemand, DecodedOnDe
 
 
 def labels_of(dataset: Any) -> Tensor:
-    """Return all labels (N,) without decoding a picture."""
+    """Return all labels (N,) without decoding an image."""
     for key in ("targets", "labels", "_labels"):
         if hasattr(dataset, key):
             return torch.as_tensor(np.asarray(getattr(dataset, key)), dtype=torch.int64)

@@ -1,7 +1,7 @@
-"""Runs for other programs: tidy tables as CSV and Parquet, and TensorBoard events.
+"""Export runs for other programs: tidy tables as CSV and Parquet, and TensorBoard events.
 
-Everything goes out in blocks, so that memory does not grow with the run. The libraries that write Parquet and events
-are optional, and imported inside the functions that need them.
+Everything is written in chunks of rows, so memory does not grow with the run. The libraries that write Parquet and
+events are optional, and are imported inside the functions that need them.
 """
 
 from gradlens.export.csvfile import write_csv

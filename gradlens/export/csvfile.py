@@ -1,4 +1,4 @@
-"""A table as CSV: UTF-8, a header, a missing number as an empty field, and every number as the shortest exact text."""
+"""Write a table as CSV: UTF-8, with a header, missing numbers as empty fields, other numbers as shortest exact text."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from gradlens.export.tables import Column, Table
 
-BLOCK_ROWS = 1 << 14
+CHUNK_ROWS = 1 << 14
 
 
 def write_csv(table: Table, stream: TextIO) -> int:
-    """Write a table, and return how many rows it has."""
+    """Write a table to a text stream, and return the number of rows."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(column.name for column in table.columns)
     count = 0
-    for block in table.blocks(BLOCK_ROWS):
-        texts = [_texts(column, block[column.name]) for column in table.columns]
+    for chunk in table.chunks(CHUNK_ROWS):
+        texts = [_texts(column, chunk[column.name]) for column in table.columns]
         writer.writerows(zip(*texts, strict=True))
         count += len(texts[0])
     return count
 
 
 def _texts(column: Column, values: NDArray[Any]) -> list[Any]:
-    """Turn numbers into what is printed: ``str`` of a numpy number is the shortest text that reads back as it."""
+    """Convert values to the printed texts; ``str`` of a numpy number is its shortest exact text."""
     if column.kind == "text":
         return list(map(column.texts.__getitem__, values.tolist()))
     if column.kind == "int" and not np.issubdtype(values.dtype, np.floating):

@@ -1,4 +1,4 @@
-"""Where exports go: named after their runs, written whole, and onto nothing that is there."""
+"""Choose and check the destination of an export; it is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ MAX_NAMES = 3
 
 
 def default_place(form: str, runs: Mapping[str, Run], table: str = "metrics") -> Path:
-    """Return where an export goes unasked: ``exports/plain34-s0.csv``, ``exports/plain34-s0-scalars.csv``."""
+    """Return the default file of an export: ``exports/plain34-s0.csv``, ``exports/plain34-s0-scalars.csv``.
+
+    Args:
+        form: The format: "csv", "parquet" or "tensorboard".
+        runs: Name to run of the exported runs.
+        table: The exported table.
+    """
     names = list(runs)
     if len(names) > MAX_NAMES:
         models = dict.fromkeys(run.model or run.name for run in runs.values())
@@ -29,12 +35,20 @@ def default_place(form: str, runs: Mapping[str, Run], table: str = "metrics") ->
 
 @contextlib.contextmanager
 def whole_file(path: Path, runs: Mapping[str, Run], *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary name to write to; it becomes the file when all went well, and is removed when not.
+    """Yield a temporary file name; it becomes the file after success, and is removed after an error.
+
+    Args:
+        path: The file to write.
+        runs: The exported runs.
+        overwrite: Replace an existing file.
+
+    Yields:
+        The temporary name to write to.
 
     Raises:
-        ConfigError: It is a run that is being exported.
-        RunExistsError: The file is there, and is not to be replaced.
-        RunFileError: It cannot be written.
+        ConfigError: The path is a run that is exported.
+        RunExistsError: The file exists and may not be replaced.
+        RunFileError: The file cannot be written.
     """
     if any(path.exists() and path.samefile(run.path) for run in runs.values()):
         raise ConfigError(f"{path} is the run itself; name another file")
@@ -49,15 +63,22 @@ def whole_file(path: Path, runs: Mapping[str, Run], *, overwrite: bool) -> Itera
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder to write to; it becomes the folder when all went well, and is removed when not.
+    """Yield a temporary folder; it becomes the folder after success, and is removed after an error.
+
+    Args:
+        path: The folder to write.
+        overwrite: Replace an existing folder that holds only exported events.
+
+    Yields:
+        The temporary folder to write to.
 
     Raises:
-        ConfigError: It is the working folder, or lies above it.
-        RunExistsError: The folder holds something, and is not to be replaced, or not all of it is an export of events.
-        RunFileError: It cannot be written.
+        ConfigError: The path is the working folder or one of its parents.
+        RunExistsError: The folder is not empty and may not be replaced, or holds files that are not exported events.
+        RunFileError: The folder cannot be written.
     """
     if Path.cwd().is_relative_to(path.absolute().resolve()):
-        raise ConfigError(f"{path} is the working folder or lies above it; events go into a folder of their own")
+        raise ConfigError(f"{path} is the working folder or one of its parents; events need a folder of their own")
     if path.is_file():
         raise RunFileError(f"{path} is a file; expected the name of a folder")
     with write_errors(f"{path} cannot be written"):
@@ -71,12 +92,12 @@ def _refuse_folder(path: Path, overwrite: bool) -> None:
     files = [found for found in path.rglob("*") if not found.is_dir()]
     _refuse(path, bool(files) and not overwrite)
     if not all(found.match(EVENT_FILES) for found in files):
-        raise RunExistsError(f"{path} holds files that gradlens export did not write", tip="-o names another place")
+        raise RunExistsError(f"{path} holds files that gradlens export did not write", tip="-o names another folder")
 
 
 def _refuse(path: Path, there: bool) -> None:
     if there:
         raise RunExistsError(
-            f"{path} is there already, and nothing is overwritten unasked",
-            tip="--overwrite replaces it, -o names another place",
+            f"{path} already exists, and nothing is overwritten without --overwrite",
+            tip="--overwrite replaces it, -o names another file or folder",
         )

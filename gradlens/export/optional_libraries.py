@@ -1,4 +1,4 @@
-"""The libraries that only some formats need."""
+"""Import the libraries that only some formats need."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ LIBRARIES = {"parquet": "pyarrow", "tensorboard": "tensorboard"}
 
 @contextlib.contextmanager
 def optional(form: str) -> Iterator[None]:
-    """Import what a format needs inside: without the warnings of its insides, and with a line on how to install it.
+    """Return a context for importing a format's library, without its deprecation warnings.
+
+    Args:
+        form: The format.
 
     Raises:
-        MissingLibraryError: It is not installed.
+        MissingLibraryError: The library is not installed; the message says how to install it.
     """
     try:
         with warnings.catch_warnings():
@@ -32,10 +35,13 @@ def optional(form: str) -> Iterator[None]:
 
 
 def check_library(form: str) -> None:
-    """Import the library of a format, before anything is read or written for it.
+    """Check that the library of a format can be imported, before anything is read or written.
+
+    Args:
+        form: The format.
 
     Raises:
-        MissingLibraryError: It is not installed.
+        MissingLibraryError: The library is not installed.
     """
     if form in LIBRARIES:
         with optional(form):

@@ -1,4 +1,4 @@
-"""A table as Parquet: texts as dictionaries, a missing number as null, row groups of a bounded size."""
+"""Write a table as Parquet: texts as dictionaries, missing numbers as null, row groups of limited size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from gradlens.export.optional_libraries import optional
 from gradlens.export.tables import Column, Table
 
-BLOCK_ROWS = 1 << 18
-"""Rows of a row group, which is held in memory."""
+CHUNK_ROWS = 1 << 18
+"""Number of rows of a row group, which is held in memory."""
 
 
 def write_parquet(table: Table, path: Path) -> int:
-    """Write a table, and return how many rows it has.
+    """Write a table, and return the number of rows.
+
+    Args:
+        table: The table.
+        path: The file.
 
     Raises:
         MissingLibraryError: pyarrow is not installed.
@@ -45,8 +49,8 @@ def write_parquet(table: Table, path: Path) -> int:
 
     count = 0
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeating) as writer:
-        for block in table.blocks(BLOCK_ROWS):
-            arrays = [array(column, block[column.name]) for column in table.columns]
+        for chunk in table.chunks(CHUNK_ROWS):
+            arrays = [array(column, chunk[column.name]) for column in table.columns]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             count += len(arrays[0])
     return count

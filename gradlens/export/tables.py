@@ -1,7 +1,7 @@
-"""Runs as tidy tables: columns with a kind, and rows that come in blocks.
+"""Make tidy tables of runs: typed columns, and rows in chunks.
 
-A block is a dictionary of equally long arrays, one per column. A missing number is NaN, in a column of whole numbers
-too; a text is a code into the column's ``texts``.
+A chunk is a dictionary of equally long arrays, one per column. A missing number is NaN, also in a column of whole
+numbers. A text is an index into the column's ``texts``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Run
 
-Block = Mapping[str, NDArray[Any]]
+Chunk = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Column:
     """A column of a table.
 
     Args:
-        name: Its name.
-        kind: What it holds: "float32" and "float64" as they are in the run file.
-        texts: What the codes of a column of text stand for.
+        name: The name of the column.
+        kind: The type of its values; "float32" and "float64" as in the run file.
+        texts: The texts of a text column, selected by index.
     """
 
     name: str
@@ -39,19 +39,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and a function from a number of rows to blocks of about that many (none is empty)."""
+    """Columns, and a function that yields non-empty chunks of about the given number of rows."""
 
     columns: tuple[Column, ...]
-    blocks: Callable[[int], Iterator[Block]]
+    chunks: Callable[[int], Iterator[Chunk]]
 
 
 def make_table(kind: str, runs: Mapping[str, Run], metrics: Sequence[str] = ()) -> Table:
-    """Make one table of some runs.
+    """Make one table of several runs.
 
     Args:
         kind: One of ``EXPORT_TABLES``.
-        runs: By the name that stands in the column ``run``; see ``distinct``.
-        metrics: The columns of the table of metrics.
+        runs: Name in the column ``run`` to run; see ``distinct``.
+        metrics: The metrics that become columns of the table of metrics.
     """
     if kind == "metrics":
         return _metrics_table(runs, metrics)
@@ -59,7 +59,7 @@ def make_table(kind: str, runs: Mapping[str, Run], metrics: Sequence[str] = ()) 
 
 
 def distinct(runs: Iterable[Run]) -> dict[str, Run]:
-    """Name runs apart: by their own names, or with as many of the folders before as it takes; each file once."""
+    """Give each file a unique name: its own name, with as many parent folders as necessary."""
     files = {Path(os.path.abspath(run.path)).with_suffix(""): run for run in runs}
     parts = 1
     while len({path.parts[-parts:] for path in files}) < len(files):
@@ -68,7 +68,14 @@ def distinct(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def held_metrics(runs: Iterable[Run], chosen: Sequence[str] = ()) -> list[str]:
-    """List the metrics that at least one of the runs holds; or check those that were chosen.
+    """List the metrics that at least one run holds, or check chosen ones.
+
+    Args:
+        runs: The runs.
+        chosen: Metrics that the user chose; empty for all.
+
+    Returns:
+        The chosen metrics, or all.
 
     Raises:
         ConfigError: No run holds a chosen metric.
@@ -77,33 +84,42 @@ def held_metrics(runs: Iterable[Run], chosen: Sequence[str] = ()) -> list[str]:
     held = [*(name for name in METRICS if name in found), *sorted(found - set(METRICS))]
     for name in chosen:
         if name not in held:
-            raise ConfigError(f"no run here holds a metric {name!r}; there is {', '.join(held) or 'none'}")
+            raise ConfigError(f"no run here holds a metric {name!r}; available: {', '.join(held) or 'none'}")
     return list(dict.fromkeys(chosen)) or held
 
 
 def metric_rows(run: Run, name: str, start: int, stop: int) -> NDArray[np.float32]:
-    """Return some rows of a metric, (stop - start, L); NaN if the run does not hold it."""
+    """Return rows of a metric, (stop - start, L); NaN if the run does not hold the metric."""
     if name not in names_of(run):
         return np.full((stop - start, len(run.layers)), np.nan, np.float32)
     return np.asarray(run.metric_rows(name, start, stop), np.float32)
 
 
 def names_of(run: Run) -> tuple[str, ...]:
-    """List a run's metrics; to ask ``name in run.metrics`` would read all of that metric."""
+    """List a run's metrics, because ``name in run.metrics`` would read the whole metric."""
     return tuple(run.metrics)
 
 
 def spans(n_rows: int, width: int, cells: int) -> Iterator[tuple[int, int]]:
-    """Cut so many rows into blocks of about so many cells: (start, stop) of each."""
+    """Split rows into chunks of about equal numbers of cells.
+
+    Args:
+        n_rows: Number of rows.
+        width: Cells per row.
+        cells: Cells per chunk.
+
+    Yields:
+        First row and end of each chunk.
+    """
     height = max(cells // max(width, 1), 1)
     for start in range(0, n_rows, height):
         yield start, min(start + height, n_rows)
 
 
 def epoch_numbers(run: Run) -> FloatArray:
-    """Return the number of each row's epoch, (T,), as it stands in the table of epochs.
+    """Return the number of each row's epoch, (T,), as in the table of epochs.
 
-    Rows after the last finished epoch count on from it; NaN where no epoch has a number.
+    Rows after the last finished epoch get the following numbers; all are NaN if no epoch has a number.
     """
     numbers = np.asarray(run.epochs.get("epoch", ()), np.float64)
     if not len(numbers):
@@ -113,13 +129,13 @@ def epoch_numbers(run: Run) -> FloatArray:
 
 
 def last_rows(run: Run) -> NDArray[np.int64]:
-    """Return the last recorded row up to the end of each epoch, (E,); -1 where there is none."""
+    """Return the last recorded row up to the end of each epoch, (E,); -1 if there is none."""
     ends = np.searchsorted(run.epoch_of_step, np.arange(len(_epochs_of(run))), side="right")
     return np.asarray(ends - 1, np.int64)
 
 
 def epoch_columns(runs: Iterable[Run]) -> list[str]:
-    """List the columns of the runs' tables of epochs, those that every run has first."""
+    """List the columns of the runs' tables of epochs, the standard columns first."""
     found = dict.fromkeys(name for run in runs for name in run.epochs)
     return [*(name for name in EPOCH_COLUMNS if name in found), *(n for n in found if n not in EPOCH_COLUMNS)]
 
@@ -132,7 +148,7 @@ def _metrics_table(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
     names, layer_codes = _coded([[layer.name for layer in run.layers] for run in runs.values()])
     roles, role_codes = _coded([[layer.role for layer in run.layers] for run in runs.values()])
 
-    def blocks(size: int) -> Iterator[Block]:
+    def chunks(size: int) -> Iterator[Chunk]:
         for code, run in enumerate(runs.values()):
             depths = np.array([layer.depth for layer in run.layers], np.int64)
             epochs = epoch_numbers(run)
@@ -160,13 +176,13 @@ def _metrics_table(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
         Column("role", "text", roles),
         *(Column(name, "float32") for name in metrics),
     )
-    return Table(columns, blocks)
+    return Table(columns, chunks)
 
 
 def _scalars_table(runs: Mapping[str, Run]) -> Table:
     scalars = _free_names([name for run in runs.values() for name in run.scalars], ("run", "step", "epoch"), "scalar")
 
-    def blocks(size: int) -> Iterator[Block]:
+    def chunks(size: int) -> Iterator[Chunk]:
         for code, run in enumerate(runs.values()):
             epochs = epoch_numbers(run)
             for start, stop in spans(len(run.steps), 1, size):
@@ -187,13 +203,13 @@ def _scalars_table(runs: Mapping[str, Run]) -> Table:
         Column("epoch", _epoch_kind(runs.values())),
         *(Column(name, "float64") for name in scalars.values()),
     )
-    return Table(columns, blocks)
+    return Table(columns, chunks)
 
 
 def _epochs_table(runs: Mapping[str, Run]) -> Table:
     values = _free_names(epoch_columns(runs.values()), ("run",), "epoch")
 
-    def blocks(_: int) -> Iterator[Block]:
+    def chunks(_: int) -> Iterator[Chunk]:
         for code, run in enumerate(runs.values()):
             count = len(_epochs_of(run))
             missing = np.full(count, np.nan)
@@ -205,7 +221,7 @@ def _epochs_table(runs: Mapping[str, Run]) -> Table:
 
     kind = _epoch_kind(runs.values())
     columns = (Column(column, kind if name == "epoch" else "float64") for name, column in values.items())
-    return Table((Column("run", "text", tuple(runs)), *columns), blocks)
+    return Table((Column("run", "text", tuple(runs)), *columns), chunks)
 
 
 def _layers_table(runs: Mapping[str, Run]) -> Table:
@@ -215,7 +231,7 @@ def _layers_table(runs: Mapping[str, Run]) -> Table:
     }
     numbers = ("depth", "out_numel", "param_numel", "calls")
 
-    def blocks(_: int) -> Iterator[Block]:
+    def chunks(_: int) -> Iterator[Chunk]:
         for code, run in enumerate(runs.values()):
             if run.layers:
                 yield {
@@ -229,23 +245,23 @@ def _layers_table(runs: Mapping[str, Run]) -> Table:
         *(Column(key, "text", texts) for key, (texts, _) in coded.items()),
         *(Column(key, "int") for key in numbers),
     )
-    return Table(columns, blocks)
+    return Table(columns, chunks)
 
 
 def _coded(lists: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-    """Return the different texts, and each list as codes into them."""
+    """Return the different texts, and each list as indices into them."""
     codes: dict[str, int] = {}
     coded = [np.array([codes.setdefault(text, len(codes)) for text in texts], np.int64) for texts in lists]
     return tuple(codes), coded
 
 
 def _free_names(names: Iterable[str], taken: Sequence[str], prefix: str) -> dict[str, str]:
-    """Give each name a column that is not taken: ``scalar/step`` for a scalar of the name ``step``."""
+    """Give each name a free column name: ``scalar/step`` for a scalar named ``step``."""
     return {name: f"{prefix}/{name}" if name in taken else name for name in names}
 
 
 def _epoch_kind(runs: Iterable[Run]) -> Literal["int", "float64"]:
-    """Say whether all epochs have whole numbers."""
+    """Return "int" if all epochs have whole numbers, else "float64"."""
     numbers = np.concatenate([[0.0], *(np.asarray(run.epochs.get("epoch", ()), np.float64) for run in runs)])
     numbers = numbers[~np.isnan(numbers)]
     return "int" if (np.isfinite(numbers) & (numbers == np.rint(numbers))).all() else "float64"

@@ -1,8 +1,9 @@
-"""A run as TensorBoard events: one event per row with a value for each metric and layer, and for each scalar.
+"""Write a run as TensorBoard events: one event per row with the values of all metrics, layers and scalars.
 
-Tags: ``activation_grad_norm/layer1.0.conv1``, ``scalar/loss``, ``epoch/val_accuracy``. An epoch's values stand at the
-last step recorded in it. The file knows when a run was created, but not the time of each step: the wall time is that
-moment (0 if unknown) plus the step as seconds, which keeps the order and claims no more.
+Tags: ``activation_grad_norm/layer1.0.conv1``, ``scalar/loss``, ``epoch/val_accuracy``. An epoch's values are at the
+last step that was recorded in it. A run file holds the time of the run's creation but not of each step. The wall time
+of an event is therefore the creation (0 if unknown) plus the step in seconds, which only preserves the order.
+
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from gradlens.export.tfrecords import write_record
 from gradlens.run import Run
 from gradlens.storage.schema import as_float32
 
-BLOCK_VALUES = 1 << 18
+CHUNK_VALUES = 1 << 18
 MAX_PATTERNS = 64
+"""Number of kept event messages, one for each pattern of present values."""
 EVENT_FILES = "events.out.tfevents.*.gradlens"
-"""What marks files written here."""
+"""Pattern of the names of files that are written here."""
 
 
 def write_events(run: Run, folder: Path, metrics: Sequence[str]) -> int:
-    """Write the events of a run into a folder, and return how many steps they tell of.
+    """Write the events of a run into a folder, and return the number of steps with values.
 
     Args:
         run: The run.
-        folder: Where its file goes; made if it is not there.
-        metrics: The metrics to write; what the run does not hold is passed over.
+        folder: The folder of the file; created if it does not exist.
+        metrics: The metrics to write; metrics that the run does not hold are skipped.
 
     Raises:
         MissingLibraryError: tensorboard is not installed.
@@ -59,7 +61,7 @@ def write_events(run: Run, folder: Path, metrics: Sequence[str]) -> int:
 
 
 def created_seconds(run: Run) -> float:
-    """Return when a run was created, in seconds since 1970; 0 if it does not say."""
+    """Return the time of a run's creation in seconds since 1970; 0 if unknown."""
     try:
         moment = datetime.fromisoformat(str(run.info.get("created", "")))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -68,9 +70,9 @@ def created_seconds(run: Run) -> float:
 
 
 class _Encoder:
-    """Turn rows of values into events; NaN is left out.
+    """Encode rows of values as events, without NaN.
 
-    To make a message costs more than to change it, so one is kept for each pattern of what is there.
+    Creating a message costs more than changing it, so one message is kept for each pattern of present values.
     """
 
     def __init__(self, make: Callable[..., Any], tags: Sequence[str], start: float) -> None:
@@ -113,14 +115,14 @@ def _rows(run: Run, metrics: Sequence[str]) -> Iterator[NDArray[np.float32]]:
     """Yield the values of each row, in the order of its tags."""
     held = _held(run, metrics)
     width = len(held) * len(run.layers) + len(run.scalars)
-    for start, stop in spans(len(run.steps), width, BLOCK_VALUES):
+    for start, stop in spans(len(run.steps), width, CHUNK_VALUES):
         parts = [metric_rows(run, metric, start, stop) for metric in held]
         parts += [as_float32(np.asarray(values[start:stop]))[:, None] for values in run.scalars.values()]
         yield from np.concatenate(parts, axis=1) if parts else np.empty((stop - start, 0), np.float32)
 
 
 def _epochs_by_row(run: Run) -> dict[int, list[NDArray[np.float32]]]:
-    """Return the values of the epochs that end at each row; of those before the first row, at the first."""
+    """Return the values of the epochs that end at each row; epochs before the first row are at the first row."""
     found: dict[int, list[NDArray[np.float32]]] = {}
     columns = [as_float32(np.asarray(run.epochs[name])) for name in epoch_columns([run])]
     for epoch, row in enumerate(np.maximum(last_rows(run), 0).tolist()):

@@ -1,7 +1,7 @@
-"""The frame around each event in a TensorBoard file: its length, and checksums of the length and of itself.
+"""Write records of TensorBoard files: an event with its length, and checksums of both.
 
-The checksum is CRC-32C. TensorBoard's own, byte by byte in Python, took nine tenths of the time of an export; here
-numpy looks up all bytes of a piece at once.
+The checksum is CRC-32C. TensorBoard's own implementation works byte by byte in Python and took nine tenths of the time
+of an export; here numpy looks up all bytes of a piece at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ ONES = 0xFFFFFFFF
 
 
 def write_record(stream: BinaryIO, data: bytes) -> None:
-    """Write one record, of at least 4 bytes."""
+    """Write one record with at least 4 bytes of data."""
     length = struct.pack("<Q", len(data))
     stream.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum as it stands in records: rotated, and a constant added."""
+    """Return the masked checksum of records: rotated, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & ONES
 
@@ -33,8 +33,8 @@ def masked_crc32c(data: bytes) -> int:
 def crc32c(data: bytes) -> int:
     """Return the CRC-32C of at least 4 bytes.
 
-    A CRC is linear: it is the XOR of what each byte alone, at its distance from the end, would give. The state that
-    earlier bytes leave (at first all ones) counts as XOR on the next four.
+    A CRC is linear: it is the XOR of the contributions of all bytes, which depend on a byte's value and its distance
+    from the end. The state after earlier bytes (all ones at first) is combined by XOR with the next four bytes.
     """
     table, places = _lookup()
     octets = np.frombuffer(data, np.uint8).copy()
@@ -51,9 +51,9 @@ def crc32c(data: bytes) -> int:
 
 @functools.cache
 def _lookup() -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Return what each byte gives before 0 to PIECE - 1 others, one after another, and where each distance begins.
+    """Return the contributions of all byte values at distances 0 to PIECE - 1, and the offset of each distance.
 
-    The places stand for a full piece, its first byte first.
+    The offsets are in the order of a full piece, its first byte first.
     """
     first = np.arange(256, dtype=np.uint32)
     for _ in range(8):

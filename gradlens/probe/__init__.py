@@ -1,1 +1,1 @@
-"""A few seconds before training: measure a model at initialisation, and judge it."""
+"""Measure and judge a model at initialisation, in a few seconds before training."""

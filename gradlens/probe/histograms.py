@@ -1,4 +1,4 @@
-"""Hooks that count, in one pass: the sizes of gradients' entries, dead units, outputs that are not finite."""
+"""Hooks that count the sizes of gradient entries, dead units, and outputs that are not finite, in one pass."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from gradlens.probe.plan import BIAS, BROKEN, Entries
 from gradlens.recorder.layers import output_tensors
 
 CHUNK = 1 << 22
-"""Elements that are counted at a time, to bound the memory that it takes."""
-SWITCHES = frozenset(
+"""Elements counted at a time; bounds the memory."""
+ZERO_ACTIVATIONS = frozenset(
     f"aten::{name}{inplace}"
     for name in ("relu", "hardtanh", "hardswish", "threshold", "hardshrink", "softshrink", "relu6")
     for inplace in ("", "_")
 )
-"""Activation functions that put out exactly 0 over a range of inputs, however they are called."""
+"""Names in ATen of the activation functions whose output is exactly 0 for a range of inputs."""
 
 
 def count_entries(grad: Tensor) -> Entries:
-    """Count a gradient's entries by their exponents; of a complex one real and imaginary parts, each for itself."""
+    """Count a gradient's entries by their exponents.
+
+    Args:
+        grad: A gradient of any shape and layout. Real and imaginary parts of complex entries are counted separately;
+            missing entries of a sparse gradient count as zeros.
+    """
     grad = grad.detach()
     if grad.layout is not torch.strided:
         values = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
-        held = count_entries(values)
-        return Entries(held.zeros + grad.numel() - values.numel(), held.exponents)
+        stored = count_entries(values)
+        return Entries(stored.zeros + grad.numel() - values.numel(), stored.exponents)
     if grad.is_complex():
         grad = torch.view_as_real(grad.resolve_conj())
     flat = grad.reshape(-1)
@@ -45,7 +50,7 @@ def count_entries(grad: Tensor) -> Entries:
 
 
 def _exponents(values: Tensor) -> Tensor:
-    """Return float32's exponent of each entry, 0 for zeros and what is below its normal range."""
+    """Return the float32 exponent of each entry; 0 for zeros and subnormal numbers."""
     if values.dtype == torch.float64:
         exponents = (torch.frexp(values)[1] - 1 + BIAS).clamp(0, BROKEN - 1)
         exponents = torch.where(values == 0, 0, exponents)
@@ -55,22 +60,23 @@ def _exponents(values: Tensor) -> Tensor:
 
 
 class Counting(TorchDispatchMode):
-    """Counts while a model runs and its loss goes back; a context manager around the forward pass.
+    """Count in the forward and backward pass of a model; a context manager around the forward pass.
 
     Args:
-        layers: Name to module: those that are recorded.
+        layers: Name to module of the recorded layers.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: dict[str, Entries] = {}
-        """Layer to the entries of its output's gradient, filled by the backward pass."""
+        """Layer to the entries of its output's gradient; filled in the backward pass."""
         self.broken: list[str] = []
-        """Layers whose output is not finite, in the order in which they ran."""
+        """Layers whose output is not finite, in order of execution."""
         self._layers = layers
         self._alive: dict[tuple[str, int], Tensor] = {}
-        self._behind: tuple[str, nn.Module] | None = None
-        self._nth = 0
+        """Layer and number of the activation function after it, to which units were not always 0."""
+        self._last_layer: tuple[str, nn.Module] | None = None
+        self._activations_since = 0
         self._handles: list[Any] = []
 
     def __enter__(self) -> Counting:
@@ -83,14 +89,14 @@ class Counting(TorchDispatchMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the hooks on modules; those on outputs stay for the backward pass."""
+        """Remove the hooks on modules; the hooks on outputs remain for the backward pass."""
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
     @property
     def units(self) -> dict[str, tuple[int, int]]:
-        """Layer to (dead, all) units behind its activation functions."""
+        """Layer to (dead, all) units after its activation functions."""
         found: dict[str, tuple[int, int]] = {}
         for (name, _), alive in self._alive.items():
             dead, total = found.get(name, (0, 0))
@@ -99,7 +105,7 @@ class Counting(TorchDispatchMode):
 
     def _hook(self, name: str) -> Any:
         def ran(module: nn.Module, args: Any, output: Any) -> None:
-            self._behind, self._nth = (name, module), 0
+            self._last_layer, self._activations_since = (name, module), 0
             for tensor in output_tensors(output):
                 if name not in self.broken and not bool(torch.isfinite(tensor).all()):
                     self.broken.append(name)
@@ -112,25 +118,33 @@ class Counting(TorchDispatchMode):
         self.outputs[name] = self.outputs.get(name, Entries()) + count_entries(grad)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and look at what an activation function puts out."""
+        """Run an operation and examine the output of activation functions."""
         output = func(*args, **(kwargs or {}))
-        if func._schema.name in SWITCHES and self._behind is not None and isinstance(output, Tensor):
-            self._look(*self._behind, output)
+        if func._schema.name in ZERO_ACTIVATIONS and self._last_layer is not None and isinstance(output, Tensor):
+            self._examine(*self._last_layer, output)
         return output
 
-    def _look(self, name: str, module: nn.Module, output: Tensor) -> None:
+    def _examine(self, name: str, module: nn.Module, output: Tensor) -> None:
         if output.dim() < 2:
             return
         axis = unit_axis(module, output)
         alive = (output != 0).any(dim=[i for i in range(output.dim()) if i != axis])
-        key = name, self._nth
-        self._nth += 1
+        key = name, self._activations_since
+        self._activations_since += 1
         before = self._alive.get(key)
         self._alive[key] = alive if before is None or before.shape != alive.shape else before | alive
 
 
 def unit_axis(module: nn.Module, output: Tensor) -> int:
-    """Return which axis of what follows a layer counts its units: its channels, or the last one of linear layers."""
+    """Return the axis of the units in an activation function's output after a layer.
+
+    Args:
+        module: The layer before the activation function.
+        output: The activation function's output.
+
+    Returns:
+        The axis of the channels, or the last axis after linear layers.
+    """
     channels = getattr(module, "out_channels", getattr(module, "out_features", None))
     last = output.dim() - 1
     order = (last, 1) if hasattr(module, "out_features") else (1, last)

@@ -1,7 +1,8 @@
-"""The judgement of a probe: what a net at initialisation will have trouble with, beside what theory says of it.
+"""Judge a probe: find faults of a model at initialisation and compare it with theory.
 
-A fault counts where more than half of the draws show it. Its confidence is (k + 1) / (n + 2) with k of n draws, by
-Laplace's rule of succession: the chance that another draw shows it too. The thresholds are those of ``diagnose``.
+A fault is reported if more than half of the samples of weights show it. Its confidence is (k + 1) / (n + 2) if k of n
+samples show it: the probability by Laplace's rule of succession that another sample shows it too. The thresholds are
+those of ``diagnose``.
 """
 
 from __future__ import annotations
@@ -22,41 +23,41 @@ from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.format import plural, say_share
-from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Draw, Entries, Probe, add_up
+from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Entries, Probe, WeightSample, add_up
 from gradlens.run import FloatArray, Layer
 from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile
 
 APART = 3.0
-"""Predicted spreads away from theory: beyond, the net is not what theory takes it for."""
+"""Standard deviations, as predicted by theory, beyond which a model does not match the theory's assumptions."""
 LOSS_APART = 0.5
-"""Nats above ln(classes) from which the scores are called too large: independent of the input as they are, they then
-have a standard deviation of about 1 (the loss grows by half of their variance)."""
+"""Nats above ln(classes) beyond which scores are called too large. Scores that are independent of the input raise the
+loss by half of their variance, so their standard deviation is then about 1."""
 LIFTED = 0.999
-"""Share of the entries that a loss scale is to lift into float16's normal range."""
+"""Share of the entries that a loss scale must lift into float16's normal range."""
 FP16_MANY = 0.01
-"""Share of the entries that float16 rounds to 0, above which that is worth a remark."""
+"""Share of entries rounded to 0 by float16 above which there is a remark."""
 MOST_DEAD = 0.5
-"""smdebug's DeadRelu speaks of a layer where half of its units are dead."""
+"""Share of dead units in a layer from which there is a remark, as in smdebug's DeadRelu."""
 MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A probe, looked at.
+    """A judged probe.
 
-    Shapes: S draws, M main layers.
+    Shapes: S samples of weights, M main layers.
 
     Args:
         probe: The probe.
         layers: (M,) main layers, input first.
-        profile: (S, M) log10 of the gradient norm over that of the last hidden layer; -inf at exact zeros, NaN where it
-            is not known.
-        decades: (S,) of the first layer with a known gradient over the last hidden one.
-        ends: The names of these two; empty where there are fewer than three layers.
-        slopes: (S,) decades per layer towards the input (Theil-Sen).
-        prediction: Theory; None where it says nothing of this build.
-        findings: Faults, main one first.
-        remarks: What is worth a line without being a fault.
+        profile: (S, M) log10 of the gradient norm over that of the last hidden layer; -inf at exact zeros, NaN where
+            not known.
+        decades: (S,) log10 of the gradient norm of the first layer with a known gradient over the last hidden layer's.
+        ends: The names of these two layers; empty for fewer than three layers.
+        slopes: (S,) decades per layer toward the input (Theil-Sen).
+        prediction: The theory's prediction; None if there is none for this model.
+        findings: Faults, the main one first.
+        remarks: Observations that are not faults.
     """
 
     probe: Probe
@@ -71,82 +72,82 @@ class Judged:
 
     @property
     def kind(self) -> str:
-        """The main fault's kind, or "trainable"; "undecided" where there is no way back to be judged."""
+        """The kind of the main fault, or "trainable"; "undecided" if the backward pass cannot be judged."""
         if self.findings:
             return self.findings[0].kind
         return "trainable" if self.ends else "undecided"
 
     @property
     def ratio(self) -> float:
-        """Decades of the first layer over the last hidden one, lower median over draws; NaN where not known."""
+        """Decades of the first layer over the last hidden layer, lower median over samples; NaN if not known."""
         return float(median(self.decades))
 
     @property
     def slope(self) -> float:
-        """Decades per layer, lower median over draws."""
+        """Decades per layer, lower median over samples."""
         return float(median(self.slopes))
 
     @property
     def loss(self) -> float:
-        """The mean loss over draws, in nats."""
-        return float(np.mean([draw.loss for draw in self.probe.draws]))
+        """The mean loss over samples, in nats."""
+        return float(np.mean([sample.loss for sample in self.probe.samples]))
 
     @cached_property
     def deviations(self) -> FloatArray | None:
-        """(S, M) predicted spreads away from theory."""
+        """(S, M) deviation from theory, in predicted standard deviations."""
         return None if self.prediction is None else np.array([deviation(self.prediction, row) for row in self.profile])
 
     @cached_property
     def theory(self) -> TheoryHere | None:
-        """Theory at the first layer that it speaks of; None where there is none."""
-        prediction, away = self.prediction, self.deviations
+        """Theory at the first layer with a prediction; None if there is no prediction."""
+        prediction, deviations = self.prediction, self.deviations
         at = -1 if prediction is None else first_predicted(prediction)
-        if prediction is None or away is None or at < 0:
+        if prediction is None or deviations is None or at < 0:
             return None
         known = np.isfinite(prediction.decades[:-1])
-        means = median(away, axis=0)
-        worst = int(np.argmax(np.nan_to_num(np.abs(means), nan=-1.0)))
+        medians = median(deviations, axis=0)
+        worst = int(np.argmax(np.nan_to_num(np.abs(medians), nan=-1.0)))
         return TheoryHere(
             self.layers[at].name,
             float(prediction.decades[at]),
             float(median(self.profile[:, at])),
-            float(means[at]),
+            float(medians[at]),
             float(theil_sen(prediction.decades[None, :-1][:, known])[0]),
             float(median(theil_sen(self.profile[:, :-1][:, known]))),
             self.layers[worst].name,
-            float(means[worst]),
+            float(medians[worst]),
         )
 
     @property
     def outputs(self) -> Entries:
-        """Entries of the gradients of all recorded outputs, all draws together."""
-        return add_up([part for draw in self.probe.draws for part in draw.outputs.values()])
+        """Entries of the gradients of all recorded outputs, all samples together."""
+        return add_up([part for sample in self.probe.samples for part in sample.outputs.values()])
 
     @property
     def parameters(self) -> Entries:
-        """Entries of the gradients of all parameters, all draws together."""
-        return add_up([draw.all_parameters for draw in self.probe.draws])
+        """Entries of the gradients of all parameters, all samples together."""
+        return add_up([sample.all_parameters for sample in self.probe.samples])
 
     @property
     def units(self) -> tuple[float, int]:
-        """Dead units, mean over draws, and all units whose activation function was seen."""
-        dead = [sum(dead for dead, _ in draw.units.values()) for draw in self.probe.draws]
-        return float(np.mean(dead)), sum(units for _, units in self.probe.draws[0].units.values())
+        """The number of dead units, mean over samples, and the number of all units with a known activation function."""
+        dead = [sum(dead for dead, _ in sample.units.values()) for sample in self.probe.samples]
+        return float(np.mean(dead)), sum(units for _, units in self.probe.samples[0].units.values())
 
 
 @dataclass(frozen=True)
 class TheoryHere:
-    """Theory beside what was measured, middle of the draws, in decades.
+    """Theory and measurement, median over the samples, in decades.
 
     Args:
-        layer: The layer nearest the input of which theory speaks.
-        predicted: Its gradient norm over the last hidden layer's.
-        measured: The same.
-        away: Predicted spreads between them.
-        slope: Predicted decades per layer, over the layers of which theory speaks.
-        measured_slope: The same.
-        worst: The layer farthest from theory.
-        worst_away: Its predicted spreads.
+        layer: The layer nearest the input that has a prediction.
+        predicted: Its predicted gradient norm over the last hidden layer's.
+        measured: The measured value.
+        away: The deviation of the measurement, in predicted standard deviations.
+        slope: Predicted decades per layer, over the layers with a prediction.
+        measured_slope: The measured value.
+        worst: The layer with the largest deviation.
+        worst_away: Its deviation, in predicted standard deviations.
     """
 
     layer: str
@@ -160,19 +161,26 @@ class TheoryHere:
 
 
 def judge(probe: Probe) -> Judged:
-    """Say what a net at initialisation will have trouble with."""
-    draws = probe.draws
-    run = draws[0].run
-    profile = np.array([_profile(draw) for draw in draws])
-    ratios = [Recording(draw.run).ratio for draw in draws]
+    """Find the faults of a model at initialisation.
+
+    Args:
+        probe: The measurements.
+
+    Returns:
+        The findings, remarks and numbers of the model.
+    """
+    samples = probe.samples
+    run = samples[0].run
+    profile = np.array([_profile(sample) for sample in samples])
+    ratios = [Recording(sample.run).ratio for sample in samples]
     judged = all(ratio is not None for ratio in ratios)
     ends = (ratios[0].first.name, ratios[0].last.name) if judged and ratios[0] is not None else ()
     decades = np.array([math.nan if ratio is None else ratio.typical() for ratio in ratios])
-    fits = [fit_depth(draw.run, ACTIVATION_GRAD) if judged else [] for draw in draws]
+    fits = [fit_depth(sample.run, ACTIVATION_GRAD) if judged else [] for sample in samples]
     slopes = np.array([fit[0].slope.value if fit else math.nan for fit in fits])
-    found = [_nonfinite(draws), _dead(draws), _unused(draws)]
+    found = [_nonfinite(samples), _dead(samples), _unused(samples)]
     if judged:
-        found += [_exploding(draws), _vanishing(draws, decades, ends)]
+        found += [_exploding(samples), _vanishing(samples, decades, ends)]
     order = {kind: i for i, kind in enumerate(KINDS)}
     findings = sorted((f for f in found if f is not None), key=lambda f: order[f.kind])
     main = tuple(run.layers[i] for i in run.main_layers())
@@ -180,11 +188,11 @@ def judge(probe: Probe) -> Judged:
     return Judged(probe, main, profile, decades, ends, slopes, made.prediction, tuple(findings), tuple(_remarks(made)))
 
 
-def _profile(draw: Draw) -> FloatArray:
-    """Return (M,) decades over the last hidden layer with a gradient; of recognised nets, as ``first_profile`` does."""
-    main = draw.run.main_layers()
+def _profile(sample: WeightSample) -> FloatArray:
+    """Return (M,) decades over the last hidden layer with a gradient, NaN where not known."""
+    main = sample.run.main_layers()
     found = np.full(len(main), math.nan)
-    ratio = Recording(draw.run).ratio
+    ratio = Recording(sample.run).ratio
     if ratio is not None:
         found[np.isin(main, ratio.indices)] = ratio.decades[0]
     return found
@@ -193,43 +201,43 @@ def _profile(draw: Draw) -> FloatArray:
 # --- faults -----------------------------------------------------------------------------------------------
 
 
-def _counted(draws: Sequence[Draw], shows: Callable[[int], bool]) -> tuple[int, float]:
-    """Return how many draws show something, 0 where at most half do, and the confidence."""
-    k, n = sum(map(shows, range(len(draws)))), len(draws)
+def _counted(samples: Sequence[WeightSample], shows: Callable[[int], bool]) -> tuple[int, float]:
+    """Return how many samples show a fault (0 if at most half do), and the confidence."""
+    k, n = sum(map(shows, range(len(samples)))), len(samples)
     return (k if 2 * k > n else 0), (k + 1) / (n + 2)
 
 
-def _of_draws(k: int, draws: Sequence[Draw]) -> str:
-    return f"in {k} of {plural(len(draws), 'draw')}"
+def _of_samples(k: int, samples: Sequence[WeightSample]) -> str:
+    return f"in {k} of {plural(len(samples), 'sample of weights', 'samples of weights')}"
 
 
-def _vanishing(draws: Sequence[Draw], decades: FloatArray, ends: tuple[str, ...]) -> Finding | None:
-    k, confidence = _counted(draws, lambda i: bool(decades[i] < VANISH_DECADES))
+def _vanishing(samples: Sequence[WeightSample], decades: FloatArray, ends: tuple[str, ...]) -> Finding | None:
+    k, confidence = _counted(samples, lambda i: bool(decades[i] < VANISH_DECADES))
     if not k:
         return None
     first, last = map(quoted, ends)
     i = int(np.flatnonzero(decades < VANISH_DECADES)[0])
-    ratio = Recording(draws[i].run).ratio
+    ratio = Recording(samples[i].run).ratio
     assert ratio is not None
     low = [
         layer.name for layer, value in zip(ratio.layers[:-1], ratio.decades[0], strict=False) if value < VANISH_DECADES
     ]
     zeros = int(np.isneginf(ratio.decades[0]).sum())
-    said = f"{say_ratio(first, last, float(median(decades)))} {_of_draws(k, draws)}"
+    evidence = f"{say_ratio(first, last, float(median(decades)))} {_of_samples(k, samples)}"
     if zeros:
-        said += f"; exactly 0 at {plural(zeros, 'layer')}, by underflow of float32 or dead units"
+        evidence += f"; exactly 0 at {plural(zeros, 'layer')}, by underflow of float32 or dead units"
     return Finding(
-        "vanishing", tuple(low), (0, 0), said, "first / last hidden below 10^-3 at initialisation",
+        "vanishing", tuple(low), (0, 0), evidence, "first / last hidden below 10^-3 at initialisation",
         "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3",
         "Add batch norm or shortcuts, take ReLU and He initialisation, or use fewer layers.",
         confidence,
     )  # fmt: skip
 
 
-def _exploding(draws: Sequence[Draw]) -> Finding | None:
+def _exploding(samples: Sequence[WeightSample]) -> Finding | None:
     tops, lines, sources = [], [], []
-    for draw in draws:
-        rec = Recording(draw.run)
+    for sample in samples:
+        rec = Recording(sample.run)
         assert rec.ratio is not None
         line, source = allowed_growth(rec, len(rec.ratio.layers))
         early = np.nan_to_num(rec.ratio.decades[0, :-1], nan=-np.inf)
@@ -237,73 +245,76 @@ def _exploding(draws: Sequence[Draw]) -> Finding | None:
         tops.append((float(early[top]), rec.ratio.layers[top].name))
         lines.append(line)
         sources.append(source)
-    k, confidence = _counted(draws, lambda i: tops[i][0] > lines[i])
+    k, confidence = _counted(samples, lambda i: tops[i][0] > lines[i])
     if not k:
         return None
     highest, name = max(tops)
     return Finding(
         "exploding", (name,), (0, 0),
-        f"{say_ratio(quoted(name), 'the last hidden layer', highest)}, at most, {_of_draws(k, draws)}",
+        f"{say_ratio(quoted(name), 'the last hidden layer', highest)}, at most, {_of_samples(k, samples)}",
         f"a growth over depth beyond {say_power(lines[0])}", sources[0], TOO_LARGE, confidence,
     )  # fmt: skip
 
 
-def _nonfinite(draws: Sequence[Draw]) -> Finding | None:
+def _nonfinite(samples: Sequence[WeightSample]) -> Finding | None:
     def shows(i: int) -> bool:
-        draw = draws[i]
-        broken = draw.all_parameters.nonfinite or any(part.nonfinite for part in draw.outputs.values())
-        return bool(draw.broken or broken or not math.isfinite(draw.loss))
+        sample = samples[i]
+        broken = sample.all_parameters.nonfinite or any(part.nonfinite for part in sample.outputs.values())
+        return bool(sample.broken or broken or not math.isfinite(sample.loss))
 
-    k, confidence = _counted(draws, shows)
+    k, confidence = _counted(samples, shows)
     if not k:
         return None
-    draw = draws[next(i for i in range(len(draws)) if shows(i))]
-    wrong = tuple(name for name, part in draw.parameters.items() if part.nonfinite)
-    if draw.broken:
-        said = f"the forward pass breaks: the output of {quoted(draw.broken[0])} is the first with NaN or infinity"
-    elif not math.isfinite(draw.loss):
-        said = f"the loss is {draw.loss}"
+    sample = samples[next(i for i in range(len(samples)) if shows(i))]
+    wrong = tuple(name for name, part in sample.parameters.items() if part.nonfinite)
+    if sample.broken:
+        evidence = (
+            f"the forward pass breaks: the output of {quoted(sample.broken[0])} is the first with NaN or infinity"
+        )
+    elif not math.isfinite(sample.loss):
+        evidence = f"the loss is {sample.loss}"
     else:
-        said = "the backward pass breaks: gradients hold NaN or infinity, the outputs do not"
+        evidence = "the backward pass breaks: gradients hold NaN or infinity, the outputs do not"
     return Finding(
-        "nonfinite", draw.broken or wrong, (0, 0), f"{said} {_of_draws(k, draws)}", "any NaN or infinity",
+        "nonfinite", sample.broken or wrong, (0, 0), f"{evidence} {_of_samples(k, samples)}", "any NaN or infinity",
         "exact: IEEE 754", "Scale the weights down (He initialisation), and look for log, sqrt and division by 0.",
         confidence,
     )  # fmt: skip
 
 
-def _dead(draws: Sequence[Draw]) -> Finding | None:
-    def gone(draw: Draw) -> list[str]:
-        return [name for name, (dead, units) in draw.units.items() if units and dead == units]
+def _dead(samples: Sequence[WeightSample]) -> Finding | None:
+    def dead_layers(sample: WeightSample) -> list[str]:
+        return [name for name, (dead, units) in sample.units.items() if units and dead == units]
 
-    k, confidence = _counted(draws, lambda i: bool(gone(draws[i])))
+    k, confidence = _counted(samples, lambda i: bool(dead_layers(samples[i])))
     if not k:
         return None
-    names = next(found for draw in draws if (found := gone(draw)))
+    names = next(found for sample in samples if (found := dead_layers(sample)))
     return Finding(
         "dead", tuple(names), (0, 0),
-        f"behind {say_layers(tuple(names))} every unit is 0 for every example {_of_draws(k, draws)}",
+        f"after {say_layers(tuple(names))} every unit is 0 for every example {_of_samples(k, samples)}",
         "all units of a layer dead in the whole batch", "exact: a unit that is 0 passes no gradient to its weights",
-        "Look at biases and at the scale of the input; LeakyReLU or GELU in place of ReLU keeps a slope everywhere.",
+        "Check the biases and the scale of the input; LeakyReLU or GELU instead of ReLU have a slope everywhere.",
         confidence,
     )  # fmt: skip
 
 
-def _unused(draws: Sequence[Draw]) -> Finding | None:
-    always = set.intersection(*(set(draw.unused) for draw in draws))
+def _unused(samples: Sequence[WeightSample]) -> Finding | None:
+    always = set.intersection(*(set(sample.unused) for sample in samples))
     if not always:
         return None
-    names = tuple(name for name in draws[0].unused if name in always)
+    names = tuple(name for name in samples[0].unused if name in always)
     return Finding(
         "unused", names, (0, 0), f"no gradient reaches {plural(len(names), 'parameter')}: {say_parameters(names)}",
-        "no gradient in any draw", "exact: autograd leaves .grad at None where no path leads from the loss",
-        "Use the layer's output in the loss (look for detach and branches not taken), or take the layer out.",
-        (len(draws) + 1) / (len(draws) + 2),
+        "no gradient in any sample of weights", "exact: autograd leaves .grad at None without a path from the loss",
+
+        "Use the layer's output in the loss (look for detach and branches not taken), or remove the layer.",
+        (len(samples) + 1) / (len(samples) + 2),
     )  # fmt: skip
 
 
 def say_parameters(names: Sequence[str]) -> str:
-    """Name parameters by the modules that hold them, by outer ones where there are many."""
+    """Name parameters by their modules; by outer modules if there are many."""
     owners: list[str] = []
     for parts in (1, 2, 3, 99):
         cut = [name.rsplit(".", min(parts, name.count(".")))[0] if "." in name else name for name in names]
@@ -320,65 +331,72 @@ def say_parameters(names: Sequence[str]) -> str:
 
 
 def _remarks(judged: Judged) -> list[str]:
-    draws, said = judged.probe.draws, list[str]()
-    first = draws[0]
-    if first.redrawn:
-        said.append(
-            f"the weights of {quoted(first.redrawn)}, the output layer, are all 0, so that in the first step no "
-            "gradient comes through it; all but the loss is shown for PyTorch's default weights there"
+    samples, remarks = judged.probe.samples, list[str]()
+    first = samples[0]
+    if first.reinitialised:
+        remarks.append(
+            f"the weights of {quoted(first.reinitialised)}, the output layer, are all 0 and pass no gradient in the "
+            "first step; everything but the loss is measured with PyTorch's default weights there"
         )
     if text := say_loss(judged):
-        said.append(text)
+        remarks.append(text)
     dead = [(d / n, name) for name, (d, n) in first.units.items() if n and MOST_DEAD <= d / n < 1]
     if dead:
         share, name = max(dead)
-        said.append(
-            f"{share:.0%} of the units behind {quoted(name)} are dead, at least half at {plural(len(dead), 'layer')}"
+        remarks.append(
+            f"{share:.0%} of the units after {quoted(name)} are dead; {plural(len(dead), 'layer')} with at least half "
+            "dead units"
         )
     theory = judged.theory
     if theory is not None and abs(theory.worst_away) > APART:
-        said.append(
-            f"{quoted(theory.worst)} is {theory.worst_away:+.1f} predicted spreads away from theory: other weights "
-            "than it takes them for, or another build"
+        side = "above" if theory.worst_away > 0 else "below"
+        remarks.append(
+            f"{quoted(theory.worst)} is {abs(theory.worst_away):.1f} standard deviations {side} theory: the weights or "
+            "the structure differ from the theory's assumptions"
         )
     if text := say_scale(judged.outputs + judged.parameters):
-        said.append(text)
-    return said
+        remarks.append(text)
+    return remarks
 
 
 def say_loss(judged: Judged) -> str:
-    """Say why the loss is not ln(classes), if it is not."""
-    draw = judged.probe.draws[0]
-    above = judged.loss - draw.expected_loss
+    """Explain a loss above ln(classes); "" if there is nothing to explain."""
+    sample = judged.probe.samples[0]
+    above = judged.loss - sample.expected_loss
     if not above > LOSS_APART:
         return ""
-    spread = float(np.sqrt(np.mean([d.spread**2 for d in judged.probe.draws])))
-    text = f"the loss starts {above:.2g} nats above ln({max(draw.scores, 2)})"
-    if draw.scores > 1:
-        text += f": an example's scores differ by {spread:.2g} (standard deviation), and know nothing yet"
+    spread = float(np.sqrt(np.mean([d.spread**2 for d in judged.probe.samples])))
+    text = f"the loss starts {above:.2g} nats above ln({max(sample.scores, 2)})"
+    if sample.scores > 1:
+        text += f": the scores of an example have a standard deviation of {spread:.2g} before any training"
     return f"{text}; scale the output layer down, or normalise before it"
 
 
 def say_scale(entries: Entries) -> str:
-    """Say what float16 loses of the entries without a loss scale, and which power of two keeps it; "" if little."""
+    """Describe the entries that float16 loses without a loss scale, and the scale that keeps them; "" for few."""
     if not entries.known or entries.share_below(FP16_LOST) <= FP16_MANY:
         return ""
     power, lifted = loss_scale(entries)
     lost = f"float16 rounds {say_share(entries.share_below(FP16_LOST))} of the gradients' entries to 0"
     if lifted >= LIFTED:
         return f"{lost}; a loss scale of 2^{power} lifts {100 * LIFTED:.1f} % of all into its normal range"
-    gone = say_share(entries.share_below(FP16_LOST - power))
+    remaining = say_share(entries.share_below(FP16_LOST - power))
     return (
-        f"{lost}, and with the largest loss scale that the largest entry bears, 2^{power}, still {gone}: bfloat16 has "
-        "the range"
+        f"{lost}, and still {remaining} with the largest loss scale that does not overflow, 2^{power}: bfloat16 has "
+        "enough range"
     )
 
 
 def loss_scale(entries: Entries) -> tuple[int, float]:
-    """Return the least power of two by which enough entries come into float16's normal range, and their share.
+    """Choose a loss scale for float16.
 
-    The largest entry times the scale stays below 2^15, and so below float16's largest number; where that leaves too
-    many under the range, it is the largest such power.
+    Args:
+        entries: The sizes of the gradients' entries.
+
+    Returns:
+        The smallest power of two that lifts enough entries into float16's normal range, and the share of entries in
+        that range. The largest entry times the scale stays below 2^15, and so below float16's largest number; if this
+        leaves too many entries below the range, the power is the largest one that is allowed.
     """
     top = entries.largest
     most = 0 if top is None else max(min(FP16_TOP - top, FP16_NORMAL - BF16_NORMAL), 0)
@@ -390,11 +408,11 @@ def loss_scale(entries: Entries) -> tuple[int, float]:
 
 
 def say_verdict(judged: Judged) -> str:
-    """Say in a sentence what becomes of the net."""
+    """Return the verdict in a sentence."""
     kinds = [finding.kind for finding in judged.findings]
     if not kinds or kinds == ["unused"]:
         if not judged.ends:
-            text = "no fault is seen; with fewer than three layers there is no way back to be judged"
+            text = "no fault is found; a backward pass through fewer than three layers cannot be judged"
         else:
             text = f"looks trainable; {say_fate(judged.ratio)}"
         return f"{text}; but {judged.findings[0].evidence}" if kinds else text

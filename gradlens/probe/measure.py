@@ -1,4 +1,4 @@
-"""Probe a net before it is trained: one backward pass through each of several draws of its weights, recorded."""
+"""Probe a model before training: record one backward pass for each of several samples of its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
 from gradlens.models import build_model
 from gradlens.probe.histograms import Counting, count_entries
-from gradlens.probe.plan import DEFAULT_CLASSES, INPUT_TIP, Draw, Entries, Input, Probe, ProbePlan, add_up
+from gradlens.probe.plan import DEFAULT_CLASSES, INPUT_TIP, Entries, Input, Probe, ProbePlan, WeightSample, add_up
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name, own_parameters
 from gradlens.run import Run
@@ -37,31 +37,34 @@ METRICS = (
     "nonfinite_count",
 )
 NOISE_SEED = 20
-"""Of the inputs, which are the same for each draw of weights."""
+"""Seed of the inputs, which are the same for every sample of weights."""
 TORCHVISION_SIDES = {"inception_v3": 299}
 Batch = tuple[Tensor, Tensor | None]
 """Inputs, and labels where the data has any."""
 
 
-def probe(plan: ProbePlan, on_draw: Callable[[int], None] = lambda n: None) -> Probe:
-    """Probe a net; nothing is written, and all random generators are left as they were.
+def probe(plan: ProbePlan, on_sample: Callable[[int], None] = lambda n: None) -> Probe:
+    """Probe a model; nothing is written, and the states of all random generators are restored.
 
     Args:
         plan: What to probe.
-        on_draw: Told the number of draws done.
+        on_sample: Called with the number of finished samples.
+
+    Returns:
+        The measurements of every sample of weights.
 
     Raises:
         GradlensError: The model cannot be built, or cannot take the input.
     """
     before = read_generators()
     try:
-        return _probe(plan, on_draw)
+        return _probe(plan, on_sample)
     finally:
         restore_generators(before)
 
 
-def _probe(plan: ProbePlan, on_draw: Callable[[int], None]) -> Probe:
-    draws: list[Draw] = []
+def _probe(plan: ProbePlan, on_sample: Callable[[int], None]) -> Probe:
+    samples: list[WeightSample] = []
     batch: Batch | None = None
     for seed in plan.seeds:
         started = time.perf_counter()
@@ -73,9 +76,9 @@ def _probe(plan: ProbePlan, on_draw: Callable[[int], None]) -> Probe:
         if batch is None:
             plan = plan.filled(plan.input or suitable_input(plan, model))
             batch = make_noise(plan, model)
-        draws.append(_draw(plan, model, batch, seed, started))
-        on_draw(len(draws))
-    return Probe(plan, tuple(draws))
+        samples.append(_measure_sample(plan, model, batch, seed, started))
+        on_sample(len(samples))
+    return Probe(plan, tuple(samples))
 
 
 def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
@@ -101,7 +104,15 @@ def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
 
 
 def suitable_input(plan: ProbePlan, model: nn.Module) -> Input:
-    """Return an input that suits a model: 3x64x64, of torchvision 3x224x224; of factories by the first layer."""
+    """Return an input that suits a model.
+
+    Args:
+        plan: Names the model and its source.
+        model: The model.
+
+    Returns:
+        3x64x64 for the registry, 3x224x224 for torchvision; for other models by the first layer.
+    """
     if plan.spec.source == "torchvision":
         side = TORCHVISION_SIDES.get(plan.spec.location, 224)
         return Input((3, side, side))
@@ -111,7 +122,7 @@ def suitable_input(plan: ProbePlan, model: nn.Module) -> Input:
 
 
 def first_input(model: nn.Module) -> Input | None:
-    """Return the input that the layer registered first would take; None where it does not tell."""
+    """Return an input for the layer that was registered first; None if the layers do not determine it."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.in_features:
             return Input((module.in_features,))
@@ -126,7 +137,15 @@ def first_input(model: nn.Module) -> Input | None:
 
 
 def make_noise(plan: ProbePlan, model: nn.Module) -> Batch:
-    """Draw inputs from Normal(0, 1), or tokens evenly; the same for each draw of weights."""
+    """Sample inputs from Normal(0, 1), or tokens uniformly; they are the same for every sample of weights.
+
+    Args:
+        plan: Input and batch size, filled in.
+        model: Its first embedding gives the vocabulary if the plan does not.
+
+    Returns:
+        Inputs (B, *shape), and None for the labels.
+    """
     form, count = plan.input, plan.batch_size
     assert form is not None
     assert count is not None
@@ -153,15 +172,15 @@ def _load(plan: ProbePlan) -> tuple[ProbePlan, Batch, int]:
     return plan, (images, labels), len(data.classes)
 
 
-# --- one draw ---------------------------------------------------------------------------------------------
+# --- one sample of weights --------------------------------------------------------------------------------
 
 
-def _draw(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: float) -> Draw:
+def _measure_sample(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: float) -> WeightSample:
     inputs, labels = batch
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         with torch.no_grad():
-            _forward(plan, model, inputs)  # lazy modules take their shapes
-    redrawn, first_loss = _redraw_head(plan, model, batch)
+            _forward(plan, model, inputs)  # lazy modules get their shapes in the first pass
+    reinitialised, first_loss = _reinitialise_head(plan, model, batch)
     layers = choose_layers(model)
     sink, counting = ListSink(), Counting(layers)
     recorder = Recorder(
@@ -178,14 +197,14 @@ def _draw(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: f
         if plan.classes and scores.shape[1] != plan.classes:
             raise ModelError(
                 f"{plan.model} gives {scores.shape[1]} scores for {plan.classes} classes",
-                tip="a factory that takes num_classes is told the number",
+                tip="a factory with a parameter num_classes gets the number",
             )
         loss = find_loss(scores, labels)
         _backward(plan, loss)
         recorder.step(loss=loss.detach())
     names = _names(model)
     graded = {id(p): count_entries(p.grad) for p in model.parameters() if p.grad is not None}
-    return Draw(
+    return WeightSample(
         run=_run(sink, plan, seed),
         loss=float(loss.detach()) if first_loss is None else first_loss,
         scores=scores.shape[1],
@@ -201,16 +220,16 @@ def _draw(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: f
         numel=sum(p.numel() for p, _ in names.values()),
         tensors=len(names),
         seconds=time.perf_counter() - started,
-        redrawn=redrawn,
+        reinitialised=reinitialised,
     )
 
 
 @torch.no_grad()
-def _redraw_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple[str, float | None]:
-    """Give an output layer whose weights are all 0 PyTorch's default ones, where they hide the net behind them.
+def _reinitialise_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple[str, float | None]:
+    """Initialise an output layer whose weights are all 0 by PyTorch's default, because it blocks every gradient.
 
     Returns:
-        Its name, and the loss before; or "" and None.
+        The layer's name and the loss before; or "" and None if there is no such layer.
     """
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear or bool(linear[-1][1].weight.any()):
@@ -224,7 +243,7 @@ def _redraw_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple[str, 
 
 
 def _names(model: nn.Module) -> dict[int, tuple[nn.Parameter, list[str]]]:
-    """Return each parameter once, with all its names."""
+    """Return each parameter once, with all of its names."""
     found: dict[int, tuple[nn.Parameter, list[str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), (parameter, []))[1].append(clean_name(name))
@@ -253,7 +272,7 @@ def _run(sink: ListSink, plan: ProbePlan, seed: int) -> Run:
 
 
 def _config(plan: ProbePlan, model: nn.Module) -> dict[str, Any]:
-    """Return what theory has to be told of the net, as the configuration of a run would."""
+    """Return the part of a run's configuration that the theory needs."""
     assert plan.input is not None
     shape = plan.input.shape
     config: dict[str, Any] = {"batch_size": plan.batch_size}
@@ -264,11 +283,11 @@ def _config(plan: ProbePlan, model: nn.Module) -> dict[str, Any]:
     return config | describe_stack(model)
 
 
-# --- forwards and backwards -------------------------------------------------------------------------------
+# --- forward and backward pass ----------------------------------------------------------------------------
 
 
 def _forward(plan: ProbePlan, model: nn.Module, inputs: Tensor) -> Any:
-    """Run a model; whatever it raises becomes one line that says where, what was expected, and what to try."""
+    """Run a model; turn any exception into an error of one line with the place, the input and a tip."""
     try:
         return model(inputs)
     except GradlensError:
@@ -283,7 +302,7 @@ def _forward(plan: ProbePlan, model: nn.Module, inputs: Tensor) -> Any:
 
 @torch.no_grad()
 def _where(model: nn.Module, inputs: Tensor) -> str:
-    """Find, by a second pass, the module in which a model fails, and say what it is and what it got."""
+    """Find the module in which a model fails by a second pass; return its name, kind and input shapes."""
     entered: list[tuple[str, nn.Module, Any]] = []
     handles = []
     for name, module in model.named_modules():
@@ -321,12 +340,15 @@ def _reason(error: Exception) -> str:
 
 
 def find_scores(output: Any, plan: ProbePlan) -> Tensor:
-    """Return a model's scores as (N, C), one row per example, token or place.
+    """Return a model's scores as (N, C), one row per example, token or position.
 
-    Taken are (B, C); (B, T, C), as of language models; (B, C, H, W), as of segmentation; (B,) as one logit each.
+    Args:
+        output: The model's output: scores (B, C); (B, T, C) of a language model; (B, C, H, W) of a segmentation model;
+            or (B,), one logit each.
+        plan: Names the model in the error.
 
     Raises:
-        ModelError: It gave something else.
+        ModelError: The output has another form.
     """
     found = find_output(output)
     if isinstance(found, Tensor) and found.is_floating_point() and found.numel():
@@ -340,12 +362,17 @@ def find_scores(output: Any, plan: ProbePlan) -> Tensor:
     raise ModelError(
         f"{plan.model} gave {shown}; expected scores: (batch, classes), (batch, length, classes), or (batch, classes, "
         "height, width)",
-        tip="a factory may wrap the model so that it puts out its scores",
+        tip="a factory can wrap the model so that its output is the scores",
     )
 
 
 def find_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the mean cross-entropy; without labels, against all classes in turn, which are unrelated to the input."""
+    """Return the mean cross-entropy.
+
+    Args:
+        scores: (N, C).
+        labels: (N,); None for labels that run through all classes and are independent of the input.
+    """
     count, classes = scores.shape
     if labels is None or len(labels) != count:
         labels = torch.arange(count) % max(classes, 2)
@@ -358,7 +385,14 @@ def find_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def describe_stack(model: nn.Module) -> dict[str, str]:
-    """Return activation and norm of a plain ``Sequential`` of layers that are all alike, for theory; else nothing."""
+    """Describe a uniform ``Sequential`` stack for the theory.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        ``activation`` and ``norm`` of a ``Sequential`` whose layers are all followed by the same modules; else nothing.
+    """
     leaves = _leaves(model)
     leaves = [m for m in leaves if not isinstance(m, nn.Flatten | nn.Identity)]
     at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -377,7 +411,7 @@ def describe_stack(model: nn.Module) -> dict[str, str]:
 
 
 def _leaves(module: nn.Module) -> list[nn.Module]:
-    """Return what nested containers hold, in order; other modules are kept whole."""
+    """Return the modules in nested ``Sequential`` containers, in order."""
     if type(module) is nn.Sequential:
         return [leaf for child in module for leaf in _leaves(child)]
     return [module]

@@ -1,6 +1,7 @@
-"""What a probe was asked for and what it found: the shared language of those who measure, judge and show it.
+"""Data classes of a probe: what to probe, and what was measured.
 
-Shapes: M main layers, L layers. A probe is one backward pass of a net at initialisation, for each of several draws.
+A probe is one backward pass of a model at initialisation, for each of several samples of its weights. Shapes: M main
+layers, L layers.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from gradlens.run import Run
 from gradlens.specs import ModelSpec, parse_data, parse_model
 
 FP16_NORMAL, FP16_LOST, BF16_NORMAL = -14, -25, -126
-"""Powers of two: float16's smallest normal number 2^-14 = 6.1e-5; what is below half its smallest number of all,
-2^-24 = 6.0e-8, rounds to 0; bfloat16's smallest normal number 2^-126 = 1.2e-38, as float32's. Source: IEEE 754-2019,
-sec. 3.3; bfloat16 has float32's exponent."""
+"""Powers of two. The smallest normal number of float16 is 2^-14 = 6.1e-5. Numbers below 2^-25, half of the smallest
+float16 number 2^-24 = 6.0e-8, round to 0. The smallest normal number of bfloat16 and float32 is 2^-126 = 1.2e-38.
+Source: IEEE 754-2019, sec. 3.3; bfloat16 has float32's exponent."""
 FP16_TOP = 15
-"""float16's largest number 65504 is above 2^15."""
+"""Power of two below float16's largest number, 65504 > 2^15."""
 BIAS, BROKEN = 127, 255
-"""Of float32's exponents: what is added to them, and the one that means NaN or infinity (IEEE 754-2019, sec. 3.4)."""
+"""Bias of float32's exponents, and the exponent of NaN and infinity (IEEE 754-2019, sec. 3.4)."""
 DEFAULT_CLASSES = 10
 SMALL, SMALL_BATCH, LARGE_BATCH = 50_000, 32, 4
-"""Numbers in an input up to which it is small; examples in a batch of small inputs, and of large ones."""
+"""Largest number of elements of a small input; batch sizes for small and for large inputs."""
 DEFAULT_SEEDS = (0, 1, 2)
 NORMS = ("batch", "none")
 INPUT_TIP = "--input CxHxW for images, LENGTH for vectors, long:LENGTH or long:LENGTH:VOCABULARY for tokens"
@@ -39,12 +40,12 @@ INPUT_TIP = "--input CxHxW for images, LENGTH for vectors, long:LENGTH or long:L
 
 @dataclass(frozen=True)
 class Input:
-    """One example's form.
+    """The form of one example.
 
     Args:
-        shape: Without the batch.
-        tokens: Whole numbers instead of normal noise.
-        vocabulary: Tokens are below it; 0 where the model's first embedding is to say it.
+        shape: Its shape, without the batch.
+        tokens: Whether the input is whole numbers instead of normal noise.
+        vocabulary: Tokens are below this number; 0 takes the size of the model's first embedding.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +54,11 @@ class Input:
 
     @property
     def numel(self) -> int:
-        """Numbers in an example."""
+        """The number of elements of an example."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        """Return it as ``--input`` takes it."""
+        """Return the form in the notation of ``--input``."""
         text = "x".join(map(str, self.shape))
         return text if not self.tokens else f"long:{text}" + (f":{self.vocabulary}" if self.vocabulary else "")
 
@@ -65,8 +66,11 @@ class Input:
 def parse_input(text: str) -> Input:
     """Read an input's form: ``3x224x224``, ``784``, ``long:32`` (tokens) or ``long:32:50257`` (with a vocabulary).
 
+    Args:
+        text: The value of ``--input``.
+
     Raises:
-        ConfigError: It is none, or holds a 0.
+        ConfigError: The text has another form, or a size is 0 or too large.
     """
     match = re.fullmatch(r"(?:(long):)?(\d+(?:x\d+)*)(?::(\d+))?", text.strip().lower())
     if match is None or (match[3] and not match[1]):
@@ -85,14 +89,14 @@ class ProbePlan:
     """What to probe.
 
     Args:
-        model: Its name, as ``gradlens run`` takes it.
-        input: None for what suits the model.
-        classes: Outputs; None for 10, those of the data, or whatever a factory gives.
-        batch_size: None for 32, or 4 of large inputs.
-        seeds: Of the draws of weights.
-        init: Of plain and residual nets.
-        shortcut: Of residual nets.
-        data: A SPEC as ``gradlens run`` takes it; None for noise.
+        model: The model's name, as for ``gradlens run``.
+        input: The form of the input; None chooses one that suits the model.
+        classes: The number of outputs; None for 10, the classes of the data, or the outputs of a factory's model.
+        batch_size: Examples in the batch; None for 32, or 4 for large inputs.
+        seeds: One seed per sample of weights.
+        init: Initialisation of plain and residual models.
+        shortcut: Shortcut option of residual models.
+        data: A SPEC as for ``gradlens run``; None for noise.
     """
 
     model: str
@@ -113,15 +117,15 @@ class ProbePlan:
             parse_data(self.data)
             given = self.input
             if given and (given.tokens or len(given.shape) != 3 or given.shape[0] != 3 or len({*given.shape[1:]}) > 1):
-                raise ConfigError(f"--data gives square pictures in colour: --input 3xSxS, not {given}")
+                raise ConfigError(f"--data gives square colour images: --input 3xSxS, not {given}")
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's name, taken apart."""
+        """The parsed name of the model."""
         return parse_model(self.model)
 
     def filled(self, form: Input) -> ProbePlan:
-        """Fill in an input's form, and the batch that suits it."""
+        """Return the plan with this form of input and a suitable batch size."""
         batch = self.batch_size or (SMALL_BATCH if form.numel <= SMALL else LARGE_BATCH)
         return replace(self, input=form, batch_size=batch)
 
@@ -135,18 +139,18 @@ def make_plans(
     shortcuts: Sequence[str] = (),
     base: ProbePlan,
 ) -> list[ProbePlan]:
-    """Return a plan for each combination of what was listed.
+    """Return a plan for each combination of the listed values.
 
     Args:
         model: A model's name; or ``plain`` or ``resnet``, with depths.
-        depths: Weighted layers; of plain and resnet.
-        norms: Of "batch" and "none".
-        inits: Of "he" and "default".
-        shortcuts: Of "A" and "B".
-        base: All the rest.
+        depths: Numbers of weighted layers, only for ``plain`` and ``resnet``.
+        norms: Values out of "batch" and "none".
+        inits: Values out of "he" and "default".
+        shortcuts: Values out of "A" and "B".
+        base: The plan that holds all other values.
 
     Raises:
-        ConfigError: An option does not go with the model, or there is no such net.
+        ConfigError: An option does not suit the model, or there is no such model.
     """
     for key, values, known in (("norm", norms, NORMS), ("init", inits, INITS), ("shortcut", shortcuts, SHORTCUTS)):
         for value in values:
@@ -185,10 +189,17 @@ def _names(model: str, family: str, spec: ModelSpec | None, depths: Sequence[int
 
 
 def parse_list(text: str | None, option: str) -> tuple[str, ...]:
-    """Split ``he,default``; nothing where the option was not given.
+    """Split a list such as ``he,default``.
+
+    Args:
+        text: The option's value; None if it was not given.
+        option: The option's name, for the error.
+
+    Returns:
+        The parts; none for None.
 
     Raises:
-        ConfigError: A part is empty or stands there twice.
+        ConfigError: A part is empty or repeated.
     """
     if text is None:
         return ()
@@ -199,10 +210,10 @@ def parse_list(text: str | None, option: str) -> tuple[str, ...]:
 
 
 def parse_depths(text: str | None) -> tuple[int, ...]:
-    """Read ``18,34,56``.
+    """Read depths such as ``18,34,56``.
 
     Raises:
-        ConfigError: A part is no whole number.
+        ConfigError: A part is not a whole number.
     """
     parts = parse_list(text, "--depths")
     if wrong := [part for part in parts if not part.isdecimal()]:
@@ -215,11 +226,11 @@ def parse_depths(text: str | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Entries:
-    """How large the single numbers of a gradient are.
+    """Histogram of the sizes of a gradient's entries.
 
     Args:
-        zeros: Those that are exactly 0.
-        exponents: (256,) of the others, how many have each exponent of float32: 0 below 2^-126, e in 1 to 254 from
+        zeros: Number of entries that are exactly 0.
+        exponents: (256,) number of other entries for each float32 exponent: 0 below 2^-126, e in 1 to 254 from
             2^(e - 127) to twice that, 255 NaN or infinite.
     """
 
@@ -227,66 +238,67 @@ class Entries:
     exponents: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
 
     def __add__(self, other: Entries) -> Entries:
-        """Return both together."""
+        """Return the sum of two histograms."""
         return Entries(self.zeros + other.zeros, self.exponents + other.exponents)
 
     @property
     def total(self) -> int:
-        """All entries."""
+        """Number of all entries."""
         return self.zeros + int(self.exponents.sum())
 
     @property
     def nonfinite(self) -> int:
-        """NaN and infinite entries."""
+        """Number of NaN and infinite entries."""
         return int(self.exponents[BROKEN])
 
     @property
     def known(self) -> int:
-        """Entries that are finite and not 0."""
+        """Number of entries that are finite and not 0."""
         return int(self.exponents[:BROKEN].sum())
 
     def below(self, power: int) -> int:
-        """Return how many entries that are not 0 are smaller than 2^power; a power of at least -126."""
+        """Return the number of nonzero entries smaller than 2^power, for a power of at least -126."""
         return int(self.exponents[: max(power + BIAS, 0)].sum()) if power < 128 else self.known
 
     def share_below(self, power: int) -> float:
-        """Return their share among the entries that are finite and not 0; NaN where there are none."""
+        """Return the share of these entries among the finite nonzero entries; NaN if there are none."""
         return self.below(power) / self.known if self.known else math.nan
 
     @property
     def largest(self) -> int | None:
-        """The power of two just above the largest finite entry; None where all are 0."""
+        """The power of two just above the largest finite entry; None if all are 0."""
         found = np.flatnonzero(self.exponents[:BROKEN])
         return int(found[-1]) - BIAS + 1 if len(found) else None
 
 
 def add_up(parts: Sequence[Entries]) -> Entries:
-    """Return all of them together."""
+    """Return the sum of several histograms."""
     return sum(parts, Entries())
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One net as drawn with one seed, and one backward pass through it.
+class WeightSample:
+    """A model with weights sampled from one seed, and one backward pass through it.
 
     Args:
-        run: What the recorder found, one row.
+        run: What the recorder measured, one row.
         loss: Mean cross-entropy against labels that are independent of the input, in nats.
-        scores: Classes that the model gives a score; 1 where it gives a single logit.
+        scores: Number of classes with a score; 1 for a single logit.
         spread: Standard deviation of an example's scores over the classes, root mean square over examples.
         outputs: Layer to the entries of dLoss/d(output).
         parameters: Layer (norm layers too) to the entries of dLoss/d(parameters).
-        all_parameters: Those of all parameters, shared ones once.
-        units: Layer to (dead, all): channels behind its activation function that are 0 for every example and place.
-        broken: Layers whose output holds NaN or infinity, first one first.
+        all_parameters: The entries of all parameters; shared parameters count once.
+        units: Layer to (dead, all) channels after its activation function. A dead channel is 0 for every example and
+            position.
+        broken: Layers whose output holds NaN or infinity, in order of execution.
         unused: Parameters that no gradient reaches.
-        frozen: Parameters of which none is asked for.
+        frozen: Parameters with ``requires_grad=False``.
         shared: Groups of names of one parameter.
-        numel: Elements of all parameters, shared ones once.
-        tensors: Number of parameters, shared ones once.
-        seconds: That it took.
-        redrawn: An output layer whose weights were all 0, so that no gradient comes through it in the first step; ""
-            where there is none. All but the loss is then of the net with PyTorch's default weights in it.
+        numel: Elements of all parameters; shared parameters count once.
+        tensors: Number of parameters; shared parameters count once.
+        seconds: Duration.
+        reinitialised: Name of an output layer whose weights were all 0; "" if there is none. Such a layer passes no
+            gradient in the first step, so everything except the loss is measured with PyTorch's default weights in it.
     """
 
     run: Run
@@ -304,27 +316,27 @@ class Draw:
     numel: int
     tensors: int
     seconds: float
-    redrawn: str = ""
+    reinitialised: str = ""
 
     @property
     def expected_loss(self) -> float:
-        """The loss of a net that knows nothing and says so: ln(classes); ln(2) of a single logit."""
+        """The loss of a model that gives all classes equal scores: ln(classes); ln(2) for a single logit."""
         return math.log(max(self.scores, 2))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A net at initialisation.
+    """The measurements of a model at initialisation.
 
     Args:
-        plan: What was probed, with nothing left to choose.
-        draws: One per seed.
+        plan: What was probed; input and batch size are filled in.
+        samples: One sample of weights per seed.
     """
 
     plan: ProbePlan
-    draws: tuple[Draw, ...]
+    samples: tuple[WeightSample, ...]
 
     @property
     def seconds(self) -> float:
-        """That all draws took."""
-        return sum(draw.seconds for draw in self.draws)
+        """Duration of all samples."""
+        return sum(sample.seconds for sample in self.samples)

@@ -1,8 +1,8 @@
-"""Build the settings of known laws, and measure each with the recorder.
+"""Measure known laws with the recorder, in the settings for which they hold.
 
-Draws are seeded, so that a result is the same each time on one machine. They are so many that with any other seeds a
-right recorder would fail less than once in a thousand times: over repeated runs each tolerance was about 4 or more
-standard deviations away from the mean of what was measured.
+Random numbers are seeded, so results are the same each time on one machine. There are enough samples that a correct
+recorder fails with other seeds less than once in a thousand times: in repeated runs each tolerance was about 4 or more
+standard deviations from the mean measurement.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ Loss = Callable[[], Tensor]
 
 
 def verify() -> Iterator[Check]:
-    """Measure every law, one after the other; half a minute on two cores."""
+    """Measure every law, one after the other, in about half a minute on two cores.
+
+    Yields:
+        A check per law and setting: prediction, measurement and tolerance.
+    """
     with torch.random.fork_rng(devices=[]):
         for number, setting in enumerate(SETTINGS):
             torch.manual_seed(number)
@@ -48,7 +52,7 @@ def _measure(
     metric: str = "activation_grad_norm",
     layers: LayerChoice = None,
 ) -> FloatArray:
-    """Return what the recorder finds at each of several backward passes, (T, L)."""
+    """Return what the recorder measures in each of several backward passes, (T, L)."""
     sink = ListSink()
     recorder = Recorder(net, sink, metrics=[metric], layers=layers, on_error="raise")
     with recorder:
@@ -60,7 +64,7 @@ def _measure(
 
 
 def _stack(width: int, depth: int, activation: Activation, *, norm: bool = False) -> nn.Sequential:
-    """Make a stack of linear layers of one width, each followed by batch norm and ReLU, as asked for."""
+    """Make a stack of linear layers of one width, each followed by batch norm and ReLU if asked for."""
     modules: list[nn.Module] = []
     for _ in range(depth):
         modules.append(nn.Linear(width, width, bias=not norm))
@@ -72,8 +76,8 @@ def _stack(width: int, depth: int, activation: Activation, *, norm: bool = False
 
 
 @torch.no_grad()
-def _draw(net: nn.Module, init: str) -> None:
-    """Draw all weights of linear layers anew: "he" with biases 0, or "default"."""
+def _initialise(net: nn.Module, init: str) -> None:
+    """Initialise all linear layers anew: "he" with biases 0, or "default"."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             if init == "he":
@@ -84,13 +88,13 @@ def _draw(net: nn.Module, init: str) -> None:
                 module.reset_parameters()
 
 
-def _sent_back(net: nn.Module, init: str, batch: int, width: int, drawn: int = 1) -> Loss:
-    """Return a loss whose gradient at the output is Normal; every ``drawn``-th time with new weights."""
+def _normal_gradient(net: nn.Module, init: str, batch: int, width: int, interval: int = 1) -> Loss:
+    """Return a loss whose gradient at the output is Normal(0, 1); weights are sampled every ``interval`` calls."""
     calls = iter(range(10**9))
 
     def loss() -> Tensor:
-        if next(calls) % drawn == 0:
-            _draw(net, init)
+        if next(calls) % interval == 0:
+            _initialise(net, init)
         out = net(torch.randn(batch, width))
         total: Tensor = (out * torch.randn_like(out)).sum()
         return total
@@ -99,7 +103,7 @@ def _sent_back(net: nn.Module, init: str, batch: int, width: int, drawn: int = 1
 
 
 def _mean_ratio(norms: FloatArray) -> float:
-    """Return the root mean square, over draws and layers, of a layer's norm over the next one's."""
+    """Return the root mean square over samples and layers of a layer's norm over the next layer's."""
     return float(np.sqrt(np.mean((norms[:, :-1] / norms[:, 1:]) ** 2)))
 
 
@@ -108,7 +112,7 @@ def _mean_ratio(norms: FloatArray) -> float:
 
 def _ratios() -> Iterator[Check]:
     """Glorot & Bengio 2010; He et al. 2015."""
-    width, depth, batch, draws = 512, 10, 32, 12
+    width, depth, batch, samples = 512, 10, 32, 12
     for title, source, init, activation in (
         ("norm per layer, linear, default init", "Glorot & Bengio 2010", "default", "linear"),
         ("norm per layer, ReLU, default init", "Glorot & Bengio 2010", "default", "relu"),
@@ -117,50 +121,50 @@ def _ratios() -> Iterator[Check]:
         act: Activation = "relu" if activation == "relu" else "linear"
         variance = he_variance(width) if init == "he" else default_variance(width)
         net = _stack(width, depth, act)
-        norms = _measure(net, [_sent_back(net, init, batch, width)] * draws)
-        said = f"width {width}, depth {depth}, {draws} draws"
-        yield Check(title, source, said, norm_ratio(width, variance, act), _mean_ratio(norms), 0.01)
+        norms = _measure(net, [_normal_gradient(net, init, batch, width)] * samples)
+        setting = f"width {width}, depth {depth}, {samples} samples"
+        yield Check(title, source, setting, norm_ratio(width, variance, act), _mean_ratio(norms), 0.01)
 
 
 def _relu_growth() -> Iterator[Check]:
     """Yang et al. 2019, for a large batch."""
-    width, depth, batch, draws = 1024, 7, 512, 2
+    width, depth, batch, samples = 1024, 7, 512, 2
     net = _stack(width, depth, "relu", norm=True)
-    norms = _measure(net, [_sent_back(net, "he", batch, width)] * draws)
-    said = f"width {width}, batch {batch}, inner layers, {draws} draws"
+    norms = _measure(net, [_normal_gradient(net, "he", batch, width)] * samples)
+    setting = f"width {width}, batch {batch}, inner layers, {samples} samples"
     law = batch_norm_growth(math.inf, "relu")
-    yield Check("growth per layer, batch norm, ReLU", "Yang et al. 2019", said, law, _mean_ratio(norms[:, 1:]), 0.01)
+    yield Check("growth per layer, batch norm, ReLU", "Yang et al. 2019", setting, law, _mean_ratio(norms[:, 1:]), 0.01)
 
 
 def _linear_growth() -> Iterator[Check]:
     """Yang et al. 2019, by batch size."""
     depth, inputs = 13, 8
-    for batch, width, draws in ((8, 512, 450), (16, 512, 160), (32, 1024, 32)):
+    for batch, width, samples in ((8, 512, 450), (16, 512, 160), (32, 1024, 32)):
         net = _stack(width, depth, "linear", norm=True)
-        norms = _measure(net, [_sent_back(net, "he", batch, width, inputs)] * draws)
-        said = f"width {width}, batch {batch}, inner layers, {draws} batches"
+        norms = _measure(net, [_normal_gradient(net, "he", batch, width, inputs)] * samples)
+        setting = f"width {width}, batch {batch}, inner layers, {samples} batches"
         law = batch_norm_growth(batch, "linear")
         yield Check(
-            "growth per layer, batch norm, linear", "Yang et al. 2019", said, law, _mean_ratio(norms[:, 1:]), 0.002
+            "growth per layer, batch norm, linear", "Yang et al. 2019", setting, law, _mean_ratio(norms[:, 1:]), 0.002
         )
 
 
 def _log_normal() -> Iterator[Check]:
     """Hanin 2018, Hanin & Nica 2019."""
-    width, depth, draws = 100, 20, 3000
+    width, depth, samples = 100, 20, 3000
     net = _stack(width, depth + 1, "relu")
-    net.pop(-1)  # the gradient at the last layer's output is the vector that is sent back
-    norms = _measure(net, [_sent_back(net, "he", 1, width)] * draws, layers=r"^(0|40)$")
+    net.pop(-1)  # the gradient at the last layer's output is the Normal vector
+    norms = _measure(net, [_normal_gradient(net, "he", 1, width)] * samples, layers=r"^(0|40)$")
     logs = 2 * np.log(norms[:, 0] / norms[:, 1])
     law = log_norm_law([width] * depth)
-    said = f"width {width}, depth {depth}, {draws} draws"
+    setting = f"width {width}, depth {depth}, {samples} samples"
     source = "Hanin & Nica 2019"
-    yield Check("variance of ln of the squared norm", source, said, law.variance, float(logs.var(ddof=1)), 0.15)
-    yield Check("mean of ln of the squared norm", source, said, law.mean, float(logs.mean()), 0.15)
+    yield Check("variance of ln of the squared norm", source, setting, law.variance, float(logs.var(ddof=1)), 0.15)
+    yield Check("mean of ln of the squared norm", source, setting, law.mean, float(logs.mean()), 0.15)
 
 
 class _Residual(nn.Module):
-    """Residual blocks whose half sums of squares are the loss: so a gradient's norm is that of the value itself."""
+    """Residual blocks; the loss is half the sum of squares, so the gradient of a value is the value itself."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -170,16 +174,16 @@ class _Residual(nn.Module):
             for _ in range(blocks)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(blocks))
-        self.streams = nn.ModuleList(nn.Identity() for _ in range(blocks))
+        self.shortcuts = nn.ModuleList(nn.Identity() for _ in range(blocks))
         self.ends = nn.ModuleList(nn.Identity() for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum over blocks of half the variances of branch and stream, times their numbers."""
+        """Return the sum over blocks of half the sums of squares of centred branch and shortcut outputs."""
         total = x.new_zeros(())
-        for branch, norm, end, stream in zip(self.branches, self.norms, self.ends, self.streams, strict=True):
+        for branch, norm, end, shortcut in zip(self.branches, self.norms, self.ends, self.shortcuts, strict=True):
             out = norm(branch(x))
             x = (x + out).detach()
-            for value, mark in ((out, end), (x.requires_grad_(), stream)):
+            for value, mark in ((out, end), (x.requires_grad_(), shortcut)):
                 centred = mark(value - value.mean(0))
                 total = total + (centred**2).sum() / 2
         return total
@@ -191,12 +195,12 @@ def _branch_shares() -> Iterator[Check]:
     net = _Residual(width, blocks)
     x = torch.randn(batch, width)
     norms = _measure(net, [lambda: net((x - x.mean(0)) / x.std(0))], layers=_marks)[0]
-    ends, streams = norms[0::2], norms[1::2]
+    ends, sums = norms[0::2], norms[1::2]
     for block in (1, 2, 4, 8, 16, 32):
-        share = float((ends[block - 1] / streams[block - 1]) ** 2)
-        said = f"block {block} of {blocks}, width {width}, batch {batch}"
+        share = float((ends[block - 1] / sums[block - 1]) ** 2)
+        setting = f"block {block} of {blocks}, width {width}, batch {batch}"
         yield Check(
-            "variance of branch / stream, batch norm", "De & Smith 2020", said, branch_share(block), share, 0.05
+            "variance of branch / shortcut, batch norm", "De & Smith 2020", setting, branch_share(block), share, 0.05
         )
 
 
@@ -218,8 +222,8 @@ def _noise() -> Iterator[Check]:
         float(np.mean(_measure(net, [loss(batch)] * steps, "param_grad_norm") ** 2)) for batch in (small, big)
     )
     found = noise_scale(small_square, big_square, small, big)
-    said = f"batches of {small} and {big}, {steps} of each"
-    yield Check("gradient noise scale trace(S) / |G|^2", "McCandlish et al. 2018", said, noise, found.scale, 0.05)
+    setting = f"batches of {small} and {big}, {steps} of each"
+    yield Check("gradient noise scale trace(S) / |G|^2", "McCandlish et al. 2018", setting, noise, found.scale, 0.05)
 
 
 def _scaled_weight() -> Iterator[Check]:
@@ -251,4 +255,4 @@ def _scaled_weight() -> Iterator[Check]:
 
 
 SETTINGS = (_ratios, _relu_growth, _linear_growth, _log_normal, _branch_shares, _noise, _scaled_weight)
-"""Each yields the checks of its laws."""
+"""Functions that yield the checks of their laws."""

@@ -59,32 +59,33 @@ def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) 
 
 def say_facts(judged: Judged) -> list[tuple[str, str]]:
     """Return what is known of a net, a name and a line each."""
-    probe, draw = judged.probe, judged.probe.draws[0]
+    probe, sample = judged.probe, judged.probe.samples[0]
     plan, rows = probe.plan, list[tuple[str, str]]()
     net = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
     fed = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
-    rows.append(("net", f"{plural(draw.numel, 'parameter')} in {plural(draw.tensors, 'tensor')}{net}"))
-    drawn = f"{plural(len(probe.draws), 'draw')} of weights, seeds {','.join(map(str, plan.seeds))}"
-    rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {drawn}, {probe.seconds:.1f} s"))
+    rows.append(("net", f"{plural(sample.numel, 'parameter')} in {plural(sample.tensors, 'tensor')}{net}"))
+    samples = plural(len(probe.samples), "sample of weights", "samples of weights")
+    seeds = f"seeds {','.join(map(str, plan.seeds))}"
+    rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {samples}, {seeds}, {probe.seconds:.1f} s"))
     if judged.ends:
         first, last = map(quoted, judged.ends)
         text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
         text += "" if math.isnan(judged.slope) else f", {say_signed(judged.slope, 3)} decades per layer"
         rows.append(("gradient", text))
     rows.append(("theory", say_theory(judged)))
-    logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.draws]))):.2g}"
-    logits = logits if draw.scores > 1 else ""
-    rows.append(("loss", f"{judged.loss:.3f}, ln({max(draw.scores, 2)}) = {draw.expected_loss:.3f}{logits}"))
+    logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.samples]))):.2g}"
+    logits = logits if sample.scores > 1 else ""
+    rows.append(("loss", f"{judged.loss:.3f}, ln({max(sample.scores, 2)}) = {sample.expected_loss:.3f}{logits}"))
     dead, units = judged.units
     text = f"{dead:.0f} of {units:,} behind activation functions that can be 0" if units else "no such activation seen"
     rows.append(("dead units", text))
     for name, entries in (("dL/d output", judged.outputs), ("dL/d weights", judged.parameters)):
         rows.append((name, say_entries(entries)))
-    for name, names in (("unused", draw.unused), ("frozen", draw.frozen)):
+    for name, names in (("unused", sample.unused), ("frozen", sample.frozen)):
         if names:
             rows.append((name, f"{plural(len(names), 'parameter')} without a gradient: {say_parameters(names)}"))
-    if draw.shared:
-        rows.append(("shared", "; ".join(" = ".join(group) for group in draw.shared)))
+    if sample.shared:
+        rows.append(("shared", "; ".join(" = ".join(group) for group in sample.shared)))
     return rows
 
 
@@ -140,10 +141,10 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
         shares = [
             say_share(_entries(judged, kind, name).share_below(FP16_NORMAL), 0) for kind in ("outputs", "parameters")
         ]
-        dead, units = judged.probe.draws[0].units.get(name, (0, 0))
+        dead, units = judged.probe.samples[0].units.get(name, (0, 0))
         shown = name if len(name) <= label else "…" + name[1 - label :]
         table.add_row(shown, line, _say(measured[i]), _say(theory[i]), f"{dead}/{units}" if units else "-", *shares)
-    table.caption = "dL/do, dL/dw: entries under fp16's normal range; dead: units of the first draw" + (
+    table.caption = "dL/do, dL/dw: entries under fp16's normal range; dead: units of the first sample of weights" + (
         f"; {len(chosen)} of {len(measured)} layers" if len(chosen) < len(measured) else ""
     )
     table.caption_justify = "left"
@@ -151,7 +152,7 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
 
 
 def _entries(judged: Judged, kind: str, name: str) -> Entries:
-    return add_up([found[name] for draw in judged.probe.draws if name in (found := getattr(draw, kind))])
+    return add_up([found[name] for sample in judged.probe.samples if name in (found := getattr(sample, kind))])
 
 
 def _line(measured: float, theory: float, low: float, high: float, cells: int, colour: bool) -> Text:
@@ -202,9 +203,9 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
         )
         table.add_row(*(str(settings[name]) for name in columns), *numbers, verdict)
     console.print(table)
-    draw = found[0].probe.draws[0]
-    draws = f"{plural(len(found[0].probe.draws), 'draw')} each"
-    console.print(Text(f"ln({max(draw.scores, 2)}) = {draw.expected_loss:.2f}; {draws}, middle one", style="dim"))
+    sample = found[0].probe.samples[0]
+    samples = f"{plural(len(found[0].probe.samples), 'sample of weights', 'samples of weights')} each"
+    console.print(Text(f"ln({max(sample.scores, 2)}) = {sample.expected_loss:.2f}; {samples}, median", style="dim"))
 
 
 def _settings(judged: Judged) -> dict[str, Any]:
@@ -221,11 +222,11 @@ def _settings(judged: Judged) -> dict[str, Any]:
 
 def probe_row(judged: Judged) -> dict[str, Any]:
     """Return a net in a row of plain values, for JSON and CSV."""
-    probe, draw, theory = judged.probe, judged.probe.draws[0], judged.theory
+    probe, sample, theory = judged.probe, judged.probe.samples[0], judged.theory
     plan = probe.plan
     dead, units = judged.units
     row: dict[str, Any] = {**_settings(judged), "input": str(plan.input), "batch_size": plan.batch_size}
-    row |= {"data": plan.data or "noise", "draws": len(probe.draws), "kind": judged.kind}
+    row |= {"data": plan.data or "noise", "draws": len(probe.samples), "kind": judged.kind}
     row |= {"verdict": say_verdict(judged), "confidence": judged.findings[0].confidence if judged.findings else None}
     row |= {"decades": plain(judged.ratio), "slope": plain(judged.slope)}
     row |= {
@@ -239,11 +240,11 @@ def probe_row(judged: Judged) -> dict[str, Any]:
         "theory_deviation": plain(theory.away) if theory else None,
         "theory_slope": plain(theory.slope) if theory else None,
     }
-    row |= {"loss": plain(judged.loss), "expected_loss": draw.expected_loss, "dead_units": dead, "units": units}
+    row |= {"loss": plain(judged.loss), "expected_loss": sample.expected_loss, "dead_units": dead, "units": units}
     for name, entries in (("output", judged.outputs), ("parameter", judged.parameters)):
         row |= _entry_columns(name, entries)
-    row |= {"parameters": draw.numel, "unused": len(draw.unused), "frozen": len(draw.frozen)}
-    return row | {"shared": len(draw.shared), "seconds": round(probe.seconds, 3)}
+    row |= {"parameters": sample.numel, "unused": len(sample.unused), "frozen": len(sample.frozen)}
+    return row | {"shared": len(sample.shared), "seconds": round(probe.seconds, 3)}
 
 
 def _entry_columns(name: str, entries: Entries) -> dict[str, Any]:
@@ -259,19 +260,19 @@ def _entry_columns(name: str, entries: Entries) -> dict[str, Any]:
 
 
 def probe_facts(judged: Judged) -> dict[str, Any]:
-    """Return all that is known of a net, its layers, draws and findings too, for JSON."""
-    draws = judged.probe.draws
-    draw = draws[0]
+    """Return all that is known of a net, its layers, samples and findings too, for JSON."""
+    samples = judged.probe.samples
+    sample = samples[0]
     facts = probe_row(judged)
-    facts |= {"unused": list(draw.unused), "frozen": list(draw.frozen), "shared": [list(g) for g in draw.shared]}
-    facts["redrawn"] = draw.redrawn or None
+    facts |= {"unused": list(sample.unused), "frozen": list(sample.frozen), "shared": [list(g) for g in sample.shared]}
+    facts["redrawn"] = sample.reinitialised or None
     facts["remarks"] = list(judged.remarks)
     facts["findings"] = [finding_row(judged.probe.plan.model, finding) for finding in judged.findings]
     seeds = judged.probe.plan.seeds
     facts["draws"] = [
         {"seed": seeds[i], "decades": plain(judged.decades[i]), "slope": plain(judged.slopes[i]), "loss": plain(d.loss),
          "scores_std": plain(d.spread), "seconds": round(d.seconds, 3)}
-        for i, d in enumerate(draws)
+        for i, d in enumerate(samples)
     ]  # fmt: skip
     facts["source"] = judged.prediction.source if judged.prediction else None
     facts["layers"] = layer_rows(judged)
@@ -281,22 +282,22 @@ def probe_facts(judged: Judged) -> dict[str, Any]:
 def layer_rows(judged: Judged) -> list[dict[str, Any]]:
     """Return a row per recorded layer, in the order in which they ran; theory and decades of main layers only."""
     places = {layer.name: i for i, layer in enumerate(judged.layers)}
-    run = judged.probe.draws[0].run
+    run = judged.probe.samples[0].run
     return [_layer_row(judged, i, layer, places.get(layer.name)) for i, layer in enumerate(run.layers)]
 
 
 def _layer_row(judged: Judged, i: int, layer: Layer, place: int | None) -> dict[str, Any]:
-    draws, prediction, away = judged.probe.draws, judged.prediction, judged.deviations
+    samples, prediction, away = judged.probe.samples, judged.prediction, judged.deviations
     row: dict[str, Any] = {"model": judged.probe.plan.model, "layer": layer.name, "kind": layer.kind}
     row |= {"role": layer.role, "depth": layer.depth, "calls": layer.calls}
     for name in ("activation_grad_norm", "param_grad_norm", "activation_rms", "zero_fraction"):
-        row[name] = plain(float(median(np.array([draw.run.metric(name)[0, i] for draw in draws]))))
+        row[name] = plain(float(median(np.array([sample.run.metric(name)[0, i] for sample in samples]))))
     row["decades"] = None if place is None else plain(float(median(judged.profile[:, place])))
     known = place is not None
     row["predicted_decades"] = plain(float(prediction.decades[place])) if known and prediction else None
     row["predicted_spread"] = plain(float(prediction.spread[place])) if known and prediction else None
     row["deviation"] = plain(float(median(away[:, place]))) if known and away is not None else None
-    dead, units = draws[0].units.get(layer.name, (0, 0))
+    dead, units = samples[0].units.get(layer.name, (0, 0))
     row |= {"dead_units": dead if units else None, "units": units or None}
     for kind, name in (("outputs", "output"), ("parameters", "parameter")):
         row |= _entry_columns(name, _entries(judged, kind, layer.name))

@@ -1,4 +1,4 @@
-"""Train a net with the recorder on."""
+"""Train a model while the recorder measures it."""
 
 from gradlens.train.distributed import joined
 from gradlens.train.session import train_run

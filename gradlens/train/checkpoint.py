@@ -1,4 +1,4 @@
-"""Keep all that a resumed run needs; written whole or not at all."""
+"""Write and read checkpoints, which hold everything that a resumed run needs; written completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NEEDED = ("config", "progress", "rows", "steps")
 
 
 def checkpoint_path(run_path: Path) -> Path:
-    """Return where the checkpoint of a run lies: beside its file."""
+    """Return the file of a run's checkpoint, next to the run file."""
     return run_path.with_suffix(".ckpt")
 
 
 def empty_state(config: RunConfig) -> State:
-    """Return the state of a run that has no finished epoch, or no room for its checkpoint: it starts again."""
+    """Return the state of a run without a finished epoch, or without disk space for a full state; it starts again."""
     return {"config": config.to_dict(), "progress": asdict(Progress()), "rows": 0, "steps": 0}
 
 
@@ -47,18 +47,18 @@ def full_state(
     values: Mapping[str, float],
     generators: Sequence[Generators],
 ) -> State:
-    """Return all that a run needs to go on after an epoch.
+    """Return everything that a run needs to continue after an epoch.
 
     Args:
-        config: Compared when the run is resumed.
-        model: Its weights and buffers.
-        optimizer: Its state.
-        scheduler: Its state.
-        progress: Where the training stands.
-        rows: Rows recorded so far.
-        steps: Optimizer steps made so far.
-        values: The last epoch's row in the file: tells whether a file belongs to the checkpoint.
-        generators: The random generators of each process that trains, by rank.
+        config: The configuration, compared when the run is resumed.
+        model: The model; its weights and buffers are kept.
+        optimizer: The optimizer; its state is kept.
+        scheduler: The scheduler; its state is kept.
+        progress: The progress of the training.
+        rows: Number of rows recorded so far.
+        steps: Number of optimizer steps so far.
+        values: The last epoch's row in the file; it shows whether a file belongs to the checkpoint.
+        generators: The random generators of each training process, by rank.
     """
     return {
         "config": config.to_dict(),
@@ -74,18 +74,18 @@ def full_state(
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write a state so that at any moment, and after a kill, the file holds this one or the one before, whole.
+    """Replace the checkpoint; at any moment, and after a kill, the file holds the new or the previous state completely.
 
     Args:
-        path: The file.
-        state: What ``empty_state`` or ``full_state`` returned.
+        path: The checkpoint's file.
+        state: The state that ``empty_state`` or ``full_state`` returned.
 
     Raises:
-        RunFileError: It cannot be written; the checkpoint before is still there.
+        RunFileError: The checkpoint cannot be written; the previous one remains.
     """
-    said, tip = f"the checkpoint {path} cannot be written", "is there room, and may you write there?"
+    message, tip = f"the checkpoint {path} cannot be written", "check free disk space and permissions"
     with (
-        write_errors(said, tip=tip, also=RuntimeError),  # torch turns an OSError into one
+        write_errors(message, tip=tip, also=RuntimeError),  # torch turns an OSError into a RuntimeError
         whole_file(path) as temporary,
         open(temporary, "wb") as file,
     ):
@@ -93,22 +93,25 @@ def save_checkpoint(path: Path, state: State) -> None:
 
 
 def sync_run_file(path: Path) -> None:
-    """Make the run file's rows last through a power cut before a checkpoint counts on them, where the system can.
+    """Flush the run file to the disk before a checkpoint refers to its rows, so that a power cut cannot lose them.
+
+    Args:
+        path: The run file.
 
     Raises:
-        RunFileError: The system could not keep them.
+        RunFileError: The system could not write the file to the disk.
     """
-    if os.name != "posix":  # there, a file that is open for reading cannot be synced
+    if os.name != "posix":  # other systems cannot sync a file that is open for reading
         return
     with write_errors(f"{path} cannot be written"), open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what writers of this checkpoint left half written when they were killed.
+    """Remove temporary files of this checkpoint whose writers were killed.
 
     Args:
-        path: The checkpoint's own.
+        path: The checkpoint's file.
     """
     for found in stale_names(path, of_the_dead=True):
         with contextlib.suppress(OSError):
@@ -116,10 +119,16 @@ def remove_stale(path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> State:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint without executing anything in it.
+
+    Args:
+        path: The checkpoint's file.
+
+    Returns:
+        The state that ``empty_state`` or ``full_state`` returned.
 
     Raises:
-        RunFileError: It cannot be read.
+        RunFileError: The checkpoint cannot be read.
     """
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
@@ -137,10 +146,20 @@ def _unreadable(path: Path, reason: str) -> RunFileError:
 
 
 def restore(state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, rank: int = 0) -> Progress:
-    """Put a checkpoint's state back, the random generators' included, as far as it holds those of this rank.
+    """Restore a checkpoint's state, including the random generators if it holds those of this rank.
+
+    Args:
+        state: The checkpoint's state.
+        model: The model to restore.
+        optimizer: The optimizer to restore.
+        scheduler: The scheduler to restore.
+        rank: The rank of this process.
+
+    Returns:
+        The progress of the training.
 
     Raises:
-        RunFileError: The model is another one now.
+        RunFileError: The model differs from that of the checkpoint.
     """
     try:
         model.load_state_dict(state["model"])
@@ -159,7 +178,7 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRS
 
 
 def _generators(state: State) -> Sequence[Generators]:
-    """Return the generators by rank; a checkpoint of an earlier gradlens holds torch's only."""
+    """Return the generators by rank; checkpoints of earlier versions hold only those of torch."""
     if "generators" in state:
         found: list[Generators] = state["generators"]
         return found

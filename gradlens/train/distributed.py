@@ -1,11 +1,13 @@
-"""One training by several processes, as torchrun starts them.
+"""Train with several processes, as torchrun starts them.
 
-The batch of the configuration is the whole batch. Each process takes its part of every batch, and the loss is weighted
-so that the gradient which the optimizers get, averaged over the processes, is that of the mean over the whole batch,
-also where the parts are not equal. So steps per epoch, order and augmentation of the images, and without batch norm the
-gradients too, are those of one process. Batch norm normalises the part of each process by itself, and the running
-statistics that are kept are those of rank 0: as usual with DistributedDataParallel. ``SyncBatchNorm`` would normalise
-the whole batch, but works on GPUs only, and the same run would then mean different things on different machines.
+The batch size of the configuration is that of the whole batch; each process takes a part of every batch. The loss is
+weighted: averaged over the processes, the gradient is that of the mean over the whole batch, even for unequal parts.
+The number of steps per epoch and the order and augmentation of the images are therefore those of a single process;
+without batch norm, so are the gradients.
+
+As usual with DistributedDataParallel, batch norm normalises the part of each process separately, and the running
+statistics are those of rank 0. ``SyncBatchNorm`` would normalise the whole batch, but it works only on GPUs, and the
+same run would then mean different things on different machines.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from gradlens.train.rng_state import seed_generators
 Result = TypeVar("Result")
 
 RANK_SEED = 3
-"""What a random stream is for: the global generator of the ranks after the first. See ``gradlens.data.loaders``."""
+"""Purpose number of the random stream for the global generators of ranks above 0; see ``gradlens.data.loaders``."""
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """An error of one process, as the others are told of it."""
+    """An error of one process, in a form that can be sent to the others."""
 
     rank: int
     kind: str
@@ -46,13 +48,13 @@ class _Fault:
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> _Fault:
-        """Describe an error."""
+        """Describe an error of this process."""
         if isinstance(error, GradlensError):
             return cls(rank, type(error).__name__, error.message, error.tip)
         return cls(rank, "GradlensError", f"{type(error).__name__}: {error}", None)
 
     def as_error(self) -> GradlensError:
-        """Return it as an error of this process."""
+        """Return the description as an error that can be raised in this process."""
         kind = getattr(gradlens.errors, self.kind, GradlensError)
         found: GradlensError = kind(f"process {self.rank}: {self.message}", tip=self.tip)
         return found
@@ -62,7 +64,7 @@ class World:
     """The processes that train together; usually one.
 
     Args:
-        launch: This process among them.
+        launch: The rank of this process and the number of processes.
     """
 
     def __init__(self, launch: Launch | None = None) -> None:
@@ -77,22 +79,22 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and reports events."""
         return self.rank == 0
 
     def device_name(self, name: str) -> str:
         """Return the name of this process's own device.
 
         Args:
-            name: As the user gave it.
+            name: The device that the user gave.
 
         Raises:
-            ConfigError: There is not one for each process.
+            ConfigError: There are fewer devices than processes.
         """
         return own_device(name, self._launch)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each process has, by rank; all of them must call it."""
+        """Return the values of all processes, by rank; every process must call this."""
         if not self.shared:
             return [value]
         found: list[Any] = [None] * self.size
@@ -100,16 +102,16 @@ class World:
         return found
 
     def together(self, act: Callable[[], Result]) -> Result:
-        """Do something that may fail on any process, and fail on all of them if it does on one.
+        """Call a function on every process, and fail on all of them if it fails on one.
 
         Args:
-            act: Is called on each process.
+            act: The function.
 
         Returns:
-            What it returned here.
+            The result of this process.
 
         Raises:
-            Exception: What went wrong here; or where it happened elsewhere, a GradlensError that says where.
+            Exception: The error of this process; or a GradlensError that names the process with the error.
         """
         if not self.shared:
             return act()
@@ -127,7 +129,7 @@ class World:
         return results[0]
 
     def in_turn(self, act: Callable[[], Result]) -> Result:
-        """Do something on rank 0 first, and then on the others, which find what it left: a download."""
+        """Call a function on rank 0 first and then on the others, which use what rank 0 created, such as a download."""
         found = self.together(lambda: act() if self.first else None)
         if not self.shared:
             assert found is not None
@@ -138,22 +140,22 @@ class World:
         return result
 
     def add(self, *numbers: float) -> tuple[float, ...]:
-        """Add numbers up over all processes, each at its place; all of them must call it."""
+        """Return the sum of each number over all processes; every process must call this."""
         if not self.shared:
             return numbers
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self._meeting_place)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self._communication_device)
         dist.all_reduce(sums)
         return tuple(sums.tolist())
 
     @property
-    def _meeting_place(self) -> torch.device:
+    def _communication_device(self) -> torch.device:
         return torch.device("cuda" if "nccl" in str(dist.get_backend()) else "cpu")
 
     def check(self, config: RunConfig) -> None:
-        """Refuse batches that are too small to be shared.
+        """Check that the batch is large enough for all processes.
 
         Raises:
-            ConfigError: They are.
+            ConfigError: A process would get fewer than two images.
         """
         if self.shared and config.batch_size < 2 * self.size:
             raise ConfigError(
@@ -163,14 +165,14 @@ class World:
             )
 
     def seed(self, seed: int) -> None:
-        """Seed the global generators: each rank draws numbers of its own (dropout)."""
+        """Seed the global generators so that every rank uses different random numbers (dropout)."""
         if not self.first:
             seed_generators(mix_seed(seed, RANK_SEED, self.rank))
 
     def wrap(self, net: nn.Module, config: RunConfig) -> nn.Module:
-        """Return the model to be trained: the net itself, or where there are several processes, wrapped.
+        """Return the model to train: the model itself, or its DistributedDataParallel for several processes.
 
-        In a net of the registry each parameter gets a gradient; of any other net that is not known.
+        All parameters of models in the registry get gradients; for other models, unused parameters are searched for.
         """
         if not self.shared:
             return net
@@ -182,7 +184,7 @@ class World:
         )
 
     def describe(self, net: nn.Module) -> dict[str, Any]:
-        """Return what a reader of the run should know of the processes; nothing where there is one."""
+        """Return facts about the processes for the run's configuration; nothing for a single process."""
         if not self.shared:
             return {}
         found: dict[str, Any] = {"processes": self.size}
@@ -192,12 +194,12 @@ class World:
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Say whether a net holds batch norm."""
+    """Return whether a model contains batch norm."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the net without what ``World.wrap`` put around it."""
+    """Return the model without the wrapper that ``World.wrap`` added."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -205,11 +207,11 @@ def own_device(name: str, launch: Launch) -> str:
     """Return the name of one process's own device.
 
     Args:
-        name: As the user gave it.
+        name: The device that the user gave.
         launch: The process.
 
     Raises:
-        ConfigError: There is not one for each process.
+        ConfigError: The device cannot be shared, or there are fewer GPUs than processes.
     """
     if launch.world_size == 1 or name == "cpu":
         return name
@@ -231,13 +233,16 @@ def own_device(name: str, launch: Launch) -> str:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the other processes that torchrun started, if it did; within, a second call joins the same ones.
+    """Join the other processes that torchrun started, if any; a nested call joins the same processes.
 
     Args:
-        device: Name of the device, as the user gave it; it decides how the processes speak to each other.
+        device: The device that the user gave; it selects the communication backend.
+
+    Yields:
+        The processes that train together.
 
     Raises:
-        ConfigError: There is not one for each process.
+        ConfigError: The device cannot be shared, or there are fewer GPUs than processes.
     """
     launch = read_launch(os.environ)
     if launch.world_size == 1:

@@ -1,4 +1,4 @@
-"""The training loop; it reads top to bottom, and reports events instead of printing."""
+"""The training loop; it reports events instead of printing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from gradlens.train.distributed import World
 
 @dataclass
 class Progress:
-    """Where a training stands; with the weights and the optimizer, all that a resumed run needs."""
+    """The progress of a training; with weights and optimizer, everything that a resumed run needs."""
 
     epoch: int = 0
-    """Epochs done."""
+    """Number of finished epochs."""
     best_val_loss: float = math.inf
     epochs_without_better: int = 0
     seconds: float = 0.0
 
     def note_validation(self, val_loss: float) -> None:
-        """Keep the best validation loss and count the epochs since."""
+        """Update the best validation loss and the number of epochs since then."""
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.epochs_without_better = val_loss, 0
         else:
@@ -52,41 +52,41 @@ class Mean:
     count: float = 0
 
     def add(self, loss: float, correct: float, count: float) -> None:
-        """Add one batch: its mean loss, its correct answers, its images."""
+        """Add one batch: its mean loss, its number of correct predictions, its number of images."""
         self.loss += loss * count
         self.correct += correct
         self.count += count
 
     @property
     def values(self) -> tuple[float, float]:
-        """Mean loss and share of correct answers."""
+        """Mean loss and accuracy."""
         if self.count == 0:
             return math.nan, math.nan
         return self.loss / self.count, self.correct / self.count
 
 
 class StoppedError(Exception):
-    """Training was stopped by a non-finite loss, as the user chose."""
+    """Raised when a non-finite loss stops the training, as the user chose."""
 
 
 @dataclass
 class Trainer:
-    """One training: what is trained, on what, how, and who listens.
+    """One training: model, data, settings and listener.
 
     Args:
-        config: How to train.
-        model: On its device.
-        optimizer: Over the model's parameters.
-        scheduler: Stepped once per epoch.
-        train_batches: Shuffled.
-        val_batches: In order.
-        world: The processes that train together; the batches are this one's part.
-        device: Where the model is.
-        listener: Gets the events.
-        before_record: Called when an epoch is over, before its row is recorded.
-        after_epoch: Called with an epoch's row when it is recorded; writes the checkpoint.
-        interrupted: Says whether the user asked to stop; read between steps.
-        progress: Where the training stands.
+        config: The settings of the training.
+        model: The model, on its device.
+        optimizer: The optimizer of the model's parameters.
+        scheduler: The learning-rate schedule, stepped once per epoch.
+        train_batches: Training batches, shuffled.
+        val_batches: Validation batches, in order.
+        world: The processes that train together; the batches are the part of this process.
+        device: The device of the model.
+        listener: Is called with the events.
+        before_record: Is called at the end of an epoch, before its row is recorded.
+        after_epoch: Is called with an epoch's row after it is recorded; writes the checkpoint.
+        interrupted: Returns whether the user asked to stop; called between steps.
+        progress: The progress of the training.
     """
 
     config: RunConfig
@@ -104,13 +104,13 @@ class Trainer:
     world: World = field(default_factory=World)
 
     def train(self, recorder: Recorder) -> str:
-        """Train until the epochs are done or the patience is at its end.
+        """Train until all epochs are finished or the patience is exhausted.
 
         Returns:
-            Why it ended early, or "".
+            The reason of an early end, or "".
 
         Raises:
-            StoppedError: A loss was not finite and the user chose to stop then.
+            StoppedError: A loss was not finite and the user chose to stop in this case.
             KeyboardInterrupt: The user asked to stop.
         """
         while self.progress.epoch < self.config.epochs and not self._out_of_patience():
@@ -161,11 +161,11 @@ class Trainer:
             recorder.log(loss=value)
             self.listener(StepDone(epoch, step, *mean.values, main_profile(recorder)))
             if not math.isfinite(value):
-                self._meet_nonfinite(epoch, value, recorder)
+                self._handle_nonfinite(epoch, value, recorder)
             self._stop_if(asked)
         return mean.values
 
-    def _meet_nonfinite(self, epoch: int, loss: float, recorder: Recorder) -> None:
+    def _handle_nonfinite(self, epoch: int, loss: float, recorder: Recorder) -> None:
         stops = self.config.on_nonfinite == "stop"
         step = recorder.counts[1] - 1
         self.listener(NonFinite(epoch, step, loss, stops))
@@ -185,7 +185,7 @@ class Trainer:
         return mean.values
 
     def _loss(self, logits: Tensor, labels: Tensor, count: int) -> Tensor:
-        """Return the mean loss; of several processes, what averages to the mean over all images of the batch."""
+        """Return the mean loss; for several processes, weighted so that their average is the mean over the batch."""
         smoothing = self.config.label_smoothing
         if not self.world.shared:
             return functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
@@ -196,7 +196,7 @@ class Trainer:
         """Add a batch to the mean over images.
 
         Returns:
-            The loss of the whole batch, and whether the user asked any of several processes to stop.
+            The loss of the whole batch, and, for several processes, whether the user asked any of them to stop.
         """
         count = float((labels != IGNORED).sum()) if self.world.shared else len(labels)
         correct = float((logits.argmax(1) == labels).sum())
@@ -207,7 +207,7 @@ class Trainer:
         return value, asked > 0
 
     def _stop_if(self, asked: bool) -> None:
-        """Stop where the user asked for it: several processes all at the same step."""
+        """Stop if the user asked for it; several processes stop at the same step."""
         if asked if self.world.shared else self.interrupted():
             raise KeyboardInterrupt
 
@@ -216,10 +216,16 @@ class Trainer:
 
 
 def find_logits(output: Any) -> Tensor:
-    """Return the class scores out of a model's output: a tensor, or the first of several (GoogLeNet).
+    """Return the class scores of a model's output: the tensor, or the first of several (GoogLeNet).
+
+    Args:
+        output: The model's output.
+
+    Returns:
+        (B, classes).
 
     Raises:
-        ModelError: There is no (B, classes) tensor.
+        ModelError: The output contains no (B, classes) tensor.
     """
     output = find_output(output)
     if isinstance(output, Tensor) and output.dim() == 2:
@@ -229,7 +235,7 @@ def find_logits(output: Any) -> Tensor:
 
 
 def find_output(output: Any) -> Any:
-    """Return what of a model's output is to be looked at: its "logits" or "out", or the first of several."""
+    """Return the relevant part of a model's output: its "logits" or "out", or the first of several."""
     if isinstance(output, Tensor):
         return output
     for key in ("logits", "out"):
@@ -241,7 +247,7 @@ def find_output(output: Any) -> Any:
 
 
 def main_profile(recorder: Recorder) -> FloatArray | None:
-    """Return the newest gradient norms of the main path's layers, input first, (L,)."""
+    """Return the newest gradient norms of the layers on the main path, input first, (L,); None if there are none."""
     row = recorder.last_row
     if row is None or "activation_grad_norm" not in row.metrics:
         return None

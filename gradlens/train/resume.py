@@ -1,9 +1,10 @@
-"""Where a run begins: from nothing, or where an earlier process left it, however that ended.
+"""Find the start of a run: from the beginning, or where an earlier process stopped, however it ended.
 
-A checkpoint is written when an epoch's rows are in the file, so the file always holds what the checkpoint counts on,
-and perhaps more: rows of the epoch in progress, or an epoch whose checkpoint was not finished. What is more is cut off,
-and made anew. Before the first epoch's row is written, a checkpoint says that there is none finished yet; so a file
-that holds an epoch has a checkpoint beside it, at whatever moment its process was killed.
+A checkpoint is written after the rows of an epoch are in the run file. The file therefore always holds the rows to
+which the checkpoint refers. It may hold more: rows of the epoch in progress, or an epoch whose checkpoint was not
+finished. These rows are cut off and recorded again. Before the first epoch's row is written, an empty checkpoint is
+written, which means that no epoch is finished. A file with an epoch therefore has a checkpoint, at whatever moment its
+process was killed.
 """
 
 from __future__ import annotations
@@ -30,39 +31,42 @@ ANEW = "--overwrite starts again, --out DIR writes elsewhere"
 
 @dataclass
 class Start:
-    """Where a run begins."""
+    """The start of a run."""
 
     time: float
     state: State | None = None
-    """The checkpoint's, of a run that goes on after an epoch."""
+    """The checkpoint's state of a run that continues after an epoch."""
     keep_checkpoint: bool = False
-    """Whether the checkpoint that is there belongs to the run."""
+    """Whether the existing checkpoint belongs to the run."""
     complete: bool = False
-    """Whether there is nothing left to do."""
+    """Whether the run is complete."""
     resumes: tuple[str, ...] = ()
-    """A note for each time that the run went on, in this process too."""
+    """A note for each time that the run was resumed, including this time."""
     sink: Sink = field(default_factory=NullSink)
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """Rows and epochs that are done, of a run that goes on."""
+        """Recorded rows and finished epochs of a resumed run; else None."""
         return (int(self.state["rows"]), int(self.state["progress"]["epoch"])) if self.state else None
 
 
 def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, listener: Listener, world: World) -> Start:
-    """See what is there, and open the file's sink on the first process.
+    """Find the start of a run, and open the run file on the first process.
 
     Args:
         config: What to train and how.
         path: The run file.
-        overwrite: Replace a run that is there.
-        resume: Go on where a run stopped.
-        listener: Hears where the run goes on.
+        overwrite: Replace an existing run.
+        resume: Continue where a run stopped.
+        listener: Is called with a note about where the run continues.
         world: The processes that train together.
 
+    Returns:
+        The start; on the first process with the open sink.
+
     Raises:
-        ConfigError: The run was started with other settings; names them.
-        RunFileError: It is there and may not be replaced, or cannot be resumed.
+        ConfigError: The run was started with other settings; the message names them.
+        RunFileError: The run exists and may not be replaced, or it cannot be resumed.
     """
     start = Start(time.perf_counter())
     world.check(config)
@@ -79,7 +83,7 @@ def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, lis
 
 
 def _tidy(path: Path) -> None:
-    """Remove the last checkpoint of a complete run, whose process was killed before it could."""
+    """Remove the last checkpoint of a complete run whose process was killed before it removed it."""
     checkpoint = checkpoint_path(path)
     remove_stale(checkpoint)
     with contextlib.suppress(GradlensError):
@@ -91,7 +95,16 @@ def _tidy(path: Path) -> None:
 
 
 def check_starts(path: Path, start: Start, world: World) -> None:
-    """Refuse to go on from a file that not all processes see."""
+    """Check that all processes see the same checkpoint.
+
+    Args:
+        path: The run file.
+        start: The start that this process found.
+        world: The processes that train together.
+
+    Raises:
+        RunFileError: The processes see different checkpoints.
+    """
     if len(set(world.gather(start.counts))) > 1:
         raise RunFileError(
             f"{path} cannot be resumed: not all processes see its checkpoint {checkpoint_path(path)}",
@@ -100,10 +113,10 @@ def check_starts(path: Path, start: Start, world: World) -> None:
 
 
 def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) -> bool:
-    """Find where a run goes on.
+    """Find where a run continues.
 
     Returns:
-        Whether the file that is there is to be replaced, since the run starts again.
+        Whether the existing file is replaced, because the run starts again.
     """
     checkpoint = checkpoint_path(path)
     run = read_run(path) if path.exists() else None
@@ -124,10 +137,10 @@ def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) ->
         before = () if run is None else run.info.get("notes", ())
         resumes = dict.fromkeys([*(text for text in before if text.startswith(RESUMED)), f"{RESUMED}{state['steps']}"])
         start.resumes = tuple(resumes)
-        listener(Note(f"going on after epoch {state['progress']['epoch']}"))
+        listener(Note(f"continuing after epoch {state['progress']['epoch']}"))
         return False
     if run is not None:
-        listener(Note(f"{path} has no finished epoch to go on from; it starts again"))
+        listener(Note(f"{path} has no finished epoch to continue from; it starts again"))
     return run is not None
 
 
@@ -137,12 +150,12 @@ def _check_settings(config: RunConfig, path: Path, state: State) -> None:
     if differing:
         raise ConfigError(
             f"{path} was started with other settings: {'; '.join(differing)}",
-            tip="leave these options out to go on as before, or start again with --overwrite",
+            tip="leave these options out to continue with the old settings, or start again with --overwrite",
         )
 
 
 def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) -> None:
-    """Refuse a file that was put in the place of the one that the checkpoint was written beside."""
+    """Check that the run file is the one that the checkpoint was written for."""
     rows, epochs = int(state["rows"]), int(state["progress"]["epoch"])
     reason = ""
     if run is None:
@@ -159,7 +172,7 @@ def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) 
 
 
 def _difference(run: Run, epoch: int, values: dict[str, float]) -> str:
-    """Say where an epoch's row in the file differs from what the checkpoint knows of it; "" where it does not."""
+    """Describe the first difference between an epoch's row in the file and in the checkpoint; "" if there is none."""
     for name, value in values.items():
         there = float(run.epochs[name][epoch - 1]) if name in run.epochs else math.nan
         if there != value and not (math.isnan(there) and math.isnan(value)):

@@ -1,4 +1,4 @@
-"""Every random generator that a training may draw from: torch's, Python's and numpy's."""
+"""Seed, read and restore the random generators of a training: those of torch, Python and numpy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from gradlens.data import mix_seed
 
 Generators = dict[str, Any]
-"""Name to state: tensors, numbers and tuples of them only, so that a checkpoint can be loaded without executing it."""
+"""Name to state. It contains only tensors, numbers and tuples, so a checkpoint can be loaded without executing it."""
 
 
 def seed_generators(seed: int) -> None:
     """Seed torch's generators, Python's and numpy's global one."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(mix_seed(seed))  # noqa: NPY002 - the one that a model of the user's may draw from
+    np.random.seed(mix_seed(seed))  # noqa: NPY002 - a user's model may use the global generator
 
 
 def read_generators() -> Generators:
-    """Return the state of this process's generators: torch's on the CPU and on all GPUs, Python's, numpy's."""
+    """Return the states of this process's generators: torch on the CPU and all GPUs, Python, numpy."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "cpu": torch.get_rng_state(),
@@ -33,7 +33,7 @@ def read_generators() -> Generators:
 
 
 def restore_generators(state: Generators) -> None:
-    """Put back what ``read_generators`` returned, as far as it is there."""
+    """Restore the states that ``read_generators`` returned; missing ones are left as they are."""
     torch.set_rng_state(state["cpu"])
     if state["gpus"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["gpus"])

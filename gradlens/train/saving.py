@@ -1,9 +1,9 @@
-"""What a run leaves behind: its checkpoints, and what becomes of the training when they or its rows cannot be written.
+"""Write the checkpoints of a training, and handle errors of checkpoints and recording.
 
-With ``on_record_error="stop"`` such an error ends the training. With ``"continue"`` it is said, and the training goes
-on. A checkpoint that cannot be written then leaves the one before in its place. And once recording has ended, no
-checkpoint is written any more: the last one and the file stay a pair, from which ``--resume`` trains the rest again and
-records it, to the bits of a run that was never broken.
+With ``on_record_error="stop"`` such an error ends the training. With ``"continue"`` it is reported, and the training
+continues. A checkpoint that cannot be written then leaves the previous one in place. After recording has ended, no
+checkpoint is written: the last checkpoint and the run file stay consistent. ``--resume`` trains the rest again from
+them and records it; the result is bit-identical to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -29,48 +29,54 @@ from gradlens.train.loop import Trainer
 from gradlens.train.rng_state import read_generators
 
 
-class Keeper:
-    """Writes the checkpoints of one training, and meets the errors of its recorder.
+class CheckpointWriter:
+    """Write the checkpoints of one training, and handle the errors of its recorder.
+
+    State: ``ended_at`` is None while rows are recorded. After an error of the recorder it is the step of that error,
+    and no checkpoint is written any more.
 
     Args:
-        trainer: What is trained; its events go to the trainer's listener.
-        path: The run file, from the root of the file system.
-        epochs: Those of the checkpoint that is there.
+        trainer: The training; notes go to its listener.
+        path: The run file, as an absolute path.
+        epochs: Number of finished epochs in the existing checkpoint.
     """
 
     def __init__(self, trainer: Trainer, path: Path, epochs: int = 0) -> None:
         self._trainer = trainer
         self.path = path
-        self._goes_on = trainer.config.on_record_error == "continue"
-        self._said = False
+        self._continues = trainer.config.on_record_error == "continue"
+        self._reported = False
         self._saved = epochs
         self.recorder: Recorder | None = None
-        """To be set as soon as it is there."""
+        """The recorder of the training; set after it is created."""
         self.ended_at: int | None = None
-        """The step at which recording ended while training went on; None while it goes on."""
+        """The step at which recording ended while the training continued; None while rows are recorded."""
 
-    def meet(self, error: Exception) -> None:
-        """End the training for an error of the recorder, or say that it goes on without.
+    def handle(self, error: Exception) -> None:
+        """End the training after an error of the recorder, or report that it continues without recording.
+
+        Args:
+            error: The recorder's error.
 
         Raises:
             GradlensError: The user chose to stop.
         """
         step = self.recorder.counts[1] if self.recorder is not None else 0
-        if not self._goes_on:
+        if not self._continues:
             if isinstance(error, GradlensError):
                 raise error
             raise RecorderError(
                 f"recording ended at step {step}: {line(error)}",
-                tip="--on-record-error continue goes on without it",
+                tip="--on-record-error continue trains on without recording",
             ) from error
         if self.ended_at is None:
             self.ended_at = step
             reason = error.message if isinstance(error, GradlensError) else line(error)
-            text = f"recording ended at step {step}: {reason}; training goes on without it"
+            text = f"recording ended at step {step}: {reason}; training continues without recording"
             self._trainer.listener(Note(text, warning=True))
 
     def before_record(self) -> None:
-        """Say in a checkpoint, before the first epoch's row is in the file, that there is no finished epoch yet."""
+        """Write an empty checkpoint before the first epoch's row is in the file."""
         trainer = self._trainer
 
         def save() -> None:
@@ -84,7 +90,7 @@ class Keeper:
         """Write the checkpoint of an epoch whose row is in the file.
 
         Args:
-            values: The row.
+            values: The epoch's row.
         """
         trainer, recorder = self._trainer, self.recorder
         assert recorder is not None
@@ -120,16 +126,16 @@ class Keeper:
                 sync_run_file(self.path)
             save_checkpoint(checkpoint_path(self.path), state)
         except RunFileError as error:
-            if not self._goes_on:
+            if not self._continues:
                 raise
-            if epoch == 1:  # perhaps there is room for a few numbers, by which the file is known again
+            if epoch == 1:  # there may be space for a few numbers that identify the run file
                 with contextlib.suppress(RunFileError):
                     few = {**empty_state(self._trainer.config), "values": state["values"]}
                     save_checkpoint(checkpoint_path(self.path), few)
-            if not self._said:
+            if not self._reported:
                 where = f"after epoch {self._saved}" if self._saved else "from the start"
-                text = f"{error.message}; training goes on, and after a kill --resume would begin {where}"
+                text = f"{error.message}; training continues; after a kill --resume would start {where}"
                 self._trainer.listener(Note(text, warning=True))
-            self._said = True
+            self._reported = True
         else:
-            self._saved, self._said = epoch, False
+            self._saved, self._reported = epoch, False

@@ -1,4 +1,4 @@
-"""One run from its configuration to its closed file."""
+"""Train and record one run, from its configuration to its closed file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gradlens.train.distributed import World, has_batch_norm, joined
 from gradlens.train.loop import StoppedError, Trainer, find_logits
 from gradlens.train.resume import Start, check_starts, find_start
 from gradlens.train.rng_state import seed_generators
-from gradlens.train.saving import Keeper
+from gradlens.train.saving import CheckpointWriter
 
 
 def train_run(
@@ -41,37 +41,37 @@ def train_run(
     resume: bool = False,
     listener: Listener = ignore,
 ) -> Status:
-    """Train one model with one seed and record it; where torchrun started several processes, together with them.
+    """Train one model with one seed and record it, together with other processes if torchrun started them.
 
     Args:
         config: What to train and how.
         path: The run file.
-        overwrite: Replace a run that is there.
-        resume: Go on where a run stopped: after the last epoch that was finished.
-        listener: Gets the events of the training; of several processes, that of the first alone.
+        overwrite: Replace an existing run.
+        resume: Continue a run after its last finished epoch.
+        listener: Is called with the events of the training, on the first process only.
 
     Returns:
-        "complete"; or "failed" after a loss that was not finite, or where recording ended and training went on.
+        "complete"; or "failed" after a loss that was not finite, or if recording ended while training continued.
 
     Raises:
         GradlensError: The model, the data, the file or the options cannot be used.
-        KeyboardInterrupt: The user stopped it; the file is closed as "interrupted" and can be resumed.
+        KeyboardInterrupt: The user stopped the run; its file is closed as "interrupted" and can be resumed.
     """
     with joined(config.device) as world:
         listener = listener if world.first else ignore
-        world.gather(None)  # until rank 0 has closed the file of a run before this one
+        world.gather(None)  # wait until rank 0 has closed the file of the previous run
         start = world.together(lambda: find_start(config, path, overwrite, resume, listener, world))
         if start.complete:
             return "complete"
         check_starts(path, start, world)
-        trainer, recorder, keeper = _prepare(config, path, start, listener, world)
-        return _run(trainer, recorder, keeper, path, start.time)
+        trainer, recorder, checkpoints = _prepare(config, path, start, listener, world)
+        return _run(trainer, recorder, checkpoints, path, start.time)
 
 
 def _prepare(
     config: RunConfig, path: Path, start: Start, listener: Listener, world: World
-) -> tuple[Trainer, Recorder, Keeper]:
-    """Build all that a training needs."""
+) -> tuple[Trainer, Recorder, CheckpointWriter]:
+    """Build everything that a training needs."""
     there = path.absolute()  # before the user's own code runs, which may change the working directory
     device = world.together(lambda: choose_device(world.device_name(config.device)))
     data = _load(config, listener, world)
@@ -80,11 +80,11 @@ def _prepare(
     net = trainer.model
     world.together(lambda: check_model(net, config, data, device))
     if world.first and not start.keep_checkpoint:
-        checkpoint_path(there).unlink(missing_ok=True)  # of a run that is replaced
+        checkpoint_path(there).unlink(missing_ok=True)  # it belongs to a run that is replaced
     trainer.model = world.wrap(net, config)
     counts = start.counts or (0, 0)
-    keeper = Keeper(trainer, there, counts[1])
-    recorder = keeper.recorder = Recorder(
+    checkpoints = CheckpointWriter(trainer, there, counts[1])
+    recorder = checkpoints.recorder = Recorder(
         trainer.model,
         start.sink,
         optimizer=trainer.optimizer,
@@ -95,7 +95,7 @@ def _prepare(
             "seed": config.seed,
             "config": {**config.to_dict(), **_bounded(config), "data_facts": data.facts, **world.describe(net)},
         },
-        on_error=keeper.meet,
+        on_error=checkpoints.handle,
         first_step=int(start.state["steps"]) if start.state else 0,
         first_epoch=counts[1],
         first_row=counts[0],
@@ -105,21 +105,21 @@ def _prepare(
     world.seed(config.seed)
     if start.state:
         trainer.progress = restore(start.state, net, trainer.optimizer, trainer.scheduler, world.rank)
-    trainer.before_record, trainer.after_epoch = keeper.before_record, keeper.after_epoch
+    trainer.before_record, trainer.after_epoch = checkpoints.before_record, checkpoints.after_epoch
     listener(_started(trainer, data, path))
     if world.shared:
         listener(Note(_say_processes(net, world)))
-    return trainer, recorder, keeper
+    return trainer, recorder, checkpoints
 
 
 def choose_metrics(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
-    """Return what is recorded: the defaults, the paths of residual blocks where there are any, what was asked for."""
+    """Return the metrics to record: the defaults, those of residual blocks if there are any, and the chosen ones."""
     of_paths = METRICS_OF_PATHS if find_blocks(model) else ()
     return tuple(dict.fromkeys((*DEFAULT_METRICS, *of_paths, *config.metrics)))
 
 
 def _bounded(config: RunConfig) -> dict[str, str]:
-    """Say for a diagnosis that sigmoids stand directly behind the layers, where they do."""
+    """Record for the diagnosis that sigmoids directly follow the layers, if they do."""
     spec = parse_model(config.model)
     return {"activation": "sigmoid"} if spec.activation == "sigmoid" and not spec.norm else {}
 
@@ -135,11 +135,11 @@ def _say_processes(net: nn.Module, world: World) -> str:
     return f"{text}; batch norm normalises the part of each by itself" if has_batch_norm(net) else text
 
 
-def _run(trainer: Trainer, recorder: Recorder, keeper: Keeper, path: Path, started: float) -> Status:
-    """Train under the recorder, and say how it ended."""
+def _run(trainer: Trainer, recorder: Recorder, checkpoints: CheckpointWriter, path: Path, started: float) -> Status:
+    """Train under the recorder and report the end."""
 
     def ended(status: Status, reason: str = "") -> Status:
-        seconds, at = time.perf_counter() - started, keeper.ended_at
+        seconds, at = time.perf_counter() - started, checkpoints.ended_at
         if at is not None:
             reason = "; ".join(filter(None, (f"recording ended at step {at}", reason)))
         trainer.listener(Ended(status, str(path), trainer.progress.epoch, seconds, reason, at))
@@ -154,10 +154,10 @@ def _run(trainer: Trainer, recorder: Recorder, keeper: Keeper, path: Path, start
     except KeyboardInterrupt:
         ended("interrupted")
         raise
-    if keeper.ended_at is not None:  # the checkpoint stays, to go on from
-        return ended("failed", reason or "training went on to its end")
+    if checkpoints.ended_at is not None:  # the checkpoint remains, so that the run can be resumed
+        return ended("failed", reason or "training continued to its end")
     if trainer.world.first:
-        checkpoint_path(keeper.path).unlink(missing_ok=True)
+        checkpoint_path(checkpoints.path).unlink(missing_ok=True)
     return ended("complete", reason)
 
 
@@ -200,10 +200,16 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
 
 @torch.no_grad()
 def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch.device) -> None:
-    """Show a model two pictures, in evaluation mode, so that a misfit is told before anything is written.
+    """Run a model on two images in evaluation mode, to find a mismatch before anything is written.
+
+    Args:
+        model: The model, on its device.
+        config: Names the model and the image size in the error.
+        data: The images and classes.
+        device: The model's device.
 
     Raises:
-        ModelError: It cannot take the pictures, or gives no score per class.
+        ModelError: The model cannot take the images, or does not return one score per class.
     """
     images = data.train.images[[0, 1]].float().div(255).to(device)
     training = model.training
@@ -223,7 +229,7 @@ def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch
     if logits.shape[1] != len(data.classes):
         raise ModelError(
             f"{config.model} gives {logits.shape[1]} scores for {len(data.classes)} classes",
-            tip="a factory that takes num_classes is told the number",
+            tip="a factory with a parameter num_classes gets the number",
         )
 
 
@@ -241,7 +247,10 @@ def _started(trainer: Trainer, data: Splits, path: Path) -> Started:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" takes a GPU where there is one.
+    """Return the device with this name.
+
+    Args:
+        name: A name of torch; "auto" chooses a GPU if there is one.
 
     Raises:
         ConfigError: There is no such device.
@@ -266,7 +275,7 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
 
 
 def make_scheduler(config: RunConfig, optimizer: Optimizer) -> LRScheduler:
-    """Return the schedule, to be stepped once per epoch."""
+    """Return the learning-rate schedule, to be stepped once per epoch."""
     schedule = parse_schedule(config.schedule)
     if schedule.kind == "step":
         return StepLR(optimizer, schedule.step_size, schedule.gamma)
@@ -281,7 +290,7 @@ def _unchanged(epoch: int) -> float:
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C take effect between two steps, so that none is half recorded; a second one takes effect at once."""
+    """Let Ctrl-C take effect between two steps, so that no step is half recorded; a second one takes effect at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -74,7 +74,7 @@ def test_shared_and_unused_parameters_of_a_model_of_tokens(capsys: pytest.Captur
     text = " ".join(out.split())
     assert "no gradient reaches 2 parameters: spare" in text
     assert "emb.weight = out.weight" in text
-    assert "32 x long:32:20 of random tokens, 2 draws" in text
+    assert "32 x long:32:20 of random tokens, 2 samples of weights" in text
     probe(capsys, "nets.py:tied", "--input", "long:7:5", "--fail-on", "unused", code=3)
 
 
@@ -82,7 +82,7 @@ def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     (facts,) = json.loads(probe(capsys, "resnet8", *QUICK[:-2], "--seeds", "0-1", "--format", "json")[0])
     assert facts["kind"] == "trainable"
     assert facts["expected_loss"] == pytest.approx(math.log(10))
-    assert [draw["seed"] for draw in facts["draws"]] == [0, 1]
+    assert [sample["seed"] for sample in facts["draws"]] == [0, 1]
     assert len(facts["layers"]) == 8
     assert facts["layers"][1]["deviation"] is None or abs(facts["layers"][1]["deviation"]) < 5
     assert facts["parameter_entries"] == 2 * facts["parameters"]
@@ -112,7 +112,7 @@ def test_a_sweep_as_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     ]
     assert lines[-1][-1] == "vanishes"
     assert lines[-4][-1] == "trainable"
-    assert "1 draw each" in out
+    assert "1 sample of weights each" in out
     assert max(map(len, out.splitlines())) <= 80
     out, _ = probe(capsys, "resnet8", "--shortcut", "A,B", *QUICK)
     assert "shortcut" in out

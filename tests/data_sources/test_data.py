@@ -85,11 +85,11 @@ def test_a_folder_with_train_and_val_is_taken_as_it_is(photos: Path, tmp_path: P
 
 def test_a_csv_with_images_beside_it_or_in_a_folder_named_like_it(photos: Path, tmp_path: Path) -> None:
     path = write_csv(photos, GOOD)
-    assert len(read_csv(path).pictures) == 12
+    assert len(read_csv(path).files) == 12
     shutil.copytree(photos, tmp_path / "train")
     elsewhere = tmp_path / "train.csv"
     shutil.copy(path, elsewhere)
-    assert all(picture.path.is_file() for picture in read_csv(elsewhere).pictures)
+    assert all(file.path.is_file() for file in read_csv(elsewhere).files)
     by_csv, by_folder = load_data(config(f"csv:{path}")), load_data(config(f"folder:{photos}"))
     assert torch.equal(by_csv.train.images[:], by_folder.train.images[:])
 
@@ -168,13 +168,13 @@ def test_images_that_do_not_fit_in_memory_give_the_same_batches(photos: Path, mo
 
 def test_exact_and_near_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    pictures = []
+    originals = []
     for i in range(6):
         save_picture(tmp_path / f"{i}.png", rng, 120)
-        pictures.append(Image.open(tmp_path / f"{i}.png").convert("RGB"))
-    near = ImageEnhance.Brightness(pictures[0].resize((80, 84))).enhance(0.8).crop((1, 1, 79, 83))
+        originals.append(Image.open(tmp_path / f"{i}.png").convert("RGB"))
+    near = ImageEnhance.Brightness(originals[0].resize((80, 84))).enhance(0.8).crop((1, 1, 79, 83))
     flat = [Image.new("RGB", (50, 50), colour) for colour in ("white", "black")]
-    images = [*pictures, pictures[1], near, *flat]
+    images = [*originals, originals[1], near, *flat]
     digests = [str(i).encode() for i in range(6)] + [b"1", b"near", b"flat1", b"flat2"]
     copies = find_copies(digests, np.stack([grey_differences(image) for image in images]))
     assert copies.group.tolist() == [0, 1, 2, 3, 4, 5, 1, 0, 8, 9]
@@ -186,13 +186,13 @@ def test_exact_and_near_copies_are_found_and_others_are_not(tmp_path: Path) -> N
 def test_one_backdrop_does_not_make_copies() -> None:
     rng = np.random.default_rng(3)
     y, x = np.mgrid[0:120, 0:120] / 120
-    pictures = []
+    originals = []
     for _ in range(30):
         backdrop = 120 + 80 * x + 40 * y
         left, top, width, height = rng.integers(10, 60, 4)
         backdrop[top : top + height, left : left + width] = rng.integers(0, 255)
-        pictures.append(Image.fromarray(backdrop.astype(np.uint8)).convert("RGB"))
-    copies = find_copies([bytes([i]) for i in range(30)], np.stack([grey_differences(p) for p in pictures]))
+        originals.append(Image.fromarray(backdrop.astype(np.uint8)).convert("RGB"))
+    copies = find_copies([bytes([i]) for i in range(30)], np.stack([grey_differences(p) for p in originals]))
     assert copies.different >= 25
 
 
@@ -291,7 +291,7 @@ def test_batches_are_the_same_with_workers() -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_each_augmentation_changes_training_pictures_only(name: str) -> None:
+def test_each_augmentation_changes_only_training_images(name: str) -> None:
     train, val = batches(augment=(name,))
     plain_train, plain_val = batches(augment=())
     images, bare = (torch.cat([x for x, _ in b.epoch(1)]) for b in (train, plain_train))
@@ -321,13 +321,13 @@ class TinySet:
     def __init__(self, root, download, train=True, split="train") -> None:
         rng = np.random.default_rng(0)
         self.targets = [0, 1, 0, 1, 1]
-        self.pictures = [Image.fromarray(rng.integers(0, 255, (20, 30), dtype=np.uint8)) for _ in self.targets]
+        self.images = [Image.fromarray(rng.integers(0, 255, (20, 30), dtype=np.uint8)) for _ in self.targets]
 
     def __len__(self) -> int:
         return 5
 
     def __getitem__(self, i: int):
-        return self.pictures[i], self.targets[i]
+        return self.images[i], self.targets[i]
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SETS)

@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_unasked(form: str, make_run, capsys: pytest.Capt
     before = {path: path.read_bytes() for path in everything()}
     assert run_command(["export", "--to", form]) == 1
     err = capsys.readouterr().err
-    assert "is there already, and nothing is overwritten unasked" in err
+    assert "already exists, and nothing is overwritten without --overwrite" in err
     assert "Tip: --overwrite replaces it" in err
     assert {path: path.read_bytes() for path in everything()} == before
     Path("runs/net-s0.h5").unlink()
@@ -152,7 +152,7 @@ def test_a_folder_with_other_files_is_never_replaced(make_run, capsys: pytest.Ca
         (["--to", "tensorboard", "-o", "a.csv"], 2, "contradict each other"),
         (["--to", "tensorboard", "--table", "metrics"], 2, "--table is for csv and parquet"),
         (["--table", "epochs", "--metric", "param_norm"], 2, "not of epochs"),
-        (["--metric", "loss"], 2, "no run here holds a metric 'loss'; there is activation_grad_norm"),
+        (["--metric", "loss"], 2, "no run here holds a metric 'loss'; available: activation_grad_norm"),
         (["none"], 1, "none: there is no such run"),
         (["--to", "csv", "-o", "runs"], 1, "runs is a folder"),
         (["--to", "csv", "-o", "runs/net-s0.h5", "--overwrite"], 2, "is the run itself"),
@@ -160,8 +160,8 @@ def test_a_folder_with_other_files_is_never_replaced(make_run, capsys: pytest.Ca
         (["-o", "runs/net-s0.h5/a.parquet"], 1, "cannot be written"),
         (["--to", "tensorboard", "-o", "runs/net-s0.h5"], 1, "is a file; expected the name of a folder"),
         (["-o", "runs", "--overwrite"], 1, "holds files that gradlens export did not write"),
-        (["-o", "."], 2, "is the working folder or lies above it"),
-        (["-o", ".."], 2, "is the working folder or lies above it"),
+        (["-o", "."], 2, "is the working folder or one of its parents"),
+        (["-o", ".."], 2, "is the working folder or one of its parents"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_its_code(
@@ -202,6 +202,6 @@ def test_a_missing_library_is_named_with_its_extra(
 
 def test_a_run_that_is_still_written_is_exported_as_far_as_it_is(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(status="running")
-    monkeypatch.setattr(csvfile, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(csvfile, "CHUNK_ROWS", 7)
     assert run_command(["export"]) == 0
     assert len(read_csv(Path("exports/net-s0.csv"))) == 120

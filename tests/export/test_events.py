@@ -82,7 +82,7 @@ def test_several_epochs_between_two_rows_and_before_the_first(run: Run) -> None:
 def test_the_same_run_gives_the_same_bytes_in_blocks_of_any_size(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = read_run(make_run(steps=50))
     assert write_events(run, Path("a"), held_metrics([run])) == 50
-    monkeypatch.setattr(events, "BLOCK_VALUES", 7 * (4 * len(run.layers) + len(run.scalars)))
+    monkeypatch.setattr(events, "CHUNK_VALUES", 7 * (4 * len(run.layers) + len(run.scalars)))
     monkeypatch.setattr(events, "MAX_PATTERNS", 1)
     write_events(run, Path("b"), held_metrics([run]))
     (one,), (other,) = Path("a").iterdir(), Path("b").iterdir()

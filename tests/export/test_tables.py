@@ -156,22 +156,22 @@ def test_several_runs_share_a_table_and_what_one_does_not_hold_is_missing(run: R
 def test_a_metric_is_chosen_or_refused(run: Run) -> None:
     assert held_metrics([run]) == list(METRICS)
     assert held_metrics([run], ["update_ratio", "update_ratio"]) == ["update_ratio"]
-    with pytest.raises(ConfigError, match=r"'param_norm'; there is activation_grad_norm, update_ratio"):
+    with pytest.raises(ConfigError, match=r"'param_norm'; available: activation_grad_norm, update_ratio"):
         held_metrics([run], ["param_norm"])
     rows = as_csv("metrics", run, metrics=("update_ratio",))
     assert [row["step"] for row in rows] == ["0", "0", "0", "2", "7", "7"]
 
 
 @pytest.mark.parametrize("kind", EXPORT_TABLES)
-def test_the_size_of_the_blocks_changes_nothing(kind: str, run: Run, make_run) -> None:
+def test_the_size_of_the_chunks_changes_nothing(kind: str, run: Run, make_run) -> None:
     runs = distinct([run, read_run(make_run(steps=30))])
 
     def rows(size: int) -> list[tuple]:
         table = make_table(kind, runs, ["activation_grad_norm", "param_norm"])
-        blocks = list(table.blocks(size))
-        assert all(len({len(values) for values in block.values()}) == 1 for block in blocks)
-        assert all(len(block["run"]) for block in blocks)
-        return [row for block in blocks for row in zip(*(block[c.name].tolist() for c in table.columns), strict=True)]
+        chunks = list(table.chunks(size))
+        assert all(len({len(values) for values in chunk.values()}) == 1 for chunk in chunks)
+        assert all(len(chunk["run"]) for chunk in chunks)
+        return [row for chunk in chunks for row in zip(*(chunk[c.name].tolist() for c in table.columns), strict=True)]
 
     assert str(rows(1)) == str(rows(7)) == str(rows(1 << 20))
 
@@ -183,11 +183,11 @@ def test_a_metric_is_read_in_pieces(make_run, monkeypatch: pytest.MonkeyPatch) -
         tables, "metric_rows", lambda run, name, start, stop: read.append(stop - start) or whole(run, name, start, stop)
     )
     run = read_run(make_run(steps=40, layers=5))
-    list(make_table("metrics", distinct([run]), ["param_norm"]).blocks(50))
+    list(make_table("metrics", distinct([run]), ["param_norm"]).chunks(50))
     assert read == [10] * 4
     monkeypatch.setattr(tables, "metric_rows", lambda run, _, start, stop: np.ones((stop - start, len(run.layers))))
     monkeypatch.setattr(type(run.metrics), "__getitem__", lambda *_: pytest.fail("read as a whole"))
-    assert len(list(make_table("metrics", distinct([run]), held_metrics([run])).blocks(50))) == 4
+    assert len(list(make_table("metrics", distinct([run]), held_metrics([run])).chunks(50))) == 4
 
 
 @pytest.mark.parametrize("kind", EXPORT_TABLES)

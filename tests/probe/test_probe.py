@@ -1,4 +1,4 @@
-"""What a probe measures, against plain autograd on a float64 copy and nets whose faults are built in."""
+"""Test the probe against plain autograd on a float64 copy, and on models with known faults."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gradlens.probe import measure as probing
 from gradlens.probe.histograms import Counting, count_entries
 from gradlens.probe.judge import Judged, judge, say_parameters
 from gradlens.probe.measure import describe_stack, find_loss, find_scores, first_input, make_noise, probe
-from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Draw, Input, ProbePlan
+from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Input, ProbePlan, WeightSample
 
 SMALL = Input((3, 32, 32))
 
 
 @pytest.fixture
 def factory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
-    """Probe what a function builds."""
+    """Return a function that probes the model of a factory."""
 
     def run(build: Callable[[], nn.Module], **options) -> Judged:
         def built(name: str, *, seed: int, **_) -> nn.Module:
@@ -62,17 +62,17 @@ def truth(model: nn.Module, inputs: Tensor) -> tuple[dict[str, Tensor], dict[str
 @pytest.mark.parametrize("name", ["plain8", "plain8-nobn", "resnet8", "resnet8-nobn"])
 def test_numbers_equal_plain_autograd_in_float64(name: str, one_thread: None) -> None:
     plan = ProbePlan(name, input=SMALL, batch_size=8, seeds=(3,))
-    draw = probe(plan).draws[0]
+    sample = probe(plan).samples[0]
     model = build_model(name, num_classes=10, seed=3)
     outputs, parameters, loss = truth(model, make_noise(plan, model)[0])
-    assert draw.loss == pytest.approx(loss, rel=1e-5)
-    names = [layer.name for layer in draw.run.layers]
-    measured = dict(zip(names, draw.run.metric("activation_grad_norm")[0], strict=True))
+    assert sample.loss == pytest.approx(loss, rel=1e-5)
+    names = [layer.name for layer in sample.run.layers]
+    measured = dict(zip(names, sample.run.metric("activation_grad_norm")[0], strict=True))
     for layer, grad in outputs.items():
         assert measured[layer] == pytest.approx(grad.norm().item(), rel=1e-4)
-        _same_shares(draw.outputs[layer], grad)
-    _same_shares(draw.all_parameters, torch.cat([grad.flatten() for grad in parameters.values()]))
-    assert draw.numel == sum(grad.numel() for grad in parameters.values())
+        _same_shares(sample.outputs[layer], grad)
+    _same_shares(sample.all_parameters, torch.cat([grad.flatten() for grad in parameters.values()]))
+    assert sample.numel == sum(grad.numel() for grad in parameters.values())
 
 
 def _same_shares(entries, grad: Tensor) -> None:
@@ -112,7 +112,7 @@ def test_entries_below_the_normal_range_of_float32_complex_and_sparse_ones() -> 
     assert (held.total, held.zeros, held.below(FP16_LOST)) == (10, 6, 1)
 
 
-def test_dead_units_are_found_wherever_the_function_stands() -> None:
+def test_dead_units_are_found_for_modules_functions_and_in_place_operations() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -161,14 +161,14 @@ class Tied(nn.Module):
 
 def test_shared_unused_and_frozen_parameters(factory) -> None:
     judged = factory(Tied)
-    draw = judged.probe.draws[0]
+    sample = judged.probe.samples[0]
     assert judged.probe.plan.input == Input((32,), tokens=True, vocabulary=20)
-    assert draw.shared == (("emb.weight", "out.weight"),)
-    assert draw.unused == ("branch.weight", "branch.bias")
-    assert draw.frozen == ("still.weight", "still.bias")
-    assert draw.numel == 20 * 8 + 2 * (64 + 8) + 27
-    assert draw.all_parameters.total == 20 * 8 + 72
-    assert draw.scores == 20
+    assert sample.shared == (("emb.weight", "out.weight"),)
+    assert sample.unused == ("branch.weight", "branch.bias")
+    assert sample.frozen == ("still.weight", "still.bias")
+    assert sample.numel == 20 * 8 + 2 * (64 + 8) + 27
+    assert sample.all_parameters.total == 20 * 8 + 72
+    assert sample.scores == 20
     assert [f.kind for f in judged.findings] == ["unused"]
     assert judged.ends == ("emb", "still")
     assert np.isfinite(judged.profile[:, [0, 1, 2]]).all()
@@ -193,7 +193,7 @@ def test_outputs_of_other_forms() -> None:
         find_scores({"a": 1}, plan)
 
 
-def test_loud_scores_are_remarked(factory) -> None:
+def test_large_scores_are_remarked(factory) -> None:
     def build() -> nn.Module:
         net = nn.Sequential(*[nn.Linear(16, 16) for _ in range(4)], nn.Linear(16, 10))
         nn.init.normal_(net[-1].weight, std=100)
@@ -201,7 +201,7 @@ def test_loud_scores_are_remarked(factory) -> None:
 
     judged = factory(build)
     assert judged.kind == "trainable"
-    assert judged.loss > judged.probe.draws[0].expected_loss + 1
+    assert judged.loss > judged.probe.samples[0].expected_loss + 1
     assert any("nats above ln(10)" in remark for remark in judged.remarks)
 
 
@@ -236,7 +236,7 @@ def test_the_verdict(build: Callable[[], nn.Module], kind: str, factory) -> None
         assert judged.findings[0].confidence == pytest.approx(4 / 5)
 
 
-def test_theory_of_a_stack_of_ones_own(factory) -> None:
+def test_theory_of_a_sequential_stack(factory) -> None:
     theory = factory(lambda: stack(nn.ReLU)).theory
     assert theory.predicted == pytest.approx(19 * math.log10(1 / math.sqrt(6)), rel=0.02)
     assert abs(theory.away) < 3
@@ -244,7 +244,7 @@ def test_theory_of_a_stack_of_ones_own(factory) -> None:
     assert factory(lambda: stack(nn.Sigmoid)).theory is None
 
 
-def test_theory_of_convolutions_of_ones_own(factory) -> None:
+def test_theory_of_a_convolutional_stack(factory) -> None:
     def build() -> nn.Module:
         parts: list[nn.Module] = []
         for inputs in (3, *(32,) * 7):
@@ -274,7 +274,7 @@ def test_what_is_a_stack() -> None:
         assert describe_stack(odd) == {}
 
 
-def test_an_output_layer_of_zeros_does_not_hide_the_net(factory) -> None:
+def test_an_output_layer_of_zeros_does_not_hide_the_model(factory) -> None:
     def build() -> nn.Module:
         net = stack(nn.ReLU, 5, scale=math.sqrt(6))
         nn.init.zeros_(net[-1].weight)
@@ -284,7 +284,7 @@ def test_an_output_layer_of_zeros_does_not_hide_the_net(factory) -> None:
     judged = factory(build)
     assert judged.kind == "trainable"
     assert judged.loss == pytest.approx(math.log(10))
-    assert judged.probe.draws[0].redrawn == "10"
+    assert judged.probe.samples[0].reinitialised == "10"
     assert "are all 0" in judged.remarks[0]
 
 
@@ -303,7 +303,7 @@ def test_odd_models(factory) -> None:
     assert factory(lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3)), input=Input((5,))).kind
     assert factory(lambda: nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 9))).loss > 0
     logit = factory(lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)))
-    assert logit.probe.draws[0].expected_loss == pytest.approx(math.log(2))
+    assert logit.probe.samples[0].expected_loss == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_classes_must_fit(factory) -> None:
         factory(lambda: nn.Linear(3, 2), classes=7)
 
 
-def test_random_numbers_outside_go_on_as_before_and_nothing_is_written(tmp_path: Path) -> None:
+def test_random_generators_are_restored_and_nothing_is_written(tmp_path: Path) -> None:
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     expected = torch.rand(3), np.random.rand()  # noqa: NPY002
@@ -339,19 +339,20 @@ def test_random_numbers_outside_go_on_as_before_and_nothing_is_written(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_draws_depend_on_their_seed_alone() -> None:
+def test_samples_depend_only_on_their_seed() -> None:
     def losses(*seeds: int) -> list[float]:
-        return [d.loss for d in probe(ProbePlan("plain8", input=SMALL, batch_size=4, seeds=seeds)).draws]
+        return [d.loss for d in probe(ProbePlan("plain8", input=SMALL, batch_size=4, seeds=seeds)).samples]
 
     assert losses(0, 1)[1] == losses(1)[0] != losses(0)[0]
 
 
-def test_real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradlens.data.patterns.TRAIN_IMAGES", 20)
     monkeypatch.setattr("gradlens.data.patterns.VAL_IMAGES", 10)
-    draw: Draw = probe(ProbePlan("resnet8", data="patterns", batch_size=8, seeds=(0,), input=SMALL)).draws[0]
-    assert draw.scores == 5
-    assert draw.run.layers[0].out_numel == 8 * 16 * 32 * 32
+    plan = ProbePlan("resnet8", data="patterns", batch_size=8, seeds=(0,), input=SMALL)
+    sample: WeightSample = probe(plan).samples[0]
+    assert sample.scores == 5
+    assert sample.run.layers[0].out_numel == 8 * 16 * 32 * 32
 
 
 def test_first_inputs() -> None:

@@ -46,7 +46,7 @@ def test_what_passes() -> None:
 
 
 @pytest.mark.parametrize(("measured", "code"), [(1.001, 0), (1.2, 3)])
-def test_the_command_tells_by_its_exit_code(
+def test_the_exit_code_of_the_command(
     measured: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = [Check("a law", "Someone 2000", "width 5", 1.0, measured, 0.01), Check("b", "x", "y", 2.0, 2.0, 0.01)]
@@ -62,7 +62,7 @@ def test_the_command_tells_by_its_exit_code(
     assert f'"passed": {"true" if code == 0 else "false"}' in capsys.readouterr().out
 
 
-def test_random_numbers_outside_go_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_generators_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laws, "SETTINGS", (laws._scaled_weight,))
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -195,7 +195,7 @@ class TestSeveral:
         resumed, whole, stopped = names
         together.assert_all(stopped, "raised", "KeyboardInterrupt")
         together.assert_all(resumed, "status", "complete")
-        assert together.found[0][resumed]["notes"][0] == "going on after epoch 1"
+        assert together.found[0][resumed]["notes"][0] == "continuing after epoch 1"
         # DistributedDataParallel packs its gradients anew after the first step, and with more than two processes the
         # packing decides in which order they are added up: there the bits of a resumed run differ in rounding.
         bound = 0 if together.world == 2 else 1e-3
@@ -266,6 +266,6 @@ def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -
     alone = [sys.executable, "-m", "gradlens", *resume]
     ended = subprocess.run(alone, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert f"going on after epoch {done}" in ended.stderr
+    assert f"continuing after epoch {done}" in ended.stderr
     run = read_run("runs/plain8-s0.h5")
     assert (run.status, run.epochs["epoch"].tolist()) == ("complete", list(range(1, 17)))

@@ -77,12 +77,12 @@ def test_an_error_of_recording_ends_the_training_or_not_and_the_run_goes_on(
         assert len(notes) == 1
         assert notes[0].warning
         assert notes[0].text.startswith("recording ended at step ")
-        assert notes[0].text.endswith(f"{FULL.message}; training goes on without it")
+        assert notes[0].text.endswith(f"{FULL.message}; training continues without recording")
         assert isinstance(said[-1], Ended)
         step = said[-1].recorded_until
         assert step is not None
         assert rows <= step <= 8
-        assert said[-1].reason == f"recording ended at step {step}; training went on to its end"
+        assert said[-1].reason == f"recording ended at step {step}; training continued to its end"
     assert epochs == ([1, 2, 3] if choice == "continue" else [1][: rows // 4])
     assert (read_run(path).status, len(read_run(path).steps)) == ("failed", rows)
     assert train_run(config(), path, resume=True, listener=said.append) == "complete"
@@ -117,7 +117,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training_or_not(
         with pytest.raises(RunFileError if choice == "stop" else KeyboardInterrupt):
             train_run(config(on_record_error=choice), path, listener=listen)
     notes = [event.text for event in said if isinstance(event, Note)]
-    text = "a.ckpt cannot be written: No space left on device; training goes on, and after a kill --resume would begin"
+    text = "a.ckpt cannot be written: No space left on device; training continues; after a kill --resume would start"
     assert notes == ([] if choice == "stop" else [f"the checkpoint {text} from the start"])
     assert len(read_run(path).epochs["epoch"]) == (1 if choice == "stop" else 2)
     assert train_run(config(), path, resume=True) == "complete"
@@ -147,7 +147,7 @@ def test_no_room_for_a_checkpoint(no_room: tuple[Path, dict[str, Any]]) -> None:
     assert f"Error: {text}\n" in stop["said"]
     assert "Traceback" not in stop["said"]
     assert goes_on["code"] == 0
-    assert " ".join(goes_on["said"].split()).count(f"warning: {text}; training goes on, and after a kill") == 1
+    assert " ".join(goes_on["said"].split()).count(f"warning: {text}; training continues; after a kill") == 1
     assert "complete after 2 epochs" in goes_on["said"]
     assert found["checkpoint-stop-resumed"]["code"] == 0
     runs = [folder / f"checkpoint-{choice}/runs" for choice in ("stop", "continue")]
@@ -176,5 +176,5 @@ def test_no_room_for_rows_ends_well_and_the_run_goes_on(no_room: tuple[Path, dic
     for choice in ("stop", "continue"):
         assert found[f"rows-{choice}"]["code"] == 1
         assert found[f"rows-{choice}-resumed"]["code"] == 0
-        assert "going on after epoch 3" in found[f"rows-{choice}-resumed"]["said"]
+        assert "continuing after epoch 3" in found[f"rows-{choice}-resumed"]["said"]
         assert_equal_runs(read_run(folder / f"rows-{choice}/runs/Drawing-s0.h5"), whole)

@@ -131,7 +131,7 @@ def test_an_interrupted_run_is_closed_and_resumed_to_the_bits_of_an_unbroken_one
     assert_equal_runs(read_run(path), read_run(tmp_path / "whole.h5"))
     notes = [event.text for event in said if isinstance(event, Note)]
     finished = (after - 1) // 4  # the epoch whose last step was just made is not validated yet
-    assert (f"going on after epoch {finished}" if finished else "no finished epoch") in notes[0]
+    assert (f"continuing after epoch {finished}" if finished else "no finished epoch") in notes[0]
     assert read_run(path).info["notes"] == ([f"resumed at step {4 * finished}"] if finished else [])
     assert train_run(config(**options), path, resume=True) == "complete"  # nothing left to do
     assert sorted(p.name for p in tmp_path.glob("*.h5")) == ["broken.h5", "whole.h5"]
