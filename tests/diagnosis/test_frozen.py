@@ -1,4 +1,4 @@
-"""Layers that do not move."""
+"""Layers whose weights do not change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gradlens import diagnose_arrays
 from tests.diagnosis.recordings import ROWS, arrays, check
 
 
-def test_layers_that_stand_still() -> None:
+def test_frozen_layers() -> None:
     data = arrays(noise=0.05)
     data["update_ratio"][20:, [2, 4]] = 0
     found = diagnose_arrays(data)
