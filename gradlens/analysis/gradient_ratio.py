@@ -249,6 +249,9 @@ def fate_of(decades: float) -> Fate:
 
     Args:
         decades: log10 of the first layer's norm over the last hidden layer's.
+
+    Returns:
+        One of the keys of ``FATES``.
     """
     if math.isnan(decades):
         return "unknown"
@@ -314,6 +317,18 @@ def say_power(decades: float) -> str:
     if decades == -math.inf:
         return "0"
     return f"10^{decades:.1f}" if math.isfinite(decades) else "not known" if math.isnan(decades) else "inf"
+
+
+def say_times(decades: float) -> str:
+    """Return a factor with a number first, then the power of ten: "about 126 times (10^2.1)".
+
+    Args:
+        decades: log10 of the factor.
+    """
+    form, number = _for_people(decades)
+    if form not in ("times", "part"):
+        return f"{say_power(decades)} times"
+    return f"about {number if form == 'times' else '1/' + number} times ({say_power(decades)})"
 
 
 def say_rows(known: int, total: int) -> str:

@@ -1,1 +1,1 @@
-"""Data ready to be drawn, for figures, terminals and pages alike; numpy only."""
+"""Data prepared for drawing, shared by figures, terminals and pages; numpy only."""

@@ -1,4 +1,7 @@
-"""Depth profiles ready to be drawn: seeds of one model put together, beside what theory says of the first step."""
+"""Depth profiles prepared for drawing: the seeds of one model in one curve, with theory for the first step.
+
+Shapes: T rows, L layers, M main layers, S seeds.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,17 @@ from gradlens.analysis.gradient_ratio import say_fate, say_power
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
-from gradlens.format import plain
+from gradlens.format import plain, plural
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.run import FloatArray, Layer, Run
-from gradlens.theory.predict import Prediction, deviation, first_predicted, first_profile, predicted_profile
+from gradlens.theory.predict import (
+    Prediction,
+    deviation,
+    first_predicted,
+    first_profile,
+    predicted_profile,
+    say_deviation,
+)
 
 Steps = tuple[int | None, int | None]
 GRADIENTS = (ACTIVATION_GRAD, "param_grad_norm")
@@ -29,12 +39,12 @@ GRADIENTS = (ACTIVATION_GRAD, "param_grad_norm")
 
 @dataclass(frozen=True)
 class Theory:
-    """The first step beside theory, in decades relative to the last hidden layer.
+    """The first step compared with theory, in decades relative to the last hidden layer.
 
     Args:
-        prediction: Of the first run; that of every seed is the same.
-        decades: (M,) what is predicted, as L2 norm or per element.
-        measured: (S, M) a row per seed.
+        prediction: The prediction for the first run; it is the same for every seed.
+        decades: (M,) predicted values, as L2 norms or per element.
+        measured: (S, M) measured values, one row per seed.
     """
 
     prediction: Prediction
@@ -43,11 +53,11 @@ class Theory:
 
     @property
     def spread(self) -> FloatArray:
-        """(M,) the predicted standard deviation between seeds."""
+        """(M,) predicted standard deviation between seeds, in decades."""
         return self.prediction.spread
 
     def deviations(self) -> FloatArray:
-        """Return (S, M) measured minus predicted, in units of the predicted spread."""
+        """Return measured minus predicted values, (S, M), in predicted standard deviations."""
         shift = self.decades - self.prediction.decades
         return np.array([deviation(self.prediction, row - shift) for row in self.measured])
 
@@ -57,17 +67,18 @@ class Curve:
     """The profile of one run, or of several seeds of one model.
 
     Args:
-        label: What it is called.
-        runs: Its runs.
-        metric: What it is of.
-        layers: Its main layers, input first; of a metric of residual blocks those that begin one.
-        centre: (M,) log10 of a magnitude, else the metric itself: of a run the median over rows, of seeds the mean of
-            these; -inf where a magnitude is exactly 0 (of most seeds), NaN where nothing is known.
-        low: (M,) lower end of a band: of seeds the 95 % interval of the mean, of one run the rows' 10 % quantile.
-        high: Its upper end, 90 %.
-        fits: Per run, its sections; none of what is no magnitude.
+        label: Label of the curve.
+        runs: The runs, one per seed.
+        metric: The metric's name.
+        layers: (M,) the main layers, input first; for a metric of residual blocks, those at which a block begins.
+        centre: (M,) log10 of a magnitude, else the metric itself. For one run it is the median over rows, for several
+            seeds the mean of these medians. -inf where a magnitude is exactly 0 (in most seeds), NaN where unknown.
+        low: (M,) lower end of the band: for one run the 10 % quantile over rows, for several seeds the lower end of the
+            95 % interval of the mean.
+        high: (M,) upper end of the band: the 90 % quantile, or the upper end of the interval.
+        fits: The sections of each run; empty lists for a metric that is not a magnitude.
         seeds: The sections over seeds.
-        theory: What theory says of the first step; None where it says nothing, or where it was not asked.
+        theory: The first step compared with theory; None where there is no prediction, or no first step.
     """
 
     label: str
@@ -85,16 +96,19 @@ class Curve:
 def make_curves(
     runs: Sequence[Run], metric: str, *, per_element: bool = False, steps: Steps = (None, None)
 ) -> list[Curve]:
-    """Group runs by model and settings, and profile each group.
+    """Group runs by model and settings, and compute the profile of each group.
 
     Args:
-        runs: Those without a row in the span are refused; of those that repeat a seed the first counts.
-        metric: A metric that every run holds, or of which every run holds the factors.
-        per_element: The root mean square per element instead of the L2 norm.
+        runs: The runs. Where several repeat a seed, only the first is used.
+        metric: A metric, or a derived metric, that every run has.
+        per_element: Use the root mean square per element instead of the L2 norm.
         steps: First and last optimizer step; None is the beginning, or the end.
 
+    Returns:
+        One curve per group.
+
     Raises:
-        ConfigError: A run lacks the metric, or has no row of it in the span.
+        ConfigError: There are no runs, or a run lacks the metric or has no row of it between the steps.
     """
     if not runs:
         raise ConfigError("a profile needs at least one run")
@@ -136,7 +150,7 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
 
 
 def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatArray:
-    """Return the 10 %, 50 % and 90 % quantiles over rows of the main layers, (3, M); of a magnitude in decades."""
+    """Return the 10 %, 50 % and 90 % quantiles over rows for the main layers, (3, M); magnitudes in decades."""
     values = typical_values(run, metric, rows, per_element=per_element)[:, run.main_layers()]
     if np.isnan(values).all():
         raise ConfigError(f"no row of {metric} has been recorded yet in {run.name}")
@@ -149,7 +163,7 @@ def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatAr
 
 
 def _theory(runs: tuple[Run, ...], per_element: bool) -> Theory | None:
-    """Return theory beside the first step of those runs that recorded it."""
+    """Return the comparison with theory for the runs that recorded the first step."""
     prediction = predicted_profile(runs[0])
     firsts = [first for run in runs if (first := first_profile(run, per_element=per_element)) is not None]
     if prediction is None or not firsts or first_predicted(prediction) < 0:
@@ -159,7 +173,14 @@ def _theory(runs: tuple[Run, ...], per_element: bool) -> Theory | None:
 
 
 def slope_rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Return a row per run and section, and after several seeds one of their mean."""
+    """Return a table of slopes: one row per run and section, then one per section for the mean over seeds.
+
+    Args:
+        curves: The curves.
+
+    Returns:
+        Rows of plain values, for JSON and CSV; slopes are in decades per layer toward the input.
+    """
     rows = []
     for curve in curves:
         for i, run in enumerate(curve.runs):
@@ -188,22 +209,30 @@ def _plain(numbers: Mapping[str, Estimate | Interval]) -> dict[str, Any]:
 
 
 def layer_rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Return a row per curve and layer: its decades and band, and theory's for the first step."""
+    """Return a table of profiles: one row per curve and layer, with its centre, band and prediction.
+
+    Args:
+        curves: The curves.
+
+    Returns:
+        Rows of plain values, for JSON and CSV; magnitudes are in decades, ``deviation`` is in predicted standard
+        deviations.
+    """
     rows = []
     for curve in curves:
         theory = curve.theory
         measured = _mean(theory.measured) if theory else None
-        away = _mean(theory.deviations()) if theory else None
+        deviations = _mean(theory.deviations()) if theory else None
         for i, layer in enumerate(curve.layers):
             row = {"model": curve.label, "layer": layer.name, "stage": layer.stage, "depth": layer.depth}
             name = curve.metric if is_linear(curve.metric) else "log10"
             row |= {name: plain(curve.centre[i]), "low": plain(curve.low[i]), "high": plain(curve.high[i])}
-            if theory is not None and measured is not None and away is not None:
+            if theory is not None and measured is not None and deviations is not None:
                 row |= {
                     "first_step_decades": plain(measured[i]),
                     "predicted_decades": plain(theory.decades[i]),
                     "predicted_spread": plain(theory.spread[i]),
-                    "deviation": plain(away[i]),
+                    "deviation": plain(deviations[i]),
                 }
             rows.append(row)
     return rows
@@ -216,80 +245,94 @@ def _mean(values: FloatArray) -> FloatArray:
 
 
 def say_curve(curve: Curve, metric: str) -> str:
-    """Say in a sentence what a profile shows, from its numbers."""
+    """Return a sentence that summarises a profile.
+
+    Args:
+        curve: The curve.
+        metric: The metric's name.
+    """
     if is_linear(metric):
         return _say_values(curve)
     if not curve.fits[0]:
-        return f"{curve.label}: fewer than three hidden layers, no slope"
+        return f"{curve.label}: no slope, because there are fewer than three hidden layers"
     estimate: Estimate | Interval
     if curve.seeds:
-        estimate, total, of = curve.seeds[0].slope, _total(curve), f", {len(curve.runs)} seeds"
+        estimate, total, seeds = curve.seeds[0].slope, _total(curve), f"; {plural(len(curve.runs), 'seed')}"
         slope = estimate.mean
     else:
         fit = curve.fits[0][0]
-        estimate, slope, total, of = fit.slope, fit.slope.value, fit.decades.value, ""
+        estimate, slope, total, seeds = fit.slope, fit.slope.value, fit.decades.value, ""
     first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].ends)
-    told = f": {say_fate(total)}" if metric in GRADIENTS else ""
+    fate = f": {say_fate(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
-    steep = f"; {slope:+.3f}{interval} decades per layer" if np.isfinite(slope) else ""
-    return f"{curve.label}{told} ({first} / {last}: {say_power(total)}{steep}{of})"
+    steep = f"; {slope:+.3f}{interval} decades per layer toward the input" if np.isfinite(slope) else ""
+    return f"{curve.label}{fate} ({first} / {last}: {say_power(total)}{steep}{seeds})"
 
 
 def _total(curve: Curve) -> float:
-    """Return the decades from the first layer to the last hidden one, over seeds where there are several."""
+    """Return the ratio of the first layer to the last hidden layer in decades, over seeds where there are several."""
     return ratio_over_seeds([fits[0].decades.value for fits in curve.fits])
 
 
 def _say_values(curve: Curve) -> str:
-    """Say where what is no magnitude is least and largest, and on which side of 0 its bands are."""
+    """Return a sentence with the smallest and the largest value, and the number of bands on each side of 0."""
     known = np.flatnonzero(np.isfinite(curve.centre))
     if not len(known):
-        return f"{curve.label}: nothing is known"
+        return f"{curve.label}: no values are known"
     low, high = (known[pick(curve.centre[known])] for pick in (np.argmin, np.argmax))
     ends = (f"{curve.centre[i]:+.3g} ({curve.layers[i].name})" for i in (low, high))
-    beyond = [int((side > 0).sum()) for side in (curve.low[known], -curve.high[known])]
-    signs = f"; the band is above 0 at {beyond[0]} of {len(known)} layers and below at {beyond[1]}"
-    return f"{curve.label}: from {' to '.join(ends)}, median layer {np.median(curve.centre[known]):+.3g}{signs}"
+    above, below = (int((side > 0).sum()) for side in (curve.low[known], -curve.high[known]))
+    signs = f"; the band lies above 0 at {above} of {plural(len(known), 'layer')} and below 0 at {below}"
+    return f"{curve.label}: from {' to '.join(ends)}, median over layers {np.median(curve.centre[known]):+.3g}{signs}"
 
 
 def say_theory(curve: Curve) -> str:
-    """Say how the first step's profile agrees with theory; "" where there is none."""
+    """Return a sentence that compares the first step's profile with theory; "" where there is no prediction.
+
+    Args:
+        curve: The curve.
+    """
     theory = curve.theory
     if theory is None:
         return ""
     at = first_predicted(theory.prediction)
-    measured, away = _mean(theory.measured), _mean(theory.deviations())
+    measured, deviations = _mean(theory.measured), _mean(theory.deviations())
     first, last = curve.layers[at].name, curve.layers[-2].name
     text = f"{curve.label}, first step, {first} / {last}: theory {say_power(float(theory.decades[at]))}"
-    if np.isnan(away[at]):
+    if np.isnan(deviations[at]):
         return f"{text}, not measured"
-    return f"{text}, measured {say_power(float(measured[at]))}, {away[at]:+.1f} predicted spreads away"
+    return f"{text}, measured {say_power(float(measured[at]))}, {say_deviation(float(deviations[at]))}"
 
 
 def say_curves(curves: Sequence[Curve]) -> str:
-    """Say in a sentence what many profiles show: of magnitudes the first layer over the last, else the median layer."""
+    """Return a sentence that summarises many profiles: ratios for magnitudes, else medians over layers.
+
+    Args:
+        curves: The curves; all are of one metric.
+    """
     if is_linear(curves[0].metric):
-        middles = (f"{curve.label} {np.nanmedian(curve.centre):+.3g}" for curve in curves)
-        return f"Median layer of {curves[0].metric}: {', '.join(middles)}"
-    told = []
-    for curve in curves:
-        if curve.fits[0]:
-            told.append(f"{curve.label} {say_power(_total(curve))}")
-    return f"First over last hidden layer: {', '.join(told)}"
+        medians = (f"{curve.label} {np.nanmedian(curve.centre):+.3g}" for curve in curves)
+        return f"Median over layers of {curves[0].metric}: {', '.join(medians)}"
+    ratios = [f"{curve.label} {say_power(_total(curve))}" for curve in curves if curve.fits[0]]
+    return f"First layer / last hidden layer: {', '.join(ratios)}"
 
 
 def say_farthest(curves: Sequence[Curve]) -> str:
-    """Say which of many profiles is farthest from theory at the first step; "" where there is none."""
-    away = {}
+    """Return a sentence that names the profile with the largest deviation from theory; "" without predictions.
+
+    Args:
+        curves: The curves.
+    """
+    found = {}
     for curve in curves:
         if curve.theory is not None:
             value = _mean(curve.theory.deviations())[first_predicted(curve.theory.prediction)]
             if np.isfinite(value):
-                away[curve.label] = float(value)
-    if not away:
+                found[curve.label] = float(value)
+    if not found:
         return ""
-    farthest = max(away, key=lambda label: abs(away[label]))
+    farthest = max(found, key=lambda label: abs(found[label]))
     return (
-        f"First step, from end to end: of {len(away)} profiles {farthest} is farthest from theory, "
-        f"{away[farthest]:+.1f} predicted spreads"
+        f"First step, first layer / last hidden layer: {farthest} is farthest from theory among "
+        f"{plural(len(found), 'profile')}, {say_deviation(found[farthest])}"
     )

@@ -1,4 +1,4 @@
-"""Heatmaps ready to be drawn: which layers and columns, what is drawn of each value, and on which scale.
+"""Heatmaps prepared for drawing: layers, columns, drawn values and the colour scale.
 
 Shapes: L layers, C columns.
 """
@@ -21,17 +21,18 @@ from gradlens.run import FloatArray, Layer, Run
 Kind = Literal["magnitude", "ratio", "share", "signed", "difference"]
 Span = tuple[int | None, int | None]
 LEAST_QUIET = 1e-4
-"""Of the largest signed magnitude: so far its scale is linear at least, as four decades on each side are enough."""
+"""Smallest end of the linear part of a signed scale, as a share of the largest magnitude: four decades on each side are
+enough."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What of a metric is looked at.
+    """The view of a metric that a heatmap shows.
 
     Args:
-        metric: Its name.
-        per_element: Norms over sqrt of the number of elements: the root mean square.
-        relative: Magnitudes over that of the last hidden layer in the same column.
+        metric: The metric's name.
+        per_element: Divide norms by the square root of the number of elements: the root mean square.
+        relative: Divide magnitudes by that of the last hidden layer in the same column.
         steps: First and last optimizer step, both included; None is the beginning, or the end.
     """
 
@@ -46,15 +47,15 @@ class Panel:
     """One heatmap.
 
     Args:
-        run: Whose it is; of a difference, the first.
-        layers: (L,) those that are shown, input first.
-        drawn: (L, C) what the colour stands for: log10 of a magnitude or of a ratio, else the value. NaN where nothing
-            was recorded, -inf where a magnitude is exactly 0, inf where a gradient was not finite.
-        edges: (C + 1,) of the columns, in optimizer steps.
-        kind: "magnitude", "ratio" (of magnitudes, in decades), "share" (of 0 to a limit), "signed" (a magnitude with a
-            sign), or "difference" (of linear metrics, or the cosine's own scale).
-        view: What is looked at.
-        minus: The run that was subtracted.
+        run: The run; in a difference, the first run.
+        layers: (L,) the shown layers, input first.
+        drawn: (L, C) the values that colours represent: log10 of a magnitude or of a ratio, else the value. NaN where
+            nothing was recorded, -inf where a magnitude is exactly 0, inf where a gradient was not finite.
+        edges: (C + 1,) edges of the columns, in optimizer steps.
+        kind: "magnitude", "ratio" (of magnitudes, in decades), "share" (from 0 to a limit), "signed" (a magnitude with
+            a sign), or "difference" (of linear metrics; also the scale of a cosine).
+        view: The view of the metric.
+        minus: The run that was subtracted, or None.
     """
 
     run: Run
@@ -72,24 +73,27 @@ class Panel:
 
 
 def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) -> Panel:
-    """Arrange a metric of a run, or its difference to that of another, for a heatmap.
+    """Arrange a metric of a run, or its difference from that of another run, for a heatmap.
 
     Args:
         run: The run.
-        view: What is looked at.
-        columns: At most so many; neighbouring rows are averaged.
-        minus: Another run with the same layers. Of magnitudes log10 of the ratio is taken, of linear metrics the
-            difference, where both have a value; exact zeros cannot be compared.
+        view: The view of the metric.
+        columns: Maximum number of columns; neighbouring rows are averaged.
+        minus: Another run with the same layers, or None. The panel then shows log10 of the ratio for magnitudes and the
+            difference for linear metrics, where both runs have a value; exact zeros cannot be compared.
+
+    Returns:
+        The panel.
 
     Raises:
-        ConfigError: A run lacks the metric or has no row among the steps; the two have other layers, or no steps in
-            common; or relative values of what is no magnitude were asked for.
+        ConfigError: A run lacks the metric or has no row between the steps; the runs have different layers or no steps
+            in common; or relative values are requested for a metric that is not a magnitude.
     """
     for one in (run, minus) if minus else (run,):
         check_metric(one, view.metric)
     linear = is_linear(view.metric)
     if view.relative and linear:
-        raise ConfigError(f"{view.metric} is no magnitude: nothing is relative to it", tip="leave --relative out")
+        raise ConfigError(f"{view.metric} is not a magnitude: it has no relative values", tip="leave out --relative")
     if minus is None:
         matrix = heat_matrix(
             run, view.metric, columns=columns, per_element=view.per_element, rows=rows_within(run, *view.steps)
@@ -115,7 +119,7 @@ def _kind(view: View, minus: bool) -> Kind:
 
 
 def _kept_layers(drawn: FloatArray, metric: str) -> list[int]:
-    """Leave out the layers that begin no residual block where a metric is of blocks."""
+    """Return the layers to show; for a metric of residual blocks, only those at which a block begins."""
     everything = list(range(len(drawn)))
     if metric not in METRICS_OF_PATHS:
         return everything
@@ -123,25 +127,25 @@ def _kept_layers(drawn: FloatArray, metric: str) -> list[int]:
 
 
 def decades(values: FloatArray) -> FloatArray:
-    """Return log10 of magnitudes: -inf at exact zeros, inf where not finite, NaN where not known."""
+    """Return log10 of magnitudes, of any shape: -inf at exact zeros, inf where not finite, NaN where unknown."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log10(values)
 
 
 def _relative(run: Run, drawn: FloatArray) -> FloatArray:
-    """Subtract the decades of the last hidden main layer, whose gradient has a way back yet to go."""
+    """Return decades relative to the last hidden main layer, from which the gradient passes back to all others."""
     main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
     if len(main) < 2:
-        raise ConfigError(f"run {run.name} has no hidden layer: nothing is relative to it")
+        raise ConfigError(f"run {run.name} has no hidden layer: there are no relative values")
     last = np.where(np.isfinite(drawn[main[-2]]), drawn[main[-2]], np.nan)
     return np.where(np.isposinf(drawn), np.inf, drawn - last)
 
 
 def _difference(run: Run, other: Run, view: View, columns: int) -> tuple[FloatArray, HeatMatrix]:
-    """Return run minus other, (L, C), and the first run's matrix, in those steps that both have."""
+    """Return run minus other, (L, C), in the steps that both have, and the matrix of the first run."""
     mine, theirs = ([layer.name for layer in one.layers] for one in (run, other))
     if mine != theirs:
-        raise ConfigError(f"{run.name} and {other.name} have other layers: there is no difference layer by layer")
+        raise ConfigError(f"{run.name} and {other.name} have different layers: they cannot be compared layer by layer")
     ends = [one.steps[[0, -1]] for one in (run, other) if len(one.steps)]
     if len(ends) < 2 or ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]:
         raise ConfigError(f"{run.name} and {other.name} have no steps in common")
@@ -163,13 +167,13 @@ def _difference(run: Run, other: Run, view: View, columns: int) -> tuple[FloatAr
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on a colour bar.
+    """The mapping from drawn values to positions on a colour bar.
 
     Args:
         kind: As in ``Panel``.
-        low: Value at its lower end.
-        high: Value at its upper end.
-        quiet: Of a signed magnitude: up to here it is linear.
+        low: Value at the lower end.
+        high: Value at the upper end.
+        quiet: End of the linear part of a signed scale.
     """
 
     kind: Kind
@@ -179,23 +183,37 @@ class Scale:
 
     @property
     def is_diverging(self) -> bool:
-        """Whether it has a middle, at 0."""
+        """Whether the scale diverges from a centre at 0."""
         return self.low < 0 < self.high and self.kind != "magnitude"
 
     def places(self, drawn: FloatArray) -> FloatArray:
-        """Return where values lie, from 0 to 1; NaN stays."""
+        """Return positions on the colour bar.
+
+        Args:
+            drawn: Drawn values, of any shape.
+
+        Returns:
+            Positions from 0 to 1, of the same shape; NaN where a value is NaN.
+        """
         ends = np.array([self.low, self.high])
         if self.kind == "signed":
             drawn, ends = self._bent(drawn), self._bent(ends)
         return np.asarray(np.clip((drawn - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0))
 
     def _bent(self, values: FloatArray) -> FloatArray:
-        """Be linear around 0 and logarithmic beyond: Webber 2013, A bi-symmetric log transformation."""
+        """Return values on a scale that is linear around 0 and logarithmic beyond.
+
+        Source: Webber 2013, A bi-symmetric log transformation for wide-range data.
+        """
         return np.asarray(np.sign(values) * np.log1p(np.abs(values) / self.quiet))
 
 
 def common_scale(panels: Sequence[Panel]) -> Scale:
-    """Return one scale for panels of one metric: all of them lie within, and signed ones have 0 in the middle."""
+    """Return one scale for all panels of a metric; it contains all values, and 0 is the centre of a signed scale.
+
+    Args:
+        panels: Panels of one metric.
+    """
     kind = panels[0].kind
     parts = [panel.drawn[np.isfinite(panel.drawn)] for panel in panels]
     values = np.concatenate(parts) if parts else np.empty(0)
@@ -215,7 +233,11 @@ def common_scale(panels: Sequence[Panel]) -> Scale:
 
 
 def quiet_end(values: FloatArray) -> float:
-    """Return up to where a scale of signed magnitudes is linear: the power of ten that nine in ten of them exceed."""
+    """Return the end of the linear part of a signed scale: the power of ten that nine in ten magnitudes exceed.
+
+    Args:
+        values: Signed magnitudes, of any shape.
+    """
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if not len(sizes):
         return 1.0
@@ -224,7 +246,15 @@ def quiet_end(values: FloatArray) -> float:
 
 
 def merge_layers(panel: Panel, starts: Sequence[int]) -> Panel:
-    """Put neighbouring layers together, each group beginning at one of ``starts``; what is drawn is averaged."""
+    """Merge neighbouring layers of a panel; drawn values are averaged.
+
+    Args:
+        panel: The panel.
+        starts: Index of the first layer of each group, ascending.
+
+    Returns:
+        The panel with one layer per group; each has the name of the group's first layer.
+    """
     drawn, at = panel.drawn, np.asarray(starts, dtype=np.int64)
     finite = np.isfinite(drawn)
     counts = np.add.reduceat(finite.astype(np.int64), at, axis=0)

@@ -1,4 +1,4 @@
-"""Names of layers, cut so that they leave room and still tell layers apart."""
+"""Layer names, shortened so that they remain distinguishable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 
 def shorten_names(names: Sequence[str], most: float) -> list[str]:
-    """Cut names of layers to so many letters: first what all of them begin with, then the middle of each."""
+    """Shorten layer names: first remove the common beginning, then the middle of each name.
+
+    Args:
+        names: The layers' names.
+        most: Maximum number of characters; at least 8 are kept.
+
+    Returns:
+        The names in the same order, unchanged where they are short enough.
+    """
     if max(map(len, names), default=0) <= most:
         return list(names)
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)

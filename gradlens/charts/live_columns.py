@@ -1,7 +1,9 @@
-"""Rows that keep coming, as columns of a picture that grows to the right.
+"""Columns for drawing rows that keep arriving, in a heatmap that grows to the right.
 
-Each column stands for as many rows as every other; when there are too many columns, each two become one. So what is
-drawn once stays as it is until then, and neither memory nor time grows with the run.
+All columns but the last contain the same number of rows. When there are too many columns, pairs of neighbours are
+merged; between merges, finished columns do not change. So neither memory nor time grows with the run.
+
+Shapes: L layers, C columns, B chunks of rows.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from gradlens.row_chunks import STATISTICS, RowChunks, combine, summarise
 from gradlens.run import FloatArray
 
 MOST = 512
+"""Default maximum number of columns."""
 PENDING = 4096
-"""Rows that wait, at most, until somebody looks: many at once cost less."""
+"""Maximum number of rows that wait until columns are read; many rows at once cost less."""
 
 
 class Columns:
     """The columns of one metric.
 
-    Args:
-        width: Values in a row (layers).
-        linear: Whether they are averaged as they are, and not their logarithms.
-        most: So many columns at most.
+    New rows are first kept in a list; reading any property sorts them into columns.
 
+    Args:
+        width: L, the number of values in a row.
+        linear: Average the values; otherwise their logarithms.
+        most: Maximum number of columns.
     """
 
     def __init__(self, width: int, *, linear: bool = False, most: int = MOST) -> None:
@@ -42,34 +46,34 @@ class Columns:
 
     @property
     def size(self) -> int:
-        """Rows in a column; the last may have fewer."""
+        """The number of rows in a column; the last column may have fewer."""
         self._settle()
         return self._size
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """(C,) the optimizer step at which each begins."""
+        """(C,) first optimizer step of each column."""
         self._settle()
         return self._starts
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(C,) the rows in each."""
+        """(C,) number of rows in each column."""
         self._settle()
         return self._counts
 
     @property
     def values(self) -> FloatArray:
-        """(C, width, 5) ``gradlens.row_chunks.STATISTICS``."""
+        """(C, L, 5) ``gradlens.row_chunks.STATISTICS``."""
         self._settle()
         return self._values
 
     def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
-        """Put rows behind those that are there.
+        """Append rows.
 
         Args:
-            steps: (R,) their optimizer steps.
-            rows: (R, width) their values; NaN is "not recorded".
+            steps: (R,) optimizer step of each row.
+            rows: (R, L) values; NaN means "not recorded".
         """
         if len(rows):
             self._pending.append((steps, rows))
@@ -77,7 +81,7 @@ class Columns:
                 self._settle()
 
     def _settle(self) -> None:
-        """Put what waits into columns."""
+        """Sort waiting rows into columns."""
         if not self._pending:
             return
         parts, self._pending = self._pending, []
@@ -90,21 +94,21 @@ class Columns:
             self._values[-1:] = self._combine(np.concatenate([self._values[-1:], joined]), np.zeros(1, dtype=np.int64))
             self._counts[-1] += first
         if len(starts):
-            blocks = summarise(rows[first:], starts - first, linear=self.linear)
-            self._append(steps[starts], np.diff(np.append(starts, len(rows))), blocks)
+            new = summarise(rows[first:], starts - first, linear=self.linear)
+            self._append(steps[starts], np.diff(np.append(starts, len(rows))), new)
 
-    def add_chunks(self, steps: NDArray[np.int64], blocks: RowChunks) -> None:
-        """Put blocks of rows, all but the first and last of one size, behind those that are there.
+    def add_chunks(self, steps: NDArray[np.int64], chunks: RowChunks) -> None:
+        """Append chunks of rows; all but the first and the last must have one size.
 
         Args:
-            steps: (B,) the optimizer step at which each begins.
-            blocks: Of rows.
+            steps: (B,) first optimizer step of each chunk.
+            chunks: The chunks.
         """
         self._settle()
-        counts = np.diff(blocks.edges)
+        counts = np.diff(chunks.edges)
         if len(counts):
             self._size = max(self._size, int(counts.max()))
-            self._append(steps, counts, blocks.values)
+            self._append(steps, counts, chunks.values)
 
     def _append(self, starts: NDArray[np.int64], counts: NDArray[np.int64], values: FloatArray) -> None:
         self._starts = np.concatenate([self._starts, starts])
@@ -121,10 +125,13 @@ class Columns:
         return combine(values, at, linear=self.linear)
 
     def fitted(self, width: int) -> tuple[NDArray[np.int64], FloatArray]:
-        """Return at most so many columns, each of as many of these as every other.
+        """Return at most ``width`` columns, each merged from the same number of columns.
+
+        Args:
+            width: Maximum number of columns.
 
         Returns:
-            (C,) the step at which each begins, and (C, width, 5) statistics.
+            (C,) first optimizer step of each column, and (C, L, 5) statistics.
         """
         factor = 1
         while len(self) > factor * width:
@@ -134,11 +141,11 @@ class Columns:
 
 
 class Recent:
-    """The newest rows as they are.
+    """The newest rows.
 
     Args:
-        width: Values in a row.
-        keep: So many rows.
+        width: L, the number of values in a row.
+        keep: Number of rows to keep.
     """
 
     def __init__(self, width: int, keep: int) -> None:
@@ -147,12 +154,22 @@ class Recent:
         self.rows: FloatArray = np.empty((0, width), dtype=np.float32)
 
     def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
-        """Put rows behind those that are there, and drop the oldest."""
+        """Append rows and drop the oldest.
+
+        Args:
+            steps: (R,) optimizer step of each row.
+            rows: (R, L) values; NaN means "not recorded".
+        """
         self.steps = np.concatenate([self.steps, steps])[-self.keep :]
         self.rows = np.concatenate([self.rows, np.asarray(rows, dtype=np.float32)])[-self.keep :]
 
     def columns(self, step: int, *, linear: bool) -> Columns:
-        """Return the rows from an optimizer step on as columns."""
+        """Return the rows from an optimizer step on as columns.
+
+        Args:
+            step: The first optimizer step.
+            linear: As in ``Columns``.
+        """
         begin = int(np.searchsorted(self.steps, step))
         found = Columns(self.rows.shape[1], linear=linear)
         found.add(self.steps[begin:], self.rows[begin:])
@@ -160,12 +177,24 @@ class Recent:
 
 
 def known_rows(steps: NDArray[np.int64], rows: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
-    """Leave out the rows of a metric of coarser rhythm in which nothing was recorded."""
+    """Return the rows in which anything was recorded, and their steps.
+
+    Args:
+        steps: (R,) optimizer step of each row.
+        rows: (R, L) values; NaN means "not recorded", as in rows between those of a longer recording interval.
+    """
     known = ~np.isnan(rows).all(axis=1)
     return steps[known], rows[known]
 
 
 def shown(values: FloatArray) -> FloatArray:
-    """Return what stands for columns in a picture, (C, width): inf where any value is, else the mean, or 0, or NaN."""
+    """Return the value to draw for each column: inf if any value is inf; else the mean; 0 if all are 0; else NaN.
+
+    Args:
+        values: (C, L, 5) ``STATISTICS``.
+
+    Returns:
+        (C, L) in the metric's unit.
+    """
     edges: NDArray[Any] = np.arange(len(values) + 1)
     return RowChunks(edges, values).shown

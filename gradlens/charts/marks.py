@@ -1,4 +1,7 @@
-"""What of a run's course belongs beside its heatmap: learning-rate drops, resumes, broken rows, findings."""
+"""Marks on a heatmap: drops of the learning rate, resumed steps, non-finite columns, findings.
+
+Shapes: C columns, R values.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from gradlens.diagnosis.findings import Finding
 from gradlens.run import RESUMED, FloatArray, Run
 
 DROP = 0.7
-"""A learning rate that falls to less than this from one row to the next drops; a smooth schedule does not."""
+"""A learning rate below this share of that of the row before counts as a drop; a smooth schedule falls more slowly."""
 MOST_DROPS = 24
-"""More of them are a schedule of its own, and no marks."""
+"""With more drops than this, none is marked: they belong to a gradual schedule."""
 
 # IEEE 754-2019, binary16, and bfloat16 (Kalamkar et al. 2019, A Study of BFLOAT16): smallest normal and largest number.
 NORMAL_RANGES = {"fp16": (2.0**-14, 65504.0), "bf16": (2.0**-126, 3.3895e38)}
@@ -24,13 +27,13 @@ NORMAL_RANGES = {"fp16": (2.0**-14, 65504.0), "bf16": (2.0**-126, 3.3895e38)}
 
 @dataclass(frozen=True)
 class Marks:
-    """What is marked in a panel.
+    """The marks of a panel.
 
     Args:
-        drops: Steps at which the learning rate falls.
-        broken: (C,) whether a column of the panel holds anything that is not finite.
-        findings: Of the diagnosis, each with the indices of the panel's first and last layer that it names.
-        resumes: Steps at which the run went on after it had stopped.
+        drops: (R,) optimizer steps at which the learning rate drops.
+        broken: (C,) whether a column of the panel contains a non-finite value.
+        findings: Findings of the diagnosis, each with the indices in the panel of its first and last layer.
+        resumes: (R,) optimizer steps at which the run was resumed.
     """
 
     drops: FloatArray
@@ -40,7 +43,12 @@ class Marks:
 
 
 def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
-    """Look up what is to be marked in a panel; findings cost a diagnosis of the run."""
+    """Return the marks of a panel.
+
+    Args:
+        panel: The panel.
+        findings: Whether to diagnose the run and mark its findings.
+    """
     found = []
     places = {layer.name: i for i, layer in enumerate(panel.layers)}
     for finding in diagnose(panel.run).findings if findings and panel.minus is None else ():
@@ -55,7 +63,13 @@ def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
 
 
 def learning_rate_drops(run: Run) -> FloatArray:
-    """Return the steps at which the learning rate is less than 0.7 of that of the row before; none where it often is.
+    """Return the steps at which the learning rate drops below 0.7 times that of the row before.
+
+    Args:
+        run: The run.
+
+    Returns:
+        (R,) optimizer steps; empty where there are more than ``MOST_DROPS``.
 
     Source: a step schedule divides by 10 (He et al. 2015, section 3.4); cosine and linear schedules fall smoothly.
     """
@@ -68,13 +82,21 @@ def learning_rate_drops(run: Run) -> FloatArray:
 
 
 def resumed_steps(run: Run) -> FloatArray:
-    """Return the steps at which a run went on after it had stopped, as its notes say."""
+    """Return the optimizer steps at which a run was resumed, according to its notes, (R,)."""
     steps = [text.removeprefix(RESUMED) for text in run.info.get("notes", ()) if text.startswith(RESUMED)]
     return np.array([float(step) for step in steps if step.isdigit()])
 
 
 def steps_to_epochs(run: Run, steps: FloatArray) -> FloatArray:
-    """Return how many epochs were done at each step, in parts of an epoch; NaN for a run without epochs."""
+    """Return the number of epochs completed at each step, with fractions.
+
+    Args:
+        run: The run.
+        steps: (R,) optimizer steps.
+
+    Returns:
+        (R,) epochs; NaN for a run without rows.
+    """
     starts = epoch_starts(run)
     if not len(starts):
         return np.full(len(steps), np.nan)

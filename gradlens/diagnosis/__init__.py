@@ -1,1 +1,1 @@
-"""What is wrong with a run: one file per kind of finding; numpy only."""
+"""The diagnosis of runs, with one file per kind of finding; numpy only."""

@@ -1,4 +1,4 @@
-"""Units that are off: what follows a layer's activation function is 0 for good."""
+"""Dead units: the output of the activation function after a layer stays at 0."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from gradlens.diagnosis.recorded_rows import (
     steps_beyond,
     window_beyond,
 )
+from gradlens.format import plural
 
 DEAD_SHARE = 0.99
-"""smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here over a layer's units. Half zeros
-are what a healthy ReLU makes."""
+"""smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here the share is over all units of a
+layer. A healthy ReLU outputs about half zeros."""
 
 
 def dead(rec: Recording) -> list[Finding]:
-    """Nearly all of what follows a layer's activation function is 0, for good.
+    """Find layers whose units are nearly all 0 at the end of the rows.
 
-    Confidence: the largest of the layers' shares of resampled medians beyond the threshold.
+    Confidence: the share of resampled medians beyond the threshold; the largest over the layers.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     if not rec.has(ZEROS) or len(rec.series(ZEROS)) < LEAST_ROWS // 2:
         return []
@@ -37,11 +44,12 @@ def dead(rec: Recording) -> list[Finding]:
             "dead",
             names,
             steps_beyond(rec, series, layers[0], DEAD_SHARE),
-            f"{worst:.1%} of what follows {quoted(names[int(np.argmax(typical[layers]))])} is exactly 0, median of "
-            f"{window}; beyond the line are {len(layers)} of {int((~np.isnan(typical)).sum())} layers",
-            f"more than {DEAD_SHARE:.0%} zeros for good",
-            "smdebug, DeadRelu: active less than 1 % of the time; half zeros are healthy for ReLU",
-            "Lower the learning rate and check biases; LeakyReLU or GELU in place of ReLU keeps a slope everywhere.",
+            f"{worst:.1%} of the activations after {quoted(names[int(np.argmax(typical[layers]))])} are exactly 0 "
+            f"(median of {window}); {len(layers)} of {plural(int((~np.isnan(typical)).sum()), 'layer')} "
+            f"{'is' if len(layers) == 1 else 'are'} beyond the threshold",
+            f"more than {DEAD_SHARE:.0%} zeros, lasting to the end",
+            "smdebug, DeadRelu: a unit active less than 1 % of the time is dead; for ReLU, half zeros are healthy",
+            "Lower the learning rate and check the biases, or replace ReLU by LeakyReLU or GELU, whose slope is not 0.",
             max(share_beyond(series.values[late][:, i], DEAD_SHARE, below=False) for i in layers),
         )
     ]

@@ -1,4 +1,4 @@
-"""The diagnosis of a run: which faults its rows show, with evidence, threshold, source and remedy."""
+"""Diagnose a run: the faults that its rows show, with evidence, threshold, source and remedy."""
 
 from __future__ import annotations
 
@@ -24,60 +24,68 @@ from gradlens.diagnosis.vanishing import vanishing
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
+CONSEQUENCE = "a consequence, not a separate fault"
+"""The beginning of a note about a finding that another finding causes."""
+
 
 def diagnose(run: Run) -> Diagnosis:
-    """Say what is wrong with a run.
+    """Diagnose a run: find its faults, with evidence, threshold, source and remedy.
 
-    Judged are ratios, laws and what is exact, so that the size of the loss leaves the verdict: a net near convergence
-    with tiny gradients everywhere is healthy, and so is one whose gradient grows towards the input as batch norm makes
-    it grow. A fault must last over the later half or the last fifth of the rows, but for values that are not
-    finite. Steps that a GradScaler skipped are left out. A running run may be diagnosed; a long one is read by blocks.
+    The rules judge ratios, laws and exact values, so that the verdict does not depend on the size of the loss. A model
+    near convergence with tiny gradients everywhere is healthy. So is a model whose gradient grows toward the input
+    within the law of batch norm. A fault must last over the later half or the last fifth of the rows; only non-finite
+    values count at once. Steps that a GradScaler skipped are left out. A run that is still being written can be
+    diagnosed; a long run is read in chunks of rows.
 
     Args:
-        run: Read by ``gradlens.read_run``.
+        run: A run from ``gradlens.read_run``.
 
     Returns:
-        The diagnosis; ``print`` shows it as a report. Its kind is "healthy" where no fault is seen, and "undecided"
+        The diagnosis; ``print`` shows it as a report. Its kind is "healthy" where no fault is found, and "undecided"
         where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
     """
     rec, notes = Recording(run), list[str]()
-    findings = _of_the_signal(rec, notes)
-    unmoved = [*frozen(rec), *unused(rec)]
+    findings = _signal_findings(rec, notes)
+    unchanged = [*frozen(rec), *unused(rec)]
     if not findings:
-        findings = [*incoherent(rec), *([] if unmoved else slow(rec))]
-    findings += _on_their_own(unmoved, findings, notes)
+        findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
+    findings += _independent(unchanged, findings, notes)
     if run.status == "running":
         notes.append("the run is still being written, or its writer was killed")
     if rec.skipped.any():
-        notes.append(f"{int(rec.skipped.sum())} step(s) that the GradScaler skipped are left out")
+        skipped = int(rec.skipped.sum())
+        verb = "is" if skipped == 1 else "are"
+        notes.append(f"{plural(skipped, 'step')} that the GradScaler skipped {verb} left out")
     missing = "" if findings else _missing(rec)
     return make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec))
 
 
-def _of_the_signal(rec: Recording, notes: list[str]) -> list[Finding]:
-    """Return what is wrong with gradients or outputs: first what breaks or explodes, of the ways to explode one."""
+def _signal_findings(rec: Recording, notes: list[str]) -> list[Finding]:
+    """Return the faults of gradients and outputs; at most one rule reports an explosion."""
     row = first_broken_row(rec)
-    loud = [*nonfinite(rec, row), *(uncleared(rec) or exploding(rec, row) or swollen(rec))]
-    return [*loud, *_units_or_vanishing(rec, [*dead(rec), *saturated(rec)], vanishing(rec, notes), notes)]
+    broken = [*nonfinite(rec, row), *(uncleared(rec) or exploding(rec, row) or swollen(rec))]
+    return [*broken, *_units_or_vanishing(rec, [*dead(rec), *saturated(rec)], vanishing(rec, notes), notes)]
 
 
-def _units_or_vanishing(rec: Recording, units: list[Finding], way: list[Finding], notes: list[str]) -> list[Finding]:
-    """Return units that are off and a gradient that vanishes; where one follows from the other it is a note."""
-    if not way:
+def _units_or_vanishing(
+    rec: Recording, units: list[Finding], vanishes: list[Finding], notes: list[str]
+) -> list[Finding]:
+    """Return dead or saturated units and a vanishing gradient; a finding that another one causes becomes a note."""
+    if not vanishes:
         return units
-    late = [finding for finding in units if _came_later(rec, finding, way[0])]
-    units = [finding for finding in units if finding not in late]
-    if _explained(rec, way[0], units):
-        late, way = way, []
-    notes += [f"what follows from it: {finding}" for finding in late]
-    return [*units, *way]
+    consequences = [finding for finding in units if _came_later(rec, finding, vanishes[0])]
+    units = [finding for finding in units if finding not in consequences]
+    if _explained(rec, vanishes[0], units):
+        consequences, vanishes = vanishes, []
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in consequences]
+    return [*units, *vanishes]
 
 
-def _on_their_own(unmoved: Sequence[Finding], causes: Sequence[Finding], notes: list[str]) -> list[Finding]:
-    """Return the layers that do not move for a reason of their own; the others are a note."""
-    follow = [finding for finding in unmoved if finding.kind == "frozen" and _follows(finding, causes)]
-    notes += [f"what follows from it: {finding}" for finding in follow]
-    return [finding for finding in unmoved if finding not in follow]
+def _independent(unchanged: Sequence[Finding], causes: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return the findings of unchanged weights that no other finding causes; the others become notes."""
+    consequences = [finding for finding in unchanged if finding.kind == "frozen" and _follows(finding, causes)]
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in consequences]
+    return [finding for finding in unchanged if finding not in consequences]
 
 
 def diagnose_arrays(
@@ -86,16 +94,16 @@ def diagnose_arrays(
     scalars: Mapping[str, ArrayLike] | None = None,
     steps: ArrayLike | None = None,
 ) -> Diagnosis:
-    """Say what is wrong by arrays that were recorded in any way.
+    """Diagnose arrays that were recorded in any way.
 
     Args:
         metrics: Name, as in ``gradlens.metrics``, to (T, L) values: rows by layers, input first.
-        layers: (L,) names or descriptions.
-        scalars: Name ("loss", "lr", "skipped") to (T,).
-        steps: (T,) optimizer steps.
+        layers: (L,) names or descriptions of the layers; None for "layer1", "layer2", ...
+        scalars: Name ("loss", "lr", "skipped") to (T,) values.
+        steps: (T,) optimizer steps; None for 0, 1, ...
 
     Returns:
-        The diagnosis, as ``diagnose`` returns it.
+        The diagnosis, as from ``diagnose``.
 
     Raises:
         ConfigError: There is no metric, or the arrays' shapes do not fit.
@@ -103,22 +111,22 @@ def diagnose_arrays(
     return diagnose(run_of_arrays(metrics, layers, scalars, steps))
 
 
-def _explained(rec: Recording, way: Finding, units: Sequence[Finding]) -> bool:
-    """Say whether a vanishing gradient follows from units that are off: they lie at or behind the layers concerned."""
+def _explained(rec: Recording, vanishes: Finding, units: Sequence[Finding]) -> bool:
+    """Return whether units cause a vanishing gradient: they are at its first layer or nearer the output."""
     depth = {layer.name: layer.depth for layer in rec.run.layers}
     ends = [depth[name] for finding in units for name in finding.layers]
-    return bool(ends) and max(ends) >= depth[way.layers[0]]
+    return bool(ends) and max(ends) >= depth[vanishes.layers[0]]
 
 
-def _came_later(rec: Recording, units: Finding, way: Finding) -> bool:
-    """Say whether units were still on when the gradient had vanished already: they are no cause of it then."""
+def _came_later(rec: Recording, units: Finding, vanishes: Finding) -> bool:
+    """Return whether the gradient vanished before the units died or saturated: then they are not its cause."""
     steps = rec.series(ZEROS if units.kind == "dead" else RMS).steps
     before = steps[steps < units.steps[0]]
-    return bool(len(before) and before[-1] >= way.steps[0])
+    return bool(len(before) and before[-1] >= vanishes.steps[0])
 
 
 def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
-    """Say whether layers stand still as their gradient is gone, or their weights are too large to be moved."""
+    """Return whether layers are frozen because their gradient is gone or their weights are too large to change."""
     named = {name for cause in causes if cause.kind in ("vanishing", "exploding", "dead") for name in cause.layers}
     return set(finding.layers) <= named
 
@@ -126,20 +134,22 @@ def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
 def _missing(rec: Recording) -> str:
     """Return why the data do not suffice, or ""."""
     if rec.n_rows < LEAST_ROWS:
-        return f"{rec.n_rows} row(s) are too few: at least {LEAST_ROWS} are needed"
+        return f"too few rows: {rec.n_rows}, but at least {LEAST_ROWS} are needed"
     if not rec.gradient:
         return f"no gradients were recorded: activation_grad_norm or {PARAM_GRAD} is needed"
     series = rec.series(rec.gradient)
     if len(series) < LEAST_ROWS:
-        return f"{rec.gradient} is known in {len(series)} row(s): at least {LEAST_ROWS} are needed"
+        return f"{rec.gradient} is known in {plural(len(series), 'row')}: at least {LEAST_ROWS} are needed"
     if not (series.values > 0).any():
         return f"all gradients are exactly 0 in {plural(len(series), 'row')}; {_say_loss(rec)}"
     if rec.ratio is not None:
         known = int((~np.isnan(rec.ratio.decades[:, 0])).sum())
         if known < LEAST_ROWS:
-            return f"the gradient at both ends is known in {known} row(s): at least {LEAST_ROWS} are needed"
+            found = f"the gradients of both the first and the last hidden layer are known in {plural(known, 'row')}"
+            return f"{found}: at least {LEAST_ROWS} are needed"
     elif len(rec.run.main_layers()) >= 3:
-        return f"the gradient of only {len(rec.path)} main layer(s) is known in most rows: at least 3 are needed"
+        found = plural(len(rec.path), "main layer")
+        return f"the gradient is known in most rows for {found} only: at least 3 are needed"
     return ""
 
 
@@ -157,8 +167,8 @@ def _say_loss(rec: Recording) -> str:
 
 
 def _healthy(rec: Recording) -> str:
-    """Return what speaks for a healthy run."""
+    """Return the reason for the verdict "healthy"."""
     if rec.ratio is None:
-        return "no fault is seen; with fewer than three layers there is no ratio of first to last to be judged"
+        return "no fault was found; with fewer than three layers there is no ratio of first to last hidden layer"
     first, last = rec.ratio.first.name, rec.ratio.last.name
-    return f"no fault is seen: {say_ratio(quoted(first), quoted(last), rec.ratio.typical())}"
+    return f"no fault was found: {say_ratio(quoted(first), quoted(last), rec.ratio.typical())}"

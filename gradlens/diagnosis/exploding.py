@@ -1,4 +1,4 @@
-"""The gradient explodes over depth or over steps, or a layer's outputs do. Judged by ratios, not by absolute sizes."""
+"""Exploding gradients, over depth or over steps, and exploding outputs; judged by ratios, not by absolute sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.gradient_ratio import LEAST_ROWS, late_windows, say_power, say_ratio
+from gradlens.analysis.gradient_ratio import LEAST_ROWS, late_windows, say_power, say_ratio, say_times
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
@@ -19,63 +19,82 @@ from gradlens.diagnosis.recorded_rows import (
     share_beyond,
     since,
 )
+from gradlens.format import plural
 from gradlens.run import FloatArray
 from gradlens.theory.laws import batch_norm_growth
 from gradlens.theory.predict import predicted_profile
 
 ALLOWED_DECADES = math.log10(70)
-"""Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| > 70 is an explosion; here over what the law of
-batch norm allows."""
+"""Zhang et al. 2021 (AutoTrainer, ICSE): |g_first| / |g_last| > 70 is an explosion; here the factor 70 is on top of the
+growth that batch norm explains."""
 SPREADS = 3.0
-"""So many standard deviations of the predicted spread belong to the law: one draw in 700 is beyond."""
+"""Standard deviations between initialisations that the law allows: one initialisation in 700 is beyond."""
 SURGE_DECADES = 3.0
-"""Over steps: a thousand times what was usual. Measured: the norm of healthy runs (plain34 and resnet34, 20 epochs) is
-never more than 0.7 decades above the median of its first ten rows."""
+"""Over steps: 1,000 times the usual norm. Measured: in healthy runs (plain34 and resnet34, 20 epochs) the norm is never
+more than 0.7 decades above the median of its first ten rows."""
 RISE_DECADES = 2.0
-"""Before a step that is not finite, a rise of a hundred times is the beginning of it. Measured: in the same healthy
-runs single rows are up to 1.5 decades above the one before."""
+"""Before a non-finite step, a rise by a factor of 100 counts as its beginning. Measured: in the same healthy runs, a
+row is up to 1.5 decades above the row before it."""
 RISING_ROWS = 20
-TOO_LARGE = "Use He initialisation (weights are too large for their fan-in), add batch norm, or clip gradients."
+"""Rows before a non-finite row in which the rise must lie."""
+TOO_LARGE = "Use He initialisation (the weights are too large for their fan-in), add batch norm, or clip gradients."
 TOO_FAST = "Lower the learning rate or warm it up, and clip the gradient's norm."
 SWOLLEN_TIMES = 2.0
-"""A hidden layer's outputs a hundred times what they were in the first row. Measured on experiments/scorecard, seeds 0
-to 2: healthy nets grow by at most 1.0 decades, but for one that begins far too small and grows by 2.7."""
+"""Decades by which a hidden layer's outputs must grow since the first row: a factor of 100. Measured on
+experiments/scorecard, seeds 0 to 2: healthy models grow by at most 1.0 decades, except one whose outputs begin far too
+small and grow by 2.7."""
 SWOLLEN_DEPTH = math.log10(70)
-"""And as many times the first layer's: the factor of Zhang et al. 2021 (AutoTrainer) for gradients over depth. Measured
-there: healthy nets have at most 1.0 decades, those whose signal explodes on its way forward 1.95 to 2.5."""
+"""Decades by which these outputs must also exceed the first layer's: the factor 70 of Zhang et al. 2021 (AutoTrainer)
+for gradients over depth. Measured in the same experiments: at most 1.0 decades in healthy models, 1.95 to 2.5 in models
+whose signal explodes in the forward pass."""
 
 
 def exploding(rec: Recording, broken: int | None) -> list[Finding]:
-    """The gradient grows over depth beyond the law, or over steps by orders of magnitude, or until it is not finite.
+    """Find a gradient that grows over depth beyond the law, or over steps by orders of magnitude or to infinity.
 
     Args:
-        rec: What was recorded.
-        broken: The first row that is not finite, or None.
+        rec: The recording.
+        broken: The first non-finite row, or None.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     return [found for found in (_over_depth(rec, broken), _over_steps(rec, broken)) if found is not None][:1]
 
 
 def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
-    """Return how many decades a gradient may grow towards the input, and why.
+    """Return how many decades a gradient may grow toward the input, and the reason.
 
-    Nets with batch norm and no shortcuts grow by sqrt(pi / (pi - 1)) per layer (Yang et al. 2019), the most
-    that is known of a build that trains; a run tells nowhere for sure that it has none.
+    In networks with batch norm and without shortcuts, gradients grow by sqrt(pi / (pi - 1)) per layer. No architecture
+    that trains is known to grow faster. Every run is allowed this growth, because a run file does not show with
+    certainty that a network has no batch norm.
+
+    Args:
+        rec: The recording.
+        layers: Number of layers on the main path, the output layer included.
+
+    Source: Yang et al. 2019, A Mean Field Theory of Batch Normalization, sec. 4; Zhang et al. 2021, AutoTrainer, for
+    the factor 70.
     """
     law = (layers - 2) * math.log10(batch_norm_growth(1024, "relu"))
-    said = f"the growth of a net with batch norm over {layers} layers, Yang et al. 2019, {say_power(law)}"
+    reason = f"batch norm explains a growth of {say_power(law)} over {layers} layers (Yang et al. 2019)"
     prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD else None
     if prediction is not None and "Yang" in prediction.source:
         known = prediction.decades + SPREADS * np.nan_to_num(prediction.spread)
         most = float(np.nanmax(known)) if np.isfinite(known).any() else -math.inf
         if most > law:
-            law, said = most, f"theory of this net and {SPREADS:.0f} spreads ({prediction.source}), {say_power(law)}"
-    return law + ALLOWED_DECADES, f"{said}, times 70, Zhang et al. 2021, AutoTrainer, ICSE"
+            law = most
+            reason = (
+                f"theory for this network, plus {SPREADS:.0f} standard deviations between seeds, explains a growth of "
+                f"{say_power(law)} ({prediction.source})"
+            )
+    return law + ALLOWED_DECADES, f"{reason}; a factor of 70 on top of it: Zhang et al. 2021, AutoTrainer, ICSE"
 
 
 def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
-    """Judged by the windows at the end of the rows; where one is not finite, of those before it.
+    """Find a growth over depth in the windows at the end of the rows, or at the end of those before a non-finite row.
 
-    Confidence: the share of resampled medians beyond the threshold; of few rows, by Laplace's rule of succession.
+    Confidence: the share of resampled medians beyond the threshold; for few rows, by Laplace's rule of succession.
     """
     ratio = rec.ratio
     if ratio is None:
@@ -88,7 +107,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     line, source = allowed_growth(rec, len(path))
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
     found = [
-        (early[part], said, np.nan_to_num(median(early[part], axis=0), nan=-np.inf)) for part, said in late_windows(n)
+        (early[part], name, np.nan_to_num(median(early[part], axis=0), nan=-np.inf)) for part, name in late_windows(n)
     ]
     late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])
     if not (typical > line).any():
@@ -98,13 +117,13 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     layers = [names[i] for i in np.flatnonzero(typical > ALLOWED_DECADES) if i != top]
     beyond = np.nan_to_num(early[:, top], nan=-np.inf) > line
     few = float((beyond[-len(late) :].sum() + 1) / (len(late) + 2))
-    rows = f"median of {window}" + ("" if broken is None else " before one that is not finite")
+    rows = f"median of {window}" + ("" if broken is None else " before the first non-finite row")
     return Finding(
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{say_ratio(quoted(names[top]), quoted(names[-2]), float(typical[top]))}, {rows}",
-        f"a growth over depth beyond {say_power(line)}",
+        f"{say_ratio(quoted(names[top]), quoted(names[-2]), float(typical[top]))} ({rows})",
+        f"more than {say_power(line)} times the gradient norm of the last hidden layer",
         source,
         TOO_LARGE if beyond[0] else TOO_FAST,
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
@@ -112,11 +131,11 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
 
 
 def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
-    """The norm of all gradients together rises over steps.
+    """Find a rise over steps of the norm of all gradients together.
 
-    A surge counts where the loss rises with it, or ends in a step that is not finite. Confidence: of the rows since the
-    surge, the share beyond the line; of a rise before a step that is not finite, the share of neighbouring rows that
-    rise.
+    A surge counts where the loss rises too, or where it ends in a non-finite step. Confidence: the share of rows since
+    the surge that are beyond the threshold; for a rise before a non-finite step, the share of rows that are above the
+    row before them.
     """
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:
@@ -147,17 +166,18 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
         "exploding",
         rec.names(layers),
         (int(series.steps[start]), rec.last_step),
-        f"the norm of all gradients is {say_power(float(np.nanmax(smooth) - usual))} times what it was in the first "
+        f"the norm of all gradients reaches {say_times(float(np.nanmax(smooth) - usual))} its median in the first "
         f"{LEAST_ROWS} rows",
-        "a thousand times the usual norm over 5 rows, with a loss that rises or a step that is not finite",
-        "measured: healthy runs (plain34 and resnet34, 20 epochs) never rise 0.7 decades above their first ten rows",
+        "1,000 times the usual norm (median of 5 rows), with a rising loss or a non-finite step",
+        "measured: in healthy runs (plain34 and resnet34, 20 epochs) it is never more than 0.7 decades above the first "
+        "ten rows",
         TOO_FAST,
         max(share, 1 / (len(total) + 1)),
     )
 
 
 def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: FloatArray) -> Finding | None:
-    """The rows just before one that is not finite rise a hundredfold, most of them one after another."""
+    """Find a rise by a factor of 100 just before a non-finite row; most rows must be above the one before."""
     window = total[-RISING_ROWS:]
     known = window[~np.isnan(window)]
     if len(known) < 3:
@@ -174,8 +194,9 @@ def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: F
         "exploding",
         rec.names(layers),
         (int(steps[start]), int(steps[-1])),
-        f"the norm of all gradients grows by {say_power(rise)} in {len(steps_up)} row(s), then it is not finite",
-        f"a hundredfold rise within {RISING_ROWS} rows before a row that is not finite",
+        f"the norm of all gradients grows to {say_times(rise)} its value within {plural(len(steps_up), 'row')}, "
+        "then it is not finite",
+        f"a rise by a factor of 100 within the {RISING_ROWS} rows before a non-finite row",
         "measured: in healthy runs (plain34 and resnet34) no row is more than 1.5 decades above the one before",
         TOO_FAST,
         float((np.sum(steps_up > 0) + 1) / (len(steps_up) + 2)),
@@ -183,11 +204,17 @@ def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: F
 
 
 def swollen(rec: Recording) -> list[Finding]:
-    """A hidden layer's outputs have grown by orders of magnitude, and beyond those of the first layer.
+    """Find hidden layers whose outputs grew by orders of magnitude and exceed those of the first layer.
 
-    The signal explodes on its way forward, whatever the gradient's norms are under an optimizer that divides by them.
-    Embeddings are no first layer, as theirs are small by custom. Confidence: the largest of the layers' shares of
-    resampled medians beyond the line.
+    The signal then explodes in the forward pass, even if an optimizer that divides by gradient norms keeps training.
+    An embedding does not count as the first layer, because its outputs are conventionally small. Confidence: the share
+    of resampled medians beyond the threshold; the largest over the layers.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
@@ -213,11 +240,11 @@ def swollen(rec: Recording) -> list[Finding]:
             "exploding",
             tuple(names[i] for i in beyond),
             (int(series.steps[since(grown[:, beyond[0]] > 0)]), rec.last_step),
-            f"the outputs of {quoted(names[top])} are {say_power(over_time)} times what they were in the first row, "
-            f"and {say_power(over_depth)} times those of {quoted(names[0])}, median of the later half of the rows",
-            f"hidden outputs {10**SWOLLEN_TIMES:.0f} times their first and {10**SWOLLEN_DEPTH:.0f} times the first "
-            "layer's",
-            "He et al. 2015, sec. 2.2: the forward signal must keep its size; the factor 70 is Zhang et al. 2021's",
+            f"the outputs of {quoted(names[top])} are {say_times(over_time)} as large as in the first row, and "
+            f"{say_times(over_depth)} as large as those of {quoted(names[0])} (median of the later half of the rows)",
+            f"hidden outputs more than {10**SWOLLEN_TIMES:.0f} times as large as in the first row, and more than "
+            f"{10**SWOLLEN_DEPTH:.0f} times as large as the first layer's",
+            "He et al. 2015, sec. 2.2: the forward signal must keep its size; the factor 70 is from Zhang et al. 2021",
             "Use He initialisation, add batch norm, or lower the learning rate.",
             max(share_beyond(late[:, i], 0.0, below=False) for i in beyond),
         )

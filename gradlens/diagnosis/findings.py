@@ -1,4 +1,4 @@
-"""What a diagnosis says: findings with their evidence, and the report made of them."""
+"""Findings with their evidence, and the diagnosis that lists them and prints as a report."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, with what speaks for it.
+    """One fault, with its evidence.
 
     Args:
         kind: One of ``KINDS``.
-        layers: Names of the layers concerned; the one where it starts comes first.
-        steps: The first and the last optimizer step at which it was seen.
-        evidence: What was measured, in a sentence with its numbers.
-        threshold: The line that it is beyond, in words.
-        source: Why the line is where it is: author, year and section, or what was measured.
+        layers: Names of the affected layers; the one where the fault starts comes first.
+        steps: The first and the last optimizer step at which the fault was seen.
+        evidence: What was measured, in a sentence with numbers.
+        threshold: The threshold that is passed, in words.
+        source: The reason for the threshold: author, year and section, or a measurement.
         remedy: What to do, in one sentence.
-        confidence: In (0, 1]: how sure the evidence is that the line is passed; how it is reckoned stands at each rule.
+        confidence: In (0, 1]: how certain it is that the threshold is passed; each rule documents its computation.
     """
 
     kind: str
@@ -37,20 +37,21 @@ class Finding:
     confidence: float
 
     def __str__(self) -> str:
-        """Return the finding in a line."""
+        """Return the finding in one line."""
         return f"{self.kind} at {say_layers(self.layers)}, from step {self.steps[0]}: {self.evidence}"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with a run, most important first.
+    """The faults of a run, the most important first.
 
     Args:
-        run: Its name.
+        run: The run's name.
         findings: The faults; the first is the main one.
-        rows: How many rows there are.
-        reason: Why it is healthy or undecided, or what could not be looked at.
-        notes: What was noticed and is no fault, and what could not be looked at.
+        rows: Number of rows in the run.
+        reason: Why the run is healthy or undecided.
+        notes: Observations that are not faults of their own, and limits of the diagnosis.
+        undecided: Whether the data do not suffice for the verdict "healthy".
     """
 
     run: str
@@ -69,7 +70,7 @@ class Diagnosis:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of all findings, main one first, each once."""
+        """The kinds of all findings without repeats, the main one first."""
         return tuple(dict.fromkeys(finding.kind for finding in self.findings))
 
     def of_kind(self, kind: str) -> tuple[Finding, ...]:
@@ -88,7 +89,7 @@ class Diagnosis:
         }
 
     def __repr__(self) -> str:
-        """Return the verdict in a line; ``print`` shows the report."""
+        """Return the verdict in one line; ``print`` shows the report."""
         return f"Diagnosis({self.run}: {', '.join(self.kinds) or self.kind}, {self.rows} rows)"
 
     def __str__(self) -> str:
@@ -112,15 +113,18 @@ class Diagnosis:
 def make_diagnosis(
     run: str, findings: list[Finding], rows: int, missing: str, notes: list[str], healthy: str
 ) -> Diagnosis:
-    """Put findings in order.
+    """Make a diagnosis with its findings in order of importance.
 
     Args:
         run: The run's name.
-        findings: In any order.
-        rows: How many rows the run has.
+        findings: The findings in any order.
+        rows: Number of rows in the run.
         missing: Why the data do not suffice; "" where they do.
-        notes: What is worth a line without being a fault.
-        healthy: What speaks for a healthy run.
+        notes: Observations that are not faults.
+        healthy: The reason to give where there are no findings.
+
+    Returns:
+        The diagnosis.
     """
     order = {kind: i for i, kind in enumerate(KINDS)}
     ordered = sorted(findings, key=lambda finding: order[finding.kind])
@@ -146,20 +150,25 @@ def finding_row(run: str, finding: Finding) -> dict[str, Any]:
 
 
 def say_layers(names: tuple[str, ...], most: int = 3) -> str:
-    """Name layers, not too many."""
+    """Return the names of layers for a sentence: "conv1, conv2, conv3 and 4 more".
+
+    Args:
+        names: The layers' names.
+        most: Maximum number of names.
+    """
     if not names:
-        return "no layer in particular"
+        return "no particular layer"
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(quoted(name) for name in names[:most]) + more
 
 
 def quoted(name: str) -> str:
-    """Write a layer's name so that it cannot be taken for a number."""
+    """Return a layer's name for a sentence: ``layer '3'`` where the bare name looks like a number."""
     return f"layer {name!r}" if name.replace(".", "").isdigit() else name
 
 
 def say_steps(steps: tuple[int, int]) -> str:
-    """Name the steps of a finding."""
+    """Return the steps of a finding as text: "step 3" or "steps 3 to 9"."""
     return f"step {steps[0]}" if steps[0] == steps[1] else f"steps {steps[0]} to {steps[1]}"
 
 

@@ -1,4 +1,4 @@
-"""Gradients of parts of a batch that have no common direction."""
+"""Incoherent gradients: those of parts of a batch have no common direction."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ from gradlens.diagnosis.recorded_rows import (
 from gradlens.run import FloatArray
 
 COHERENT = 0.005
-"""Measured at initialisation, mean cosine of two disjoint batches of 32 over layers: plain34 with batch norm 0.001,
-where gradients are shattered, resnet34 0.028; this is their geometric mean."""
+"""The geometric mean of two mean cosines over layers, measured at initialisation between disjoint batches of 32 images:
+0.001 for plain34 with batch norm, whose gradients are shattered, and 0.028 for resnet34."""
 SHATTERED_LAYERS = 8
-"""Balduzzi et al. 2017: without shortcuts the correlation falls like (1/2)^L, so that fewer layers than 8 cannot bring
-it below 0.005 = (1/2)^7.6. What is lower in a shallow net is noise: a regression that begins at its noise floor
-(experiments/scorecard, noise-floor) was called incoherent by four layers."""
+"""Balduzzi et al. 2017: without shortcuts the correlation falls like (1/2)^L. So fewer than 8 layers cannot bring it
+below 0.005 = (1/2)^7.6, and a lower cosine in a shallower model is noise. Without this limit, a regression with four
+layers that begins at its noise floor (experiments/scorecard, noise-floor) was called incoherent."""
 
 
 def incoherent(rec: Recording) -> list[Finding]:
-    """The norms are healthy, but gradients of parts of the batch have no common direction, from the beginning on.
+    """Find gradients of parts of the batch that have no common direction from the beginning, with healthy norms.
 
-    Near convergence noise outweighs the signal in any net: so it counts only where the first fifth of the rows shows
-    it, too, the loss does not fall, nor has it been halved before, and the net is deep enough to be shattered. (A
-    ResNet-34 that had learnt all of its pictures in a tenth of the rows was called incoherent.) Confidence: the share
-    of resampled medians below the threshold.
+    Near convergence noise outweighs the signal in any model. So low cosines count only if the first fifth of the rows
+    shows them too, the loss does not fall and has not halved before, and the model is deep enough for shattered
+    gradients. (Without these conditions a ResNet-34 that had learnt all images in a tenth of the rows was called
+    incoherent.) Confidence: the share of resampled medians below the threshold.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     if not rec.has(COHERENCE) or len(rec.series(COHERENCE)) < LEAST_ROWS // 2:
         return []
@@ -40,10 +46,10 @@ def incoherent(rec: Recording) -> list[Finding]:
     main = rec.run.main_layers()
     if (~np.isnan(series.values[:, main])).any(axis=0).sum() < SHATTERED_LAYERS:
         return []
-    middle = _row_medians(series.values[:, main])
-    early = middle[: max(len(middle) // 5, 3)]
+    cosines = _row_medians(series.values[:, main])
+    early = cosines[: max(len(cosines) // 5, 3)]
     fell = loss_fell(rec)
-    if not (np.nanmedian(middle) < COHERENT and np.nanmedian(early) < COHERENT) or fell >= FELL or loss_halved(rec):
+    if not (np.nanmedian(cosines) < COHERENT and np.nanmedian(early) < COHERENT) or fell >= FELL or loss_halved(rec):
         return []
     typical = median(series.values, axis=0)
     layers = [int(i) for i in main if typical[i] < COHERENT]
@@ -53,13 +59,13 @@ def incoherent(rec: Recording) -> list[Finding]:
             "incoherent",
             rec.names(layers),
             (int(series.steps[0]), rec.last_step),
-            f"the mean cosine of gradients of parts of the batch is {float(np.nanmedian(middle)):.4f} (median over "
-            f"layers and rows), below {COHERENT} at {len(layers)} of {len(main)} layers{loss}",
-            f"a mean cosine below {COHERENT} from the first rows on",
+            f"the cosine between gradients of parts of the batch is {float(np.nanmedian(cosines)):.4f} (median over "
+            f"layers and rows), and below {COHERENT} at {len(layers)} of {len(main)} layers{loss}",
+            f"a cosine below {COHERENT} from the first rows on",
             "measured at initialisation: plain34 0.001, resnet34 0.028; Balduzzi et al. 2017, The Shattered Gradients "
             "Problem, sec. 2",
-            "Add shortcuts, enlarge the batch, or take layers away; the norms are healthy, and clipping does not help.",
-            share_beyond(middle, COHERENT, below=True),
+            "Add shortcuts, enlarge the batch, or remove layers. Clipping does not help: the norms are healthy.",
+            share_beyond(cosines, COHERENT, below=True),
         )
     ]
 

@@ -1,8 +1,8 @@
-"""The registry of kinds: each kind of finding in a line, the causes before what they cause.
+"""The registry of kinds of findings; causes come before their consequences.
 
-Adding a kind takes a file with its rule, a line here, and its place in the sequence of
-``gradlens.diagnosis.diagnose``. Help texts, gates, JUnit cases and the words of reports follow from the line. The file
-imports nothing heavy, so that the command line may read it at once.
+A new kind needs a file with its rule, an entry here, and a call in ``gradlens.diagnosis.diagnose``. Help texts, gates,
+JUnit cases and the wording of reports follow from the entry. This file imports nothing heavy, so that the command
+line loads it fast.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Kind:
     """A kind of finding.
 
     Args:
-        name: As it is printed, and as ``--fail-on`` takes it.
-        meaning: What is wrong, in a line.
-        indonesian: Its name in an Indonesian report.
+        name: The kind as it is printed, and as ``--fail-on`` accepts it.
+        meaning: The fault, in one line.
+        indonesian: The kind's name in an Indonesian report.
         before_training: Whether ``gradlens probe`` looks for it.
     """
 
@@ -35,21 +35,21 @@ class Kind:
 REGISTRY = (
     Kind("exploding", "gradients or outputs grow more than the layers explain", "gradien meledak (exploding)", True),
     Kind("nonfinite", "a gradient, an output or the loss is NaN or infinite", "nilai tak hingga (nonfinite)", True),
-    Kind("dead", "nearly all units behind an activation function are 0 for good", "unit mati (dead)", True),
-    Kind("saturated", "a bounded activation function is driven where its slope is gone", "unit jenuh (saturated)"),
-    Kind("vanishing", "the first layers' gradient is far below the last ones'", "gradien menghilang (vanishing)", True),
-    Kind("frozen", "weights do not change, or far too little to learn", "bobot diam (frozen)"),
+    Kind("dead", "nearly all units after an activation function stay at 0", "unit mati (dead)", True),
+    Kind("saturated", "inputs of a bounded activation function lie where it is flat", "unit jenuh (saturated)"),
+    Kind("vanishing", "the gradient at the first layers is far too small", "gradien menghilang (vanishing)", True),
+    Kind("frozen", "weights do not change, or change far too little to learn", "bobot diam (frozen)"),
     Kind("unused", "no gradient ever reaches a layer", "lapisan tak terpakai (unused)", True),
     Kind("incoherent", "gradients of parts of a batch have no common direction", "gradien tidak koheren (incoherent)"),
 )
 # fmt: on
-"""Of several findings the first in this order is the main one. An explosion ends in what is not finite; dead and
-saturated units let the gradient vanish; what is still wrong with norms that are healthy comes last."""
+"""The first finding in this order is the main one. An explosion leads to non-finite values; dead and saturated units
+make the gradient vanish; faults with healthy norms come last."""
 KINDS = tuple(kind.name for kind in REGISTRY)
 
 
 def list_kinds() -> str:
-    """Return the kinds with their meanings, a line each, for help texts."""
+    """Return the kinds with their meanings, one per line, for help texts."""
     wide = max(map(len, KINDS))
     return "\n".join(f"  {kind.name:<{wide}}  {kind.meaning}" for kind in REGISTRY)
 

@@ -1,4 +1,4 @@
-"""What the loss says beside a finding: whether it falls, is halved, or rises."""
+"""The loss as evidence for or against a finding: whether it falls, halves or rises."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import math
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS, LEAST_ROWS
-from gradlens.diagnosis.recorded_rows import (
-    Recording,
-)
+from gradlens.diagnosis.recorded_rows import Recording
 
 FELL = 0.1
-"""A loss that falls by less after the first fifth of the rows is stuck. Measured on small nets of 3 to 30 layers: by
-13 % to 81 % where training goes on; by at most 1.3 % where the gradient vanishes, training is slow, or has converged
-before. One net of tanh whose gradient vanishes fell by 24 % under Adam."""
+"""A loss that falls by less than this share after the first fifth of the rows is stuck. Measured on small models of 3
+to 30 layers: it falls by 13 % to 81 % where training works; by at most 1.3 % where the gradient vanishes, training is
+slow, or it has converged before. In one tanh network whose gradient vanishes it fell by 24 % under Adam."""
 
 
 def loss_fell(rec: Recording) -> float:
-    """Return by which share the loss fell from the second fifth of the rows to the last; NaN where it is not known."""
+    """Return the share by which the loss fell from the second to the last fifth of the rows; NaN where unknown."""
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
     part = len(loss) // 5
@@ -29,9 +27,12 @@ def loss_fell(rec: Recording) -> float:
 
 
 def loss_halved(rec: Recording) -> bool:
-    """Say whether the loss of the last fifth of the rows is at most half of that of the very first ones.
+    """Return whether the loss in the last fifth of the rows is at most half of that in the very first rows.
 
-    A net may be through with learning before ``loss_fell`` begins to look.
+    A model may finish learning before the second fifth, where ``loss_fell`` begins.
+
+    Args:
+        rec: The recording.
     """
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
@@ -43,7 +44,12 @@ def loss_halved(rec: Recording) -> bool:
 
 
 def loss_rises(rec: Recording, row: int) -> bool:
-    """Say whether the loss is above its first rows' from a row on; True where it is not recorded."""
+    """Return whether the median loss from a row on exceeds that of the first rows; True where it was not recorded.
+
+    Args:
+        rec: The recording.
+        row: Index of the row.
+    """
     loss = rec.scalar("loss")
     first, later = loss[:LEAST_ROWS], loss[row:]
     first, later = first[np.isfinite(first)], later[~np.isnan(later)]

@@ -1,16 +1,17 @@
-"""Rule packs: what earlier tools would say of the same recording, by their own absolute thresholds.
+"""Rule packs: the verdicts of earlier tools on the same recording, by their own absolute thresholds.
 
-For comparison with ``gradlens.diagnose``; thresholds are facts about those tools. None of them reads what gradlens
-records, so each pack says how its numbers are reckoned here, and which of its rules cannot be applied. Two stand-ins
-are shared:
+They are for comparison with ``gradlens.diagnose``. Thresholds are facts about those tools. None of the tools reads
+gradlens recordings, so each pack documents how its numbers are computed here, and which of its rules cannot be applied.
+Two substitutes are shared:
 
-* mean |g| over a layer's gradient entries: the root mean square, ``param_grad_norm / sqrt(param_numel)`` (activations:
-  ``activation_grad_norm / sqrt(out_numel)``). It is the upper bound of mean |g|; for Normal entries mean |g| is 0.80 of
-it. * accuracy: the table of epochs where the run has one, else a scalar "accuracy"; without either, rules that ask for
-  it are left out.
+* mean |g| over the entries of a layer's gradient: replaced by the root mean square,
+  ``param_grad_norm / sqrt(param_numel)`` (for activations ``activation_grad_norm / sqrt(out_numel)``). It is an upper
+  bound of mean |g|; for normally distributed entries, mean |g| is 0.80 of it.
+* accuracy: taken from the table of epochs where the run has one, else from a scalar "accuracy"; without either,
+  accuracy counts as low.
 
-Unlike a diagnosis, a pack looks at each row alone, as those tools do: a fault is named where it is seen in a row, or in
-as many as its tool asks for.
+Unlike a diagnosis, a pack judges each row alone, as those tools do: a fault is reported if it is seen in one row, or in
+as many rows in succession as the tool requires.
 """
 
 from __future__ import annotations
@@ -26,20 +27,26 @@ from gradlens.run import FloatArray, Run
 
 Grid = NDArray[np.bool_]
 DEAD_RELU = 0.5 * 0.99 + 0.5 * 0.5
-"""Zeros of a layer half of whose units are 0 in 99 % of cases and half in 50 %, as a healthy ReLU's: per unit is
-not known."""
+"""Share of zeros in a layer in which half of the units are 0 in 99 % of cases, and the other half in 50 %, as in a
+healthy ReLU; the share per unit is not recorded."""
 DEAD_UNITS = 0.5 * 0.95 + 0.5 * 0.5
-"""Likewise with 95 %."""
+"""The same with 95 %."""
 
 
 def smdebug(run: Run) -> list[Finding]:
-    """Judge as SageMaker Debugger's built-in rules.
+    """Apply the built-in rules of SageMaker Debugger.
 
-    VanishingGradient (mean |g| < 1e-7, by the stand-in), ExplodingTensor (any NaN or Inf), WeightUpdateRatio (outside
-    1e-8 to 10), UnchangedTensor (3 recorded steps whose update_ratio is 0), DeadRelu (more than 50 % of the units
-    active less than 1 % of the time: ``DEAD_RELU`` of a layer's zero_fraction, where that was recorded). Not applied:
-    SaturatedActivation, PoorWeightInitialization and AllZero (values of single units and tensors are not recorded),
-    LossNotDecreasing and Overfit (no faults of the gradient).
+    VanishingGradient (mean |g| < 1e-7, by the substitute), ExplodingTensor (any NaN or Inf), WeightUpdateRatio (outside
+    1e-8 to 10), UnchangedTensor (3 recorded steps with update_ratio 0), DeadRelu (more than 50 % of the units active
+    less than 1 % of the time: zero_fraction above ``DEAD_RELU``, where it was recorded). Not applied:
+    SaturatedActivation, PoorWeightInitialization and AllZero, because values of single units and tensors are not
+    recorded; LossNotDecreasing and Overfit, because they are not gradient faults.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        One finding per rule that fires.
     """
     rec, found, source = Recording(run), [], "SageMaker Debugger, smdebug"
     size = mean_gradient(rec)
@@ -47,23 +54,29 @@ def smdebug(run: Run) -> list[Finding]:
     found += _named(rec, "nonfinite", _infinite(rec), "any NaN or Inf", f"{source}, ExplodingTensor")
     ratio = _grid(rec, UPDATE)
     found += _named(rec, "exploding", ratio > 10, "update / weight > 10", f"{source}, WeightUpdateRatio")
-    still = ratio == 0
-    found += _named(rec, "vanishing", (ratio < 1e-8) & ~still, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
+    zero = ratio == 0
+    found += _named(rec, "vanishing", (ratio < 1e-8) & ~zero, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
     known = ~np.isnan(ratio).all(axis=1)
-    unchanged = np.zeros_like(still)
-    unchanged[known] = _lasting(still[known], 3)
+    unchanged = np.zeros_like(zero)
+    unchanged[known] = _lasting(zero[known], 3)
     found += _named(rec, "frozen", unchanged, "unchanged over 3 steps", f"{source}, UnchangedTensor")
-    found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units off", f"{source}, DeadRelu")
+    found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units dead", f"{source}, DeadRelu")
     return found
 
 
 def autotrainer(run: Run) -> list[Finding]:
-    """Judge as AutoTrainer (Zhang et al. 2021, ICSE).
+    """Apply the rules of AutoTrainer (Zhang et al. 2021, ICSE).
 
-    Vanishing: |g_first| / |g_last| < 1e-3 and |g_first| < 1e-4; exploding: the ratio > 70, or NaN; dying ReLU: at least
-    70 % of the gradient's entries are 0, for which zero_fraction stands in; each only while accuracy is below 0.6. Its
-    |g| are mean absolute values: the stand-in. First and last are the first and the last main layer. Its oscillating
-    loss and slow convergence are no gradient faults and are left out.
+    Vanishing: |g_first| / |g_last| < 1e-3 and |g_first| < 1e-4. Exploding: the ratio > 70, or NaN. Dying ReLU: at least
+    70 % of the gradient's entries are 0; zero_fraction is the substitute. Each applies only while accuracy is below
+    0.6. |g| is a mean absolute value; the root mean square is the substitute. First and last are the first and the last
+    main layer. Not applied: oscillating loss and slow convergence, because they are not gradient faults.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        One finding per rule that fires.
     """
     rec, source = Recording(run), "Zhang et al. 2021, AutoTrainer, ICSE"
     size, main = mean_gradient(rec), rec.run.main_layers()
@@ -74,23 +87,29 @@ def autotrainer(run: Run) -> list[Finding]:
             ratio = size[:, main[0]] / size[:, main[-1]]
         vanishes = (ratio < 1e-3) & (size[:, main[0]] < 1e-4) & low
         explodes = (ratio > 70) & low
-        said = "|g_first| / |g_last| < 1e-3, |g_first| < 1e-4, accuracy < 0.6"
-        found += _named(rec, "vanishing", _only(vanishes, int(main[0]), size.shape[1]), said, source)
-        said = "|g_first| / |g_last| > 70, accuracy < 0.6"
-        found += _named(rec, "exploding", _only(explodes, int(main[0]), size.shape[1]), said, source)
+        rule = "|g_first| / |g_last| < 1e-3, |g_first| < 1e-4, accuracy < 0.6"
+        found += _named(rec, "vanishing", _only(vanishes, int(main[0]), size.shape[1]), rule, source)
+        rule = "|g_first| / |g_last| > 70, accuracy < 0.6"
+        found += _named(rec, "exploding", _only(explodes, int(main[0]), size.shape[1]), rule, source)
         dead = (_grid(rec, ZEROS) >= 0.7) & low[:, None]
         found += _named(rec, "dead", dead, "at least 70 % zeros, accuracy < 0.6", source)
     return [*found, *_named(rec, "nonfinite", _infinite(rec), "a gradient or loss that is NaN", source)]
 
 
 def deepchecker(run: Run) -> list[Finding]:
-    """Judge as TheDeepChecker (Ben Braiek & Khomh 2023).
+    """Apply the rules of TheDeepChecker (Ben Braiek & Khomh 2023).
 
-    Vanishing: mean |g| < 1e-6, or it falls to half or less in each of 5 rows; exploding: mean |g| > 1e6, or it grows
-    more than twofold in each of 5 rows; log10 of update / weight below -4 (named vanishing) or above -1 (exploding);
-    dead: more than 50 % of the units with a 95th percentile < 1e-5, ``DEAD_UNITS`` of a layer's zero_fraction. Not
-    applied: activation std outside 0.5 to 2 (behind the activation function, where nothing is recorded), its checks of
-    data, weights and loss.
+    Vanishing: mean |g| < 1e-6, or it falls to half or less in each of 5 rows. Exploding: mean |g| > 1e6, or it more
+    than doubles in each of 5 rows. log10 of update / weight below -4 (reported as vanishing) or above -1 (exploding).
+    Dead: more than 50 % of the units with a 95th percentile < 1e-5; zero_fraction above ``DEAD_UNITS`` is the
+    substitute. Not applied: a standard deviation of activations outside 0.5 to 2, because nothing is recorded after the
+    activation function; its checks of data, weights and loss.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        One finding per rule that fires.
     """
     rec, source = Recording(run), "Ben Braiek & Khomh 2023, TheDeepChecker"
     size = mean_gradient(rec)
@@ -108,12 +127,18 @@ def deepchecker(run: Run) -> list[Finding]:
 
 
 def deepdiagnosis(run: Run) -> list[Finding]:
-    """Judge as DeepDiagnosis (Wardat et al. 2022, ICSE).
+    """Apply the rules of DeepDiagnosis (Wardat et al. 2022, ICSE).
 
-    Vanishing: mean |g| < 1e-7; dead: at least 70 % of the outputs <= 0, for which zero_fraction stands in; saturated:
-    tanh or sigmoid beyond +-5 in more than 50 %, which holds for Normal numbers whose root mean square is beyond 5 /
-    0.6745 = 7.4; update: lr |dW| / |W| more than 100 times from 1e-3, here the update_ratio as it was made. Not
-    applied: its checks of loss and accuracy.
+    Vanishing: mean |g| < 1e-7. Dead: at least 70 % of the outputs <= 0; zero_fraction is the substitute. Saturated:
+    more than 50 % of the inputs of tanh or sigmoid beyond +-5; this holds for normally distributed numbers with a root
+    mean square above 5 / 0.6745 = 7.4. Update: lr |dW| / |W| more than a factor of 100 away from 1e-3; update_ratio is
+    the substitute. Not applied: its checks of loss and accuracy.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        One finding per rule that fires.
     """
     rec, source = Recording(run), "Wardat et al. 2022, DeepDiagnosis, ICSE"
     ratio = _grid(rec, UPDATE)
@@ -136,23 +161,26 @@ PACKS: dict[str, Callable[[Run], list[Finding]]] = {
 
 
 def diagnose_by(run: Run, pack: str) -> Diagnosis:
-    """Judge a run by a rule pack.
+    """Diagnose a run by a rule pack.
 
     Args:
-        run: Any run; of a long one, blocks of rows stand for rows.
+        run: Any run; a long one is read in chunks of rows.
         pack: One of ``PACKS``.
+
+    Returns:
+        The diagnosis, with at most one finding of each kind.
     """
     rec = Recording(run)
     findings = _once(PACKS[pack](run))
     missing = "" if findings or rec.n_rows else "there are no rows"
     healthy = f"no rule of {pack} fires"
     return make_diagnosis(
-        run.name, findings, len(run.steps), missing, [f"by the rules of {pack}, not gradlens's"], healthy
+        run.name, findings, len(run.steps), missing, [f"by the rules of {pack}, not those of gradlens"], healthy
     )
 
 
 def _once(findings: list[Finding]) -> list[Finding]:
-    """Keep of each kind the finding that is seen in the largest share of rows."""
+    """Return one finding per kind: the one that is seen in the largest share of rows."""
     best: dict[str, Finding] = {}
     for finding in findings:
         if finding.kind not in best or finding.confidence > best[finding.kind].confidence:
@@ -160,12 +188,17 @@ def _once(findings: list[Finding]) -> list[Finding]:
     return list(best.values())
 
 
-# --- what the packs share ---------------------------------------------------------------------------------
+# --- shared by the packs ----------------------------------------------------------------------------------
 
 
 def mean_gradient(rec: Recording) -> FloatArray:
-    """Return the stand-in for mean |g|: the root mean square of the parameters' gradient, else of the outputs', (B,
-    L).
+    """Return the substitute for mean |g|: the root mean square of the gradient's entries.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        (B, L) w.r.t. parameters where recorded, else w.r.t. outputs; no rows where neither was recorded.
     """
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:
@@ -176,7 +209,7 @@ def mean_gradient(rec: Recording) -> FloatArray:
 
 
 def _grid(rec: Recording, name: str) -> FloatArray:
-    """Return a metric on the rows of the gradient, NaN where it was not recorded, so that all grids are alike."""
+    """Return a metric on the rows of the gradient, (B, L), NaN where it was not recorded; all grids have one shape."""
     base = rec.series(PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient or name)
     grid = np.full((len(base), len(rec.run.layers)), np.nan)
     if rec.has(name):
@@ -188,7 +221,7 @@ def _grid(rec: Recording, name: str) -> FloatArray:
 
 
 def _infinite(rec: Recording) -> Grid:
-    """Return where a gradient is not finite, on all rows: (T, L), or nothing where there is none."""
+    """Return where a gradient is not finite, (T, L), on all rows."""
     grid = np.zeros((len(rec.run.steps), len(rec.run.layers)), dtype=bool)
     for name in ("activation_grad_norm", PARAM_GRAD, "nonfinite_count"):
         for row in rec.broken_rows(name):
@@ -197,7 +230,7 @@ def _infinite(rec: Recording) -> Grid:
 
 
 def _low_accuracy(rec: Recording, line: float) -> Grid:
-    """Say in which rows accuracy is below a line; all where it is not known."""
+    """Return in which rows accuracy is below a threshold, (B,); True where it is unknown."""
     rows = rec.series(PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient).rows
     accuracy = rec.run.epochs.get("train_accuracy", np.empty(0))
     if len(accuracy):
@@ -214,7 +247,7 @@ def _only(rows: Grid, layer: int, layers: int) -> Grid:
 
 
 def _lasting(grid: Grid, times: int) -> Grid:
-    """Say where something holds for so many rows in a row, rows that are not known left in."""
+    """Return where a condition holds for the given number of consecutive rows, ending in this row."""
     if len(grid) < times:
         return np.zeros_like(grid)
     sums = np.cumsum(np.concatenate([np.zeros((1, grid.shape[1]), dtype=np.int64), grid.astype(np.int64)]), axis=0)
@@ -224,9 +257,7 @@ def _lasting(grid: Grid, times: int) -> Grid:
 
 
 def _named(rec: Recording, kind: str, grid: Grid, threshold: str, source: str) -> list[Finding]:
-    """Make a finding of where a rule fires; confidence is the share of rows in which it does, as the rule has no
-    other.
-    """
+    """Return the finding of a rule that fires; its confidence is the share of rows in which it does."""
     rows = np.flatnonzero(grid.any(axis=1)) if grid.size else np.empty(0, dtype=np.int64)
     if not len(rows):
         return []
@@ -239,10 +270,10 @@ def _named(rec: Recording, kind: str, grid: Grid, threshold: str, source: str) -
             kind,
             rec.names(layers),
             (int(steps[rows[0]]), int(steps[rows[-1]])),
-            f"fires in {len(rows)} of {len(grid)} rows, at {len(layers)} of {len(rec.run.layers)} layers",
+            f"the rule fires in {len(rows)} of {len(grid)} rows, at {len(layers)} of {len(rec.run.layers)} layers",
             threshold,
             source,
-            "Compare with gradlens's own diagnosis: these thresholds are absolute.",
+            "Compare this with the diagnosis by gradlens: these thresholds are absolute.",
             len(rows) / len(grid),
         )
     ]

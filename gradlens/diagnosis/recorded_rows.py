@@ -1,4 +1,7 @@
-"""A run as a diagnosis looks at it: metrics by rows, or by blocks of rows where it is long; no skipped steps."""
+"""A run as the rules of a diagnosis read it: metrics by rows, or by chunks in a long run, without skipped steps.
+
+Shapes: T rows, L layers, B rows or chunks of rows with a value.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,19 @@ from gradlens.run import FloatArray, Layer, Run
 PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
 COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
 LEAST_VALUES = 3
-"""Weights have a coarse rhythm, so that a window may hold few values; two exact zeros may be a schedule's start and
-end, three in a row are a state. smdebug's UnchangedTensor asks for 3 steps, too."""
+"""Metrics of weights have a long recording interval, so that a window may contain few values. Two exact zeros may be
+the start and the end of a schedule; three in succession are a state. smdebug's UnchangedTensor requires 3 steps too."""
 MOST_CHUNKS = 64
-"""Of a long run, so many blocks with values that are not finite are looked into."""
+"""In a long run, at most so many chunks with non-finite values are read row by row."""
 
 
 class Series:
-    """A metric over rows; of a long run, over blocks of them.
+    """A metric over rows; in a long run, over chunks of rows.
 
     Args:
-        values: (B, L), NaN where nothing is known.
-        steps: (B,) the first optimizer step of each.
-        rows: (B,) the index of the first row of each.
+        values: (B, L) in the metric's unit, NaN where unknown.
+        steps: (B,) first optimizer step of each row or chunk.
+        rows: (B,) index of the row, or of the chunk's first row.
     """
 
     def __init__(self, values: FloatArray, steps: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
@@ -48,17 +51,21 @@ class Series:
 
     @property
     def late(self) -> slice:
-        """The later half, by which a state that lasts is judged."""
+        """The later half, by which a lasting state is judged."""
         return slice(len(self) // 2, None)
 
     @property
     def windows(self) -> list[tuple[slice, str]]:
-        """The later half, and the last fifth where it has enough rows: by these a state that lasts is judged."""
+        """The windows by which a lasting state is judged: the later half, and the last fifth if it has enough rows."""
         return late_windows(len(self))
 
 
 class Recording:
-    """What a run's rows hold, as far as it can be judged."""
+    """The rows of a run, as the rules read them.
+
+    Args:
+        run: The run. Series are read on first use and kept.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -69,20 +76,20 @@ class Recording:
 
     @property
     def n_rows(self) -> int:
-        """Rows that were not skipped by a GradScaler."""
+        """The number of rows that a GradScaler did not skip."""
         return int((~self.skipped).sum())
 
     @property
     def last_step(self) -> int:
-        """The last optimizer step recorded."""
+        """The last recorded optimizer step."""
         return int(self.run.steps[-1]) if len(self.run.steps) else 0
 
     def has(self, name: str) -> bool:
-        """Say whether a metric was recorded, with at least one value."""
+        """Return whether a metric was recorded, with at least one value."""
         return name in self.run.metrics and len(self.series(name)) > 0
 
     def series(self, name: str) -> Series:
-        """Return a metric's finite values; what is not finite is NaN here and is looked at on its own."""
+        """Return a metric's finite values; non-finite ones are NaN here and are found by ``broken_rows``."""
         if name not in self._kept:
             self._kept[name] = self._read(name)
         return self._kept[name]
@@ -95,25 +102,25 @@ class Recording:
         return Series(values, run.steps[rows], rows)
 
     def scalar(self, name: str) -> FloatArray:
-        """Return a scalar over rows, NaN where it is not known or the step was skipped; empty where there is none."""
+        """Return a scalar over rows, (T,), NaN where unknown or skipped; empty where the run lacks it."""
         values = np.asarray(self.run.scalars.get(name, np.empty(0)), dtype=np.float64)
         return np.where(self.skipped, np.nan, values) if len(values) else values
 
     @cached_property
     def gradient(self) -> str:
-        """The metric by which the way back is judged: of activations where recorded, else of parameters; or ""."""
+        """The gradient metric that is judged: of activations where recorded, else of parameters, else ""."""
         return next((name for name in (ACTIVATION_GRAD, PARAM_GRAD) if self.has(name)), "")
 
     @cached_property
     def path(self) -> NDArray[np.int64]:
-        """The main layers whose gradient is known in most rows, input first."""
+        """The indices of the main layers whose gradient is known in most rows, input first."""
         if not self.gradient:
             return np.empty(0, dtype=np.int64)
         return known_layers(self.run, self.series(self.gradient).values)
 
     @cached_property
     def ratio(self) -> GradientRatio | None:
-        """The gradient of the layers on the path over that of the last hidden one; None of fewer than three layers."""
+        """The gradients of these layers over that of the last hidden layer; None for fewer than three layers."""
         if not self.gradient:
             return None
         series = self.series(self.gradient)
@@ -124,35 +131,42 @@ class Recording:
         return tuple(self.run.layers[i].name for i in layers)
 
     def in_order(self, layers: NDArray[np.int64]) -> list[int]:
-        """Sort layers by depth, input first."""
+        """Return indices of layers sorted by depth, input first."""
         return sorted((int(i) for i in layers), key=lambda i: self.run.layers[i].depth)
 
     def broken_rows(self, name: str) -> NDArray[np.int64]:
-        """Return the rows with a value that is not finite, without those that a GradScaler skipped."""
+        """Return the indices of rows with a non-finite value, without those that a GradScaler skipped."""
         run = self.run
         if name not in run.metrics or not len(run.steps):
             return np.empty(0, dtype=np.int64)
         spans = [(0, len(run.steps))]
         if self.long:
-            blocks = long_chunks(run, name)
-            high = blocks.high > 0 if name == COUNT else np.isinf(blocks.high)
+            chunks = long_chunks(run, name)
+            high = chunks.high > 0 if name == COUNT else np.isinf(chunks.high)
             found = np.flatnonzero(high.any(axis=1))[:MOST_CHUNKS]
-            spans = [(int(blocks.edges[i]), int(blocks.edges[i + 1])) for i in found]
+            spans = [(int(chunks.edges[i]), int(chunks.edges[i + 1])) for i in found]
         rows = [np.flatnonzero(self.broken(name, *span).any(axis=1)) + span[0] for span in spans]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
     def broken(self, name: str, start: int, stop: int) -> NDArray[np.bool_]:
-        """Say which values of rows are not finite, (rows, L); none of a row that was skipped."""
+        """Return which values of rows are not finite, (stop - start, L); False in skipped rows."""
         values = np.asarray(self.run.metric_rows(name, start, stop))
         found = values > 0 if name == COUNT else np.isinf(values)
         return np.asarray(found & ~self.skipped[start:stop, None])
 
 
 def share_beyond(series: FloatArray, line: float, *, below: bool) -> float:
-    """Return how sure it is that a series' median is beyond a line: the share of its resampled medians that are.
+    """Return the confidence that the median of a series is beyond a threshold: the share of resampled medians.
 
-    Block bootstrap, as in ``resample``. Counted with one more on each side (as in Davison & Hinkley 1997, Bootstrap
-    Methods and their Application, ch. 4), so that so many draws never say 0 or 1.
+    One is added to the counts on both sides, so that the result is never exactly 0 or 1.
+
+    Args:
+        series: (B,) values in order of rows; NaN is left out.
+        line: The threshold.
+        below: Whether "beyond" means below the threshold; otherwise above.
+
+    Source: block bootstrap as in ``resampled_medians``; Davison & Hinkley 1997, Bootstrap Methods and their
+    Application, ch. 4, for the counts.
     """
     found = resampled_medians(series)
     found = found[~np.isnan(found)]
@@ -161,20 +175,39 @@ def share_beyond(series: FloatArray, line: float, *, below: bool) -> float:
 
 
 def since(beyond: NDArray[np.bool_]) -> int:
-    """Return from which place on something is so for good: the start of the last stretch with at least 9 in 10 so."""
+    """Return the position at which a lasting state begins: from there on, it holds in at least 9 of 10 rows.
+
+    Args:
+        beyond: (B,) whether the state holds in each row.
+    """
     share = np.cumsum(beyond[::-1]) / np.arange(1, len(beyond) + 1)
     good = np.flatnonzero((share >= 0.9)[::-1] & beyond)
     return int(good[0]) if len(good) else len(beyond) - 1
 
 
 def window_beyond(series: Series, line: float) -> tuple[slice, str, FloatArray]:
-    """Return the window at the end in which a layer's median is beyond a line, its name, and the medians."""
-    found = [(late, said, median(series.values[late], axis=0)) for late, said in series.windows]
+    """Return the first window in which a layer's median is above a threshold, else the later half.
+
+    Args:
+        series: A metric.
+        line: The threshold.
+
+    Returns:
+        The window, its name, and (L,) the medians of the layers in the window.
+    """
+    found = [(late, name, median(series.values[late], axis=0)) for late, name in series.windows]
     return next((item for item in found if (np.nan_to_num(item[2]) > line).any()), found[0])
 
 
 def steps_beyond(rec: Recording, series: Series, layer: int, line: float) -> tuple[int, int]:
-    """Return the steps over which a layer is beyond a line for good."""
+    """Return the first and the last optimizer step between which a layer stays above a threshold.
+
+    Args:
+        rec: The recording.
+        series: A metric of it.
+        layer: Index of the layer.
+        line: The threshold.
+    """
     return int(series.steps[since(np.nan_to_num(series.values[:, layer]) > line)]), rec.last_step
 
 
@@ -186,14 +219,17 @@ def run_of_arrays(
     *,
     name: str = "arrays",
 ) -> Run:
-    """Make a run of arrays.
+    """Make a run from arrays.
 
     Args:
-        metrics: Name to (T, L); columns are layers, input first.
-        layers: Their names or descriptions; None for "layer1", "layer2", ...
-        scalars: Name to (T,).
+        metrics: Name to (T, L) values; columns are layers, input first.
+        layers: (L,) names or descriptions of the layers; None for "layer1", "layer2", ...
+        scalars: Name to (T,) values.
         steps: (T,) optimizer steps; None for 0, 1, ...
-        name: What to call it.
+        name: Name of the run.
+
+    Returns:
+        The run; it exists in memory only.
 
     Raises:
         ConfigError: There is no metric, or the arrays' shapes do not fit.

@@ -1,4 +1,4 @@
-"""Inputs of a bounded activation function that lie where its slope is gone."""
+"""Saturated units: the inputs of a bounded activation function lie where it is flat."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ from gradlens.diagnosis.recorded_rows import (
     steps_beyond,
     window_beyond,
 )
+from gradlens.format import plural
 
 SATURATED_RMS = 5.0
-"""DeepDiagnosis (Wardat et al. 2022): tanh and sigmoid beyond +-5 are saturated; there the sigmoid's slope is 0.0066,
-38 times below its largest."""
+"""DeepDiagnosis (Wardat et al. 2022): tanh and sigmoid are saturated beyond +-5, where the sigmoid's slope is 0.0066,
+1/38 of its maximum."""
 BOUNDED = ("tanh", "sigmoid")
 NO_RELU = 0.01
-"""With fewer zeros behind the activation function than this it is no ReLU, which makes half of them."""
+"""With a smaller share of zeros in its output, an activation function is not a ReLU, which outputs about half zeros."""
 SHRINKS_DECADES = -1.0
-"""Across a saturated function the gradient falls at least tenfold: the slope at 5 is 0.0066 (sigmoid) or 0.00018
-(tanh)."""
+"""Across a saturated function the gradient falls by at least a factor of 10: the slope at 5 is 0.0066 (sigmoid) or
+0.00018 (tanh)."""
 
 
 def saturated(rec: Recording) -> list[Finding]:
-    """What goes into a bounded activation function lies where its slope is gone.
+    """Find layers whose outputs saturate the bounded activation function that follows.
 
-    The run's configuration names the function (``activation``: tanh or sigmoid); otherwise it is taken to be bounded
-    where it makes no zeros and the gradient falls tenfold across it. The output layer is left out: logits may be large.
-    Confidence: the largest of the layers' shares of resampled medians beyond the threshold.
+    The run's configuration may name the function (``activation``: tanh or sigmoid). Otherwise it counts as bounded
+    where it outputs no zeros and the gradient falls by a factor of 10 across it. The output layer is left out, because
+    logits may be large. Confidence: the share of resampled medians beyond the threshold; the largest over the layers.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
@@ -50,17 +57,18 @@ def saturated(rec: Recording) -> list[Finding]:
             names,
             steps_beyond(rec, series, layers[0], SATURATED_RMS),
             f"the output of {quoted(rec.run.layers[worst].name)} has a root mean square of {typical[worst]:.1f} before "
-            f"its bounded activation function; {len(layers)} layers beyond {SATURATED_RMS:.0f}; median of {window}",
-            f"a root mean square beyond {SATURATED_RMS:.0f} for good",
-            "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 of at most 0.25",
-            "Make the weights smaller (Glorot initialisation), normalise before the activation, or scale the inputs.",
+            f"its bounded activation function (median of {window}); {plural(len(layers), 'layer')} "
+            f"{'is' if len(layers) == 1 else 'are'} beyond {SATURATED_RMS:.0f}",
+            f"a root mean square above {SATURATED_RMS:.0f}, lasting to the end",
+            "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
+            "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
             max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
         )
     ]
 
 
 def _bounded(rec: Recording, layer: int) -> bool:
-    """Say whether a layer's activation function is bounded, as far as the run tells."""
+    """Return whether a layer's activation function is bounded, as far as the run shows it."""
     named = str(rec.run.config.get("activation", "")).lower()
     if named:
         return named in BOUNDED

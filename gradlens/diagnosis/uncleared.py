@@ -1,4 +1,4 @@
-"""Gradients that are never cleared, so that they add up over the steps."""
+"""Gradients that are never cleared and therefore add up over the steps."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from gradlens.diagnosis.recorded_rows import (
 from gradlens.run import FloatArray
 
 SMOOTH = 0.2
-"""The parameters' gradient moves from row to row by so much less than the outputs' from which it is made. A sum of t
-gradients changes by the t-th part. Measured on experiments/scorecard, seeds 0 to 2, of 93 healthy runs the smoothest
-has 0.35 and all others 0.9 or more; gradients that are never cleared have 0.3 after 50 rows and 0.1 after 100."""
+"""Change of the parameters' gradient from row to row, divided by that of the outputs' gradient. A sum of t gradients
+changes by 1/t of its size. Measured on experiments/scorecard, seeds 0 to 2: the smoothest of 93 healthy runs has 0.35,
+all others 0.9 or more; gradients that are never cleared have 0.3 after 50 rows and 0.1 after 100."""
 ADDED_UP = 3.0
-"""And it grows: independent gradients by the root of the number of rows, 7 over 50, equal ones by that number."""
+"""Factor by which the gradient must also grow. Over 50 rows, a sum of independent gradients grows by a factor of 7, the
+square root of 50, and a sum of equal gradients by 50."""
 SUM_ROWS = 50
-"""In fewer rows a sum is not smooth yet."""
+"""With fewer rows a sum is not yet smooth."""
 
 
 def uncleared(rec: Recording) -> list[Finding]:
-    """Parameters' gradients add up over the steps: nobody clears them.
+    """Find parameter gradients that add up over the steps because they are never cleared.
 
-    The gradient by the weights is made of the gradient by the outputs, so that both go up and down together from row to
-    row; a sum over all steps so far hardly moves. Norms are taken before clipping. Two layers are asked for, as that of
-    a single one may have been clipped to 1 unseen. Confidence: the share of resampled medians (of rows' changes) beyond
-    the threshold.
+    The gradient w.r.t. the weights follows from the gradient w.r.t. the outputs: both rise and fall together from row
+    to row. A sum over all steps so far hardly changes. Norms are taken before clipping. At least two layers must show
+    it, because the norm of a single layer may be constant through clipping that was not recorded. Confidence: the share
+    of resampled medians of the changes beyond the threshold.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     if rec.long or not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)) or len(rec.series(PARAM_GRAD)) < SUM_ROWS:
         return []
@@ -57,10 +64,10 @@ def uncleared(rec: Recording) -> list[Finding]:
             "exploding",
             rec.names(rec.in_order(layers)),
             (int(rec.run.steps[0]), rec.last_step),
-            f"from row to row the gradient of the parameters changes by {float(np.nanmedian(ratio)):.2f} of what that "
-            f"of the outputs does, and it has grown {grown:.0f} times: it is a sum over steps",
-            f"less than {SMOOTH} of the outputs' change at most layers, and a growth of {ADDED_UP:.0f} times",
-            "a sum of t gradients changes by the t-th part; measured: healthy runs 0.35 and more, most 0.9",
+            f"from row to row, the parameters' gradient changes {float(np.nanmedian(ratio)):.2f} times as much as the "
+            f"outputs' gradient, and it has grown to {grown:.0f} times its first size: it is a sum over steps",
+            f"less than {SMOOTH} times the outputs' change at most layers, and a growth by a factor of {ADDED_UP:.0f}",
+            "a sum of t gradients changes by 1/t of its size; measured: 0.35 or more in healthy runs, mostly 0.9",
             "Call optimizer.zero_grad() before each backward pass.",
             share_beyond(typical, SMOOTH, below=True),
         )
@@ -68,7 +75,7 @@ def uncleared(rec: Recording) -> list[Finding]:
 
 
 def _changes(values: FloatArray) -> FloatArray:
-    """Return how much the logarithm changes from row to row, (T - 1, L); NaN where either is 0 or not known."""
+    """Return the change of the natural logarithm from row to row, (T - 1, L); NaN where a value is 0 or unknown."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.where(np.isfinite(values) & (values > 0), values, np.nan))
     return np.asarray(np.abs(np.diff(logs, axis=0)))

@@ -1,4 +1,4 @@
-"""Parameters that no gradient ever reaches, apart from those of which none was asked for."""
+"""Layers whose parameters never receive a gradient, except those with requires_grad off."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from gradlens.diagnosis.recorded_rows import (
     UPDATE,
     Recording,
 )
+from gradlens.format import plural
 
 
 def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
-    """Say for which layers a gradient metric has no value in any row, finite or not."""
+    """Return which layers have no value of a gradient metric in any row, finite or not, (L,)."""
     known = (~np.isnan(rec.series(name).values)).any(axis=0)
     rows = rec.broken_rows(name)
     if len(rows):
@@ -25,27 +26,40 @@ def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
 
 
 def wants_no_gradient(rec: Recording) -> NDArray[np.int64]:
-    """Return the layers that ran, and of whose parameters alone no gradient was asked for.
+    """Return the layers that ran with requires_grad off.
 
-    Their weights are seen to stand still, and their output's gradient is known; or, at the input, all layers up to them
-    have none, as when the first layers of a trained net are kept as they are.
+    Their weights do not change, and either the gradient w.r.t. their output is known, or they belong to the first
+    layers without any gradient, as when the first layers of a pretrained model are frozen.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        Indices of the layers.
     """
     if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD) and rec.has(UPDATE)):
         return np.empty(0, dtype=np.int64)
     never, silent = _never(rec, PARAM_GRAD), _never(rec, ACTIVATION_GRAD)
     updates = rec.series(UPDATE).values
-    still = (updates == 0).any(axis=0) & ~(np.nan_to_num(updates) > 0).any(axis=0)
-    kept = never & still & ~silent
+    unchanged = (updates == 0).any(axis=0) & ~(np.nan_to_num(updates) > 0).any(axis=0)
+    kept = never & unchanged & ~silent
     for i in rec.run.main_layers():
         layer = rec.run.layers[i]
-        if not (never[i] and still[i] and layer.out_numel > 0 and layer.calls > 0):
+        if not (never[i] and unchanged[i] and layer.out_numel > 0 and layer.calls > 0):
             break
         kept[i] = True
     return np.flatnonzero(kept)
 
 
 def without_gradient(rec: Recording) -> NDArray[np.int64]:
-    """Return the layers whose parameters no gradient reaches, but for those of which none was asked for."""
+    """Return the layers whose parameters never receive a gradient, without those with requires_grad off.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        Indices of the layers.
+    """
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:
         return np.empty(0, dtype=np.int64)
@@ -53,25 +67,32 @@ def without_gradient(rec: Recording) -> NDArray[np.int64]:
 
 
 def unused(rec: Recording) -> list[Finding]:
-    """Parameters that never get a gradient while others do.
+    """Find layers whose parameters never receive a gradient while others do.
 
-    Confidence: n rows without a gradient, (n + 1) / (n + 2), by Laplace's rule of succession.
+    Confidence: (n + 1) / (n + 2) for n rows without a gradient, by Laplace's rule of succession.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
     """
     layers = without_gradient(rec)
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not len(layers) or len(layers) == len(rec.run.layers) or rec.n_rows < LEAST_VALUES:
         return []
     uncalled = [i for i in layers if rec.run.layers[i].out_numel == 0]
-    said = f", {len(uncalled)} of them never called" if uncalled else ""
+    never_called = f" ({len(uncalled)} of them never called)" if uncalled else ""
     return [
         Finding(
             "unused",
             rec.names(rec.in_order(layers)),
             (int(rec.run.steps[0]), rec.last_step),
-            f"{name} is missing in all {rec.n_rows} rows at {len(layers)} layer(s){said}, while others have it",
+            f"{name} is missing in all {rec.n_rows:,} rows at {plural(len(layers), 'layer')}{never_called}, while "
+            "other layers have it",
             "no gradient in any row",
             "exact: autograd leaves .grad at None where no path leads from the loss to a parameter",
-            "Use the layer's output in the loss (look for detach and branches not taken), or take the layer out.",
+            "Use the layer's output in the loss (look for detach and branches that never run), or remove the layer.",
             (rec.n_rows + 1) / (rec.n_rows + 2),
         )
     ]

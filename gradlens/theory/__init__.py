@@ -1,1 +1,1 @@
-"""What theory says of gradients at initialisation; numpy only."""
+"""Theory of gradients at initialisation; numpy only."""

@@ -1,8 +1,9 @@
-"""What a run file tells of a net's build: its convolutions and blocks, or its stack of layers; None if too little.
+"""Recognise the architecture of a network from its run file: convolutions and residual blocks, or a stack of layers.
 
-A run file holds each layer's name, kind, output and parameter count. Of the nets that ``gradlens run`` trains by name
-the rest follows from the name. Of other stacks the activation and whether there is batch norm stand in no layer: they
-are taken from the run's configuration (``record(info={"config": {"activation": "relu", "norm": "none"}})``).
+A run file has each layer's name, kind, output size and parameter count. For networks that ``gradlens run`` trains by
+name, the rest follows from the name. For other stacks, no layer shows the activation function or whether there is batch
+norm: both are read from the run's configuration
+(``record(info={"config": {"activation": "relu", "norm": "none"}})``).
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from gradlens.theory.mean_field import Conv
 from gradlens.theory.mean_field_residual import Block
 
 STEMS = {7: (64, 2, 3), 3: (16, 1, 1)}
-"""Kernel of the first convolution to its channels, stride and padding: the ImageNet and the CIFAR family."""
+"""Kernel size of the first convolution to its channels, stride and padding: the ImageNet and the CIFAR family."""
 POOL = (3, 2, 1)
-"""Kernel, stride and padding of the max pooling behind the ImageNet stem."""
+"""Kernel size, stride and padding of the max pooling after the ImageNet stem."""
 TORCHVISION_TWINS = ("resnet18", "resnet34")
-"""torchvision's nets of the same build, with option B and He initialisation."""
+"""torchvision's models of the same architecture, with option B and He initialisation."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """A plain or residual net of He et al. 2015, as ``gradlens run`` builds them.
+    """A plain or residual network of He et al. 2015, as ``gradlens run`` builds it.
 
     Args:
-        residual: With shortcuts.
-        norm: With batch norm.
-        batch: Images in a batch.
+        residual: Whether it has shortcuts.
+        norm: Whether it has batch norm.
+        batch: Number of images in a batch.
         stem: The first convolution.
-        blocks: Pairs of convolutions; a plain net's have no projection.
+        blocks: Pairs of convolutions; those of a plain network have no projection.
     """
 
     residual: bool
@@ -49,7 +50,7 @@ class Net:
 
     @property
     def convs(self) -> list[Conv]:
-        """All convolutions of the main path."""
+        """All convolutions on the main path, input first."""
         return [self.stem, *(conv for block in self.blocks for conv in (block.first, block.second))]
 
     @property
@@ -59,13 +60,20 @@ class Net:
 
 
 def recognise_net(run: Run) -> Net | None:
-    """Recognise a net of the plain and residual families; every layer's shapes must agree with what it is taken for."""
+    """Recognise a network of the plain and residual families.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The network; None where the shapes of any layer do not agree with it.
+    """
     built = _family(run)
     side = run.config.get("image_size")
     main = [run.layers[i] for i in run.main_layers()]
     if built is None or not isinstance(side, int) or len(main) < 4 or main[-1].kind != "Linear":
         return None
-    if any(layer.calls != 1 for layer in main):  # of micro-batches, the norms see one at a time
+    if any(layer.calls != 1 for layer in main):  # with micro-batches, batch norm sees a smaller batch
         return None
     residual, norm, init, shortcut = built
     sizes = {3 * c * k * k + (0 if norm else c): k for k, (c, _, _) in STEMS.items()}
@@ -76,18 +84,18 @@ def recognise_net(run: Run) -> Net | None:
     stem = _conv(3, channels, kernel, stride, padding, side, init)
     blocks = _blocks(main[1:-1], stem, init, shortcut if residual else None)
     batch, rest = divmod(main[0].out_numel, channels * stem.places)
-    net = Net(residual, norm, batch, stem, tuple(blocks))
-    return net if rest == 0 and batch >= 2 and _agrees(net, main[:-1]) else None
+    network = Net(residual, norm, batch, stem, tuple(blocks))
+    return network if rest == 0 and batch >= 2 and _agrees(network, main[:-1]) else None
 
 
 def _family(run: Run) -> tuple[bool, bool, str, str] | None:
-    """Return whether it is residual and has batch norm, its initialisation, and its shortcut."""
+    """Return whether the model is residual, whether it has batch norm, its initialisation, and its shortcut option."""
     try:
         spec = parse_model(run.model)
     except ConfigError:
         return None
     if spec.source == "registry" and (spec.carries, spec.activation) != ("both", "relu"):
-        return None  # theory of initialisation says nothing of these variants here
+        return None  # there is no theory of these variants here
     if spec.source == "registry":
         init, shortcut = (str(run.config.get(key, "")) for key in ("init", "shortcut"))
         known = init in ("he", "default") and shortcut in ("A", "B") and spec.depth == len(run.main_layers())
@@ -104,43 +112,43 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int, sid
 
 
 def _blocks(layers: list[Layer], stem: Conv, init: str, shortcut: str | None) -> list[Block]:
-    """Build the blocks that the layers' names tell of: ``layer2.0.conv1`` begins stage 2."""
+    """Return the blocks, with stages taken from the layers' names: ``layer2.0.conv1`` begins stage 2."""
     kernel, stride, padding = POOL
     side = (stem.out_side + 2 * padding - kernel) // stride + 1 if stem.kernel == 7 else stem.out_side
-    inputs, before, blocks = stem.outputs, "", []
+    inputs, stage, blocks = stem.outputs, "", []
     for first in layers[::2]:
-        new_stage = first.stage != before and before != ""
+        new_stage = first.stage != stage and stage != ""
         outputs, step = (inputs * 2, 2) if new_stage else (inputs, 1)
         one = _conv(inputs, outputs, 3, step, 1, side, init)
         projection = _conv(inputs, outputs, 1, step, 0, side, init) if new_stage and shortcut == "B" else None
         blocks.append(Block(one, _conv(outputs, outputs, 3, 1, 1, one.out_side, init), projection))
-        inputs, before, side = outputs, first.stage, one.out_side
+        inputs, stage, side = outputs, first.stage, one.out_side
     return blocks
 
 
-def _agrees(net: Net, layers: list[Layer]) -> bool:
-    """Say whether every layer has the shapes that the net gives it."""
-    if len(net.convs) != len(layers):
+def _agrees(network: Net, layers: list[Layer]) -> bool:
+    """Return whether every layer has the shapes that the network implies."""
+    if len(network.convs) != len(layers):
         return False
-    for conv, layer in zip(net.convs, layers, strict=True):
-        weights = conv.inputs * conv.outputs * conv.kernel**2 + (0 if net.norm else conv.outputs)
+    for conv, layer in zip(network.convs, layers, strict=True):
+        weights = conv.inputs * conv.outputs * conv.kernel**2 + (0 if network.norm else conv.outputs)
         if (layer.kind, layer.param_numel) != ("Conv2d", weights):
             return False
-        if layer.out_numel != net.batch * conv.outputs * conv.places:
+        if layer.out_numel != network.batch * conv.outputs * conv.places:
             return False
     return True
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers one behind the other, each with the same activation, ending in a linear output layer.
+    """A sequence of layers with the same activation function, ending in a linear output layer.
 
     Args:
-        activation: Behind each hidden layer.
-        norm: With batch norm before the activation.
-        batch: Examples in a batch.
-        hidden: The hidden layers; a fully connected one is a convolution with a kernel of 1 on maps of 1. The first
-            one's ``inputs`` may be 0: not known, and not needed.
+        activation: The activation function after each hidden layer.
+        norm: Whether batch norm precedes the activation function.
+        batch: Number of examples in a batch.
+        hidden: The hidden layers. A fully connected layer is a convolution with kernel size 1 on maps of size 1. The
+            ``inputs`` of the first layer may be 0, which means unknown; they are not needed.
     """
 
     activation: Activation
@@ -150,11 +158,17 @@ class Stack:
 
 
 def recognise_stack(run: Run) -> Stack | None:
-    """Recognise a fully connected net, or convolutions of one map size and a linear output layer.
+    """Recognise a fully connected network, or convolutions of one map size with a linear output layer.
 
-    The configuration must say ``activation`` ("relu" or "linear") and ``norm`` ("none" or "batch"), and for
-    convolutions ``batch_size``. Widths follow from the layers' shapes, where only one reading fits; the variance of the
-    weights from ``param_norm`` in the first row.
+    The configuration must contain ``activation`` ("relu" or "linear") and ``norm`` ("none" or "batch"), and for
+    convolutions ``batch_size``. Widths follow from the layers' shapes, if exactly one interpretation fits. The variance
+    of the weights follows from ``param_norm`` in the first row.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The stack; None where the run has too little information.
     """
     activation = next((a for a in ACTIVATIONS if a == run.config.get("activation")), None)
     norm = {"none": False, "batch": True}.get(str(run.config.get("norm")))
@@ -179,11 +193,11 @@ def recognise_stack(run: Run) -> Stack | None:
 
 
 Reading = tuple[int, list[Conv], bool]
-"""The batch, the hidden layers, and whether layers have a bias."""
+"""The batch size, the hidden layers, and whether layers have a bias."""
 
 
 def _read_linear(layers: list[Layer]) -> Reading | None:
-    """Find the batch by which outputs become widths that fit the parameters of every layer but the first."""
+    """Find the batch size for which the widths agree with the parameter counts of all layers."""
     found: list[Reading] = []
     common = math.gcd(*(layer.out_numel for layer in layers))
     small = [b for b in range(1, math.isqrt(common) + 1) if common % b == 0]
@@ -201,7 +215,7 @@ def _read_linear(layers: list[Layer]) -> Reading | None:
 
 
 def _read_convs(layers: list[Layer], batch: object) -> Reading | None:
-    """Find kernels and channels that fit all parameters and outputs, with maps that keep their size."""
+    """Find kernel sizes and channels that agree with all parameter counts and outputs, for maps of constant size."""
     if not isinstance(batch, int) or batch < 1:
         return None
     found = [
@@ -229,7 +243,7 @@ def _chains(layers: list[Layer], batch: int, inputs: int, bias: bool, side: int 
 
 
 def _variances(run: Run, hidden: list[Conv], bias: bool) -> list[float] | None:
-    """Return the variance of each layer's weights in the first row; a bias is taken to be PyTorch's default."""
+    """Return the variance of each layer's weights in the first row; biases are assumed to be PyTorch's default."""
     if "param_norm" not in run.metrics or not len(run.steps) or run.steps[0] != 0:
         return None
     norms = np.asarray(run.metric_rows("param_norm", 0, 1), dtype=np.float64)[0][run.main_layers()][:-1]

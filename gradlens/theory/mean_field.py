@@ -1,9 +1,10 @@
-"""How a gradient's norm changes from layer to layer at initialisation: mean field theory of convolutional nets.
+"""Mean field theory of convolutional networks: how the gradient's norm changes from layer to layer at initialisation.
 
-Weights are independent with mean 0, so that mean squares can be followed through a net without drawing weights; the
-formulas hold in the limit of many channels. Forwards, ``Likeness`` follows how alike the numbers of a channel are,
-which says what a batch norm divides by. Backwards, the mean square of the gradient is followed place by place, as the
-padding lets less of it through at the border. Residual nets are in ``gradlens.theory.mean_field_residual``.
+Weights are independent with mean 0. So mean squares can be computed layer by layer without sampling weights; the
+formulas hold in the limit of many channels. In the forward pass, ``Likeness`` describes the correlations between the
+values of a channel, which determine the variance by which batch norm divides. In the backward pass, the mean square of
+the gradient is computed place by place, because less of it passes the padding at the border. A place is a pixel of a
+map. Residual networks are in ``gradlens.theory.mean_field_residual``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from gradlens.analysis.stats import gauss_legendre
 from gradlens.run import FloatArray
 
 OPEN = 1 / 2
-"""The share of units that a ReLU lets pass, where their sign is a fair coin's."""
+"""The share of active units of a ReLU whose inputs are symmetric around 0."""
 RELU_MEAN_SQUARE = 1 / (2 * math.pi)
 """The squared mean of relu(z), z ~ Normal(0, 1)."""
 
 
 def relu_product(correlation: float) -> float:
-    """Return E[relu(a) relu(b)] of standard normal a and b with this correlation.
+    """Return E[relu(a) relu(b)] for standard normal a and b.
+
+    Args:
+        correlation: Correlation of a and b; values outside [-1, 1] are clipped.
 
     Source: Cho & Saul 2009, Kernel Methods for Deep Learning, sec. 2: half the arc-cosine kernel of degree 1.
     """
@@ -33,16 +37,18 @@ def relu_product(correlation: float) -> float:
 
 
 def open_share(count: float) -> float:
-    """Return what ReLU and batch norm leave of a squared gradient norm on its way back, but for the norm's division.
+    """Return the share of a squared gradient norm that passes back through ReLU and batch norm, before the division.
 
-    Batch norm takes two parts out of the gradient of a channel: its mean, and what lies along the channel's output z.
-    With z uniform among vectors of B numbers of mean 0 and variance 1, d = (z > 0), and a gradient v isotropic among
-    vectors of mean 0, E|left of d v|^2 / E|v|^2 = (E[k] - 2 E[k]/B + E[k^2]/B^2 - 1/2 + 1/(2 pi)) / (B - 1), with
-    k = sum(d), E[k] = B/2, E[k^2] = B^2/4 + B/4 - B/(2 pi). Many numbers leave 1/2.
-    Source: Yang et al. 2019, A Mean Field Theory of Batch Normalization, sec. 4, worked out for a finite batch.
+    Batch norm removes two parts from the gradient of a channel: its mean, and its component along the channel's output
+    z. Let z be uniform among vectors of B values with mean 0 and variance 1, d = (z > 0), and the gradient v isotropic
+    among vectors of mean 0. Then the share is E|rest of d v|^2 / E|v|^2 =
+    (E[k] - 2 E[k]/B + E[k^2]/B^2 - 1/2 + 1/(2 pi)) / (B - 1), with k = sum(d), E[k] = B/2,
+    E[k^2] = B^2/4 + B/4 - B/(2 pi). It tends to 1/2 for large B.
 
     Args:
-        count: B, the numbers in a channel: images x places.
+        count: B, the number of values in a channel: images x places; may be infinite.
+
+    Source: Yang et al. 2019, A Mean Field Theory of Batch Normalization, sec. 4, derived here for a finite batch.
     """
     if math.isinf(count):
         return OPEN
@@ -52,16 +58,16 @@ def open_share(count: float) -> float:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with a square kernel on square maps, as far as theory needs it.
+    """A convolution with a square kernel on square maps, with the properties that theory needs.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        kernel: Side of its kernel.
-        stride: Its stride.
-        padding: Zeros on each side.
-        side: Side of the map that comes in.
-        weight_variance: Of the weights at initialisation.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        kernel: Side length of the kernel.
+        stride: Stride.
+        padding: Number of zeros on each side.
+        side: Side length of the input map.
+        weight_variance: Variance of the weights at initialisation.
     """
 
     inputs: int
@@ -74,16 +80,23 @@ class Conv:
 
     @property
     def out_side(self) -> int:
-        """The side of the map that goes out."""
+        """The side length of the output map."""
         return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
 
     @property
     def places(self) -> int:
-        """The number of places in the map that goes out."""
+        """The number of places in the output map."""
         return self.out_side**2
 
     def windows(self, grid: FloatArray) -> FloatArray:
-        """Return what each place of the kernel sees of a map, (kernel^2, out_side, out_side); 0 on the padding."""
+        """Return the input value at each kernel position for each output place; 0 on the padding.
+
+        Args:
+            grid: (side, side) input map.
+
+        Returns:
+            (kernel^2, out_side, out_side).
+        """
         padded = np.pad(grid, self.padding)
         reach = self.stride * (self.out_side - 1) + 1
         sides = range(self.kernel)
@@ -92,14 +105,26 @@ class Conv:
         )
 
     def forward(self, square: FloatArray) -> FloatArray:
-        """Take the mean square per number from the input's places to the output's.
+        """Return the mean square of the output at each place.
+
+        Args:
+            square: (side, side) mean square of the input at each place.
+
+        Returns:
+            (out_side, out_side).
 
         Source: He et al. 2015, Delving Deep into Rectifiers, sec. 2.2, place by place.
         """
         return np.asarray(self.inputs * self.weight_variance * self.windows(square).sum(axis=0))
 
     def back(self, gradient: FloatArray) -> FloatArray:
-        """Take the squared norm of a gradient over channels from the output's places to the input's.
+        """Return the squared norm over channels of the gradient w.r.t. the input at each place.
+
+        Args:
+            gradient: (out_side, out_side) the same w.r.t. the output.
+
+        Returns:
+            (side, side).
 
         Source: He et al. 2015, sec. 2.3, place by place.
         """
@@ -114,14 +139,14 @@ class Conv:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike the numbers of a channel are: the mean product of two of them, for each kind of pair.
+    """The second moments of a channel: the mean product of two of its values, for each kind of pair.
 
     Args:
         square: (side, side) mean square at each place, divided by ``same``.
-        same: A number with itself.
-        images: Two images at one place.
-        places: Two places of one image.
-        both: Two places of two images.
+        same: Mean product of a value with itself.
+        images: Mean product of two images at one place.
+        places: Mean product of two places in one image.
+        both: Mean product of two places in two images.
     """
 
     square: FloatArray
@@ -131,25 +156,26 @@ class Likeness:
     both: float = 0.0
 
     def rectified(self) -> Likeness:
-        """Take the ReLU of Normal numbers with mean square 1."""
+        """Return the moments after ReLU, for normally distributed values with mean square 1."""
         products = (relu_product(c) for c in (1.0, self.images, self.places, self.both))
         return Likeness(self.square, *products)
 
     def normed(self, conv: Conv, batch: float) -> tuple[Likeness, float]:
-        """Take a convolution and batch norm.
+        """Return the moments after a convolution and batch norm.
 
-        A channel is a Normal vector (many channels come in) of batch x places numbers. Its covariance has, beside the
-        mean, three spaces: what images, places, and both together differ in. Where a space has few dimensions, the
-        variance that the norm divides by differs from channel to channel, and the mean of its inverse is larger than
-        the inverse of its mean.
-        Source: Yang et al. 2019, sec. 4, for one place; here for maps.
+        A channel is a normally distributed vector (because there are many input channels) of batch x places values. Its
+        covariance has three eigenspaces beside the mean: differences between images, between places, and of both
+        together. Where an eigenspace has few dimensions, the variance by which batch norm divides differs from channel
+        to channel, and the mean of its inverse is larger than the inverse of its mean.
 
         Args:
             conv: The convolution.
-            batch: Images in a batch.
+            batch: Number of images in a batch.
 
         Returns:
-            The likeness after it, and the mean over channels of 1 / variance.
+            The moments after batch norm, and the mean over channels of 1 / variance.
+
+        Source: Yang et al. 2019, sec. 4, for one place; here for maps.
         """
         b, p, scale = batch, conv.places, conv.inputs * conv.weight_variance
         windows = conv.windows(np.sqrt(self.square))
@@ -181,9 +207,9 @@ class Likeness:
 
 
 def normalised(spectrum: FloatArray) -> tuple[FloatArray, float]:
-    """Return what is left of a Normal vector's spectrum when the vector is divided by its length.
+    """Return the spectrum of a normally distributed vector after it is divided by its length.
 
-    The length's square X is a sum of parts weight x chi-squared(degrees). E[1 / X] is the integral over s > 0 of
+    The squared length X is a sum of parts weight x chi-squared(degrees). E[1 / X] is the integral over s > 0 of
     E[exp(-s X)], the product of (1 + 2 s weight)^(-degrees / 2), and E[part / X] likewise.
 
     Args:
@@ -203,22 +229,24 @@ def normalised(spectrum: FloatArray) -> tuple[FloatArray, float]:
 
 
 def plain_gains(convs: Sequence[Conv], *, norm: bool, batch: int = 2, pooled: bool = False) -> FloatArray:
-    """Follow the gradient through convolutions, each followed by batch norm (or nothing) and ReLU.
+    """Compute the gradient's norms in a sequence of convolutions, each followed by batch norm (or nothing) and ReLU.
 
-    Without batch norm a layer's squared norm is that of the next one x fan-in x weight variance / 2 (Glorot & Bengio
-    2010, sec. 4.2.1; He et al. 2015, sec. 2.3). With batch norm it is divided by the variance that the norm takes out,
-    so that the scale of the weights cancels: pi / (pi - 1) per inner layer of a wide net on a large batch (Yang et al.
-    2019, sec. 4), more where a channel holds few numbers, less where the padding makes places differ.
+    Without batch norm, a layer's squared norm is that of the next layer x fan-in x weight variance / 2. With batch norm
+    it is also divided by the variance of the channel, so that the scale of the weights cancels. This gives
+    pi / (pi - 1) per inner layer of a wide network with a large batch; more where a channel has few values, less where
+    the padding makes places differ.
 
     Args:
-        convs: In order.
-        norm: With batch norm.
-        batch: Images in a batch; it matters with batch norm only.
-        pooled: A max pooling follows the first layer. Every pooled number is taken to come from an open ReLU.
+        convs: The convolutions, input first.
+        norm: Whether there is batch norm.
+        batch: Number of images in a batch; used only with batch norm.
+        pooled: Whether a max pooling follows the first layer. All pooled values are assumed to be positive.
 
     Returns:
-        (L,) expected squared norm of the gradient at each convolution's output over that at the last one's. NaN where
-        it depends on the data: with batch norm at the first layer, and at the second behind a pooling.
+        (L,) expected squared norm of the gradient w.r.t. each convolution's output, divided by that of the last one.
+        NaN where it depends on the data: with batch norm at the first layer, and at the second after a pooling.
+
+    Source: Glorot & Bengio 2010, sec. 4.2.1; He et al. 2015, sec. 2.3; with batch norm Yang et al. 2019, sec. 4.
     """
     inverse = np.ones(len(convs))
     if norm:

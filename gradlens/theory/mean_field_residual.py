@@ -1,4 +1,7 @@
-"""How a gradient's norm changes through a residual net at initialisation; see ``gradlens.theory.mean_field``."""
+"""Mean field theory of residual networks: how the gradient's norm changes at initialisation.
+
+The residual stream is the sequence of sums of shortcut and branch. See also ``gradlens.theory.mean_field``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gradlens.run import FloatArray
 from gradlens.theory.mean_field import OPEN, Conv, Likeness, open_share
 
 SAMPLES = 8192
-"""Numbers of the stream that are followed; the error of a norm is then below 0.01 decades."""
+"""Number of Monte Carlo samples of the residual stream; the error of a norm is then below 0.01 decades."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Block:
 
     Args:
         first: The branch's first convolution.
-        second: Its second.
-        projection: The shortcut's own convolution (option B), or None.
+        second: The branch's second convolution.
+        projection: The convolution in the shortcut (option B), or None.
     """
 
     first: Conv
@@ -33,10 +36,11 @@ class Block:
 
 @dataclass(frozen=True)
 class _Stream:
-    """Numbers of the stream, drawn.
+    """Monte Carlo samples of the residual stream.
 
     Args:
-        values: (G, N, 4): groups of channels born together; draws; two images at a place, and at another place.
+        values: (G, N, 4): groups of channels that begin at the same block; samples; two images at one place, and at
+            another place.
         weights: (G,) share of the channels in each group.
         square: (side, side) mean square at each place, 1 on average.
     """
@@ -46,24 +50,24 @@ class _Stream:
     square: FloatArray
 
     def mean(self, values: FloatArray) -> float:
-        """Return the mean over channels, draws and pairs of (G, N, K) values."""
+        """Return the mean over channels, samples and pairs of (G, N, K) values."""
         return float(self.weights @ values.mean(axis=(1, 2)))
 
     def likeness(self) -> Likeness:
-        """Return the mean products of each kind of pair."""
+        """Return the mean product of each kind of pair."""
         pairs = ([0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0])
         return Likeness(self.square, *(self.mean(self.values * self.values[..., pair]) for pair in pairs))
 
 
 @dataclass(frozen=True)
 class _Passed:
-    """What going forward through a block leaves for the way back.
+    """The results of the forward pass through a block that its backward pass needs.
 
     Args:
-        before: (G,) weights of the groups of channels at its input.
-        after: (G',) at its output.
-        opened: (G', N, 4) where the ReLU behind the addition let pass.
-        inverse: Mean inverse variances that the norms of the first and second convolution and the projection divide by.
+        before: (G,) weights of the groups of channels at the block's input.
+        after: (G',) weights of the groups of channels at the block's output.
+        opened: (G', N, 4) whether the ReLU after the addition is active.
+        inverse: Mean of 1 / variance in the batch norms of the first and second convolution and the projection.
     """
 
     before: FloatArray
@@ -75,24 +79,26 @@ class _Passed:
 def residual_gains(
     stem: Conv, blocks: Sequence[Block], *, norm: bool, batch: int = 2, pooled: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Follow the gradient through a residual net: stem, ReLU, blocks.
+    """Compute the gradient's norms in a residual network: stem, ReLU, blocks.
 
-    A number of the stream goes as ``s -> relu(s + z)``, where the branch z is Normal (many channels) and, under batch
-    norm, of variance 1: the stream's variance grows with depth, and the branch, whose first norm divides by it, has an
-    ever smaller share in the gradient (De & Smith 2020, Batch Normalization Biases Residual Blocks Towards the
-    Identity Function in Deep Networks, sec. 3; here with the ReLU behind the addition of He et al. 2015). Its
-    distribution is followed by numbers drawn from it, and the gradient goes back along the same numbers.
+    A value s of the residual stream becomes ``relu(s + z)`` in a block. The branch z is normally distributed (because
+    there are many channels) and has variance 1 with batch norm. The variance of the stream grows with depth. The first
+    batch norm of the branch divides by it, so that the branch's share of the gradient decreases with depth. The
+    distribution of the stream is represented by Monte Carlo samples; the backward pass uses the same samples.
 
     Args:
         stem: The first convolution.
-        blocks: In order.
-        norm: With batch norm.
-        batch: Images in a batch; it matters with batch norm only.
-        pooled: A max pooling follows the stem. The stream behind it is taken to be as without.
+        blocks: The residual blocks, input first.
+        norm: Whether there is batch norm.
+        batch: Number of images in a batch; used only with batch norm.
+        pooled: Whether a max pooling follows the stem. Its effect on the residual stream is neglected.
 
     Returns:
-        (1 + 2 x blocks,) as ``plain_gains``, NaN at the same layers. And (blocks,) the share of the squared
-        norm at each block's input that came through its branch.
+        Two arrays. (1 + 2 x blocks,) as in ``plain_gains``, NaN at the same layers. (blocks,) the share of the squared
+        norm at each block's input that passes through its branch.
+
+    Source: De & Smith 2020, Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep Networks,
+    sec. 3; here with a ReLU after the addition, as in He et al. 2015, Deep Residual Learning.
     """
     rng = np.random.default_rng(0)
     first = np.maximum(rng.normal(size=(1, SAMPLES, 4)), 0.0)
@@ -118,7 +124,7 @@ def residual_gains(
 
 
 def _forward(stream: _Stream, block: Block, batch: int | None, rng: np.random.Generator) -> tuple[_Stream, _Passed]:
-    before, draws = stream.likeness(), stream.values.shape[1]
+    before, samples = stream.likeness(), stream.values.shape[1]
     if batch:
         inner, first = before.normed(block.first, batch)
         branch, second = inner.rectified().normed(block.second, batch)
@@ -131,15 +137,15 @@ def _forward(stream: _Stream, block: Block, batch: int | None, rng: np.random.Ge
             anew, projected = before.normed(block.projection, batch)
         else:
             anew = _unnormed(before.square * before.same, block.projection)
-        shortcut = _Stream(_draw(anew, (1, draws), rng), np.ones(1), anew.square)
+        shortcut = _Stream(_sample(anew, (1, samples), rng), np.ones(1), anew.square)
     elif block.first.inputs != block.second.outputs:
         kept = block.first.inputs / block.second.outputs
-        values = np.concatenate([stream.values, np.zeros((1, draws, 4))])
+        values = np.concatenate([stream.values, np.zeros((1, samples, 4))])
         strided = stream.square[:: block.first.stride, :: block.first.stride]
         shortcut = _Stream(values, np.append(stream.weights * kept, 1 - kept), strided / strided.mean())
     else:
         shortcut = stream
-    summed = shortcut.values + _draw(branch, shortcut.values.shape[:2], rng)
+    summed = shortcut.values + _sample(branch, shortcut.values.shape[:2], rng)
     size = shortcut.mean(shortcut.values**2)
     square = (size * shortcut.square + branch.same * branch.square) / (size + branch.same)
     step = _Passed(stream.weights, shortcut.weights, summed > 0, (first, second, projected))
@@ -147,13 +153,13 @@ def _forward(stream: _Stream, block: Block, batch: int | None, rng: np.random.Ge
 
 
 def _unnormed(square: FloatArray, conv: Conv) -> Likeness:
-    """Return what comes out of a convolution without batch norm; of correlations none is needed."""
+    """Return the moments after a convolution without batch norm; correlations are not needed then."""
     found = conv.forward(square)
     return Likeness(found / found.mean(), float(found.mean()))
 
 
-def _draw(likeness: Likeness, shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-    """Draw Normal numbers of two images at two places, (*shape, 4)."""
+def _sample(likeness: Likeness, shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+    """Return normally distributed samples for two images at two places, (*shape, 4)."""
     a, b, c, d = likeness.same, likeness.images, likeness.places, likeness.both
     values, vectors = np.linalg.eigh(np.array([[a, b, c, d], [b, a, d, c], [c, d, a, b], [d, c, b, a]]))
     return np.asarray(rng.normal(size=(*shape, 4)) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T)
@@ -162,18 +168,18 @@ def _draw(likeness: Likeness, shape: tuple[int, ...], rng: np.random.Generator) 
 def _backward(
     gradient: FloatArray, grid: FloatArray, block: Block, step: _Passed, batch: int | None
 ) -> tuple[FloatArray, FloatArray, list[float], float]:
-    """Take the gradient from a block's output to its input.
+    """Compute the gradient at a block's input from that at its output.
 
     Args:
-        gradient: (G', N, 4) its mean square along the drawn numbers, in units of its mean.
-        grid: Its squared norm over channels at each place.
+        gradient: (G', N, 4) mean square of the gradient for each sample, divided by its mean.
+        grid: Squared norm of the gradient over channels at each place.
         block: The block.
-        step: What going forward left.
-        batch: Images, or None without batch norm.
+        step: The results of the forward pass.
+        batch: Number of images, or None without batch norm.
 
     Returns:
-        Both at the input, the squared norms at the outputs of the second and the first convolution, and the share of
-        the squared norm at the input that came through convolutions.
+        ``gradient`` and ``grid`` at the input, the squared norms at the outputs of the second and the first
+        convolution, and the share of the squared norm at the input that passes through convolutions.
     """
     opened = gradient * step.opened
     share = float(step.after @ opened.mean(axis=(1, 2)) / (step.after @ gradient.mean(axis=(1, 2))))
@@ -189,7 +195,7 @@ def _backward(
         branch = branch + block.projection.back(at_sum * (kept * step.inverse[2]))
         return np.ones((len(step.before), *opened.shape[1:])), branch, norms, 1.0
     groups = len(step.before)
-    own = opened[:groups]  # without the channels that are born here
+    own = opened[:groups]  # without the channels that begin at this block
     size = float(step.after[:groups] @ own.mean(axis=(1, 2)) / (step.after @ opened.mean(axis=(1, 2))))
     passed = np.zeros_like(branch)
     passed[:: block.first.stride, :: block.first.stride] = at_sum * size

@@ -1,8 +1,9 @@
-"""What theory predicts for a run at initialisation, and how far a measured profile is from it."""
+"""The profile that theory predicts for a run at initialisation, and the deviation of a measured one from it."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from gradlens.theory.mean_field_residual import residual_gains
 RELU_SPREAD, LINEAR_SPREAD = 5.0, 2.0
 """Variance of ln of the squared norm per layer, times its width (Hanin & Nica 2019)."""
 NET_ERROR = 0.03
-"""Decades by which the theory of convolutional nets was itself found to be off, beside the spread between seeds."""
+"""Error of the theory of convolutional networks itself, in decades, found in comparison with measurements; it comes on
+top of the spread between seeds."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ class Prediction:
 
     Args:
         layers: (M,) indices of the run's main layers, input first, the output layer included.
-        decades: (M,) log10 of the expected root mean square of the norm over draws of weights, minus that of the last
-            hidden layer; NaN where theory needs what the file does not tell: at the output layer, and with batch
-            norm at the first layers, whose norm depends on the data.
-        spread: (M,) standard deviation between seeds, in decades, by Hanin & Nica 2019 with channels as widths. Exact
-            for one input of a fully connected net; an upper bound for a batch and for maps, over which norms average.
+        decades: (M,) log10 of the root mean square of the norm over initialisations, minus that of the last hidden
+            layer; NaN where theory needs information that is not in the file: at the output layer, and with batch norm
+            at the first layers, whose norm depends on the data.
+        spread: (M,) standard deviation between seeds, in decades, by Hanin & Nica 2019 with channels as widths. It is
+            exact for one input of a fully connected network; it is an upper bound for a batch and for maps, because
+            norms average over them.
         source: Authors and years of the laws.
-        validity: Where it holds, in a sentence.
-        error: Decades by which the theory itself may be off.
+        validity: Conditions under which the prediction holds, in a sentence.
+        error: Error of the theory itself, in decades.
     """
 
     layers: NDArray[np.int64]
@@ -47,7 +50,11 @@ class Prediction:
     error: float = 0.0
 
     def per_element(self, run: Run) -> FloatArray:
-        """Return the decades of the root mean square per element instead of the L2 norm."""
+        """Return ``decades`` for the root mean square per element instead of the L2 norm, (M,).
+
+        Args:
+            run: The run to which the prediction belongs.
+        """
         numel = np.array([run.layers[i].out_numel for i in self.layers], dtype=np.float64)
         return np.asarray(self.decades - (np.log10(numel) - np.log10(numel[-2])) / 2)
 
@@ -55,24 +62,33 @@ class Prediction:
 def predicted_profile(run: Run) -> Prediction | None:
     """Predict the profile of ``activation_grad_norm`` before the first step.
 
-    Known are the plain and residual nets that ``gradlens run`` builds by name (torchvision's resnet18 and resnet34
-    too), fully connected stacks, and convolutions that keep their map's size; see ``gradlens.theory.architecture``.
+    There are predictions for the plain and residual networks that ``gradlens run`` builds by name (including
+    torchvision's resnet18 and resnet34), for fully connected stacks, and for convolutions that keep their map's size;
+    see ``gradlens.theory.architecture``.
+
+    Args:
+        run: The run.
 
     Returns:
-        None where the file does not tell enough, so that there is no line rather than a guess.
+        The prediction; None where the run file has too little information.
     """
-    net = recognise_net(run)
-    if net is not None:
-        return _predict_net(run, net)
+    network = recognise_net(run)
+    if network is not None:
+        return _predict_net(run, network)
     stack = recognise_stack(run)
     return _predict_stack(run, stack) if stack is not None else None
 
 
 def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
-    """Return the measured profile of the first step over the main layers, in decades relative to the last hidden layer.
+    """Return the measured profile of the first step, in decades relative to the last hidden layer.
+
+    Args:
+        run: The run.
+        per_element: Use the root mean square per element instead of the L2 norm.
 
     Returns:
-        (M,), or None where step 0 was not recorded. NaN where a norm is not known or is not finite, -inf where it is 0.
+        (M,) decades over the main layers, or None where step 0 was not recorded. NaN where a norm is unknown or not
+        finite, -inf where it is 0.
     """
     main = run.main_layers()
     if ACTIVATION_GRAD not in run.metrics or len(main) < 3 or not len(run.steps) or run.steps[0] != 0:
@@ -85,56 +101,77 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
 
 
 def deviation(prediction: Prediction, measured: FloatArray) -> FloatArray:
-    """Say how far a measured profile is from the prediction, in units of the predicted spread.
+    """Return the deviation of a measured profile from the prediction, in standard deviations between seeds.
 
-    The theory's own error is added to the spread, in squares. Beyond about 3 the net is not what theory takes it for:
-    not at initialisation, other weights, another build. The spread is an upper bound for batches and maps, so that
-    small values are common there.
+    The squared error of the theory is added to the squared spread. Beyond about 3, the network differs from the one in
+    the theory: it is not at initialisation, or its weights or its architecture are different. For batches and maps the
+    spread is an upper bound, so that small deviations are common.
 
     Args:
         prediction: The prediction.
         measured: (M,) decades relative to the last hidden layer, as from ``first_profile``.
 
     Returns:
-        (M,) NaN where there is no prediction or measurement, and at the last hidden layer; -inf at exact zeros.
+        (M,) measured minus predicted, in standard deviations. NaN where there is no prediction or measurement, and at
+        the last hidden layer; -inf at exact zeros.
     """
     spread = np.where(prediction.spread > 0, np.hypot(prediction.spread, prediction.error), np.nan)
     return np.asarray((measured - prediction.decades) / spread)
 
 
+def say_deviation(deviations: float, *, digits: int = 1) -> str:
+    """Return a deviation from theory as text: "3.0 standard deviations below theory".
+
+    Args:
+        deviations: Measured minus predicted, in predicted standard deviations between seeds.
+        digits: Number of decimals.
+    """
+    side = "below" if deviations < 0 else "above"
+    if math.isinf(deviations):  # a gradient that is exactly 0
+        return f"infinitely far {side} theory"
+    size = f"{abs(deviations):.{digits}f}"
+    return f"{size} standard {'deviation' if float(size) == 1 else 'deviations'} {side} theory"
+
+
 def first_predicted(prediction: Prediction) -> int:
-    """Return the position of the layer nearest the input that has a prediction."""
+    """Return the position in ``prediction.layers`` of the first layer with a prediction; -1 where none has one.
+
+    Args:
+        prediction: The prediction.
+    """
     known = np.flatnonzero(np.isfinite(prediction.decades))
     return int(known[0]) if len(known) else -1
 
 
-# --- nets -------------------------------------------------------------------------------------------------
+# --- plain and residual networks --------------------------------------------------------------------------
 
 
-def _predict_net(run: Run, net: Net) -> Prediction:
-    if net.residual:
-        gains, shares = residual_gains(net.stem, net.blocks, norm=net.norm, batch=net.batch, pooled=net.pooled)
-        variance = _residual_variance(net, shares)
+def _predict_net(run: Run, network: Net) -> Prediction:
+    if network.residual:
+        gains, shares = residual_gains(
+            network.stem, network.blocks, norm=network.norm, batch=network.batch, pooled=network.pooled
+        )
+        variance = _residual_variance(network, shares)
     else:
-        gains = plain_gains(net.convs, norm=net.norm, batch=net.batch, pooled=net.pooled)
-        variance = _chain_variance(net.convs, RELU_SPREAD)
+        gains = plain_gains(network.convs, norm=network.norm, batch=network.batch, pooled=network.pooled)
+        variance = _chain_variance(network.convs, RELU_SPREAD)
     sources = ["He et al. 2015"]
-    if net.norm:
+    if network.norm:
         sources.append("Yang et al. 2019")
-    if net.residual and net.norm:
+    if network.residual and network.norm:
         sources.append("De & Smith 2020")
     validity = "at initialisation, many channels"
-    if net.norm:
+    if network.norm:
         validity += "; not at the first layers, which depend on the data"
-    if net.norm and net.residual and net.pooled:
-        validity += "; the first stage, behind a max pooling, up to 0.3 decades lower"
+    if network.norm and network.residual and network.pooled:
+        validity += "; up to 0.3 decades lower in the first stage, which follows a max pooling"
     return _prediction(run, np.log10(gains) / 2, variance, sources, validity, NET_ERROR)
 
 
 def _prediction(
     run: Run, decades: FloatArray, variance: FloatArray, sources: Sequence[str], validity: str, error: float
 ) -> Prediction:
-    """Put the hidden layers' numbers beside the run's main layers; the output layer has none."""
+    """Make the prediction for the main layers from the numbers of the hidden layers; the output layer has none."""
     spread = np.array([LogNormal(v).spread_decades for v in variance])
     spread[np.isnan(decades)] = np.nan
     source = ", ".join([*sources, "spread: Hanin & Nica 2019"])
@@ -142,23 +179,23 @@ def _prediction(
 
 
 def _chain_variance(convs: Sequence[Conv], per_width: float) -> FloatArray:
-    """Return the variance of ln of the squared norm at each layer, from the layers between it and the last."""
+    """Return the variance of ln of the squared norm at each layer, summed over the layers between it and the last."""
     steps = [per_width / conv.outputs for conv in convs[:-1]]
     return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
 
 
-def _residual_variance(net: Net, shares: FloatArray) -> FloatArray:
-    """Return the same for a residual net: weights blur only what comes through the branches.
+def _residual_variance(network: Net, shares: FloatArray) -> FloatArray:
+    """Return the same variance for a residual network, where only the branches add variance.
 
-    Of a block's squared norm the share a comes through its branch, with the relative variance 10 / channels of two
-    layers, and crosses with what comes along the shortcut, with 4 a (1 - a) / channels.
+    A share a of a block's squared norm passes through its branch, with the relative variance 10 / channels of two
+    layers. The cross term with the part through the shortcut adds 4 a (1 - a) / channels.
     """
-    found, behind = [], 0.0
-    for block, share in zip(reversed(net.blocks), reversed(shares), strict=True):
+    found, total = [], 0.0
+    for block, share in zip(reversed(network.blocks), reversed(shares), strict=True):
         width = block.first.outputs
-        found += [behind, behind + RELU_SPREAD / width]
-        behind += (2 * RELU_SPREAD * share**2 + 4 * share * (1 - share)) / width
-    return np.array([*found, behind][::-1])
+        found += [total, total + RELU_SPREAD / width]
+        total += (2 * RELU_SPREAD * share**2 + 4 * share * (1 - share)) / width
+    return np.array([*found, total][::-1])
 
 
 # --- stacks -----------------------------------------------------------------------------------------------

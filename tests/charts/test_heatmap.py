@@ -1,4 +1,4 @@
-"""What heatmaps and profiles are made of: derived metrics, signed scales, differences and ratios, on analytic cases."""
+"""Data for heatmaps and profiles: derived metrics, signed scales, differences and ratios, on analytic cases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_coherent_norm_is_the_product_and_keeps_its_sign() -> None:
     check_metric(run, "coherent_grad_norm")
 
 
-def test_it_is_how_fast_a_step_along_one_half_lowers_the_others_loss() -> None:
+def test_it_is_the_rate_at_which_a_step_along_one_half_lowers_the_loss_of_the_other() -> None:
     rng = np.random.default_rng(0)
     matrix, start = rng.normal(size=(4, 4)), rng.normal(size=4)
     one, two = rng.normal(size=4), matrix.T @ (matrix @ start)  # the second half's loss is |A w|^2 / 2
@@ -73,7 +73,7 @@ def test_noise_has_a_coherent_norm_of_zero_on_average() -> None:
     assert (curve.high > 0).all()
 
 
-def test_blocks_of_what_is_derived_are_those_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_a_derived_metric_are_those_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradlens.analysis.derived_metrics.CHUNK", 64)
     rng = np.random.default_rng(0)
     run = with_derived(run_of({"param_grad_norm": rng.random((200, 3)), "grad_coherence": rng.normal(size=(200, 3))}))
@@ -89,7 +89,7 @@ def halfway(run: Run, rows: int) -> np.ndarray:
     return np.exp(np.log(run.metric("param_grad_norm")[:rows]).mean(axis=0))
 
 
-def test_what_lacks_a_factor_says_which_and_how_to_record_it() -> None:
+def test_the_error_for_a_missing_factor_names_it_and_how_to_record_it() -> None:
     run = with_derived(run_of({"param_grad_norm": np.ones((3, 3))}))
     assert "coherent_grad_norm" not in run.metrics
     with pytest.raises(ConfigError, match=r"net-s0 lacks grad_coherence: .*--metrics grad_coherence"):
@@ -111,7 +111,7 @@ def test_rows_without_a_value_leave_no_gap() -> None:
     assert blocks.drawn.tolist() == [[0.5] * 2, [-0.25] * 2, [0.0] * 2]
 
 
-def test_linear_metrics_are_averaged_as_they_are() -> None:
+def test_linear_metrics_have_arithmetic_means() -> None:
     values = np.array([[1.0, -3.0], [0.0, NAN], [-4.0, 5.0]])
     np.testing.assert_array_equal(chunk_means(values, np.array([0, 2]), linear=True), [[0.5, -3.0], [-4.0, 5.0]])
 
@@ -156,11 +156,11 @@ def test_a_difference_is_a_ratio_of_magnitudes_in_the_steps_that_both_have() -> 
     assert (linear.drawn == 0).all()
     with pytest.raises(ConfigError, match="no steps in common"):
         make_panel(a, View("param_grad_norm"), columns=9, minus=replace(b, steps=b.steps + 50))
-    with pytest.raises(ConfigError, match="other layers"):
+    with pytest.raises(ConfigError, match="different layers"):
         make_panel(a, View("param_grad_norm"), columns=9, minus=run_of({"param_grad_norm": np.ones((10, 4))}))
 
 
-def test_layers_that_begin_no_block_are_left_out() -> None:
+def test_only_layers_at_which_a_residual_block_begins_are_shown() -> None:
     values = np.tile([0.1, NAN, 0.3, NAN, 0.2, NAN], (4, 1))
     run = run_of({"path_cosine": values})
     panel = make_panel(run, View("path_cosine"), columns=9)
@@ -170,7 +170,7 @@ def test_layers_that_begin_no_block_are_left_out() -> None:
     assert [layer.depth for layer in curve.layers] == [1, 3, 5]
 
 
-def test_merged_layers_show_what_is_odd() -> None:
+def test_merged_layers_show_special_values() -> None:
     values = np.array([[1.0, 100.0, 0.0, 10.0, 0.0, NAN, np.inf, 1.0]])
     panel = make_panel(run_of({"param_grad_norm": values}), View("param_grad_norm"), columns=9)
     merged = merge_layers(panel, [0, 2, 4, 6])
@@ -184,13 +184,13 @@ def test_profiles_of_linear_metrics_have_values_and_no_slope() -> None:
     assert curves[0].fits == [[], [], []]
     assert [row["grad_coherence"] for row in layer_rows(curves)] == [0.5, -0.25, 0.0]
     assert say_curve(curves[0], "grad_coherence") == (
-        "net: from -0.25 (stage0.1) to +0.5 (stage0.0), median layer +0; the band is above 0 at 1 of 3 layers and "
-        "below at 1"
+        "net: from -0.25 (stage0.1) to +0.5 (stage0.0), median over layers +0; the band lies above 0 at 1 of 3 layers "
+        "and below 0 at 1"
     )
     assert make_curves([halves()], "coherent_grad_norm")[0].centre.tolist() == [0.5, -0.5, 0.0]
 
 
-def test_drops_of_the_learning_rate_are_steps_and_no_smooth_schedule() -> None:
+def test_a_smooth_schedule_has_no_drops_of_the_learning_rate() -> None:
     run = halves()
     stepped = np.array([0.1] * 8 + [0.01] * 6 + [0.001] * 6)
     assert learning_rate_drops(replace(run, scalars={"lr": stepped})).tolist() == [8, 14]
@@ -217,7 +217,7 @@ def test_marks_lie_within_the_panel_and_findings_name_its_layers() -> None:
     assert marks.resumes.tolist() == []
 
 
-def test_steps_become_parts_of_epochs() -> None:
+def test_steps_are_converted_to_fractions_of_epochs() -> None:
     run = replace(halves(), epoch_of_step=np.repeat(np.arange(4, dtype=np.int32), 5))
     assert steps_to_epochs(run, np.array([0, 2.5, 5, 15, 20])).tolist() == [0, 0.5, 1, 3, 4]
     none = run_of({"param_grad_norm": np.empty((0, 3))})

@@ -1,4 +1,4 @@
-"""Columns that grow: the same whether rows come one by one or at once, and never more than fit."""
+"""Growing columns: the same whether rows come one by one or at once, and never more than the maximum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows_of(count: int, width: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_it_does_not_matter_how_rows_come(linear: bool) -> None:
+def test_the_columns_do_not_depend_on_how_rows_arrive(linear: bool) -> None:
     steps, rows = rows_of(1000)
     at_once, one_by_one, parts = (Columns(3, linear=linear, most=64) for _ in range(3))
     at_once.add(steps, rows)
@@ -32,7 +32,7 @@ def test_it_does_not_matter_how_rows_come(linear: bool) -> None:
         np.testing.assert_allclose(columns.values, summarise(rows, np.arange(0, 1000, 16), linear=linear), rtol=1e-12)
 
 
-def test_what_is_drawn_stays_until_each_two_become_one() -> None:
+def test_finished_columns_do_not_change_until_pairs_are_merged() -> None:
     steps, rows = rows_of(300)
     columns = Columns(3)
     columns.add(steps[:200], rows[:200])
@@ -46,17 +46,17 @@ def test_what_is_drawn_stays_until_each_two_become_one() -> None:
     assert len(columns.fitted(64)[0]) == 38
 
 
-def test_a_long_run_begins_with_the_blocks_of_its_file(make_run) -> None:
+def test_a_long_run_begins_with_the_chunks_of_its_file(make_run) -> None:
     run = read_run(make_run(steps=1000, layers=3))
-    blocks = run.row_chunks("activation_grad_norm", least=4)
+    chunks = run.row_chunks("activation_grad_norm", least=4)
     columns = Columns(3)
-    columns.add_chunks(run.steps[blocks.edges[:-1]], blocks)
+    columns.add_chunks(run.steps[chunks.edges[:-1]], chunks)
     assert columns.size == 64
     columns.add(np.arange(1000, 1064), np.ones((64, 3)))
     assert columns.counts.tolist() == [64] * 16 + [40]
 
 
-def test_odd_values_and_missing_rows() -> None:
+def test_special_values_and_missing_rows() -> None:
     rows = np.array([[0.0, np.nan, np.inf], [0.0, np.nan, 1.0], [np.nan] * 3])
     steps, known = known_rows(np.arange(3), rows)
     assert steps.tolist() == [0, 1]

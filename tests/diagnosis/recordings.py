@@ -1,4 +1,4 @@
-"""Recordings made by hand, healthy but for what is changed in them, and what every diagnosis must hold."""
+"""Synthetic recordings, healthy except for requested changes, and checks that every diagnosis must pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ ROWS, LAYERS = 60, 8
 
 
 def arrays(decades: float = 0.0, noise: float = 0.2, rows: int = ROWS, layers: int = LAYERS, seed: int = 0) -> dict:
-    """Return a recording: decades of the first over the last hidden layer, and noise in decades."""
+    """Return a recording.
+
+    Args:
+        decades: log10 of the first layer's gradient over the last hidden layer's.
+        noise: Standard deviation of the noise, in decades.
+        rows: Number of rows.
+        layers: Number of layers.
+        seed: Seed of the noise.
+    """
     rng = np.random.default_rng(seed)
     depth = np.append(np.linspace(decades, 0, layers - 1), 0.3)
     logs = depth + noise * rng.normal(size=(rows, layers)) + noise * rng.normal(size=(rows, 1))
@@ -42,7 +50,7 @@ LONG = 120
 
 
 def recording(layers: int = 9, **changes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a healthy recording of every metric, with some changed."""
+    """Return a healthy recording of every metric, with some metrics replaced."""
     rng = np.random.default_rng(0)
 
     def grid(typical: float, spread: float = 0.1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Diagnoses: planted faults are found where they are, healthy runs stay healthy, and too little stays undecided."""
+"""Diagnoses: planted faults are found in place, healthy runs are healthy, and too few data are undecided."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.diagnosis.recordings import LAYERS, ROWS, arrays, check
     ("decades", "kind"),
     [(0, "healthy"), (-2, "healthy"), (2, "healthy"), (-6, "vanishing"), (-30, "vanishing"), (8, "exploding")],
 )  # fmt: skip
-def test_the_way_back(decades: float, kind: str, noise: float) -> None:
+def test_the_ratio_of_first_to_last_hidden_layer_decides(decades: float, kind: str, noise: float) -> None:
     found = diagnose_arrays(arrays(decades, noise))
     check(found, kind)
     if kind != "healthy":
@@ -33,13 +33,13 @@ def test_the_way_back(decades: float, kind: str, noise: float) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("decades", [-5, 0, 1.5])
-def test_the_seed_of_the_noise_leaves_the_verdict(decades: float, seed: int) -> None:
+def test_the_seed_of_the_noise_does_not_change_the_verdict(decades: float, seed: int) -> None:
     check(diagnose_arrays(arrays(decades, 0.3, seed=seed)), "vanishing" if decades < -3 else "healthy")
 
 
 @pytest.mark.parametrize("decades", [-6.0, 0.0, 8.0])
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
-def test_scaling_all_gradients_leaves_the_verdict(decades: float, factor: float) -> None:
+def test_scaling_all_gradients_does_not_change_the_verdict(decades: float, factor: float) -> None:
     plain, scaled = arrays(decades), arrays(decades)
     for name in ("activation_grad_norm", "param_grad_norm"):
         scaled[name] = scaled[name] * factor
@@ -48,11 +48,11 @@ def test_scaling_all_gradients_leaves_the_verdict(decades: float, factor: float)
     assert [f.confidence for f in a.findings] == pytest.approx([f.confidence for f in b.findings], abs=0.01)
 
 
-def test_too_few_rows_are_undecided_unless_what_is_seen_is_sure() -> None:
+def test_too_few_rows_are_undecided_unless_a_fault_is_certain() -> None:
     few = {name: grid[:6] for name, grid in arrays(-10).items()}
     found = diagnose_arrays(few)
     check(found, "undecided")
-    assert "6 row(s) are too few" in found.reason
+    assert "too few rows: 6, but at least 10 are needed" in found.reason
     few["param_grad_norm"][5] = np.inf
     check(diagnose_arrays(few), "nonfinite")
 
@@ -66,7 +66,7 @@ def test_missing_metrics_are_undecided() -> None:
     check(diagnose_arrays({"param_grad_norm": arrays(-9)["param_grad_norm"]}), "vanishing")
 
 
-def test_shallow_nets_have_no_way_back() -> None:
+def test_models_with_fewer_than_three_layers_have_no_ratio() -> None:
     found = diagnose_arrays({"activation_grad_norm": np.ones((ROWS, 2)) * [1e-9, 1]})
     check(found, "healthy")
     assert "fewer than three layers" in found.reason
@@ -88,14 +88,14 @@ def test_arrays_that_do_not_fit(given: dict, said: str) -> None:
         diagnose_arrays(**given)
 
 
-def test_the_sample_grows_towards_the_input_and_is_healthy() -> None:
+def test_the_recorded_sample_grows_toward_the_input_and_is_healthy() -> None:
     found = diagnose(read_run(SAMPLE))
     check(found, "healthy")
     assert "conv1 has about 137 times (10^2.1) the gradient norm of layer4.2.conv2" in found.reason
 
 
 @pytest.mark.parametrize(("decades", "kind"), [(-12.0, "vanishing"), (0.0, "healthy"), (12.0, "exploding")])
-def test_a_long_run_is_judged_by_blocks(make_run, monkeypatch: pytest.MonkeyPatch, decades: float, kind: str) -> None:
+def test_a_long_run_is_judged_by_chunks(make_run, monkeypatch: pytest.MonkeyPatch, decades: float, kind: str) -> None:
     run = read_run(
         make_run(steps=700, decades=decades, change=lambda grid: grid / 10 ** (0.01 * np.arange(700))[:, None])
     )
@@ -108,7 +108,7 @@ def test_a_long_run_is_judged_by_blocks(make_run, monkeypatch: pytest.MonkeyPatc
     assert [f.layers for f in short.findings] == [f.layers for f in long.findings]
 
 
-def test_in_a_long_run_the_very_step_is_found(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_long_run_the_exact_step_is_found(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     def change(grid: np.ndarray) -> np.ndarray:
         grid[500, :2] = np.inf
         return grid / 10 ** (0.01 * np.arange(700))[:, None]

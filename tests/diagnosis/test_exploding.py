@@ -27,7 +27,7 @@ def test_growth_over_steps(loss: str | None) -> None:
         assert 35 <= found.findings[0].steps[0] <= 48
 
 
-def test_growth_that_ends_in_what_is_not_finite() -> None:
+def test_growth_that_ends_in_non_finite_values() -> None:
     data = arrays(noise=0.05)
     for name in ("activation_grad_norm", "param_grad_norm"):
         data[name][40:46] *= 10.0 ** np.arange(1, 7)[:, None]
@@ -39,7 +39,7 @@ def test_growth_that_ends_in_what_is_not_finite() -> None:
     assert "forward pass: the loss itself is not finite" in found.findings[1].evidence
 
 
-def test_one_spike_is_no_explosion() -> None:
+def test_one_spike_is_not_an_explosion() -> None:
     data = arrays(noise=0.05)
     data["param_grad_norm"][30] *= 1e6
     check(diagnose_arrays(data), "healthy")

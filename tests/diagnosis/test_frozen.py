@@ -1,4 +1,4 @@
-"""Layers that do not move."""
+"""Layers whose weights do not change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gradlens import diagnose_arrays
 from tests.diagnosis.recordings import ROWS, arrays, check
 
 
-def test_layers_that_stand_still() -> None:
+def test_frozen_layers() -> None:
     data = arrays(noise=0.05)
     data["update_ratio"][20:, [2, 4]] = 0
     found = diagnose_arrays(data)
@@ -37,7 +37,7 @@ def test_a_learning_rate_of_zero() -> None:
 def test_gradients_are_said_to_arrive_only_where_they_do() -> None:
     data = arrays(noise=0.05)
     data["update_ratio"][:, [2, 4]] = 0
-    assert "at 2 layers, though gradients arrive" in diagnose_arrays(data).findings[0].evidence
+    assert "at 2 layers, although gradients arrive" in diagnose_arrays(data).findings[0].evidence
     zero = {name: values.copy() for name, values in data.items()}
     zero["param_grad_norm"][:, [2, 4]] = 0
     evidence = diagnose_arrays(zero).findings[0].evidence
@@ -46,13 +46,13 @@ def test_gradients_are_said_to_arrive_only_where_they_do() -> None:
     mixed = {name: values.copy() for name, values in zero.items()}
     mixed["param_grad_norm"][:, 2] = 1.0
     assert (
-        "though gradients arrive at 1; and the gradient is exactly 0 at 1"
+        "although gradients arrive at 1; and the gradient is exactly 0 at 1"
         in diagnose_arrays(mixed).findings[0].evidence
     )
     unknown = {name: values for name, values in data.items() if name != "param_grad_norm"}
     evidence = diagnose_arrays(unknown).findings[0].evidence
     assert "and whether gradients arrive was not recorded" in evidence
-    assert "though" not in evidence
+    assert "although" not in evidence
 
 
 def test_gradients_that_came_before_the_layer_stood_are_no_evidence() -> None:

@@ -16,7 +16,7 @@ def test_incoherent_gradients() -> None:
     check(found, "incoherent")
     assert len(found.findings[0].layers) >= LAYERS // 2
     check(diagnose_arrays(data, scalars={"loss": np.geomspace(2, 0.2, ROWS)}), "healthy")
-    data["grad_coherence"][: ROWS // 3] += 0.3  # near convergence noise is all that is left
+    data["grad_coherence"][: ROWS // 3] += 0.3  # near convergence only noise is left
     check(diagnose_arrays(data, scalars=stuck), "healthy")
     both = arrays(-8) | {"grad_coherence": data["grad_coherence"] * 0}
     assert diagnose_arrays(both, scalars=stuck).kinds == ("vanishing",)

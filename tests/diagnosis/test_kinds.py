@@ -1,4 +1,4 @@
-"""The registry of kinds: what the rules find, what the command line and reports call it."""
+"""The registry of kinds: it agrees with the rules, the command line and the reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is not finite: which pass broke first, and where; steps that a GradScaler skips are no fault."""
+"""Non-finite values: which pass broke first, and where; steps that a GradScaler skips are not a fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_backward_pass_that_breaks() -> None:
     finding = found.findings[0]
     assert (finding.layers[0], finding.steps, finding.confidence) == ("layer5", (120, 120), 1.0)
     assert "backward pass: layer5" in finding.evidence
-    assert "layer6 behind it is still finite" in finding.evidence
+    assert "the gradient at layer6, the next layer, is finite" in finding.evidence
     assert "35 entries" in finding.evidence
 
 
@@ -34,13 +34,13 @@ def test_a_forward_pass_that_breaks() -> None:
     assert "forward pass: the output of layer4" in found.findings[0].evidence
 
 
-def test_steps_that_a_scaler_skips_are_no_fault() -> None:
+def test_steps_that_a_scaler_skips_are_not_a_fault() -> None:
     data, skipped = arrays(noise=0.05), np.zeros(ROWS)
     skipped[:6] = 1
     for name in ("activation_grad_norm", "param_grad_norm"):
         data[name][:6] = np.inf
     found = diagnose_arrays(data, scalars={"skipped": skipped, "loss": np.ones(ROWS)})
     check(found, "healthy")
-    assert "6 step(s)" in found.notes[-1]
+    assert "6 steps that the GradScaler skipped are left out" in found.notes[-1]
     skipped[:20] = 1
     check(diagnose_arrays(data, scalars={"skipped": skipped}), "nonfinite")

@@ -1,4 +1,4 @@
-"""Rule packs: each tool's thresholds fire where they say, and nowhere else."""
+"""Rule packs: each rule fires beyond its threshold and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS, LAYERS = 30, 6
 
 
 def kinds(pack: str, scalars: dict | None = None, **changes: np.ndarray) -> set[str]:
-    """Return what a pack says of a healthy recording with some metrics changed; layers have one parameter each."""
+    """Return a pack's findings on a healthy recording with some metrics replaced; layers have one parameter each."""
     metrics = {
         "param_grad_norm": np.full((ROWS, LAYERS), 0.1),
         "update_ratio": np.full((ROWS, LAYERS), 1e-3),
@@ -36,7 +36,7 @@ def test_a_healthy_recording_is_healthy_to_all(pack: str) -> None:
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_what_is_not_finite_is_seen_by_all(pack: str) -> None:
+def test_all_find_non_finite_values(pack: str) -> None:
     broken = grid(0.1)
     broken[20, 2] = np.inf
     found = diagnose_by(run_of_arrays({"param_grad_norm": broken}), pack)
@@ -47,18 +47,18 @@ def test_what_is_not_finite_is_seen_by_all(pack: str) -> None:
 @pytest.mark.parametrize(
     ("pack", "line"), [("smdebug", 1e-7), ("deepchecker", 1e-6), ("deepdiagnosis", 1e-7), ("autotrainer", 1e-4)]
 )
-def test_absolute_lines_of_vanishing(pack: str, line: float) -> None:
+def test_absolute_thresholds_of_vanishing(pack: str, line: float) -> None:
     assert kinds(pack, param_grad_norm=grid(line * 0.9, 0)) == {"vanishing"}
     assert kinds(pack, param_grad_norm=grid(line * 1.1, 0)) == set()
 
 
 @pytest.mark.parametrize("pack", ["smdebug", "deepchecker", "deepdiagnosis"])
-def test_they_take_a_net_near_convergence_for_a_fault(pack: str) -> None:
+def test_they_report_a_fault_near_convergence(pack: str) -> None:
     assert "vanishing" in kinds(pack, param_grad_norm=grid(1e-9))
     assert kinds("autotrainer", param_grad_norm=grid(1e-9)) == set()  # its ratio is 1
 
 
-def test_autotrainer_asks_for_low_accuracy() -> None:
+def test_autotrainer_requires_low_accuracy() -> None:
     falls = grid(1e-5, 0)
     assert kinds("autotrainer", {"accuracy": np.full(ROWS, 0.5)}, param_grad_norm=falls) == {"vanishing"}
     assert kinds("autotrainer", {"accuracy": np.full(ROWS, 0.7)}, param_grad_norm=falls) == set()
@@ -69,7 +69,7 @@ def test_autotrainer_asks_for_low_accuracy() -> None:
 @pytest.mark.parametrize(
     ("pack", "low", "high"), [("smdebug", 1e-8, 10), ("deepchecker", 1e-4, 0.1), ("deepdiagnosis", 1e-5, 0.1)]
 )
-def test_lines_of_the_update(pack: str, low: float, high: float) -> None:
+def test_thresholds_of_the_update(pack: str, low: float, high: float) -> None:
     assert kinds(pack, update_ratio=grid(low * 0.9)) == {"vanishing"}
     assert kinds(pack, update_ratio=grid(low * 1.1)) == set()
     assert kinds(pack, update_ratio=grid(high * 1.1)) == {"exploding"}
@@ -103,7 +103,7 @@ def test_five_rows_of_growth_or_fall() -> None:
 @pytest.mark.parametrize(
     ("pack", "line"), [("smdebug", 0.745), ("autotrainer", 0.7), ("deepchecker", 0.725), ("deepdiagnosis", 0.7)]
 )
-def test_lines_of_dead_units(pack: str, line: float) -> None:
+def test_thresholds_of_dead_units(pack: str, line: float) -> None:
     assert kinds(pack, zero_fraction=grid(line + 0.01)) == {"dead"}
     assert kinds(pack, zero_fraction=grid(line - 0.01)) == set()
 

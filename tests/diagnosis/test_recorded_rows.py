@@ -1,4 +1,4 @@
-"""Windows, shares, and since when something is so."""
+"""Windows, shares of resampled medians, and the beginning of lasting states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from gradlens.diagnosis.recorded_rows import late_windows, share_beyond, since
 
 
-def test_since_when() -> None:
+def test_the_beginning_of_a_lasting_state() -> None:
     assert since(np.array([True, True, True])) == 0
     assert since(np.array([True, False, True, True])) == 2
     assert since(np.array([False] * 10 + [True] * 8 + [False] + [True] * 21)) == 10

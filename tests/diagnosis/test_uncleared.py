@@ -1,4 +1,4 @@
-"""Gradients that are never cleared are told from those that are."""
+"""Gradients that are never cleared are distinguished from those that are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train(path: Path, *, clear: bool, clip: float | None = None, steps: int = 80
 
 @pytest.mark.parametrize(("clear", "clip"), [(False, None), (True, None), (True, 0.01)])
 def test_gradients_that_are_never_cleared(tmp_path: Path, clear: bool, clip: float | None) -> None:
-    """no-zero-grad: called dead, after units had gone off; what came first is a sum of gradients."""
+    """no-zero-grad: it was called dead because units died; the sum of gradients came first."""
     found = train(tmp_path / "run.h5", clear=clear, clip=clip)
     assert found.kind == ("healthy" if clear else "exploding")
     if not clear:
@@ -43,7 +43,7 @@ def test_gradients_that_are_never_cleared(tmp_path: Path, clear: bool, clip: flo
         assert found.findings[0].layers == ("0", "2", "4")
 
 
-def test_a_sum_is_not_seen_in_gradients_that_do_not_move() -> None:
+def test_gradients_that_do_not_change_are_not_a_sum() -> None:
     same = np.ones((LONG, 9))
     assert kind(activation_grad_norm=same, param_grad_norm=2 * same) == "healthy"
     assert kind(param_grad_norm=np.linspace(1, 30, LONG)[:, None] * same) == "exploding"

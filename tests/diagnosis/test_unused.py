@@ -1,4 +1,4 @@
-"""Layers that no gradient reaches."""
+"""Layers that never receive a gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gradlens import diagnose_arrays
 from tests.diagnosis.recordings import arrays, check
 
 
-def test_a_layer_that_no_gradient_reaches() -> None:
+def test_a_layer_that_never_receives_a_gradient() -> None:
     data = arrays(noise=0.05)
     for name in ("activation_grad_norm", "param_grad_norm"):
         data[name][:, 3] = np.nan

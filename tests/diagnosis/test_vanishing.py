@@ -1,4 +1,4 @@
-"""A gradient that vanishes: found where and when it begins; what learns all the same is no fault."""
+"""A vanishing gradient: found where and when it begins; it is not a fault if the first layers learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_where_and_when_it_begins_to_vanish() -> None:
     assert (finding.kind, finding.layers, finding.steps) == ("vanishing", ("block0", "block1", "block2"), (250, 590))
 
 
-def test_a_fault_that_passes_is_none() -> None:
+def test_a_temporary_fault_is_not_reported() -> None:
     data = arrays(noise=0.05)
     data["activation_grad_norm"][:20, :3] *= 1e-6
     check(diagnose_arrays(data), "healthy")
@@ -34,16 +34,16 @@ def test_a_fault_that_passes_is_none() -> None:
     check(diagnose_arrays(data), "vanishing")  # it lasts to the end
 
 
-def test_early_layers_that_learn_all_the_same_excuse_a_small_gradient() -> None:
+def test_a_small_gradient_is_not_a_fault_if_the_first_layers_learn() -> None:
     data = arrays(-5)
     data["update_ratio"][:] = 1e-3
     learns, stuck = np.geomspace(2, 0.5, ROWS), np.full(ROWS, 1.6)
     found = diagnose_arrays(data, scalars={"loss": learns})
     check(found, "healthy")
-    assert "that is no fault" in found.notes[0]
+    assert "this is not a fault" in found.notes[0]
     check(diagnose_arrays(data, scalars={"loss": stuck}), "vanishing")
     data = arrays(-12)
-    data["update_ratio"][:] = 1e-3  # weight decay moves them
+    data["update_ratio"][:] = 1e-3  # weight decay changes them
     check(diagnose_arrays(data, scalars={"loss": learns}), "vanishing")
 
 
@@ -53,8 +53,8 @@ def test_exact_zeros() -> None:
         data[name][:, :3] = 0
     found = diagnose_arrays(data)
     check(found, "vanishing")
-    assert found.kinds == ("vanishing",)  # that these layers stand still follows
-    assert "exactly 0 at 3 layer(s) up to layer3, and not by underflow" in found.findings[0].evidence
+    assert found.kinds == ("vanishing",)  # that these layers are frozen is a consequence
+    assert "exactly 0 at 3 layers up to layer3, and not by underflow" in found.findings[0].evidence
     assert any("frozen" in note for note in found.notes)
     underflow = arrays(-45, noise=0.1)
     underflow["activation_grad_norm"][:, :2] = 0

@@ -47,7 +47,7 @@ def test_theory_stands_beside_the_first_step() -> None:
     np.testing.assert_array_equal(line.get_ydata(), theory.decades)
     assert band.get_paths()
     assert "theory of initialisation" in texts(figure)
-    assert "predicted spreads away" in caption(curves, METRIC)
+    assert "standard deviations" in caption(curves, METRIC)
     row = layer_rows(curves)[10]
     assert row["deviation"] == pytest.approx(
         (row["first_step_decades"] - row["predicted_decades"]) / math.hypot(row["predicted_spread"], 0.03)
@@ -142,20 +142,20 @@ def test_linear_and_signed_metrics_have_scales_of_their_own(capsys: pytest.Captu
         curves = make_curves([halves(seed) for seed in range(3)], metric)
         axis = draw_profile(curves, metric, look=Look("dark", "two")).axes[0]
         assert axis.get_yscale() == scale
-        assert "Both halves are of one batch" in caption(curves, metric)
+        assert "Both halves are from one batch" in caption(curves, metric)
     assert draw_profile(make_curves([halves()], "grad_coherence"), "grad_coherence").axes[0].get_ylim() == (-1, 1)
     out = Console(file=io.StringIO(), width=80, highlight=False)
     print_profile(out, curves, "coherent_grad_norm")
     said = " ".join(out.file.getvalue().split())
     assert "log10" not in said
-    assert "the band is above 0 at" in said
+    assert "the band lies above 0 at" in said
 
 
 def test_many_profiles_are_told_in_one_sentence(make_run) -> None:
     runs = [read_run(make_run(f"plain{n}-s0", model=f"plain{n}", layers=6)) for n in (110, 20, 32, 44, 56)]
     curves = make_curves(runs, METRIC)
     said = caption(curves, METRIC)
-    assert said.startswith("First over last hidden layer: plain20, seed 0 10^-2.4, plain32")
+    assert said.startswith("First layer / last hidden layer: plain20, seed 0 10^-2.4, plain32")
     figure = draw_profile(curves, METRIC, look=Look(width="one"))
     figure.draw_without_rendering()
     assert all(axis.get_tightbbox().x1 <= figure.bbox.x1 + 1 for axis in figure.axes)

@@ -1,4 +1,4 @@
-"""Theory beside independent computations, and beside what the recorder measures at initialisation."""
+"""Theory against independent computations and against the recorder's measurements at initialisation."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_the_mean_product_of_two_rectified_numbers(correlation: float) -> None:
 
 
 @pytest.mark.parametrize("count", [8, 32])
-def test_what_relu_and_norm_let_through(count: int) -> None:
-    """Draw outputs and gradients, and take both parts out by hand."""
+def test_the_share_that_passes_relu_and_batch_norm(count: int) -> None:
+    """Sample outputs and gradients, and remove both parts directly."""
     rng = np.random.default_rng(0)
     z, v = rng.normal(size=(2, 20_000, count))
     z, v = (x - x.mean(1, keepdims=True) for x in (z, v))
@@ -81,7 +81,7 @@ def test_what_relu_and_norm_let_through(count: int) -> None:
     assert open_share(math.inf) == 0.5
 
 
-def test_what_normalising_leaves_of_a_spectrum() -> None:
+def test_the_spectrum_after_normalisation() -> None:
     shares, inverse = normalised(np.array([[2.0, 7.0]]))
     assert shares == pytest.approx([1.0])
     assert inverse == pytest.approx(1 / (2 * 5), rel=1e-6)  # E[1 / chi-squared(7)] = 1 / 5
@@ -98,7 +98,7 @@ CONVS = [(3, 1, 1, 5), (3, 2, 1, 8), (7, 2, 3, 9), (1, 2, 0, 6), (3, 1, 1, 1), (
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "side"), CONVS)
-def test_mean_squares_go_through_a_convolution_as_torch_says(kernel: int, stride: int, padding: int, side: int) -> None:
+def test_mean_squares_through_a_convolution_agree_with_torch(kernel: int, stride: int, padding: int, side: int) -> None:
     conv = Conv(3, 4, kernel, stride, padding, side, 0.2)
     layer = nn.Conv2d(1, 1, kernel, stride, padding, bias=False)
     nn.init.ones_(layer.weight)
@@ -112,8 +112,8 @@ def test_mean_squares_go_through_a_convolution_as_torch_says(kernel: int, stride
     np.testing.assert_allclose(conv.back(gradient[0, 0].numpy()), 0.6 * square.grad[0, 0].numpy(), rtol=1e-5)
 
 
-def test_a_map_of_one_place_is_a_fully_connected_net() -> None:
-    """Both ways to the law of Yang et al. for a finite batch agree once the likeness has settled."""
+def test_a_map_of_one_place_is_a_fully_connected_network() -> None:
+    """Both derivations of the law of Yang et al. for a finite batch agree once the correlations have converged."""
     convs = [Conv(64, 64, 1, 1, 0, 1, 0.03)] * 16
     for batch in (8, 32):
         gains = plain_gains(convs, norm=True, batch=batch)
@@ -130,7 +130,7 @@ def test_without_batch_norm_the_ratio_is_that_of_the_law() -> None:
     np.testing.assert_allclose(np.sqrt(gains), (1 / 6) ** (np.arange(4, -1, -1) / 2))
 
 
-def test_a_residual_branch_counts_ever_less() -> None:
+def test_the_share_of_residual_branches_falls_with_depth() -> None:
     conv = Conv(64, 64, 3, 1, 1, 32, 0.01)
     gains, shares = residual_gains(conv, [Block(conv, conv)] * 8, norm=True, batch=64)
     assert (np.diff(shares) < 0).all()
@@ -174,7 +174,7 @@ NETS = [
 
 
 @pytest.mark.parametrize(("name", "init", "shortcut", "side", "batch", "within"), NETS)
-def test_nets_start_as_theory_says(
+def test_models_start_as_theory_predicts(
     name: str, init: str, shortcut: str, side: int, batch: int, within: float, one_thread: None
 ) -> None:
     runs = [net_run(name, init, shortcut, side, batch, seed) for seed in range(3)]
@@ -200,12 +200,12 @@ def test_nets_start_as_theory_says(
         ("plain56", "he", "A", 32, 0.35), ("resnet56", "he", "A", 32, 0.15), ("resnet18", "he", "A", 64, 0.35),
     ],
 )  # fmt: skip
-def test_deep_nets_start_as_theory_says(name: str, init: str, shortcut: str, side: int, within: float) -> None:
-    test_nets_start_as_theory_says(name, init, shortcut, side, 8, within, None)
+def test_deep_models_start_as_theory_predicts(name: str, init: str, shortcut: str, side: int, within: float) -> None:
+    test_models_start_as_theory_predicts(name, init, shortcut, side, 8, within, None)
 
 
 @pytest.mark.slow
-def test_torchvisions_residual_net_is_recognised(one_thread: None) -> None:
+def test_torchvisions_residual_network_is_recognised(one_thread: None) -> None:
     model = build_model("torchvision:resnet18", num_classes=5, seed=0)
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     run = measured_run("tv", model, x, {"model": "torchvision:resnet18", "config": {"image_size": 32}})
@@ -218,7 +218,7 @@ def test_torchvisions_residual_net_is_recognised(one_thread: None) -> None:
     assert np.nanmax(np.abs(deviation(prediction, first))) < 3
 
 
-def test_the_sample_is_a_few_spreads_from_theory_at_most() -> None:
+def test_the_recorded_sample_is_within_a_few_standard_deviations_of_theory() -> None:
     run = read_run(SAMPLE)
     prediction, first = predicted_profile(run), first_profile(run)
     assert prediction is not None
@@ -241,7 +241,7 @@ def test_the_sample_is_a_few_spreads_from_theory_at_most() -> None:
         {"config": {"image_size": 224}},
     ],
 )
-def test_a_net_that_does_not_fit_its_name_gets_no_line(change: dict) -> None:
+def test_a_model_that_does_not_agree_with_its_name_has_no_prediction(change: dict) -> None:
     run = read_run(SAMPLE)
     config = {"config": {**run.config, **change.get("config", {})}} if change.get("config") else change
     assert recognise_net(replace(run, info={**run.info, **config})) is None
@@ -264,7 +264,9 @@ def mlp(widths: list[int], init: str, norm: bool, activation: str, seed: int) ->
 @pytest.mark.parametrize("init", ["he", "default"])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "linear"])
-def test_fully_connected_stacks_start_as_theory_says(init: str, norm: bool, activation: str, one_thread: None) -> None:
+def test_fully_connected_stacks_start_as_theory_predicts(
+    init: str, norm: bool, activation: str, one_thread: None
+) -> None:
     widths = [20, 128, 96, 128, 160, 128, 128, 5]
     config = {"activation": activation, "norm": "batch" if norm else "none"}
     runs = []
@@ -285,7 +287,7 @@ def test_fully_connected_stacks_start_as_theory_says(init: str, norm: bool, acti
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_stacks_of_convolutions_start_as_theory_says(norm: bool, one_thread: None) -> None:
+def test_stacks_of_convolutions_start_as_theory_predicts(norm: bool, one_thread: None) -> None:
     torch.manual_seed(0)
     channels = [3, 24, 32, 24, 32]
     modules: list[nn.Module] = []
@@ -303,7 +305,7 @@ def test_stacks_of_convolutions_start_as_theory_says(norm: bool, one_thread: Non
     assert np.nanmax(np.abs(first - prediction.decades)) < 0.12
 
 
-def test_a_file_that_does_not_tell_enough_gets_no_line(make_run) -> None:
+def test_a_file_with_too_little_information_has_no_prediction(make_run) -> None:
     assert predicted_profile(read_run(make_run())) is None
     x = torch.randn(8, 6)
     told = {"activation": "relu", "norm": "none"}
@@ -314,7 +316,7 @@ def test_a_file_that_does_not_tell_enough_gets_no_line(make_run) -> None:
 
 @pytest.mark.slow
 def test_the_spread_between_seeds_is_that_of_the_law_for_one_input(one_thread: None) -> None:
-    """Hanin & Nica: of one input, the standard deviation over draws is the predicted one, and the median lies lower."""
+    """Hanin & Nica: for one input, the standard deviation over initialisations is as predicted, the median lower."""
     logs = []
     config = {"activation": "relu", "norm": "none"}
     for seed in range(150):
