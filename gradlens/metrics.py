@@ -26,6 +26,7 @@ class Metric:
         combine: How the parts of one optimizer step (micro-batches, repeated calls) add up.
         reading: How to read it, and how it scales with batch and loss.
         limits: The least and the largest value that a linear one can have; None where there is no such bound.
+        quotient: Of two other recorded metrics: the recorder divides the first by the second; None for any other.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Metric:
     combine: Literal["root_sum_square", "as_accumulated", "sum", "root_mean_square", "share", "of_the_sums"]
     reading: str
     limits: tuple[float, float] | None = None
+    quotient: tuple[str, str] | None = None
 
 
 METRICS: dict[str, Metric] = {
@@ -144,9 +146,11 @@ METRICS: dict[str, Metric] = {
 
 DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
 """``nonfinite_count`` comes to these where a GradScaler is in use."""
-METRICS_ON_REQUEST: tuple[str, ...] = ("nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Of residual blocks alone; ``gradlens run`` records them of every net that has any."""
+METRICS_ON_REQUEST: tuple[str, ...] = tuple(
+    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS)
+)
 
 DERIVED_METRICS: dict[str, Metric] = {
     metric.name: metric

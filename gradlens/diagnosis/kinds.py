@@ -1,8 +1,9 @@
 """The registry of kinds: each kind of finding in a line, the causes before what they cause.
 
-Adding a kind takes a file with its rule, a line here, and its place in the sequence of
-``gradlens.diagnosis.diagnose``. Help texts, gates, JUnit cases and the words of reports follow from the line. The file
-imports nothing, so that the command line may read it at once.
+Adding a kind takes a file and a line: ``gradlens/diagnosis/NAME.py`` with a function ``NAME(recording)`` that returns
+findings, and a line here with ``on_its_own=True``. A kind that explains other kinds, or is explained by them, has its
+place in the sequence of ``gradlens.diagnosis.diagnose`` instead. Help texts, gates, JUnit cases and the words of
+reports follow from the line. The file imports nothing, so that the command line may read it at once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ class Kind:
         meaning: What is wrong, in a line.
         indonesian: Its name in an Indonesian report.
         before_training: Whether ``gradlens probe`` looks for it.
+        on_its_own: Whether its rule is independent of all other kinds; ``diagnose`` finds the rule by the kind's name.
     """
 
     name: str
     meaning: str
     indonesian: str
     before_training: bool = False
+    on_its_own: bool = False
 
 
 # fmt: off

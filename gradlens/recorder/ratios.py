@@ -28,6 +28,7 @@ ADDENDS: dict[str, tuple[str, ...]] = {
     "zero_fraction": (ZEROS, ACTIVATED),
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
+    **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }
 """Metric to what is measured for it; that alone stores none of it. A metric that is not here is measured itself."""
 COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
