@@ -14,8 +14,7 @@ The view wing reads, judges and draws, and never imports torch::
     gradlens.compare(runs)                 # accuracy and loss, seeds grouped; also claims(runs)
 
 Every command has a function of the same name; ``docs/public.md`` lists all public names.
-Runs and what is said of them show themselves in a notebook. Names are loaded on first use, so ``import gradlens`` costs
-nothing.
+A notebook displays runs, figures and results. Names are loaded on first use, so ``import gradlens`` costs nothing.
 """
 
 from __future__ import annotations

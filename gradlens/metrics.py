@@ -27,6 +27,8 @@ class Metric:
         combine: How the parts of one optimizer step (micro-batches, repeated calls) are combined.
         reading: How to read it, and how it scales with batch size and loss.
         limits: The smallest and the largest possible value of a linear metric; None where there is no bound.
+        quotient: Two other recorded metrics, the first of which is divided by the second; None for a metric that is
+            measured by itself.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Metric:
     combine: Literal["root_sum_square", "as_accumulated", "sum", "root_mean_square", "share", "of_the_sums"]
     reading: str
     limits: tuple[float, float] | None = None
+    quotient: tuple[str, str] | None = None
 
 
 METRICS: dict[str, Metric] = {
@@ -144,9 +147,11 @@ METRICS: dict[str, Metric] = {
 
 DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
 """``nonfinite_count`` is added to these where a GradScaler is in use."""
-METRICS_ON_REQUEST: tuple[str, ...] = ("nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence")
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
+METRICS_ON_REQUEST: tuple[str, ...] = tuple(
+    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS)
+)
 
 DERIVED_METRICS: dict[str, Metric] = {
     metric.name: metric

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -66,3 +67,15 @@ def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -
     nonsense = call(binaries / "gradlens", "run", "nonsense", cwd=empty)
     assert nonsense.returncode == 2
     assert "or an experiment: cause, controls, depth, full, norm, report" in " ".join(nonsense.stderr.split())
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_the_manual(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="builds the archive; it is among the extras of dev")
+    built = call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
+    assert held >= {*pages, "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "tests/test_public.py"}

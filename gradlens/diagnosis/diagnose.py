@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,7 @@ from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.diagnosis.frozen import frozen, slow
 from gradlens.diagnosis.incoherent import incoherent
+from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
@@ -50,6 +52,7 @@ def diagnose(run: Run) -> Diagnosis:
     if not findings:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
     findings += _independent(unchanged, findings, notes)
+    findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if run.status == "running":
         notes.append("the run is still being written, or its writer was killed")
     if rec.skipped.any():
@@ -58,6 +61,12 @@ def diagnose(run: Run) -> Diagnosis:
         notes.append(f"{plural(skipped, 'step')} that the GradScaler skipped {verb} left out")
     missing = "" if findings else _missing(rec)
     return make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec))
+
+
+def rule_of(kind: Kind) -> Callable[[Recording], list[Finding]]:
+    """Return the rule of a kind that is on its own: the function of its name in the file of its name."""
+    rule: Callable[[Recording], list[Finding]] = getattr(import_module(f"gradlens.diagnosis.{kind.name}"), kind.name)
+    return rule
 
 
 def _signal_findings(rec: Recording, notes: list[str]) -> list[Finding]:

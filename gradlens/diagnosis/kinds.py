@@ -1,8 +1,9 @@
 """The registry of kinds of findings; causes come before their consequences.
 
-A new kind needs a file with its rule, an entry here, and a call in ``gradlens.diagnosis.diagnose``. Help texts, gates,
-JUnit cases and the wording of reports follow from the entry. This file imports nothing heavy, so that the command
-line loads it fast.
+A new kind needs a file and a line: ``gradlens/diagnosis/NAME.py`` with a function ``NAME(recording)`` that returns
+findings, and an entry here with ``on_its_own=True``. A kind that causes other kinds, or is caused by them, has its place
+in the sequence of ``gradlens.diagnosis.diagnose`` instead. Help texts, gates, JUnit cases and the wording of reports
+follow from the entry. This file imports nothing heavy, so that the command line loads it fast.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class Kind:
         meaning: The fault, in one line.
         indonesian: The kind's name in an Indonesian report.
         before_training: Whether ``gradlens probe`` looks for it.
+        on_its_own: Whether its rule is independent of all other kinds; ``diagnose`` finds the rule by the kind's name.
     """
 
     name: str
     meaning: str
     indonesian: str
     before_training: bool = False
+    on_its_own: bool = False
 
 
 # fmt: off

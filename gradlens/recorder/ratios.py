@@ -28,6 +28,7 @@ ADDENDS: dict[str, tuple[str, ...]] = {
     "zero_fraction": (ZEROS, ACTIVATED),
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
+    **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }
 """Metric to its addends, which are not stored themselves. A metric that is not listed is its own addend."""
 COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)

@@ -1,0 +1,139 @@
+"""CONTRIBUTING.md is true: a copy of the package gets a new finding and a new metric by a file and a line each.
+
+Nothing else of the copy is changed, and what is new appears in the file, the commands, the report and the JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import gradlens
+from tests.processes import PATIENCE
+
+PACKAGE = Path(gradlens.__file__).parent
+RULE = '''"""The learning rate rises over the run."""
+
+from __future__ import annotations
+
+from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.recorded_rows import Recording
+
+
+def rising(rec: Recording) -> list[Finding]:
+    """Return a finding where the last learning rate is above the first."""
+    lr = rec.scalar("lr")
+    if not len(lr) or not lr[-1] > lr[0]:
+        return []
+    said = f"lr goes from {lr[0]:.1f} to {lr[-1]:.1f}"
+    return [Finding("rising", (), (0, rec.last_step), said, "last > first", "a test", "Let it fall.", 0.5)]
+'''
+KIND = '    Kind("rising", "the learning rate rises", "laju pembelajaran naik (rising)", on_its_own=True),\n'
+METRIC = (
+    '        Metric("out_over_param", "output gradient over parameter gradient", "log", 1, "of_the_sums",'
+    ' "A test.", quotient=("activation_grad_norm", "param_grad_norm")),\n'
+)
+TRAIN = """
+import torch, gradlens
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+metrics = ["activation_grad_norm", "param_grad_norm", "out_over_param"]
+with gradlens.record(model, "runs/new-s0.h5", optimizer=optimizer, metrics=metrics) as recorder:
+    for step in range(20):
+        optimizer.zero_grad(); model(torch.randn(8, 3)).square().mean().backward(); optimizer.step()
+        recorder.log(lr=0.1 * (step + 1), loss=1.0)
+"""
+
+
+def add_line(file: Path, before: str, line: str) -> None:
+    """Add a line before the only place where a text stands."""
+    text = file.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{before!r} in {file.name}"
+    file.write_text(text.replace(before, line + before), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a copy of the package that has a kind and a metric more, and a run recorded by it."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(PACKAGE, folder / "gradlens", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "gradlens" / "diagnosis" / "rising.py").write_text(RULE, encoding="utf-8")
+    add_line(folder / "gradlens" / "diagnosis" / "kinds.py", ")\n# fmt: on", KIND)
+    add_line(folder / "gradlens" / "metrics.py", "    )\n}\n\nDEFAULT_METRICS", METRIC)
+    call(folder, "-c", TRAIN)
+    return folder
+
+
+def call(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Run Python in the folder with the copied package, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True,
+        text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def command(folder: Path, *arguments: str, code: int = 0) -> str:
+    return call(folder, "-m", "gradlens", *arguments, code=code)
+
+
+def test_the_copy_is_what_runs(extended: Path) -> None:
+    assert Path(call(extended, "-c", "import gradlens; print(gradlens.__file__)").strip()).is_relative_to(extended)
+
+
+@pytest.mark.slow
+def test_a_finding_is_a_file_and_a_line(extended: Path) -> None:
+    said = "lr goes from 0.1 to 2.0"
+    (facts,) = json.loads(command(extended, "diagnose", "--format", "json"))
+    assert [finding["evidence"] for finding in facts["findings"] if finding["kind"] == "rising"] == [said]
+    assert said in " ".join(command(extended, "diagnose").split())
+    summary = json.loads(command(extended, "summary", "--format", "json"))
+    assert "rising" in [finding["kind"] for finding in summary["diagnosis"]["findings"]]
+    assert "rising" in command(extended, "summary")
+    assert "the learning rate rises" in command(extended, "diagnose", "--help")
+    assert 'name="rising"' in command(extended, "diagnose", "--format", "junit")
+    command(extended, "diagnose", "--fail-on", "rising", code=3)
+    command(extended, "report", "-o", "page.html", "-o", "page.md")
+    assert said in (extended / "page.html").read_text(encoding="utf-8")
+    assert said in (extended / "page.md").read_text(encoding="utf-8")
+    command(extended, "report", "-o", "halaman.md", "--lang", "id")
+    assert "laju pembelajaran naik" in (extended / "halaman.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
+    with h5py.File(extended / "runs" / "new-s0.h5") as file:
+        new, above, below = (
+            file[f"metric/{name}"][:] for name in ("out_over_param", "activation_grad_norm", "param_grad_norm")
+        )
+    assert new.shape == (20, 3)
+    np.testing.assert_allclose(new, above / below, rtol=1e-6)
+    summary = json.loads(command(extended, "summary", "--format", "json"))
+    assert all(row["out_over_param"] > 0 for row in summary["layers"])
+    for drawing in ("heatmap", "profile"):
+        command(extended, drawing, "--metric", "out_over_param", "-o", f"{drawing}.png")
+        assert (extended / f"{drawing}.png").stat().st_size > 1000
+    assert "out_over_param" in command(extended, "export", "-o", "-").splitlines()[0]
+    command(extended, "report", "-o", "metric.html")
+    assert "out_over_param" in (extended / "metric.html").read_text(encoding="utf-8")
+    assert "out_over_param" in command(extended, "run", "--help")
+
+
+def test_every_kind_on_its_own_has_its_file() -> None:
+    from gradlens.diagnosis.diagnose import rule_of
+    from gradlens.diagnosis.kinds import REGISTRY
+
+    for kind in REGISTRY:
+        if kind.on_its_own:
+            assert rule_of(kind).__name__ == kind.name
