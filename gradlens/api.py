@@ -16,7 +16,7 @@ from gradlens.storage import read_runs
 
 if TYPE_CHECKING:
     from gradlens.analysis.compare import Comparison
-    from gradlens.plots.figure import Picture
+    from gradlens.plots.figure import GradlensFigure
     from gradlens.studies import Judgement
 
 One = Run | str | Path
@@ -50,7 +50,7 @@ def heatmap(
     relative: bool = False,
     steps: Steps = (None, None),
     minus: One | None = None,
-) -> Picture:
+) -> GradlensFigure:
     """Draw a metric of runs as layers by steps, on one scale.
 
     Args:
@@ -79,7 +79,9 @@ def heatmap(
     return draw_heatmap(shown, metric, per_element=per_element, relative=relative, steps=steps, minus=other)
 
 
-def profile(runs: Runs, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)) -> Picture:
+def profile(
+    runs: Runs, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)
+) -> GradlensFigure:
     """Draw a metric over the layers, a line per net, and where there is one the first step beside theory.
 
     Args:

@@ -24,7 +24,7 @@ from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.studies import Control, JudgedClaim, Judgement
 
 if TYPE_CHECKING:
-    from gradlens.plots.figure import Picture
+    from gradlens.plots.figure import GradlensFigure
 
 MOST_TOLD = 4
 """So many sentences of a kind."""
@@ -126,7 +126,7 @@ def _small_heatmap(run: Run) -> Markup:
     if not named or not len(run.steps):
         return Markup()
 
-    def draw() -> Picture:
+    def draw() -> GradlensFigure:
         from gradlens.plots import draw_small_heatmap
 
         return draw_small_heatmap(run, named[0])
@@ -187,7 +187,7 @@ def _compared(groups: Sequence[Group]) -> list[Markup]:
              *(_interval(group.final(column)) for column in FINAL_ROWS)] for group in groups]  # fmt: skip
     how = "mean ± standard deviation between seeds; below it the 95 % interval of the mean"
 
-    def draw() -> Picture:
+    def draw() -> GradlensFigure:
         from gradlens.plots import draw_small_curves
 
         return draw_small_curves(groups)
@@ -318,7 +318,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool 
     return element("div", table, style="overflow-x:auto")
 
 
-def _picture(draw: Callable[[], Picture], alternative: str) -> Markup:
+def _picture(draw: Callable[[], GradlensFigure], alternative: str) -> Markup:
     def shown() -> Markup:
         from gradlens.plots import png
 

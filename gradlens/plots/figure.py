@@ -1,4 +1,4 @@
-"""A figure that shows itself in a notebook."""
+"""A matplotlib figure that a notebook displays."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 from gradlens.plots.style import house_style
 
 CSS_DPI = 96
-"""Points of a page per inch, by CSS; a screen may have two of its own for each."""
+"""CSS pixels per inch; a high-density screen has two device pixels or more for each."""
 SHARPNESS = 1.5
+"""Pixels of the PNG per CSS pixel: sharp on high-density screens, and the notebook file stays small."""
 
 
-class Picture(Figure):
-    """A figure that a notebook shows where it is the last thing in a cell, also where pyplot was never imported.
+class GradlensFigure(Figure):
+    """A figure that a notebook displays when it is the last expression in a cell, even if pyplot was never imported.
 
-    matplotlib teaches notebooks to show figures when pyplot is imported, which gradlens leaves to its users.
+    matplotlib registers the display of figures when pyplot is imported; gradlens does not import pyplot.
     """
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
@@ -25,11 +26,14 @@ class Picture(Figure):
 
 
 def png(figure: Figure, sharpness: float = SHARPNESS) -> bytes:
-    """Return a figure as a PNG file.
+    """Return a figure as the bytes of a PNG file.
 
     Args:
         figure: The figure.
-        sharpness: Pixels per point of a page.
+        sharpness: Pixels per CSS pixel (1/96 inch).
+
+    Returns:
+        The content of the file.
     """
     out = io.BytesIO()
     with house_style():
