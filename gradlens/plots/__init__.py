@@ -1,4 +1,4 @@
-"""Figures, made with matplotlib's Figure API from a run file alone."""
+"""Figures, drawn from run files alone with matplotlib's Figure API."""
 
 from __future__ import annotations
 

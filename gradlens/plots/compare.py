@@ -1,4 +1,4 @@
-"""Accuracy and loss of several nets over epochs, and the table of the last one."""
+"""Accuracy and loss of several models over epochs, and a table of the last epoch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, group_runs, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, find_lead, group_runs, say_interval
 from gradlens.analysis.stats import Interval
 from gradlens.errors import ConfigError
+from gradlens.format import plural
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray, Run
@@ -23,25 +24,26 @@ PANELS = (
     ("train_loss", "training loss"),
     ("val_loss", "validation loss"),
 )
-MOST_SINGLE, MOST_BANDS, MOST_TOLD = 4, 6, 6
-"""Of more groups single seeds, bands, and numbers in the caption are left out, so that the lines can be seen."""
+MOST_SINGLE, MOST_BANDS = 4, 6
+"""With more groups than these, the lines of single seeds and the bands are left out: they would hide the means."""
 ROW_IN = 0.2
+"""Height of a row of the legend and of the table, in inches."""
 FAR = 1.5
-"""A loss so many times beyond the others would press them flat."""
+"""The axis of a loss is cut when its highest value is this many times the upper end of 95 % of the values."""
 
 
 def draw_compare(
     runs: Sequence[Run], *, references: Sequence[Reference] = (), look: Look | None = None
 ) -> GradlensFigure:
-    """Draw training and validation accuracy and loss over epochs, a line per net, over the table of the last epoch.
+    """Draw training and validation accuracy and loss over epochs, a line per model, and a table of the last epoch.
 
-    Lines are means over seeds, as long as all of them run, bands their 95 % intervals, thin lines the single seeds.
-    Nets that differ in depth have shades of one colour, deeper ones stronger.
+    Lines are means over seeds, while all seeds run; bands are 95 % intervals of the mean; thin lines are single seeds.
+    Models of one family that differ in depth have shades of one colour, stronger for the deeper ones.
 
     Args:
         runs: Runs with a table of epochs.
-        references: Numbers from elsewhere to put into the table.
-        look: Ground and width; on a screen, light, where it is left out.
+        references: Published numbers to add to the table.
+        look: Theme and width; light and for a screen by default.
 
     Returns:
         The figure.
@@ -61,7 +63,7 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
     table = final_table(groups, references)
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
-    head = fill([caption(groups)], width)
+    head = fill(_sentences(groups), width)
     columns = max(1, int(width * 13 / (max(len(_label(group)) for group in groups) + 7)))
     names = ROW_IN * -(-len(groups) // columns) + 0.1
     rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
@@ -88,12 +90,18 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
 
 
 def draw_curves(axis: Axes, groups: Sequence[Group], column: str) -> None:
-    """Draw a quantity over epochs, a line per group."""
+    """Draw a quantity over epochs, a line per group.
+
+    Args:
+        axis: The axes to draw on.
+        groups: Groups of runs; their curves are (S, E), seeds by epochs.
+        column: A column of the table of epochs, such as ``val_loss``.
+    """
     _draw_panel(axis, list(groups), column, looks_of([group.model for group in groups]))
 
 
 def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[str, str]]) -> None:
-    everything = []
+    all_values = []
     for group, (colour, dash) in zip(groups, looks, strict=True):
         curves = group.curve(column)
         epochs = np.arange(1, curves.shape[1] + 1)
@@ -106,7 +114,7 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         if len(group.runs) > 1 and len(groups) <= MOST_BANDS:
             low, high = ([getattr(s, end) for s in stats] for end in ("low", "high"))
             axis.fill_between(epochs, low, high, where=whole, color=colour, alpha=0.15, linewidth=0)
-        everything.append(curves[np.isfinite(curves)])
+        all_values.append(curves[np.isfinite(curves)])
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.grid(color=current().faint, alpha=0.2, linewidth=0.5)
@@ -115,18 +123,18 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
     if "accuracy" in column:
         axis.set_ylim(0, 1.02)
     else:
-        _limit(axis, np.concatenate(everything))
+        _limit(axis, np.concatenate(all_values))
 
 
 def _limit(axis: Axes, values: FloatArray) -> None:
-    """End an axis of losses above 19 in 20 of them, and say where the others are, so that the rest can be seen."""
+    """Cut the axis of a loss above 95 % of the values if some are far higher, and write how far those go."""
     highest = float(values.max(initial=0.0))
-    most = 1.2 * float(np.quantile(values, 0.95)) if len(values) else 1.0
-    cut = highest > FAR * most > 0
-    axis.set_ylim(0, most if cut else 1.05 * highest or 1.0)
+    upper = 1.2 * float(np.quantile(values, 0.95)) if len(values) else 1.0
+    cut = highest > FAR * upper > 0
+    axis.set_ylim(0, upper if cut else 1.05 * highest or 1.0)
     if cut:
-        said = f"up to {highest:.3g} beyond"
-        axis.text(0.99, 0.97, said, transform=axis.transAxes, ha="right", va="top", fontsize=7, color=current().faint)
+        note = f"axis cut; highest value {highest:.3g}"
+        axis.text(0.99, 0.97, note, transform=axis.transAxes, ha="right", va="top", fontsize=7, color=current().faint)
 
 
 def _label(group: Group) -> str:
@@ -137,7 +145,7 @@ def _label(group: Group) -> str:
 def _draw_table(
     axis: Axes, groups: list[Group], rows: list[dict[str, Any]], looks: list[tuple[str, str]], *, narrow: bool
 ) -> None:
-    """Draw a row per net and a column per quantity, so that any number of nets fits."""
+    """Draw a row per model and a column per quantity, so that any number of models fits."""
     axis.axis("off")
     names = [key for key in rows[0] if key not in ("quantity", "column")]
     extents = {group.label: _extent(group) for group in groups}
@@ -179,19 +187,38 @@ def _cell(value: Interval | float) -> str:
 
 
 def caption(groups: list[Group]) -> str:
-    """Say in a sentence what the figure shows, from the numbers."""
-    finals = [(group, group.final("val_accuracy")) for group in groups]
-    said = "; ".join(f"{_label(group)} {say_interval(final)}" for group, final in finals)
-    known = [(group, final) for group, final in finals if final.n]
-    if len(groups) > MOST_TOLD and known:
-        ends = [pick(known, key=lambda pair: pair[1].mean) for pick in (min, max)]
-        said = " to ".join(f"{say_interval(final)} ({_label(group)})" for group, final in ends)
-        said = f"from {said}, of {len(groups)} nets"
-    bands = ""
+    """Describe the figure in sentences: which model is ahead, and what lines and bands are; the table has the numbers.
+
+    Args:
+        groups: The groups in the figure.
+
+    Returns:
+        The sentences, in one line.
+    """
+    return " ".join(_sentences(groups))
+
+
+def _sentences(groups: list[Group]) -> list[str]:
+    """Return the sentences of the caption, the most important first."""
+    sentences = [_describe_lead(groups)]
     if any(len(group.runs) > 1 for group in groups):
-        parts = ["means while all seeds run"]
-        parts += ["with the 95 % interval of the mean"] if len(groups) <= MOST_BANDS else []
-        bands = f" Lines: {', '.join(parts)}{'; thin: single seeds' if len(groups) <= MOST_SINGLE else ''}."
-    extents = {group.say_extent() for group in groups}
-    extent = f" Each has {extents.pop()}." if len(extents) == 1 else ""
-    return f"{FINAL_ROWS['val_accuracy'].capitalize()} at the end: {said}.{extent}{bands}"
+        sentences.append("Lines are means over seeds, drawn while all seeds run.")
+        if len(groups) <= MOST_BANDS:
+            sentences.append("Bands are 95 % intervals of the mean.")
+        if len(groups) <= MOST_SINGLE:
+            sentences.append("Thin lines are single seeds.")
+    return sentences
+
+
+def _describe_lead(groups: list[Group]) -> str:
+    lead = find_lead(groups)
+    if lead is None:
+        who = _label(groups[0]) if len(groups) == 1 else plural(len(groups), "model")
+        return f"Accuracy and loss of {who} over epochs."
+    quantity, best, other = FINAL_ROWS[lead.column], lead.best.label, lead.other.label
+    which = "" if len(groups) == 2 else f"The two best of {len(groups)}: "
+    if lead.is_shown:
+        return f"{which}{best} is ahead of {other} in {quantity} after the last epoch."
+    if lead.difference.n > 1:
+        return f"{which}no difference in {quantity} between {best} and {other} is shown after the last epoch."
+    return f"{which}{best} is ahead of {other} in {quantity} after the last epoch, by one seed only."

@@ -1,4 +1,4 @@
-"""Where figures go: named after their runs, written whole, and beside each the facts that made it."""
+"""Files of figures: named after their runs, written atomically, each with a JSON file that says how it was made."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from gradlens.specs import check_figure_path
 
 FIGURES = Path("figures")
 DPI = 200
+"""Sharp enough for print at column width."""
 
 
 def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
-    """Return the default place of a figure: ``figures/heatmap-plain34-s0.png``; details stand behind the kind."""
+    """Return the default path of a figure: ``figures/heatmap-plain34-s0.png``; details come after the kind."""
     names = [run.name for run in runs]
     if len(names) > 3:
         models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
@@ -41,26 +42,27 @@ def save_figure(
     asked: bool = True,
     look: Look | None = None,
 ) -> None:
-    """Write a figure, and beside it a JSON with the command, the runs, the versions and the commit.
+    """Write a figure, and a JSON file of the same name with the command, the runs, the versions and the commit.
 
     Args:
         figure: The figure.
-        path: Its ending gives the format: .png, .svg or .pdf.
+        path: The file; its ending sets the format: .png, .svg or .pdf.
         command: The command that drew it.
-        runs: The runs that it shows.
-        caption: What it says.
-        look: What it was drawn with.
-        asked: The user named this file, so it may be replaced; otherwise only a figure of gradlens is.
+        runs: The runs in the figure.
+        caption: The caption for the JSON file and the metadata.
+        asked: Whether the user named this file, which allows any file to be replaced; otherwise only a figure that
+            gradlens wrote is replaced.
+        look: The look that the figure was drawn with.
 
     Raises:
-        ConfigError: The ending is not known.
-        RunExistsError: A file that gradlens did not write is in the way.
-        RunFileError: It cannot be written.
+        ConfigError: The ending is unknown.
+        RunExistsError: A file that gradlens did not write has this name.
+        RunFileError: The file cannot be written.
     """
     check_figure_path(path)
     facts = path.with_suffix(".json")
     if not asked and path.exists() and not facts.exists():
-        raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="-o FILE names another place")
+        raise RunExistsError(f"{path} exists and was not drawn by gradlens", tip="choose another name with -o FILE")
     check_facts_place(facts)
     with write_errors(f"{path} cannot be written"):
         with whole_file(path) as temporary, open(temporary, "wb") as file, house_style(look):
@@ -69,29 +71,32 @@ def save_figure(
 
 
 def check_facts_place(facts: Path) -> None:
-    """See that a JSON beside a figure may be written: the user named the figure, and no file beside it.
+    """Check that the JSON file of a figure may be written: the user named the figure, not the JSON file.
+
+    Args:
+        facts: The JSON file.
 
     Raises:
-        RunExistsError: One is there that gradlens did not write.
+        RunExistsError: The file exists and gradlens did not write it.
     """
     if not facts.exists():
         return
     try:
-        told = json.loads(facts.read_text(encoding="utf-8"))
+        content = json.loads(facts.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        told = None
-    if not (isinstance(told, dict) and {"figure", "command", "versions"} <= told.keys()):
-        raise RunExistsError(f"{facts} is there and was not written by gradlens", tip="-o FILE names another place")
+        content = None
+    if not (isinstance(content, dict) and {"figure", "command", "versions"} <= content.keys()):
+        raise RunExistsError(f"{facts} exists and was not written by gradlens", tip="choose another name with -o FILE")
 
 
 def _options(path: Path) -> dict[str, Any]:
-    """Return the format, and what it needs besides: a PNG packed quickly, which makes it a tenth larger."""
+    """Return the options of ``savefig``; a PNG is compressed quickly, which makes it about a tenth larger."""
     ending = path.suffix.lower().removeprefix(".")
     return {"format": ending} | ({"pil_kwargs": {"compress_level": 3}} if ending == "png" else {})
 
 
 def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
-    """Return what a picture says of itself wherever it goes: caption, command and runs."""
+    """Return the metadata inside the file: caption, command and runs."""
     title = caption or path.stem
     names = [run.path.name for run in runs]
     if path.suffix.lower() == ".png":
@@ -104,7 +109,7 @@ def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> di
 
 
 def figure_facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
-    """Return what stands in the JSON beside a figure."""
+    """Return the content of the JSON file of a figure."""
     return {
         "figure": path.name,
         "caption": caption,

@@ -1,4 +1,4 @@
-"""The heatmap: layers by steps, so that one sees where the gradient goes."""
+"""The heatmap: layers by steps, which shows where the gradient vanishes or explodes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gradlens.analysis.gradient_ratio import (
     say_all_zero,
     say_fate,
     say_power,
+    say_ratio,
     say_rows,
 )
 from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
@@ -28,6 +29,7 @@ from gradlens.charts.curves import GRADIENTS
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
 from gradlens.errors import ConfigError
+from gradlens.format import plural
 from gradlens.metrics import is_linear
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
@@ -35,14 +37,16 @@ from gradlens.plots.style import Look, fill, head_inches, house_style
 from gradlens.run import Run
 
 COLUMNS = 1600
+"""Most columns of a panel: about one per pixel of a wide screen."""
 NAMES_IN = 1.7
-"""Of a row of small panels: the names of the first one's layers, and the colour bar."""
+"""Inches that the layer names and the colour bar take in a row of small panels."""
 FEW_COLUMNS = 50
-"""For a sentence that is of the run and not of the picture."""
+"""Columns of a panel that is only made for a sentence about its run."""
 PANELS_PER_ROW = 3
-MOST_TOLD = 4
+MOST_SENTENCES = 4
+"""Most runs, or groups of runs, that get a sentence in the caption."""
 MOST_DIAGNOSED = 9
-"""Of more runs findings are left out: their panels are too small for them."""
+"""Most runs whose findings are marked; with more, the panels are too small."""
 By = Literal["step", "epoch"]
 
 
@@ -61,22 +65,22 @@ def draw_heatmap(
     """Draw metrics of one or more runs as layers (input at the top) by steps, with one colour scale for each metric.
 
     Args:
-        runs: One panel each; of several metrics, a row of panels each.
-        metric: Which, or several. Magnitudes are coloured by their log10, shares and cosines as they are.
+        runs: One panel each; with several metrics, one row of panels each.
+        metric: A metric, or several. Magnitudes are coloured by their log10, shares and cosines by their value.
         per_element: Divide norms by sqrt of the number of elements (RMS).
         relative: Divide magnitudes by that of the last hidden layer, step by step.
         steps: First and last optimizer step to show; None is the beginning, or the end.
-        minus: Show the difference to this run: of magnitudes log10 of the ratio.
-        by: What the level axis counts: optimizer steps, or epochs, so that runs with other batch sizes can be compared.
+        minus: Show the difference from this run; for magnitudes, log10 of the ratio.
+        by: What the horizontal axis counts: optimizer steps, or epochs, which compares runs of different batch sizes.
         marks: Mark drops of the learning rate, resumes, columns that are not finite, and the layers of findings.
-        look: Ground and width; on a screen, light, where it is left out.
+        look: Theme and width; light and for a screen by default.
 
     Returns:
         The figure; save it with ``save_figure``.
 
     Raises:
-        ConfigError: There are no runs, one lacks a metric, none has a row, or one has none among the steps; or as
-            ``make_panel`` says.
+        ConfigError: There are no runs, a run lacks a metric, no run has a row, or a run has no row among the steps; or
+            as in ``make_panel``.
     """
     if not runs:
         raise ConfigError("a heatmap needs at least one run")
@@ -97,7 +101,7 @@ def draw_heatmap(
 
 
 def _find_marks(panels: list[list[Panel]]) -> list[list[Marks]]:
-    """Mark all panels of a run alike; findings stand beside its last one."""
+    """Find the marks of each panel; findings are marked beside the last panel of a run."""
     few = len(panels) <= MOST_DIAGNOSED
     return [
         [find_marks(panel, findings=few and panel is row[-1]) for panel in row] if not row[0].is_empty else
@@ -109,20 +113,23 @@ def _find_marks(panels: list[list[Panel]]) -> list[list[Marks]]:
 def _in_epochs(panels: list[list[Panel]], marks: list[list[Marks]]) -> tuple[list[list[Panel]], list[list[Marks]]]:
     for row in panels:
         if row[0].run.epoch_of_step.size == 0 or len(np.unique(row[0].run.epoch_of_step)) < 2:
-            raise ConfigError(f"run {row[0].run.name} has no two epochs: there is no axis of epochs", tip="--by step")
-    moved = [[replace(panel, edges=steps_to_epochs(panel.run, panel.edges)) for panel in row] for row in panels]
-    drops = [
+            raise ConfigError(
+                f"run {row[0].run.name} has fewer than two epochs, so an axis of epochs is not possible",
+                tip="--by step",
+            )
+    in_epochs = [[replace(panel, edges=steps_to_epochs(panel.run, panel.edges)) for panel in row] for row in panels]
+    marks_in_epochs = [
         [
             replace(one, drops=steps_to_epochs(panel.run, one.drops), resumes=steps_to_epochs(panel.run, one.resumes))
             for panel, one in zip(row, ones, strict=True)
         ]
         for row, ones in zip(panels, marks, strict=True)
     ]
-    return moved, drops
+    return in_epochs, marks_in_epochs
 
 
 def _columns_of_seeds(runs: Sequence[Run]) -> int:
-    """Return the seeds of each model where all have as many, next to each other: rows of panels are models then."""
+    """Return the number of seeds if each model has as many, in order: each row of panels is then a model; else 0."""
     groups = group_runs(list(runs))
     counts = {len(group.runs) for group in groups}
     if len(groups) < 2 or len(counts) != 1 or sum(len(group.runs) for group in groups) != len(runs):
@@ -141,7 +148,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
     seeds = _columns_of_seeds([panel.run for panel in panels])
     most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
     columns = seeds if 1 < seeds <= 5 and look.width != "one" else min(len(panels), most)
-    columns = math.ceil(len(panels) / math.ceil(len(panels) / columns))  # four stand two by two, not three and one
+    columns = math.ceil(len(panels) / math.ceil(len(panels) / columns))  # four panels are two by two, not three and one
     rows = math.ceil(len(panels) / columns)
     height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
@@ -170,22 +177,22 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
 
 
 def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look, by: By) -> GradlensFigure:
-    """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all below each other."""
+    """Draw several metrics: a row of panels per run, a column with a colour bar per metric; or all in one column."""
     across = look.width != "one"
     count, metrics = len(panels), len(panels[0])
     rows, columns = (count, metrics) if across else (count * metrics, 1)
-    everything = [panel for row in panels for panel in row]
-    height = _panel_height(everything, 2.8 if not across else 4.6 if count < 3 else 3.2)
+    all_panels = [panel for row in panels for panel in row]
+    height = _panel_height(all_panels, 2.8 if not across else 4.6 if count < 3 else 3.2)
     width = look.inches(1.6 + 2.9 * columns)
-    head = _head(everything, width, look)
+    head = _head(all_panels, width, look)
     figure = GradlensFigure(figsize=(width, 1.2 * across + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     labels, formats = label_runs([row[0].run for row in panels]), list[Patch]()
     for m in range(metrics):
         column = [row[m] for row in panels]
-        mine: NDArray[Any] = axes[:, m] if across else axes[m * count : (m + 1) * count, 0]
+        own_axes: NDArray[Any] = axes[:, m] if across else axes[m * count : (m + 1) * count, 0]
         scale = common_scale(column)
-        for i, axis in enumerate(mine):
+        for i, axis in enumerate(own_axes):
             named = m == 0 or not across or _names(column[i]) != _names(panels[i][m - 1])
             draw_panel(axis, column[i], scale, labels=named, least_gap=_gap(column[i], height), by=by,
                        inches=width / columns)  # fmt: skip
@@ -198,10 +205,10 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
             if across and i + 1 < count:
                 axis.set_xlabel("")
         along = 0.78 * width / columns if across else height * count - 0.6
-        bar = draw_colour_bar(figure, mine, column, scale, below=across, inches=along)
+        bar = draw_colour_bar(figure, own_axes, column, scale, below=across, inches=along)
         formats += mark_formats(bar, column[0], scale)
-    told = list({handle.get_label(): handle for handle in formats}.values())
-    draw_key(figure, everything, [*mark_handles([one for row in marks for one in row]), *told])
+    unique = list({handle.get_label(): handle for handle in formats}.values())
+    draw_key(figure, all_panels, [*mark_handles([one for row in marks for one in row]), *unique])
     figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
 
@@ -211,7 +218,7 @@ def _names(panel: Panel) -> list[str]:
 
 
 def _gap(panel: Panel, height_in: float) -> float:
-    """Return how many layers must lie between two names of 6 points, so that they do not overlap."""
+    """Return how many layers apart two names of 6 points must be, so that they do not overlap."""
     return len(panel.layers) * 0.105 / max(height_in - 0.9, 0.5)
 
 
@@ -232,7 +239,19 @@ def caption(
     steps: Span = (None, None),
     minus: Run | None = None,
 ) -> str:
-    """Say in a sentence per run and metric what the heatmap shows, from the numbers, and how to read it."""
+    """Describe the heatmap in a sentence per run and metric, from the numbers, and say how to read it.
+
+    Args:
+        runs: As for ``draw_heatmap``.
+        metric: As for ``draw_heatmap``.
+        per_element: As for ``draw_heatmap``.
+        relative: As for ``draw_heatmap``.
+        steps: As for ``draw_heatmap``.
+        minus: As for ``draw_heatmap``.
+
+    Returns:
+        The sentences, a line each. The figure itself shows as many of them as fit three lines.
+    """
     names = [metric] if isinstance(metric, str) else list(metric)
     views = [View(name, per_element, relative, steps) for name in names]
     columns = COLUMNS if minus else FEW_COLUMNS
@@ -241,29 +260,29 @@ def caption(
 
 
 def _sentences(panels: Sequence[Panel], *, short: bool = False) -> list[str]:
-    """Say what is seen and how to read it; in a column of print the file alone says the latter."""
+    """Describe the panels and how to read them; a figure as wide as one column of print leaves out the latter."""
     metrics = list(dict.fromkeys(panel.view.metric for panel in panels))
     runs = list({id(panel.run): panel.run for panel in panels}.values())
     labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
-    said = _say_groups(panels) if len(runs) > MOST_TOLD else []
-    told_singly = not said
-    for run in runs[:MOST_TOLD] if told_singly else []:
-        mine = [panel for panel in panels if panel.run is run]
-        told = [_say_difference(panel) if panel.minus is not None else _say_panel(panel) for panel in mine]
+    sentences = _describe_groups(panels) if len(runs) > MOST_SENTENCES else []
+    run_by_run = not sentences
+    for run in runs[:MOST_SENTENCES] if run_by_run else []:
+        own = [panel for panel in panels if panel.run is run]
+        texts = [_describe_difference(panel) if panel.minus is not None else _describe_panel(panel) for panel in own]
         if len(metrics) > 1:
-            told = [f"{panel.view.metric}: {text}" for panel, text in zip(mine, told, strict=True) if text]
-        if any(told):
-            said.append(f"{labels[id(run)]}: {'; '.join(text for text in told if text)}.")
-    if len(runs) > MOST_TOLD and told_singly:
-        said.append(f"Beside these {len(runs) - MOST_TOLD} more runs are shown.")
+            texts = [f"{panel.view.metric}: {text}" for panel, text in zip(own, texts, strict=True) if text]
+        if any(texts):
+            sentences.append(f"{labels[id(run)]}: {'; '.join(text for text in texts if text)}.")
+    if len(runs) > MOST_SENTENCES and run_by_run:
+        sentences.append(f"The figure shows {plural(len(runs) - MOST_SENTENCES, 'more run')}.")
     if short:
-        return said
+        return sentences
     cautions = dict.fromkeys(text for metric in metrics if (text := say_caution(metric)))
-    return [*said, _say_how(panels), *cautions]
+    return [*sentences, _how_to_read(panels), *cautions]
 
 
-def _say_groups(panels: Sequence[Panel]) -> list[str]:
-    """Say of many runs, seeds put together, what becomes of the gradient on its way back; nothing of other metrics."""
+def _describe_groups(panels: Sequence[Panel]) -> list[str]:
+    """Describe the gradient of many runs, grouped over seeds; return nothing for other metrics than gradients."""
     view = panels[0].view
     if (
         view.metric not in GRADIENTS
@@ -271,32 +290,32 @@ def _say_groups(panels: Sequence[Panel]) -> list[str]:
         or any(one.view.metric != view.metric for one in panels)
     ):
         return []
-    said = []
+    sentences = []
     for group in group_runs([panel.run for panel in panels]):
         ratios = [_ratio(run, view) for run in group.runs]
         known = sorted(value for ratio in ratios if ratio is not None and not np.isnan(value := ratio.typical()))
         if not known:
             continue
         ends = say_power(known[0]) if len(known) == 1 else f"{say_power(known[0])} to {say_power(known[-1])}"
-        said.append(
-            f"{group.label} ({len(known)} seeds): {say_fate(over_seeds(known))} "
+        sentences.append(
+            f"{group.label} ({plural(len(known), 'seed')}): {say_fate(over_seeds(known))} "
             f"(first over last hidden layer {ends}, medians over rows)."
         )
-    return said[:MOST_TOLD]
+    return sentences[:MOST_SENTENCES]
 
 
-def _say_how(panels: Sequence[Panel]) -> str:
-    """Say how to read the picture."""
-    text = "Each row of a panel is a layer, the input's at the top; each column an optimizer step"
+def _how_to_read(panels: Sequence[Panel]) -> str:
+    """Return a sentence on how to read the heatmap."""
+    text = "Each row of a panel is a layer, with the input at the top; each column is an optimizer step"
     if any(is_linear(panel.view.metric) for panel in panels):
-        text += ", up to the next row that has a value"
+        text += ", or the steps up to the next recorded value"
     if any(panel.minus is not None for panel in panels):
         who = panels[0].run.name if len({id(panel.run) for panel in panels}) == 1 else "the panel's run"
-        return f"{text}. Red: {who} has more than {panels[0].minus.name}; blue: less."  # type: ignore[union-attr]
+        return f"{text}. Red: {who} has more than {panels[0].minus.name}; blue: it has less."  # type: ignore[union-attr]
     if any(panel.view.relative for panel in panels):
-        return f"{text}. Red: larger than in the last hidden layer; blue: smaller."
+        return f"{text}. Red is larger than in the last hidden layer; blue is smaller."
     if any(panel.kind in ("signed", "difference") for panel in panels):
-        text += ". Red is above 0, blue below"
+        text += ". Red is above 0; blue is below 0"
     return f"{text}."
 
 
@@ -304,7 +323,7 @@ def _ratio(run: Run, view: View) -> GradientRatio | None:
     return gradient_ratio(run, view.metric, rows_within(run, *view.steps), per_element=view.per_element)
 
 
-def _say_panel(panel: Panel) -> str:
+def _describe_panel(panel: Panel) -> str:
     run, view = panel.run, panel.view
     rows = rows_within(run, *view.steps)
     if view.metric in GRADIENTS:
@@ -314,35 +333,43 @@ def _say_panel(panel: Panel) -> str:
         nothing = say_all_zero(ratio, rows.stop - rows.start)
         if np.isnan(typical := ratio.typical()):
             return nothing
-        ends = f"{say_layer(ratio.first)} / {say_layer(ratio.last)}: {say_power(typical)}"
-        said = f"{say_fate(typical)} ({ends}, median of {_say_rows(view, ratio.rows_known, rows)})"
-        return "; ".join(filter(None, [said, nothing]))
+        known = f"median of {_say_rows(view, ratio.rows_known, rows)}"
+        text = f"{say_fate(typical)}; {say_ratio(say_layer(ratio.first), say_layer(ratio.last), typical)} ({known})"
+        return "; ".join(filter(None, [text, nothing]))
     profile = depth_profile(run, view.metric, rows, per_element=view.per_element)
     if np.isnan(profile).all():
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
     values = [say_value(profile[i], view.metric) for i in (low, high)]
-    middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
+    typical = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
     return (
-        f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){middle}"
+        f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){typical}"
     )
 
 
 def _say_rows(view: View, known: int, rows: slice) -> str:
-    """Say of which rows a number is; of a span of steps, that it is theirs alone."""
-    said = say_rows(known, rows.stop - rows.start)
-    return said if view.steps == (None, None) else f"{said} shown"
+    """Return which rows a number covers; "shown" is added if the heatmap shows a part of the run."""
+    text = say_rows(known, rows.stop - rows.start)
+    return text if view.steps == (None, None) else f"{text} shown"
 
 
-def _say_difference(panel: Panel) -> str:
+def _describe_difference(panel: Panel) -> str:
     finite = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
     if np.isnan(finite).all() or panel.minus is None:
-        return "there is no step at which both have a value"
-    middle, share = float(np.nanmedian(finite)), float((finite > 0).sum() / np.isfinite(finite).sum())
-    typical = f"{say_power(middle)} times that of" if panel.kind == "ratio" else f"differs by {middle:+.3f} from"
+        return "there is no step at which both runs have a value"
+    centre, share = float(np.nanmedian(finite)), float((finite > 0).sum() / np.isfinite(finite).sum())
+    typical = f"{say_power(centre)} times that of" if panel.kind == "ratio" else f"differs by {centre:+.3f} from"
     return f"{typical} {panel.minus.name}, median over layers and steps; larger in {share:.0%} of them"
 
 
 def say_value(value: float, metric: str) -> str:
-    """Write a value of a metric: a magnitude with an exponent, a share or cosine with two decimals."""
+    """Format a value of a metric: a magnitude with an exponent, a share or cosine with two decimals.
+
+    Args:
+        value: The value.
+        metric: The metric's name.
+
+    Returns:
+        The text.
+    """
     return f"{value:+.2f}" if is_linear(metric) and 0.01 <= abs(value) < 100 else f"{value:.1e}"

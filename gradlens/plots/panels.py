@@ -1,4 +1,4 @@
-"""What one heatmap panel shows: the picture, its stages, epochs and marks, and the colour bar of several."""
+"""One panel of a heatmap, with its stages, epochs and marks; the colour bar and the key of several panels."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ from gradlens.plots.style import current, magnitude_colours, signed_colours
 from gradlens.run import FloatArray, Layer, Run
 
 MOST_LABELS = 42
+"""Most layer names beside a panel."""
 MOST_EPOCH_LINES = 60
+"""Most lines between epochs; more would hide the heatmap."""
 MOST_FINDINGS = 3
 FINDING_POINTS = 15
-"""From one finding's line beside a panel to the next, however wide the panel is."""
+"""Points between the lines of two findings beside a panel, however wide the panel is."""
 NAMES_SHARE = 0.45
-"""Of a panel's width, names of layers take at most."""
+"""Most of a panel's width that layer names may take."""
 CORNER_INCHES = 0.35
-"""Of a key: what stands before its first label, between two, and behind the last."""
+"""Inches that a key needs for each column besides the label: the handle and the gaps."""
 TICKS_APART = 0.12
-"""Of the length of a colour bar."""
+"""Least distance of two ticks, as a share of the length of a colour bar."""
 
 
 def colour_norm(scale: Scale) -> Normalize:
-    """Return matplotlib's own form of a scale."""
+    """Return the matplotlib norm of a scale."""
     if scale.kind == "signed":
         return SymLogNorm(scale.quiet, vmin=scale.low, vmax=scale.high, base=10)
     return Normalize(scale.low, scale.high)
@@ -54,14 +56,14 @@ def draw_panel(
     """Draw one panel.
 
     Args:
-        axis: Where.
-        panel: What.
-        scale: Its colours.
-        labels: Whether its layers are named.
-        least_gap: Layers between two names, at least.
-        by: What is counted on the level axis, "step" or "epoch"; the panel's edges are in it.
-        inches: How wide the panel is, with its layers' names.
-        along: How wide it is without them.
+        axis: The axes to draw on.
+        panel: The (L, C) values, layers by columns, and the edges of the columns.
+        scale: The colour scale.
+        labels: Whether layer names are drawn.
+        least_gap: Least number of layers from one name to the next.
+        by: The unit of the horizontal axis and of the edges, "step" or "epoch".
+        inches: Width of the panel with its layer names.
+        along: Width of the panel without its layer names.
     """
     edges = np.arange(len(panel.layers) + 1) - 0.5
     shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
@@ -89,12 +91,18 @@ def _overlay(axis: Axes, panel: Panel, edges: FloatArray, mask: NDArray[np.bool_
 
 
 def _ticks(inches: float, most: int) -> int:
-    """Return how many numbers stand below each other's width on an axis."""
+    """Return how many tick labels fit an axis of this width."""
     return max(min(most, int((inches - 0.3) * 2.4)) if math.isfinite(inches) else most, 2)
 
 
 def mark_epochs(axis: Axes, run: Run, *, most: int = 8) -> None:
-    """Number epochs above a panel, at most so many, and separate them by faint lines where they are few."""
+    """Number the epochs above a panel, and separate them by faint lines if they are few.
+
+    Args:
+        axis: The axes of the panel, in optimizer steps.
+        run: The run.
+        most: Most numbers.
+    """
     starts = epoch_starts(run)
     if len(starts) < 2:
         return
@@ -119,27 +127,27 @@ def mark_epochs(axis: Axes, run: Run, *, most: int = 8) -> None:
 
 DROPS: tuple[str, Any] = ("v", (0, (1, 2)))
 RESUMES: tuple[str, Any] = (">", (0, (5, 2)))
-"""Marker at the top, and dashes."""
+"""The marker at the top of a line, and its dash style."""
 
 
 def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -> None:
     """Mark learning-rate drops, resumes and columns that are not finite, and beside the panel the layers of findings.
 
     Args:
-        axis: The panel.
-        marks: What was found; steps in the unit of the level axis.
-        edges: Of the panel's columns.
-        findings: Whether there is room for them at the right.
+        axis: The axes of the panel.
+        marks: The marks; steps are in the unit of the horizontal axis.
+        edges: (C + 1,) edges of the panel's columns, in the same unit.
+        findings: Whether there is room for findings at the right.
     """
-    theme, upright = current(), axis.get_xaxis_transform()
+    theme, vertical = current(), axis.get_xaxis_transform()
     for steps, sign, dash in ((marks.drops, *DROPS), (marks.resumes, *RESUMES)):
         for step in steps:
             axis.axvline(step, color=theme.ink, linewidth=0.9, linestyle=dash)
-        axis.plot(steps, np.full(len(steps), 0.985), sign, color=theme.ink, markersize=4.2, transform=upright,
+        axis.plot(steps, np.full(len(steps), 0.985), sign, color=theme.ink, markersize=4.2, transform=vertical,
                   markeredgecolor=theme.paper, markeredgewidth=0.5)  # fmt: skip
     if marks.broken.any():
         broken = ((edges[:-1] + edges[1:]) / 2)[marks.broken]
-        axis.plot(broken, np.zeros(len(broken)), "^", color=theme.nonfinite, markersize=4, transform=upright,
+        axis.plot(broken, np.zeros(len(broken)), "^", color=theme.nonfinite, markersize=4, transform=vertical,
                   clip_on=False)  # fmt: skip
     for k, (finding, first, last) in enumerate(marks.findings[:MOST_FINDINGS] if findings else ()):
         beside, name = (
@@ -155,7 +163,7 @@ def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -
 
 
 def mark_handles(marks: Sequence[Marks]) -> list[Line2D]:
-    """Explain what is marked in any of the panels."""
+    """Return legend handles for the kinds of marks that any of the panels has."""
     theme, handles = current(), []
     for name, label, (sign, dash) in (("drops", "learning rate drops", DROPS), ("resumes", "resumed", RESUMES)):
         if any(len(getattr(one, name)) for one in marks):
@@ -170,9 +178,17 @@ def mark_handles(marks: Sequence[Marks]) -> list[Line2D]:
 
 
 def mark_formats(bar: Colorbar, panel: Panel, scale: Scale) -> list[Patch]:
-    """Hatch what of a colour bar lies outside the normal range of 16-bit formats, where single elements are shown.
+    """Hatch the parts of a colour bar outside the normal range of 16-bit formats, for metrics per element.
 
-    Below it numbers lose digits and then become 0; a GradScaler multiplies gradients by its scale against that.
+    Below that range numbers lose digits and then become 0; a GradScaler multiplies gradients to avoid this.
+
+    Args:
+        bar: The colour bar.
+        panel: A panel that it belongs to.
+        scale: The colour scale, in log10.
+
+    Returns:
+        Legend handles for the hatched parts; none if there are none.
     """
     if scale.kind != "magnitude" or not (panel.view.per_element or panel.view.metric == "activation_rms"):
         return []
@@ -183,8 +199,8 @@ def mark_formats(bar: Colorbar, panel: Panel, scale: Scale) -> list[Patch]:
             if low < high:
                 span: dict[str, Any] = {"facecolor": "none", "edgecolor": "#FFFFFF", "hatch": hatch, "linewidth": 0.0}
                 (bar.ax.axvspan if bar.orientation == "horizontal" else bar.ax.axhspan)(low, high, **span)
-                said = f"outside {name}'s normal range ({ends[0]:.1e} to {ends[1]:.1e})"
-                handles.append(Patch(facecolor="#777777", edgecolor="#FFFFFF", hatch=hatch, label=said))
+                label = f"outside {name}'s normal range ({ends[0]:.1e} to {ends[1]:.1e})"
+                handles.append(Patch(facecolor="#777777", edgecolor="#FFFFFF", hatch=hatch, label=label))
     return handles
 
 
@@ -197,12 +213,29 @@ def _label_layers(axis: Axes, layers: Sequence[Layer], labels: bool, least_gap: 
 
 
 def name_room(inches: float, points: float) -> float:
-    """Return how many letters of so many points a layer's name may have beside a panel."""
+    """Return how many characters a layer's name may have beside a panel.
+
+    Args:
+        inches: Width of the panel with its layer names.
+        points: Size of the font.
+
+    Returns:
+        The number of characters; infinite if the width is.
+    """
     return inches * NAMES_SHARE * 72 / (0.56 * points)
 
 
 def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: float = 0.0) -> list[int]:
-    """Choose the layers that get a label: all of them, or each stage's first and evenly spaced ones between."""
+    """Choose the layers that get a label: all of them, or the first of each stage and evenly spaced ones between.
+
+    Args:
+        layers: The layers, input first.
+        most: Most labels.
+        least_gap: Least number of layers from one label to the next.
+
+    Returns:
+        The indices of the layers, in order.
+    """
     count = len(layers)
     if count <= most and least_gap <= 1:
         return list(range(count))
@@ -218,7 +251,19 @@ def choose_labels(layers: Sequence[Layer], most: int = MOST_LABELS, least_gap: f
 def draw_colour_bar(
     figure: Figure, axes: Any, panels: Sequence[Panel], scale: Scale, *, below: bool, inches: float
 ) -> Colorbar:
-    """Draw the colour bar of panels that share a scale: at their right, or below them, along so many inches."""
+    """Draw the colour bar of panels that share a scale.
+
+    Args:
+        figure: The figure.
+        axes: The axes of the panels.
+        panels: The panels.
+        scale: Their colour scale.
+        below: Whether the bar is below the panels; otherwise it is at their right.
+        inches: Length of the bar.
+
+    Returns:
+        The colour bar.
+    """
     colours = signed_colours() if scale.is_diverging else magnitude_colours()
     place = {"location": "bottom", "aspect": 22, "pad": 0.03} if below else {"pad": 0.012, "aspect": inches / 0.11}
     bar = figure.colorbar(ScalarMappable(colour_norm(scale), colours), ax=axes, fraction=0.04, shrink=0.98, **place)
@@ -234,7 +279,7 @@ def draw_colour_bar(
 
 
 def signed_ticks(scale: Scale) -> list[float]:
-    """Return 0 and a few powers of ten on both sides of it."""
+    """Return the ticks of a signed scale: 0 and a few powers of ten on both sides."""
     first, last = math.ceil(math.log10(scale.quiet) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
     powers: list[float] = []
     for k in range(last, first - 1, -1):
@@ -245,7 +290,15 @@ def signed_ticks(scale: Scale) -> list[float]:
 
 
 def say_colour(panel: Panel, *, several: bool = False) -> str:
-    """Say what the colour stands for; of several runs no name is said."""
+    """Return the label of the colour bar.
+
+    Args:
+        panel: A panel.
+        several: Whether the bar belongs to several runs, which the label then does not name.
+
+    Returns:
+        The label.
+    """
     name = "the run" if several else panel.run.name
     title = say_metric(panel.view.metric, per_element=panel.view.per_element)
     if panel.minus is not None and panel.kind == "ratio":
@@ -258,7 +311,13 @@ def say_colour(panel: Panel, *, several: bool = False) -> str:
 
 
 def draw_key(figure: Figure, panels: Sequence[Panel], extra: Sequence[Any] = ()) -> None:
-    """Name the colours that stand for no number, where they are seen, and whatever else is marked."""
+    """Draw a key of the colours for zero, missing and non-finite values, if the panels have any, and of other marks.
+
+    Args:
+        figure: The figure.
+        panels: Its panels.
+        extra: Legend handles of other marks.
+    """
     kinds = (
         ("exactly 0", current().zero, np.isneginf),
         ("no gradient recorded", current().missing, np.isnan),
@@ -276,7 +335,15 @@ def draw_key(figure: Figure, panels: Sequence[Panel], extra: Sequence[Any] = ())
 
 
 def key_columns(labels: Sequence[str], inches: float) -> int:
-    """Return how many columns of a key fit; they are filled one after the other, each as wide as its widest label."""
+    """Return how many columns of a key fit a width; each column is as wide as its widest label.
+
+    Args:
+        labels: The labels; they fill one column after the other.
+        inches: The width of the figure.
+
+    Returns:
+        The number of columns, at least 1.
+    """
     for columns in range(len(labels), 1, -1):
         rows = -(-len(labels) // columns)
         widths = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]

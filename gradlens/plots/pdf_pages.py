@@ -1,4 +1,4 @@
-"""A document of several pages: headings, paragraphs and tables flow down them, figures have pages of their own."""
+"""A PDF of several pages: headings, paragraphs and tables flow over the pages, each figure has its own page."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from gradlens.plots.style import FAINT, INK, house_style
 WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.7
 POINTS = 72
 EM_SHARE = 0.54
-"""Width of a usual character over the font's size; of bold ones a tenth more."""
+"""Mean width of a character over the font size; a bold one is a tenth wider."""
 SPACING = 1.4
-"""Distance of lines over the font's size."""
+"""Distance of lines over the font size."""
 TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
+"""Font sizes in points."""
 
 
 class Pages:
-    """A PDF that is filled from the top to the bottom.
+    """A PDF file that is filled from the top to the bottom; a context manager.
 
     Args:
         path: The file.
-        title: Its title.
-        subject: The command that makes it.
+        title: The title in its metadata.
+        subject: The command that writes it, for the metadata.
     """
 
     def __init__(self, path: Path, *, title: str, subject: str) -> None:
         facts = {"Title": title, "Subject": subject, "Creator": "gradlens", "CreationDate": None}
-        self._stream = path.open("wb")  # matplotlib would leave a file of its own open when the disk is full
+        self._stream = path.open("wb")  # matplotlib would leave a file that it opened itself open when the disk is full
         self._file = PdfPages(self._stream, metadata=facts)
         self._page: Figure | None = None
         self._y = 0.0
@@ -49,7 +50,7 @@ class Pages:
     ) -> None:
         with self._stream:
             if kind is None:
-                self._turn()
+                self._finish_page()
             self._file.close()  # type: ignore[no-untyped-call]
 
     def title(self, text: str) -> None:
@@ -58,9 +59,9 @@ class Pages:
         self._y -= 0.08
 
     def heading(self, text: str) -> None:
-        """Write a heading; it never stands at the bottom of a page."""
+        """Write a heading; it is never the last line of a page."""
         self._y -= 0.16
-        self._room(1.1)
+        self._page_with(1.1)
         self._lines(text, HEAD, weight="bold")
         self._y -= 0.04
 
@@ -72,13 +73,13 @@ class Pages:
     def table(
         self, head: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float], marked: Sequence[bool] = ()
     ) -> None:
-        """Write a table, over several pages where it must be.
+        """Write a table, over several pages if it is long.
 
         Args:
-            head: The columns' heads.
-            rows: Texts.
-            shares: Widths of the columns; only their proportions count.
-            marked: Per row, whether it is bold.
+            head: The titles of the columns.
+            rows: The texts of the cells, row by row.
+            shares: Relative widths of the columns.
+            marked: For each row, whether it is bold.
         """
         whole = WIDTH_IN - 2 * MARGIN_IN
         widths = [whole * share / sum(shares) for share in shares]
@@ -88,8 +89,8 @@ class Pages:
         self._y -= 0.1
 
     def figure(self, figure: Figure) -> None:
-        """Give a figure a page of its own, in its own size."""
-        self._turn()
+        """Add a page of the figure's size with the figure."""
+        self._finish_page()
         self._save(figure)
 
     def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
@@ -97,9 +98,9 @@ class Pages:
         wrapped = [_wrap(cell, count) for cell, count in zip(cells, most, strict=True)]
         step = CELL * SPACING / POINTS
         lines = max(map(len, wrapped))
-        self._room(min(lines, 60) * step + 0.08)
+        self._page_with(min(lines, 60) * step + 0.08)
         for i in range(lines):
-            page = self._room(step)
+            page = self._page_with(step)
             x = MARGIN_IN
             for texts, width in zip(wrapped, widths, strict=True):
                 if i < len(texts):
@@ -108,14 +109,14 @@ class Pages:
             self._y -= step
         y = (self._y + 0.02) / HEIGHT_IN
         left, right = MARGIN_IN / WIDTH_IN, 1 - MARGIN_IN / WIDTH_IN
-        self._room(0).add_artist(Line2D([left, right], [y, y], linewidth=rule, color=FAINT))
+        self._page_with(0).add_artist(Line2D([left, right], [y, y], linewidth=rule, color=FAINT))
         self._y -= 0.05
 
     def _lines(self, text: str, size: float, *, weight: str = "normal", colour: str = INK) -> None:
         characters = (WIDTH_IN - 2 * MARGIN_IN) * POINTS / (size * EM_SHARE * (1.1 if weight == "bold" else 1.0))
         step = size * SPACING / POINTS
         for line in _wrap(text, int(characters)):
-            self._text(self._room(step), MARGIN_IN, line, size, weight, colour)
+            self._text(self._page_with(step), MARGIN_IN, line, size, weight, colour)
             self._y -= step
 
     def _text(self, page: Figure, x: float, text: str, size: float, weight: str, colour: str) -> None:
@@ -124,17 +125,17 @@ class Pages:
             parse_math=False,
         )  # fmt: skip
 
-    def _room(self, height: float) -> Figure:
-        """Return the page, or a new one where it has less room than that, in inches."""
+    def _page_with(self, height: float) -> Figure:
+        """Return the current page if that many inches are free on it, else a new page."""
         if self._page is not None and self._y - height < MARGIN_IN:
-            self._turn()
+            self._finish_page()
         if self._page is None:
             with house_style():
                 self._page = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
             self._y = HEIGHT_IN - MARGIN_IN
         return self._page
 
-    def _turn(self) -> None:
+    def _finish_page(self) -> None:
         if self._page is not None:
             self._save(self._page)
             self._page = None

@@ -1,4 +1,4 @@
-"""The depth profile: a metric over the layers, and the first step beside theory."""
+"""The depth profile: a metric over the layers, and the first step compared with theory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray
 
-MOST_TOLD = 4
+MOST_SENTENCES = 4
+"""Most profiles that get a sentence each in the caption; more are put into one sentence."""
 MOST_INSIDE = 2
-"""A legend of more lines stands below."""
+"""Most entries of a legend inside the panel; a longer one is below the panel."""
 MOST_POINTS = 48
-"""A line over more layers has no points on it."""
+"""Most layers of a line with a point at each layer."""
 MOST_NAMES = 14
+"""Most names of layers or stages along the axis."""
 
 
 def draw_profile(
@@ -39,14 +41,14 @@ def draw_profile(
     steps: Steps = (None, None),
     look: Look | None = None,
 ) -> GradlensFigure:
-    """Draw profiles, a line each, input at the left; beside it the first step against theory, where there is one.
+    """Draw profiles, a line each, input at the left; a second panel compares the first step with theory.
 
     Args:
-        curves: As ``make_curves`` returns them.
-        metric: What they are of.
+        curves: The profiles, as ``make_curves`` returns them; each covers (L,) layers.
+        metric: Their metric.
         per_element: Whether they are the root mean square per element.
-        steps: The span of optimizer steps that they are of.
-        look: Ground and width; on a screen, light, where it is left out.
+        steps: Their first and last optimizer step; None is the beginning, or the end.
+        look: Theme and width; light and for a screen by default.
 
     Returns:
         The figure; save it with ``save_figure``.
@@ -59,8 +61,8 @@ def draw_profile(
 def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, look: Look) -> GradlensFigure:
     with_theory = any(curve.theory for curve in curves)
     width = look.inches(9.6 if with_theory else 6.4)
-    lines = [*_said(curves, metric), *([] if look.width == "one" else _how(curves, metric))]
-    head, stacked = fill(lines, width), with_theory and look.width == "one"
+    sentences = [*_describe(curves, metric), *([] if look.width == "one" else _how_to_read(curves, metric))]
+    head, stacked = fill(sentences, width), with_theory and look.width == "one"
     height = {"one": 2.6, "two": 3.2}.get(look.width, 3.8) * (2 if stacked else 1)
     figure = GradlensFigure(figsize=(width, height + head_inches(head) + 0.1 * len(curves)), layout="constrained")
     panels = 2 if with_theory else 1
@@ -78,7 +80,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
     if with_theory:
         for curve, line in zip(curves, looks, strict=True):
             if curve.theory is not None:
-                _draw_theory(axes[1], curve.theory, *line, every=len(curves) <= MOST_TOLD)
+                _draw_theory(axes[1], curve.theory, *line, every=len(curves) <= MOST_SENTENCES)
         axes[1].axhline(0, color=current().faint, linewidth=0.6)
         axes[1].set_ylabel(
             "decades relative to the last hidden layer".replace(" the ", "\nthe " if look.width == "one" else " the ")
@@ -93,7 +95,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
 
 
 def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
-    """Put a short legend where there is room, and a long one below the panel, so that it hides no line."""
+    """Put a short legend inside the panel, and a long one below it, where it hides no line."""
     letters = max(len(handle.get_label()) for handle in handles)
     if len(handles) <= MOST_INSIDE and letters < inches * 8:
         axis.legend(handles=handles, loc="best")
@@ -106,7 +108,13 @@ def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
 
 
 def scale_axis(axis: Axes, curves: Sequence[Curve], metric: str) -> None:
-    """Scale the upright axis: decades, a share or cosine between its limits, or a signed magnitude."""
+    """Scale the vertical axis for the metric: decades, a share or cosine between its limits, or a signed magnitude.
+
+    Args:
+        axis: The axes with the curves.
+        curves: The profiles.
+        metric: Their metric.
+    """
     if not is_linear(metric):
         return
     known = SHOWN_METRICS[metric]
@@ -128,7 +136,14 @@ def _say_steps(steps: Steps) -> str:
 
 
 def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
-    """Draw a profile with its band; exact zeros are marked at the lower edge."""
+    """Draw a profile with its band; exact zeros are marked at the lower edge.
+
+    Args:
+        axis: The axes to draw on.
+        curve: The profile: (L,) centre, low and high ends, in decades or in the unit of a linear metric.
+        colour: The colour of line and band.
+        dash: The dash style of the line.
+    """
     x = np.arange(1, len(curve.centre) + 1)
     shown = np.where(np.isfinite(curve.centre), curve.centre, np.nan)
     points: dict[str, Any] = {"marker": ".", "markersize": 4} if len(x) <= MOST_POINTS else {}
@@ -136,20 +151,20 @@ def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
     band = np.isfinite(curve.low) & np.isfinite(curve.high)
     axis.fill_between(x, curve.low, curve.high, where=band, color=colour, alpha=0.15, linewidth=0)
     zeros = np.isneginf(curve.centre)
-    if zeros.any():  # they lie below every axis
+    if zeros.any():  # minus infinity is below every axis
         axis.plot(
             x[zeros], np.full(zeros.sum(), 0.02), "v", color=colour, markersize=4, transform=axis.get_xaxis_transform()
         )
 
 
 def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: bool) -> None:
-    """Draw theory's line and band, and what was measured: every seed, or among many lines their median."""
+    """Draw the line and band of theory, and the measurements: every seed, or the median of the seeds."""
     x = np.arange(1, len(theory.decades) + 1)
     axis.plot(x, theory.decades, color=colour, linestyle=dash)
     low, high = (theory.decades + sign * 2 * theory.spread for sign in (-1, 1))
     axis.fill_between(x, low, high, where=np.isfinite(low), color=colour, alpha=0.15, linewidth=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
+        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without a value
         rows = theory.measured if every else np.nanmedian(theory.measured, axis=0, keepdims=True)
     for measured in rows:
         shown: FloatArray = np.where(np.isfinite(measured), measured, np.nan)
@@ -174,11 +189,13 @@ def _label(curve: Curve) -> str:
 def _theory_handles(curves: list[Curve]) -> list[Line2D | Patch]:
     without = [curve.label for curve in curves if curve.theory is None]
     dot: dict[str, Any] = {"marker": "o", "markersize": 2.8, "markerfacecolor": "none", "linestyle": "none"}
-    which = "each seed" if len(curves) <= MOST_TOLD else "median of the seeds"
+    which = "each seed" if len(curves) <= MOST_SENTENCES else "median of the seeds"
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=current().ink, label=f"measured, {which}", **dot),
         Line2D([], [], color=current().ink, label="theory"),
-        Patch(color=current().ink, alpha=0.15, linewidth=0, label="2 standard deviations between seeds, at most"),
+        Patch(
+            color=current().ink, alpha=0.15, linewidth=0, label="theory ± at most 2 standard deviations between seeds"
+        ),
     ]
     if without:
         handles.append(Line2D([], [], linestyle="none", label=f"no theory for {', '.join(without[:2])}"))
@@ -186,7 +203,13 @@ def _theory_handles(curves: list[Curve]) -> list[Line2D | Patch]:
 
 
 def dress_axis(axis: Axes, curves: Sequence[Curve], inches: float) -> None:
-    """Name the layers where all curves have the same, and mark their stages."""
+    """Label the axis with layers or stages if all curves have the same layers, and mark where stages begin.
+
+    Args:
+        axis: The axes with the curves.
+        curves: The profiles.
+        inches: The width of the axes.
+    """
     layers = curves[0].layers
     same = all([layer.name for layer in curve.layers] == [layer.name for layer in layers] for curve in curves)
     axis.set_xlabel("layer, from the input (left) to the output (right)")
@@ -212,7 +235,7 @@ def dress_axis(axis: Axes, curves: Sequence[Curve], inches: float) -> None:
 
 
 def _apart(names: Sequence[str], centres: Sequence[float], count: int, inches: float) -> list[int]:
-    """Choose names that do not touch each other, at 7 points; the widest stages, as they stand in the middle, win."""
+    """Choose names, of 7 points, that do not touch each other; shorter names are chosen first."""
     per_layer = max(inches - 0.9, 0.5) / max(count, 1)
     chosen: list[int] = []
     for i in sorted(range(len(names)), key=lambda i: len(names[i])):
@@ -223,24 +246,32 @@ def _apart(names: Sequence[str], centres: Sequence[float], count: int, inches: f
 
 
 def caption(curves: Sequence[Curve], metric: str) -> str:
-    """Say in a sentence per profile what the figure shows, from the numbers, and how to read it; a line each."""
-    return "\n".join([*_said(curves, metric), *_how(curves, metric)])
+    """Describe the figure in a sentence per profile, from the numbers, and say how to read it.
+
+    Args:
+        curves: The profiles.
+        metric: Their metric.
+
+    Returns:
+        The sentences, a line each. The figure itself shows as many of them as fit three lines.
+    """
+    return "\n".join([*_describe(curves, metric), *_how_to_read(curves, metric)])
 
 
-def _said(curves: Sequence[Curve], metric: str) -> list[str]:
-    if len(curves) <= MOST_TOLD:
+def _describe(curves: Sequence[Curve], metric: str) -> list[str]:
+    if len(curves) <= MOST_SENTENCES:
         return [f"{say_curve(curve, metric)}." for curve in curves]
     return [f"{say_curves(curves)}."]
 
 
-def _how(curves: Sequence[Curve], metric: str) -> list[str]:
+def _how_to_read(curves: Sequence[Curve], metric: str) -> list[str]:
     bands = []
     if any(len(curve.runs) == 1 for curve in curves):
-        bands.append("of one run 8 in 10 of its rows")
+        bands.append("80 % of the rows of a single run")
     if any(len(curve.runs) > 1 for curve in curves):
-        bands.append("of several seeds the 95 % interval of their mean")
-    said = [f"Lines: medians over rows; bands: {', '.join(bands)}."]
-    said += [text for text in [say_caution(metric)] if text]
-    if len(curves) <= MOST_TOLD:
-        return said + [f"{text}." for curve in curves if (text := say_theory(curve))]
-    return said + [f"{text}." for text in [say_farthest(curves)] if text]
+        bands.append("the 95 % interval of the mean over several seeds")
+    sentences = [f"Lines are medians over rows; bands are {', or '.join(bands)}."]
+    sentences += [text for text in [say_caution(metric)] if text]
+    if len(curves) <= MOST_SENTENCES:
+        return sentences + [f"{text}." for curve in curves if (text := say_theory(curve))]
+    return sentences + [f"{text}." for text in [say_farthest(curves)] if text]

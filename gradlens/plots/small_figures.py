@@ -1,4 +1,4 @@
-"""Small figures, that stand inside a card of a notebook."""
+"""Small figures for the cards in a notebook."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from gradlens.plots.style import house_style
 from gradlens.run import Run
 
 COLUMNS = 400
+"""Most columns of the small heatmap; more would not be seen at its width."""
 HEIGHT_IN, WIDTH_IN = 2.5, 7.2
 MOST_GROUPS = 7
+"""As many as there are colours in the palette."""
 HIGH = 10
-"""So many times its median is a loss that would press all others to the floor."""
+"""A loss whose highest value is this many times its median gets a log scale."""
 
 
 def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
-    """Draw a metric of a run as layers by steps; of a long run, blocks of rows are read and no more.
+    """Draw a metric of a run as layers by steps; in a long run each column is a chunk of rows.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+
+    Returns:
+        The figure.
 
     Raises:
         ConfigError: The run lacks the metric, or has no row of it yet.
@@ -43,10 +52,16 @@ def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
 
 
 def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:
-    """Draw accuracy and loss over epochs, four panels in a row; of many groups the first.
+    """Draw accuracy and loss over epochs, four panels in a row.
+
+    Args:
+        groups: Groups of runs; at most the first ``MOST_GROUPS`` are drawn.
+
+    Returns:
+        The figure.
 
     Raises:
-        ConfigError: None has finished an epoch.
+        ConfigError: No run has finished an epoch.
     """
     shown = [group for group in groups if group.curve("epoch").shape[1]][:MOST_GROUPS]
     if not shown:
@@ -56,14 +71,14 @@ def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:
         axes = figure.subplots(1, len(FINAL_ROWS))
         for axis, (column, title) in zip(axes, FINAL_ROWS.items(), strict=True):
             draw_curves(axis, shown, column)
-            axis.set_title(title + _bend(axis, shown, column))
+            axis.set_title(title + _use_log_scale(axis, shown, column))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2 if len(shown) > 1 else 1)
     return figure
 
 
-def _bend(axis: Axes, groups: Sequence[Group], column: str) -> str:
-    """Scale a loss that began high above where it went on by its logarithm, and say so."""
+def _use_log_scale(axis: Axes, groups: Sequence[Group], column: str) -> str:
+    """Use a log scale for a loss that began far above its later values; return what to add to the title."""
     values = np.concatenate([group.curve(column).ravel() for group in groups])
     values = values[np.isfinite(values) & (values > 0)]
     if "loss" not in column or not len(values) or values.max() < HIGH * np.median(values):

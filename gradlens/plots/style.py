@@ -17,23 +17,25 @@ from gradlens.errors import ConfigError
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-# The same hues, lighter, for a dark ground; chosen so that simulated colour-blind readers tell them apart as well.
+# The same hues, lighter, for a dark background; chosen so that simulated colour-blind readers can tell them apart.
 DARK_PALETTE = ("#E8702A", "#2F7FD6", "#17B890", "#F6D04D", "#D58CC0", "#9AD9FF", "#FFFFFF")
 
 ZERO, MISSING, NONFINITE = "#000000", "#C4C4C4", "#E6007E"
 INK, FAINT = "#222222", "#888888"
 
-Ground = Literal["light", "dark"]
+ThemeName = Literal["light", "dark"]
 Width = Literal["one", "two", "screen"]
 WIDTHS_IN = {"one": 3.5, "two": 7.2}
-"""Inches of one and of two columns of print: 89 and 183 mm."""
+"""Widths of one and of two columns of print, in inches: 89 and 183 mm."""
 LETTERS_PER_INCH = 16.6
-"""Of running text at the size of a caption."""
+"""Characters of text per inch at the size of a caption, 8 points."""
+CAPTION_LINES = 3
+"""Most lines of a caption inside a figure; the JSON file of the figure has the whole caption."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a ground."""
+    """The colours of a light or dark theme."""
 
     paper: str
     ink: str
@@ -46,7 +48,7 @@ class Theme:
     diverging: tuple[str, ...]
 
 
-# ColorBrewer RdBu (Brewer 2003), safe for colour-blind readers; on a dark ground its middle is dark.
+# ColorBrewer RdBu (Brewer 2003), safe for colour-blind readers; in the dark theme its middle is dark.
 THEMES = {
     "light": Theme(
         "#FFFFFF", INK, FAINT, ZERO, MISSING, NONFINITE, "#FFFFFF", PALETTE,
@@ -65,22 +67,22 @@ _theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
 @dataclass(frozen=True)
 class Look:
-    """How a figure is to look.
+    """The theme and the width of a figure.
 
     Args:
-        theme: "light" or "dark" ground.
-        width: "one" or "two" columns of print, or as wide as the contents want on a screen.
+        theme: "light" or "dark".
+        width: "one" or "two" columns of print, or "screen": as wide as the content needs.
     """
 
-    theme: Ground = "light"
+    theme: ThemeName = "light"
     width: Width = "screen"
 
     def inches(self, wanted: float) -> float:
-        """Return the figure's width; on a screen what is wanted."""
+        """Return the width of the figure in inches: that of the columns of print, or ``wanted`` for a screen."""
         return WIDTHS_IN.get(self.width, wanted)
 
     def details(self) -> list[str]:
-        """Return what stands for it in a file's name: nothing for what is drawn unasked."""
+        """Return the parts of a file name for this look; none for the default look."""
         return [
             *(["dark"] if self.theme == "dark" else []),
             *([] if self.width == "screen" else [f"{self.width}-column"]),
@@ -88,10 +90,17 @@ class Look:
 
 
 def make_look(theme: str, width: str) -> Look:
-    """Return a look by the names of its ground and width.
+    """Return a look for the names of a theme and a width.
+
+    Args:
+        theme: "light" or "dark".
+        width: "one", "two" or "screen".
+
+    Returns:
+        The look.
 
     Raises:
-        ConfigError: A name is not known.
+        ConfigError: A name is unknown.
     """
     if theme not in THEMES:
         raise ConfigError(f"theme {theme!r}: expected one of {', '.join(THEMES)}")
@@ -103,7 +112,7 @@ def make_look(theme: str, width: str) -> Look:
 
 
 def current() -> Theme:
-    """Return the colours that are drawn with."""
+    """Return the colours of the theme in use."""
     return _theme.get()
 
 
@@ -135,7 +144,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 @contextmanager
 def house_style(look: Look | None = None) -> Iterator[None]:
-    """Draw in the house's style, whatever the user's own settings are."""
+    """Use the style of gradlens inside a ``with`` block, whatever the user's own matplotlib settings are."""
     theme = THEMES[look.theme if look else "light"]
     token = _theme.set(theme)
     try:
@@ -156,7 +165,7 @@ def magnitude_colours() -> Colormap:
 
 
 def signed_colours() -> Colormap:
-    """Return the colours of what has a sign: blue below 0, red above."""
+    """Return the colours of signed values: blue below 0, red above."""
     shown = LinearSegmentedColormap.from_list("gradlens-signed", list(current().diverging), 256)
     return shown.with_extremes(bad=current().missing)
 
@@ -165,16 +174,16 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def look_of(number: int) -> tuple[str, str]:
-    """Return the colour and the dashes of a line."""
+    """Return the colour and the dash style of the line with this number, counted from 0."""
     palette = current().palette
     return palette[number % len(palette)], DASHES[(number // len(palette)) % len(DASHES)]
 
 
 def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the colour and the dashes of each model's line.
+    """Return the colour and the dash style of each model's line.
 
-    Where models of several families differ in depth, a family has a colour and dashes, and its deeper members are
-    further from the ground.
+    If models of several families differ in depth, each family has one colour and dash style, and its deeper members
+    stand out more from the background.
     """
     families = find_families(models)
     if families is None:
@@ -183,19 +192,39 @@ def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
     looks = []
     for family in families:
         pure = to_rgb(palette[family.rank % len(palette)])
-        towards, share = (
-            (paper, 0.7 * (0.5 - family.share)) if family.share < 0.5 else (ink, 0.9 * (family.share - 0.5))
-        )
-        red, green, blue = ((1 - share) * a + share * b for a, b in zip(pure, towards, strict=True))
+        target, share = (paper, 0.7 * (0.5 - family.share)) if family.share < 0.5 else (ink, 0.9 * (family.share - 0.5))
+        red, green, blue = ((1 - share) * a + share * b for a, b in zip(pure, target, strict=True))
         looks.append((to_hex((red, green, blue)), DASHES[family.rank % len(DASHES)]))
     return looks
 
 
 def head_inches(text: str) -> float:
-    """Return how high a caption of 8 points stands."""
+    """Return the height of a caption of 8 points, in inches."""
     return 0.137 * (text.count("\n") + 1) if text else 0.0
 
 
-def fill(lines: Iterable[str], inches: float) -> str:
-    """Break lines of a caption so that they fit so many inches."""
-    return "\n".join("\n".join(textwrap.wrap(line, int(inches * LETTERS_PER_INCH))) for line in lines)
+def fill(sentences: Iterable[str], inches: float, most: int = CAPTION_LINES) -> str:
+    """Return a caption that fits a figure: as many whole sentences as its lines hold.
+
+    Each sentence begins a line if there are lines enough; otherwise the sentences follow each other.
+
+    Args:
+        sentences: The most important first.
+        inches: The width of the figure.
+        most: Most lines.
+
+    Returns:
+        The caption, its lines separated by line breaks; at most ``most`` lines. Only a first sentence that is longer
+        than all lines is cut, which "…" marks.
+    """
+    width, sentences = int(inches * LETTERS_PER_INCH), list(sentences)
+    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, width)]
+    if len(lines) <= most:
+        return "\n".join(lines)
+    shown = textwrap.wrap(sentences[0], width, max_lines=most, placeholder=" …")
+    for count in range(2, len(sentences) + 1):
+        lines = textwrap.wrap(" ".join(sentences[:count]), width)
+        if len(lines) > most:
+            break
+        shown = lines
+    return "\n".join(shown)

@@ -1,9 +1,10 @@
-"""Figures: every format, every odd value, any number of layers; beside each the facts that made it."""
+"""Figures: every format, every odd value, any number of layers; the JSON file of each says how it was made."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 from gradlens import read_run
 from gradlens.analysis.derived_metrics import with_derived
+from gradlens.charts.curves import make_curves
 from gradlens.charts.layer_names import shorten_names
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.metrics import DEFAULT_METRICS
-from gradlens.plots import draw_compare, draw_heatmap, figure_name, save_figure
+from gradlens.plots import draw_compare, draw_heatmap, draw_profile, figure_name, save_figure
 from gradlens.plots.heatmap import caption
 from gradlens.plots.panels import MOST_LABELS, choose_labels, key_columns
 from gradlens.plots.style import (
@@ -27,6 +29,7 @@ from gradlens.plots.style import (
     THEMES,
     ZERO,
     Look,
+    fill,
     house_style,
     look_of,
     looks_of,
@@ -93,7 +96,7 @@ def test_a_strangers_json_beside_a_picture_is_not_overwritten(make_run, tmp_path
     beside = tmp_path / "a.json"
     for theirs in ('{"mine": 1}', "[1]", "no JSON", "\x80"):
         beside.write_bytes(theirs.encode("latin-1"))
-        with pytest.raises(RunExistsError, match=r"a\.json is there and was not written by gradlens"):
+        with pytest.raises(RunExistsError, match=r"a\.json exists and was not written by gradlens"):
             save_figure(draw_heatmap(runs), tmp_path / "a.png", command="", runs=runs)
         assert beside.read_bytes() == theirs.encode("latin-1")
         assert not (tmp_path / "a.png").exists()
@@ -292,7 +295,7 @@ def test_the_range_of_16_bit_formats_is_hatched_where_elements_are_shown() -> No
 
 def test_an_axis_of_epochs() -> None:
     run = run_of({"activation_grad_norm": np.ones((20, 3)) * np.arange(1, 4)})
-    with pytest.raises(ConfigError, match="no two epochs"):
+    with pytest.raises(ConfigError, match="fewer than two epochs"):
         draw_heatmap([run], by="epoch")
     axis = draw_heatmap([replace(run, epoch_of_step=np.repeat(np.arange(4, dtype=np.int32), 5))], by="epoch").axes[0]
     assert (axis.get_xlim(), axis.get_xlabel()) == ((0, 4), "epochs done")
@@ -345,7 +348,7 @@ def test_a_loss_far_beyond_the_others_does_not_press_them_flat(make_run) -> None
     epochs = dict(run.epochs) | {"val_loss": np.array([40.0] + [1.0] * 39)}
     panel = draw_compare([replace(run, epochs=epochs)]).axes[3]
     assert panel.get_ylim()[1] == pytest.approx(1.2)
-    assert [text.get_text() for text in panel.texts] == ["up to 40 beyond"]
+    assert [text.get_text() for text in panel.texts] == ["axis cut; highest value 40"]
 
 
 def test_many_seeds_are_told_as_groups_and_differences_by_their_runs(make_run) -> None:
@@ -373,7 +376,7 @@ def test_a_key_has_as_many_columns_as_fit() -> None:
     assert key_columns(short[:1], 3.5) == 1
 
 
-def test_long_names_of_layers_leave_room_for_the_picture() -> None:
+def test_long_names_of_layers_leave_room_for_the_heatmap() -> None:
     names = [f"encoder.blocks.{i}.attention.projection" for i in range(12)]
     assert shorten_names(names, 60) == names
     assert shorten_names(names, 30)[:2] == ["…0.attention.projection", "…1.attention.projection"]
@@ -395,3 +398,39 @@ def test_what_is_said_of_a_span_of_steps_says_so(make_run) -> None:
     run = read_run(make_run())
     assert "median of all rows)" in caption([run])
     assert "median of all rows shown)" in caption([run], steps=(0, 10))
+
+
+# --- captions ---------------------------------------------------------------------------------------------
+
+
+def test_a_caption_takes_whole_sentences_while_three_lines_hold_them() -> None:
+    assert fill(["One.", "Two.", "Three."], 6) == "One.\nTwo.\nThree."
+    assert fill(["One.", "Two.", "Three.", "Four."], 6) == "One. Two. Three. Four."
+    long = "a sentence of words " * 15 + "end."
+    assert fill(["One.", long, "Three."], 6) == "One."
+    cut = fill([long * 2, "Two."], 6).split("\n")
+    assert len(cut) == 3
+    assert cut[-1].endswith("…")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_captions_have_three_lines_at_most(count: int, make_run) -> None:
+    runs = [read_run(make_run(f"plain{n}-s0", model=f"plain{n}", steps=12)) for n in range(20, 20 + count)]
+    curves = make_curves(runs, "activation_grad_norm")
+    figures = [
+        draw_heatmap(runs),
+        draw_heatmap(runs, ["activation_grad_norm", "param_grad_norm"]),
+        draw_profile(curves, "activation_grad_norm"),
+        draw_compare(runs),
+    ]
+    for figure in figures:
+        head = figure.get_suptitle()
+        assert head
+        assert len(head.split("\n")) <= 3
+
+
+def test_the_caption_of_a_comparison_leaves_the_numbers_to_the_table(make_run) -> None:
+    runs = [read_run(make_run(f"{m}-s{s}", model=m, seed=s)) for m in ("plain", "resnet") for s in (0, 1, 2)]
+    head = draw_compare(runs).get_suptitle()
+    assert "validation accuracy" in head
+    assert not re.search(r"0\.\d", head)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradlens import read_run
-from gradlens.charts.curves import layer_rows, make_curves
+from gradlens.charts.curves import layer_rows, make_curves, say_theory
 from gradlens.cli import run_command
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_profile
@@ -47,7 +47,7 @@ def test_theory_stands_beside_the_first_step() -> None:
     np.testing.assert_array_equal(line.get_ydata(), theory.decades)
     assert band.get_paths()
     assert "theory of initialisation" in texts(figure)
-    assert "standard deviations" in caption(curves, METRIC)
+    assert f"\n{say_theory(curves[0])}." in caption(curves, METRIC)
     row = layer_rows(curves)[10]
     assert row["deviation"] == pytest.approx(
         (row["first_step_decades"] - row["predicted_decades"]) / math.hypot(row["predicted_spread"], 0.03)
@@ -72,7 +72,7 @@ def test_seeds_share_a_line_with_a_band(make_run) -> None:
     assert len(figure.axes[0].lines) == 2
     assert len(figure.axes[0].collections) == 2
     assert "net (3 seeds)" in texts(figure)
-    assert "95 % interval of their mean" in caption(curves, METRIC)
+    assert "95 % interval of the mean over several seeds" in caption(curves, METRIC)
 
 
 def odd(grid: np.ndarray) -> np.ndarray:
