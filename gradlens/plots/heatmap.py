@@ -341,9 +341,9 @@ def _describe_panel(panel: Panel) -> str:
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
     values = [say_value(profile[i], view.metric) for i in (low, high)]
-    typical = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
+    middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
     return (
-        f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){typical}"
+        f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){middle}"
     )
 
 
