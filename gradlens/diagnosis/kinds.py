@@ -2,8 +2,8 @@
 
 A new kind needs a file and a line: ``gradlens/diagnosis/NAME.py`` with a function ``NAME(recording)`` that returns
 findings, and an entry here with ``on_its_own=True``. A kind that causes other kinds, or is caused by them, has its
-place in the sequence of ``gradlens.diagnosis.diagnose`` instead. Help texts, gates, JUnit cases and the wording of reports
-follow from the entry. This file imports nothing heavy, so that the command line loads it fast.
+place in the sequence of ``gradlens.diagnosis.diagnose`` instead. Help texts, gates, JUnit cases and the wording of
+reports follow from the entry. This file imports nothing heavy, so that the command line loads it fast.
 """
 
 from __future__ import annotations
