@@ -13,7 +13,7 @@ The view wing reads, judges and draws, and never imports torch::
     gradlens.heatmap(run)                  # a figure; also profile(runs)
     gradlens.compare(runs)                 # accuracy and loss, seeds grouped; also claims(runs)
 
-Every command has a function of the same name; ``docs/public.md`` lists all public names.
+Commands that read runs have a function of the same name; ``docs/public.md`` lists all public names.
 A notebook displays runs, figures and results. Names are loaded on first use, so ``import gradlens`` costs nothing.
 """
 

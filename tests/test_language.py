@@ -118,8 +118,8 @@ def test_no_phrase_comes_back(path: Path) -> None:
         "0.3 predicted spreads away", "3 run(s)", "1 epochs", "talk to stderr", "to the bits of an unbroken run",
         "Of a long run, the chunks", "Judged are ratios", "Needed are runs", "Beside it stands the law",
         "10^+2.1 times", "the report's claims", "layers that stand still", "the picture's ground", "a picture",
-        "of several nets",
-        "draws of weights", "in blocks of rows", "as often as costs less than 1 %", "what is last in a cell",
+        "of several nets", "draws of weights", "in blocks of rows", "as often as costs less than 1 %",
+        "what is last in a cell",
         "not shown to vanish, nor not to", "found, said, and kept on one side",
     ],
 )  # fmt: skip
@@ -131,8 +131,8 @@ def test_the_patterns_find_what_they_are_for(phrase: str) -> None:
     "phrase",
     [
         "the network puts more weight", "ground truth", "one of the layers", "net.py:build", "plain18-net", "resnet34",
-        "planet", "two curves can be told apart", "instead", "it understands itself", "11 epochs", "10^2.1", "internet",
-        "an output of f(x)",
+        "planet", "two curves can be told apart", "instead", "it understands itself",
+        "11 epochs", "10^2.1", "internet", "an output of f(x)",
     ],
 )  # fmt: skip
 def test_the_patterns_leave_plain_english_alone(phrase: str) -> None:
