@@ -90,9 +90,9 @@ def test_its_commands_parse() -> None:
 
 def test_no_bar_is_drawn_below_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    assert console.is_live(console.talk())
+    assert console.is_live(console.messages())
     monkeypatch.setenv("JPY_PARENT_PID", "7")
-    assert not console.is_live(console.talk())
+    assert not console.is_live(console.messages())
 
 
 @pytest.mark.slow

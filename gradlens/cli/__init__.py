@@ -1,4 +1,4 @@
-"""The command line: click at the top, everything heavy inside the callbacks."""
+"""The command line: click is imported at the top, everything slow to import inside the commands."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from gradlens.cli.watch import watch
 from gradlens.errors import ConfigError, GateError, GradlensError
 from gradlens.launch import LAUNCH_VARIABLES
 
-PATIENCE_S = 10
-"""Seconds that a process waits with an error for the first to say it."""
+OTHERS_WAIT_S = 10
+"""Seconds that the other processes of a torchrun wait before they print the same error as the first."""
 OK, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes; 130 is the shell's own for Ctrl-C."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gradlens")
 def cli() -> None:
-    """See where a network's gradient goes.
+    """Record and inspect the gradients of each layer of a PyTorch model.
 
-    gradlens trains nets with a recorder of per-layer gradient norms, and shows what was recorded.
-    A first look: gradlens run plain34, then gradlens heatmap.
+    gradlens trains a model, records the gradient norms of each layer into a file, and draws and diagnoses them.
+    To begin: gradlens run plain34, then gradlens heatmap.
     """
 
 
@@ -48,39 +49,50 @@ for command in (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 fine, 1 a gradlens error, 2 wrong usage, 3 a gate fell, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 a gradlens error, 2 wrong usage, 3 a failed check, 130 interrupted.
+
+    Args:
+        arguments: The arguments; None means those of the process.
+    """
     sys.exit(run_command(arguments))
 
 
 def run_command(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; every error that a user can make ends in one line and a tip."""
+    """Run the command line; an error of the user is printed as one line and a tip.
+
+    Args:
+        arguments: The arguments; None means those of the process.
+
+    Returns:
+        The exit code, as in ``main``.
+    """
     try:
         return int(cli.main(arguments, prog_name="gradlens", standalone_mode=False) or OK)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        _let_the_first_speak()
+        _wait_for_the_first()
         error.show()
         return USAGE
     except GradlensError as error:
-        _say(error)
+        _print_error(error)
         return USAGE if isinstance(error, ConfigError) else GATE if isinstance(error, GateError) else FAILED
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left; that is no error
+        sys.stderr.close()  # the reader of the pipe has exited, as head does; that is no error
         return OK
 
 
-def _let_the_first_speak() -> None:
-    """Of several processes that met the same error, wait until torchrun ends this one after the first has said it."""
+def _wait_for_the_first() -> None:
+    """Wait in all processes of a torchrun but the first: torchrun ends them once the first has printed the error."""
     environment = os.environ
     if environment.keys() >= set(LAUNCH_VARIABLES) and environment["RANK"] != "0":
-        time.sleep(PATIENCE_S)
+        time.sleep(OTHERS_WAIT_S)
 
 
-def _say(error: GradlensError) -> None:
-    _let_the_first_speak()
+def _print_error(error: GradlensError) -> None:
+    _wait_for_the_first()
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
     if error.tip:
         click.echo(f"{click.style('Tip:', fg='cyan')} {error.tip}", err=True)

@@ -1,4 +1,4 @@
-"""``gradlens claims``: the original study's claims, put to the test."""
+"""``gradlens claims``: test the claims of the original study."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from gradlens.format import to_json
 
 @click.command()
 @runs_argument
-@click.option("--detail", is_flag=True, help="Also each setting's verdict, the tests, and all numbers.")
+@click.option("--detail", is_flag=True, help="Also show the verdict of each setting, the criteria, and all numbers.")
 @format_option
 def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
-    """Judge the original study's claims by RUNS: what would count, the evidence, the verdict.
+    """Test the claims of the original study with RUNS.
 
-    RUNS are files, names under runs/, or folders with all that is in them; left out, all runs under runs/. Needed are
-    runs of plain and residual nets that were trained alike, with two seeds or more in common; see
-    gradlens run report. Runs of controls, and of halves of the shortcut, are told by their model's name.
+    Shows the verdict on each claim and the evidence for it. RUNS are files, names under runs/, or folders, including
+    the folders in them; default: all runs under runs/. The claims need runs of plain and residual models that were
+    trained with the same settings and share at least two seeds; gradlens run report makes such runs. Control runs,
+    and runs that cut half of the shortcut, are recognised by the name of their model.
     """
     found = open_runs(runs, default="all", deep=True)
     from gradlens.studies import judge

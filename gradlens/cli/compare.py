@@ -1,4 +1,4 @@
-"""``gradlens compare``: accuracy and loss side by side."""
+"""``gradlens compare``: accuracy and loss of several runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradlens.errors import ConfigError
 
 @click.command()
 @runs_argument
-@click.option("--with-study", is_flag=True, help="Put the original study's own numbers beside.")
+@click.option("--with-study", is_flag=True, help="Add the published numbers of the original study to the table.")
 @click.option("--with-report", "with_study_as_before", is_flag=True, hidden=True)
 @format_option
 @look_options
@@ -37,9 +37,10 @@ def compare(
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
-    """Compare accuracy and loss of RUNS over epochs; seeds of one model are grouped, with intervals.
+    """Compare accuracy and loss of RUNS over epochs.
 
-    RUNS are files, names under runs/, or folders; left out, all runs under runs/.
+    Seeds of one model are grouped, with the 95 % interval of their mean. RUNS are files, names under runs/, or
+    folders; default: all runs under runs/.
     """
     check_figure_options(outputs, terminal)
     found = [run for run in open_runs(runs, default="all") if len(run.epochs.get("epoch", ()))]
@@ -51,14 +52,14 @@ def compare(
     for run in repeated_runs(found):
         click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
     groups = group_runs(found)
-    beside = references() if with_study or with_study_as_before else ()
+    published = references() if with_study or with_study_as_before else ()
     if form == "table":
         from gradlens.terminal.compare import print_compare
         from gradlens.terminal.console import results
 
-        print_compare(results(), groups, beside)
+        print_compare(results(), groups, published)
     else:
-        print_rows([_flat(row) for row in final_table(groups, beside)], form)
+        print_rows([_flat(row) for row in final_table(groups, published)], form)
     if terminal:
         return
     from gradlens.plots import draw_compare, figure_name
@@ -67,7 +68,7 @@ def compare(
 
     look = make_look(theme, width)
     write_figures(
-        lambda: draw_compare(found, references=beside, look=look),
+        lambda: draw_compare(found, references=published, look=look),
         figure_name("compare", found, *look.details()),
         outputs,
         runs=found,

@@ -1,4 +1,4 @@
-"""``gradlens diagnose``: what is wrong with a run."""
+"""``gradlens diagnose``: problems of runs, with evidence and remedy."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
     type=click.Choice(["table", "json", "csv", "junit"]),
     default="table",
     show_default=True,
-    help="What is printed on stdout; junit is XML for CI.",
+    help="Format of the output on stdout; junit is XML for CI.",
 )
 @click.option(
     "--fail-on",
     metavar="KIND[,KIND]",
     default=None,
-    help="Exit code 3 if a run has a finding of these kinds; any: of whatever kind.",
+    help="Exit with code 3 if a run has a finding of these kinds; any stands for all kinds.",
 )
 @click.option(
     "--rules", "pack", type=click.Choice(PACKS), default="gradlens", show_default=True,
-    help="Whose rules: an earlier tool's, over the same recording, for comparison.",
+    help="Rules to apply: those of gradlens, or those of an earlier tool for comparison.",
 )  # fmt: skip
 def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, pack: str) -> None:
-    """Say what is wrong with runs, what shows it, and what to do.
+    """Diagnose RUNS: what is wrong, the evidence, and what to do.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. A run without a finding is healthy,
-    or undecided where the data do not suffice.
+    RUNS are files, names under runs/, or folders; default: the newest run. A run without a finding is healthy, or
+    undecided if the data do not suffice.
     """
     from gradlens.diagnosis.diagnose import diagnose as judge
     from gradlens.diagnosis.other_tools import diagnose_by
@@ -61,11 +61,11 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, pack: str) -
         else:
             print_rows([row for item in diagnoses for row in diagnosis_rows(item)], form)
     seen = [(item.run, kind) for item in diagnoses for kind in item.kinds or (item.kind,)]
-    fallen = [f"{run} is {kind}" for run, kind in seen if _falls(kind, gates)]
-    if fallen:
-        raise GateError("; ".join(fallen))
+    failed = [f"{run} is {kind}" for run, kind in seen if _fails(kind, gates)]
+    if failed:
+        raise GateError("; ".join(failed))
 
 
-def _falls(kind: str, gates: tuple[str, ...]) -> bool:
-    """Say whether a kind is one of those that were to be none."""
+def _fails(kind: str, gates: tuple[str, ...]) -> bool:
+    """Return whether a finding of this kind fails the check of ``--fail-on``."""
     return kind in gates or ("any" in gates and kind not in (HEALTHY, UNDECIDED))

@@ -14,13 +14,17 @@ from gradlens.specs import parse_model
 
 
 def find_experiment(name: str) -> Path | None:
-    """Return the file of an experiment; None where the name is a model's, which wins over an experiment's.
+    """Return the file of an experiment; None if the name is that of a model, which goes first.
 
     Args:
-        name: A file that ends in .toml; or the name of an experiment: NAME.toml in this folder, or one of the study's.
+        name: A file that ends in .toml; or the name of an experiment: NAME.toml in the current folder, or one of the
+            original study.
+
+    Returns:
+        The file of the experiment, or None.
 
     Raises:
-        ConfigError: It is the name of neither; says which there are.
+        ConfigError: There is no such model or experiment; the message lists the names.
     """
     if name.endswith(".toml"):
         return Path(name)
@@ -53,33 +57,33 @@ def run_experiment(
     jobs: int | None,
     overwrite: bool,
 ) -> None:
-    """Train what is missing of an experiment.
+    """Train the runs of an experiment that are not complete yet.
 
     Args:
         file: The experiment.
-        overrides: Settings that go before those of the file.
-        seeds: In place of those of the file.
-        out: Folder of all experiments' runs.
-        jobs: Processes at a time; None: as many as there are cores, or runs.
-        overwrite: Train all anew.
+        overrides: Settings that replace those of the file.
+        seeds: Seeds that replace those of the file; None keeps them.
+        out: Folder for the runs of all experiments.
+        jobs: Processes at a time; None means one per core, at most one per run.
+        overwrite: Train all runs again.
 
     Raises:
         ConfigError: The file or an option is wrong.
-        GradlensError: Some runs failed; names them.
+        GradlensError: Some runs failed; the message names them.
     """
     from gradlens.engines.local import count_cores, make_jobs, run_jobs
     from gradlens.experiment import read_experiment
-    from gradlens.terminal.console import talk
+    from gradlens.terminal.console import messages
     from gradlens.terminal.experiment import ExperimentView
 
     if os.environ.keys() >= set(LAUNCH_VARIABLES):
-        raise ConfigError(f"{file}: an experiment starts its own processes; run it without torchrun")
+        raise ConfigError(f"{file}: an experiment starts its own processes, so run it without torchrun")
     experiment = read_experiment(file)
     all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=overwrite)
     todo = sum(job.state == "waiting" for job in all_jobs)
     cores = count_cores()
     at_once = min(jobs or cores, max(todo, 1))
-    console = talk()
+    console = messages()
     console.print(f"{experiment.name}: {experiment.question}", style="bold", markup=False)
     console.print(
         f"{plural(len(all_jobs), 'run')}, {todo} to train, {at_once} at a time, in {experiment.folder(out)}",
@@ -94,16 +98,16 @@ def run_experiment(
     reasons = "; ".join(f"{job.label}: {job.error}" for job in failed)
     raise GradlensError(
         f"{len(failed)} of {plural(len(all_jobs), 'run')} failed: {reasons}",
-        tip="the same command goes on with what is missing",
+        tip="the same command continues the runs that are not complete",
     )
 
 
 def _show(paths: list[Path], figures: list[str]) -> None:
-    """Show what came out, a table for each group."""
-    from gradlens.terminal.console import results, talk
+    """Print a table of the runs of each group, and the commands that draw the figures."""
+    from gradlens.terminal.console import messages, results
     from gradlens.terminal.listing import print_listing, run_rows
 
     for folder in dict.fromkeys(path.parent for path in paths):
         print_listing(results(), folder, run_rows([path for path in paths if path.parent == folder]))
     for command in figures:
-        talk().print(f"figure: {command}", markup=False, soft_wrap=True)
+        messages().print(f"figure: {command}", markup=False, soft_wrap=True)

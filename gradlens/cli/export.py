@@ -1,4 +1,4 @@
-"""``gradlens export``: runs for other programs."""
+"""``gradlens export``: write runs in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 
 @click.command()
 @runs_argument
-@click.option("--to", "form", type=click.Choice(EXPORT_FORMS), help="Default: by the ending of -o PATH, else csv.")
-@click.option("-o", "--output", type=click.Path(), help="A file, for tensorboard a folder; - prints CSV.")
 @click.option(
-    "--table", type=click.Choice(EXPORT_TABLES), help="Which table to write (default metrics); csv and parquet."
+    "--to", "form", type=click.Choice(EXPORT_FORMS), help="Format. Default: that of the ending of -o PATH, else csv."
 )
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; repeatable.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="The file to write, or for tensorboard the folder; - prints CSV on stdout. Default: in exports/.",
+)
+@click.option(
+    "--table", type=click.Choice(EXPORT_TABLES), help="The table to write as csv or parquet (default metrics)."
+)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Write only this metric; repeatable.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file or folder.")
 def export(
     runs: tuple[str, ...],
     form: str | None,
@@ -34,8 +41,8 @@ def export(
 ) -> None:
     """Write RUNS as tidy CSV, Parquet or TensorBoard events.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Several go into one table, with a
-    column run; for TensorBoard, into a folder each. Without -o it goes to exports/.
+    RUNS are files, names under runs/, or folders; default: the newest run. Several runs are written into one table,
+    which has a column run; for TensorBoard each run gets its own folder.
     """
     from gradlens.export import STDOUT, make_rows, make_wanted, write_csv, write_runs
 
@@ -53,7 +60,7 @@ def export(
 
 
 def _print_csv(write: Callable[[TextIO], int]) -> None:
-    """Write UTF-8 to stdout; a reader that leaves early has what it wanted."""
+    """Write UTF-8 to stdout; it is no error if the reader of a pipe exits early."""
     stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
     try:
         write(stream)

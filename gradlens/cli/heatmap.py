@@ -1,4 +1,4 @@
-"""``gradlens heatmap``: layers by steps."""
+"""``gradlens heatmap``: a metric of all layers over the steps."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ DEFAULT = ("activation_grad_norm",)
 @click.command()
 @runs_argument
 @metrics_option(DEFAULT[0], several=True)
-@click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
-@click.option("--relative", is_flag=True, help="Divide magnitudes by that of the last hidden layer, step by step.")
-@click.option("--minus", metavar="RUN", help="Show the difference to this run; of magnitudes log10 of the ratio.")
-@click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to show; either may be left out.")
+@click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements), which gives the RMS.")
+@click.option("--relative", is_flag=True, help="Divide magnitudes by that of the last hidden layer at the same step.")
+@click.option("--minus", metavar="RUN", help="Show the difference from this run; for magnitudes, log10 of the ratio.")
+@click.option(
+    "--steps",
+    metavar="FIRST:LAST",
+    default=":",
+    help="Optimizer steps to show; FIRST or LAST may be omitted. Default: all.",
+)
 @click.option(
     "--by",
     type=click.Choice(["step", "epoch"]),
     default="step",
     show_default=True,
-    help="Count steps or epochs.",
+    help="Unit of the horizontal axis of the figure.",
 )
 @click.option(
     "--marks/--no-marks", default=True, show_default=True,
-    help="Mark drops of the learning rate, steps that are not finite, and the layers of findings.",
+    help="Mark in the figure: drops of the learning rate, steps that are not finite, layers of findings.",
 )  # fmt: skip
 @look_options
 @figure_options
@@ -57,10 +62,10 @@ def heatmap(
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
-    """Show layers by steps, in the terminal and as a picture.
+    """Show a metric of all layers over the steps, in the terminal and as a figure.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Several share one colour scale. Of
-    several metrics each has a column: --metric param_grad_norm,grad_coherence,coherent_grad_norm.
+    RUNS are files, names under runs/, or folders; default: the newest run. Several runs share one colour scale. Each
+    of several metrics gets a column of panels: --metric param_grad_norm,grad_coherence,coherent_grad_norm.
     """
     check_figure_options(outputs, terminal)
     window = parse_span(steps)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how rows are printed."""
+"""Options that several commands share, and the printing of rows."""
 
 from __future__ import annotations
 
@@ -27,30 +27,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def runs_argument(command: Command) -> Command:
-    """Take any number of runs: files, folders, or names under runs/."""
+    """Add the argument RUNS: any number of files, folders, or names under runs/."""
     return click.argument("runs", nargs=-1, type=click.Path())(command)
 
 
 def format_option(command: Command) -> Command:
-    """Choose how rows are printed."""
+    """Add the option --format."""
     return click.option(
         "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
-        help="How rows are printed on stdout.",
+        help="Format of the output on stdout.",
     )(command)  # fmt: skip
 
 
 def figure_options(command: Command) -> Command:
-    """Choose where a picture goes."""
+    """Add the options for the file of a figure."""
     command = click.option(
         "-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
-        help="Write the picture to this file (.png, .svg, .pdf); repeatable. Default: figures/NAME.png.",
+        help="Write the figure to this file (.png, .svg, .pdf); repeatable. Default: figures/NAME.png.",
     )(command)  # fmt: skip
-    return click.option("--terminal", is_flag=True, help="Show it in the terminal only; write no file.")(command)
+    return click.option("--terminal", is_flag=True, help="Print to the terminal only; write no figure.")(command)
 
 
 def metrics_option(default: str, *, several: bool = False) -> Callable[[Command], Command]:
-    """Choose what is shown of each layer: one metric, or several, separated by commas or given again and again."""
-    what = f"What of each layer: {', '.join(SHOWN_METRICS)}."
+    """Return a decorator that adds the option --metric.
+
+    Args:
+        default: The metric that is shown by default.
+        several: Whether several may be given, separated by commas or with the option repeated.
+
+    Returns:
+        The decorator.
+    """
+    what = f"Metric to show: {', '.join(SHOWN_METRICS)}."
     if not several:
         return click.option(
             "--metric", type=click.Choice(list(SHOWN_METRICS)), default=default, show_default=True, metavar="METRIC",
@@ -58,7 +66,7 @@ def metrics_option(default: str, *, several: bool = False) -> Callable[[Command]
         )  # fmt: skip
     return click.option(
         "--metric", "metrics", multiple=True, callback=_split_metrics, metavar="METRIC,...", default=(default,),
-        show_default=True, help=f"{what} Several are drawn side by side.",
+        show_default=True, help=f"{what} Several metrics are drawn side by side.",
     )  # fmt: skip
 
 
@@ -69,27 +77,36 @@ def _split_metrics(context: click.Context, parameter: click.Parameter, value: tu
 
 
 def metric_names(metrics: Sequence[str], default: Sequence[str]) -> list[str]:
-    """Return what stands for metrics in a file's name: nothing for what is drawn unasked."""
+    """Return the part of a file name for these metrics; none for the default."""
     return [] if tuple(metrics) == tuple(default) else ["-".join(metrics)]
 
 
 def look_options(command: Command) -> Command:
-    """Choose a picture's ground and width."""
+    """Add the options for the theme and the width of a figure."""
     command = click.option(
         "--theme",
         type=click.Choice(["light", "dark"]),
         default="light",
         show_default=True,
-        help="The picture's ground.",
+        help="Light or dark background of the figure.",
     )(command)
     return click.option(
         "--width", type=click.Choice(["one", "two", "screen"]), default="screen", show_default=True,
-        help="One or two columns of print (89, 183 mm), or as wide as the contents want.",
+        help="Width of the figure: one or two columns of print (89, 183 mm), or as wide as the content needs.",
     )(command)  # fmt: skip
 
 
 def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False) -> list[Run]:
-    """Read the runs that the arguments name; if deep, those in the folders below, too."""
+    """Read the runs that the arguments name.
+
+    Args:
+        arguments: Files, folders, or names under runs/.
+        default: "newest" or "all": the runs that no argument stands for.
+        deep: Whether a folder stands for the runs in the folders below it too.
+
+    Returns:
+        The runs.
+    """
     from gradlens.storage import read_run, resolve_runs
 
     return [read_run(path) for path in resolve_runs(arguments, default=default, deep=deep)]
@@ -109,17 +126,34 @@ def write_figures(
     caption: str,
     look: Look | None = None,
 ) -> None:
-    """Draw a figure, write it to the files that were asked for or to its default place, and say where."""
+    """Draw a figure, write it to the files that the user named or to its default file, and print the names.
+
+    Args:
+        draw: Draws the figure.
+        default: The default file.
+        outputs: The files that the user named.
+        runs: The runs in the figure.
+        caption: The caption for the JSON file.
+        look: The look that the figure is drawn with.
+    """
     from gradlens.plots.figure_files import save_figure
 
     figure = draw()
     for path in outputs or (default,):
         save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look)
-        click.echo(f"wrote {path} and {path.with_suffix('.json').name} beside it", err=True)
+        click.echo(f"wrote {path} and {path.with_suffix('.json').name}", err=True)
 
 
 def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
-    """Refuse options that contradict each other, and files of another format."""
+    """Check that the options for the figure agree, and that its format is known.
+
+    Args:
+        outputs: The files that the user named.
+        terminal: Whether no file is to be written.
+
+    Raises:
+        ConfigError: --terminal and -o are both given, or an ending is unknown.
+    """
     if outputs and terminal:
         raise ConfigError("--terminal writes no file, -o FILE names one: choose one of them")
     for path in outputs:
@@ -127,7 +161,12 @@ def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
 
 
 def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
-    """Print rows as JSON or CSV on stdout."""
+    """Print rows on stdout.
+
+    Args:
+        rows: The rows; their keys become columns.
+        form: "json" or "csv".
+    """
     if form == "json":
         click.echo(to_json(rows))
         return

@@ -1,4 +1,4 @@
-"""``gradlens probe``: a few seconds before training, what a net will have trouble with."""
+"""``gradlens probe``: check a model in a few seconds, before it is trained."""
 
 from __future__ import annotations
 
@@ -25,23 +25,36 @@ KINDS = tuple(kind.name for kind in REGISTRY if kind.before_training)
 @click.argument("model")
 @click.option(
     "--input", "shape", metavar="SHAPE",
-    help="CxHxW (3x224x224), a vector's LENGTH, or long:LENGTH[:VOCABULARY] for tokens. Default: 3x64x64; of "
-    "torchvision 3x224x224; of a factory by its first layer.",
+    help="Shape of one example: CxHxW such as 3x224x224, the LENGTH of a vector, or long:LENGTH[:VOCABULARY] for "
+    "tokens. Default: 3x64x64; 3x224x224 for torchvision; for a factory, inferred from its first layer.",
 )  # fmt: skip
-@click.option("--classes", type=int, help="Outputs (default 10, or those of the data).")
-@click.option("--batch-size", type=int, help="Examples (default 32; 4 of more than 50,000 numbers each).")
-@click.option("--seed", type=int, help="One draw of weights, with this seed.")
-@click.option("--seeds", metavar="LIST", help="A draw of weights each: 0-9 (default 0,1,2; of several nets 0).")
+@click.option("--classes", type=int, help="Number of outputs (default 10, or that of the data).")
 @click.option(
-    "--data", metavar="SPEC", help="Real pictures instead of noise: patterns, folder:PATH, csv:FILE, cifar10, ..."
+    "--batch-size", type=int, help="Number of examples (default 32, or 4 if an example has more than 50,000 values)."
 )
-@click.option("--depths", metavar="LIST", help="18,34,56: a sweep, where MODEL is plain or resnet.")
-@click.option("--norm", metavar="LIST", help="batch, none, or both with a comma; of plain and residual nets.")
-@click.option("--init", metavar="LIST", help=f"Of {','.join(INITS)} (default he); of plain and residual nets.")
-@click.option("--shortcut", metavar="LIST", help="Of A,B (default A); of residual nets.")
-@click.option("--every-layer", is_flag=True, help="Show all layers in the table.")
+@click.option("--seed", type=int, help="Seed of a single initialisation.")
 @click.option(
-    "--fail-on", metavar="KIND[,KIND]", default=None, help=f"Exit code 3 on these: {', '.join(KINDS)}; or any."
+    "--seeds",
+    metavar="LIST",
+    help="Seeds of several initialisations, such as 0-9 (default 0,1,2; for several models 0).",
+)
+@click.option(
+    "--data", metavar="SPEC", help="Use real images instead of noise: patterns, folder:PATH, csv:FILE, cifar10, ..."
+)
+@click.option("--depths", metavar="LIST", help="Depths to compare, such as 18,34,56; MODEL is then plain or resnet.")
+@click.option("--norm", metavar="LIST", help="batch, none, or batch,none; for plain and residual models.")
+@click.option(
+    "--init",
+    metavar="LIST",
+    help=f"Initialisations: one or more of {','.join(INITS)} (default he); for plain and residual models.",
+)
+@click.option("--shortcut", metavar="LIST", help="Shortcut options: A, B, or A,B (default A); for residual models.")
+@click.option("--every-layer", is_flag=True, help="Show all layers in the table, not a selection.")
+@click.option(
+    "--fail-on",
+    metavar="KIND[,KIND]",
+    default=None,
+    help=f"Exit with code 3 on a finding of these kinds: {', '.join(KINDS)}; or any.",
 )
 @format_option
 def probe(
@@ -60,12 +73,12 @@ def probe(
     fail_on: str | None,
     form: str,
 ) -> None:
-    """Look at MODEL before training: what will it have trouble with?
+    """Check MODEL for problems before it is trained.
 
-    One backward pass through each of a few draws of its weights; nothing is trained, and nothing is written. Shown are
-    the gradient over depth beside theory, the loss beside ln(classes), dead units, parameters without a gradient, and
-    what float16 would lose. MODEL is a name as in gradlens run; with --depths, or several values of --norm, --init or
-    --shortcut, a table of nets.
+    Runs one backward pass for each of a few initialisations; nothing is trained and no file is written. Shows the
+    gradient over depth compared with theory, the loss compared with ln(classes), dead units, parameters without a
+    gradient, and the share of the gradient that float16 would lose. MODEL is a name as in gradlens run. With
+    --depths, or several values of --norm, --init or --shortcut, a table compares the models.
     """
     gates = set(parse_gates(fail_on))
     if seed is not None and seeds is not None:
@@ -74,9 +87,9 @@ def probe(
         raise ConfigError(f"--seed must be at least 0, got {seed}")
     from gradlens.probe.plan import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
 
-    drawn = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
+    given_seeds = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
     form_of_input = parse_input(shape) if shape is not None else None
-    base = ProbePlan("plain18", form_of_input, classes, batch_size, drawn or DEFAULT_SEEDS, data=data)
+    base = ProbePlan("plain18", form_of_input, classes, batch_size, given_seeds or DEFAULT_SEEDS, data=data)
     plans = make_plans(
         model,
         depths=parse_depths(depths),
@@ -85,31 +98,31 @@ def probe(
         shortcuts=parse_list(shortcut, "--shortcut"),
         base=base,
     )
-    if drawn is None and len(plans) > 1:
+    if given_seeds is None and len(plans) > 1:
         plans = [replace(plan, seeds=DEFAULT_SEEDS[:1]) for plan in plans]
     from gradlens.probe.judge import judge
     from gradlens.probe.measure import probe as measure
 
     found = []
     for number, plan in enumerate(plans, 1):
-        net = f"{plan.model}, net {number} of {len(plans)}" if len(plans) > 1 else plan.model
+        name = f"{plan.model}, model {number} of {len(plans)}" if len(plans) > 1 else plan.model
 
-        def say(done: int, net: str = net) -> None:
-            _talk(f"{net}: {plural(done, 'draw')} done")
+        def show_progress(done: int, name: str = name) -> None:
+            _print_progress(f"{name}: {plural(done, 'initialisation')} done")
 
-        say(0)
-        found.append(judge(measure(plan, say)))
-    _talk("")
+        show_progress(0)
+        found.append(judge(measure(plan, show_progress)))
+    _print_progress("")
     _show(found, form, every_layer)
-    fallen = [
+    failed = [
         f"{item.probe.plan.model} is {f.kind}" for item in found for f in item.findings if gates & {f.kind, "any"}
     ]
-    if fallen:
-        raise GateError("; ".join(fallen))
+    if failed:
+        raise GateError("; ".join(failed))
 
 
-def _talk(text: str) -> None:
-    """Say on stderr how far it is, in one line of a terminal; nothing where that is none."""
+def _print_progress(text: str) -> None:
+    """Print progress on stderr, in one line that is overwritten; nothing if stderr is no terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r{text}\033[K", nl=False, err=True)
 

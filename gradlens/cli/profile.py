@@ -1,4 +1,4 @@
-"""``gradlens profile``: a metric over depth, beside theory."""
+"""``gradlens profile``: a metric over depth, compared with theory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ from gradlens.specs import parse_span, say_span
 @click.command()
 @runs_argument
 @metrics_option("activation_grad_norm")
-@click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements): the RMS.")
-@click.option("--steps", metavar="FIRST:LAST", default=":", help="Optimizer steps to take; either may be left out.")
+@click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements), which gives the RMS.")
+@click.option(
+    "--steps",
+    metavar="FIRST:LAST",
+    default=":",
+    help="Optimizer steps to use; FIRST or LAST may be omitted. Default: all.",
+)
 @click.option(
     "--rows", "kind", type=click.Choice(["slopes", "layers"]), default="slopes", show_default=True,
-    help="What json and csv hold: a row per run and section, or per layer; of what has no slope, the latter.",
+    help="Rows of json and csv: one per run and section, or one per layer, as always for metrics without a slope.",
 )  # fmt: skip
 @format_option
 @look_options
@@ -46,9 +51,9 @@ def profile(
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
-    """Show a metric over the layers, how steep it is, and the first step beside theory.
+    """Show a metric over the layers, its slope, and the first step compared with theory.
 
-    RUNS are files, names under runs/, or folders; left out, it is the newest run. Seeds of one model are grouped.
+    RUNS are files, names under runs/, or folders; default: the newest run. Seeds of one model are grouped.
     """
     check_figure_options(outputs, terminal)
     window = parse_span(steps)

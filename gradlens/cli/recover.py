@@ -1,4 +1,4 @@
-"""``gradlens recover``: make the file of a killed run whole again."""
+"""``gradlens recover``: repair the file of a killed run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path())
-@click.option("--repack", is_flag=True, help="Write whole files anew too: what an earlier gradlens wrote gets smaller.")
+@click.option("--repack", is_flag=True, help="Rewrite intact files too, which makes files of earlier versions smaller.")
 def recover(runs: tuple[str, ...], repack: bool) -> None:
-    """Make the files of killed runs appendable again, and keep what is whole of damaged ones.
+    """Repair the files of killed runs, and save the intact rows of damaged files.
 
-    RUNS are files, names under runs/, or folders; left out, all runs under runs/. Whole files are left untouched, and
-    so are those that are being written.
+    RUNS are files, names under runs/, or folders; default: all runs under runs/. Intact files are not changed, and
+    neither are files that are being written.
     """
     from gradlens.errors import GradlensError
     from gradlens.storage import recover_run, resolve_runs
@@ -27,7 +27,7 @@ def recover(runs: tuple[str, ...], repack: bool) -> None:
     failed = []
     for path in resolve_runs(runs, default="all"):
         try:
-            for line in _say(recover_run(path, repack=repack), repack):
+            for line in _describe(recover_run(path, repack=repack), repack):
                 click.echo(line)
         except GradlensError as error:
             if len(runs) == 1:
@@ -38,16 +38,24 @@ def recover(runs: tuple[str, ...], repack: bool) -> None:
         raise GradlensError(f"{plural(len(failed), 'file')} could not be recovered")
 
 
-def _say(found: Recovery, repacked: bool) -> list[str]:
-    """Say what was found, and what was saved."""
-    held = f"{plural(found.rows, 'row')} and {plural(found.epochs, 'epoch')}"
-    held += f", up to step {found.last_step}" if found.rows else ""
-    beside = [f"  removed {name}, left by a killed writer" for name in found.leftovers]
+def _describe(found: Recovery, repacked: bool) -> list[str]:
+    """Describe the state of the file and what was saved."""
+    content = f"{plural(found.rows, 'row')} and {plural(found.epochs, 'epoch')}"
+    content += f", up to step {found.last_step}" if found.rows else ""
+    removed = [f"  removed {name}, left by a killed writer" for name in found.leftovers]
     if found.found == "whole":
-        done = "packed anew" if repacked else "left untouched"
-        return [f"{found.path}: whole ({found.status}), {done}: {held}", *beside]
+        done = "rewritten" if repacked else "not changed"
+        return [f"{found.path}: intact ({found.status}), {done}: {content}", *removed]
     if found.found == "unfinished":
-        return [f"{found.path}: its writer did not close it; saved all of it: {held}; {found.status} now", *beside]
+        return [
+            f"{found.path}: its writer did not close it; all of it was saved: {content}; it is now {found.status}",
+            *removed,
+        ]
     lost = [f"  lost: {sentence}" for sentence in found.lost]
     kept = [f"  the damaged file is kept as {found.backup}"]
-    return [f"{found.path}: damaged; saved what is whole: {held}; {found.status} now", *lost, *kept, *beside]
+    return [
+        f"{found.path}: damaged; the intact part was saved: {content}; it is now {found.status}",
+        *lost,
+        *kept,
+        *removed,
+    ]

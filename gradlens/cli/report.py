@@ -1,4 +1,4 @@
-"""``gradlens report``: everything on one page."""
+"""``gradlens report``: a report of all runs on one page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from gradlens.format import plural
     help="Language of a Markdown report: English or Indonesian.",
 )  # fmt: skip
 def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> None:
-    """Write everything about RUNS on one page: claims, findings, heatmaps, curves, hyper-parameters.
+    """Write a report of RUNS: claims, findings, heatmaps, curves, hyper-parameters.
 
-    RUNS are files, names under runs/, or folders with all that is in them; left out, all runs under runs/. The page
-    needs no network and no other file; Markdown has its pictures beside it.
+    RUNS are files, names under runs/, or folders, including the folders in them; default: all runs under runs/. The
+    HTML page needs no internet connection and no other file; a Markdown report has its figures in files of their own.
     """
     from gradlens.report.content import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
@@ -35,6 +35,6 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
     for path in facts.left_out:
         click.echo(f"{path} repeats a seed of the same model and settings: it is left out", err=True)
     for path in outputs or (DEFAULT,):
-        written, *beside = write_report(facts, path, language=language, asked=bool(outputs))
-        more = f" and {plural(len(beside), 'picture')} beside it" if beside else ""
+        written, *figures = write_report(facts, path, language=language, asked=bool(outputs))
+        more = f" and {plural(len(figures), 'figure')}" if figures else ""
         click.echo(f"wrote {written}{more}", err=True)

@@ -1,4 +1,4 @@
-"""``gradlens run``: train with the recorder on."""
+"""``gradlens run``: train a model and record its gradients."""
 
 from __future__ import annotations
 
@@ -31,64 +31,83 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 @click.option(
     "--data",
     metavar="SPEC",
-    help="patterns (default), folder:PATH, csv:FILE, cifar10, cifar100, fashionmnist, svhn, food101, flowers102.",
+    help="Training data: patterns (default), folder:PATH, csv:FILE, cifar10, cifar100, fashionmnist, svhn, food101, "
+    "flowers102.",
 )
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="quick (default) or report (the original study's); the options below change its fields.",
+    help="Settings to begin with: quick (default), or report, those of the original study. The options below "
+    "override them.",
 )
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--image-size", type=int, help="Side in pixels.")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--batch-size", type=int, help="Images per optimizer step.")
+@click.option("--image-size", type=int, help="Height and width of the images in pixels.")
 @click.option("--lr", type=float, help="Learning rate at the start.")
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS))
-@click.option("--weight-decay", type=float)
-@click.option("--label-smoothing", type=float)
-@click.option("--schedule", metavar="SCHEDULE", help="constant, cosine, or step:SIZE,GAMMA by epochs.")
-@click.option("--patience", type=int, help="Stop after so many epochs without a lower validation loss; 0 never.")
-@click.option("--augment", metavar="LIST", help=f"Of {','.join(AUGMENTATIONS)}; or none.")
-@click.option("--val-fraction", type=float, help="Share held out where the data has no validation set.")
-@click.option("--split", type=click.Choice(SPLITS), help="group (default) keeps copies of a picture on one side.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer; sgd has momentum 0.9.")
+@click.option("--weight-decay", type=float, help="L2 for adam and sgd, decoupled for adamw.")
+@click.option("--label-smoothing", type=float, help="Share of the target spread over all classes.")
+@click.option("--schedule", metavar="SCHEDULE", help="Learning rate over epochs: constant, cosine, or step:SIZE,GAMMA.")
+@click.option(
+    "--patience", type=int, help="Stop after this many epochs without a lower validation loss; 0 means never."
+)
+@click.option("--augment", metavar="LIST", help=f"Augmentations: some of {','.join(AUGMENTATIONS)}; or none.")
+@click.option(
+    "--val-fraction", type=float, help="Share of the images used for validation, if the data has no validation set."
+)
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    help="How to split off the validation images: group (default) keeps copies of an image on one side; random "
+    "does not.",
+)
 @click.option(
     "--init",
     type=click.Choice(INITS),
-    help="Initialisation of plain and residual nets: he (default) or PyTorch's.",
+    help="Initialisation of plain and residual models: he (default), or default, which is PyTorch's own.",
 )
 @click.option(
     "--shortcut",
     type=click.Choice(SHORTCUTS),
-    help="Shortcut option of residual nets: A (zero-padded, default) or B.",
+    help="Shortcut of residual models: A (zero-padded, default) or B (projection).",
 )
-@click.option("--skip-broken", is_flag=True, default=None, help="Pass over images that are missing or broken.")
-@click.option("--seed", type=int, help="Seeds weights, split, order and augmentation (default 0).")
-@click.option("--seeds", metavar="LIST", help="Train one run after another: 0,1,2 or 0-4.")
-@click.option("--every", metavar="N", help="Record every so many steps (default 1); auto: as often as costs under 1 %.")
+@click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
+@click.option("--seed", type=int, help="Seed of weights, split, order of images and augmentation (default 0).")
+@click.option("--seeds", metavar="LIST", help="Train a run for each seed, one after another: 0,1,2 or 0-4.")
 @click.option(
-    "--metrics", metavar="LIST", help=f"Record these too, beside what always is: of {', '.join(METRICS_ON_REQUEST)}."
+    "--every", metavar="N", help="Record every Nth step (default 1); auto: as often as possible within 1 % overhead."
 )
-@click.option("--device", help="auto (default), cpu, cuda, ...")
-@click.option("--amp", is_flag=True, default=None, help="bfloat16 autocast in the forward pass.")
-@click.option("--workers", type=int, help="Processes that prepare batches (default 0).")
+@click.option("--metrics", metavar="LIST", help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}.")
+@click.option("--device", help="Device to train on: auto (default), cpu, cuda, ...")
+@click.option("--amp", is_flag=True, default=None, help="Use bfloat16 autocast in the forward pass.")
 @click.option(
-    "--on-nonfinite", type=click.Choice(ON_NONFINITE), help="What a NaN or infinite loss does (default stop)."
+    "--workers", type=int, help="Processes that prepare batches; 0 (default) means the training process itself."
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(ON_NONFINITE),
+    help="Stop or continue the training when the loss is NaN or infinite (default stop).",
 )
 @click.option(
     "--on-record-error",
     type=click.Choice(ON_RECORD_ERROR),
-    help="Where the file or its checkpoint cannot be written: end the training (stop, default), or go on without.",
+    help="Stop the training when the run file or checkpoint cannot be written (default), or continue without it.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs"),
     show_default=True,
-    help="Folder for run files.",
+    help="Folder for the run files.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Of an experiment: processes at a time (default: the cores).")
-@click.option("--live", is_flag=True, help="Show it in a full screen, as gradlens watch does; q goes back to lines.")
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch of a run that was stopped.")
-@click.option("--overwrite", is_flag=True, help="Replace runs that are there.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="For an experiment: runs at the same time (default: the number of cores).",
+)
+@click.option("--live", is_flag=True, help="Show the run in full screen, as gradlens watch does; q returns to lines.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run after its last finished epoch.")
+@click.option("--overwrite", is_flag=True, help="Replace existing runs.")
 def run(
     model: str,
     recipe: str | None,
@@ -104,23 +123,31 @@ def run(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL with the recorder on, or what is missing of an experiment (MODEL is its name or a .toml file).
+    """Train MODEL and record its gradients into OUT/MODEL-sSEED.h5; or train an experiment.
 
-    MODEL is plain18, plain34, resnet18, resnet34 (ImageNet stem), plain20 ... plain110, resnet20 ... resnet110
-    (CIFAR family), each also with -nobn (no batch norm) and -sigmoid, residual ones with -valueonly or -gradonly (what
-    the shortcut passes on), in the order resnet34-gradonly-nobn-sigmoid; torchvision:NAME; path.py:FACTORY; or
-    module:FACTORY.
-    Writes OUT/MODEL-sSEED.h5.
-    An experiment is a file that ends in .toml, or a name: NAME.toml in this folder, or one of the original study's
-    (cause, controls, depth, full, norm, report); where a model has the same name, the model is trained. It writes
-    OUT/NAME/GROUP/MODEL-sSEED.h5, goes on with runs that are unfinished and keeps those that are complete; options go
-    before what its file says.
-    Under torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
-    """
+    \b
+    MODEL is one of
+      plain18, plain34, resnet18, resnet34      with the ImageNet stem
+      plain20 ... plain110, resnet20 ...        of the CIFAR family
+      torchvision:NAME                          a model of torchvision
+      path.py:FACTORY, module:FACTORY           a function that returns a model
+      an experiment, or a file FILE.toml        see below
+
+    Plain and residual models have variants: -nobn has no batch norm, -sigmoid has sigmoid activations. In residual
+    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly). Endings
+    are combined in the order resnet34-gradonly-nobn-sigmoid.
+
+    An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current
+    folder, or as the name of an experiment of the original study: cause, controls, depth, full, norm, report. A name
+    that is also that of a model means the model. Runs are written to OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs
+    are kept, unfinished runs are continued. Options override the settings of the file.
+
+    With torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
+    """  # noqa: D301
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given: choose one of them")
     if resume and overwrite:
-        raise ConfigError("--resume goes on with a run, --overwrite replaces it: choose one of them")
+        raise ConfigError("--resume continues a run, --overwrite replaces it: choose one of them")
     chosen = parse_seeds(seeds) if seeds is not None else None if seed is None else (seed,)
     if augment is not None:
         options["augment"] = parse_names(augment)
@@ -132,12 +159,14 @@ def run(
     experiment = find_experiment(model)
     if experiment is not None:
         if live:
-            raise ConfigError("--live shows one training; an experiment has many: gradlens watch RUN shows one of them")
+            raise ConfigError(
+                "--live shows one training, and an experiment has many: gradlens watch RUN shows one of them"
+            )
         given |= {} if recipe is None else {"recipe": recipe}
         run_experiment(experiment, given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
         return
     if jobs is not None:
-        raise ConfigError("--jobs is of experiments (gradlens run report); --seeds trains in turn")
+        raise ConfigError("--jobs is for experiments (gradlens run report); --seeds trains one run after another")
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing([path for _, path in plans])
@@ -155,7 +184,7 @@ def _plan(
 
 
 def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig | None:
-    """Take the settings that the run was started with; options given now are checked against them."""
+    """Return the settings that the run was started with, changed by the options given now."""
     from dataclasses import replace
 
     from gradlens.storage import read_run
@@ -165,7 +194,7 @@ def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig
         return None
     started = RunConfig.from_dict(stored)
     if recipe is not None and recipe != started.recipe:
-        raise ConfigError(f"{path} was started with recipe {started.recipe}, not {recipe}", tip="leave --recipe out")
+        raise ConfigError(f"{path} was started with recipe {started.recipe}, not {recipe}", tip="omit --recipe")
     return replace(started, **given)
 
 
@@ -176,13 +205,13 @@ def _refuse_existing(paths: list[Path]) -> None:
     if there:
         raise RunExistsError(
             f"{', '.join(map(str, there))} is there already, and nothing is overwritten unasked",
-            tip="--resume goes on with it, --overwrite replaces it, --out DIR writes elsewhere",
+            tip="--resume continues it, --overwrite replaces it, --out DIR writes elsewhere",
         )
 
 
 def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool) -> None:
     from gradlens.events import Ended, Event, ignore
-    from gradlens.terminal.console import talk
+    from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
     from gradlens.train import joined, train_run
@@ -191,7 +220,7 @@ def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: 
     unrecorded: dict[Path, int] = {}
 
     shown = LiveTraining if live else TrainingView
-    with joined(plans[0][0].device) as world, shown(talk()) if world.first else nullcontext(ignore) as view:
+    with joined(plans[0][0].device) as world, shown(messages()) if world.first else nullcontext(ignore) as view:
         for config, path in plans:
 
             def listen(event: Event, path: Path = path) -> None:
@@ -201,26 +230,28 @@ def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: 
 
             if train_run(config, path, overwrite=overwrite, resume=resume, listener=listen) == "failed":
                 failed.append(path)
-    whole = [path for _, path in plans if path not in unrecorded]
-    if world.first and whole:
-        _show(whole)
+    recorded = [path for _, path in plans if path not in unrecorded]
+    if world.first and recorded:
+        _show(recorded)
     if unrecorded:
-        ends = (f"{path}: recording ended at step {step}, though training went on" for path, step in unrecorded.items())
+        ends = (
+            f"{path}: recording ended at step {step}, but the training continued" for path, step in unrecorded.items()
+        )
         raise GradlensError(
             f"{'; '.join(ends)}; what was recorded before is kept",
-            tip="--resume goes on from there, and records what is missing",
+            tip="--resume continues from there and records what is missing",
         )
     if failed:
         raise GradlensError(
-            f"{', '.join(map(str, failed))}: stopped by a loss that was not finite; what was recorded is kept",
-            tip="a lower --lr, or --on-nonfinite continue",
+            f"{', '.join(map(str, failed))}: stopped because the loss was not finite; what was recorded is kept",
+            tip="try a lower --lr, or --on-nonfinite continue",
         )
 
 
 def _show(paths: list[Path]) -> None:
-    """Show what came out."""
+    """Print a summary of the run, or a list of the runs, and the next command."""
     from gradlens.storage import read_run
-    from gradlens.terminal.console import results, talk
+    from gradlens.terminal.console import messages, results
     from gradlens.terminal.summary import print_summary
 
     if len(paths) == 1:
@@ -229,4 +260,4 @@ def _show(paths: list[Path]) -> None:
         from gradlens.terminal.listing import print_listing, run_rows
 
         print_listing(results(), paths[0].parent, run_rows(paths))
-    talk().print(f"next: gradlens heatmap {' '.join(map(str, paths[:3]))}", markup=False)
+    messages().print(f"next: gradlens heatmap {' '.join(map(str, paths[:3]))}", markup=False)

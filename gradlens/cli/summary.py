@@ -1,4 +1,4 @@
-"""``gradlens summary``: what happened in a run."""
+"""``gradlens summary``: the course of a run in one view."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gradlens.format import to_json
 @click.argument("run", required=False, type=click.Path())
 @format_option
 def summary(run: str | None, form: str) -> None:
-    """Show what happened in RUN: training table, depth profile, and what is notable.
+    """Summarise RUN: diagnosis, notable facts, training table and depth profile.
 
-    RUN is a file, a name under runs/, or a folder; left out, it is the newest run.
+    RUN is a file, a name under runs/, or a folder; default: the newest run.
     """
     from gradlens.run_summary import layer_rows, summarise
     from gradlens.terminal.console import results

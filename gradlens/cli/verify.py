@@ -1,4 +1,4 @@
-"""``gradlens verify``: known laws, measured here by the recorder."""
+"""``gradlens verify``: check the recorder against known laws of gradients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gradlens.errors import GateError
 @click.command()
 @format_option
 def verify(form: str) -> None:
-    """Check the recorder against laws of gradients that are known from the literature.
+    """Check the recorder against laws of gradients from the literature.
 
-    Each law's net is built and recorded here, and what was measured is shown beside the law's value. Exit code 3 if one
-    does not hold. Takes about half a minute.
+    For each law, gradlens builds a model, records its gradients, and compares the measured value with that of the law.
+    The exit code is 3 if a check fails. Takes about half a minute.
     """
     from gradlens.probe.verify import verify as measure
     from gradlens.terminal.console import results
@@ -32,9 +32,9 @@ def verify(form: str) -> None:
         print_checks(results(), checks, time.perf_counter() - started)
     else:
         print_rows(check_rows(checks), form)
-    fallen = [check.law for check in checks if not check.passed]
-    if fallen:
-        raise GateError(f"{len(fallen)} of {len(checks)} checks fell: {'; '.join(fallen)}")
+    failed = [check.law for check in checks if not check.passed]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
 
 
 def _is_terminal() -> bool:

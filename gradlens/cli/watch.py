@@ -9,14 +9,19 @@ from gradlens.metrics import METRICS
 
 @click.command()
 @click.argument("run", required=False, type=click.Path())
-@click.option("--metric", type=click.Choice(list(METRICS)), help="Which to begin with; the key m goes on to the next.")
+@click.option(
+    "--metric",
+    type=click.Choice(list(METRICS)),
+    metavar="METRIC",
+    help="The metric to show first; the key m shows the next one.",
+)
 @click.option("--leave-at-end", is_flag=True, hidden=True, help="Leave when the run ends, as ``run --live`` asks.")
 def watch(run: str | None, metric: str | None, leave_at_end: bool) -> None:
-    """Follow RUN while it is written: heatmap, profile, curves and findings, in a full screen.
+    """Follow RUN in full screen while it is written: heatmap, profile, curves and findings.
 
-    RUN is a file, a name under runs/, or a folder; left out, it is the newest run. It may still be to come. Keys: q
-    quits, space pauses, m changes the metric, r the range, f shows all findings, ? helps. Where stdout is no terminal,
-    a line is printed for each epoch until the run ends.
+    RUN is a file, a name under runs/, or a folder; default: the newest run. It need not exist yet. Keys: q quits,
+    space pauses, m changes the metric, r changes the range, f shows all findings, ? shows the help. If stdout is no
+    terminal, a line is printed for each epoch until the run ends.
     """
     from gradlens.terminal.live.watch import watch as follow
 

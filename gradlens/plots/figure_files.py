@@ -62,7 +62,7 @@ def save_figure(
     check_figure_path(path)
     facts = path.with_suffix(".json")
     if not asked and path.exists() and not facts.exists():
-        raise RunExistsError(f"{path} exists and was not drawn by gradlens", tip="choose another name with -o FILE")
+        raise RunExistsError(f"{path} is there and was not drawn by gradlens", tip="choose another name with -o FILE")
     check_facts_place(facts)
     with write_errors(f"{path} cannot be written"):
         with whole_file(path) as temporary, open(temporary, "wb") as file, house_style(look):
@@ -86,7 +86,9 @@ def check_facts_place(facts: Path) -> None:
     except (OSError, ValueError):
         content = None
     if not (isinstance(content, dict) and {"figure", "command", "versions"} <= content.keys()):
-        raise RunExistsError(f"{facts} exists and was not written by gradlens", tip="choose another name with -o FILE")
+        raise RunExistsError(
+            f"{facts} is there and was not written by gradlens", tip="choose another name with -o FILE"
+        )
 
 
 def _options(path: Path) -> dict[str, Any]:

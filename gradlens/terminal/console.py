@@ -26,7 +26,7 @@ def results() -> Console:
     return _PatientConsole(highlight=False, soft_wrap=False)
 
 
-def talk() -> Console:
+def messages() -> Console:
     """Return the console for progress and messages (stderr)."""
     return Console(stderr=True, highlight=False)
 

@@ -154,7 +154,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_command(["run", str(tmp_path / "absent.toml")]) == 2
     assert "absent.toml cannot be read: No such file or directory" in capsys.readouterr().err.replace("\n", "")
     assert run_command(["run", "plain8", "--jobs", "2"]) == 2
-    assert "--jobs is of experiments" in capsys.readouterr().err
+    assert "--jobs is for experiments" in capsys.readouterr().err
 
 
 def test_every_setting_has_a_type_that_is_checked() -> None:

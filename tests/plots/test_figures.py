@@ -96,7 +96,7 @@ def test_a_strangers_json_beside_a_picture_is_not_overwritten(make_run, tmp_path
     beside = tmp_path / "a.json"
     for theirs in ('{"mine": 1}', "[1]", "no JSON", "\x80"):
         beside.write_bytes(theirs.encode("latin-1"))
-        with pytest.raises(RunExistsError, match=r"a\.json exists and was not written by gradlens"):
+        with pytest.raises(RunExistsError, match=r"a\.json is there and was not written by gradlens"):
             save_figure(draw_heatmap(runs), tmp_path / "a.png", command="", runs=runs)
         assert beside.read_bytes() == theirs.encode("latin-1")
         assert not (tmp_path / "a.png").exists()

@@ -55,7 +55,7 @@ def test_the_exit_code_of_the_command(
     out, err = capsys.readouterr()
     assert "Someone 2000" in out
     assert ("2 of 2 checks are within" in out) == (code == 0)
-    assert ("Error: 1 of 2 checks fell: a law" in err) == (code == 3)
+    assert ("Error: 1 of 2 checks failed: a law" in err) == (code == 3)
     assert run_command(["verify", "--format", "csv"]) == code
     assert capsys.readouterr().out.splitlines()[0] == "law,source,setting,value,measured,tolerance,passed"
     assert run_command(["verify", "--format", "json"]) == code

@@ -54,7 +54,7 @@ def test_files_of_others_are_kept(study, capsys) -> None:
 @pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.slow), "id"])
 def test_markdown_has_the_reports_own_sections_filled(language: str, study, capsys) -> None:
     assert run_command(["report", "--lang", language, "-o", "new/r.md"]) == 0
-    assert capsys.readouterr().err == "wrote new/r.md and 3 pictures beside it\n"
+    assert capsys.readouterr().err == "wrote new/r.md and 3 figures\n"
     text = Path("new/r.md").read_text(encoding="utf-8")
     heads = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert heads[-4:] == SECTIONS[language]

@@ -169,10 +169,10 @@ def test_the_command_says_what_it_found(killed: Path, capsys: pytest.CaptureFixt
     make_run()
     assert run_command(["recover", str(killed)]) == 0
     out = capsys.readouterr().out
-    assert f"its writer did not close it; saved all of it: {ROWS} rows and 0 epochs, up to step 598; in" in out
+    assert f"its writer did not close it; all of it was saved: {ROWS} rows and 0 epochs, up to step 598; it is" in out
     assert "removed .a.h5.123.tmp" in out
     assert run_command(["recover"]) == 0
-    assert "net-s0.h5: whole (complete), left untouched: 20 rows and 2 epochs" in capsys.readouterr().out
+    assert "net-s0.h5: intact (complete), not changed: 20 rows and 2 epochs" in capsys.readouterr().out
     (killed.parent / "x.h5").write_text("no")
     assert run_command(["recover", str(killed.parent / "x.h5")]) == 1
     assert "is not an HDF5 file" in capsys.readouterr().err
