@@ -199,7 +199,7 @@ def test_a_file_that_does_not_belong_to_its_checkpoint_is_refused(tmp_path: Path
         path.write_bytes(kept)
 
     refused(other, r"train_loss of epoch 2 is [\d.]+ there, [\d.]+ in the checkpoint")
-    refused(shorter, "it holds 4 rows and 1 epochs, and the checkpoint was written after 8 and 2")
+    refused(shorter, "it holds 4 rows and 1 epoch, and the checkpoint was written after 8 and 2")
     refused(None, "there is no such file")
     nothing_done = {"config": state["config"], "progress": {"epoch": 0}, "rows": 0, "steps": 0}
     save_checkpoint(checkpoint_path(path), nothing_done)
