@@ -1,7 +1,7 @@
 """The Python functions of the commands' names: each takes runs and returns an object, a figure or paths.
 
 Runs may be named as they are there: what ``read_run`` returned, a file, a name under ``runs/``, a folder for all in it,
-or several of these. What comes back shows itself where it is the last thing in a cell of a notebook.
+or several of these. What they return is displayed when it is the last expression in a cell of a notebook.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def heatmap(
 def profile(
     runs: Runs | None = None, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)
 ) -> GradlensFigure:
-    """Draw a metric over the layers, a line per net, and where there is one the first step beside theory.
+    """Draw a metric over the layers, a line per model, and the first step compared with theory where theory applies.
 
     Args:
         runs: Seeds of one model are put together; None is the newest run.
@@ -156,7 +156,7 @@ def compare(runs: Runs | None = None) -> Comparison:
 
 
 def claims(runs: Runs | None = None) -> Judgement:
-    """Judge the original study's claims by runs of plain and residual nets that were trained alike.
+    """Judge the original study's claims by runs of plain and residual networks that were trained alike.
 
     Args:
         runs: In any order; two seeds or more in common. A folder stands for all runs in it and below; None
@@ -166,7 +166,7 @@ def claims(runs: Runs | None = None) -> Judgement:
         The judgement: ``.claims`` with their verdicts, ``.explanation``, ``.rows()`` with all numbers.
 
     Raises:
-        ConfigError: None of them is of a plain or a residual net.
+        ConfigError: No run is of a plain or a residual network.
         NoRunError: As in ``as_runs``.
     """
     from gradlens.studies import judge

@@ -22,7 +22,7 @@ ON_RECORD_ERROR = ("stop", "continue")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a net is trained; every field can be overridden on the command line."""
+    """How a model is trained; every field can be overridden on the command line."""
 
     epochs: int
     """Passes over the training images."""
@@ -43,7 +43,7 @@ class Recipe:
     patience: int
     """Stop after so many epochs without a lower validation loss; 0 never stops."""
     augment: tuple[str, ...]
-    """Of flip, crop, rotation, color; applied to training images only."""
+    """Any of flip, crop, rotation and color; applied to training images only."""
     val_fraction: float
     """Share of the images held out where the data has no validation set of its own."""
 
@@ -101,16 +101,16 @@ class RunConfig:
     augment: tuple[str, ...] = RECIPES["quick"].augment
     val_fraction: float = RECIPES["quick"].val_fraction
     split: str = "group"
-    """group keeps copies of a picture on one side; random does not."""
+    """group keeps copies of an image on one side of the split; random does not."""
     init: str = "he"
-    """he, or default (PyTorch's own); of the plain and residual nets only."""
+    """he, or default (PyTorch's own); for plain and residual networks only."""
     shortcut: str = "A"
-    """A (zero-padded, no parameters) or B (projection where shapes change); of the residual nets only."""
+    """A (zero-padded, no parameters) or B (projection where shapes change); for residual networks only."""
     skip_broken: bool = False
     every: int | str = 1
     """Record every so many steps; or "auto": as often as recording keeps to its budget."""
     metrics: tuple[str, ...] = ()
-    """Recorded beside the defaults and, of nets with residual blocks, the metrics of their paths."""
+    """Recorded in addition to the defaults and, for models with residual blocks, to the metrics of their paths."""
     device: str = "auto"
     amp: bool = False
     """bfloat16 autocast in the forward pass."""

@@ -78,4 +78,4 @@ class DamagedError(RunFileError):
 
 
 class GradlensWarning(UserWarning):
-    """Something that a user should hear of, though it stops nothing."""
+    """Something that a user should know, although it stops nothing."""

@@ -2,7 +2,7 @@
 
 ::
 
-    question = "Does the plain net's gradient vanish?"
+    question = "Does the plain network's gradient vanish?"
     measured = "The profile of activation_grad_norm over depth, in the first and the last epoch."
     seeds = [0, 1, 2]
     figures = ["gradlens compare {runs}/grouped -o figures/compare.png"]
@@ -44,7 +44,7 @@ class Planned:
         label: Group and run, as in ``grouped/plain34-s0``.
         config: What to train and how.
         path: The run file.
-        options: What the command line must be told beside model, seed and folder.
+        options: Options of the command line in addition to model, seed and folder.
     """
 
     label: str
@@ -71,7 +71,7 @@ class Group:
     """Runs that differ in model and seed alone.
 
     Args:
-        name: Of its folder.
+        name: The name of its folder.
         models: Names of models.
         seeds: One run each.
         settings: Fields of ``RunConfig``.

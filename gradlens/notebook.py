@@ -131,7 +131,7 @@ def _small_heatmap(run: Run) -> Markup:
 
         return draw_small_heatmap(run, named[0])
 
-    return _picture(draw, f"Heatmap of {named[0]} of {run.name}: layers, input first, by optimizer steps")
+    return _image(draw, f"Heatmap of {named[0]} of {run.name}: layers, input first, by optimizer steps")
 
 
 # --- diagnoses ----------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def group_card(group: Group) -> str:
 
 
 def comparison_card(comparison: Comparison) -> str:
-    """Show nets side by side: the last epoch, and curves over epochs."""
+    """Show models side by side: the last epoch, and curves over epochs."""
     labels = [group.label for group in comparison.groups]
-    return _card(_title(" and ".join(labels) if len(labels) < 4 else f"{len(labels)} nets"),
+    return _card(_title(" and ".join(labels) if len(labels) < 4 else f"{len(labels)} models"),
                  *_compared(comparison.groups), _lines(comparison.left_out(), faint=True))  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def _compared(groups: Sequence[Group]) -> list[Markup]:
     return [
         _guarded(lambda: _table(["last epoch", *FINAL_ROWS.values()], rows)),
         _line(how, faint=True) if any(len(group.runs) > 1 for group in groups) else Markup(),
-        _picture(draw, f"Accuracy and loss over epochs: {', '.join(group.label for group in groups)}"),
+        _image(draw, f"Accuracy and loss over epochs: {', '.join(group.label for group in groups)}"),
     ]
 
 
@@ -213,7 +213,7 @@ def judgement_card(judgement: Judgement) -> str:
     return _card(
         _title(f"{judgement.title}, by {plural(judgement.runs, 'run')}"),
         element("p", judgement.explanation, style="margin:.4em 0"),
-        _table(["", "claim", "nets", "verdict", "why"], rows, numbers=False),
+        _table(["", "claim", "networks", "verdict", "why"], rows, numbers=False),
         _lines([f"next: {text}" for text in judgement.next_steps]),
         *(_control(control) for control in judgement.controls),
         _lines([f"note: {note}" for note in judgement.remarks], faint=True),
@@ -318,14 +318,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool 
     return element("div", table, style="overflow-x:auto")
 
 
-def _picture(draw: Callable[[], GradlensFigure], alternative: str) -> Markup:
+def _image(draw: Callable[[], GradlensFigure], alternative: str) -> Markup:
     def shown() -> Markup:
         from gradlens.plots import png
 
         data = base64.b64encode(png(draw())).decode("ascii")
         return element("img", src=f"data:image/png;base64,{data}", alt=alternative, style="max-width:100%;height:auto")
 
-    return _guarded(shown, "the picture")
+    return _guarded(shown, "the figure")
 
 
 def _guarded(show: Callable[[], Markup], what: str = "this") -> Markup:

@@ -1,4 +1,4 @@
-"""Where a number or a picture comes from: versions and the commit of the code that made it."""
+"""Where a number or a figure comes from: versions and the commit of the code that made it."""
 
 from __future__ import annotations
 

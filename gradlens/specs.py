@@ -15,7 +15,7 @@ IMAGENET_DEPTHS = (18, 34)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 BOTTLENECK_DEPTHS = (50, 101, 152)
 MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-nobn", "-sigmoid")
-"""What a name of a plain or residual net may end in, in this order."""
+"""Endings of the names of plain and residual networks, in this order."""
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
@@ -61,7 +61,7 @@ class ModelSpec:
 
     @property
     def slug(self) -> str:
-        """The name as it stands in a file name."""
+        """The name as it is written in a file name."""
         name = self.factory or self.name.replace(":", "-")
         return re.sub(r"[^\w.+-]+", "-", name)
 
@@ -118,7 +118,7 @@ def _parse_registered(name: str, family: str, depth: int, suffixes: list[str]) -
     if len(halves) > 1:
         raise ConfigError(f"unknown model {name!r}: a shortcut passes on the value alone, or the gradient alone")
     if halves and family == "plain":
-        raise ConfigError(f"unknown model {name!r}: {halves[0]} is of shortcuts, and a plain net has none")
+        raise ConfigError(f"unknown model {name!r}: {halves[0]} is about shortcuts, and a plain network has none")
     _check_depth(name, depth)
     carries: Literal["both", "value", "gradient"] = "both"
     if halves:
@@ -135,7 +135,7 @@ def _check_depth(name: str, depth: int) -> None:
         )
     if depth not in IMAGENET_DEPTHS and (depth < 8 or depth % 6 != 2):
         raise ConfigError(
-            f"{name}: there is no net of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
+            f"{name}: there is no network of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
             f"{', '.join(map(str, CIFAR_DEPTHS))} (CIFAR family)"
         )
 
@@ -222,7 +222,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_every(text: str) -> int | str:
-    """Read a rhythm: a whole number, or ``auto``; ``RunConfig`` checks it."""
+    """Read an interval: a whole number, or ``auto``; ``RunConfig`` checks it."""
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
@@ -267,6 +267,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def check_figure_path(path: Path, endings: tuple[str, ...] = FIGURE_ENDINGS) -> None:
-    """Raise a ConfigError unless the file's ending names a format of pictures, or of films."""
+    """Raise a ConfigError unless the file's ending names a format of figures."""
     if path.suffix.lower() not in endings:
         raise ConfigError(f"{path}: expected a file ending in {', '.join(endings)}, got {path.suffix or 'no ending'}")

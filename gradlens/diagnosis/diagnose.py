@@ -169,7 +169,7 @@ def _say_loss(rec: Recording) -> str:
     if not len(loss):
         return "no loss was recorded that would tell whether anything is left to learn"
     if math.isnan(fell := loss_fell(rec)):
-        return f"the loss ends at {loss[-1]:.3g}, in too few rows to say whether it falls"
+        return f"the loss ends at {loss[-1]:.3g}, and there are too few rows to see whether it falls"
     if loss_halved(rec) or fell >= FELL:
         return f"yet the loss falls, to {loss[-1]:.3g}: what lowers it is in no recorded gradient"
     return f"the loss stays at {loss[-1]:.3g}: nothing is learned, unless this is as low as it can be"

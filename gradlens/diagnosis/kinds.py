@@ -41,7 +41,7 @@ REGISTRY = (
     Kind("dead", "nearly all units after an activation function stay at 0", "unit mati (dead)", True),
     Kind("saturated", "inputs of a bounded activation function lie where it is flat", "unit jenuh (saturated)"),
     Kind("vanishing", "the gradient at the first layers is far too small", "gradien menghilang (vanishing)", True),
-    Kind("frozen", "weights do not change, or change far too little to learn", "bobot diam (frozen)"),
+    Kind("frozen", "weights do not change, or change far too little to learn", "bobot tidak berubah (frozen)"),
     Kind("unused", "no gradient ever reaches a layer", "lapisan tak terpakai (unused)", True),
     Kind("incoherent", "gradients of parts of a batch have no common direction", "gradien tidak koheren (incoherent)"),
 )

@@ -143,7 +143,7 @@ def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
 
 
 def _is_finished(path: Path, config: RunConfig) -> bool:
-    """Say whether a run is complete; one that was begun with other settings is refused before anything starts."""
+    """Return whether a run is complete; a run with other settings is refused before anything starts."""
     run = read_run(path)
     if "recipe" not in run.config:
         raise ConfigError(f"{path} is of a training that gradlens run did not make", tip="--out DIR writes elsewhere")
@@ -206,7 +206,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _stoppable(running: list[Job]) -> Iterator[None]:
-    """End all processes where this one is told to end, or fails; each closes its file first."""
+    """End all processes when this one receives a signal to end, or fails; each closes its file first."""
     usual: dict[int, Any] = {}
 
     def stop(number: int, frame: Any) -> None:

@@ -158,16 +158,18 @@ def make_plans(
                 raise ConfigError(f"--{key} {value!r} is not known; expected some of {', '.join(known)}")
     family = model if model in ("plain", "resnet") else ""
     if family and not depths:
-        raise ConfigError(f"{model} alone names no net", tip=f"gradlens probe {model} --depths 18,34,56, or {model}34")
+        raise ConfigError(
+            f"{model} alone names no model", tip=f"gradlens probe {model} --depths 18,34,56, or {model}34"
+        )
     if not family and depths:
         raise ConfigError(
             f"--depths goes with plain and resnet, not with {model}", tip="gradlens probe plain --depths 18"
         )
     spec = None if family else parse_model(model)
     if spec is not None and spec.source != "registry" and (norms or inits or shortcuts):
-        raise ConfigError(f"--norm, --init and --shortcut are for plain and residual nets, not for {model}")
+        raise ConfigError(f"--norm, --init and --shortcut are for plain and residual networks, not for {model}")
     if shortcuts and (family or (spec.family if spec else "")) != "resnet":
-        raise ConfigError(f"{model} has no shortcuts: --shortcut is for residual nets")
+        raise ConfigError(f"{model} has no shortcuts: --shortcut is for residual networks")
     names = _names(model, family, spec, depths, norms)
     return [
         replace(base, model=name, init=init, shortcut=shortcut)

@@ -49,7 +49,7 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> tuple[list[
 
 
 def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> Any:
-    """Return the innermost optimizer, and gather the scalers on the way."""
+    """Return the innermost optimizer, and collect the scalers of its wrappers."""
     seen = set()
     while id(optimizer) not in seen:
         seen.add(id(optimizer))

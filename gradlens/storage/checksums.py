@@ -54,7 +54,7 @@ class Slot:
     states: tuple[int, ...] = ()
     """What ``state_crc`` may be: of a finished file one value, else also those from before the slot was written."""
     crcs: tuple[int, ...] = field(default=())
-    """Of the columns, and then of each metric's rows since the last whole block; empty in a finished file."""
+    """Checksums of the columns, then of each metric's rows since the last whole chunk; empty in a finished file."""
 
     def encode(self) -> bytes:
         """Return the slot as text, with a checksum of its own."""
@@ -80,7 +80,7 @@ class Slot:
 
 
 def state_crc(overhead: float, notes: bytes, status: bytes = b"", heartbeat: float = 0.0) -> int:
-    """Return the CRC-32 of what stands in ``/state`` beside the counts; status and heartbeat of a finished file."""
+    """Return the CRC-32 of what ``/state`` holds in addition to the counts; status and heartbeat of a finished file."""
     numbers = np.array([overhead, heartbeat], dtype=np.float64)
     return zlib.crc32(b"\n".join([numbers.tobytes(), status.rstrip(b"\0"), notes.rstrip(b"\0")]))
 
@@ -96,5 +96,5 @@ def seal(seconds: float) -> float:
 
 
 def is_sealed(seconds: float) -> bool:
-    """Say whether a time is as ``seal`` returned it."""
+    """Return whether a time is as ``seal`` returned it."""
     return seal(seconds) == seconds

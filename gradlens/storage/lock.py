@@ -97,7 +97,7 @@ def lock_path(path: Path) -> Path:
 
 
 def _is_held(place: Path) -> bool:
-    """Say whether this process holds a lock: to open and close its file again would let it go."""
+    """Return whether this process holds a lock: opening and closing its file again would release it."""
     return _held.get(place) == os.getpid()
 
 

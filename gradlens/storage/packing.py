@@ -110,7 +110,7 @@ def pack(
         target: The copy; replaced if it is there.
         status: Another status than the file's.
         notes: More notes than the file has.
-        salvaged: Of a damaged file, keep what is whole, with NaN in place of what is not; called for each part
+        salvaged: Keep what is whole of a damaged file, with NaN in place of the rest; called for each part
             (metric, first row, row after the last) that is lost.
 
     Raises:
@@ -220,7 +220,7 @@ class PackedLevels:
         self._written: dict[int, int] = {}
 
     def add(self, level: int, first: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Take in blocks of a level."""
+        """Take in chunks of a level."""
         if level not in self._waiting:
             create_level(self._file, level, *self._shape, self._rows, **FILTERS)
             self._waiting[level], self._first[level], self._written[level] = [], [], 0

@@ -134,7 +134,7 @@ class StoredScalars(_Stored):
 
 
 class StoredMetrics(_Stored):
-    """The metrics of a file: whole, some rows, or blocks of rows."""
+    """The metrics of a file: whole, some rows, or chunks of rows."""
 
     def _read(self, stored: StoredFile, name: str) -> FloatArray:
         return stored.rows(name, 0, self._n_steps)
@@ -147,7 +147,7 @@ class StoredMetrics(_Stored):
         return reading(self._path, lambda stored: stored.rows(name, start, stop), known=True)
 
     def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
-        """Return statistics of blocks of rows, at least so many where there are as many rows."""
+        """Return statistics of chunks of rows, at least so many where there are as many rows."""
         stop = min(stop, self._n_steps)
         start = min(max(start, 0), stop)
         size = choose_level(stop - start, least)

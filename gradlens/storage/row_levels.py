@@ -152,7 +152,7 @@ class Growth:
 
 
 def join(blocks: Sequence[RowChunk]) -> RowChunk:
-    """Put blocks of rows one behind the other."""
+    """Concatenate chunks of rows."""
     if len(blocks) == 1:
         return blocks[0]
     return RowChunk(

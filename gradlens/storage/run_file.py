@@ -148,7 +148,7 @@ def _open_hdf5(path: Path, stack: contextlib.ExitStack) -> tuple[h5py.File, bool
 
 
 def _may_be_written(path: Path) -> bool:
-    """Say whether a file changed so lately that what is wrong with it may be a write in progress."""
+    """Return whether a file changed so recently that a fault in it may be a write in progress."""
     with contextlib.suppress(OSError):
         return abs(time.time() - path.stat().st_mtime) < 30
     return False
@@ -314,7 +314,7 @@ class StoredFile:
 
     @tells_damage
     def every(self) -> dict[str, int]:
-        """Return each metric's rhythm in rows."""
+        """Return each metric's interval in rows."""
         return {name: int(self.contents.dataset(f"metric/{name}").attrs.get("every", 1)) for name in self.metrics}
 
     @tells_damage
@@ -438,12 +438,12 @@ class StoredFile:
 
     @property
     def has_levels(self) -> bool:
-        """Whether the file holds blocks of rows."""
+        """Whether the file holds chunks of rows."""
         return "level" in self.contents
 
     @tells_damage
     def level(self, rows: int, metric: str, start: int, stop: int) -> FloatArray:
-        """Return whole blocks of so many rows of a metric, (stop - start, L, 5) float64.
+        """Return whole chunks of so many rows of a metric, (stop - start, L, 5) float64.
 
         Args:
             rows: One of ``gradlens.row_chunks.LEVELS``.

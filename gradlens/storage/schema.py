@@ -13,7 +13,7 @@
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
     /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970) · overhead (the recorder's time over
                  the training's) · notes (lines of text) · check_a, check_b, scalar datasets
-    /level/      <rows> (B, M, L, 5) float32: of each whole block of so many rows (64, 256, ... 65536):
+    /level/      <rows> (B, M, L, 5) float32: of each whole chunk of so many rows (64, 256, ... 65536):
                  min, mean, max, count, zeros of each metric and layer; first_<rows> (B,) the block's first
                  step; metric, layer, statistic: the scales
     /check/      block (N, 2 + M) uint32, in a file that is being written: level (0 for the rows themselves, in
@@ -186,8 +186,8 @@ def create_state(file: h5py.File, values: Mapping[str, Any] | None = None, check
 
     Args:
         file: The file.
-        values: Of a finished run, what they hold.
-        check: Of a finished run, the slot that guards them; there is room for no other.
+        values: Their contents in a finished run.
+        check: The slot that guards them in a finished run; there is room for no other.
     """
     values = values or {}
     status = np.bytes_(values.get("status", "running"))

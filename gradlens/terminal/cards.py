@@ -1,6 +1,6 @@
 """Cards in one manner: the verdict, why, what to do next; below a card comes its evidence.
 
-A card fits the window: labels stand in a column of their own, and what they say wraps beside them.
+A card fits the window: labels have a column of their own, and the text wraps beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two consoles: results on stdout, progress and talk on stderr. Rich honours NO_COLOR and pipes."""
+"""Two consoles: results go to stdout, progress and messages go to stderr. Rich honours NO_COLOR and pipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow",
 
 
 class _PatientConsole(Console):
-    """Goes on when the reader of a pipe has left (``gradlens heatmap | head``): the picture is still to be written."""
+    """Goes on when the reader of a pipe has left (``gradlens heatmap | head``): the figure is still to be written."""
 
     def on_broken_pipe(self) -> None:
         """Write what follows into nothing."""
@@ -32,12 +32,12 @@ def messages() -> Console:
 
 
 def has_colour(console: Console) -> bool:
-    """Say whether colours will be seen."""
+    """Return whether colours will be seen."""
     return console.color_system is not None and not console.no_color
 
 
 def is_live(console: Console) -> bool:
-    """Say whether what was shown can be drawn over: in a terminal.
+    """Return whether what was shown can be drawn over: in a terminal.
 
     Below a cell of a notebook every version would stay, one under the other; Jupyter leaves this variable to what a
     cell starts.

@@ -21,7 +21,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     for number, finding in enumerate(diagnosis.findings):
         head = Text(finding.kind, BAD).append(f" · confidence {finding.confidence:.2f}", "default")
         console.print(head)
-        # Of the main finding, the card has said the rest.
+        # The card has shown the rest of the main finding.
         said = [("measured", finding.evidence), ("next", finding.remedy)] if number else []
         where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
         lines = [("where", where), *said[:1], ("threshold", finding.threshold), ("source", finding.source), *said[1:]]

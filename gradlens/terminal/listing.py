@@ -64,7 +64,7 @@ def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) ->
     widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
     last = len(COLUMNS) - 1
     room = console.width - sum(widths[:last]) - 2 * len(COLUMNS)
-    # What all runs have in common stands in the card, and what is wrong too.
+    # The card shows what all runs have in common, and what is wrong.
     kept = last if _common_data(rows) is not None or room < LEAST_DATA else last + 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i in range(kept):

@@ -20,6 +20,7 @@ from gradlens.probe.judge import LIFTED, Judged, loss_scale, say_parameters, say
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
 from gradlens.terminal.console import has_colour
+from gradlens.theory.predict import say_deviation
 
 MOST_LAYERS = 16
 MOST_LABEL = 24
@@ -33,7 +34,7 @@ WORDS = {
 }
 
 
-# --- one net ----------------------------------------------------------------------------------------------
+# --- one model --------------------------------------------------------------------------------------------
 
 
 def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) -> None:
@@ -58,12 +59,12 @@ def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) 
 
 
 def say_facts(judged: Judged) -> list[tuple[str, str]]:
-    """Return what is known of a net, a name and a line each."""
+    """Return what is known of a model, a name and a line each."""
     probe, sample = judged.probe, judged.probe.samples[0]
     plan, rows = probe.plan, list[tuple[str, str]]()
-    net = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
+    initialisation = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
     fed = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
-    rows.append(("net", f"{plural(sample.numel, 'parameter')} in {plural(sample.tensors, 'tensor')}{net}"))
+    rows.append(("model", f"{plural(sample.numel, 'parameter')} in {plural(sample.tensors, 'tensor')}{initialisation}"))
     samples = plural(len(probe.samples), "sample of weights", "samples of weights")
     seeds = f"seeds {','.join(map(str, plan.seeds))}"
     rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {samples}, {seeds}, {probe.seconds:.1f} s"))
@@ -90,13 +91,13 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
 
 
 def say_theory(judged: Judged) -> str:
-    """Say what theory predicts and how far the net is from it."""
+    """Say what theory predicts and how far the model is from it."""
     theory, prediction = judged.theory, judged.prediction
     if theory is None or prediction is None:
         return "none for this build (plain and resnet, torchvision:resnet18 and 34, Sequential stacks)"
     text = f"{quoted(theory.layer)} {say_power(theory.predicted)}, measured {say_power(theory.measured)}"
     if math.isfinite(theory.away):
-        text += f", {theory.away:+.1f} predicted spreads away"
+        text += f", {say_deviation(theory.away)}"
     slope, measured = say_signed(theory.slope, 3), say_signed(theory.measured_slope, 3)
     return f"{text}; {slope} per layer, measured {measured} ({prediction.source})"
 
@@ -178,7 +179,7 @@ def _say(value: float) -> str:
 
 
 def print_sweep(console: Console, found: Sequence[Judged]) -> None:
-    """Print a row per net; of its settings those that the sweep changes."""
+    """Print a row per model, with the settings that the sweep changes."""
     every = [_settings(judged) for judged in found]
     columns = [key for key in every[0] if key != "model" and len({row[key] for row in every}) > 1]
     title = "At initialisation, in decades towards the input"
@@ -221,7 +222,7 @@ def _settings(judged: Judged) -> dict[str, Any]:
 
 
 def probe_row(judged: Judged) -> dict[str, Any]:
-    """Return a net in a row of plain values, for JSON and CSV."""
+    """Return a model in a row of plain values, for JSON and CSV."""
     probe, sample, theory = judged.probe, judged.probe.samples[0], judged.theory
     plan = probe.plan
     dead, units = judged.units
@@ -260,7 +261,7 @@ def _entry_columns(name: str, entries: Entries) -> dict[str, Any]:
 
 
 def probe_facts(judged: Judged) -> dict[str, Any]:
-    """Return all that is known of a net, its layers, samples and findings too, for JSON."""
+    """Return all that is known of a model, its layers, samples and findings too, for JSON."""
     samples = judged.probe.samples
     sample = samples[0]
     facts = probe_row(judged)

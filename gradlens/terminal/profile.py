@@ -108,7 +108,7 @@ def _row(values: list[float], low: float, high: float, cells: int, colour: bool)
 def _slopes(curves: Sequence[Curve]) -> Table:
     """Return a row per profile and section."""
     table = Table(
-        title="Decades towards the input: below 0 it shrinks on its way back", title_justify="left",
+        title="Decades toward the input: below 0 it shrinks toward the input", title_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     table.add_column("", overflow="fold")

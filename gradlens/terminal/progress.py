@@ -97,7 +97,7 @@ class TrainingView:
         self._epoch_steps = self._progress.add_task("steps", total=self._steps, told="")
 
     def _nonfinite(self, event: NonFinite) -> None:
-        """Say the first of a run; the rest stands in the file, and NaN in each epoch's line."""
+        """Report the first of a run; the file holds the rest, and each epoch's line says NaN."""
         if not self._said_nonfinite:
             after = "training stops here (--on-nonfinite continue goes on)" if event.stops else "training goes on"
             text = f"the loss is {event.loss} at step {event.step}, epoch {event.epoch}: {after}"

@@ -74,7 +74,7 @@ def _curve_panels(console: Console, run: Run) -> list[RenderableType]:
     for kind in ("loss", "accuracy"):
         curves = [(part, run.epochs.get(f"{part}_{kind}", np.empty(0))) for part in ("train", "val")]
         curves = [(part, values) for part, values in curves if np.isfinite(values).sum() > 2]
-        # Without colour two curves in one picture could not be told apart.
+        # Without colour two curves in one figure could not be told apart.
         for some in [curves] if colour else [[curve] for curve in curves]:
             if some:
                 panels.append(curve_panel(kind, some, width, CURVE_LINES, colour=colour))

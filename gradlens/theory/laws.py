@@ -120,7 +120,7 @@ class LogNormal:
     """The distribution of ln of a squared norm over initialisations: Normal(-variance / 2, variance).
 
     Args:
-        variance: Of the natural logarithm of the squared norm.
+        variance: The variance of the natural logarithm of the squared norm.
     """
 
     variance: float

@@ -51,7 +51,7 @@ def probe(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
 def test_the_card(width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
     out, err = probe(capsys, "plain20", *QUICK)
-    for said in ("plain20: looks trainable", "theory", "predicted spreads", "ln(10) = 2.303", "dead units", "fp16"):
+    for said in ("plain20: looks trainable", "theory", "standard deviation", "ln(10) = 2.303", "dead units", "fp16"):
         assert said in out
     assert "layer1.0.conv1" in out
     assert "next" not in out
@@ -138,7 +138,7 @@ def test_nets_of_torchvision(name: str, capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "code", "said"),
     [
         (["plain35"], 2, "no net of depth 35"),
-        (["plain"], 2, "plain alone names no net"),
+        (["plain"], 2, "plain alone names no model"),
         (["plain", "--depths", "19"], 2, "no net of depth 19"),
         (["plain", "--depths", "deep"], 2, "expected whole numbers such as 18,34,56, got 'deep'"),
         (["plain", "--depths", "18,,34"], 2, "expected values with commas between them"),
@@ -146,7 +146,11 @@ def test_nets_of_torchvision(name: str, capsys: pytest.CaptureFixture[str]) -> N
         (["plain34", "--norm", "layer"], 2, "--norm 'layer' is not known; expected some of batch, none"),
         (["plain34-nobn", "--norm", "batch"], 2, "contradicts its name"),
         (["plain34", "--shortcut", "B"], 2, "plain34 has no shortcuts"),
-        (["torchvision:resnet18", "--init", "he"], 2, "are for plain and residual nets, not for torchvision:resnet18"),
+        (
+            ["torchvision:resnet18", "--init", "he"],
+            2,
+            "are for plain and residual networks, not for torchvision:resnet18",
+        ),
         (["torchvision:resnet19"], 1, "torchvision has no model 'resnet19'"),
         (["plain34", "--input", "big"], 2, "--input 'big': expected sizes such as 3x224x224"),
         (["plain34", "--input", "3x0x4"], 2, "every size must be at least 1"),

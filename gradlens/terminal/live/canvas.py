@@ -1,4 +1,4 @@
-"""A picture of cells, and what must be sent to a terminal so that it shows the next one: only the cells that differ."""
+"""A screen of cells, and what must be sent to a terminal so that it shows the next one: only cells that differ."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class Painter:
         self._last: NDArray[np.int64] | None = None
 
     def forget(self) -> None:
-        """Send everything with the next picture."""
+        """Send everything with the next screen."""
         self._last = None
 
     def paint(self, canvas: Canvas) -> str:
-        """Return what makes the terminal show this picture after the one before; "" where they are the same."""
+        """Return what makes the terminal show this screen after the one before; "" where they are the same."""
         cells = canvas.cells
         last = self._last
         whole = last is None or last.shape != cells.shape

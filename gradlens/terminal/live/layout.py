@@ -1,4 +1,4 @@
-"""The picture of a run that is being watched: heatmap, profile, curves, findings, fitted to any window."""
+"""The screen of a run that is being watched: heatmap, profile, curves, findings, fitted to any window."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATUS_COLOURS = {"running": CYAN, "complete": GREEN, "interrupted": YELLOW, "fa
 CURVE_COLOURS = (CYAN, YELLOW)
 HELP = (
     ("q, Ctrl-C", "leave; the training goes on"),
-    ("space, p", "hold the picture still, and go on"),
+    ("space, p", "pause the view, and go on"),
     ("m, M", "next metric, previous metric"),
     ("r, R", "next range, previous range: all rows, this epoch, the last 1,000, the last 100"),
     ("f", "all findings with their evidence; up and down move"),
@@ -40,7 +40,7 @@ HELP = (
 )
 LEGEND = (
     "Heatmap: a line is a layer, the input at the top; time goes to the right. Each column stands for as many rows as "
-    "every other; when the picture is full, each two become one, and it grows on.",
+    "every other; when the heatmap is full, each two become one, and it grows on.",
     "Beside it: the same metric now, the median of the newest rows, on the scale of the colours.",
     "Below: loss and accuracy, then what the diagnosis says of the rows so far, why, and what to do next.",
 )
@@ -182,8 +182,8 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     if not matrix.shape[1] or not len(layers):
         canvas.text(0, y, title, attributes=BOLD)
         every = watched.every.get(metric, 1)
-        rhythm = f" (it is recorded in every {every}th row)" if every > 1 else ""
-        canvas.text(label + 1, y + 1, f"no row of {metric} has been recorded yet{rhythm}", attributes=DIM)
+        interval = f" (it is recorded in every {every}th row)" if every > 1 else ""
+        canvas.text(label + 1, y + 1, f"no row of {metric} has been recorded yet{interval}", attributes=DIM)
         return 1
     if watched.status != "running":
         matrix = stretched(matrix.T, across).T

@@ -135,11 +135,11 @@ class Screen:
         return 80, 24
 
     def show(self, canvas: Canvas) -> int:
-        """Show a picture; return how many bytes that took."""
+        """Show a canvas; return how many bytes that took."""
         return self._write(self._painter.paint(canvas))
 
     def forget(self) -> None:
-        """Draw everything anew with the next picture."""
+        """Draw everything anew with the next canvas."""
         self._painter.forget()
 
     def _write(self, text: str) -> int:

@@ -78,7 +78,7 @@ class LiveTraining:
             self._step = None
 
     def _stop_watching(self, seconds: float) -> None:
-        """Wait until the view has left the screen; after so long it is told to."""
+        """Wait until the view has left the screen; after a while, ask it to leave."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,7 +95,7 @@ class LiveTraining:
 
 
 def can_show() -> bool:
-    """Say whether there is a terminal with a keyboard."""
+    """Return whether there is a terminal with a keyboard."""
     return sys.stdout.isatty() and sys.stdin is not None and sys.stdin.isatty() and os.environ.get("TERM") != "dumb"
 
 

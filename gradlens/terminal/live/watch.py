@@ -23,7 +23,7 @@ from gradlens.terminal.live.screen import Screen
 from gradlens.terminal.live.watched_run import Judge, Watched
 
 SHARE = 0.03
-"""Of a core, for reading and drawing; the diagnosis has its own share."""
+"""Share of a core for reading and drawing; the diagnosis has its own share."""
 SHORTEST_S, LONGEST_S, IDLE_S = 0.4, 2.0, 1.0
 FAILURES = 5
 LONG_PAUSE_S = 15.0
@@ -118,7 +118,7 @@ class LiveView:
         self.told = f"{self.watched.path}: {self.watched.status}, step {self.watched.step:,}{kind}"
 
     def _is_over(self) -> bool:
-        """Say whether it is to leave: with the end of a run that it has seen running, not with one from before."""
+        """Return whether to leave: at the end of a run that was seen running, not of one that had ended before."""
         ended = self.watched is not None and self.watched.status != "running"
         self._was_running |= self.watched is not None and not ended
         return self.leave_at_end and self._was_running and ended
@@ -162,7 +162,7 @@ class LiveView:
         self.screen.show(self._canvas(size))
 
     def _state(self, watched: Watched, size: tuple[int, int]) -> object:
-        """Return what a picture depends on: where it is as before, none is drawn."""
+        """Return what a screen depends on: where it is as before, none is drawn."""
         epochs = len(watched.epochs.get("epoch", ()))
         told = watched.status, watched.lost, int(watched.silence) if watched.lost else 0
         judged = (self.judge.rows, self.judge.failed) if self.judge is not None else None
@@ -287,7 +287,7 @@ def _verdict_line(judge: Judge) -> str:
 
 
 def epoch_line(watched: Watched, number: int) -> str:
-    """Return the line of an epoch: its losses and accuracies, and the way back of the gradient now."""
+    """Return the line of an epoch: its losses and accuracies, and the gradient ratio now."""
     values = {name: float(column[number]) for name, column in watched.epochs.items() if number < len(column)}
     of = f"/{watched.total_epochs}" if watched.total_epochs else ""
     parts = [f"epoch {values.get('epoch', number + 1):.0f}{of}"]
@@ -305,7 +305,7 @@ def _has(values: dict[str, float], key: str) -> bool:
 
 
 def step_line(watched: Watched) -> str:
-    """Return the line of a moment: step, loss, and the way back of the gradient."""
+    """Return the line of a moment: step, loss, and the gradient ratio."""
     parts = [f"step {watched.step:,}"]
     rows = watched.recent["scalars"].rows
     if "loss" in watched.scalar_names and len(rows):

@@ -25,7 +25,7 @@ LONG = 16_384
 """Rows that are read one by one; of a longer run that is there already, blocks are read."""
 RECENT = 2048
 NUMBERS = 4_000_000
-"""Of nets with very many layers fewer newest rows are kept."""
+"""For models with very many layers fewer newest rows are kept."""
 AT_ONCE_S = 0.2
 """So long a look may take; what is left comes with the next."""
 PATIENCE_S = 30.0
@@ -83,7 +83,7 @@ class Watched:
             self._follower = Follower(self.path, start=self.rows, epochs=len(self.epochs.get("epoch", ())))
 
     def linear(self, name: str) -> bool:
-        """Say whether a metric, or the scalars, are averaged as they are."""
+        """Return whether a metric, or the scalars, are averaged without logarithms."""
         return name == "scalars" or is_linear(name)
 
     @property
@@ -131,7 +131,7 @@ class Watched:
     # --- reading ------------------------------------------------------------------------------------------
 
     def _read_long(self, run: Run) -> None:
-        """Begin with blocks of rows, and the newest rows."""
+        """Begin with chunks of rows, and the newest rows."""
         begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
         values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
         for into, start in ((self.whole, 0), (self.epoch, begin)):
@@ -197,7 +197,7 @@ class Watched:
         return changed
 
     def _is_another(self, new: NewRows) -> bool:
-        """Say whether the file is laid out in another way than it was: with a scalar more, or as another run."""
+        """Return whether the file is laid out in another way than it was: with a scalar more, or as another run."""
         same = tuple(new.scalars) == self.scalar_names and set(new.metrics) == set(self.run.metrics)
         same &= all(rows.shape[1] == len(self.run.layers) for rows in new.metrics.values())
         return not same or bool(len(new.steps) and new.steps[0] <= self.step)
