@@ -265,7 +265,7 @@ def say_curve(curve: Curve, metric: str) -> str:
     first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].ends)
     fate = f": {say_fate(total)}" if metric in GRADIENTS else ""
     interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
-    steep = f"; {slope:+.3f}{interval} decades per layer toward the input" if np.isfinite(slope) else ""
+    steep = f"; {slope:+.3f}{interval} decades per layer" if np.isfinite(slope) else ""
     return f"{curve.label}{fate} ({first} / {last}: {say_power(total)}{steep}{seeds})"
 
 

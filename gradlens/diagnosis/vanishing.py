@@ -92,7 +92,8 @@ def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float, row: 
     if math.isnan(first) or math.isnan(last):
         return "", False
     early, late = (quoted(name) for name in rec.names(path[[0, -2]]))
-    updates = f"one step changes {early} by {first:.1e} of its norm, {late} by {last:.1e}"
+    amount = f"{first:.1e}" if first else "exactly 0"
+    updates = f"one step changes {early} by {amount} of its norm, {late} by {last:.1e}"
     if first < ROUNDING or first < HARDLY * last:
         return updates, False
     if typical < BEYOND_RESCALING:

@@ -92,7 +92,7 @@ def halfway(run: Run, rows: int) -> np.ndarray:
 def test_the_error_for_a_missing_factor_names_it_and_how_to_record_it() -> None:
     run = with_derived(run_of({"param_grad_norm": np.ones((3, 3))}))
     assert "coherent_grad_norm" not in run.metrics
-    with pytest.raises(ConfigError, match=r"net-s0 lacks grad_coherence: .*--metrics grad_coherence"):
+    with pytest.raises(ConfigError, match=r"net-s0 lacks grad_coherence; .*--metrics grad_coherence"):
         check_metric(run, "coherent_grad_norm")
     with pytest.raises(ConfigError, match="lacks grad_coherence"):
         make_curves([run], "coherent_grad_norm")
