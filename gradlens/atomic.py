@@ -29,6 +29,9 @@ def stale_names(path: Path, *, of_the_dead: bool = False) -> list[Path]:
         path: The file.
         of_the_dead: Leave out those of processes that are still running; without it, the caller knows that nobody
             else is writing.
+
+    Returns:
+        Their paths, in no order.
     """
     ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
     try:

@@ -180,6 +180,9 @@ def make_config(model: str, recipe: str = "quick", **overrides: Any) -> RunConfi
         recipe: One of ``RECIPES``.
         overrides: Fields of ``RunConfig``; None means not given.
 
+    Returns:
+        The configuration of the run.
+
     Raises:
         ConfigError: A name or a value is not allowed.
     """

@@ -122,6 +122,9 @@ class Experiment:
             overrides: Settings that go before those of the file.
             seeds: In place of those of the file.
 
+        Returns:
+            The planned runs.
+
         Raises:
             ConfigError: A value is not allowed; names file and group.
         """
@@ -149,6 +152,9 @@ class Experiment:
 
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment's file.
+
+    Returns:
+        The experiment.
 
     Raises:
         ConfigError: It is not there, no TOML, or a key in it is unknown, missing or of the wrong type.

@@ -43,6 +43,9 @@ def plural(count: int, noun: str, several: str = "") -> str:
         count: How many.
         noun: What, of one.
         several: What, of several; with an s at the end where it is left out.
+
+    Returns:
+        The text.
     """
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
@@ -60,6 +63,9 @@ def say_share(value: float, digits: int = 1) -> str:
     Args:
         value: From 0 to 1; NaN where it is not known.
         digits: Decimals.
+
+    Returns:
+        The text.
     """
     if math.isnan(value):
         return "-"

@@ -70,6 +70,9 @@ def model_names() -> list[str]:
     """List the models that have a name of their own, each also with ``-nobn``; then the variants, likewise.
 
     A variant changes one thing: what the shortcut passes on, or the activation function.
+
+    Returns:
+        The names.
     """
     depths = (*IMAGENET_DEPTHS, *CIFAR_DEPTHS)
     plain = [f"{family}{depth}" for family in FAMILIES for depth in depths]
@@ -84,6 +87,9 @@ def parse_model(name: str) -> ModelSpec:
     Args:
         name: ``plain34``, ``resnet56-nobn``, ``resnet34-valueonly``, ``resnet34-gradonly-nobn``,
             ``plain34-nobn-sigmoid``; ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
+
+    Returns:
+        What the name says.
 
     Raises:
         ConfigError: The name fits none of these.
@@ -159,6 +165,9 @@ def parse_data(spec: str) -> DataSpec:
     Args:
         spec: ``patterns``, ``folder:PATH``, ``csv:FILE`` or the name of a torchvision set.
 
+    Returns:
+        What the SPEC says.
+
     Raises:
         ConfigError: It fits none of these.
     """
@@ -195,6 +204,9 @@ def parse_schedule(text: str) -> Schedule:
     Args:
         text: ``constant``, ``cosine`` or ``step:SIZE,GAMMA`` (every SIZE epochs the rate is multiplied by GAMMA).
 
+    Returns:
+        What the text says.
+
     Raises:
         ConfigError: It fits none of these.
     """
@@ -229,6 +241,9 @@ def parse_every(text: str) -> int | str:
 def parse_span(text: str) -> tuple[int | None, int | None]:
     """Read a span of optimizer steps, both ends included: ``100:200``, ``100:``, ``:200`` or ``:``.
 
+    Returns:
+        First and last step; None is the beginning, or the end.
+
     Raises:
         ConfigError: It is none.
     """
@@ -249,6 +264,9 @@ def say_span(span: tuple[int | None, int | None]) -> list[str]:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as ``0,1,2`` or ``0-4``.
+
+    Returns:
+        The seeds, in the order given.
 
     Raises:
         ConfigError: It is not a list of whole numbers without repeats.

@@ -95,6 +95,9 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     """Find a growth over depth in the windows at the end of the rows, or at the end of those before a non-finite row.
 
     Confidence: the share of resampled medians beyond the threshold; for few rows, by Laplace's rule of succession.
+
+    Returns:
+        The finding; None where there is none.
     """
     ratio = rec.ratio
     if ratio is None:
@@ -136,6 +139,9 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
     A surge counts where the loss rises too, or where it ends in a non-finite step. Confidence: the share of rows since
     the surge that are beyond the threshold; for a rise before a non-finite step, the share of rows that are above the
     row before them.
+
+    Returns:
+        The finding; None where there is none.
     """
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:

@@ -64,6 +64,9 @@ def parse_gates(text: str | None, *more: str) -> tuple[str, ...]:
         text: Kinds with commas between them.
         more: Further names that are allowed here, such as "undecided".
 
+    Returns:
+        The kinds, in the order given.
+
     Raises:
         ConfigError: A name is empty (as an empty variable of a script makes it), or not a kind.
     """

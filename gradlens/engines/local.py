@@ -128,6 +128,9 @@ def _progress(path: Path, epochs: int) -> Progress:
 def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
     """See which runs are there, and make a job of each.
 
+    Returns:
+        A job per run, in the order of the experiment.
+
     Raises:
         ConfigError: A finished run was made with other settings.
         RunFileError: A file is there that cannot be read.

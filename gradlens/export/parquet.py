@@ -22,6 +22,9 @@ def write_parquet(table: Table, path: Path) -> int:
         table: The table.
         path: The file.
 
+    Returns:
+        The number of rows written.
+
     Raises:
         MissingLibraryError: pyarrow is not installed.
     """

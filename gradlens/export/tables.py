@@ -52,6 +52,9 @@ def make_table(kind: str, runs: Mapping[str, Run], metrics: Sequence[str] = ()) 
         kind: One of ``EXPORT_TABLES``.
         runs: Name in the column ``run`` to run; see ``distinct``.
         metrics: The metrics that become columns of the table of metrics.
+
+    Returns:
+        The table; its rows are read chunk by chunk when they are asked for.
     """
     if kind == "metrics":
         return _metrics_table(runs, metrics)

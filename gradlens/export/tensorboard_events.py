@@ -37,6 +37,9 @@ def write_events(run: Run, folder: Path, metrics: Sequence[str]) -> int:
         folder: The folder of the file; created if it does not exist.
         metrics: The metrics to write; metrics that the run does not hold are skipped.
 
+    Returns:
+        The number of steps that have a value.
+
     Raises:
         MissingLibraryError: tensorboard is not installed.
     """

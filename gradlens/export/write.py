@@ -61,6 +61,9 @@ def make_wanted(
         table: One of ``EXPORT_TABLES``; None is the table of metrics.
         metrics: Which metrics; () for all.
 
+    Returns:
+        What to export, complete.
+
     Raises:
         ConfigError: Two of them contradict each other, or one is not known.
         GradlensError: The library that writes the format is not installed.
@@ -79,6 +82,9 @@ def make_wanted(
 
 def choose_form(form: str | None, output: str | None) -> str:
     """Choose the format by what was asked for, and by the ending of the output.
+
+    Returns:
+        One of ``EXPORT_FORMS``.
 
     Raises:
         ConfigError: They contradict each other, or the ending says nothing.
@@ -110,6 +116,9 @@ def write_runs(
         wanted: See ``make_wanted``.
         output: A file, for events a folder; None is the default place under ``exports/``.
         overwrite: Replace what is there.
+
+    Returns:
+        Where the export is, and how much it holds.
 
     Raises:
         ConfigError: No run holds a metric that was asked for, or the output is a run itself.

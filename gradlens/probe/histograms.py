@@ -30,6 +30,9 @@ def count_entries(grad: Tensor) -> Entries:
     Args:
         grad: A gradient of any shape and layout. Real and imaginary parts of complex entries are counted separately;
             missing entries of a sparse gradient count as zeros.
+
+    Returns:
+        The counts.
     """
     grad = grad.detach()
     if grad.layout is not torch.strided:

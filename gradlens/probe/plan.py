@@ -69,6 +69,9 @@ def parse_input(text: str) -> Input:
     Args:
         text: The value of ``--input``.
 
+    Returns:
+        The form of one example.
+
     Raises:
         ConfigError: The text has another form, or a size is 0 or too large.
     """
@@ -213,6 +216,9 @@ def parse_list(text: str | None, option: str) -> tuple[str, ...]:
 
 def parse_depths(text: str | None) -> tuple[int, ...]:
     """Read depths such as ``18,34,56``.
+
+    Returns:
+        The depths, in the order given.
 
     Raises:
         ConfigError: A part is not a whole number.

@@ -50,6 +50,9 @@ class Contents:
     def names(self, group: str) -> list[str]:
         """List what lies in a group, sorted.
 
+        Returns:
+            The names, without the group.
+
         Raises:
             KeyError: There is no such group, or it cannot be opened.
             RuntimeError: It cannot be listed.

@@ -326,6 +326,7 @@ def move(temporary: Path, path: Path, *, onto: bool, shown: Path) -> None:
     """Give a file its name, which messages show in another form; without ``onto``, never onto another file.
 
     Raises:
+        OSError: The disk is full.
         RunExistsError: There is one already.
     """
     if onto:

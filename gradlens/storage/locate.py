@@ -19,6 +19,9 @@ def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
         folder: The folder.
         deep: Also list those in the folders below where it holds some itself.
 
+    Returns:
+        The paths of the run files.
+
     Raises:
         NoRunError: There is no such folder.
     """
@@ -52,6 +55,9 @@ def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = 
         arguments: Files and folders; a folder stands for all runs in it.
         default: What no argument means: "newest" or "all" runs under ``runs/``.
         deep: A folder also stands for the runs in the folders below it.
+
+    Returns:
+        The paths of the run files.
 
     Raises:
         NoRunError: A file or folder is not there, or a folder holds no run.

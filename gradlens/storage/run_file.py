@@ -77,6 +77,9 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
         path: The file.
         salvage: Read as much as can be read of a damaged file; see ``StoredFile``.
         known: As in ``reading``.
+
+    Yields:
+        The file, open for reading.
     """
     try:
         if not path.exists():

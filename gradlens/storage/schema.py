@@ -249,6 +249,9 @@ def column_names(scalars: Iterable[str], epoch_columns: Iterable[str]) -> tuple[
     Args:
         scalars: What lies in ``/scalar``.
         epoch_columns: What lies in ``/epoch``.
+
+    Returns:
+        The names, from the root of the file.
     """
     rows = ("step", "epoch_of_step", *(f"scalar/{name}" for name in sorted(scalars)))
     return (*rows, *(f"epoch/{name}" for name in sorted(epoch_columns)))

@@ -114,6 +114,9 @@ def _combine(verdicts: Sequence[Verdict]) -> Verdict:
 
     The outcome is that of the decided settings if they agree and are more than half of the tested settings; it is
     "mixed" if they contradict each other, and otherwise "undecided".
+
+    Returns:
+        The verdict of the condition.
     """
     if not any(verdict.counts for verdict in verdicts):
         return replace(verdicts[0], verdict="withheld" if verdicts[0].verdict == "withheld" else "undecided")

@@ -94,6 +94,9 @@ def sort_runs(runs: Sequence[Run]) -> SortedRuns:
 
     Args:
         runs: Any runs.
+
+    Returns:
+        The runs by their settings, and the controls.
     """
     sorted_runs = SortedRuns()
     counted = []

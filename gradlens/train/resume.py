@@ -117,6 +117,9 @@ def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) ->
 
     Returns:
         Whether the existing file is replaced, because the run starts again.
+
+    Raises:
+        RunFileError: The run file and the checkpoint do not belong together.
     """
     checkpoint = checkpoint_path(path)
     run = read_run(path) if path.exists() else None

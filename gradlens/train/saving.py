@@ -59,6 +59,7 @@ class CheckpointWriter:
             error: The recorder's error.
 
         Raises:
+            RecorderError: The training is to end with the recording.
             GradlensError: The user chose to stop.
         """
         step = self.recorder.counts[1] if self.recorder is not None else 0

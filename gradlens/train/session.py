@@ -209,6 +209,7 @@ def check_model(model: nn.Module, config: RunConfig, data: Splits, device: torch
         device: The model's device.
 
     Raises:
+        GradlensError: The model cannot take the images, or its output does not fit the classes.
         ModelError: The model cannot take the images, or does not return one score per class.
     """
     images = data.train.images[[0, 1]].float().div(255).to(device)
