@@ -1,4 +1,4 @@
-"""A probe in a terminal: the verdict, the facts behind it, and the profile beside theory; a sweep as a table."""
+"""A probe in a terminal: the verdict, the facts, and the profile compared with theory; a sweep as a table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = {
 }
 
 
-# --- one net ----------------------------------------------------------------------------------------------
+# --- one model --------------------------------------------------------------------------------------------
 
 
 def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) -> None:
@@ -58,14 +58,15 @@ def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) 
 
 
 def say_facts(judged: Judged) -> list[tuple[str, str]]:
-    """Return what is known of a net, a name and a line each."""
+    """Return the facts about a model, as pairs of a name and a line."""
     probe, draw = judged.probe, judged.probe.draws[0]
     plan, rows = probe.plan, list[tuple[str, str]]()
-    net = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
-    fed = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
-    rows.append(("net", f"{plural(draw.numel, 'parameter')} in {plural(draw.tensors, 'tensor')}{net}"))
-    drawn = f"{plural(len(probe.draws), 'draw')} of weights, seeds {','.join(map(str, plan.seeds))}"
-    rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {drawn}, {probe.seconds:.1f} s"))
+    init = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
+    source = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
+    rows.append(("model", f"{plural(draw.numel, 'parameter')} in {plural(draw.tensors, 'tensor')}{init}"))
+    seeds = f"{'seed' if len(plan.seeds) == 1 else 'seeds'} {','.join(map(str, plan.seeds))}"
+    samples = f"{plural(len(probe.draws), 'initialisation')}, {seeds}"
+    rows.append(("probed", f"{plan.batch_size} x {plan.input} {source}, {samples}, {probe.seconds:.1f} s"))
     if judged.ends:
         first, last = map(quoted, judged.ends)
         text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
@@ -89,27 +90,28 @@ def say_facts(judged: Judged) -> list[tuple[str, str]]:
 
 
 def say_theory(judged: Judged) -> str:
-    """Say what theory predicts and how far the net is from it."""
+    """Return what theory predicts and how far the model is from it."""
     theory, prediction = judged.theory, judged.prediction
     if theory is None or prediction is None:
-        return "none for this build (plain and resnet, torchvision:resnet18 and 34, Sequential stacks)"
+        return "none for this model (there is one for plain and resnet, torchvision:resnet18 and 34, Sequential stacks)"
     text = f"{quoted(theory.layer)} {say_power(theory.predicted)}, measured {say_power(theory.measured)}"
     if math.isfinite(theory.away):
-        text += f", {theory.away:+.1f} predicted spreads away"
+        side = "above" if theory.away > 0 else "below"
+        text += f", {abs(theory.away):.1f} standard deviations {side} theory"
     slope, measured = say_signed(theory.slope, 3), say_signed(theory.measured_slope, 3)
     return f"{text}; {slope} per layer, measured {measured} ({prediction.source})"
 
 
 def say_entries(entries: Entries) -> str:
-    """Say which share of a gradient's entries low precision cannot hold."""
+    """Return which share of a gradient's entries low precision cannot represent."""
     if not entries.known:
         return f"all {entries.total:,} entries are 0"
     low = say_share(entries.share_below(FP16_NORMAL))
-    text = f"under fp16's normal range {low}, to 0 {say_share(entries.share_below(FP16_LOST))}"
+    text = f"below fp16's normal range {low}, rounded to 0 {say_share(entries.share_below(FP16_LOST))}"
     scale, lifted = loss_scale(entries)
     text += f"; loss scale 2^{scale}" if scale and lifted >= LIFTED else ""
     zeros = f"; exactly 0: {say_share(entries.zeros / entries.total)}" if entries.zeros else ""
-    return f"{text}; under bf16's {say_share(entries.share_below(BF16_NORMAL))}{zeros}"
+    return f"{text}; below bf16's {say_share(entries.share_below(BF16_NORMAL))}{zeros}"
 
 
 def _range(judged: Judged) -> str:
@@ -143,7 +145,7 @@ def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
         dead, units = judged.probe.draws[0].units.get(name, (0, 0))
         shown = name if len(name) <= label else "…" + name[1 - label :]
         table.add_row(shown, line, _say(measured[i]), _say(theory[i]), f"{dead}/{units}" if units else "-", *shares)
-    table.caption = "dL/do, dL/dw: entries under fp16's normal range; dead: units of the first draw" + (
+    table.caption = "dL/do, dL/dw: entries below fp16's normal range; dead: units of the first initialisation" + (
         f"; {len(chosen)} of {len(measured)} layers" if len(chosen) < len(measured) else ""
     )
     table.caption_justify = "left"
@@ -155,7 +157,7 @@ def _entries(judged: Judged, kind: str, name: str) -> Entries:
 
 
 def _line(measured: float, theory: float, low: float, high: float, cells: int, colour: bool) -> Text:
-    """Draw a layer's measurement and theory at their places; where they meet the measurement is seen."""
+    """Draw the measured and the predicted value of a layer; in the same cell the measured one is shown."""
     text = [" "] * cells
     span = high - low if high > low else 1.0
     for value, mark in ((theory, THEORY), (measured, MEASURED)):
@@ -177,10 +179,10 @@ def _say(value: float) -> str:
 
 
 def print_sweep(console: Console, found: Sequence[Judged]) -> None:
-    """Print a row per net; of its settings those that the sweep changes."""
+    """Print a row per model, with the settings that differ between the models."""
     every = [_settings(judged) for judged in found]
     columns = [key for key in every[0] if key != "model" and len({row[key] for row in every}) > 1]
-    title = "At initialisation, in decades towards the input"
+    title = "At initialisation, in decades toward the input"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, no_wrap=True)
@@ -203,8 +205,9 @@ def print_sweep(console: Console, found: Sequence[Judged]) -> None:
         table.add_row(*(str(settings[name]) for name in columns), *numbers, verdict)
     console.print(table)
     draw = found[0].probe.draws[0]
-    draws = f"{plural(len(found[0].probe.draws), 'draw')} each"
-    console.print(Text(f"ln({max(draw.scores, 2)}) = {draw.expected_loss:.2f}; {draws}, middle one", style="dim"))
+    count = len(found[0].probe.draws)
+    samples = f"{plural(count, 'initialisation')} each" + (", median" if count > 1 else "")
+    console.print(Text(f"ln({max(draw.scores, 2)}) = {draw.expected_loss:.2f}; {samples}", style="dim"))
 
 
 def _settings(judged: Judged) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def _settings(judged: Judged) -> dict[str, Any]:
 
 
 def probe_row(judged: Judged) -> dict[str, Any]:
-    """Return a net in a row of plain values, for JSON and CSV."""
+    """Return the facts about a model in one row of plain values, for JSON and CSV."""
     probe, draw, theory = judged.probe, judged.probe.draws[0], judged.theory
     plan = probe.plan
     dead, units = judged.units
@@ -259,7 +262,7 @@ def _entry_columns(name: str, entries: Entries) -> dict[str, Any]:
 
 
 def probe_facts(judged: Judged) -> dict[str, Any]:
-    """Return all that is known of a net, its layers, draws and findings too, for JSON."""
+    """Return all facts about a model, with its layers, initialisations and findings, for JSON."""
     draws = judged.probe.draws
     draw = draws[0]
     facts = probe_row(judged)
@@ -279,7 +282,7 @@ def probe_facts(judged: Judged) -> dict[str, Any]:
 
 
 def layer_rows(judged: Judged) -> list[dict[str, Any]]:
-    """Return a row per recorded layer, in the order in which they ran; theory and decades of main layers only."""
+    """Return a row per recorded layer, in the order of the forward pass; only main layers have decades and theory."""
     places = {layer.name: i for i, layer in enumerate(judged.layers)}
     run = judged.probe.draws[0].run
     return [_layer_row(judged, i, layer, places.get(layer.name)) for i, layer in enumerate(run.layers)]
