@@ -1,1 +1,1 @@
-"""The same facts for a terminal, with Rich."""
+"""Views of runs, diagnoses and comparisons for a terminal, with Rich."""

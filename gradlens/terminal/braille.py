@@ -1,4 +1,4 @@
-"""Curves in braille: two by four dots a cell."""
+"""Curves in braille characters: each cell has two by four dots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradlens.run import FloatArray
 
 BLANK = 0x2800
 BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-"""The bit of each dot, (4, 2): line by column within a cell (Unicode 15, block Braille Patterns)."""
+"""(4, 2) bit of each dot, line by column within a cell (Unicode 15, block Braille Patterns)."""
 
 
 def braille(
@@ -20,27 +20,27 @@ def braille(
     """Draw curves into cells.
 
     Args:
-        curves: Each (N,) values from the left on, at most ``2 * width`` of them are drawn, a dot each; NaN is a gap.
+        curves: (N,) values each, from left to right, a dot each; at most ``2 * width`` are drawn; NaN is a gap.
         low: The value at the lower edge.
         high: The value at the upper edge.
-        width: Cells a line.
+        width: Cells per line.
         height: Lines.
 
     Returns:
-        (height, width) characters, blank where there is nothing, and the number of the curve that is seen there.
+        (height, width) code points of the characters, and (height, width) numbers of the curves that they show.
     """
     bits = np.zeros((height, width), dtype=np.int64)
-    owner = np.zeros((height, width), dtype=np.int64)
+    curve_number = np.zeros((height, width), dtype=np.int64)
     for number, curve in enumerate(curves):
         dots = _dots(curve[: 2 * width], low, high, 2 * width, 4 * height)
         cells = (dots.reshape(height, 4, width, 2) * BITS[None, :, None, :]).sum(axis=(1, 3))
         bits |= cells
-        owner[cells > 0] = number
-    return np.where(bits > 0, BLANK + bits, ord(" ")), owner
+        curve_number[cells > 0] = number
+    return np.where(bits > 0, BLANK + bits, ord(" ")), curve_number
 
 
 def _dots(curve: FloatArray, low: float, high: float, columns: int, lines: int) -> NDArray[np.bool_]:
-    """Return which dots a curve covers, each joined with the one before."""
+    """Return (lines, columns), which dots a curve covers; each dot is joined with the previous one."""
     dots = np.zeros((lines, columns), dtype=bool)
     span = high - low if high > low else 1.0
     with np.errstate(invalid="ignore"):
@@ -58,7 +58,15 @@ def _dots(curve: FloatArray, low: float, high: float, columns: int, lines: int) 
 
 
 def stretched(values: FloatArray, width: int) -> FloatArray:
-    """Return values, spread evenly over so many places: each repeated, or some left out."""
+    """Return (width,) values spread evenly: each value is repeated, or some are left out.
+
+    Args:
+        values: (N,) or (N, ...) values.
+        width: The number of values to return.
+
+    Returns:
+        (width, ...) values; none if there are none.
+    """
     if not len(values):
         return values
     return values[np.arange(width) * len(values) // width]

@@ -1,6 +1,6 @@
-"""Cards in one manner: the verdict, why, what to do next; below a card comes its evidence.
+"""Cards: a frame with the verdict, the reason and the next step; the evidence is printed below a card.
 
-A card fits the window: labels have a column of their own, and the text wraps beside it.
+A card fits the window: labels have a column of their own, and texts wrap in the column beside it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LABEL_WIDTH = 5
 
 @dataclass(frozen=True)
 class Card:
-    """What is said first of a run, or of several.
+    """The summary of one run or of several.
 
     Args:
-        title: What it is about.
-        verdict: The answer, in a word or a sentence.
-        style: ``GOOD``, ``OPEN``, ``BAD``, or any of Rich's.
-        beside: Facts that stand behind the verdict, in its line.
-        lines: Label ("why", "next", "also", "check", "note") and text, in order; a label that repeats is written once.
+        title: The subject.
+        verdict: The verdict, in a word or a sentence.
+        style: ``GOOD``, ``OPEN``, ``BAD``, or any style of Rich.
+        beside: Facts that follow the verdict in its line.
+        lines: Pairs of a label ("why", "next", "also", "check", "note") and a text; a repeated label is printed once.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Card:
 
 
 def print_card(console: Console, card: Card) -> None:
-    """Print a card over the whole width."""
+    """Print a card over the whole width of the window."""
     head = Text(card.verdict, card.style)
     for part in card.beside:
         head.append(f" · {part}", style="default")
@@ -53,7 +53,12 @@ def print_card(console: Console, card: Card) -> None:
 
 
 def labelled(lines: Sequence[tuple[str, str | Text]], *, width: int = LABEL_WIDTH) -> Table:
-    """Return texts with a label before each; they wrap beside it."""
+    """Return a table of labels and texts; the texts wrap in their column.
+
+    Args:
+        lines: Pairs of a label and a text; a repeated label is shown once.
+        width: Cells of the column of labels.
+    """
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=width, no_wrap=True)
     grid.add_column(overflow="fold")
@@ -68,12 +73,12 @@ def labelled(lines: Sequence[tuple[str, str | Text]], *, width: int = LABEL_WIDT
 
 
 def verdict_style(kind: str) -> str:
-    """Return the style of a diagnosis' kind."""
+    """Return the style for a kind of diagnosis."""
     return {HEALTHY: GOOD, UNDECIDED: OPEN}.get(kind, BAD)
 
 
 def evidence_table(title: str, *, caption: str | None = None) -> Table:
-    """Return an empty table of evidence; its columns are added by the caller."""
+    """Return an empty table in the style of evidence; the caller adds the columns."""
     return Table(
         title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
         collapse_padding=True,
@@ -81,5 +86,5 @@ def evidence_table(title: str, *, caption: str | None = None) -> Table:
 
 
 def heading(text: str) -> Text:
-    """Return the line above evidence that is no table, as it stands above tables."""
+    """Return a heading in the style of the titles of tables."""
     return Text(f"\n{text}", style="italic")

@@ -1,4 +1,4 @@
-"""A study's claims in a terminal: a card of what is decided and why, then each verdict, then the evidence."""
+"""The claims of a study in a terminal: a card with the decision and its reason, the verdicts, and the evidence."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ STYLES = {
     "undecided": "dim",
     "withheld": "bold red",
 }
-NEXT_SENTENCE = r"(?<=\.) (?=[A-Z])"
+SENTENCE_BREAK = r"(?<=\.) (?=[A-Z])"
 
 
 def print_claims(console: Console, judgement: Judgement, *, detail: bool = False) -> None:
-    """Print the card, a table of verdicts, and each claim's reasons.
+    """Print the card, a table of verdicts, and the reasons for each verdict.
 
     Args:
-        console: Where to.
-        judgement: What was found.
-        detail: Also print each setting's verdict, what would count, and all numbers.
+        console: The console to print to.
+        judgement: The verdicts on the claims.
+        detail: Also print the verdict of each setting, the criteria, and all numbers.
     """
     print_card(console, claims_card(judgement))
     console.print(_matrix(console, judgement))
@@ -40,18 +40,18 @@ def print_claims(console: Console, judgement: Judgement, *, detail: bool = False
 
 
 def claims_card(judgement: Judgement) -> Card:
-    """Return the card: what is decided, why, what would decide the rest, and the controls."""
-    said = {one: judgement.decided(one) for one in judgement.conditions}
-    decided = "; ".join(f"{keys} {condition}" for condition, keys in said.items() if keys)
+    """Return the card: the decided claims, the reason, what would decide the others, and the controls."""
+    keys_of = {one: judgement.decided(one) for one in judgement.conditions}
+    decided = "; ".join(f"{keys} {condition}" for condition, keys in keys_of.items() if keys)
     verdicts = [one.verdict for judged in judgement.claims for one in judged.overall.values()]
     if "withheld" in verdicts:
         verdict, style = "no verdict: the instrument fails its controls", BAD
     else:
         verdict, style = (decided, "bold") if decided else ("nothing is decided", OPEN)
-    unknown = verdicts.count("undecided")
-    beside = [f"{unknown} of {len(verdicts)} undecided"] if unknown else []
+    undecided = verdicts.count("undecided")
+    beside = [f"{undecided} of {len(verdicts)} undecided"] if undecided else []
     lines: list[tuple[str, str | Text]] = [("check", _control(control)) for control in judgement.controls]
-    lines += [("why", sentence) for sentence in re.split(NEXT_SENTENCE, judgement.explanation)]
+    lines += [("why", sentence) for sentence in re.split(SENTENCE_BREAK, judgement.explanation)]
     lines += [("next", text) for text in judgement.next_steps]
     lines += [("note", note) for note in judgement.remarks]
     return Card(f"{judgement.title}, by {plural(judgement.runs, 'run')}", verdict, style, beside, lines)
@@ -90,7 +90,7 @@ def _print_claim(console: Console, judged: JudgedClaim, detail: bool) -> None:
         for name, text in (
             ("for", judged.claim.supports),
             ("against", judged.claim.refutes),
-            ("why there", judged.claim.reason),
+            ("reason", judged.claim.reason),
         ):
             console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 3)))
     if not detail:

@@ -1,4 +1,4 @@
-"""Colours of magnitudes in a terminal (viridis, interpolated), and marks for where there is no colour."""
+"""Colours of magnitudes in a terminal (viridis, interpolated), and characters for terminals without colour."""
 
 from __future__ import annotations
 
@@ -20,14 +20,24 @@ SIGNED = (
 )  # fmt: skip
 ZERO, MISSING, NONFINITE = (0, 0, 0), (128, 128, 128), (230, 0, 126)
 SHADES = ".:-=+*#%@"
+"""Without colour: from small to large."""
 BELOW, ABOVE = "DCBA", "abcd"
-"""Without colour: far below 0 to near it, and near it to far above."""
+"""Without colour: from far below 0 to just below it, and from just above 0 to far above it."""
 
 Rgb = tuple[int, int, int]
 
 
 def magnitude_colour(value: float, low: float, high: float) -> Rgb:
-    """Return the colour of a value on a log scale from ``low`` to ``high``."""
+    """Return the colour of a value on a log scale.
+
+    Args:
+        value: The magnitude; NaN is missing.
+        low: The lower end of the scale, positive.
+        high: The upper end of the scale.
+
+    Returns:
+        Red, green and blue, 0 to 255.
+    """
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -38,7 +48,15 @@ def magnitude_colour(value: float, low: float, high: float) -> Rgb:
 
 
 def place_colour(place: float, *, signed: bool = False) -> Rgb:
-    """Return the colour at a place of a scale, from 0 to 1; of a signed one 0.5 is the middle."""
+    """Return the colour at a position on a scale.
+
+    Args:
+        place: The position, 0 to 1.
+        signed: Whether the scale is signed; its zero is at 0.5.
+
+    Returns:
+        Red, green and blue, 0 to 255.
+    """
     colours = SIGNED if signed else VIRIDIS
     at = place * (len(colours) - 1)
     i = min(int(at), len(colours) - 2)
@@ -47,7 +65,15 @@ def place_colour(place: float, *, signed: bool = False) -> Rgb:
 
 
 def place_mark(place: float, *, signed: bool = False) -> str:
-    """Return the mark at a place of a scale: light to dense; of a signed one D to A, a blank, and a to d."""
+    """Return the character at a position on a scale, from light to dense; on a signed scale D to A, a blank, a to d.
+
+    Args:
+        place: The position, 0 to 1.
+        signed: Whether the scale is signed; its zero is at 0.5.
+
+    Returns:
+        One character.
+    """
     if not signed:
         return SHADES[round(place * (len(SHADES) - 1))]
     marks = f"{BELOW} {ABOVE}"
@@ -55,7 +81,7 @@ def place_mark(place: float, *, signed: bool = False) -> str:
 
 
 def magnitude_mark(value: float, low: float, high: float) -> str:
-    """Return the mark of a value without colour: light to dense, 0 zero, ? missing, ! not finite."""
+    """Return the character of a value on a log scale: light to dense; 0 is zero, ? is missing, ! is not finite."""
     if math.isnan(value):
         return "?"
     if math.isinf(value):
@@ -72,13 +98,21 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def style(foreground: Rgb, background: Rgb | None = None) -> Style:
-    """Return a style of these colours."""
+    """Return a Rich style with these colours."""
     back = Color.from_rgb(*background) if background else None
     return Style(color=Color.from_rgb(*foreground), bgcolor=back)
 
 
 def strip(values: list[float], *, colour: bool) -> Text:
-    """Draw values as one line of cells on a log scale of their own."""
+    """Draw values as one line of cells, on a log scale from the smallest to the largest.
+
+    Args:
+        values: The magnitudes, one cell each.
+        colour: Whether colours are shown.
+
+    Returns:
+        The line.
+    """
     positive = [v for v in values if math.isfinite(v) and v > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
     text = Text()
@@ -91,7 +125,18 @@ def strip(values: list[float], *, colour: bool) -> Text:
 
 
 def scale_between(low: str, high: str, *, colour: bool, signed: bool = False, width: int = 24) -> Text:
-    """Draw a scale between the words for its ends; of a signed one 0 is in the middle."""
+    """Draw a scale between the labels of its ends.
+
+    Args:
+        low: The label of the lower end.
+        high: The label of the upper end.
+        colour: Whether colours are shown.
+        signed: Whether the scale is signed; 0 is in the middle.
+        width: Cells of the scale.
+
+    Returns:
+        The line.
+    """
     text = Text(f"{low} ")
     for i in range(width):
         place = i / max(width - 1, 1)

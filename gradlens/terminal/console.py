@@ -1,4 +1,4 @@
-"""Two consoles: results go to stdout, progress and messages go to stderr. Rich honours NO_COLOR and pipes."""
+"""Two consoles: results on stdout, progress and messages on stderr. Rich honours NO_COLOR and pipes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.live import Live
 STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
 
-class _PatientConsole(Console):
-    """Goes on when the reader of a pipe has left (``gradlens heatmap | head``): the figure is still to be written."""
+class _PipeConsole(Console):
+    """A console that survives the end of a pipe (``gradlens heatmap | head``), because the figure is written later."""
 
     def on_broken_pipe(self) -> None:
-        """Write what follows into nothing."""
+        """Discard further output."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def results() -> Console:
     """Return the console for results (stdout)."""
-    return _PatientConsole(highlight=False, soft_wrap=False)
+    return _PipeConsole(highlight=False, soft_wrap=False)
 
 
 def messages() -> Console:
@@ -32,26 +32,29 @@ def messages() -> Console:
 
 
 def has_colour(console: Console) -> bool:
-    """Return whether colours will be seen."""
+    """Return whether the console shows colours."""
     return console.color_system is not None and not console.no_color
 
 
 def is_live(console: Console) -> bool:
-    """Return whether what was shown can be drawn over: in a terminal.
+    """Return whether the console can overwrite its output, which a terminal can.
 
-    Below a cell of a notebook every version would stay, one under the other; Jupyter leaves this variable to what a
-    cell starts.
+    Below a cell of a notebook every update would stay visible. Jupyter sets ``JPY_PARENT_PID`` for the processes that
+    a cell starts.
     """
     return console.is_terminal and "JPY_PARENT_PID" not in os.environ
 
 
 def start_live(console: Console, render: Callable[[], RenderableType], *, per_second: float) -> Live | None:
-    """Begin to draw over what was shown, where that can be done; elsewhere return None.
+    """Start a display that is updated in place.
 
     Args:
-        console: Where to; what is printed to it meanwhile stands above.
-        render: Returns what is shown now.
-        per_second: How often it is drawn.
+        console: The console; text that is printed to it meanwhile appears above the display.
+        render: Returns the content to show.
+        per_second: Updates per second.
+
+    Returns:
+        The display, which the caller stops; None if the console cannot overwrite its output.
     """
     if not is_live(console):
         return None

@@ -1,4 +1,4 @@
-"""A diagnosis as a card: the verdict, why, what to do next; below it the evidence of each finding."""
+"""A diagnosis as a card: the verdict, the reason, the next step; below it the evidence of each finding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradlens.terminal.cards import BAD, Card, heading, labelled, print_card, ve
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
-    """Print the card of a run, and its evidence below."""
+    """Print the card of a run, and below it the evidence."""
     print_card(console, diagnosis_card(diagnosis))
     if not diagnosis.findings:
         return
@@ -21,10 +21,16 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     for number, finding in enumerate(diagnosis.findings):
         head = Text(finding.kind, BAD).append(f" · confidence {finding.confidence:.2f}", "default")
         console.print(head)
-        # The card has shown the rest of the main finding.
-        said = [("measured", finding.evidence), ("next", finding.remedy)] if number else []
+        # The card has the evidence and the remedy of the main finding already.
+        details = [("measured", finding.evidence), ("next", finding.remedy)] if number else []
         where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
-        lines = [("where", where), *said[:1], ("threshold", finding.threshold), ("source", finding.source), *said[1:]]
+        lines = [
+            ("where", where),
+            *details[:1],
+            ("threshold", finding.threshold),
+            ("source", finding.source),
+            *details[1:],
+        ]
         console.print(labelled(lines, width=10))
 
 
@@ -32,9 +38,9 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
     """Return the card of a diagnosis.
 
     Args:
-        diagnosis: What was found.
-        title: What it is about; "" for the run's name.
-        beside: More facts for the verdict's line.
+        diagnosis: The diagnosis.
+        title: The title; "" means the name of the run.
+        beside: Further facts for the line of the verdict.
     """
     kinds = diagnosis.kinds or (diagnosis.kind,)
     verdict = kinds[0] + (f", also {', '.join(kinds[1:])}" if len(kinds) > 1 else "")
@@ -48,7 +54,7 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """Return a row per finding, for CSV; where there is none, one with the verdict."""
+    """Return a row per finding, for CSV; if there is none, one row with the verdict."""
     rows = [finding_row(diagnosis.run, finding) for finding in diagnosis.findings]
     if not rows:
         return [{"run": diagnosis.run, "kind": diagnosis.kind, "evidence": diagnosis.reason}]

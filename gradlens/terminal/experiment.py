@@ -1,4 +1,4 @@
-"""All runs of an experiment as they go: in a terminal a line for each that runs, elsewhere a line for each epoch."""
+"""Progress of the runs of an experiment: in a terminal a line per running job, elsewhere a line per epoch."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "y
 
 
 class ExperimentView:
-    """Shows jobs on a console; a context manager, and the ``view`` of ``run_jobs``.
+    """Shows the progress of jobs on a console; a context manager, and the ``view`` of ``run_jobs``.
 
     Args:
-        console: Where to.
-        jobs: All of them.
+        console: The console to print to.
+        jobs: All jobs of the experiment.
     """
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
         self.console, self.jobs = console, jobs
         self._live: Live | None = None
-        self._said: dict[str, int] = {}
+        self._epochs_printed: dict[str, int] = {}
 
     def __enter__(self) -> ExperimentView:
         kept = [job for job in self.jobs if job.state == "kept"]
         for job in kept:
-            self.console.print(Text(f"{job.label}: kept, it is complete", style="dim"))
+            self.console.print(Text(f"{job.label}: kept, as it is complete", style="dim"))
         self._live = start_live(self.console, self._render, per_second=4)
         return self
 
@@ -48,30 +48,34 @@ class ExperimentView:
                 self._end(job)
 
     def __call__(self, job: Job | None) -> None:
-        """Show that a job began or ended; None: that some went on."""
+        """Show that a job started or ended; None means that progress may be shown."""
         if job is None:
             if self._live is None:
-                self._say_epochs()
+                self._print_epochs()
         elif job.state == "running":
             if self._live is None:
-                self.console.print(Text(f"{job.label}: begins"))
+                self.console.print(Text(f"{job.label}: started"))
         elif job.state != "interrupted":
             self._end(job)
 
     def _end(self, job: Job) -> None:
-        said = f"{job.label}: {job.state}"
+        text = f"{job.label}: {job.state}"
         if job.progress is not None:
-            said += f" after epoch {job.progress.epoch} of {job.progress.epochs}, {_loss(job)}"
-        said += f": {job.error}" if job.error else ""
-        self.console.print(Text(said, style=STYLES[job.state]))
+            text += f" after epoch {job.progress.epoch} of {job.progress.epochs}, {_loss(job)}"
+        text += f": {job.error}" if job.error else ""
+        self.console.print(Text(text, style=STYLES[job.state]))
 
-    def _say_epochs(self) -> None:
+    def _print_epochs(self) -> None:
         for job in self.jobs:
             progress = job.progress
-            if job.state == "running" and progress is not None and progress.epoch > self._said.get(job.label, 0):
-                self._said[job.label] = progress.epoch
-                told = f"epoch {progress.epoch} of {progress.epochs}, {_loss(job)}{_left(job)}"
-                self.console.print(Text(f"{job.label}: {told}"))
+            if (
+                job.state == "running"
+                and progress is not None
+                and progress.epoch > self._epochs_printed.get(job.label, 0)
+            ):
+                self._epochs_printed[job.label] = progress.epoch
+                text = f"epoch {progress.epoch} of {progress.epochs}, {_loss(job)}{_left(job)}"
+                self.console.print(Text(f"{job.label}: {text}"))
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""The heatmap in a terminal: half blocks, two layers a line, fitted to the window."""
+"""The heatmap in a terminal: half-block characters, two layers per line, fitted to the window."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from gradlens.terminal.console import has_colour
 
 MARGIN = 3
 MOST_LINES_PIPED = 60
+"""Most lines of a heatmap if stdout is no terminal and has no height."""
 
 
 def print_heatmap(
@@ -43,13 +44,13 @@ def print_heatmap(
     """Print one heatmap per run, input at the top, all with one scale.
 
     Args:
-        console: Where to; its width and height are filled, never exceeded.
+        console: The console; the heatmap fills its width and height and never exceeds them.
         runs: The runs.
-        metric: Which metric.
+        metric: The metric's name.
         per_element: Divide norms by sqrt of the number of elements.
         relative: Divide magnitudes by that of the last hidden layer.
         steps: First and last optimizer step to show; None is the beginning, or the end.
-        minus: Show the difference to this run.
+        minus: Show the difference from this run.
     """
     label = min(max((len(layer.name) for run in runs for layer in run.layers), default=8), 20, console.width // 4)
     columns = max(console.width - label - MARGIN, 10)
@@ -77,7 +78,7 @@ def _title(panel: Panel) -> str:
 
 def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: int, colour: bool) -> list[Text]:
     most = max(console.height - 6, 8) if console.is_terminal else MOST_LINES_PIPED
-    step = 2 if colour else 1  # layers a line
+    step = 2 if colour else 1  # layers per line
     count = len(panel.layers)
     first = list(range(count)) if count <= most * step else chunk_starts(count, most * step).tolist()
     drawn = merge_layers(panel, first).drawn if len(first) < count else panel.drawn
@@ -88,8 +89,8 @@ def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: in
     for i in range(0, len(drawn), step):
         covered = range(first[i], first[i + step] if i + step < len(first) else count)
         stages = [starts[layer] for layer in covered if layer in starts]
-        whole = len(covered) == 1 or len(starts) == 1
-        name = names[covered.start] if whole else "/".join(stages[:2])
+        by_layer = len(covered) == 1 or len(starts) == 1
+        name = names[covered.start] if by_layer else "/".join(stages[:2])
         line = Text(f"{name[:label]:>{label}} ", style="dim")
         if colour:
             _append_half_blocks(line, drawn[i], drawn[i + 1] if i + 1 < len(drawn) else None, scale)
@@ -101,17 +102,17 @@ def _lines(console: Console, panel: Panel, scale: Scale, label: int, columns: in
 
 def _colours(drawn: FloatArray, scale: Scale) -> list[Rgb]:
     """Return the colour of each cell of a line."""
-    found: list[Rgb] = []
+    colours: list[Rgb] = []
     for value, place in zip(drawn, scale.places(np.where(np.isfinite(drawn), drawn, np.nan)), strict=True):
         if np.isfinite(value):
-            found.append(place_colour(float(place), signed=scale.is_diverging))
+            colours.append(place_colour(float(place), signed=scale.is_diverging))
         else:
-            found.append(MISSING if np.isnan(value) else NONFINITE if value > 0 else ZERO)
-    return found
+            colours.append(MISSING if np.isnan(value) else NONFINITE if value > 0 else ZERO)
+    return colours
 
 
 def _marks(drawn: FloatArray, scale: Scale) -> str:
-    """Return the marks of a line without colour: ? not recorded, ! not finite, 0 exactly 0."""
+    """Return the characters of a line without colour: ? is not recorded, ! is not finite, 0 is exactly 0."""
     marks = []
     for value, place in zip(drawn, scale.places(np.where(np.isfinite(drawn), drawn, np.nan)), strict=True):
         if np.isfinite(value):

@@ -1,4 +1,4 @@
-"""Diagnoses as JUnit XML, which continuous integration shows: a suite per run, a case per kind."""
+"""Diagnoses as JUnit XML for continuous integration: a suite per run, a case per kind of finding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.diagnosis.kinds import KINDS
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold (section 2.2)."""
+"""Characters that XML 1.0 does not allow (section 2.2)."""
 
 
 def junit(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return the XML. A finding fails its kind's case; of an undecided run all cases are skipped."""
+    """Return the XML. A finding fails the case of its kind; for an undecided run all cases are skipped."""
     root = ElementTree.Element("testsuites", name="gradlens diagnose")
     for diagnosis in diagnoses:
         root.append(_suite(diagnosis))
@@ -30,10 +30,11 @@ def _suite(diagnosis: Diagnosis) -> ElementTree.Element:
     for kind in KINDS:
         case = ElementTree.SubElement(suite, "testcase", classname=f"gradlens.{run}", name=kind, time="0")
         for finding in diagnosis.of_kind(kind):
-            said = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}; confidence {finding.confidence:.2f}"
+            where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
             failure = ElementTree.SubElement(case, "failure", type=kind, message=_clean(finding.evidence))
             failure.text = _clean(
-                f"{said}\n{finding.evidence}\nthreshold: {finding.threshold} ({finding.source})\nnext: {finding.remedy}"
+                f"{where}; confidence {finding.confidence:.2f}\n{finding.evidence}\n"
+                f"threshold: {finding.threshold} ({finding.source})\nnext: {finding.remedy}"
             )
         if diagnosis.undecided:
             ElementTree.SubElement(case, "skipped", message=_clean(diagnosis.reason))

@@ -1,4 +1,4 @@
-"""The runs in a folder."""
+"""The list of the runs in a folder."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
 STALE_SECONDS = 60.0
+"""A running run whose last heartbeat is older than this may have been killed."""
 COLUMNS = ("run", "status", "epochs", "rows", "train acc", "val acc", "data / note")
 MANY = 200
-MOST_SAID = 3
+"""More runs than this are printed as plain lines, because a Rich table would be slow."""
+MOST_NOTES = 3
 LEAST_DATA = 10
-"""In narrower windows the last column is left out."""
+"""Least width of the last column; in a narrower window it is left out."""
 FIRST_RUN = "gradlens run plain34 makes one"
 
 
 def run_rows(paths: list[Path], folder: Path | None = None) -> list[dict[str, Any]]:
-    """Return a row of facts per run file; what cannot be read says why.
+    """Return a row of facts per run file; a file that cannot be read has a note that says why.
 
     Args:
         paths: The files.
-        folder: Where they lie; of one in a folder below, the name begins with that: ``norm/plain34-s0``.
+        folder: The folder that is listed; a run in a folder below it is named ``norm/plain34-s0``.
     """
     return [_row(path, path.stem if folder is None else name_below(path, folder)) for path in paths]
 
@@ -64,47 +66,47 @@ def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) ->
     widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
     last = len(COLUMNS) - 1
     room = console.width - sum(widths[:last]) - 2 * len(COLUMNS)
-    # The card shows what all runs have in common, and what is wrong.
-    kept = last if _common_data(rows) is not None or room < LEAST_DATA else last + 1
+    # The card has the data that all runs share, and the notes.
+    shown = last if _common_data(rows) is not None or room < LEAST_DATA else last + 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i in range(kept):
+    for i in range(shown):
         most = min(widths[i], room) if i == last else None
         side: JustifyMethod = "right" if 2 <= i < last else "left"
-        fold: OverflowMethod = "ellipsis" if i else "fold"  # of a long name the end tells it from others
+        fold: OverflowMethod = "ellipsis" if i else "fold"  # the end of a long name distinguishes it from others
         table.add_column(COLUMNS[i], justify=side, no_wrap=i > 0, overflow=fold, max_width=most)
     for row in cells:
         styled = [Text(cell, style=STATUS_STYLE.get(cell, "red") if i == 1 else "") for i, cell in enumerate(row)]
-        table.add_row(*styled[:kept])
+        table.add_row(*styled[:shown])
     console.print(table)
 
 
 def _card(title: str, rows: list[dict[str, Any]]) -> Card:
-    """Return what the runs are, what is wrong with which, and what to do next."""
+    """Return the card: how many runs have which state, what is wrong, and what to do next."""
     counts = Counter(str(row["status"]) for row in rows)
     verdict = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no run"
     wrong = [row for row in rows if row["status"] == "unreadable" or row["note"]]
     style = BAD if wrong or counts["failed"] else OPEN if counts["interrupted"] or not rows else GOOD
-    lines = [("why", f"{row['run']}: {row['note']}") for row in wrong[:MOST_SAID]]
-    lines += [("", f"and {len(wrong) - MOST_SAID} more")] if len(wrong) > MOST_SAID else []
+    lines = [("why", f"{row['run']}: {row['note']}") for row in wrong[:MOST_NOTES]]
+    lines += [("", f"and {len(wrong) - MOST_NOTES} more")] if len(wrong) > MOST_NOTES else []
     data = _common_data(rows)
     lines += [("data", data)] if data else []
     if wrong:
-        todo = "gradlens recover keeps what is whole of a file"
+        todo = "gradlens recover repairs the file of a killed run"
     elif counts["running"]:
-        todo = "gradlens watch follows the newest"
+        todo = "gradlens watch follows the newest run"
     else:
-        todo = "gradlens summary RUN shows one of them, gradlens compare RUN... several" if rows else FIRST_RUN
+        todo = "gradlens summary RUN shows one of them, gradlens compare RUN... compares several" if rows else FIRST_RUN
     return Card(title, verdict, style, (), [*lines, ("next", todo)])
 
 
 def _common_data(rows: list[dict[str, Any]]) -> str | None:
-    """Return the data that all runs were trained on; None where they differ, or where there is a note to tell."""
+    """Return the data that all runs were trained on; None if they differ, or if there is a note to show."""
     found = {str(row.get("data") or "") for row in rows}
     return found.pop() if len(found) == 1 and not any(row["note"] for row in rows) else None
 
 
 def _print_many(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    """Print a line for each of many runs, cut where the window ends; a rich table of a thousand takes a second."""
+    """Print a line for each run, cut to the window; a Rich table of a thousand rows takes a second."""
     cells = [COLUMNS, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [Text(title, style="italic")]

@@ -1,4 +1,4 @@
-"""Curves over epochs in braille, in panels beside each other."""
+"""Curves over epochs in braille characters, in panels side by side."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ def curve_panel(
     """Draw curves over epochs in braille, with their names and last values above.
 
     Args:
-        title: What they all are.
-        curves: Names and (E,) values; NaN is a gap.
-        width: Columns for the whole.
-        height: Lines for the curves.
-        colour: Whether colours are seen.
-        named: Whether names stand above, and not the values alone; ``curve_legend`` tells the names of several panels.
+        title: The quantity.
+        curves: Names and (E,) values over epochs; NaN is a gap.
+        width: Cells of the panel.
+        height: Lines of the curves.
+        colour: Whether colours are shown.
+        named: Whether the names are shown above; otherwise ``curve_legend`` shows them for several panels.
+
+    Returns:
+        The panel, ``height + 1`` lines.
     """
     known = np.concatenate([values[np.isfinite(values)] for _, values in curves]) if curves else np.empty(0)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -41,25 +44,25 @@ def curve_panel(
     floor, ceiling = (float(np.log10(low)), float(np.log10(high))) if log else (low, high)
     head = Text(title, style="bold")
     for i, (name, values) in enumerate(curves):
-        look = _look(i, colour)
+        curve_style = _curve_style(i, colour)
         if named:
-            head.append(f"  {name}", look)
-        head.append(f" {_last(values)}", "default" if named else look)
+            head.append(f"  {name}", curve_style)
+        head.append(f" {_last(values)}", "default" if named else curve_style)
     head.truncate(width, overflow="ellipsis")
     axis = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}{' log' if log else ''}"][:height]
     gutter = max(map(len, axis))
     cells = max(width - gutter - 1, 8)
-    characters, owner = braille([stretched(values, 2 * cells) for values in scaled], floor, ceiling, cells, height)
+    characters, numbers = braille([stretched(values, 2 * cells) for values in scaled], floor, ceiling, cells, height)
     lines = [head]
-    for place, row, owners in zip(axis, characters.tolist(), owner.tolist(), strict=True):
-        line = Text(f"{place:>{gutter}} ", style="dim")
-        for char, number in zip(row, owners, strict=True):
-            line.append(chr(char), _look(number, colour))
+    for label, row, row_numbers in zip(axis, characters.tolist(), numbers.tolist(), strict=True):
+        line = Text(f"{label:>{gutter}} ", style="dim")
+        for char, number in zip(row, row_numbers, strict=True):
+            line.append(chr(char), _curve_style(number, colour))
         lines.append(line)
     return Text("\n").join(lines)
 
 
-def _look(number: int, colour: bool) -> str:
+def _curve_style(number: int, colour: bool) -> str:
     return CURVE_STYLES[number % len(CURVE_STYLES)] if colour else "default"
 
 
@@ -67,7 +70,7 @@ def curve_legend(names: Sequence[str]) -> Text:
     """Return the names of curves in their colours."""
     text = Text()
     for i, name in enumerate(names):
-        text.append(f"{'   ' if i else ''}━ {name}", _look(i, True))
+        text.append(f"{'   ' if i else ''}━ {name}", _curve_style(i, True))
     return text
 
 
@@ -77,7 +80,16 @@ def _last(values: FloatArray) -> str:
 
 
 def side_by_side(console: Console, panels: Sequence[RenderableType], width: int) -> RenderableType:
-    """Put panels of a width beside each other, as many as the window holds."""
+    """Put panels side by side, as many as the window holds.
+
+    Args:
+        console: The console.
+        panels: The panels.
+        width: Cells of each panel.
+
+    Returns:
+        The rows of panels.
+    """
     across = max((console.width + 3) // (width + 3), 1)
     grid = Table.grid(padding=(0, 3, 0, 0), pad_edge=False)
     for _ in range(across):
@@ -88,6 +100,6 @@ def side_by_side(console: Console, panels: Sequence[RenderableType], width: int)
 
 
 def panel_width(console: Console, count: int) -> int:
-    """Return how wide each of so many panels is: two beside each other from 76 columns on."""
+    """Return the width of each of ``count`` panels, in cells: two panels side by side from 76 columns on."""
     across = 1 if console.width < 76 or count < 2 else 2
     return (console.width - 3 * (across - 1)) // across

@@ -1,4 +1,4 @@
-"""The depth profile in a terminal: a line per layer with a mark per run, and the table of slopes."""
+"""The depth profile in a terminal: a line per layer with a mark per profile, and the table of slopes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ MOST_LABEL = 24
 
 
 def print_profile(console: Console, curves: Sequence[Curve], metric: str, *, per_element: bool = False) -> None:
-    """Print the profiles on one scale, input at the top, and how steep they are."""
+    """Print the profiles on one scale, input at the top, and their slopes.
+
+    Args:
+        console: The console to print to.
+        curves: The profiles; each covers (L,) layers.
+        metric: Their metric.
+        per_element: Whether they are the root mean square per element.
+    """
     title = say_metric(metric, per_element=per_element)
     console.print(Text(title if is_linear(metric) else f"log10 of the {title}", style="bold"))
     console.print(_legend(curves, has_colour(console)))
@@ -90,7 +97,7 @@ def _axis(label: int, cells: int, low: float, high: float) -> Text:
 
 
 def _row(values: list[float], low: float, high: float, cells: int, colour: bool) -> Text:
-    """Draw one layer: each curve's mark at its place; of marks at one place the first is seen."""
+    """Draw one layer: a mark per profile at its value; of several marks in one cell the first is shown."""
     marks: dict[int, tuple[str, str]] = {}
     span = high - low if high > low else 1.0
     for i, value in enumerate(values):
@@ -106,9 +113,9 @@ def _row(values: list[float], low: float, high: float, cells: int, colour: bool)
 
 
 def _slopes(curves: Sequence[Curve]) -> Table:
-    """Return a row per profile and section."""
+    """Return the table of slopes, a row per profile and section."""
     table = Table(
-        title="Decades toward the input: below 0 it shrinks toward the input", title_justify="left",
+        title="Decades toward the input: below 0 the values shrink in the backward pass", title_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     table.add_column("", overflow="fold")
@@ -121,7 +128,7 @@ def _slopes(curves: Sequence[Curve]) -> Table:
             cells = (*_cells(slope, 3), *_cells(total, 2))
             table.add_row(Text(f"  {fit.section}" if i else curve.label), *cells)
     several = any(curve.seeds for curve in curves)
-    table.caption = "intervals over seeds where there are several, else over rows" if several else "intervals over rows"
+    table.caption = "intervals over seeds, or over rows for a single seed" if several else "intervals over rows"
     return table
 
 

@@ -1,4 +1,4 @@
-"""A training as it goes: bars for epochs and steps, loss, accuracy, time left, and the current depth profile."""
+"""Progress of a training: bars for epochs and steps, loss, accuracy, time left, and the current depth profile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gradlens.terminal.console import has_colour, start_live
 
 
 class TrainingView:
-    """Shows the events of trainings on a console: live in a terminal, a line per epoch elsewhere, as in a notebook.
+    """Shows the events of trainings on a console: live in a terminal, elsewhere (as in a notebook) a line per epoch.
 
     Use it as a context manager and as the listener of ``train_run``.
     """
@@ -37,14 +37,14 @@ class TrainingView:
             TextColumn("{task.description:<6}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
         )
         self._profile: FloatArray | None = None
         self._steps = 1
-        self._said_nonfinite = False
+        self._nonfinite_shown = False
 
     def __enter__(self) -> TrainingView:
         self._live = start_live(self.console, self._render, per_second=5)
@@ -77,14 +77,14 @@ class TrainingView:
         config = event.config
         self._steps = event.steps_per_epoch
         self._profile = None
-        self._said_nonfinite = False
+        self._nonfinite_shown = False
         self.console.print(
             f"[bold]{escape(config.model)}[/] seed {config.seed}: {event.train_images} training and "
             f"{event.val_images} validation images of {len(event.classes)} classes, {config.image_size} px, recipe "
             f"{config.recipe}, {event.device} -> {escape(event.path)}"
         )
         if self.console.is_terminal:
-            hint = f"gradlens watch {event.path} shows it in full screen, in another window or with --live"
+            hint = f"gradlens watch {event.path} shows the run in full screen in another window; so does --live"
             self.console.print(Text(hint, style="dim"))
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
@@ -92,24 +92,24 @@ class TrainingView:
             "epochs",
             total=config.epochs * self._steps,
             completed=(event.first_epoch - 1) * self._steps,
-            told="",
+            status="",
         )
-        self._epoch_steps = self._progress.add_task("steps", total=self._steps, told="")
+        self._epoch_steps = self._progress.add_task("steps", total=self._steps, status="")
 
     def _nonfinite(self, event: NonFinite) -> None:
-        """Report the first of a run; the file holds the rest, and each epoch's line says NaN."""
-        if not self._said_nonfinite:
-            after = "training stops here (--on-nonfinite continue goes on)" if event.stops else "training goes on"
+        """Print the first one of a run; the file has the others, and the lines of the epochs show NaN."""
+        if not self._nonfinite_shown:
+            after = "training stops here (--on-nonfinite continue prevents it)" if event.stops else "training continues"
             text = f"the loss is {event.loss} at step {event.step}, epoch {event.epoch}: {after}"
             self.console.print(Text(text, style="bold red"))
-        self._said_nonfinite = True
+        self._nonfinite_shown = True
 
     def _step(self, event: StepDone) -> None:
         if event.profile is not None:
             self._profile = event.profile
-        told = f"loss {event.loss:.3f} acc {event.accuracy:.3f}"
+        status = f"loss {event.loss:.3f} acc {event.accuracy:.3f}"
         self._progress.update(self._epochs, completed=(event.epoch - 1) * self._steps + event.step)
-        self._progress.update(self._epoch_steps, completed=event.step, told=told, description=f"ep {event.epoch}")
+        self._progress.update(self._epoch_steps, completed=event.step, status=status, description=f"ep {event.epoch}")
 
     def _epoch(self, event: EpochDone) -> None:
         v = event.values

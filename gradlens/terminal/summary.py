@@ -1,4 +1,4 @@
-"""What happened in a run: what is notable, the training table, the depth profile."""
+"""The summary of a run: diagnosis and notable facts, the training table, the depth profile."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def print_summary(console: Console, run: Run) -> None:
 
 
 def summary_card(run: Run) -> Card:
-    """Return the card: what the diagnosis says, why, and what to do; what else is notable; what the run is."""
+    """Return the card: the diagnosis, its reason, what to do, other notable facts, and how the run was made."""
     title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
     card = diagnosis_card(diagnose(run), title)
     lines = [(label, text) for label, text in card.lines if label != "note"]
     lines += [("also", sentence) for sentence in notable(run)]
-    lines += [("run", _say_run(run))]
+    lines += [("run", _describe_run(run))]
     lines += [("note", text) for label, text in card.lines if label == "note"]
     lines += [("note", f"note: {note}") for note in run.info.get("notes", ())]
     return replace(card, beside=[run.status, *card.beside[1:]], lines=lines)
 
 
-def _say_run(run: Run) -> str:
-    """Say what the run is, and what it took."""
+def _describe_run(run: Run) -> str:
+    """Describe the size of the run, its data and recipe, and the time that it took."""
     config, environment = run.config, run.info.get("environment", {})
     parts = [f"{plural(len(run.steps), 'row')} x {plural(len(run.layers), 'layer')}"]
     if config.get("recipe"):
@@ -68,13 +68,13 @@ def _say_run(run: Run) -> str:
 
 
 def _curve_panels(console: Console, run: Run) -> list[RenderableType]:
-    """Return the curves of loss and accuracy, of runs of several epochs."""
+    """Return the curves of loss and accuracy; none for a run of few epochs."""
     width, colour = panel_width(console, 2), has_colour(console)
     panels: list[RenderableType] = []
     for kind in ("loss", "accuracy"):
         curves = [(part, run.epochs.get(f"{part}_{kind}", np.empty(0))) for part in ("train", "val")]
         curves = [(part, values) for part, values in curves if np.isfinite(values).sum() > 2]
-        # Without colour two curves in one figure could not be told apart.
+        # Without colour two curves in one panel could not be distinguished.
         for some in [curves] if colour else [[curve] for curve in curves]:
             if some:
                 panels.append(curve_panel(kind, some, width, CURVE_LINES, colour=colour))
@@ -104,7 +104,7 @@ def _epoch_cell(name: str, value: float) -> str:
 
 
 def _profile_table(console: Console, run: Run) -> Table:
-    """Return a bar per layer, on a log scale, of the median gradient norm; with the update ratio beside."""
+    """Return a table of the median gradient norm of each layer as a bar on a log scale, and of the update ratio."""
     metric = next((m for m in ("activation_grad_norm", "param_grad_norm") if m in run.metrics), "")
     table = evidence_table("Depth profile: median over all rows, input first")
     if not metric:

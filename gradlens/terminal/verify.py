@@ -1,4 +1,4 @@
-"""The laws beside what was measured, as a table."""
+"""The table of laws and measured values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def check_rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 
 def print_checks(console: Console, checks: Sequence[Check], seconds: float) -> None:
-    """Print the table, and in a line how many laws hold."""
+    """Print the table, and how many checks passed.
+
+    Args:
+        console: The console to print to.
+        checks: The checks.
+        seconds: How long they took.
+    """
     table = Table(title="Laws, measured by the recorder", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("law, source and setting", overflow="fold")
     for name in ("value", "measured", "off by", "tolerance"):

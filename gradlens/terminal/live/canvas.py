@@ -1,4 +1,4 @@
-"""A screen of cells, and what must be sent to a terminal so that it shows the next one: only cells that differ."""
+"""A screen of character cells, and the terminal sequences that update a screen: only changed cells are sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.color import Color, ColorSystem
 
 DEFAULT = -1
 ANSI = 1 << 24
-"""Colours from here on are the terminal's own sixteen; below, they are packed red, green and blue."""
+"""Values from here on are the sixteen colours of the terminal; smaller ones are packed red, green and blue."""
 RED, GREEN, YELLOW, CYAN = (ANSI + number for number in (1, 2, 3, 6))
 BOLD, DIM, REVERSE = 1, 2, 4
 SYSTEMS = {
@@ -23,16 +23,18 @@ SYSTEMS = {
     "windows": ColorSystem.WINDOWS,
 }
 GAP = 6
-"""Unchanged cells between changed ones are sent again where there are no more of them: a jump costs as much."""
+"""Up to this many unchanged cells between changed ones are sent again: moving the cursor takes as many bytes."""
 
 Ints = NDArray[np.int64]
 
 
 class Canvas:
-    """Cells with a character, two colours and attributes.
+    """Character cells, each with a foreground colour, a background colour and attributes.
+
+    ``cells`` is (4, height, width): code point, foreground, background, attributes.
 
     Args:
-        width: Cells a line.
+        width: Cells per line.
         height: Lines.
     """
 
@@ -43,7 +45,19 @@ class Canvas:
         self.cells[1:3] = DEFAULT
 
     def text(self, x: int, y: int, text: str, colour: int = DEFAULT, attributes: int = 0, *, most: int = 10**6) -> int:
-        """Write text, cut off where the line (or ``most`` cells) ends; return the place behind it."""
+        """Write text, cut at the end of the line or after ``most`` cells.
+
+        Args:
+            x: First cell, from the left.
+            y: Line, from the top.
+            text: The text.
+            colour: The foreground colour.
+            attributes: The attributes, such as ``BOLD | DIM``.
+            most: Most cells.
+
+        Returns:
+            The cell after the text.
+        """
         most = min(most, self.width - x)
         if not 0 <= y < self.height or most <= 0:
             return x
@@ -57,7 +71,15 @@ class Canvas:
         return end
 
     def block(self, x: int, y: int, characters: Ints | int, colours: Ints | int, backs: Ints | int = DEFAULT) -> None:
-        """Write a rectangle of cells; what does not fit is cut off."""
+        """Write a rectangle of cells; cells outside the canvas are cut off.
+
+        Args:
+            x: First cell, from the left.
+            y: First line, from the top.
+            characters: (height, width) code points; the three arrays are broadcast.
+            colours: (height, width) foreground colours.
+            backs: (height, width) background colours.
+        """
         shape = np.broadcast_shapes(*(np.shape(part) for part in (characters, colours, backs)))
         height, width = min(shape[0], self.height - y), min(shape[1], self.width - x)
         if height <= 0 or width <= 0:
@@ -66,22 +88,22 @@ class Canvas:
             self.cells[i, y : y + height, x : x + width] = np.broadcast_to(part, shape)[:height, :width]
 
     def lines(self) -> list[str]:
-        """Return the characters, line by line, for a person or a test to read."""
+        """Return the characters as lines of text."""
         return ["".join(map(chr, line)).rstrip() for line in self.cells[0]]
 
 
 def _narrow(text: str) -> str:
-    """Return text of which each character takes one cell."""
+    """Return the text with ? for each character that does not take exactly one cell."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if char.isprintable() and cell_len(char) == 1 else "?" for char in text)
 
 
 class Painter:
-    """Turns canvases into what a terminal is sent.
+    """Turns canvases into terminal sequences.
 
     Args:
-        system: Which colours it shows: a name of ``rich.console.Console.color_system``, or None for none.
+        system: The colours of the terminal: a name of ``rich.console.Console.color_system``, or None for none.
     """
 
     def __init__(self, system: str | None) -> None:
@@ -89,11 +111,11 @@ class Painter:
         self._last: NDArray[np.int64] | None = None
 
     def forget(self) -> None:
-        """Send everything with the next screen."""
+        """Send all cells of the next canvas."""
         self._last = None
 
     def paint(self, canvas: Canvas) -> str:
-        """Return what makes the terminal show this screen after the one before; "" where they are the same."""
+        """Return the sequences that change the terminal from the previous canvas to this one; "" if they are equal."""
         cells = canvas.cells
         last = self._last
         whole = last is None or last.shape != cells.shape
@@ -104,7 +126,7 @@ class Painter:
             for begin, end in _spans(np.flatnonzero(changed[y])):
                 out.append(f"\x1b[{y + 1};{begin + 1}H")
                 out.append(self._run(cells[:, y, begin:end]))
-        # Shown at once where the terminal knows of synchronised output; others pass these marks over.
+        # Terminals with synchronised output show this in one step; others ignore the marks.
         return f"\x1b[?2026h{''.join(out)}\x1b[0m\x1b[?2026l" if out else ""
 
     def _run(self, cells: NDArray[np.int64]) -> str:
@@ -119,14 +141,14 @@ class Painter:
 
 
 def _spans(places: NDArray[Any]) -> list[tuple[int, int]]:
-    """Return neighbouring places as spans."""
+    """Return neighbouring places as spans (first, end)."""
     cuts = np.flatnonzero(np.diff(places) > GAP) + 1
     return [(int(part[0]), int(part[-1]) + 1) for part in np.split(places, cuts)]
 
 
 @functools.lru_cache(maxsize=16384)
 def sgr(colour: int, back: int, attributes: int, system: str | None) -> str:
-    """Return the sequence that sets colours and attributes, from whatever was set before."""
+    """Return the sequence that sets colours and attributes, whatever was set before."""
     codes = ["0"]
     codes += [code for bit, code in ((BOLD, "1"), (DIM, "2"), (REVERSE, "7")) if attributes & bit]
     for value, foreground in ((colour, True), (back, False)):

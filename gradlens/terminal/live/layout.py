@@ -1,4 +1,4 @@
-"""The screen of a run that is being watched: heatmap, profile, curves, findings, fitted to any window."""
+"""The layout of the full-screen view of a run: heatmap, profile, curves and findings, fitted to any window."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from gradlens.terminal.live.watched_run import Judge, Watched
 SPANS = ("all", "epoch", "1000", "100")
 SPAN_NAMES = {"all": "all rows", "epoch": "this epoch", "1000": "last 1,000 rows", "100": "last 100 rows"}
 NOW_ROWS = 100
-"""The profile is the median of so many newest rows."""
+"""The profile is the median of this many newest rows."""
 STATUS_COLOURS = {"running": CYAN, "complete": GREEN, "interrupted": YELLOW, "failed": RED}
 CURVE_COLOURS = (CYAN, YELLOW)
 HELP = (
-    ("q, Ctrl-C", "leave; the training goes on"),
-    ("space, p", "pause the view, and go on"),
+    ("q, Ctrl-C", "quit; the training continues"),
+    ("space, p", "pause the view, and continue it"),
     ("m, M", "next metric, previous metric"),
     ("r, R", "next range, previous range: all rows, this epoch, the last 1,000, the last 100"),
-    ("f", "all findings with their evidence; up and down move"),
+    ("f", "all findings with their evidence; up and down scroll"),
     ("d", "diagnose now"),
     ("?, h", "this help"),
-    ("Ctrl-L", "draw anew"),
+    ("Ctrl-L", "redraw"),
 )
 LEGEND = (
-    "Heatmap: a line is a layer, the input at the top; time goes to the right. Each column stands for as many rows as "
-    "every other; when the heatmap is full, each two become one, and it grows on.",
-    "Beside it: the same metric now, the median of the newest rows, on the scale of the colours.",
-    "Below: loss and accuracy, then what the diagnosis says of the rows so far, why, and what to do next.",
+    "Heatmap: each line is a layer, with the input at the top; time goes to the right. All columns cover the same "
+    "number of rows; when the width is full, pairs of columns are merged.",
+    "At the right: the median of the newest rows of the same metric, on the same colour scale.",
+    "Below: loss and accuracy, then the diagnosis of the rows so far with its reason and the next step.",
 )
 
 
 @dataclass
 class Choice:
-    """What the user chose to see."""
+    """The choices of the user."""
 
     metric: str = ""
     span: str = "all"
@@ -66,13 +66,16 @@ def draw_watch(width: int, height: int, watched: Watched, judge: Judge, choice: 
         height: Lines of the window.
         watched: The run.
         judge: Its diagnosis.
-        choice: What is to be seen.
-        colour: Whether colours are seen.
+        choice: The choices of the user.
+        colour: Whether colours are shown.
+
+    Returns:
+        The canvas.
     """
     canvas = Canvas(width, height)
     _draw_head(canvas, watched, choice)
     if height < 8 or width < 30:
-        _draw_lines(canvas, [("the window is small: 30 columns and 8 lines show more", DEFAULT, DIM)], 1, height)
+        _draw_lines(canvas, [("the window is too small: 30 columns and 8 lines are needed", DEFAULT, DIM)], 1, height)
     elif choice.page == "help":
         _draw_lines(canvas, _help_lines(width), 2, height - 1, choice)
     elif choice.page == "findings":
@@ -84,7 +87,16 @@ def draw_watch(width: int, height: int, watched: Watched, judge: Judge, choice: 
 
 
 def draw_waiting(width: int, height: int, lines: Sequence[str]) -> Canvas:
-    """Draw what is waited for."""
+    """Draw the lines of a message while there is no run to show.
+
+    Args:
+        width: Columns of the window.
+        height: Lines of the window.
+        lines: The lines; the first is bold.
+
+    Returns:
+        The canvas.
+    """
     canvas = Canvas(width, height)
     wrapped = [part for line in lines for part in textwrap.wrap(line, max(width - 2, 10)) or [""]]
     _draw_lines(canvas, [(line, DEFAULT, DIM if i else BOLD) for i, line in enumerate(wrapped)], 0, height - 1)
@@ -114,10 +126,10 @@ def _draw_head(canvas: Canvas, watched: Watched, choice: Choice) -> None:
 
 
 def _draw_foot(canvas: Canvas, choice: Choice) -> None:
-    going = "go on" if choice.paused else "pause"
-    parts = ["q quit", f"space {going}", "m metric", "r range", "f findings", "? help"]
+    toggle = "continue" if choice.paused else "pause"
+    parts = ["q quit", f"space {toggle}", "m metric", "r range", "f findings", "? help"]
     if choice.page != "main":
-        parts = ["q quit", "esc back", "up, down move"]
+        parts = ["q quit", "esc back", "up, down scroll"]
     y, x = canvas.height - 1, 0
     for part in parts:
         key, _, does = part.rpartition(" ")
@@ -182,7 +194,7 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     if not matrix.shape[1] or not len(layers):
         canvas.text(0, y, title, attributes=BOLD)
         every = watched.every.get(metric, 1)
-        interval = f" (it is recorded in every {every}th row)" if every > 1 else ""
+        interval = f" (it is recorded every {every} rows)" if every > 1 else ""
         canvas.text(label + 1, y + 1, f"no row of {metric} has been recorded yet{interval}", attributes=DIM)
         return 1
     if watched.status != "running":
@@ -204,17 +216,17 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     _draw_axis(canvas, label + 1, y, max(drawn, min(across, 30)), f"step {starts[0]:,}", f"{watched.step:,}", span)
     if bars:
         known = min(len(now), NOW_ROWS)
-        told = "now" if known < NOW_ROWS else f"median of last {known}"
-        canvas.text(width - bars, y, told if len(told) <= bars else "now", attributes=DIM)
+        label_text = "now" if known < NOW_ROWS else f"median of last {known}"
+        canvas.text(width - bars, y, label_text if len(label_text) <= bars else "now", attributes=DIM)
     return used
 
 
 def _median(rows: FloatArray) -> FloatArray:
-    """Return the median of each layer; inf where any value is, NaN where there is none."""
+    """Return (L,) medians of (T, L) rows; inf if a layer has an infinite value, NaN if it has none."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nothing known
-        middle = np.nanmedian(rows.astype(np.float64), axis=0)
-    return np.where(np.isinf(rows).any(axis=0), np.inf, middle)
+        warnings.simplefilter("ignore", RuntimeWarning)  # no known value
+        medians = np.nanmedian(rows.astype(np.float64), axis=0)
+    return np.where(np.isinf(rows).any(axis=0), np.inf, medians)
 
 
 def _draw_title(canvas: Canvas, y: int, title: str, scale: Scale, codes: Ints, colour: bool) -> None:
@@ -228,28 +240,28 @@ def _draw_title(canvas: Canvas, y: int, title: str, scale: Scale, codes: Ints, c
 
 
 def _draw_labels(canvas: Canvas, watched: Watched, first: Ints, per_line: int, label: int, y: int) -> None:
-    """Name each layer where there is room, else each stage, on the line where it begins."""
+    """Name each layer if there is room, else each stage on the line where it begins."""
     layers = watched.run.layers
     stages = {stage.start: stage.name for stage in find_stages(layers) if stage.name}
     lines = -(-len(first) // per_line)
     every_layer = len(layers) <= lines or len(stages) < 2
-    short, told = shorten_names([layer.name for layer in layers], label), -1
+    short, named = shorten_names([layer.name for layer in layers], label), -1
     for i in range(lines):
         at, end = int(first[i * per_line]), i * per_line + per_line
         until = int(first[end]) if end < len(first) else len(layers)
-        here = [layer for layer in range(max(at, told + 1), max(until, at + 1)) if every_layer or layer in stages]
+        here = [layer for layer in range(max(at, named + 1), max(until, at + 1)) if every_layer or layer in stages]
         if here:
             names = [short[here[0]]] if every_layer else [stages[layer] for layer in here]
             name = names[0] if len("/".join(names)) > label else "/".join(names)
             canvas.text(0, y + i, f"{name[:label]:>{label}}", attributes=DIM)
-        told = max(told, until - 1, at)
+        named = max(named, until - 1, at)
 
 
-def _draw_axis(canvas: Canvas, x: int, y: int, width: int, left: str, right: str, middle: str) -> None:
+def _draw_axis(canvas: Canvas, x: int, y: int, width: int, left: str, right: str, centre: str) -> None:
     canvas.text(x, y, left, attributes=DIM)
     canvas.text(max(x + width - len(right), x + len(left) + 1), y, right, attributes=DIM)
-    if len(left) + len(middle) + len(right) + 4 <= width:
-        canvas.text(x + (width - len(middle) + len(left) - len(right)) // 2, y, middle, attributes=DIM)
+    if len(left) + len(centre) + len(right) + 4 <= width:
+        canvas.text(x + (width - len(centre) + len(left) - len(right)) // 2, y, centre, attributes=DIM)
 
 
 # --- curves -----------------------------------------------------------------------------------------------
@@ -266,7 +278,7 @@ def _draw_curves(canvas: Canvas, watched: Watched, choice: Choice, y: int, heigh
 
 
 Panel = tuple[tuple[str, ...], list[FloatArray], bool]
-"""Names of curves, their values, and whether they grow to the right or fill the width."""
+"""Names of curves, their (N,) values, and whether they grow to the right or fill the width."""
 
 
 def _loss(watched: Watched, choice: Choice, width: int) -> Panel | None:
@@ -299,7 +311,7 @@ def _draw_panel(
 ) -> None:
     known = np.concatenate(curves)
     known = known[np.isfinite(known)]
-    # A loss that begins a hundred times as large must not flatten the rest: what is outside is drawn at the edge.
+    # A loss that begins far higher must not flatten the curve: values outside the range are drawn at its edge.
     low, high = np.quantile(known, [0.01, 0.99]).tolist() if len(known) else (0.0, 1.0)
     log = low > 0 and high / low > 5
     drawn = [np.log10(np.where(curve > 0, curve, np.nan)) if log else curve for curve in curves]
@@ -311,9 +323,9 @@ def _draw_panel(
         known = curve[np.isfinite(curve)]
         at = canvas.text(at, y, f"{name} ", CURVE_COLOURS[i], most=x + width - at)
         at = canvas.text(at, y, f"{known[-1]:.4g}  " if len(known) else "-  ", attributes=BOLD, most=x + width - at)
-    told = f"axis {low:.3g} to {high:.3g}{', log' if log else ''}"
-    if at + len(told) <= x + width:
-        canvas.text(at, y, told, attributes=DIM)
+    axis_text = f"axis {low:.3g} to {high:.3g}{', log' if log else ''}"
+    if at + len(axis_text) <= x + width:
+        canvas.text(at, y, axis_text, attributes=DIM)
     characters, owner = braille(drawn, *ends, width, height - 1)
     canvas.block(x, y + 1, characters, np.array(CURVE_COLOURS)[owner])
 
@@ -322,10 +334,10 @@ def _draw_panel(
 
 
 def _finding_lines(judge: Judge, width: int, most: int = 10**6) -> list[Line]:
-    """Return the verdict, why, and what to do next; cut so that of each at least the beginning is seen."""
+    """Return the verdict, the reason and the next step, cut so that the beginning of each is shown."""
     diagnosis = judge.diagnosis
     if diagnosis is None:
-        return [(judge.failed or "the diagnosis comes with the first rows", DEFAULT, DIM)]
+        return [(judge.failed or "the diagnosis appears after the first rows", DEFAULT, DIM)]
     colour = {"healthy": GREEN, "undecided": YELLOW}.get(diagnosis.kind, RED)
     verdict = diagnosis.kind
     if len(diagnosis.kinds) > 1:
@@ -340,8 +352,8 @@ def _finding_lines(judge: Judge, width: int, most: int = 10**6) -> list[Line]:
     why = _labelled("why", main.evidence, width)
     todo = _labelled("next", main.remedy, width)
     if len(why) + len(todo) > most - 1:
-        told = max(most - 1 - min(len(todo), (most - 1) // 2), 0)
-        why = _labelled("why", main.evidence, width, told)
+        room = max(most - 1 - min(len(todo), (most - 1) // 2), 0)
+        why = _labelled("why", main.evidence, width, room)
         todo = _labelled("next", main.remedy, width, most - 1 - len(why))
     lines += why + todo
     for finding in others:
@@ -363,7 +375,7 @@ def _all_findings(judge: Judge, width: int) -> list[Line]:
         for finding in diagnosis.findings:
             lines.append((f"{finding.kind} · confidence {finding.confidence:.2f}", RED, BOLD))
             where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
-            pairs = (("where", where), ("why", finding.evidence), ("line", f"{finding.threshold} ({finding.source})"))
+            pairs = (("where", where), ("why", finding.evidence), ("limit", f"{finding.threshold} ({finding.source})"))
             for name, text in (*pairs, ("next", finding.remedy)):
                 lines += _labelled(name, text, width)
             lines.append(("", DEFAULT, 0))

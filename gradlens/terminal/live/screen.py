@@ -1,7 +1,15 @@
-"""A terminal taken over for a full-screen view, and given back as it was, however the view ends.
+"""Full-screen use of a terminal, which is restored however the view ends.
 
-Keys come one by one without Enter (cbreak mode). Ctrl-C, SIGTERM and SIGHUP end the view through an exception, Ctrl-Z
-gives the terminal back until the view goes on, and a change of the window's size wakes it.
+Keys are read one by one without Enter (cbreak mode). States and transitions:
+
+=============  =========================================  ==================
+state          event                                      next state
+=============  =========================================  ==================
+restored       ``__enter__``, or SIGCONT after a stop     full screen
+full screen    SIGTSTP (Ctrl-Z): restore, then stop       stopped, restored
+full screen    SIGWINCH: draw all cells again             full screen
+full screen    SIGINT, SIGTERM, SIGHUP raise; or the end  restored
+=============  =========================================  ==================
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from gradlens.terminal.live.canvas import Canvas, Painter
 try:
     import termios
     import tty
-except ImportError:  # Windows: shown, but without keys; Ctrl-C ends it
+except ImportError:  # Windows: a view without keys; Ctrl-C ends it
     termios = tty = None  # type: ignore[assignment]
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
@@ -36,8 +44,8 @@ class Screen:
     """The whole window of a terminal; a context manager.
 
     Args:
-        system: Which colours it shows, as for ``Painter``.
-        output: The number of the open terminal that shows it; keys come from stdin where that is a terminal too.
+        system: The colours of the terminal, as for ``Painter``.
+        output: The file descriptor of the terminal; None means stdout. Keys are read from stdin if that is a terminal.
     """
 
     def __init__(self, system: str | None, output: int | None = None) -> None:
@@ -58,8 +66,8 @@ class Screen:
             for name, handler in (("SIGTERM", _end), ("SIGHUP", _end), ("SIGWINCH", self._resized)):
                 self._handle(name, handler)
             self._handle("SIGTSTP", self._stop)
-            self._handle("SIGCONT", self._go_on)
-            self._take()
+            self._handle("SIGCONT", self._continue)
+            self._enter_full_screen()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -68,9 +76,9 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle("SIGINT", signal.SIG_IGN)  # a second Ctrl-C must not leave it half restored
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            self._give_back()
+        self._handle("SIGINT", signal.SIG_IGN)  # a second Ctrl-C must not interrupt the restoring
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            self._restore()
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers.clear()
@@ -85,14 +93,14 @@ class Screen:
             with contextlib.suppress(ValueError):  # not the main thread
                 self._handlers.setdefault(number, signal.signal(number, handler))
 
-    def _take(self) -> None:
+    def _enter_full_screen(self) -> None:
         if self._in is not None and termios is not None:
             self._saved = termios.tcgetattr(self._in)
             tty.setcbreak(self._in)
         self._write(ENTER)
         self._painter.forget()
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         """Leave the terminal as it was; may be called twice."""
         try:
             self._write(LEAVE)
@@ -113,14 +121,14 @@ class Screen:
                 os.write(self._wake[1], b"!")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._give_back()
+        self._restore()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
 
-    def _go_on(self, number: int, frame: FrameType | None) -> None:
+    def _continue(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTSTP, self._stop)
         if self._saved is None:
-            self._take()
+            self._enter_full_screen()
         self._wake_up()
 
     # --- showing and waiting ------------------------------------------------------------------------------
@@ -135,11 +143,11 @@ class Screen:
         return 80, 24
 
     def show(self, canvas: Canvas) -> int:
-        """Show a canvas; return how many bytes that took."""
+        """Show a canvas; return the number of bytes that were sent."""
         return self._write(self._painter.paint(canvas))
 
     def forget(self) -> None:
-        """Draw everything anew with the next canvas."""
+        """Send all cells of the next canvas."""
         self._painter.forget()
 
     def _write(self, text: str) -> int:
@@ -153,7 +161,14 @@ class Screen:
         return len(data)
 
     def wait(self, seconds: float) -> list[str]:
-        """Return the keys that were pressed, "resize" among them; none after so long."""
+        """Wait for keys.
+
+        Args:
+            seconds: Longest time to wait.
+
+        Returns:
+            The keys that were pressed, and "resize" if the window changed; none if the time has passed.
+        """
         if self._wake is None:
             time.sleep(max(seconds, 0.0))
             return []
@@ -166,13 +181,13 @@ class Screen:
         if self._in in ready:
             data = os.read(self._in, 1024)  # type: ignore[arg-type]
             if not data:
-                self._in = None  # nobody will press a key any more
+                self._in = None  # stdin is closed: no more keys
             keys += split_keys(data.decode("utf-8", "replace"))
         return keys
 
 
 def split_keys(text: str) -> list[str]:
-    """Cut what came from a keyboard into keys; those that are no character have names."""
+    """Split the input from a keyboard into keys; keys that are no character have names, such as "up"."""
     keys = []
     while text:
         if text[0] == "\x1b" and len(text) > 2 and text[1] in "[O":

@@ -1,6 +1,6 @@
-"""A training in the full-screen view: a process of its own shows the file, so that the training is not held up.
+"""A training in the full-screen view: another process shows the file, so that the view does not slow the training.
 
-What the training says meanwhile is kept, and printed when the view is left; from then on it is shown line by line.
+Events of the training are kept meanwhile, and printed when the user leaves the view; later events are printed at once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gradlens.events import Ended, Event, Note, Started, StepDone
 from gradlens.terminal.progress import TrainingView
 
 GRACE_S = 4.0
-"""So long the view may take to see that the run has ended."""
+"""Seconds that the view may take to notice the end of the run."""
 
 
 class LiveTraining:
-    """Shows the events of trainings as ``TrainingView`` does, and each training in full screen before that.
+    """Shows each training in full screen until the user leaves the view, and then as ``TrainingView`` does.
 
     Args:
-        console: Where the lines go.
+        console: The console for the lines.
     """
 
     def __init__(self, console: Console) -> None:
@@ -36,7 +36,7 @@ class LiveTraining:
 
     def __enter__(self) -> LiveTraining:
         if not can_show():
-            self._lines(Note("--live needs a terminal: it is shown line by line", warning=True))
+            self._lines(Note("--live needs a terminal; the training is shown line by line", warning=True))
             self._hand_over()
         return self
 
@@ -62,14 +62,14 @@ class LiveTraining:
                 self._stop_watching(GRACE_S)
 
     def _hand_over(self) -> None:
-        """Show lines from now on, with what was said meanwhile."""
+        """Print the kept events, and later events at once."""
         self._watcher = None
         if not self._entered:
             self._entered = True
             self._lines.__enter__()
-        self._say_kept()
+        self._print_kept()
 
-    def _say_kept(self) -> None:
+    def _print_kept(self) -> None:
         kept, self._kept = self._kept, []
         for event in kept:
             self._lines(event)
@@ -78,7 +78,7 @@ class LiveTraining:
             self._step = None
 
     def _stop_watching(self, seconds: float) -> None:
-        """Wait until the view has left the screen; after a while, ask it to leave."""
+        """Wait until the view has ended; end it after this many seconds."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -91,7 +91,7 @@ class LiveTraining:
                 watcher.kill()
                 watcher.wait()
         self._step = None
-        self._say_kept()
+        self._print_kept()
 
 
 def can_show() -> bool:

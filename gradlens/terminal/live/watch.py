@@ -1,4 +1,4 @@
-"""``gradlens watch``: follow a run in a full screen with keys, or line by line where stdout is no terminal."""
+"""``gradlens watch``: follow a run in full screen with keys, or line by line if stdout is no terminal."""
 
 from __future__ import annotations
 
@@ -23,54 +23,59 @@ from gradlens.terminal.live.screen import Screen
 from gradlens.terminal.live.watched_run import Judge, Watched
 
 SHARE = 0.03
-"""Share of a core for reading and drawing; the diagnosis has its own share."""
+"""Largest share of a core for reading and drawing; the diagnosis has its own limit."""
 SHORTEST_S, LONGEST_S, IDLE_S = 0.4, 2.0, 1.0
+"""Shortest and longest time between updates of a running run, and the time between updates of any other."""
 FAILURES = 5
+"""The view ends after this many failures to read the file in a row."""
 LONG_PAUSE_S = 15.0
+"""After a longer pause the file is read from the beginning, which is faster than row by row."""
 LINE_S = 10.0
-"""A run without epochs gets a line so often."""
+"""Seconds between the lines of a run without epochs."""
 
 
 def watch(argument: str | None, *, metric: str = "", leave_at_end: bool = False) -> None:
-    """Show a run as it goes, until the user leaves.
+    """Show a run while it is written, until the user quits.
 
     Args:
-        argument: A file, a name under ``runs/`` or a folder; None: the newest run. It need not be there yet.
-        metric: Which to begin with; "" for the first.
-        leave_at_end: Leave when the run ends, and say nothing then: whoever trains it does.
+        argument: A file, a name under ``runs/`` or a folder; None means the newest run. It need not exist yet.
+        metric: The metric to show first; "" means the first of the run.
+        leave_at_end: End with the run, without a last line: the process that trains prints one.
 
     Raises:
-        GradlensError: The file is no run, or cannot be read any more.
+        GradlensError: The file is no run, or can no longer be read.
     """
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         console = results()
         system = console.color_system if has_colour(console) else None
         if leave_at_end and hasattr(os, "nice"):
-            os.nice(5)  # the training beside it goes first
+            os.nice(5)  # the training has priority
         with Screen(system) as screen:
             view = LiveView(screen, argument, metric, colour=system is not None, leave_at_end=leave_at_end)
             view.loop()
         if not leave_at_end:
-            print_line(view.told)
+            print_line(view.last_line)
     else:
         follow_plainly(argument)
 
 
 def print_line(text: str) -> None:
-    """Print a line of results at once."""
+    """Print a line on stdout and flush it."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 class LiveView:
-    """What is on the screen, and what the keys do.
+    """The full-screen view and its keys.
+
+    It waits while ``watched`` is None, shows the run afterwards, and waits again if the file is removed.
 
     Args:
-        screen: Where it is shown.
-        argument: As of ``watch``.
-        metric: As of ``watch``.
-        colour: Whether colours are seen.
-        leave_at_end: As of ``watch``.
+        screen: The screen.
+        argument: As for ``watch``.
+        metric: As for ``watch``.
+        colour: Whether colours are shown.
+        leave_at_end: As for ``watch``.
     """
 
     def __init__(self, screen: Screen, argument: str | None, metric: str, *, colour: bool, leave_at_end: bool) -> None:
@@ -78,7 +83,7 @@ class LiveView:
         self.choice = Choice(metric)
         self.watched: Watched | None = None
         self.judge: Judge | None = None
-        self.told = ""
+        self.last_line = ""
         self._failures = 0
         self._paused_at = 0.0
         self._drawn: object = None
@@ -86,7 +91,7 @@ class LiveView:
         self._was_running = False
 
     def loop(self) -> None:
-        """Show the run until the user leaves."""
+        """Show the run until the user quits."""
         try:
             while True:
                 began = time.thread_time()
@@ -107,18 +112,18 @@ class LiveView:
                         self._drawn = None
                         self._draw()
         finally:
-            self._tell()
+            self._keep_last_line()
 
-    def _tell(self) -> None:
-        """Keep a line for the user who has left."""
+    def _keep_last_line(self) -> None:
+        """Set the line that is printed after the view."""
         if self.watched is None:
-            self.told = "left before there was a run"
+            self.last_line = "quit before there was a run"
             return
         kind = f", {self.judge.diagnosis.kind}" if self.judge is not None and self.judge.diagnosis is not None else ""
-        self.told = f"{self.watched.path}: {self.watched.status}, step {self.watched.step:,}{kind}"
+        self.last_line = f"{self.watched.path}: {self.watched.status}, step {self.watched.step:,}{kind}"
 
     def _is_over(self) -> bool:
-        """Return whether to leave: at the end of a run that was seen running, not of one that had ended before."""
+        """Return whether to end the view: the run has ended, and the view has seen it running."""
         ended = self.watched is not None and self.watched.status != "running"
         self._was_running |= self.watched is not None and not ended
         return self.leave_at_end and self._was_running and ended
@@ -146,7 +151,7 @@ class LiveView:
         if path is None:
             return
         self.watched, self.judge = Watched(path), Judge(path)
-        self.argument = str(path)  # this one from now on, and none that is newer
+        self.argument = str(path)  # stay with this run, even if a newer one appears
         metrics = known_metrics(self.watched)
         if self.choice.metric not in metrics:
             self.choice.metric = metrics[0] if metrics else ""
@@ -162,11 +167,11 @@ class LiveView:
         self.screen.show(self._canvas(size))
 
     def _state(self, watched: Watched, size: tuple[int, int]) -> object:
-        """Return what a screen depends on: where it is as before, none is drawn."""
+        """Return the values that the view depends on; it is drawn again when they change."""
         epochs = len(watched.epochs.get("epoch", ()))
-        told = watched.status, watched.lost, int(watched.silence) if watched.lost else 0
+        status = watched.status, watched.lost, int(watched.silence) if watched.lost else 0
         judged = (self.judge.rows, self.judge.failed) if self.judge is not None else None
-        return size, watched.rows, epochs, told, judged, replace(self.choice)
+        return size, watched.rows, epochs, status, judged, replace(self.choice)
 
     def _canvas(self, size: tuple[int, int]) -> Canvas:
         if self.watched is None or self.judge is None:
@@ -178,7 +183,7 @@ class LiveView:
     # --- keys ---------------------------------------------------------------------------------------------
 
     def _press(self, key: str) -> bool:
-        """Do what a key is for; return whether the user leaves."""
+        """Handle a key; return whether the user quits."""
         choice = self.choice
         if key in ("q", "Q", "\x03"):
             return True
@@ -211,7 +216,7 @@ class LiveView:
             self._paused_at = time.monotonic()
             return
         if self.watched is not None and time.monotonic() - self._paused_at > LONG_PAUSE_S:
-            self.watched = None  # begun anew: quicker than row by row
+            self.watched = None  # read again from the beginning: faster than row by row
         self._look()
 
 
@@ -226,24 +231,34 @@ def known_metrics(watched: Watched) -> list[str]:
 
 
 def waiting_lines(argument: str | None, removed: str = "") -> list[str]:
-    """Say what is waited for, and what there is meanwhile."""
+    """Return the lines that are shown while there is no run.
+
+    Args:
+        argument: As for ``watch``.
+        removed: A message about a file that was removed.
+
+    Returns:
+        The lines: which run is expected, and which runs exist.
+    """
     asked = Path("runs") if argument is None else Path(argument)
     what = f"a run in {asked}" if argument is None or asked.is_dir() else f"the run {asked}"
     lines = [f"waiting for {what}"]
     lines += [removed] if removed else []
     folder = asked.parent if argument is not None and asked.parent != Path(".") else Path("runs")
     there = sorted(path.stem for path in folder.glob("*.h5")) if folder.is_dir() else []
-    lines += (
-        ["", f"there are in {folder}: {', '.join(there[:12])}{', ...' if len(there) > 12 else ''}"] if there else []
-    )
-    return [*lines, "", "it is shown as soon as its first rows are there; gradlens run plain34 makes one"]
+    lines += ["", f"runs in {folder}: {', '.join(there[:12])}{', ...' if len(there) > 12 else ''}"] if there else []
+    return [*lines, "", "the view begins with the first rows of the run; gradlens run plain34 starts one"]
 
 
 # --- without a terminal -----------------------------------------------------------------------------------
 
 
 def follow_plainly(argument: str | None) -> None:
-    """Print a line per epoch, and what the diagnosis says whenever that changes, until the run ends."""
+    """Print a line per epoch, and the diagnosis whenever it changes, until the run ends.
+
+    Args:
+        argument: As for ``watch``.
+    """
     path = awaited_run(argument)
     if path is None:
         print_line(". ".join(line for line in waiting_lines(argument) if line))
@@ -275,7 +290,11 @@ def follow_plainly(argument: str | None) -> None:
             time.sleep(IDLE_S)
     finally:
         judge.wait()
-    end = watched.status if not watched.lost else "no sign of life: its writer was killed? gradlens recover mends it"
+    end = (
+        watched.status
+        if not watched.lost
+        else "no sign of life, so its writer may have been killed; gradlens recover repairs the file"
+    )
     print_line(f"{watched.path}: {end}, {plural(watched.rows, 'row')}, {plural(epochs, 'epoch')}")
 
 
@@ -287,7 +306,7 @@ def _verdict_line(judge: Judge) -> str:
 
 
 def epoch_line(watched: Watched, number: int) -> str:
-    """Return the line of an epoch: its losses and accuracies, and the gradient ratio now."""
+    """Return the line of an epoch: its losses and accuracies, and for the last epoch the ratio of gradients."""
     values = {name: float(column[number]) for name, column in watched.epochs.items() if number < len(column)}
     of = f"/{watched.total_epochs}" if watched.total_epochs else ""
     parts = [f"epoch {values.get('epoch', number + 1):.0f}{of}"]
@@ -305,7 +324,7 @@ def _has(values: dict[str, float], key: str) -> bool:
 
 
 def step_line(watched: Watched) -> str:
-    """Return the line of a moment: step, loss, and the gradient ratio."""
+    """Return the line of the newest step: step, loss, and the ratio of gradients."""
     parts = [f"step {watched.step:,}"]
     rows = watched.recent["scalars"].rows
     if "loss" in watched.scalar_names and len(rows):
@@ -314,7 +333,7 @@ def step_line(watched: Watched) -> str:
 
 
 def ratio_line(watched: Watched) -> str:
-    """Say how the gradient at the first layer compares with that at the last hidden one, over the newest rows."""
+    """Return the gradient norm of the first layer over that of the last hidden layer, the median of the newest rows."""
     metric = next((name for name in ("activation_grad_norm", "param_grad_norm") if name in watched.run.metrics), "")
     rows = watched.recent[metric].rows[-NOW_ROWS:].astype(np.float64) if metric else np.empty((0, 0))
     ratio = compare_layers(watched.run, np.where(np.isfinite(rows), rows, np.nan)) if len(rows) else None

@@ -1,4 +1,4 @@
-"""A run that is being watched: what its file held at the last look, ready to be drawn, at a bounded cost."""
+"""A run that is being watched: the content of its file at the last look, ready to be drawn, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ from gradlens.run import FloatArray, Run
 from gradlens.storage import Follower, NewRows, read_run
 
 LONG = 16_384
-"""Rows that are read one by one; of a longer run that is there already, blocks are read."""
+"""Most rows that are read one by one at the start; a longer run is read in chunks."""
 RECENT = 2048
+"""Newest rows that are kept."""
 NUMBERS = 4_000_000
-"""For models with very many layers fewer newest rows are kept."""
+"""Most numbers that are kept per metric: a model with very many layers keeps fewer rows."""
 AT_ONCE_S = 0.2
-"""So long a look may take; what is left comes with the next."""
-PATIENCE_S = 30.0
+"""Longest time of a look; the next look reads the rest."""
+SILENT_S = 30.0
+"""A writer without a heartbeat for this long may be dead."""
 RATE_S = 8.0
+"""Seconds over which the rate of rows is measured."""
 SURE_S = 5.0
-"""A file that seems unchanged is read all the same after so long."""
+"""A file that seems unchanged is read again after this time: some file systems report changes late."""
 Steps = NDArray[np.int64]
 
 
 class Watched:
-    """What is known of a run, and kept up to date by ``look``.
+    """The content of a run file; ``look`` keeps it up to date.
 
     Args:
-        path: Its file.
+        path: The file.
 
     Attributes:
-        run: As it was when its file was first read: layers, configuration.
-        rows: How many rows there are.
-        whole: Metric to columns over all rows; the scalars are under "scalars".
+        run: The run as it was when the file was first read: layers, configuration.
+        rows: The number of rows.
+        whole: Columns over all rows by metric; the scalars are under "scalars".
         epoch: The same over the epoch in progress.
-        recent: Metric to the newest rows.
+        recent: The newest rows by metric, (T, L) each.
         epochs: The table of epochs.
 
     Raises:
@@ -83,61 +86,64 @@ class Watched:
             self._follower = Follower(self.path, start=self.rows, epochs=len(self.epochs.get("epoch", ())))
 
     def linear(self, name: str) -> bool:
-        """Return whether a metric, or the scalars, are averaged without logarithms."""
+        """Return whether values of a metric, or the scalars, are averaged as they are, not their logarithms."""
         return name == "scalars" or is_linear(name)
 
     @property
     def total_epochs(self) -> int:
-        """The epochs that were asked for; 0 where nobody said."""
+        """The number of epochs that the training was started with; 0 if unknown."""
         asked = self.run.config.get("epochs", 0)
         return int(asked) if isinstance(asked, (int, float)) else 0
 
     @property
     def silence(self) -> float:
-        """Seconds since the writer's last sign of life; 0 where the run has ended."""
+        """Seconds since the last heartbeat of the writer; 0 if the run has ended."""
         return max(time.time() - self.heartbeat, 0.0) if self.status == "running" else 0.0
 
     @property
     def lost(self) -> bool:
-        """Whether the writer has shown no sign of life for so long that it may be dead."""
-        return self.silence > PATIENCE_S
+        """Whether the last heartbeat of the writer is so long ago that it may be dead."""
+        return self.silence > SILENT_S
 
     @property
     def rate(self) -> float:
-        """Rows per second over the last few seconds; NaN where it is not known yet."""
+        """Rows per second over the last few seconds; NaN if it is not known yet."""
         (begin, before), (end, now) = self._seen[0], self._seen[-1]
         return (now - before) / (end - begin) if end - begin > 1.0 and self.status == "running" else math.nan
 
     def scalar(self, columns: FloatArray, name: str) -> FloatArray:
-        """Return one scalar of columns of scalars."""
+        """Return one scalar, (N,), of (N, scalars) columns."""
         return columns[:, self.scalar_names.index(name)]
 
     def columns(self, name: str, span: str) -> Columns:
-        """Return a metric's columns, or the scalars', over a span.
+        """Return the columns of a metric, or of the scalars, over a span.
 
         Args:
             name: The metric, or "scalars".
             span: "all", "epoch" (the one in progress), or a number of newest rows.
+
+        Returns:
+            The columns.
         """
         if span in ("all", "epoch"):
             return (self.whole if span == "all" else self.epoch)[name]
         return self.recent[name].columns(self.step_before(int(span)), linear=self.linear(name))
 
     def step_before(self, rows: int) -> int:
-        """Return the step of the row with which the newest so many rows begin."""
+        """Return the step of the first of this many newest rows."""
         steps = self._latest.steps
         return int(steps[-min(rows, len(steps))]) if len(steps) else 0
 
     # --- reading ------------------------------------------------------------------------------------------
 
     def _read_long(self, run: Run) -> None:
-        """Begin with chunks of rows, and the newest rows."""
+        """Read chunks of rows, and the newest rows."""
         begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
         values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
         for into, start in ((self.whole, 0), (self.epoch, begin)):
             for name in run.metrics:
-                blocks = run.row_chunks(name, least=128, start=start, stop=self.rows)
-                into[name].add_chunks(run.steps[blocks.edges[:-1]], blocks)
+                chunks = run.row_chunks(name, least=128, start=start, stop=self.rows)
+                into[name].add_chunks(run.steps[chunks.edges[:-1]], chunks)
             if values is not None:
                 into["scalars"].add(run.steps[start:], values[start:])
         self._latest.add(run.steps[-RECENT:], np.empty((min(RECENT, self.rows), 0)))
@@ -152,10 +158,14 @@ class Watched:
         return known_rows(steps, rows) if self.every.get(name, 1) > 1 else (steps, rows)
 
     def look(self) -> bool:
-        """Read what has come; return whether anything has changed.
+        """Read new rows.
+
+        Returns:
+            Whether anything has changed.
 
         Raises:
-            GradlensError: The file cannot be read any more.
+            NoRunError: The file was removed.
+            GradlensError: The file can no longer be read.
         """
         now = self._identity(), time.monotonic()
         if now[0] == self._place[0] and now[1] - self._place[1] < SURE_S:
@@ -168,16 +178,16 @@ class Watched:
             return True
         except NoRunError:
             raise
-        except GradlensError:  # fewer rows than there were: it was resumed, or begun anew
+        except GradlensError:  # fewer rows than before: the run was resumed, or started again
             self._begin()
             return True
 
     def _identity(self) -> tuple[int, int, int]:
-        """Return what tells whether the file is another, or has changed."""
+        """Return inode, size and time of the file, which tell whether it was replaced or has changed."""
         try:
             there = os.stat(self.path)
         except OSError:
-            raise NoRunError(f"{self.path} was removed", tip="gradlens ls shows the runs that there are") from None
+            raise NoRunError(f"{self.path} was removed", tip="gradlens ls lists the runs") from None
         return there.st_ino, there.st_size, there.st_mtime_ns
 
     def _read_new(self, *, beginning: bool = False) -> bool:
@@ -197,7 +207,7 @@ class Watched:
         return changed
 
     def _is_another(self, new: NewRows) -> bool:
-        """Return whether the file is laid out in another way than it was: with a scalar more, or as another run."""
+        """Return whether the file has another layout than before, or holds another run."""
         same = tuple(new.scalars) == self.scalar_names and set(new.metrics) == set(self.run.metrics)
         same &= all(rows.shape[1] == len(self.run.layers) for rows in new.metrics.values())
         return not same or bool(len(new.steps) and new.steps[0] <= self.step)
@@ -228,11 +238,11 @@ class Watched:
 
 
 class Judge:
-    """Diagnoses a run again and again in a thread, so seldom that it takes a small share of a core.
+    """Diagnoses a run repeatedly in a thread, at intervals that keep it to a small share of a core.
 
     Attributes:
-        diagnosis: The newest; None before the first.
-        rows: So many rows it was made of.
+        diagnosis: The newest diagnosis; None before the first.
+        rows: The number of rows that it covers.
         step: The last step among them.
     """
 
@@ -249,7 +259,12 @@ class Judge:
         self._thread: threading.Thread | None = None
 
     def consider(self, rows: int, status: str) -> None:
-        """Begin a diagnosis where there is something new, and where it is time; at the end of a run at once."""
+        """Start a diagnosis if there are new rows and the interval has passed; at the end of a run at once.
+
+        Args:
+            rows: The number of rows of the run.
+            status: The status of the run.
+        """
         busy = self._thread is not None and self._thread.is_alive()
         if busy or (rows, status) == self._of or (status == "running" and time.monotonic() < self._next):
             return
@@ -258,7 +273,7 @@ class Judge:
         self._thread.start()
 
     def hurry(self) -> None:
-        """Let the next diagnosis begin as soon as there is something new."""
+        """Start the next diagnosis as soon as there are new rows."""
         self._next = 0.0
 
     def _judge(self) -> None:
@@ -267,13 +282,13 @@ class Judge:
             run = read_run(self.path)
             self.diagnosis, self.failed = diagnose(run), ""
             self.rows, self.step = len(run.steps), int(run.steps[-1]) if len(run.steps) else -1
-        except Exception as error:  # nothing that goes wrong here may take the view down, or write over it
+        except Exception as error:  # an error here must not end the view, nor print over it
             self.failed = f"the diagnosis failed: {error}"
         took = time.thread_time() - began
         self.took += took
         self._next = time.monotonic() + max(took / self.SHARE, self.LEAST_S)
 
     def wait(self) -> None:
-        """Return when no diagnosis is in progress."""
+        """Wait for the diagnosis in progress."""
         if self._thread is not None:
             self._thread.join()
