@@ -166,7 +166,8 @@ def test_a_window_at_the_end_is_compared_with_all_rows() -> None:
 @pytest.mark.parametrize(
     ("decades", "text"),
     [
-        (2.1, "about 126 times (10^2.1)"), (-0.6, "about 0.25 times (10^-0.6)"), (-3.3, "about 1/2,000 times (10^-3.3)"),
+        (2.1, "about 126 times (10^2.1)"), (-0.6, "about 0.25 times (10^-0.6)"),
+        (-3.3, "about 1/2,000 times (10^-3.3)"),
         (8.0, "10^8.0 times"), (-math.inf, "0 times"),
     ],
 )  # fmt: skip
