@@ -19,6 +19,7 @@ from gradlens.analysis.gradient_ratio import (
     gradient_ratio,
     over_seeds,
     say_ratio,
+    say_times,
 )
 from gradlens.errors import ConfigError
 from gradlens.run import Layer, Run
@@ -160,3 +161,15 @@ def test_a_window_at_the_end_is_compared_with_all_rows() -> None:
     assert [value for value, _ in ratio.late()] == [-5.0, -5.0]
     assert [name for _, name in ratio.late()] == ["the later half of the rows", "the last fifth of the rows"]
     assert isinstance(ratio.first, Layer)
+
+
+@pytest.mark.parametrize(
+    ("decades", "text"),
+    [
+        (2.1, "about 126 times (10^2.1)"), (-0.6, "about 0.25 times (10^-0.6)"),
+        (-3.3, "about 1/2,000 times (10^-3.3)"),
+        (8.0, "10^8.0 times"), (-math.inf, "0 times"),
+    ],
+)  # fmt: skip
+def test_a_factor_is_a_number_for_people_and_then_the_power(decades: float, text: str) -> None:
+    assert say_times(decades) == text

@@ -30,7 +30,7 @@ from gradlens.theory.laws import (
 )
 from gradlens.theory.mean_field import Conv, Likeness, normalised, open_share, plain_gains, relu_product
 from gradlens.theory.mean_field_residual import Block, residual_gains
-from gradlens.theory.predict import deviation, first_predicted, first_profile, predicted_profile
+from gradlens.theory.predict import deviation, first_predicted, first_profile, predicted_profile, say_deviation
 from tests.conftest import SAMPLE
 
 # --- laws -------------------------------------------------------------------------------------------------
@@ -328,3 +328,14 @@ def test_the_spread_between_seeds_is_that_of_the_law_for_one_input(one_thread: N
         logs.append(first[0] - prediction.decades[0])
     assert np.std(logs, ddof=1) == pytest.approx(prediction.spread[0], rel=0.25)
     assert np.mean(logs) == pytest.approx(log_norm_law([50] * 11).mean / 2 / math.log(10), abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("deviations", "text"),
+    [
+        (-3.0, "3.0 standard deviations below theory"), (0.34, "0.3 standard deviations above theory"),
+        (1.0, "1.0 standard deviation above theory"), (-math.inf, "infinitely far below theory"),
+    ],
+)  # fmt: skip
+def test_the_sentence_for_a_deviation_from_theory(deviations: float, text: str) -> None:
+    assert say_deviation(deviations) == text
