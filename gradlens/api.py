@@ -1,7 +1,7 @@
-"""What one asks of runs in Python, a line each; the commands of the same names do it in a terminal.
+"""The functions for runs in Python; the commands of the same names do the same in a terminal.
 
-Runs may be named as they are there: what ``read_run`` returned, a file, a name under ``runs/``, a folder for all in it,
-or several of these. What comes back shows itself where it is the last thing in a cell of a notebook.
+Runs are given as the result of ``read_run``, a file, a name under ``runs/``, a folder for all runs in it, or several of
+these. A notebook displays the result of a function if it is the last expression in a cell.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ DEFAULT = "activation_grad_norm"
 
 
 def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
-    """Return runs, read where they are named.
+    """Return a list of runs, and read those that are given by name.
 
     Args:
         runs: A run, a file, a name under ``runs/``, a folder, or several of these.
-        deep: A folder also stands for the runs in the folders below it.
+        deep: Whether a folder also stands for the runs in the folders below it.
+
+    Returns:
+        The runs.
 
     Raises:
-        NoRunError: A file or folder is not there, or a folder holds no run.
+        NoRunError: A file or folder does not exist, or a folder has no run.
     """
     if isinstance(runs, Run):
         return [runs]
@@ -55,11 +58,11 @@ def heatmap(
 
     Args:
         runs: One panel each.
-        metric: Which; of several, each has a column.
+        metric: The metric; each of several gets a column of panels.
         per_element: Divide norms by sqrt of the number of elements (RMS).
         relative: Divide magnitudes by that of the last hidden layer, step by step.
         steps: First and last optimizer step to show; None is the beginning, or the end.
-        minus: Show the difference to this run; of magnitudes log10 of the ratio.
+        minus: Show the difference from this run; for magnitudes, log10 of the ratio.
 
     Returns:
         A matplotlib figure: ``gradlens.heatmap(run).savefig("heatmap.pdf")``.
@@ -82,13 +85,13 @@ def heatmap(
 def profile(
     runs: Runs, metric: str = DEFAULT, *, per_element: bool = False, steps: Steps = (None, None)
 ) -> GradlensFigure:
-    """Draw a metric over the layers, a line per net, and where there is one the first step beside theory.
+    """Draw a metric over the layers, a line per model, and compare the first step with theory if there is one.
 
     Args:
-        runs: Seeds of one model are put together.
-        metric: Which.
-        per_element: The root mean square per element instead of the L2 norm.
-        steps: First and last optimizer step to take; None is the beginning, or the end.
+        runs: The runs; seeds of one model are grouped.
+        metric: The metric.
+        per_element: Use the root mean square per element instead of the L2 norm.
+        steps: First and last optimizer step to use; None is the beginning, or the end.
 
     Returns:
         A matplotlib figure: ``gradlens.profile(runs).savefig("profile.pdf")``.
@@ -105,10 +108,10 @@ def profile(
 
 
 def compare(runs: Runs) -> Comparison:
-    """Compare accuracy and loss of runs over epochs; seeds of one model are put together, with intervals.
+    """Compare accuracy and loss of runs over epochs; seeds of one model are grouped, with intervals.
 
     Args:
-        runs: Those that have not finished an epoch, and repeats of a seed, are left out, and named.
+        runs: The runs. Runs without a finished epoch, and repeats of a seed, are left out; the result lists them.
 
     Returns:
         The comparison: ``print`` shows the table of the last epoch, ``.table()`` returns its numbers.
@@ -123,16 +126,16 @@ def compare(runs: Runs) -> Comparison:
 
 
 def claims(runs: Runs) -> Judgement:
-    """Judge the original study's claims by runs of plain and residual nets that were trained alike.
+    """Test the claims of the original study with runs of plain and residual models that were trained alike.
 
     Args:
-        runs: In any order; two seeds or more in common. A folder stands for all runs in it and below.
+        runs: Runs of both kinds that share at least two seeds. A folder stands for all runs in it and below.
 
     Returns:
         The judgement: ``.claims`` with their verdicts, ``.explanation``, ``.rows()`` with all numbers.
 
     Raises:
-        ConfigError: None of them is of a plain or a residual net.
+        ConfigError: There is no run of a plain or a residual model.
         NoRunError: As in ``as_runs``.
     """
     from gradlens.studies import judge

@@ -33,7 +33,8 @@ def _suite(diagnosis: Diagnosis) -> ElementTree.Element:
             where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
             failure = ElementTree.SubElement(case, "failure", type=kind, message=_clean(finding.evidence))
             failure.text = _clean(
-                f"{where}; confidence {finding.confidence:.2f}\n{finding.evidence}\nthreshold: {finding.threshold} ({finding.source})\nnext: {finding.remedy}"
+                f"{where}; confidence {finding.confidence:.2f}\n{finding.evidence}\n"
+                f"threshold: {finding.threshold} ({finding.source})\nnext: {finding.remedy}"
             )
         if diagnosis.undecided:
             ElementTree.SubElement(case, "skipped", message=_clean(diagnosis.reason))

@@ -51,7 +51,7 @@ def probe(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
 def test_the_card(width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
     out, err = probe(capsys, "plain20", *QUICK)
-    for said in ("plain20: looks trainable", "theory", "predicted spreads", "ln(10) = 2.303", "dead units", "fp16"):
+    for said in ("plain20: looks trainable", "theory", "standard deviations", "ln(10) = 2.303", "dead units", "fp16"):
         assert said in out
     assert "layer1.0.conv1" in out
     assert "next" not in out
@@ -74,7 +74,7 @@ def test_shared_and_unused_parameters_of_a_model_of_tokens(capsys: pytest.Captur
     text = " ".join(out.split())
     assert "no gradient reaches 2 parameters: spare" in text
     assert "emb.weight = out.weight" in text
-    assert "32 x long:32:20 of random tokens, 2 draws" in text
+    assert "32 x long:32:20 of random tokens, 2 initialisations" in text
     probe(capsys, "nets.py:tied", "--input", "long:7:5", "--fail-on", "unused", code=3)
 
 
@@ -112,7 +112,7 @@ def test_a_sweep_as_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     ]
     assert lines[-1][-1] == "vanishes"
     assert lines[-4][-1] == "trainable"
-    assert "1 draw each" in out
+    assert "1 initialisation each" in out
     assert max(map(len, out.splitlines())) <= 80
     out, _ = probe(capsys, "resnet8", "--shortcut", "A,B", *QUICK)
     assert "shortcut" in out

@@ -56,7 +56,7 @@ class Scale:
         return cls(low, high if high > low else low + unit, linear)
 
     def shares(self, values: FloatArray) -> FloatArray:
-        """Return the positions of values between the ends, 0 to 1, in the shape of the values; NaN if a value has none."""
+        """Return the positions of values between the ends, 0 to 1, in their shape; NaN if a value has none."""
         with np.errstate(divide="ignore", invalid="ignore"):
             places = values if self.linear else np.log10(np.where(values > 0, values, np.nan))
             shares = np.clip((places - self.low) / (self.high - self.low), 0.0, 1.0)

@@ -39,8 +39,8 @@ HELP = (
     ("Ctrl-L", "redraw"),
 )
 LEGEND = (
-    "Heatmap: each line is a layer, with the input at the top; time goes to the right. All columns cover the same number "
-    "of rows; when the width is full, pairs of columns are merged.",
+    "Heatmap: each line is a layer, with the input at the top; time goes to the right. All columns cover the same "
+    "number of rows; when the width is full, pairs of columns are merged.",
     "At the right: the median of the newest rows of the same metric, on the same colour scale.",
     "Below: loss and accuracy, then the diagnosis of the rows so far with its reason and the next step.",
 )

@@ -15,7 +15,7 @@ from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, Canvas, Painter, 
 from gradlens.terminal.live.cells import AT_MISSING, AT_NONFINITE, AT_ZERO, PALETTE, STEPS, Scale, draw_bars, fit_layers
 from gradlens.terminal.live.layout import SPANS, Choice, draw_watch
 from gradlens.terminal.live.screen import split_keys
-from gradlens.terminal.live.watch import epoch_line, known_metrics, waiting_lines, way_line
+from gradlens.terminal.live.watch import epoch_line, known_metrics, ratio_line, waiting_lines
 from gradlens.terminal.live.watched_run import Judge, Watched
 from tests.conftest import SAMPLE
 
@@ -223,7 +223,7 @@ def test_lines_where_there_is_no_terminal(make_run) -> None:
     watched = Watched(make_run(steps=20, epochs=2))
     assert epoch_line(watched, 0) == "epoch 1  train loss 1.0000 accuracy 0.2500  val loss 2.0000 accuracy 0.2000"
     assert epoch_line(watched, 1).endswith("gradient stage0.0 / stage1.1 10^-2.4")
-    assert way_line(watched) == "gradient stage0.0 / stage1.1 10^-2.4"
+    assert ratio_line(watched) == "gradient stage0.0 / stage1.1 10^-2.4"
     assert waiting_lines("net-s9")[0] == "waiting for the run net-s9"
     assert "there are in runs: net-s0" in waiting_lines("net-s9")
 
