@@ -33,14 +33,17 @@ DEFAULT = "activation_grad_norm"
 
 
 def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
-    """Return runs, read where they are named.
+    """Return a list of runs, and read those that are given by name.
 
     Args:
         runs: A run, a file, a name under ``runs/``, a folder, or several of these.
-        deep: A folder also stands for the runs in the folders below it.
+        deep: Whether a folder also stands for the runs in the folders below it.
+
+    Returns:
+        The runs.
 
     Raises:
-        NoRunError: A file or folder is not there, or a folder holds no run.
+        NoRunError: A file or folder does not exist, or a folder has no run.
     """
     if isinstance(runs, Run):
         return [runs]
@@ -91,7 +94,7 @@ def heatmap(
         per_element: Divide norms by sqrt of the number of elements (RMS).
         relative: Divide magnitudes by that of the last hidden layer, step by step.
         steps: First and last optimizer step to show; None is the beginning, or the end.
-        minus: Show the difference to this run; of magnitudes log10 of the ratio.
+        minus: Show the difference from this run; for magnitudes, log10 of the ratio.
 
     Returns:
         A matplotlib figure: ``gradlens.heatmap(run).savefig("heatmap.pdf")``.

@@ -1,8 +1,8 @@
-"""Write a file or a folder whole or not at all.
+"""Write files and folders atomically: completely, or not at all.
 
-Everything is written under a temporary name beside its own, ``.NAME.PID.tmp``, synced to the disk, and gets its name in
-one step. Until then what was there stays; after any failure the temporary one is removed. What a killed process could
-not remove, ``stale_names`` lists.
+A file is written under a temporary name in the same folder, ``.NAME.PID.tmp``, synced to the disk, and renamed in one
+step. Until then the old file stays; after a failure the temporary file is removed. ``stale_names`` lists the temporary
+files that a killed process left.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from gradlens.errors import RunFileError
 
 
 def temporary_name(path: Path) -> Path:
-    """Return where this process builds a file before it gets its name: beside it, hidden."""
+    """Return the temporary name under which this process writes a file: hidden, in the same folder."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def stale_names(path: Path, *, of_the_dead: bool = False) -> list[Path]:
-    """List the temporary files of a file that are there now.
+    """List the existing temporary files of a file.
 
     Args:
         path: The file.
-        of_the_dead: Leave out those of processes that are still running; without it, the caller knows that nobody
-            else is writing.
+        of_the_dead: Leave out those of processes that are still running. Without it, the caller must know that no
+            other process is writing.
 
     Returns:
-        Their paths, in no order.
+        The temporary files.
     """
     ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
     try:
@@ -43,10 +43,10 @@ def stale_names(path: Path, *, of_the_dead: bool = False) -> list[Path]:
 
 
 def _runs(process: int) -> bool:
-    """Return whether another process of this number may be running."""
+    """Return whether another process with this id may be running."""
     if process == os.getpid():
         return False
-    if os.name != "posix":  # there, to ask is to end it
+    if os.name != "posix":  # on Windows, os.kill with signal 0 would end the process
         return True
     try:
         os.kill(process, 0)
@@ -59,14 +59,17 @@ def _runs(process: int) -> bool:
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary name to write to; it becomes the file when all went well, and is removed when not.
+    """Yield a temporary name to write to; it is renamed to the file on success and removed on failure.
 
     Args:
-        path: The file; its folder is made.
-        keep: The name that a file which is there gets instead of being replaced.
+        path: The file; its folder is created.
+        keep: A new name for an existing file; None replaces it.
+
+    Yields:
+        The temporary name.
 
     Raises:
-        OSError: It cannot be written; what was there is still there.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -85,17 +88,20 @@ def whole_file(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to; it becomes the folder when all went well, and is removed when not.
+    """Yield a temporary folder to write to; it is renamed to the folder on success and removed on failure.
 
-    A folder that is there is removed, with all that is in it.
+    An existing folder is removed with its content.
 
     Args:
-        path: The folder; the one above it is made.
+        path: The folder; its parent is created.
+
+    Yields:
+        The temporary folder.
 
     Raises:
-        OSError: It cannot be written; what was there is still there.
+        OSError: The folder cannot be written; an existing folder is unchanged.
     """
-    path = path.resolve()  # the place behind a link, which stays
+    path = path.resolve()  # the target of a link; the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -117,7 +123,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path, old: Path) -> None:
-    """Let one take the place of another, which gets the name ``old``; where that fails, it gets its own name back."""
+    """Rename ``path`` to ``old`` and ``new`` to ``path``; if the latter fails, undo the former."""
     os.replace(path, old)
     try:
         os.replace(new, path)
@@ -127,23 +133,27 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, with plain line ends on every system.
+    """Write a text as UTF-8, with the line ends of Unix on every system.
+
+    Args:
+        path: The file.
+        text: The text.
 
     Raises:
-        OSError: It cannot be written; what was there is still there.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _sync(path: Path) -> None:
-    """Make what was written last through a power cut, and see that the disk took it."""
+    """Sync a file to the disk, so that it survives a power cut; raises if the disk reports an error."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make new names in a folder last through a power cut, where the system can."""
+    """Sync new names in a folder to the disk, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -153,29 +163,32 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_errors(said: str, *, tip: str | None = None, also: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Turn what the system says into one line.
+def write_errors(failure: str, *, tip: str | None = None, also: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Turn errors of writing into a RunFileError with one line of text.
 
     Args:
-        said: What failed, with the name of the file, as in "a.csv cannot be written".
+        failure: What failed, with the name of the file, as in "a.csv cannot be written".
         tip: What to try.
-        also: An error besides OSError by which a library says that it could not write.
+        also: Another exception that a library raises when it cannot write.
+
+    Yields:
+        Nothing.
 
     Raises:
-        RunFileError: It failed.
+        RunFileError: The writing failed.
     """
     try:
         yield
     except RunFileError:
         raise
     except OSError as error:
-        raise RunFileError(f"{said}: {reason(error)}", tip=tip) from error
+        raise RunFileError(f"{failure}: {reason(error)}", tip=tip) from error
     except also as error:
-        raise RunFileError(f"{said}: {reason(error)}", tip=tip) from error
+        raise RunFileError(f"{failure}: {reason(error)}", tip=tip) from error
 
 
 def reason(error: BaseException) -> str:
-    """Return what the system said, of an error or of those that it came from; HDF5 hides it in the middle of a text."""
+    """Return the message of the system for an error or its causes; HDF5 has it in the middle of a longer text."""
     found: BaseException | None = error
     while found is not None:
         if "error message = '" in str(found):

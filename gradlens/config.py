@@ -1,4 +1,4 @@
-"""What a training is asked for: recipes, and one run with all its fields, checked and serialisable."""
+"""The settings of a training: recipes, and the checked and serialisable settings of one run."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Recipe:
     schedule: str
     """constant, cosine or step:SIZE,GAMMA, by epochs."""
     patience: int
-    """Stop after so many epochs without a lower validation loss; 0 never stops."""
+    """Stop after this many epochs without a lower validation loss; 0 never stops."""
     augment: tuple[str, ...]
-    """Any of flip, crop, rotation and color; applied to training images only."""
+    """Some of flip, crop, rotation, color; applied to training images only."""
     val_fraction: float
-    """Share of the images held out where the data has no validation set of its own."""
+    """Share of the images used for validation if the data has no validation set."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -63,7 +63,7 @@ RECIPES: dict[str, Recipe] = {
         augment=("flip",),
         val_fraction=0.2,
     ),
-    # That of the original study, which names no augmentation.
+    # The settings of the original study, which names no augmentation.
     "report": Recipe(
         epochs=30,
         batch_size=32,
@@ -82,7 +82,7 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run as asked for: a recipe's fields and all the rest."""
+    """The settings of one run: the fields of a recipe, and all others."""
 
     model: str
     data: str = "patterns"
@@ -103,21 +103,21 @@ class RunConfig:
     split: str = "group"
     """group keeps copies of an image on one side of the split; random does not."""
     init: str = "he"
-    """he, or default (PyTorch's own); for plain and residual networks only."""
+    """he, or default (PyTorch's own); for plain and residual models only."""
     shortcut: str = "A"
-    """A (zero-padded, no parameters) or B (projection where shapes change); for residual networks only."""
+    """A (zero-padded, no parameters) or B (projection where shapes change); for residual models only."""
     skip_broken: bool = False
     every: int | str = 1
-    """Record every so many steps; or "auto": as often as recording keeps to its budget."""
+    """Record every Nth step; or "auto": as often as possible within the budget of overhead."""
     metrics: tuple[str, ...] = ()
-    """Recorded in addition to the defaults and, for models with residual blocks, to the metrics of their paths."""
+    """Metrics to record in addition to the defaults and, in models with residual blocks, the metrics of their paths."""
     device: str = "auto"
     amp: bool = False
     """bfloat16 autocast in the forward pass."""
     workers: int = 0
     on_nonfinite: str = "stop"
     on_record_error: str = "stop"
-    """What becomes of the training where its rows or its checkpoint cannot be written."""
+    """Whether to stop or continue the training when its rows or its checkpoint cannot be written."""
 
     def __post_init__(self) -> None:
         parse_model(self.model)
@@ -150,7 +150,7 @@ class RunConfig:
 
     @property
     def run_name(self) -> str:
-        """The run's name, and its file's without the ending: ``plain34-s0``."""
+        """The name of the run, and of its file without the ending: ``plain34-s0``."""
         return f"{parse_model(self.model).slug}-s{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Read what ``to_dict`` wrote; keys that are no field are passed over."""
+        """Read the result of ``to_dict``; unknown keys are ignored."""
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         for key in ("augment", "metrics"):
@@ -167,18 +167,21 @@ class RunConfig:
         return cls(**kept)
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Name the fields that differ, each with both values."""
+        """Return the fields that differ, each with both values."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
 
 
 def make_config(model: str, recipe: str = "quick", **overrides: Any) -> RunConfig:
-    """Take a recipe and change the fields that were given.
+    """Return the settings of a recipe with some fields changed.
 
     Args:
         model: The model's name.
         recipe: One of ``RECIPES``.
-        overrides: Fields of ``RunConfig``; None means not given.
+        overrides: Fields of ``RunConfig`` to change; None keeps the field.
+
+    Returns:
+        The settings.
 
     Returns:
         The configuration of the run.

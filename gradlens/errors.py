@@ -3,18 +3,18 @@
 ::
 
     GradlensError
-    ├── ConfigError        (ValueError)       a name or option that gradlens does not know
-    ├── DataError          (ValueError)       images or labels that cannot be used
+    ├── ConfigError        (ValueError)       an unknown name or option
+    ├── DataError          (ValueError)       unusable images or labels
     ├── ModelError         (ValueError)       a model that cannot be built or recorded
-    ├── RecorderError      (RuntimeError)     the recorder used in a way that it cannot serve
-    ├── GateError          (RuntimeError)     something that was to hold does not: exit code 3
+    ├── RecorderError      (RuntimeError)     the recorder cannot be used in this way
+    ├── GateError          (RuntimeError)     a check failed: exit code 3
     ├── MissingLibraryError (ImportError)      a library that only some formats need is not installed
     └── RunFileError       (OSError)          a run file that cannot be read or written
-        ├── RunExistsError (FileExistsError)  it is there already, and overwriting was not asked for
-        ├── NoRunError     (FileNotFoundError) there is none
-        └── DamagedError                      it is not as it was written
+        ├── RunExistsError (FileExistsError)  the file exists, and overwriting was not requested
+        ├── NoRunError     (FileNotFoundError) there is no run
+        └── DamagedError                      the content has changed since it was written
 
-Each is also a built-in, so ``except ValueError`` works for those who do not know gradlens.
+Each is also a built-in exception, so that ``except ValueError`` works too.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class GradlensError(Exception):
 
 
 class ConfigError(GradlensError, ValueError):
-    """A name or an option that gradlens does not know; the command line answers with exit code 2."""
+    """An unknown name or option; the exit code of the command line is 2."""
 
 
 class DataError(GradlensError, ValueError):
-    """Images or labels that cannot be used."""
+    """Unusable images or labels."""
 
 
 class ModelError(GradlensError, ValueError):
@@ -50,11 +50,11 @@ class ModelError(GradlensError, ValueError):
 
 
 class RecorderError(GradlensError, RuntimeError):
-    """The recorder was used in a way that it cannot serve."""
+    """The recorder cannot be used in this way."""
 
 
 class GateError(GradlensError, RuntimeError):
-    """Something that was asked to hold does not; the command line answers with exit code 3."""
+    """A check that the user asked for failed; the exit code of the command line is 3."""
 
 
 class MissingLibraryError(GradlensError, ImportError):
@@ -62,20 +62,20 @@ class MissingLibraryError(GradlensError, ImportError):
 
 
 class RunFileError(GradlensError, OSError):
-    """A run file, or what belongs to it, that cannot be read or written."""
+    """A run file, or a file that belongs to it, cannot be read or written."""
 
 
 class RunExistsError(RunFileError, FileExistsError):
-    """The file is there already, and overwriting was not asked for."""
+    """The file exists already, and overwriting was not requested."""
 
 
 class NoRunError(RunFileError, FileNotFoundError):
-    """There is no run where one was looked for."""
+    """There is no run of this name, or no run in this folder."""
 
 
 class DamagedError(RunFileError):
-    """A run file that is not as it was written: bits flipped, cut off, or overwritten."""
+    """The content of a run file has changed since it was written: flipped bits, cut off, or overwritten."""
 
 
 class GradlensWarning(UserWarning):
-    """Something that a user should know, although it stops nothing."""
+    """Something that the user should know, though it stops nothing."""

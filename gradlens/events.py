@@ -1,4 +1,4 @@
-"""What a training says while it runs; whoever listens (a progress bar, a log) decides how to show it."""
+"""The events of a training; the listener (a progress bar, a log) decides how to show them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradlens.run import FloatArray, Status
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the user: something that was found, decided or refused."""
+    """A message for the user: something that was found, decided or refused."""
 
     text: str
     warning: bool = False
@@ -19,7 +19,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins (or goes on)."""
+    """The training starts or is resumed."""
 
     config: RunConfig
     path: str
@@ -29,12 +29,12 @@ class Started:
     classes: tuple[str, ...]
     steps_per_epoch: int
     first_epoch: int
-    """1 for a fresh run."""
+    """1 for a new run."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step was made."""
+    """An optimizer step is done."""
 
     epoch: int
     """Counted from 1."""
@@ -50,7 +50,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One epoch was trained and validated."""
+    """An epoch is trained and validated."""
 
     epoch: int
     values: Mapping[str, float]
@@ -70,7 +70,7 @@ class NonFinite:
 
 @dataclass(frozen=True)
 class Ended:
-    """Training is over and the file is closed."""
+    """The training has ended and the file is closed."""
 
     status: Status
     path: str
@@ -78,7 +78,7 @@ class Ended:
     seconds: float
     reason: str = ""
     recorded_until: int | None = None
-    """The step at which recording ended though training went on; None where it did not."""
+    """The step at which recording ended if the training continued without it; otherwise None."""
 
 
 Event = Note | Started | StepDone | EpochDone | NonFinite | Ended
@@ -86,4 +86,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listen to nothing."""
+    """Ignore an event: the listener that does nothing."""

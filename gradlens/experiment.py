@@ -1,4 +1,4 @@
-"""An experiment: a question, the runs that answer it, and the figures that come of them; read from a TOML file.
+"""An experiment: a question, the runs that answer it, and their figures; read from a TOML file.
 
 ::
 
@@ -7,15 +7,15 @@
     seeds = [0, 1, 2]
     figures = ["gradlens compare {runs}/grouped -o figures/compare.png"]
 
-    [run]                       # for all groups: the fields of gradlens.config.RunConfig but model and seed
+    [run]                       # for all groups: fields of gradlens.config.RunConfig except model and seed
     recipe = "report"
     image_size = 64
 
-    [group.grouped]             # its runs lie in OUT/NAME/grouped
+    [group.grouped]             # its runs are written to OUT/NAME/grouped
     models = ["plain34", "resnet34"]
-    split = "group"             # and what is special to it; seeds too
+    split = "group"             # settings of this group; it may have its own seeds
 
-What the command line says goes before what the group says, and that before ``[run]``.
+Options of the command line override the settings of a group, and those override ``[run]``.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Planned:
     """One run of an experiment.
 
     Args:
-        label: Group and run, as in ``grouped/plain34-s0``.
-        config: What to train and how.
+        label: The group and the run, as in ``grouped/plain34-s0``.
+        config: The settings of the training.
         path: The run file.
-        options: Options of the command line in addition to model, seed and folder.
+        options: The settings that the command line needs besides model, seed and folder.
     """
 
     label: str
@@ -68,11 +68,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in model and seed alone.
+    """Runs that differ only in model and seed.
 
     Args:
-        name: The name of its folder.
-        models: Names of models.
+        name: The name of the group and of its folder.
+        models: The names of the models.
         seeds: One run each.
         settings: Fields of ``RunConfig``.
     """
@@ -85,14 +85,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question and what answers it.
+    """A question and the runs that answer it.
 
     Args:
         path: The file.
-        question: In a sentence.
-        measured: What of the runs answers it.
-        figures: Commands that draw; ``{runs}`` stands for the folder of the experiment.
-        groups: The runs.
+        question: The question, in a sentence.
+        measured: What is measured to answer it, in a sentence.
+        figures: Commands that draw the figures; ``{runs}`` stands for the folder of the experiment.
+        groups: The groups of runs.
     """
 
     path: Path
@@ -115,18 +115,21 @@ class Experiment:
         return [figure.replace("{runs}", str(self.folder(out))) for figure in self.figures]
 
     def plan(self, out: Path, overrides: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> list[Planned]:
-        """List its runs, those of one seed together, so that early results compare.
+        """Return the runs; all models of a seed come together, so that the first results can be compared.
 
         Args:
-            out: Folder of all experiments' runs.
-            overrides: Settings that go before those of the file.
-            seeds: In place of those of the file.
+            out: Folder for the runs of all experiments.
+            overrides: Settings that replace those of the file.
+            seeds: Seeds that replace those of the file; None keeps them.
+
+        Returns:
+            The runs.
 
         Returns:
             The planned runs.
 
         Raises:
-            ConfigError: A value is not allowed; names file and group.
+            ConfigError: A value is not allowed; the message names file and group.
         """
         found = []
         for group in self.groups:
@@ -151,13 +154,19 @@ class Experiment:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read an experiment's file.
+    """Read the file of an experiment.
+
+    Args:
+        path: The TOML file.
+
+    Returns:
+        The experiment.
 
     Returns:
         The experiment.
 
     Raises:
-        ConfigError: It is not there, no TOML, or a key in it is unknown, missing or of the wrong type.
+        ConfigError: The file cannot be read or is no TOML, or a key is unknown, missing or of the wrong type.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -183,7 +192,7 @@ def read_experiment(path: Path) -> Experiment:
 
 
 class _Reader:
-    """Checks values of a file, and names file and key where one is wrong."""
+    """Checks the values of a file; an error names the file and the key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -241,7 +250,9 @@ class _Reader:
     def group(self, name: str, value: object, common: Mapping[str, Any], seeds: tuple[int, ...]) -> Group:
         key = f"group.{name}"
         if not re.fullmatch(r"[\w+-][\w.+-]*", name):
-            raise ConfigError(f"{self.path}: {key}: a group's name is a folder's; letters, digits and ._+- only")
+            raise ConfigError(
+                f"{self.path}: {key}: the name of a group is that of a folder, with letters, digits and ._+- only"
+            )
         table = self.table(key, value)
         own = self.settings(key, table, ("models", "seeds", *SETTINGS))
         models = self.texts(f"{key}.models", table.get("models"))

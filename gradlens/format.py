@@ -1,6 +1,6 @@
-"""How a number is written: for programs as JSON, for people as text; one way for each kind, in every command.
+"""The format of numbers: JSON for programs, text for people; the same in all commands.
 
-JSON knows no NaN and no infinity: what is not known is ``null``, and what is not finite is ``"inf"`` or ``"-inf"``.
+JSON has no NaN and no infinity: NaN is written as ``null``, and infinities as ``"inf"`` and ``"-inf"``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON knows it, with all that is in it.
+    """Convert a value to the types of JSON.
 
     Args:
-        value: Mappings, sequences, numbers, and scalars and arrays of numpy, in each other; anything else stays.
+        value: A number, a NumPy scalar or array, or mappings and sequences of these; other values are returned as they
+            are.
 
     Returns:
-        The same with None for NaN, "inf" and "-inf" for what is not finite, and lists for arrays.
+        The value with None for NaN, "inf" and "-inf" for infinities, and lists for arrays.
     """
-    if hasattr(value, "tolist"):  # a scalar or an array of numpy, without loading it here
+    if hasattr(value, "tolist"):  # a NumPy scalar or array; NumPy need not be imported for this
         value = value.tolist()
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
@@ -32,17 +33,17 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON text for people and programs; what JSON does not know stands there as text."""
+    """Return a value as indented JSON; values that JSON has no type for are written as text."""
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def plural(count: int, noun: str, several: str = "") -> str:
-    """Write a count: ``1 row``, ``2,000 rows``.
+    """Format a count with its noun: ``1 row``, ``2,000 rows``.
 
     Args:
-        count: How many.
-        noun: What, of one.
-        several: What, of several; with an s at the end where it is left out.
+        count: The number.
+        noun: The noun in the singular.
+        several: The plural; "" means the singular with an s.
 
     Returns:
         The text.
@@ -51,21 +52,21 @@ def plural(count: int, noun: str, several: str = "") -> str:
 
 
 def say_magnitude(value: float) -> str:
-    """Write a magnitude with three digits, and what is no magnitude as what it is."""
+    """Format a magnitude with three digits: ``1.23e-04``, ``0``, ``not finite``, or ``-`` for NaN."""
     if math.isnan(value):
         return "-"
     return "not finite" if math.isinf(value) else "0" if value == 0 else f"{value:.2e}"
 
 
 def say_share(value: float, digits: int = 1) -> str:
-    """Write a share in percent: what is none at all is "none", what is little is not 0, what lacks little not all.
+    """Format a share in percent; only 0 is "none", and a small share is not rounded to 0.
 
     Args:
-        value: From 0 to 1; NaN where it is not known.
+        value: The share, 0 to 1; NaN is not known.
         digits: Decimals.
 
     Returns:
-        The text.
+        The text, such as ``12.3 %``, ``< 0.1 %``, ``none`` or ``-``.
     """
     if math.isnan(value):
         return "-"
@@ -78,19 +79,29 @@ def say_share(value: float, digits: int = 1) -> str:
 
 
 def say_seconds(value: float) -> str:
-    """Write a duration."""
+    """Format a duration given in seconds: ``75 s``, ``2.5 min``, ``1.5 h``."""
     if value < 90:
         return f"{value:.0f} s"
     return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"
 
 
 def say_signed(value: float, digits: int = 2) -> str:
-    """Write a number with its sign."""
+    """Format a number with its sign; NaN is ``-``."""
     return "-" if math.isnan(value) else f"{value:+.{digits}f}"
 
 
 def brackets(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
-    """Write an interval, to stand behind its mean: `` [0.712, 0.750]``; nothing where there is none."""
+    """Format an interval that follows its mean: `` [0.712, 0.750]``.
+
+    Args:
+        low: The lower end.
+        high: The upper end.
+        digits: Decimals.
+        sign: Whether to write the sign of positive numbers.
+
+    Returns:
+        The text, which begins with a blank; "" if an end is not finite.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     plus = "+" if sign else ""

@@ -1,4 +1,4 @@
-"""The place of this process among those that train together, as torchrun says it in the environment."""
+"""The rank of this process among those that train together, from the environment variables of torchrun."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gradlens.errors import ConfigError
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that train together, as torchrun says it in the environment."""
+    """The rank of this process and the number of processes; a single process by default."""
 
     rank: int = 0
     local_rank: int = 0
-    """Among the processes on this machine."""
+    """Rank among the processes on this machine."""
     world_size: int = 1
     local_world_size: int = 1
 
@@ -23,13 +23,16 @@ LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Return this process's place; that of a single one where torchrun did not start it.
+    """Return the rank of this process; that of a single process if torchrun did not start it.
 
     Args:
         environment: ``os.environ``.
 
+    Returns:
+        The rank and the number of processes.
+
     Raises:
-        ConfigError: What stands there are no numbers.
+        ConfigError: A variable is no whole number.
     """
     if any(name not in environment for name in LAUNCH_VARIABLES):
         return Launch()

@@ -1,8 +1,8 @@
-"""What runs, diagnoses, comparisons and judgements look like in a notebook.
+"""Cards of runs, diagnoses, comparisons and judgements for notebooks.
 
-Each function returns the HTML of one object, whose ``_repr_html_`` reaches it by name (``gradlens.lazy.shown_by``).
-Names and sentences come from files of anyone's making, so whatever is no markup of this module's own is escaped. A
-part that cannot be drawn says so in its place, and the rest is shown.
+Each function returns the HTML of an object, whose ``_repr_html_`` calls it by name (``gradlens.lazy.shown_by``). Names
+and sentences may come from files of unknown origin, so all text that is not markup of this module is escaped. If a part
+cannot be drawn, a message takes its place and the rest is shown.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gradlens.studies import Control, JudgedClaim, Judgement
 if TYPE_CHECKING:
     from gradlens.plots.figure import GradlensFigure
 
-MOST_TOLD = 4
-"""So many sentences of a kind."""
+MOST_SENTENCES = 4
+"""Most sentences of a kind."""
 MOST_SCALARS = 7
 MOST_NUMBERS = 200
-"""So many rows of the table of all numbers of a judgement."""
+"""Most rows of the table of all numbers of a judgement."""
 SHOWN_FIRST = ("activation_grad_norm", "param_grad_norm")
 
 GREEN, RED, ORANGE, OCHRE, BLUE, GREY = "#1a7f37", "#b3261e", "#a84b00", "#7a6000", "#0b62a8", "#5f6771"
@@ -49,7 +49,7 @@ COLOURS = {
     "FAILED": RED,
     "missing": GREY,
 }
-"""White text is read on all of them, and they are seen on a light and on a dark page."""
+"""Background colours of badges: white text is readable on them, and they are visible on light and dark pages."""
 
 CARD = "max-width:60em;border:1px solid rgba(128,128,128,.45);border-radius:6px;padding:.6em .9em;margin:.3em 0"
 CELL = "text-align:left;vertical-align:top;padding:.2em .9em .2em 0;white-space:normal;overflow-wrap:break-word"
@@ -59,34 +59,44 @@ FAINT = "opacity:.72;font-size:92%"
 
 
 class Markup(str):
-    """Text that is HTML already; any other text is escaped where it is put into an element."""
+    """Text that is HTML already; any other text is escaped when it is put into an element."""
 
     __slots__ = ()
 
 
 def element(name: str, *children: str, style: str = "", **attributes: str) -> Markup:
-    """Return an element; children that are no ``Markup``, and all attributes, are escaped."""
+    """Return an HTML element; children that are no ``Markup``, and all attributes, are escaped.
+
+    Args:
+        name: The name of the element.
+        children: Its content.
+        style: Its CSS.
+        attributes: Other attributes; an underscore at the end of a name is removed, as in ``class_``.
+
+    Returns:
+        The element.
+    """
     inner = "".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children)
     attributes = {"style": style, **attributes} if style else attributes
-    said = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
-    return Markup(f"<{name}{said}>{inner}</{name}>")
+    text = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    return Markup(f"<{name}{text}>{inner}</{name}>")
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
 def run_card(run: Run) -> str:
-    """Show a run: what it is, its last epoch, its main finding, and a small heatmap."""
+    """Return the card of a run: its name and size, the last epoch, the main finding, and a small heatmap."""
     extent = f"{plural(len(run.steps), 'row')} × {plural(len(run.layers), 'layer')}"
     seed = [f"seed {run.seed}"] if run.seed >= 0 else []
-    told = [run.model or "no model's name", *seed, extent, f"metrics: {', '.join(run.metrics) or 'none'}"]
-    notes = [f"note: {note}" for note in list(run.info.get("notes", ()))[:MOST_TOLD]]
+    facts = [run.model or "no model name", *seed, extent, f"metrics: {', '.join(run.metrics) or 'none'}"]
+    notes = [f"note: {note}" for note in list(run.info.get("notes", ()))[:MOST_SENTENCES]]
     return _card(
         _title(run.name, run.status),
-        _line(" · ".join(told), faint=True),
+        _line(" · ".join(facts), faint=True),
         _guarded(lambda: _last_epoch(run)),
         _guarded(lambda: _main_finding(diagnose(run))),
-        _guarded(lambda: _lines(notable(run)[:MOST_TOLD])),
+        _guarded(lambda: _lines(notable(run)[:MOST_SENTENCES])),
         _lines(notes, faint=True),
         _small_heatmap(run),
     )
@@ -138,14 +148,14 @@ def _small_heatmap(run: Run) -> Markup:
 
 
 def diagnosis_card(diagnosis: Diagnosis) -> str:
-    """Show a diagnosis: the verdict, why, what to do next, and the evidence."""
+    """Return the card of a diagnosis: the verdict, the reason, the next step, and the evidence."""
     main = diagnosis.findings[0] if diagnosis.findings else None
     also = [f"also {', '.join(diagnosis.kinds[1:])}"] if len(diagnosis.kinds) > 1 else []
-    told = [*also, f"{plural(diagnosis.rows, 'row')}", *([f"confidence {main.confidence:.2f}"] if main else [])]
+    facts = [*also, f"{plural(diagnosis.rows, 'row')}", *([f"confidence {main.confidence:.2f}"] if main else [])]
     answers = [("why", main.evidence), ("next", main.remedy)] if main else [("why", diagnosis.reason)]
     return _card(
         _title(diagnosis.run, diagnosis.kind, RED),
-        _line(" · ".join(told), faint=True),
+        _line(" · ".join(facts), faint=True),
         *(element("div", element("b", name), f" {text}", style="margin:.3em 0") for name, text in answers if text),
         _evidence(diagnosis.findings),
         _lines([f"note: {note}" for note in diagnosis.notes], faint=True),
@@ -171,12 +181,12 @@ def _evidence(findings: Sequence[Finding]) -> Markup:
 
 
 def group_card(group: Group) -> str:
-    """Show runs that differ in nothing but the seed: the last epoch, and curves over epochs."""
+    """Return the card of runs that differ only in the seed: the last epoch, and curves over epochs."""
     return _card(_title(group.label), *_compared([group]))
 
 
 def comparison_card(comparison: Comparison) -> str:
-    """Show models side by side: the last epoch, and curves over epochs."""
+    """Return the card of a comparison of models: the last epoch, and curves over epochs."""
     labels = [group.label for group in comparison.groups]
     return _card(_title(" and ".join(labels) if len(labels) < 4 else f"{len(labels)} models"),
                  *_compared(comparison.groups), _lines(comparison.left_out(), faint=True))  # fmt: skip
@@ -185,7 +195,7 @@ def comparison_card(comparison: Comparison) -> str:
 def _compared(groups: Sequence[Group]) -> list[Markup]:
     rows = [[element("span", group.label, _faint(group.say_extent())),
              *(_interval(group.final(column)) for column in FINAL_ROWS)] for group in groups]  # fmt: skip
-    how = "mean ± standard deviation between seeds; below it the 95 % interval of the mean"
+    how = "mean ± standard deviation between seeds; second line: 95 % interval of the mean"
 
     def draw() -> GradlensFigure:
         from gradlens.plots import draw_small_curves
@@ -208,16 +218,16 @@ def _interval(interval: Interval) -> Markup:
 
 
 def judgement_card(judgement: Judgement) -> str:
-    """Show a study's claims: verdicts with their reasons, what ties them together, controls, and all numbers."""
+    """Return the card of a judgement: verdicts with their reasons, the explanation, controls, and all numbers."""
     rows = [row for judged in judgement.claims for row in _claim_rows(judged, judgement.conditions)]
     return _card(
         _title(f"{judgement.title}, by {plural(judgement.runs, 'run')}"),
         element("p", judgement.explanation, style="margin:.4em 0"),
-        _table(["", "claim", "networks", "verdict", "why"], rows, numbers=False),
+        _table(["", "claim", "models", "verdict", "why"], rows, numbers=False),
         _lines([f"next: {text}" for text in judgement.next_steps]),
         *(_control(control) for control in judgement.controls),
         _lines([f"note: {note}" for note in judgement.remarks], faint=True),
-        _folded("what counts for and against each claim", _criteria(judgement.claims)),
+        _folded("criteria for and against each claim", _criteria(judgement.claims)),
         _folded("all numbers", _guarded(lambda: _numbers(judgement))),
     )
 
@@ -241,13 +251,13 @@ def _sentence(text: str) -> Markup:
 
 def _control(control: Control) -> Markup:
     outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
-    said = f" {control.key} control: {control.text}; {control.detail}"
-    return element("div", _badge(outcome), said, style="margin:.3em 0")
+    text = f" {control.key} control: {control.text}; {control.detail}"
+    return element("div", _badge(outcome), text, style="margin:.3em 0")
 
 
 def _criteria(claims: Sequence[JudgedClaim]) -> Markup:
     rows = [[one.claim.key, one.claim.supports, one.claim.refutes, one.claim.reason] for one in claims]
-    return _table(["", "for", "against", "why the lines are there"], rows, numbers=False)
+    return _table(["", "for", "against", "reason for the criteria"], rows, numbers=False)
 
 
 def _numbers(judgement: Judgement) -> Markup:
@@ -275,7 +285,7 @@ def _numbers(judgement: Judgement) -> Markup:
 
 
 def _card(*parts: str) -> str:
-    """Put parts into a frame; dollar signs in names are no formulas to a notebook."""
+    """Put parts into a frame; its classes keep a notebook from reading dollar signs in names as formulas."""
     return element("div", *parts, style=CARD, class_="gradlens tex2jax_ignore mathjax_ignore")
 
 
@@ -306,7 +316,7 @@ def _folded(title: str, content: Markup) -> Markup:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> Markup:
-    """Return a table; of numbers, with all columns but the first pushed to the right."""
+    """Return a table; in a table of numbers all columns but the first are aligned to the right."""
     styles = [NUMBER if numbers and i else CELL for i in range(len(head))]
     top = [element("th", name, style=style + HEAD) for name, style in zip(head, styles, strict=True)]
     body = [
@@ -329,8 +339,8 @@ def _image(draw: Callable[[], GradlensFigure], alternative: str) -> Markup:
 
 
 def _guarded(show: Callable[[], Markup], what: str = "this") -> Markup:
-    """Return a part of a card, or a line that says why it is not there: a notebook shows the rest."""
+    """Return a part of a card, or a line that says why it cannot be shown, so that the rest is shown."""
     try:
         return show()
-    except Exception as error:  # whatever it is, the table beside it is still worth seeing
+    except Exception as error:  # whatever it is, the other parts are still useful
         return _line(f"{what} cannot be shown: {error or type(error).__name__}", faint=True)

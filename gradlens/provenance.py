@@ -1,4 +1,4 @@
-"""Where a number or a figure comes from: versions and the commit of the code that made it."""
+"""The origin of a number or a figure: the versions and the commit of the code that made it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "h5py", "matplotlib")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of gradlens, Python and the packages beneath, without importing them."""
+    """Return the versions of gradlens, Python and the packages it uses, without importing them."""
     found = {"gradlens": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the gradlens that runs, ``-dirty`` if files were changed; None outside a checkout."""
+    """Return the commit of the running gradlens, with ``-dirty`` if files were changed; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)

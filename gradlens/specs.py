@@ -1,4 +1,4 @@
-"""Names and options as text, taken apart without importing torch: models, data sets, schedules, seeds, steps."""
+"""Parsers of names and options, which do not import torch: models, data sets, schedules, seeds, steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGENET_DEPTHS = (18, 34)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 BOTTLENECK_DEPTHS = (50, 101, 152)
 MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-nobn", "-sigmoid")
-"""Endings of the names of plain and residual networks, in this order."""
+"""The endings of the names of plain and residual models, in this order."""
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
@@ -34,16 +34,16 @@ TORCHVISION_SETS = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's name, taken apart.
+    """The parts of a model's name.
 
     Args:
         name: As the user wrote it.
-        source: Where it comes from.
+        source: Where the model comes from.
         family: "plain" or "resnet" (registry only).
         depth: Weighted layers on the main path (registry only).
-        norm: With batch norm (registry only).
-        carries: What the shortcut passes on (registry only): "both", the forward "value" alone (no gradient comes back
-            through it), or the "gradient" alone (it adds nothing to the forward value).
+        norm: Whether it has batch norm (registry only).
+        carries: What the shortcut passes on (registry only): "both", only the forward "value" (it passes no gradient),
+            or only the "gradient" (it adds nothing to the forward value).
         activation: "relu" or "sigmoid" (registry only).
         location: Module name or file (factories), or torchvision's name.
         factory: The callable's name (factories only).
@@ -61,13 +61,13 @@ class ModelSpec:
 
     @property
     def slug(self) -> str:
-        """The name as it is written in a file name."""
+        """The name for use in a file name."""
         name = self.factory or self.name.replace(":", "-")
         return re.sub(r"[^\w.+-]+", "-", name)
 
 
 def model_names() -> list[str]:
-    """List the models that have a name of their own, each also with ``-nobn``; then the variants, likewise.
+    """Return the names of the models of the registry and of their variants, with and without ``-nobn``.
 
     A variant changes one thing: what the shortcut passes on, or the activation function.
 
@@ -82,17 +82,17 @@ def model_names() -> list[str]:
 
 
 def parse_model(name: str) -> ModelSpec:
-    """Take a model's name apart.
+    """Parse a model's name.
 
     Args:
         name: ``plain34``, ``resnet56-nobn``, ``resnet34-valueonly``, ``resnet34-gradonly-nobn``,
             ``plain34-nobn-sigmoid``; ``torchvision:NAME``, ``path.py:FACTORY`` or ``module:FACTORY``.
 
     Returns:
-        What the name says.
+        The parts of the name.
 
     Raises:
-        ConfigError: The name fits none of these.
+        ConfigError: The name has none of these forms.
     """
     if match := re.fullmatch(r"(plain|resnet)(\d+)((?:-[a-z]+)*)", name):
         return _parse_registered(name, match[1], int(match[2]), re.findall(r"-[a-z]+", match[3]))
@@ -114,17 +114,15 @@ def parse_model(name: str) -> ModelSpec:
 def _parse_registered(name: str, family: str, depth: int, suffixes: list[str]) -> ModelSpec:
     for suffix in suffixes:
         if suffix not in MODEL_SUFFIXES:
-            raise ConfigError(
-                f"unknown model {name!r}: nothing is called {suffix}; expected {', '.join(MODEL_SUFFIXES)}"
-            )
+            raise ConfigError(f"unknown model {name!r}: {suffix} is unknown; expected {', '.join(MODEL_SUFFIXES)}")
     ordered = [suffix for suffix in MODEL_SUFFIXES if suffix in suffixes]
     if suffixes != ordered:
-        raise ConfigError(f"unknown model {name!r}: it is written {family}{depth}{''.join(ordered)}")
+        raise ConfigError(f"unknown model {name!r}: the correct order is {family}{depth}{''.join(ordered)}")
     halves = [suffix for suffix in ordered if suffix in ("-valueonly", "-gradonly")]
     if len(halves) > 1:
-        raise ConfigError(f"unknown model {name!r}: a shortcut passes on the value alone, or the gradient alone")
+        raise ConfigError(f"unknown model {name!r}: a shortcut passes on only the value, or only the gradient")
     if halves and family == "plain":
-        raise ConfigError(f"unknown model {name!r}: {halves[0]} is about shortcuts, and a plain network has none")
+        raise ConfigError(f"unknown model {name!r}: {halves[0]} changes shortcuts, and a plain model has none")
     _check_depth(name, depth)
     carries: Literal["both", "value", "gradient"] = "both"
     if halves:
@@ -136,12 +134,12 @@ def _parse_registered(name: str, family: str, depth: int, suffixes: list[str]) -
 def _check_depth(name: str, depth: int) -> None:
     if depth in BOTTLENECK_DEPTHS:
         raise ConfigError(
-            f"{name}: depth {depth} is built of bottleneck blocks, which the plain/residual pair does not have",
-            tip=f"torchvision:resnet{depth} runs torchvision's own",
+            f"{name}: depth {depth} needs bottleneck blocks, which the plain and residual models do not have",
+            tip=f"torchvision:resnet{depth} is the model of torchvision",
         )
     if depth not in IMAGENET_DEPTHS and (depth < 8 or depth % 6 != 2):
         raise ConfigError(
-            f"{name}: there is no network of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
+            f"{name}: there is no model of depth {depth}; expected 18 or 34 (ImageNet stem), or 6n+2 such as "
             f"{', '.join(map(str, CIFAR_DEPTHS))} (CIFAR family)"
         )
 
@@ -151,7 +149,7 @@ def _check_depth(name: str, depth: int) -> None:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set's name, taken apart."""
+    """The parts of a data SPEC."""
 
     spec: str
     kind: Literal["patterns", "folder", "csv", "torchvision"]
@@ -160,16 +158,16 @@ class DataSpec:
 
 
 def parse_data(spec: str) -> DataSpec:
-    """Take a data SPEC apart.
+    """Parse a data SPEC.
 
     Args:
         spec: ``patterns``, ``folder:PATH``, ``csv:FILE`` or the name of a torchvision set.
 
     Returns:
-        What the SPEC says.
+        The parts.
 
     Raises:
-        ConfigError: It fits none of these.
+        ConfigError: The SPEC has none of these forms.
     """
     kind, _, rest = spec.partition(":")
     if spec == "patterns":
@@ -191,7 +189,7 @@ def parse_data(spec: str) -> DataSpec:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate changes, epoch by epoch."""
+    """How the learning rate changes over epochs."""
 
     kind: Literal["constant", "step", "cosine"]
     step_size: int = 0
@@ -199,16 +197,16 @@ class Schedule:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Take a schedule apart.
+    """Parse a schedule.
 
     Args:
         text: ``constant``, ``cosine`` or ``step:SIZE,GAMMA`` (every SIZE epochs the rate is multiplied by GAMMA).
 
     Returns:
-        What the text says.
+        The schedule.
 
     Raises:
-        ConfigError: It fits none of these.
+        ConfigError: The text has none of these forms.
     """
     if text == "constant":
         return Schedule("constant")
@@ -228,24 +226,30 @@ def parse_schedule(text: str) -> Schedule:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Split a list such as ``flip,crop``; ``none`` is the empty one."""
+    """Parse a list such as ``flip,crop``; ``none`` is the empty list."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     return () if names == ["none"] else tuple(names)
 
 
 def parse_every(text: str) -> int | str:
-    """Read an interval: a whole number, or ``auto``; ``RunConfig`` checks it."""
+    """Parse an interval: a whole number of steps, or ``auto``; ``RunConfig`` checks it."""
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
 def parse_span(text: str) -> tuple[int | None, int | None]:
-    """Read a span of optimizer steps, both ends included: ``100:200``, ``100:``, ``:200`` or ``:``.
+    """Parse a span of optimizer steps.
+
+    Args:
+        text: ``100:200``, ``100:``, ``:200`` or ``:``; both ends are included.
+
+    Returns:
+        First and last step; None is the beginning, or the end.
 
     Returns:
         First and last step; None is the beginning, or the end.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The text is no span.
     """
     match = re.fullmatch(r"(\d*):(\d*)", text)
     if match is None:
@@ -257,19 +261,25 @@ def parse_span(text: str) -> tuple[int | None, int | None]:
 
 
 def say_span(span: tuple[int | None, int | None]) -> list[str]:
-    """Return what stands for a span in a file's name, if it is not the whole run."""
+    """Return the part of a file name for a span; none for the whole run."""
     first, last = span
     return [] if first is None and last is None else [f"steps-{first or 0}-{'end' if last is None else last}"]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read seeds such as ``0,1,2`` or ``0-4``.
+    """Parse a list of seeds.
+
+    Args:
+        text: Numbers and ranges such as ``0,1,2`` or ``0-4``.
+
+    Returns:
+        The seeds.
 
     Returns:
         The seeds, in the order given.
 
     Raises:
-        ConfigError: It is not a list of whole numbers without repeats.
+        ConfigError: The text is no list of whole numbers, or a seed is repeated.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -285,6 +295,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def check_figure_path(path: Path, endings: tuple[str, ...] = FIGURE_ENDINGS) -> None:
-    """Raise a ConfigError unless the file's ending names a format of figures."""
+    """Check that the ending of a file is a known format.
+
+    Args:
+        path: The file.
+        endings: The known endings.
+
+    Raises:
+        ConfigError: The ending is none of these.
+    """
     if path.suffix.lower() not in endings:
         raise ConfigError(f"{path}: expected a file ending in {', '.join(endings)}, got {path.suffix or 'no ending'}")

@@ -1,1 +1,1 @@
-"""Where the runs of an experiment are carried out: one file per engine."""
+"""Engines that carry out the runs of an experiment, one file each."""

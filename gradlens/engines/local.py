@@ -1,4 +1,20 @@
-"""Many runs, each in a process of its own, so many at a time; an unfinished one goes on, a finished one is kept."""
+"""Many runs, each in its own process, with a limit on processes at a time.
+
+States of a job and their transitions:
+
+=========  =====================================================  ===========
+state      event                                                  next state
+=========  =====================================================  ===========
+waiting    its run file is complete (``make_jobs``)               kept
+waiting    ``start``                                              running
+running    its process ends with exit code 0                      complete
+running    its process ends after Ctrl-C or SIGINT                interrupted
+running    its process ends in any other way                      failed
+running    all jobs are stopped while its process is starting     interrupted
+=========  =====================================================  ===========
+
+A job whose run file is unfinished continues it.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +41,24 @@ from gradlens.storage import read_run
 
 State = Literal["waiting", "running", "complete", "kept", "failed", "interrupted"]
 MAY_DIFFER = ("workers", "device", "on_record_error")
-"""Settings in which a run that is there may differ from what the experiment asks for."""
+"""Settings in which an existing run may differ from the experiment."""
 LOOK_S = 0.2
-"""Seconds between two looks at the processes."""
+"""Seconds between checks of the processes."""
 READ_S = 1.0
-"""Seconds between two looks at the run files."""
+"""Seconds between reads of the run files."""
 RECENT = 20
-"""Steps over which the loss that is shown is averaged."""
+"""The loss that is shown is the mean over this many steps."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Args:
-        epoch: Epochs done.
-        epochs: Epochs in all; an early stop may spare some.
-        loss: Mean of the last steps; NaN before the first.
-        seconds_left: NaN before the first epoch is over.
+        epoch: Finished epochs.
+        epochs: Epochs of the whole run; it may stop earlier.
+        loss: Mean over the last steps; NaN before the first step.
+        seconds_left: Estimated time left; NaN before the first epoch is finished.
     """
 
     epoch: int
@@ -56,10 +72,10 @@ class Job:
     """One run of an experiment.
 
     Args:
-        label: What it is called.
-        path: Its file.
-        epochs: It is to have.
-        command: Trains it, and goes on with it where it is unfinished.
+        label: The name that is shown.
+        path: The run file.
+        epochs: Epochs of the whole run.
+        command: The command that trains the run, or continues it if it is unfinished.
     """
 
     label: str
@@ -68,18 +84,18 @@ class Job:
     command: Sequence[str]
     state: State = "waiting"
     error: str = ""
-    """Why it failed, in a line."""
+    """Why the job failed, in one line."""
     progress: Progress | None = None
     process: subprocess.Popen[bytes] | None = None
-    _said: IO[bytes] | None = field(default=None, repr=False)
+    _output: IO[bytes] | None = field(default=None, repr=False)
 
     def start(self, environment: dict[str, str]) -> None:
-        """Start its process, in a session of its own, so that Ctrl-C in the terminal reaches it once, and from here."""
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        """Start the process in its own session, so that Ctrl-C reaches it only once: from this process."""
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
@@ -87,30 +103,30 @@ class Job:
         self.state = "running"
 
     def look(self) -> bool:
-        """See whether its process has ended."""
+        """Return whether the process has ended; if so, set state, error and progress."""
         assert self.process is not None
         code = self.process.poll()
         if code is None:
             return False
         self.state = "complete" if code == 0 else "interrupted" if code in (130, -signal.SIGINT) else "failed"
         if self.state == "failed":
-            self.error = self._last_words(code)
-        if self._said is not None:
-            self._said.close()
+            self.error = self._error_line(code)
+        if self._output is not None:
+            self._output.close()
         self.read_progress()
         return True
 
-    def _last_words(self, code: int) -> str:
-        """Return the line in which the process said what was wrong."""
-        assert self._said is not None
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+    def _error_line(self, code: int) -> str:
+        """Return the error line of the process's output, or its last line."""
+        assert self._output is not None
+        self._output.seek(0)
+        lines = [line.strip() for line in self._output.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line.removeprefix("Error:").strip() for line in lines if line.startswith("Error:")]
         ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return errors[-1] if errors else f"{ended}: {lines[-1]}" if lines else ended
 
     def read_progress(self) -> None:
-        """Look into its file; what cannot be read at the moment is read the next time."""
+        """Read the progress from the run file; if it cannot be read now, the next call reads it."""
         with contextlib.suppress(GradlensError, OSError, KeyError, ValueError):
             if self.path.exists():
                 self.progress = _progress(self.path, self.epochs)
@@ -126,14 +142,21 @@ def _progress(path: Path, epochs: int) -> Progress:
 
 
 def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
-    """See which runs are there, and make a job of each.
+    """Return a job per run; jobs of complete runs are in the state "kept".
+
+    Args:
+        planned: The runs of the experiment.
+        overwrite: Whether to train complete runs again.
+
+    Returns:
+        The jobs, in the order of the runs.
 
     Returns:
         A job per run, in the order of the experiment.
 
     Raises:
-        ConfigError: A finished run was made with other settings.
-        RunFileError: A file is there that cannot be read.
+        ConfigError: An existing run was made with other settings.
+        RunFileError: An existing file cannot be read.
     """
     jobs = []
     for plan in planned:
@@ -146,10 +169,10 @@ def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
 
 
 def _is_finished(path: Path, config: RunConfig) -> bool:
-    """Return whether a run is complete; a run with other settings is refused before anything starts."""
+    """Return whether a run is complete; raise ConfigError if it was started with other settings."""
     run = read_run(path)
     if "recipe" not in run.config:
-        raise ConfigError(f"{path} is of a training that gradlens run did not make", tip="--out DIR writes elsewhere")
+        raise ConfigError(f"{path} is a run that gradlens run did not make", tip="--out DIR writes elsewhere")
     differing = [
         line for line in config.differences(RunConfig.from_dict(run.config)) if line.split(":")[0] not in MAY_DIFFER
     ]
@@ -168,16 +191,15 @@ def count_cores() -> int:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, cores: int, view: Callable[[Job | None], None]) -> None:
-    """Run what waits, so many at a time, until all have ended; a failed one leaves the others going.
+    """Run the waiting jobs until all have ended; a failed job does not stop the others.
+
+    A ``KeyboardInterrupt`` is raised again after all processes have closed their files and ended.
 
     Args:
-        jobs: Those that are kept are left alone.
-        at_once: Processes at a time, each with its share of the cores.
-        cores: In all.
-        view: Called with each job that begins or ends, and with None where progress may be shown.
-
-    Raises:
-        KeyboardInterrupt: The user stopped it; all processes have closed their files and ended.
+        jobs: The jobs; only those in the state "waiting" are run.
+        at_once: Processes at a time, each with an equal share of the cores.
+        cores: Cores for all processes.
+        view: Called with each job that starts or ends, and with None when progress may be shown.
     """
     environment = _environment(max(cores // at_once, 1))
     waiting = [job for job in jobs if job.state == "waiting"]
@@ -201,7 +223,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, cores: int, view: Callable[[Job 
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a process with so many threads, that imports this very package."""
+    """Return the environment of a process that uses this many threads and imports the same gradlens."""
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -209,7 +231,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _stoppable(running: list[Job]) -> Iterator[None]:
-    """End all processes when this one receives a signal to end, or fails; each closes its file first."""
+    """End all processes when this one gets a signal or fails; each closes its file first."""
     usual: dict[int, Any] = {}
 
     def stop(number: int, frame: Any) -> None:
@@ -227,12 +249,12 @@ def _stoppable(running: list[Job]) -> Iterator[None]:
 
 
 def _end_all(running: list[Job]) -> None:
-    """Ask every process to end, and wait; asked once more, they end at once, and at the third time they are killed."""
-    for signs in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+    """Send SIGINT to every process and wait; after a Ctrl-C send it again, and after another one SIGKILL."""
+    for signal_number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
         try:
             for job in running:
                 if job.process is not None and job.process.poll() is None:
-                    job.process.send_signal(signs)
+                    job.process.send_signal(signal_number)
             for job in running:
                 if job.process is not None:
                     job.process.wait()
@@ -242,5 +264,5 @@ def _end_all(running: list[Job]) -> None:
     for job in running:
         if job.process is not None and job.process.poll() is not None:
             job.look()
-            if job.state == "failed":  # it was still starting
+            if job.state == "failed":  # the process was still starting
                 job.state = "interrupted"

@@ -53,7 +53,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         assert said in out
     assert run_command(["claims", "--detail"]) == 0
     out = capsys.readouterr().out
-    for said in ("for: ", "against: ", "why there: ", "AutoTrainer", "n = 2"):
+    for said in ("for: ", "against: ", "reason: ", "AutoTrainer", "n = 2"):
         assert said in out
 
 

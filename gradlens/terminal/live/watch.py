@@ -271,14 +271,14 @@ def follow_plainly(argument: str | None) -> None:
     try:
         while True:
             watched.look()
-            told = len(watched.epochs.get("epoch", ()))
-            for number in range(epochs, told):
+            done = len(watched.epochs.get("epoch", ()))
+            for number in range(epochs, done):
                 print_line(epoch_line(watched, number))
-            if told > epochs or (time.monotonic() - last > LINE_S and watched.status == "running"):
-                if told == epochs:
+            if done > epochs or (time.monotonic() - last > LINE_S and watched.status == "running"):
+                if done == epochs:
                     print_line(step_line(watched))
                 last = time.monotonic()
-            epochs = told
+            epochs = done
             judge.consider(watched.rows, watched.status)
             if watched.status != "running" or watched.lost:
                 judge.wait()

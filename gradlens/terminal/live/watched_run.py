@@ -34,7 +34,7 @@ SILENT_S = 30.0
 RATE_S = 8.0
 """Seconds over which the rate of rows is measured."""
 SURE_S = 5.0
-"""A file that seems unchanged is read again after this time: some file systems report changes late."""
+"""A file that seems unchanged is read all the same after this time."""
 Steps = NDArray[np.int64]
 
 
