@@ -135,7 +135,7 @@ def test_a_report_is_written_and_named(run: Run) -> None:
     assert all(path.exists() for path in figures)
     assert "gradien" in first.read_text(encoding="utf-8")
     Path("report.html").write_text("mine")
-    with pytest.raises(RunExistsError, match=r"report\.html is there"):
+    with pytest.raises(RunExistsError, match=r"report\.html exists"):
         gradlens.report()
     with pytest.raises(ConfigError, match=r"--lang id is of Markdown|ends in \.md"):
         gradlens.report(run, "page.html", language="id")
@@ -148,7 +148,7 @@ def test_an_export_is_that_of_the_command(make_run: Callable[..., Path], run: Ru
     assert run_command(["export", "net-s0", "other-s1", "-o", "again.csv", "--metric", "param_norm"]) == 0
     assert Path("again.csv").read_bytes() == path.read_bytes()
     assert gradlens.export("net-s0", table="epochs") == Path("exports/net-s0-epochs.csv")
-    with pytest.raises(RunExistsError, match=r"both\.csv is there already"):
+    with pytest.raises(RunExistsError, match=r"both\.csv already exists"):
         gradlens.export(run, "both.csv")
     for wrong, said in [
         ({"to": "excel"}, "unknown format 'excel'"),
@@ -354,7 +354,7 @@ def test_a_picture_that_fails_leaves_the_tables(broken: str, run: Run, monkeypat
     shown = run if broken != "draw_small_curves" else gradlens.compare(run)
     card = shown._repr_html_()
     text = Parsed(card).text
-    assert f"the picture cannot be shown: no font <b>{broken}</b>" in text
+    assert f"the figure cannot be shown: no font <b>{broken}</b>" in text
     assert "train" in text
     assert pictures(card) == 0
 

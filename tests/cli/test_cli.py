@@ -82,7 +82,7 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["run", "plain35"], 2, "no net of depth 35"),
+        (["run", "plain35"], 2, "no model of depth 35"),
         (["run"], 2, "Missing argument 'MODEL'"),
         (["run", "plain34", "--data", "nothing"], 2, "unknown data 'nothing'"),
         (["run", "plain34", "--lr", "fast"], 2, "'fast' is not a valid float"),

@@ -44,7 +44,7 @@ def test_a_name_that_is_nothing_is_told_what_there_is(capsys: pytest.CaptureFixt
     said = " ".join(capsys.readouterr().err.split())
     assert "unknown model 'nonsense'; expected one of plain18" in said
     assert f"or an experiment: {', '.join(NAMES)}, or FILE.toml" in said
-    with pytest.raises(ConfigError, match=r"there is no net of depth 35; expected 18 or 34 .*CIFAR family\)$"):
+    with pytest.raises(ConfigError, match=r"there is no model of depth 35; expected 18 or 34 .*CIFAR family\)$"):
         find_experiment("plain35")
 
 

@@ -137,9 +137,9 @@ def test_nets_of_torchvision(name: str, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["plain35"], 2, "no net of depth 35"),
+        (["plain35"], 2, "no model of depth 35"),
         (["plain"], 2, "plain alone names no model"),
-        (["plain", "--depths", "19"], 2, "no net of depth 19"),
+        (["plain", "--depths", "19"], 2, "no model of depth 19"),
         (["plain", "--depths", "deep"], 2, "expected whole numbers such as 18,34,56, got 'deep'"),
         (["plain", "--depths", "18,,34"], 2, "expected values with commas between them"),
         (["plain34", "--depths", "18"], 2, "--depths goes with plain and resnet, not with plain34"),

@@ -203,7 +203,7 @@ def test_real_trainings(make, sgd: float, kind: str, layers: tuple[str, ...], tm
         (np.geomspace(2.3, 0.01, ROWS), "yet the loss falls, to 0.01: what lowers it is in no recorded gradient"),
         (
             np.r_[np.full(ROWS - 3, np.nan), 2.0, 2.0, 2.0],
-            "the loss ends at 2, in too few rows to say whether it falls",
+            "the loss ends at 2, and there are too few rows to see whether it falls",
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path) -> N
         ("lr = 1", "seed = 1", "group.other.seed is not known"),
         ('["crop", "flip"]', '"crop"', "group.other.augment must be a list of texts"),
         ('["plain8"]', "[]", "group.small.models must be at least one model"),
-        ('["plain8"]', '["plain9"]', "tiny.toml: group.small: plain9: there is no net of depth 9"),
+        ('["plain8"]', '["plain9"]', "tiny.toml: group.small: plain9: there is no model of depth 9"),
         ('["plain8"]', '["plain8", "plain8"]', "two runs are to be written to"),
         ('models = ["plain8"]', "", "group.small.models is missing"),
         ("[group.small]", '[group."a/b"]', "a group's name is a folder's"),
@@ -184,7 +184,7 @@ def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path) -> No
     assert [one.error for one in jobs[:3]] == ["no luck", "killed by signal 6", ""]
     assert [each for each in seen if each][:3] == [("bad", "running"), ("worse", "running"), ("bad", "failed")]
     said = console.export_text()
-    assert "kept: kept, it is complete" in said
+    assert "kept: kept, as it is complete" in said
     assert "bad: failed: no luck" in said
     assert "good: complete" in said
 

@@ -406,5 +406,5 @@ def test_two_ranks_record_what_one_process_records_of_the_whole_batch(tmp_path: 
 def test_there_is_no_root_mean_square_of_them() -> None:
     from gradlens.analysis.profile import element_scale
 
-    with pytest.raises(ConfigError, match="is of a block's input"):
+    with pytest.raises(ConfigError, match="is a norm at the input of a residual block"):
         element_scale(None, "branch_grad_norm")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from gradlens.errors import RecorderError
 from gradlens.recorder import Recorder
 from gradlens.recorder.unwrapping import find_optimizers
-from gradlens.run import ListSink
+from gradlens.sinks import ListSink
 from tests.recorder.test_recorder import data, mlp, train
 
 

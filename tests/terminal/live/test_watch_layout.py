@@ -225,7 +225,7 @@ def test_lines_where_there_is_no_terminal(make_run) -> None:
     assert epoch_line(watched, 1).endswith("gradient stage0.0 / stage1.1 10^-2.4")
     assert ratio_line(watched) == "gradient stage0.0 / stage1.1 10^-2.4"
     assert waiting_lines("net-s9")[0] == "waiting for the run net-s9"
-    assert "there are in runs: net-s0" in waiting_lines("net-s9")
+    assert "runs in runs: net-s0" in waiting_lines("net-s9")
 
 
 def test_a_diagnosis_that_fails_is_said_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
