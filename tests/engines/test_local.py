@@ -136,7 +136,7 @@ def test_a_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path) -> N
         ('["plain8"]', '["plain9"]', "tiny.toml: group.small: plain9: there is no model of depth 9"),
         ('["plain8"]', '["plain8", "plain8"]', "two runs are to be written to"),
         ('models = ["plain8"]', "", "group.small.models is missing"),
-        ("[group.small]", '[group."a/b"]', "a group's name is a folder's"),
+        ("[group.small]", '[group."a/b"]', "the name of a group is that of a folder"),
         ("image_size = 16", "image_size = ", "tiny.toml is no TOML"),
         ("image_size = 16", "amp = 1", "run.amp must be true or false, got 1"),
         ("image_size = 16", 'metrics = ["nothing"]', "group.small: unknown metric 'nothing'"),

@@ -232,7 +232,7 @@ def _median(rows: FloatArray) -> FloatArray:
 def _draw_title(canvas: Canvas, y: int, title: str, scale: Scale, codes: Ints, colour: bool) -> None:
     x = canvas.text(0, y, title, attributes=BOLD, most=max(canvas.width - 26, 20))
     room = canvas.width - x - 2
-    length = 8 if room < 60 else 16
+    length = 8 if room < 76 else 16
     if room >= 8 + 2 * 8:
         draw_scale(canvas, x + 2, y, scale, codes, length, colour=colour)
     elif (codes == AT_MISSING).all():
