@@ -124,7 +124,7 @@ def branches(seed: int, fault: str = "") -> Training:
     return Training(model, Adam(given, lr=3e-3), tasks.hidden_blobs(seed), "relu")
 
 
-@healthy("pixels-fp32", "a net with a small loss per pixel, in float32, whose gradient falls on its way back")
+@healthy("pixels-fp32", "a model with a small loss per pixel, in float32, whose gradient shrinks toward the input")
 def small_gradients(seed: int, half: bool = False) -> Training:
     """A model whose gradients are far below 1; rounded to float16 they may be 0."""
     model = mlp([32, *[64] * 7, 10], "relu", he(0.5))

@@ -204,7 +204,7 @@ def _refuse_existing(paths: list[Path]) -> None:
     there = [path for path in paths if path.exists()]
     if there:
         raise RunExistsError(
-            f"{', '.join(map(str, there))} is there already, and nothing is overwritten unasked",
+            f"{', '.join(map(str, there))} already exists; nothing was overwritten",
             tip="--resume continues it, --overwrite replaces it, --out DIR writes elsewhere",
         )
 

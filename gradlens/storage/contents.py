@@ -1,9 +1,9 @@
 """What a run file itself holds, and the one way to open its datasets for reading.
 
 An HDF5 file may refer to others: by a link, by storage that lies outside, or by a virtual dataset, which is put
-together from other datasets. HDF5 follows all of these unasked. A file from a stranger could thus show the contents of
-another file of its reader, or keep the reader waiting at a pipe. gradlens writes none of them, and refuses a file that
-has one before the other file is touched.
+together from other datasets. HDF5 follows all of these by itself. A file from a stranger could thus show the contents
+of another file of its reader, or keep the reader waiting at a pipe. gradlens writes none of them, and refuses a file
+that has one before the other file is touched.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class FileSink:
                 raise NoRunError(f"{self._shown} is not there, so nothing can be resumed")
         elif self.path.exists() and not self._overwrite:
             raise RunExistsError(
-                f"{self._shown} is there already, and nothing is overwritten unasked",
+                f"{self._shown} already exists; nothing was overwritten",
                 tip="another name, or overwrite=True (--overwrite)",
             )
         there = next(folder for folder in self.path.parents if folder.exists())

@@ -48,7 +48,7 @@ def test_run_writes_a_file_and_shows_its_summary(capsys: pytest.CaptureFixture[s
     assert "next: gradlens heatmap runs/plain8-s0.h5" in err
     assert run_command(["run", "plain8", *TINY]) == 1
     err = capsys.readouterr().err
-    assert "Error: runs/plain8-s0.h5 is there already" in err
+    assert "Error: runs/plain8-s0.h5 already exists" in err
     assert "Tip: --resume continues it" in err
     assert run_command(["run", "plain8", *TINY, "--overwrite"]) == 0
     assert run_command(["run", "plain8", "--resume"]) == 0

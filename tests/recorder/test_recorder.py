@@ -71,7 +71,7 @@ def test_the_readme_loop_writes_a_file(tmp_path: Path) -> None:
     assert np.isfinite(run.metric("update_ratio")).all(axis=1).nonzero()[0].tolist() == [0, 25]
     assert run.epochs["train_loss"].tolist() == [0.5]
     assert run.info["environment"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
-    with pytest.raises(RunExistsError, match="is there already"):
+    with pytest.raises(RunExistsError, match="already exists"):
         gradlens.record(model, path, optimizer=optimizer)
 
 
@@ -134,7 +134,7 @@ def test_messages_show_a_relative_path_as_it_was_given(tmp_path: Path, monkeypat
         remove_meanwhile()
     monkeypatch.chdir(tmp_path)
     Path("runs/a.h5").touch()
-    with pytest.raises(RunExistsError, match=r"^runs/a\.h5 is there already"):
+    with pytest.raises(RunExistsError, match=r"^runs/a\.h5 already exists"):
         gradlens.record(model, "runs/a.h5", optimizer=optimizer)
     with pytest.raises(RunFileError, match=r"^runs is a folder.*tip: runs/run\.h5"):
         gradlens.record(model, "runs", optimizer=optimizer)

@@ -189,7 +189,7 @@ def test_where_nothing_was_recorded_there_is_no_file_and_none_is_replaced(make_r
 
 def test_nothing_is_overwritten_unasked(make_run) -> None:
     path = make_run()
-    with pytest.raises(RunExistsError, match="is there already"):
+    with pytest.raises(RunExistsError, match="already exists"):
         FileSink(path)
     sink = FileSink(path, overwrite=True)
     assert len(read_run(path).steps) == 20  # still there until the new run has a row

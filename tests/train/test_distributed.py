@@ -94,7 +94,7 @@ def test_torchrun_leaves_what_one_process_leaves() -> None:
 
     done = torchrun(*SMALL, "--out", "two")
     assert done.returncode == 1
-    assert done.stderr.count(f"Error: two/{files[0]} is there already") == 1
+    assert done.stderr.count(f"Error: two/{files[0]} already exists") == 1
 
 
 # --- without other processes ----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
     assert len(events[1].profile) == 8
     assert events[-1].status == "complete"
     assert not checkpoint_path(tmp_path / "a.h5").exists()
-    with pytest.raises(RunExistsError, match="is there already"):
+    with pytest.raises(RunExistsError, match="already exists"):
         train_run(config(), tmp_path / "a.h5")
 
 
