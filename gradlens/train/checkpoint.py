@@ -83,13 +83,18 @@ def save_checkpoint(path: Path, state: State) -> None:
     Raises:
         RunFileError: The checkpoint cannot be written; the previous one remains.
     """
-    message, tip = f"the checkpoint {path} cannot be written", "check free disk space and permissions"
+    message, tip = f"the checkpoint {_shown(path)} cannot be written", "check free disk space and permissions"
     with (
         write_errors(message, tip=tip, also=RuntimeError),  # torch turns an OSError into a RuntimeError
         whole_file(path) as temporary,
         open(temporary, "wb") as file,
     ):
         torch.save(state, file)
+
+
+def _shown(path: Path) -> Path:
+    """Return a path for messages: relative where it is in the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def sync_run_file(path: Path) -> None:
@@ -103,7 +108,7 @@ def sync_run_file(path: Path) -> None:
     """
     if os.name != "posix":  # other systems cannot sync a file that is open for reading
         return
-    with write_errors(f"{path} cannot be written"), open(path, "rb") as file:
+    with write_errors(f"{_shown(path)} cannot be written"), open(path, "rb") as file:
         os.fsync(file.fileno())
 
 

@@ -283,7 +283,7 @@ def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
     said, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 0, told
     assert "4 runs, 2 to train" in told
-    assert told.count("kept, it is complete") == 2
+    assert told.count("kept, as it is complete") == 2
     assert "small/plain8-s1: complete after epoch 8 of 8" in told
     assert (small / "plain8-s0.h5").read_bytes() == before
 

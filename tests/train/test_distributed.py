@@ -235,7 +235,7 @@ class TestSeveral:
         (["run", "plain35"], "Error: plain35: there is no model of depth 35"),
         (["run", "plain8", "--lr", "fast"], "Error: Invalid value for '--lr'"),
         (["run", "plain8", "--data", "csv:none.csv"], "Error: none.csv: there is no such file"),
-        ([*SMALL, "--lr", "1e30"], "Error: runs/plain8-nobn-s0.h5: stopped by a loss that was not finite"),
+        ([*SMALL, "--lr", "1e30"], "Error: runs/plain8-nobn-s0.h5: stopped because the loss was not finite"),
     ],
 )
 def test_a_mistake_is_said_once(arguments: list[str], said: str) -> None:

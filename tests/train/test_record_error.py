@@ -164,7 +164,7 @@ def test_no_room_for_rows_is_said(no_room: tuple[Path, dict[str, Any]]) -> None:
     assert " ".join(goes_on.split()).count("warning: recording ended at step ") == 1
     assert "failed after 5 epochs" in goes_on
     assert "Error: runs/Drawing-s0.h5: recording ended at step " in goes_on
-    assert "Tip: --resume goes on from there, and records what is missing" in goes_on
+    assert "Tip: --resume continues from there and records what is missing" in goes_on
     assert "Traceback" not in stop + goes_on
 
 
