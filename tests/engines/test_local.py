@@ -252,31 +252,33 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
-    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]').replace("epochs = 2", "epochs = 8"))
+    epochs = 16
+    write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]').replace("epochs = 2", f"epochs = {epochs}"))
     small = tmp_path / "runs" / "tiny" / "small"
     paths = [tmp_path / "runs" / "tiny" / group / "plain8-s0.h5" for group in ("small", "other")]
     first = ("tiny.toml", "--seeds", "0", "--jobs", "2")
     child = start(*first, cwd=tmp_path)
     end = time.monotonic() + PATIENCE
-    while not all(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
+    while not any(path.exists() and len(read_run(path).epochs["epoch"]) for path in paths):
         assert time.monotonic() < end
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
     assert "interrupted" in child.communicate(timeout=PATIENCE)[1]
     assert child.returncode == 130
-    assert [read_run(path).status for path in paths] == ["interrupted", "interrupted"]
-    done = [len(read_run(path).epochs["epoch"]) for path in paths]
+    begun = [read_run(path) for path in paths if path.exists()]
+    assert {run.status for run in begun} == {"interrupted"}
+    assert all(len(run.epochs["epoch"]) < epochs for run in begun)
 
     child = start(*first, cwd=tmp_path)
     said, told = child.communicate(timeout=3 * PATIENCE)
     assert child.returncode == 0, told
     assert "2 runs, 2 to train, 2 at a time, in runs/tiny" in told
-    assert "small/plain8-s0: complete after epoch 8 of 8" in told
+    assert f"small/plain8-s0: complete after epoch {epochs} of {epochs}" in told
     assert "figure: gradlens compare runs/tiny/small" in told
     assert "1 run in runs/tiny/small" in said
     assert [read_run(path).status for path in paths] == ["complete", "complete"]
-    assert all(len(read_run(path).epochs["epoch"]) == 8 > epochs for path, epochs in zip(paths, done, strict=True))
+    assert all(len(read_run(path).epochs["epoch"]) == epochs for path in paths)
     before = (small / "plain8-s0.h5").read_bytes()
 
     child = start("tiny.toml", "--seeds", "0,1", "--jobs", "2", cwd=tmp_path)
@@ -284,12 +286,12 @@ def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
     assert child.returncode == 0, told
     assert "4 runs, 2 to train" in told
     assert told.count("kept, as it is complete") == 2
-    assert "small/plain8-s1: complete after epoch 8 of 8" in told
+    assert f"small/plain8-s1: complete after epoch {epochs} of {epochs}" in told
     assert (small / "plain8-s0.h5").read_bytes() == before
 
-    child = start("tiny.toml", "--seeds", "0", "--epochs", "9", cwd=tmp_path)  # others are there already
+    child = start("tiny.toml", "--seeds", "0", "--epochs", str(epochs + 1), cwd=tmp_path)  # others are there already
     told = child.communicate(timeout=PATIENCE)[1]
-    assert told.count("was made with other settings: epochs: 8 there, 9 here") == 1
+    assert told.count(f"was made with other settings: epochs: {epochs} there, {epochs + 1} here") == 1
     assert child.returncode == 2
 
 
