@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
 from gradlens.recorder.hooks.compiled import outside_graphs
-from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by
+from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_transformed
 from gradlens.recorder.layers import NORMS, Learned, output_tensors
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.norms import exact_norm, norm, plain
@@ -84,6 +85,24 @@ class TakenPass:
     halves: PassHalves
     paths: list[Measured]
 
+    def only(self, mask: NDArray[np.bool_] | None) -> TakenPass:
+        """Return what it brought of some layers.
+
+        Args:
+            mask: (L,) whether a layer is one of them; None for all.
+        """
+        if mask is None:
+            return self
+        halves = self.halves
+        kept = PassHalves(
+            {layer: both for layer, both in halves.halves.items() if mask[layer]},
+            {layer for layer in halves.unknown if mask[layer]},
+            halves.counts,
+            halves.clear,
+        )
+        calls = [call for call in self.calls if mask[call.layer]]
+        return TakenPass(calls, kept, [path for path in self.paths if mask[path.layer]])
+
 
 class CallHook:
     """A forward hook that only reads; it does nothing in compiled code, without a graph, or in function transforms.
@@ -106,7 +125,7 @@ class CallHook:
             return
         x = args[0] if args else kwargs.get("input")
         try:
-            if not _is_transformed(output):
+            if not is_transformed(output):
                 self._act(module, x, output)
         except Exception as error:
             self._on_error(error)
@@ -193,15 +212,15 @@ class CallWatch:
         """Reset the step in progress."""
         self._running: list[Call] = []
         self._counted: dict[Call, None] = {}
-        self._aside: list[TakenPass] = []
         self._coherence.clear()
         self._paths.clear()
-        self._forget_tensors()
+        self.forget_tensors()
         for handle in self._leaves.values():
             handle.remove()
         self._leaves.clear()
 
-    def _forget_tensors(self) -> None:
+    def forget_tensors(self) -> None:
+        """Forget which calls made which tensors, after a backward pass of the loss."""
         self._tensors: dict[int, tuple[weakref.ref[Tensor], int, list[Call]]] = {}
         self._nodes: dict[Any, list[Call]] = {}
         self._seen_nodes: set[Any] = set()
@@ -218,28 +237,15 @@ class CallWatch:
         calls, self._running = self._running, []
         return TakenPass(calls, self._coherence.take_pass(), self._paths.take_pass())
 
-    def add_pass(self, taken: TakenPass | None = None) -> None:
+    def add_pass(self, taken: TakenPass) -> None:
         """Add what a pass brought to the step.
 
         Args:
-            taken: See ``take_pass``; None for the pass that has just ended.
+            taken: See ``take_pass``.
         """
-        if taken is None:
-            taken = self.take_pass()
-            self._forget_tensors()
         self._counted.update(dict.fromkeys(taken.calls))
         self._coherence.add_pass(taken.halves)
         self._paths.add_pass(taken.paths)
-
-    def set_aside(self) -> None:
-        """Set aside the pass that has just ended: it may not be a pass of the loss."""
-        self._aside.append(self.take_pass())
-
-    def settle_aside(self, *, counts: bool) -> None:
-        """Add the passes set aside to the step if they count, and drop them otherwise."""
-        aside, self._aside = self._aside, []
-        for taken in aside if counts else ():
-            self.add_pass(taken)
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
         """Return addend to what was measured in the step.
@@ -263,7 +269,7 @@ class CallWatch:
     # --- the forward pass ---------------------------------------------------------------------------------
 
     def _see_layer(self, layer: int, module: nn.Module, x: Any, output: Any) -> None:
-        tensors = [tensor for tensor in output_tensors(output) if not _is_transformed(tensor)]
+        tensors = [tensor for tensor in output_tensors(output) if not is_transformed(tensor)]
         if "zero_fraction" in self._due and isinstance(x, Tensor):
             self._see_function(x)
         if not any(tensor.requires_grad for tensor in tensors):
@@ -384,13 +390,6 @@ def _count_zeros(tensor: Tensor, calls: list[Call]) -> None:
     for call in calls:
         call.zeros.append(value)
         call.activated += numbers.numel()
-
-
-def _is_transformed(output: Any) -> bool:
-    """Return whether an output has no numbers to read: in function transforms, or on the meta device."""
-    if not isinstance(output, Tensor):
-        return False
-    return output.is_meta or bool(torch._C._functorch.is_functorch_wrapped_tensor(output))
 
 
 def _as_parts(numbers: Numbers, scale: Tensor | float | None) -> list[Part]:

@@ -132,6 +132,8 @@ class Learned:
         self._calls: dict[int, int] = {}
         self._pass: Pass = {}
         self._passes: list[list[int]] = []
+        self.first_in_pass: set[int] = set()
+        """Layers whose output was the first to get a gradient in some backward pass."""
 
     def note_forward(self, layer: int, tensors: Sequence[Tensor], *, counts: bool) -> None:
         """Note a layer's place in the order of the first forward pass, and the size of its outputs.
@@ -153,14 +155,15 @@ class Learned:
         numel, calls = self._pass.get(layer, (0, 0))
         self._pass[layer] = numel + grad.numel(), calls + new_call
 
-    def note_end(self) -> None:
-        """Count what was noted in the backward pass that has ended."""
-        if self._pass:
-            self._passes.append(list(self._pass))
-        for layer, (numel, calls) in self._pass.items():
-            self._grad_numel[layer] = self._grad_numel.get(layer, 0) + numel
-            self._calls[layer] = self._calls.get(layer, 0) + calls
-        self._pass.clear()
+    def note_order(self, taken: Pass) -> None:
+        """Note in which order gradients arrived in a backward pass.
+
+        Args:
+            taken: See ``take_pass``.
+        """
+        if taken:
+            self._passes.append(list(taken))
+            self.first_in_pass.add(next(iter(taken)))
 
     def take_pass(self) -> Pass:
         """Return what was noted in the backward pass in progress, and reset it."""
@@ -168,14 +171,14 @@ class Learned:
         return taken
 
     def add_pass(self, taken: Pass) -> None:
-        """Count a pass that was set aside.
+        """Count a pass that belongs to the first row.
 
         Args:
             taken: See ``take_pass``.
         """
-        self.note_end()
-        self._pass = taken
-        self.note_end()
+        for layer, (numel, calls) in taken.items():
+            self._grad_numel[layer] = self._grad_numel.get(layer, 0) + numel
+            self._calls[layer] = self._calls.get(layer, 0) + calls
 
     def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
         """Choose parameters whose hooks detect the backward passes seen so far, including the first and last of each.
@@ -208,7 +211,6 @@ class Learned:
 
         A layer that never ran (unused, or part of a fused operation) follows the layer registered before it.
         """
-        self.note_end()
         ordered = [self._names[layer] for layer in self._forward_numel]
         before = None
         for name in self._names:

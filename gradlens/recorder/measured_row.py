@@ -19,6 +19,10 @@ Indices = NDArray[np.int64]
 
 UNCHANGED = 1e-6
 """Clip coefficients that differ from 1 by less are rounding."""
+GROWTH = 1e-5
+"""By how much the norm of a parameter's gradient may grow in clipping, by rounding."""
+SHRUNK = "(shrunk)"
+"""Scalar of a measured row, not stored: 0 if sampled gradients changed in a way that clipping does not."""
 
 
 @dataclass
@@ -41,6 +45,18 @@ class Part:
         """Return the values (m,) divided by the scale; they must be on the host."""
         assert isinstance(self.values, np.ndarray)
         return self.values if self.scale is None else self.values / float(self.scale)
+
+    def only(self, mask: NDArray[np.bool_] | None) -> Part:
+        """Return the values of some layers.
+
+        Args:
+            mask: (L,) whether a layer is one of them; None for all.
+        """
+        if mask is None or mask[self.layers].all():
+            return self
+        kept = mask[self.layers]
+        take = np.arange(len(self.layers)) if self.take is None else self.take
+        return Part(self.layers[kept], self.values, take[kept], self.scale)
 
     def spread(self) -> HostNorms:
         """Return the values (n,), one for each entry of ``layers``."""
@@ -134,12 +150,24 @@ class MeasuredRow:
         return {metric: _combine(parts, n_layers, metric) for metric, parts in self.parts.items()}
 
     def totals(self) -> HostNorms:
-        """Return the squared norms (2,) of all gradients together: after the backward pass, and at the step."""
+        """Return the squared norms (2,) of all gradients together: after the backward pass, and at the step.
+
+        NaN where unknown, and where gradients changed in a way that clipping does not: none may grow.
+        """
         self.finish_fetch()
-        if not self.before:
+        if not self.before or not float(self.scalars.get(SHRUNK, 1.0)) or not self._norms_shrank:
             return np.full(2, math.nan)
         with np.errstate(over="ignore", invalid="ignore"):
             return np.array([sum(float(np.square(p.unscaled()).sum()) for p in ps) for ps in (self.before, self.after)])
+
+    @property
+    def _norms_shrank(self) -> bool:
+        """Whether the norm of no parameter's gradient grew."""
+        pairs = [(before.unscaled(), after.unscaled()) for before, after in zip(self.before, self.after, strict=True)]
+        with np.errstate(invalid="ignore"):
+            return all(
+                len(before) == len(after) and not (after > before * (1 + GROWTH)).any() for before, after in pairs
+            )
 
 
 def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms, order: Indices) -> Row:
@@ -156,7 +184,7 @@ def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: Ho
         column = find_column(name, columns, len(order))
         if column is not None:
             metrics[name] = column
-    scalars = {name: float(value) for name, value in measured.scalars.items()}
+    scalars = {name: float(value) for name, value in measured.scalars.items() if name != SHRUNK}
     scalars.setdefault("clip_coefficient", clip_coefficient(totals))
     if math.isnan(scalars["clip_coefficient"]):
         del scalars["clip_coefficient"]

@@ -22,6 +22,10 @@ SILENT_PASSES = (
     "code compiled before gradlens.record() ran in them"
 )
 COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass, so clipping is not detected"
+DISCARDED = (
+    "backward passes whose gradients were cleared before an optimizer got them are in no row; the scalar "
+    "discarded_passes counts them"
+)
 INNER_PASSES = "backward passes of torch.autograd.grad that reach no parameter are not counted"
 LISTED = 8
 """The most names that a note lists."""
@@ -42,6 +46,8 @@ class Notes:
         self._texts: dict[str, None] = {}
         self._replaced: set[str] = set()
         self._inner_passes_from: int | None = None
+        self.discarded_seen = False
+        """Whether a backward pass was discarded."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -150,6 +156,82 @@ class Notes:
                 if row == 0
                 else f"{INNER_PASSES}; they were detected from row {row} on, and may have been counted before"
             )
+
+    def note_discarded(self, row: int) -> None:
+        """Note that backward passes were discarded.
+
+        Args:
+            row: The row in progress when the first was.
+        """
+        if not self.discarded_seen:
+            self.discarded_seen = True
+            self.add(f"{DISCARDED} (first before row {row})")
+
+    def note_found_scaler(self) -> None:
+        """Note that a GradScaler is in use that the recorder was not told of."""
+        self.add("a GradScaler calls the optimizer although scaler= was not given: it was found, and its scale is used")
+
+    def note_other_changes(self, rows: int) -> None:
+        """Note that gradients were changed before the step in another way than by clipping.
+
+        Args:
+            rows: Number of rows.
+        """
+        self.add(
+            f"in {plural(rows, 'row')} gradients were changed between the backward pass and the step, and not by "
+            "clipping alone (noise, projection, an average?): these have no clip_coefficient"
+        )
+
+    def warn_of_early_log(self) -> None:
+        """Warn that a scalar was logged before the first backward pass."""
+        self.warn(
+            "log() was called before the first backward pass: these values are in the first row",
+            "call it after loss.backward(): a value belongs to the step whose backward pass it follows",
+        )
+
+    def warn_of_late_log(self) -> None:
+        """Warn that a scalar was logged after the row had been written."""
+        self.warn(
+            "log() after log_epoch() is in no row: the row was written by then",
+            "call log() before log_epoch(), or pass the values to log_epoch()",
+        )
+
+    def warn_of_no_step(self, passes: int, optimizers: Collection[object]) -> None:
+        """Warn, while it happens, that backward passes come and no step.
+
+        Args:
+            passes: Number of passes so far.
+            optimizers: The optimizers that are followed.
+        """
+        if optimizers:
+            kinds = listed([type(each).__name__ for each in optimizers])
+            text, tip = (
+                f"{passes} backward passes and no step of the optimizer given ({kinds}), so no row yet",
+                "give the optimizer whose step() is called (nothing to do if it steps after more passes than that)",
+            )
+        else:
+            text, tip = (
+                f"{passes} backward passes, and neither optimizer= was given nor recorder.step() called, so no row yet",
+                "pass optimizer=, or call recorder.step() after loss.backward()",
+            )
+        self.warn(text, tip)
+
+    def warn_of_no_row(self, cause: str, cure: str) -> None:
+        """Warn that the recording ends without a row.
+
+        Args:
+            cause: Why.
+            cure: What to change.
+        """
+        self.warn(f"no row was recorded: {cause}", cure)
+
+    def warn_of_strangers(self, optimizers: Collection[object]) -> None:
+        """Warn that the optimizers hold no parameter of the model."""
+        kinds = listed([type(each).__name__ for each in optimizers])
+        self.warn(
+            f"the optimizer given ({kinds}) holds none of the parameters of {type(self._model).__name__}",
+            "pass the optimizer that was made from this model's parameters, after the model was moved or wrapped",
+        )
 
     def warn_of_silent_passes(self) -> None:
         """Warn that a row lacks the gradients of outputs of some backward passes."""

@@ -50,8 +50,6 @@ class OutputGradients:
         """Number of gradients taken in the step in progress."""
         self.seconds = 0.0
         """Time spent on large gradients."""
-        self.parts: list[Part] = []
-        """Norms computed in the step in progress."""
         self._blocks: list[tuple[int, NDArray[np.float32]]] = []
         self._leaves: dict[int, Any] = {}
         self._large: list[tuple[int, float]] = []
@@ -66,7 +64,6 @@ class OutputGradients:
         for handle in self._leaves.values():
             handle.remove()
         self._leaves.clear()
-        self.parts = []
         self.count, self.seconds = 0, 0.0
 
     def drop_pending(self) -> None:
@@ -122,54 +119,45 @@ class OutputGradients:
                 mine.clear()
         return tuple(layers), grads
 
-    def collect(self, scale: Tensor | None) -> None:
-        """Compute the norms of the gradients taken, and add them to the step.
+    def collect(self, scale: Tensor | None) -> list[Part]:
+        """Compute the norms of the gradients taken since the last call.
 
         Args:
             scale: The loss scale that the gradients carry.
+
+        Returns:
+            Their norms as parts of a row.
         """
         layers, grads = self.take_kept()
-        if grads:
-            self.add(layers, list_norms(grads, self._reducer, layers), scale)
-        self.collect_reduced(scale)
+        found = [self.make_part(layers, list_norms(grads, self._reducer, layers), scale)] if grads else []
+        return found + self.collect_reduced(scale)
 
-    def collect_reduced(self, scale: Tensor | None) -> None:
-        """Add the norms of large gradients to the step.
+    def collect_reduced(self, scale: Tensor | None) -> list[Part]:
+        """Return the norms of large gradients as parts of a row.
 
         Args:
             scale: As in ``collect``.
         """
+        found: list[Part] = []
         if self._blocks:
             layers, blocks = zip(*self._blocks, strict=True)
             self._blocks.clear()
-            self.add(layers, norms_of_blocks(blocks), scale)
+            found.append(self.make_part(layers, norms_of_blocks(blocks), scale))
         if self._large:
             layers, norms = zip(*self._large, strict=True)
             self._large.clear()
-            self.add(layers, np.array(norms), scale)
+            found.append(self.make_part(layers, np.array(norms), scale))
         if self._large_on_device:
             layers, tensors = zip(*self._large_on_device, strict=True)
             self._large_on_device.clear()
             for device in {tensor.device for tensor in tensors}:
                 here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-                self.add([layers[i] for i in here], torch.stack([tensors[i] for i in here]), scale)
+                stacked = torch.stack([tensors[i] for i in here])
+                found.append(self.make_part([layers[i] for i in here], stacked, scale))
+        return found
 
-    def collect_apart(self, scale: Tensor | None) -> list[Part]:
-        """Compute the norms of the gradients taken, and return them without adding them to ``parts``.
-
-        Args:
-            scale: As in ``collect``.
-
-        Returns:
-            Their parts.
-        """
-        parts, self.parts = self.parts, []
-        self.collect(scale)
-        apart, self.parts = self.parts, parts
-        return apart
-
-    def add(self, layers: Sequence[int], values: Numbers, scale: Tensor | None) -> None:
-        """Add norms to the parts of the step.
+    def make_part(self, layers: Sequence[int], values: Numbers, scale: Tensor | None) -> Part:
+        """Return norms as a part of a row.
 
         Args:
             layers: (n,) index of the layer of each norm.
@@ -183,4 +171,4 @@ class OutputGradients:
                 self._places.clear()
             places = self._places[key] = np.array(key)
         self.count += len(key)
-        self.parts.append(Part(places, values, None, scale))
+        return Part(places, values, None, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlens.recorder.layers import spread_out
 from gradlens.recorder.measured_row import Indices, Part
-from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part
+from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part, plain
 
 EARLY_ROWS = 3
 """Number of first rows in which gradients are also read at the end of the backward pass, to detect clipping."""
@@ -21,6 +21,11 @@ EARLY_EVERY = 16
 """Interval, in rows, of this second reading after the first rows, until a change is detected."""
 SAMPLES = 4
 """Parameters of each optimizer whose gradients are checked for changes in the other rows."""
+
+THIN = 64
+"""Elements of a sampled gradient that are compared, to tell clipping from other changes."""
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""By how much an element may grow by rounding; 1e-2 for other types."""
 
 Signature = list[tuple[Tensor | None, int]]
 """The gradients of some parameters and the version counters of their contents."""
@@ -110,7 +115,7 @@ class ParameterGradients:
     def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
         self._owners = owners
         self._samples = [spread_out(each.parameters, SAMPLES) for each in owners]
-        self._count_nonfinite = count_nonfinite
+        self.count_nonfinite = count_nonfinite
         self._reducer = Reducer()
         self._rows = 0
         self.changes_seen = False
@@ -139,28 +144,36 @@ class ParameterGradients:
         self._signatures: dict[int, Signature] = {}
         self._before: dict[int, _Reading] = {}
         self._after: dict[int, _Reading] = {}
+        self._thin: dict[int, list[Tensor | None]] = {}
+        self._shrunk: list[Tensor] = []
 
     @property
     def reads_early(self) -> bool:
         """Whether gradients are also read at the end of the backward pass in this row."""
         return self._always_early or self.changes_seen or self._rows < EARLY_ROWS or self._rows % EARLY_EVERY == 0
 
-    def look(self, scale: Tensor | None) -> None:
+    def look(self, scale: Tensor | None, skip: Collection[int] = ()) -> None:
         """Check the gradients at the end of a backward pass, and read them in rows with an early reading.
 
         Args:
             scale: The loss scale that they carry.
+            skip: Optimizers that have got their gradients in this round.
         """
         early = self.reads_early
         for k in range(len(self._owners)):
+            if k in skip:
+                continue
             self._signatures[k] = _sign(self._samples[k])
             if early:
                 self._before[k], _ = self._read(k, scale)
+            if self.changes_seen:
+                self._thin[k] = [_thin_out(parameter.grad, scale) for parameter in self._samples[k]]
 
     def forget_early_reading(self) -> None:
         """Forget what ``look`` stored, because another backward pass has begun."""
         self._signatures.clear()
         self._before.clear()
+        self._thin.clear()
 
     def read(self, k: int, scale: Tensor | None, others: Sequence[Tensor] = (), key: Hashable = None) -> Numbers:
         """Read one optimizer's gradients as the optimizer gets them.
@@ -177,6 +190,10 @@ class ParameterGradients:
         seen = self._signatures.get(k)
         if seen is not None and not self.changes_seen:
             self.changes_seen = not _equal(_sign(self._samples[k]), seen)
+        for parameter, before in zip(self._samples[k], self._thin.get(k, ()), strict=False):
+            after = _thin_out(parameter.grad, scale)
+            if before is not None and after is not None and before.shape == after.shape:
+                self._shrunk.append(_has_shrunk(before, after))
         self._after[k], norms = self._read(k, scale, others, key)
         return norms
 
@@ -188,6 +205,22 @@ class ParameterGradients:
         """
         if self._owners[-1].parameters:
             self.read(len(self._owners) - 1, scale)
+
+    def set_scale(self, scale: Tensor | None) -> None:
+        """Note that the early readings carry a loss scale, and read early from now on.
+
+        Args:
+            scale: The loss scale.
+        """
+        self._always_early = True
+        for reading in self._before.values():
+            reading.part.scale = scale
+
+    @property
+    def shrunk(self) -> Tensor | None:
+        """0-d, whether no sampled element grew or changed its sign since the backward pass; None where unknown."""
+        devices = {each.device for each in self._shrunk}
+        return torch.stack(self._shrunk).all() if len(devices) == 1 else None
 
     def use_early_reading(self) -> None:
         """Use the reading at the end of the backward pass, because the step was skipped."""
@@ -209,7 +242,7 @@ class ParameterGradients:
             found = [tensor for tensor in found if tensor is not None]
             values = list_norms(found, self._reducer, (k, len(found), key))
         mine = values[n:]
-        counts = owners.part(_count(found[n:], mine), there) if self._count_nonfinite else None
+        counts = owners.part(_count(found[n:], mine), there) if self.count_nonfinite else None
         return _Reading(owners.part(mine, there, scale), counts), values[:n]
 
     @property
@@ -278,6 +311,21 @@ class Weights:
 
 def _sign(parameters: Sequence[nn.Parameter]) -> Signature:
     return [(grad, -1 if grad is None else grad._version) for grad in [parameter.grad for parameter in parameters]]
+
+
+def _thin_out(grad: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    """Return at most about ``THIN`` elements of a gradient, evenly spaced, divided by the scale."""
+    if grad is None or grad.is_meta:
+        return None
+    numbers = plain(grad).reshape(-1)
+    thin = numbers[:: max(1, numbers.numel() // THIN)]
+    return thin.clone() if scale is None else thin / scale.to(thin.device)
+
+
+def _has_shrunk(before: Tensor, after: Tensor) -> Tensor:
+    """Return (0-d) whether all elements kept their sign and none grew, as clipping leaves them."""
+    grown = after.abs() > before.abs() * (1 + ROUNDING.get(before.dtype, 1e-2))
+    return ~(grown | (before * after < 0)).any()
 
 
 def _equal(now: Signature, then: Signature) -> bool:

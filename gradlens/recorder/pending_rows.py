@@ -61,6 +61,8 @@ class Table:
         """Index of the last row's optimizer step."""
         self.last_row_with = {name: np.full(n_layers, -1) for name in GRADIENTS}
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
+        self.changed_otherwise = 0
+        """Rows whose gradients were changed before the step in another way than by clipping."""
         self.ended = False
         """Whether the ranks have ended the recording together, or a collective failed."""
         self._metrics = metrics
@@ -78,6 +80,8 @@ class Table:
         self._waiting: list[MeasuredRow] = []
         self._out_numel = np.zeros(n_layers)
         self._is_open = self._have_combined = False
+        self._rows_before = n_rows
+        self._sums: dict[str, tuple[float | Tensor, int]] = {}
 
     def open(self) -> None:
         """Open the sink, once the order of the layers is known."""
@@ -100,6 +104,11 @@ class Table:
         pairs = zip(self.layers, sizes[self._order], strict=True)
         self.layers = tuple(replace(layer, out_numel=round(size)) for layer, size in pairs)
 
+    @property
+    def n_rows_here(self) -> int:
+        """Rows closed by this recorder."""
+        return self.n_rows - self._rows_before
+
     def close_row(self, measured: MeasuredRow) -> None:
         """Add a row; scalars can be added to it until the next one is closed.
 
@@ -111,6 +120,7 @@ class Table:
         measured.index, self.last_step = self.n_rows, measured.step
         self.n_rows += 1
         self._measured = measured
+        self._sums = {}
         if self._ranks is None:
             self.open()
             self._look_for_changes(measured)
@@ -123,12 +133,31 @@ class Table:
             self._gradients.changes_seen = abs(clip_coefficient(measured.totals()) - 1) > 0
         measured.changes_seen = self._gradients.changes_seen
 
-    def add_scalars(self, numbers: Mapping[str, float | Tensor]) -> None:
-        """Add scalars to the last row, if it is still open."""
-        if self._measured is not None:
-            self._measured.scalars.update(numbers)
-        elif self._last_row is not None:
-            self._last_row.scalars.update({name: float(value) for name, value in numbers.items()})
+    def add_scalars(self, numbers: Mapping[str, float | Tensor]) -> bool:
+        """Add scalars to the last row; several values of one name are averaged.
+
+        Returns:
+            Whether the row was still open.
+        """
+        for name, value in numbers.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total, count = (total + value if count else value), count + 1
+            mean = total / count if count > 1 else total
+            if self._measured is not None:
+                self._measured.scalars[name] = mean
+            elif self._last_row is not None:
+                self._last_row.scalars[name] = float(mean)
+        return self._measured is not None or self._last_row is not None
+
+    def add_lists(self, values: Mapping[str, Sequence[float | Tensor]]) -> None:
+        """Add scalars that were logged several times; see ``add_scalars``."""
+        for name, each in values.items():
+            for value in each:
+                self.add_scalars({name: value})
+
+    def add_missing_scalars(self, values: Mapping[str, Sequence[float | Tensor]]) -> None:
+        """Add only the scalars that the last row does not have yet."""
+        self.add_lists({name: each for name, each in values.items() if name not in self._sums})
 
     def hand_over(self) -> None:
         """Hand the last row to the sink; no scalar can be added to it from then on."""
@@ -169,6 +198,8 @@ class Table:
             self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
         reported = "clip_coefficient" in measured.scalars  # by the user
         row = make_row(measured, columns, totals, self._order)
+        if measured.before and measured.changes_seen and np.isnan(totals).all():
+            self.changed_otherwise += 1
         if reported:
             return row
         if row.scalars.get("clip_coefficient", 1.0) != 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -22,7 +21,7 @@ from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
-from gradlens.recorder.notes import Notes, line
+from gradlens.recorder.notes import Notes, line, listed
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every, make_rule
@@ -242,7 +241,7 @@ class Recorder:
             return
         state = self._state
         if state == "recording":
-            self._guard(self._steps.settle_skipped)
+            self._guard(self._steps.end_started_round)
             state = self._state  # an error there has ended the recording
         self._state = "closed"
         self._steps.stop()
@@ -268,6 +267,8 @@ class Recorder:
             self._report_error(error)
         finally:
             self._steps.forget()
+        if status != "failed" and not table.n_rows:
+            self._warn_of_no_row()
 
     def __repr__(self) -> str:
         return (
@@ -321,9 +322,12 @@ class Recorder:
 
     @outside_graphs
     def log(self, **scalars: float | Tensor) -> None:
-        """Add scalars (loss=...) to the row just closed.
+        """Add scalars (loss=...) to the step whose backward pass they follow.
 
-        The call does nothing if the last step was not recorded, or after ``log_epoch``, which writes the row.
+        While a step is being accumulated they go into its row; after the optimizer's step and before the next backward
+        pass into the row just closed. Several values of one name in one step are averaged. Values of a step that is not
+        recorded are dropped. Those that follow a backward pass which is discarded later go into the row before it, if
+        that has no value of this name. After ``log_epoch``, which writes the row, a warning says that they are lost.
 
         Args:
             scalars: Numbers or tensors of one element. The call does not wait for tensors on an accelerator. A "/" in
@@ -334,12 +338,7 @@ class Recorder:
         """
         if not self._is_recording("log"):
             return
-        started = time.perf_counter()
-        if self._steps.row_wanted:
-            self._guard(self._steps.settle_skipped)
-        if self._table.last_step == self._steps.index - 1:
-            self._table.add_scalars(to_numbers(scalars))
-        self._steps.cost += time.perf_counter() - started
+        self._steps.log(to_numbers(scalars))
 
     def log_epoch(self, **values: float | Tensor) -> None:
         """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ...
@@ -409,7 +408,7 @@ class Recorder:
             RecorderError: The coefficient is not a single number, or the recorder is not recording.
         """
         if self._is_recording("clipped"):
-            self._steps.clip = to_number("coefficient", coefficient)
+            self._steps.clipped(to_number("coefficient", coefficient))
 
     def _is_recording(self, call: str) -> bool:
         """Return whether the recorder is recording; False after an error has ended the recording."""
@@ -434,8 +433,35 @@ class Recorder:
             environment={**describe_environment(self._model), **world},
         )
 
+    def _warn_of_no_row(self) -> None:
+        """Say why nothing was recorded, and what to change."""
+        steps, passes = self._steps, self._steps.passes_seen
+        if steps.steps_seen:
+            cause = f"every= chose none of {plural(steps.steps_seen, 'step')}"
+            cure = "every=1 records each step; a callable gets the step's index, from 0 on"
+        elif passes and not self._optimizers:
+            cause = f"{plural(passes, 'backward pass', 'backward passes')} came, optimizer= was not given, and "
+            cause += "recorder.step() was not called"
+            cure = "pass optimizer=, or call recorder.step() after loss.backward()"
+        elif passes:
+            kinds = listed([type(each).__name__ for each in self._optimizers])
+            cause = f"{plural(passes, 'backward pass', 'backward passes')} came, and the optimizer given ({kinds}) "
+            cause += "never stepped"
+            cure = "give the optimizer whose step() is called in the loop, after the framework has made it"
+        elif not self._learned.called:
+            cause = f"no layer of the {type(self._model).__name__} was called while the recorder was on"
+            cure = "give the module that is trained (frameworks may copy or wrap it), and train inside the with block"
+        else:
+            cause = "the model was called, and no backward pass reached its parameters"
+            cure = (
+                "call loss.backward() on a loss of this model's output, inside the with block, without torch.no_grad()"
+            )
+        self._notes.warn_of_no_row(cause, cure)
+
     def _note_missing(self) -> None:
         table = self._table
+        if table.changed_otherwise:
+            self._notes.note_other_changes(table.changed_otherwise)
         if not table.n_rows:
             return
         if "activation_grad_norm" in self._intervals:

@@ -1,45 +1,51 @@
-"""The optimizer steps of a training: when gradients are read, and when a row is closed.
+"""The optimizer steps of a training: which backward passes belong to a step, and when a row is closed.
 
-A step is recorded if the rule ``wanted`` says so when the step begins (``row_wanted``). "Round" is the sequence of one
-step by each optimizer; with one optimizer a round is one step.
+A step is recorded if the rule ``wanted`` says so when the step begins. A *round* is one step by each optimizer; with
+one optimizer a round is one step. What is known of the step in progress is a ``StepState``, made anew for each step;
+what is known of a backward pass is a ``BackwardPass``. A pass belongs to the row of the step in which an optimizer got
+its parameter gradients, layer by layer. A pass whose gradients were all cleared before then is *discarded*: it belongs
+to no row.
 
 =========================  ==========================================================================================
 Event                      What happens
 =========================  ==========================================================================================
-Step begins                Decide ``row_wanted``. If True: hook the layers, and the calls that due metrics need.
-                           If False: remove those hooks, except while the first row is not closed or the model is
-                           compiled; those hooks then take no gradient.
-Backward pass begins       At the first gradient that a hook sees in a recorded step: ask autograd for a call at the
-                           end of the pass. If passes are distinguished (in the first row, where calls are watched, or
-                           after a suspicious pass): remember the parameters' gradients.
-Forward pass with          If the pass is known to have failed: drop its gradients. Otherwise: add them to the step.
-gradients left over
-Backward pass ends         If passes are distinguished and this one changed no parameter's gradient: set its gradients
-(recorded steps)           aside until the row is closed. Otherwise: first close the row of a step that the GradScaler
-                           skipped; then count the pass, and check the parameters' gradients, so that a later change
-                           (clipping) is detected. Compiled autograd hides the end of a pass: nothing happens.
-Gradients are cleared      Nothing; no hook sees it. The reading before the optimizer step takes what is there.
-GradScaler skips a step    Nothing at once: the optimizer is not called. The row of the skipped step is closed at the
-                           end of the next backward pass, or at ``log``, ``log_epoch`` or ``close``. A skipped step
-                           that is not recorded is not counted. (A fused optimizer is called, and skips by itself;
-                           its row is closed like any other.)
-Before an optimizer step   If this optimizer has stepped in this round: end the round. If the step is recorded: read
-                           the gradients of its parameters and of the outputs, the learning rate, and the weights if
-                           they are due.
+Step begins                Make the state. If recorded: hook the layers, and the calls that due metrics need. If not:
+                           remove those hooks, except while the first row is not closed or the model is compiled.
+Backward pass begins       First close what is due: the row of a step that the GradScaler skipped; a round of
+                           optimizers that step in turn. Then find which gradients were cleared since the last pass
+                           ended: passes of which nothing is left are discarded. Then remember the states of all
+                           gradients. (A pass is noticed at its first gradient of an output of a layer that was the
+                           first in an earlier pass, else at one of a few parameters.)
+Forward pass with          If a pass failed: drop its gradients. Otherwise: they are of the last pass, or of one whose
+gradients left over        end was not detected, which belongs to the row unless all gradients are cleared.
+Backward pass ends         Drop it if the row of its step was closed while it ran, or the step is not recorded. If it
+                           changed no parameter's gradient it is an inner pass, which counts only if no other pass does.
+                           Otherwise: add it to the state, and look at the gradients, to detect clipping later.
+                           Compiled autograd hides the end of a pass: nothing happens.
+Gradients are cleared      Nothing; it is seen when the next pass begins, or before an optimizer's step.
+GradScaler skips a step    Nothing at once: the optimizer is not called. The row of the skipped step is closed when the
+                           next pass begins, or at ``log``, ``log_epoch`` or ``close``. A skipped step that is not
+                           recorded is not counted. (A fused optimizer is called, and skips by itself.)
+Before an optimizer step   If it has stepped in this round: end the round; from then on optimizers *step in turn*. If
+                           the step is recorded: find what was cleared; read the gradients of its parameters, the
+                           learning rate, and the weights if they are due; its passes are used.
 Closure returns            The first time in an optimizer step: as before an optimizer step; then remove the hooks on
                            layers, so that later evaluations of the closure are not recorded.
 After an optimizer step    If every optimizer has stepped: end the round. Otherwise: put back the hooks that a closure
                            removed.
 Round ends                 If recorded: hand the previous row to the sink, read the weights' update if due, close the
-                           row; with several ranks, combine it. In any case: count the step; the next step begins.
+                           row; with several ranks, combine it. In any case: count the step; the next step begins, with
+                           the passes that another optimizer may still use.
 ``step()`` by hand         As before an optimizer step and after it; each call ends a round.
-``log``                    Close the row of a skipped step. If the last step was recorded: add the scalars to its row.
+``log``                    Close the row of a skipped step. If a pass has begun in this step: the values belong to it,
+                           and so to the row of the step that uses it. Otherwise: to the row just closed. Before the
+                           first pass of all: to the first row, with a warning.
 ``log_epoch``              Close the row of a skipped step; count the epoch; write the last row and the epoch. Before
                            the first row, the epoch waits.
 Error in recording         Stop following steps; drop open rows; close the file as failed. With several ranks: keep the
                            error until the round ends, where all ranks end the recording.
-``close``                  Close the row of a skipped step; remove all hooks; write the last row, notes and epochs;
-                           release all tensors. A step in progress is dropped.
+``close``                  Close the row of a skipped step, and of a round in which some optimizer has stepped; remove
+                           all hooks; write the last row, notes and epochs; release all tensors.
 =========================  ==========================================================================================
 """
 
@@ -55,14 +61,15 @@ from torch.optim import Optimizer
 
 from gradlens.recorder.activations import CallWatch
 from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.gradient_states import GradientStates, States
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
-from gradlens.recorder.hooks.grad_scaler import ScalerWatch
+from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scaler
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
-from gradlens.recorder.hooks.loss_passes import Passes
+from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.hooks.placement import LayerHooks
-from gradlens.recorder.layers import Learned, Pass, own_parameters, spread_out
-from gradlens.recorder.measured_row import MeasuredRow, Part
+from gradlens.recorder.layers import Learned, own_parameters, spread_out
+from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.output_gradients import OutputGradients
 from gradlens.recorder.parameters import Owners, ParameterGradients, Weights, group_by_optimizer
@@ -70,6 +77,7 @@ from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.ratios import CHANGE, addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.schedule import AutoEvery, Clock
+from gradlens.recorder.step_state import BackwardPass, StepState, add_logged, only
 from gradlens.run import Status
 
 SPREAD = 16
@@ -77,6 +85,10 @@ SPREAD = 16
 
 FIRST_SPREAD = 4
 """The same in the first row, where the hooks on layers detect passes too, except in code compiled earlier."""
+MANY_PASSES = 20
+"""Backward passes before the first row after which a warning says that no optimizer has stepped."""
+SCALER_ROWS = 3
+"""Number of first rows in which a GradScaler that was not given is looked for."""
 MANY_ROWS = 64
 """Rows from one write of notes and overhead to the next, in runs that log no epochs."""
 
@@ -108,7 +120,7 @@ class Steps:
         modules: Mapping[str, nn.Module],
         optimizers: Sequence[Optimizer],
         scaler: ScalerWatch,
-        intervals: Mapping[str, int],
+        intervals: dict[str, int],
         learned: Learned,
         wanted: Callable[[int], bool],
         clock: Clock,
@@ -120,29 +132,28 @@ class Steps:
     ) -> None:
         self.on = False
         """Whether steps are followed."""
-        self.index = first_step
-        """Index of the step in progress."""
         self.epoch = 0
         """Epochs done."""
-        self.row_wanted = False
-        """Whether the step in progress is recorded."""
-        self.clip: Scalar | None = None
-        """The clip coefficient of the step in progress that the user reported."""
-        self.cost = 0.0
-        """Seconds that the recorder took in the step in progress, without the hooks on layers."""
         self.local_error: Exception | None = None
         """An error on this rank in the step in progress; all ranks end recording when its row is closed."""
+        self.passes_seen = 0
+        """Backward passes that began in recorded steps."""
+        self.steps_seen = 0
+        """Steps that were ended."""
 
         self._optimizers, self._scaler, self._intervals, self._learned = optimizers, scaler, intervals, learned
         self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
         self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
         self._outputs = OutputGradients(len(modules))
-        self._own = [[p for p in own_parameters(m) if ranks is None or ranks.reads(p)] for m in modules.values()]
+        owned = [own_parameters(module) for module in modules.values()]
+        self._own = [[p for p in own if ranks is None or ranks.reads(p)] for own in owned]
         self._group_sizes = self._count_groups()
+        self._states = GradientStates(model, self._grouped_ids())
+        self._own_indices = [frozenset(self._states.indices(map(id, own))) for own in owned]
         count = "nonfinite_count" in intervals
         self.gradients = ParameterGradients(self._find_owners(), count_nonfinite=count, always_early=scaler.present)
         self._weights = Weights(group_by_optimizer(self._own, ())[0])
-        self._passes = Passes(model)
+        self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
         self._hooks = LayerHooks(
@@ -156,14 +167,37 @@ class Steps:
         )
         self._calls = CallWatch(model, modules, intervals, learned, on_error, self._watch.begin)
         self._handles: list[Any] = []
-        self._forget_step(time.perf_counter())
+        self._in_turn = False
+        """Whether the optimizers step in turn: one has stepped twice before another stepped at all."""
+        self._running: BackwardPass | None = None
+        """The backward pass in progress."""
+        self._uncollected: BackwardPass | None = None
+        """The pass that has ended, and whose gradients of outputs are still kept."""
+        self._at_last_end: States | None = None
+        """The states of all gradients when the last pass ended."""
+        self._pending_at_end = 0
+        """Number of gradients of outputs that were kept when it ended."""
+        self.state = StepState(first_step, False, time.perf_counter())
+        """The step in progress."""
 
     def _count_groups(self) -> list[int]:
         return [len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups]
 
+    def _grouped_ids(self) -> list[set[int]]:
+        return [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
+
     def _find_owners(self) -> list[Owners]:
-        groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
-        return group_by_optimizer(self._own, groups)
+        return group_by_optimizer(self._own, self._grouped_ids())
+
+    @property
+    def index(self) -> int:
+        """Index of the step in progress."""
+        return self.state.index
+
+    @property
+    def row_wanted(self) -> bool:
+        """Whether the step in progress is recorded."""
+        return self.state.wanted
 
     def _follow_groups(self) -> None:
         """Handle parameters that an optimizer has got since (``add_param_group``)."""
@@ -171,6 +205,7 @@ class Steps:
         if sizes != self._group_sizes:
             self._group_sizes = sizes
             self.gradients.set_owners(self._find_owners())
+            self._states.follow(self._grouped_ids())
 
     def start(self, table: Table, on_many_rows: Callable[[], None]) -> None:
         """Place the hooks.
@@ -185,8 +220,7 @@ class Steps:
         self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
         spread = SPREAD if self._learned.compiled else FIRST_SPREAD
         self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
-        self._forget_step(time.perf_counter())
-        self._arm()
+        self._begin_step(self.index)
 
     def stop_following(self) -> None:
         """Follow no more steps, but leave the hooks on optimizers: one may be calling them at this moment."""
@@ -208,6 +242,7 @@ class Steps:
         self._calls.clear()
         self.gradients.clear()
         self._weights.clear()
+        self._uncollected = None
 
     def step_by_hand(self) -> None:
         """Read the gradients and close the row, where no optimizer was given."""
@@ -215,34 +250,62 @@ class Steps:
         if self.on:
             self._guard(lambda: self._after_step(0))
 
+    def end_started_round(self) -> None:
+        """Close the row in progress, at the end of the run, if it is sure to be a step."""
+        self.settle_skipped()
+        if self.state.stepped and self._ranks is None:
+            self._end_round()
+
+    def clipped(self, coefficient: Scalar) -> None:
+        """Note the clip coefficient of the step in progress."""
+        self.state.clip = coefficient
+
+    def log(self, values: Mapping[str, Scalar]) -> None:
+        """Add scalars to the step whose backward pass they follow.
+
+        Args:
+            values: Name to number.
+        """
+        started = time.perf_counter()
+        if self.row_wanted:
+            self._guard(self.settle_skipped)
+        state = self.state
+        if state.begun or (state.wanted and self._outputs.pending):
+            passes = [*state.passes, *state.inner]
+            add_logged(passes[-1].logged if passes else state.logged, values)
+        elif self._table.last_step == self.index - 1 >= 0:
+            if not self._table.add_scalars(values):
+                self._notes.warn_of_late_log()
+        elif self.steps_seen == 0 and state.wanted:
+            self._notes.warn_of_early_log()
+            add_logged(state.logged, values)
+        self.state.cost += time.perf_counter() - started
+
     # --- from step to step --------------------------------------------------------------------------------
 
-    def _forget_step(self, now: float) -> None:
-        """Reset the state of a step."""
-        self._backward_seen = False
-        self._seen = self._silent = 0
-        self._aside: list[Part] = []
-        self._learned_aside: list[Pass] = []
-        self._watch.nested = False
-        self._stepped: set[int] = set()
-        self._lrs: dict[str, Scalar] = {}
-        self._found_inf: Tensor | None = None
-        self.clip = None
-        self._began = now
-        self.cost = 0.0
+    def _begin_step(self, index: int, now: float | None = None, passes: Sequence[BackwardPass] = ()) -> None:
+        """Make the state of a step, and place or remove hooks.
 
-    def _arm(self) -> None:
-        """Prepare the next step: place the layers' hooks if it is recorded, else remove them."""
-        self.row_wanted = self._outputs.armed = bool(self._wanted(self.index))
-        if self.row_wanted:
+        Args:
+            index: Its index.
+            now: The time.
+            passes: Passes of the step before that an optimizer may still use.
+        """
+        now = time.perf_counter() if now is None else now
+        wanted = bool(self._wanted(index))
+        state = self.state = StepState(index, wanted, now, list(passes) if wanted else [])
+        self._watch.nested = False
+        self._outputs.armed = wanted
+        if wanted:
             self._outputs.clear()  # gradients that came in a step that was not recorded
             self._calls.clear()
+        if wanted or self._table.last_step == index - 1:  # ``log`` must know whether a pass has begun
             self._watch.start()
         else:
             self._watch.stop()
-        self._calls.arm(self._due() if self.row_wanted else ())
+        self._calls.arm(self._due() if wanted else ())
         learned = self._learned
-        needed = learned.open or ("activation_grad_norm" in self._intervals and (learned.compiled or self.row_wanted))
+        needed = learned.open or ("activation_grad_norm" in self._intervals and (learned.compiled or state.wanted))
         if learned.compiled and "activation_grad_norm" not in self._intervals:
             needed = False  # hooks break compiled code into parts, so place only those that are needed
         if needed:
@@ -252,115 +315,170 @@ class Steps:
 
     def _advance(self, started: float) -> None:
         now = time.perf_counter()
-        outputs, clock = self._outputs, self._clock
-        self.cost += now - started + outputs.seconds + outputs.count * seconds_per_hook()
+        outputs, clock, state = self._outputs, self._clock, self.state
+        state.cost += now - started + outputs.seconds + outputs.count * seconds_per_hook()
         if self.index > 0:
-            clock.add_step(now - self._began, self.cost)
-        if self.row_wanted:
+            clock.add_step(now - state.began, state.cost)
+        if state.wanted:
             if self._table.n_rows > 1:
-                clock.add_row(self.cost)
+                clock.add_row(state.cost)
             if self._auto is not None:
                 self._auto.note_row(self.index)
             self.forget()
-        self.index += 1
-        self._forget_step(now)
-        self._arm()
+        self.steps_seen += 1
+        several = len(self._optimizers) > 1
+        self._begin_step(self.index + 1, now, [each for each in state.passes if each.left] if several else ())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
     def _collect_left_over(self) -> None:
-        """Handle gradients of a backward pass whose end was not detected: it failed, or had no watched parameter."""
+        """Handle gradients that are still there when a forward pass begins."""
         if self._watch.broken_off:
             self._watch.forget()
+            self._running = None
             self._outputs.drop_pending()
             self._calls.take_pass()
         else:
             with torch.no_grad():
-                self._outputs.collect(self._scaler.scale)
-                self._seen = 0
+                self._collect_outputs()
+
+    def _collect_outputs(self) -> None:
+        """Give the gradients of outputs that are kept to the pass that brought them."""
+        if not self._outputs.pending:
+            return
+        if self._uncollected is None:  # a pass whose end was not detected
+            self._uncollected = BackwardPass(self.index)
+            self.state.passes.append(self._uncollected)
+            self.gradients.forget_early_reading()
+        self._uncollected.parts += self._outputs.collect(self._scaler.scale)
+        self._uncollected = None
+
+    def _begin_backward(self, *, late: bool) -> None:
+        """Handle the beginning of a pass.
+
+        Args:
+            late: Whether it is noticed at the gradient of a parameter, when others may have got theirs before.
+        """
+        started = time.perf_counter()
+        if self.on:
+            self._guard(lambda: self._handle_backward_begin(late))
+        self.state.cost += time.perf_counter() - started
+
+    @torch.no_grad()
+    def _handle_backward_begin(self, late: bool) -> None:
+        self.settle_skipped()
+        if self._in_turn and self.state.stepped:
+            self._end_round()
+        state = self.state
+        state.begun += 1
+        self._running = BackwardPass(state.index)
+        if not state.wanted:
+            return
+        self.passes_seen += 1
+        if not late:
+            self._collect_outputs()
+        self._forget_cleared()
+        if not late:
+            self._running.before = self._states.now()
+        elif self._hooks.are_quick and not self._learned.stays_on:
+            self._distinguish_passes()
+
+    def _forget_cleared(self, among: frozenset[int] | None = None, *, may_wait: bool = True) -> None:
+        """Find the gradients that were cleared since the last pass ended, and discard the passes that brought them.
+
+        Args:
+            among: Indices of the parameters to look at; None for all.
+            may_wait: Whether the values of gradients on an accelerator may be looked at.
+        """
+        state = self.state
+        if not state.passes:
+            return
+        last = self._at_last_end
+        cleared = set() if last is None else self._states.cleared(last, among, may_wait=may_wait)
+        gone = state.lose(cleared)
+        if any(each.after is None for each in state.passes) and self._states.all_cleared:
+            gone += [each for each in state.passes if each.after is None]
+            state.passes = [each for each in state.passes if each.after is not None]
+        if cleared or gone:
+            self.gradients.forget_early_reading()
+        if gone:
+            self._notes.note_discarded(self._table.n_rows)
+        for each in gone:
+            if self._uncollected is each:
+                self._uncollected = None
+                self._outputs.drop_pending()
+            self._table.add_missing_scalars(each.logged)
+
+    def _distinguish_passes(self) -> None:
+        """Use the hooks that notice the beginning of every pass, for some rows."""
+        self._inner_passes.begin_trial()
+        self._learned.stays_on = True
+        self._hooks.renew()
+        self._hooks.put()
 
     def _end_backward(self) -> None:
         if self.on:
             started = time.perf_counter()
             self._guard(self._handle_backward_end)
-            self.cost += time.perf_counter() - started
+            self.state.cost += time.perf_counter() - started
 
     @torch.no_grad()
     def _handle_backward_end(self) -> None:
-        scale = self._scaler.scale
-        taken = self._outputs.pending - self._seen
-        seen = taken or self._calls.pending
-        if seen and self._distinguishes_passes and not self._watch.nested and self._passes.left_gradients_unchanged():
-            self._set_aside(scale)
+        ended, state = self._running, self.state
+        self._running = None
+        if ended is None:  # the outer pass of nested ones, which was counted by parts
             return
-        if self._passes.is_suspicious(taken, learning=self._learned.open) and not self._learned.stays_on:
-            self._learned.stays_on = True
-            self._hooks.renew()
-            self._hooks.put()
-        self._follow_groups()
-        if self._is_skipped:
-            of_this_pass, calls = self._outputs.collect_apart(scale), self._calls.take_pass()
+        if ended.step != state.index or not state.wanted:
+            self._outputs.drop_pending()
+            self._calls.take_pass()
             self._learned.take_pass()
-            self.settle_skipped()
-            if not self.row_wanted:  # the pass belongs to the next step, which is not recorded
-                return
-            self._outputs.parts = of_this_pass
-            self._calls.add_pass(calls)
-        if self._learned.open:
-            self._learned.note_end()
-        self._calls.add_pass()
-        self._backward_seen = True
-        self._silent += taken == 0
+            return
+        self._follow_groups()
+        taken = self._outputs.pending
+        brought = taken or self._calls.pending
+        ended.learned, ended.calls = self._learned.take_pass(), self._calls.take_pass()
+        if ended in state.passes:  # an optimizer has stepped during the pass
+            self._uncollected = ended
+            self._collect_outputs()
+            return
+        ended.after = self._states.now()
+        if ended.before is not None and ended.after is not None and not ended.touched and not self._watch.nested:
+            if brought:
+                ended.parts += self._outputs.collect(self._scaler.scale)
+                state.inner.append(ended)
+            return
+        self._learned.note_order(ended.learned)
+        self._calls.forget_tensors()
+        if self._inner_passes.is_suspicious(taken, learning=self._learned.open) and not self._learned.stays_on:
+            self._distinguish_passes()
+        ended.silent = taken == 0
+        state.passes.append(ended)
+        state.ended += 1
+        self._at_last_end = ended.after
         self._scaler.begin_round()
-        if not self._reads_gradients or self.gradients.reads_early or self._distinguishes_passes:
-            self._outputs.collect(scale)
-        self._seen = self._outputs.pending
+        self._uncollected, self._pending_at_end = ended, taken
+        if not self._reads_gradients or self.gradients.reads_early or self._learned.open or self._learned.stays_on:
+            self._collect_outputs()
         if self._reads_gradients:
-            self.gradients.look(scale)
-
-    @property
-    def _distinguishes_passes(self) -> bool:
-        """Whether passes that reach no parameter are distinguished; the end of each pass is then detected."""
-        return self._learned.open or self._learned.stays_on or self._calls.on
-
-    def _begin_backward(self) -> None:
-        if self._distinguishes_passes:
-            self._passes.begin()
-
-    def _set_aside(self, scale: Tensor | None) -> None:
-        """Set aside the gradients of a pass that changed no parameter's gradient: it may not be a pass of the loss."""
-        self._aside += self._outputs.collect_apart(scale)
-        self._calls.set_aside()
-        self._learned_aside.append(self._learned.take_pass())
-        self._seen = 0
-
-    def _settle_aside(self) -> None:
-        """Count the passes set aside only if no other pass of the step reached parameters."""
-        self._calls.settle_aside(counts=not self._backward_seen)
-        if self._aside and self._backward_seen:
-            self._learned.stays_on = self._passes.others_seen = True
-            self._notes.note_inner_passes(self._table.n_rows)
-        elif self._aside:
-            self._outputs.parts += self._aside
-            for taken in self._learned_aside:
-                self._learned.add_pass(taken)
-        if self._learned.stays_on and self._passes.end_row():
-            self._learned.stays_on = False
-            self._hooks.renew()
+            self.gradients.look(self._scaler.scale, skip=state.read)
+        if state.ended == MANY_PASSES and not self.steps_seen:
+            self._notes.warn_of_no_step(state.ended + state.discarded, self._optimizers)
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
     def _on_step(self, k: int, optimizer: Optimizer) -> None:
-        if self.on and (self.row_wanted or self._stepped):
+        if self.on and (self.row_wanted or self.state.stepped):
             self._guard(lambda: self._before_step(k, getattr(optimizer, "grad_scale", None)))
 
     def _on_closure(self, k: int) -> None:
         """Read the gradients after the first call of a closure; later calls in the same step are not recorded."""
         if self.on:
             self._guard(lambda: self._before_step(k, None))
+            self.state.closure_ran = True
             self._outputs.armed = False
             self._hooks.remove()
             self._calls.remove()
+            self._watch.stop()
 
     def _on_stepped(self, k: int) -> None:
         if self.on:
@@ -369,42 +487,81 @@ class Steps:
     @torch.no_grad()
     def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
         started = time.perf_counter()
-        if k in self._stepped:  # this optimizer steps a second time, so the previous round is over
+        if k in self.state.stepped:  # this optimizer steps a second time, so the previous round is over
+            self._in_turn |= len(self._optimizers) > 1
             self._end_round()
         if self.row_wanted:
             self._read(k, grad_scale)
-        self.cost += time.perf_counter() - started
+        self.state.cost += time.perf_counter() - started
 
     def _read(self, k: int, grad_scale: Tensor | None) -> None:
         self._follow_groups()
-        if self._outputs.pending != self._seen:  # a pass whose end was not detected: the last reading is outdated
+        state = self.state
+        running = self._running
+        if running is not None and running.step == state.index:  # the optimizer steps during the pass
+            if running not in state.passes:
+                state.passes.append(running)
+            self._uncollected, self._at_last_end = running, None
+        elif self._outputs.pending not in (0, self._pending_at_end):  # a pass came whose end was not detected
             self.gradients.forget_early_reading()
-        self._seen = 0
+        if not self.steps_seen and self._optimizers and not any(self._states.groups[:-1]):
+            if any(each.touched for each in state.passes):
+                self._notes.warn_of_strangers(self._optimizers)
+        group = self._states.groups[k] | (frozenset() if state.read else self._states.groups[-1])
+        self._forget_cleared(group, may_wait=False)
+        if self._outputs.pending and self._uncollected is None:
+            self._collect_outputs()
+        if self._table.n_rows_here < SCALER_ROWS and not self._scaler.present and self._optimizers:
+            self._look_for_scaler()
         if self._reads_gradients:
             scale = self._scaler.scale
             layers, grads = self._outputs.take_kept()
             norms = self.gradients.read(k, grad_scale, grads, layers)
-            if layers:
-                self._outputs.add(layers, norms, scale)
-            if not self._stepped and self._optimizers:
+            if layers and self._uncollected is not None:
+                self._uncollected.parts.append(self._outputs.make_part(layers, norms, scale))
+            if not state.read and self._optimizers:
                 self.gradients.read_others(scale)
-        self._outputs.collect(self._scaler.scale)
+        if self._uncollected is not None and not self._outputs.pending:
+            self._uncollected = None
+        self._collect_outputs()
+        for each in state.passes:
+            each.use(group)
+        state.read.add(k)
         due = self._due()
         if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
             self._weights.read(keep_copies="update_ratio" in due)
         if self._optimizers:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
-            self._lrs[name] = to_number(name, optimizer.param_groups[0]["lr"])
+            state.lrs[name] = to_number(name, optimizer.param_groups[0]["lr"])
             found_inf = getattr(optimizer, "found_inf", None)
-            self._found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
+            state.found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
+
+    def _look_for_scaler(self) -> None:
+        """Follow the GradScaler that calls the optimizer, if there is one."""
+        scaler = find_stepping_scaler()
+        if scaler is None:
+            return
+        self._scaler.adopt(scaler)
+        scale = self._scaler.scale
+        self._notes.note_found_scaler()
+        for each in [*self.state.passes, *self.state.inner]:
+            for part in each.parts:
+                part.scale = scale
+        self.gradients.set_scale(scale)
+        if self._table.n_rows_here == 0 and self._ranks is None:
+            self._intervals.setdefault("nonfinite_count", 1)
+            self.gradients.count_nonfinite = True
 
     def _after_step(self, k: int) -> None:
-        self._stepped.add(k)
-        if len(self._stepped) >= len(self._optimizers):
+        state = self.state
+        state.stepped.add(k)
+        if len(state.stepped) >= len(self._optimizers):
             self._end_round()
-        elif self.row_wanted and not self._outputs.armed:  # a closure has returned, and the hooks were removed
+        elif state.wanted and state.closure_ran:
+            state.closure_ran = False
             self._outputs.armed = True
+            self._watch.start()
             self._calls.arm(self._due())
             if "activation_grad_norm" in self._intervals:
                 self._hooks.put()
@@ -412,13 +569,14 @@ class Steps:
     def _end_round(self) -> None:
         """Close the row and begin the next step."""
         started = time.perf_counter()
-        if self.row_wanted:
+        state = self.state
+        if state.wanted:
             self._run_part(self._table.hand_over)
             if self._weights.has_copies:
                 self._run_part(torch.no_grad()(self._weights.read_update))
-            scalars = dict(self._lrs)
+            scalars = dict(state.lrs)
             if self._scaler.present:
-                scalars["skipped"] = 0.0 if self._found_inf is None else self._found_inf.reshape(())
+                scalars["skipped"] = 0.0 if state.found_inf is None else state.found_inf.reshape(())
             self._run_part(lambda: self._close_row(scalars))
             if self._ranks is not None:
                 self._combine_ranks()
@@ -429,7 +587,8 @@ class Steps:
     @property
     def _is_skipped(self) -> bool:
         """Whether the scaler skipped the recorded step: its ``step`` was called, and no optimizer stepped."""
-        return self.row_wanted and self._backward_seen and not self._stepped and self._scaler.skipped
+        state = self.state
+        return state.wanted and bool(state.passes) and not state.stepped and self._scaler.skipped
 
     def settle_skipped(self) -> None:
         """Close the row of the step in progress if the scaler skipped it."""
@@ -440,6 +599,9 @@ class Steps:
     def _close_skipped_row(self) -> None:
         started = time.perf_counter()
         self._run_part(self._table.hand_over)
+        self._collect_outputs()
+        for each in self.state.passes:
+            each.use(each.left)
         self.gradients.use_early_reading()
         if "param_norm" in self._due():
             self._run_part(lambda: self._weights.read(keep_copies=False))
@@ -453,20 +615,22 @@ class Steps:
         return [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
 
     def _close_row(self, scalars: dict[str, Scalar]) -> None:
-        if self._outputs.pending:
-            self._outputs.collect(self._scaler.scale)
-        self._settle_aside()
-        self._calls.add_pass()
+        state = self.state
+        outputs = self._count_passes()
         parts: dict[str, list[Part]] = {
-            "activation_grad_norm": self._outputs_of_all_passes,
+            "activation_grad_norm": outputs,
             "param_grad_norm": self.gradients.parts,
             "nonfinite_count": self.gradients.count_parts,
             "param_norm": [] if self._weights.norms is None else [self._weights.norms],
             CHANGE: [] if self._weights.changes is None else [self._weights.changes],
             **self._calls.parts(self._scaler.scale),
         }
-        if self.clip is not None:
-            scalars["clip_coefficient"] = self.clip
+        if state.clip is not None:
+            scalars["clip_coefficient"] = state.clip
+        if state.discarded or self._notes.discarded_seen:
+            scalars["discarded_passes"] = float(state.discarded)
+        if self.gradients.shrunk is not None:
+            scalars[SHRUNK] = to_number(SHRUNK, self.gradients.shrunk)
         due = self._due()
         wanted = addends(due)
         measured = MeasuredRow(
@@ -483,17 +647,34 @@ class Steps:
             self._notes.note_compiled_backward(scaled=self._scaler.present)
         was_open = self._learned.open
         self._table.close_row(measured)
+        for values in [state.logged, *[each.logged for each in (*state.passes, *state.inner)]]:
+            self._table.add_lists(values)
+            values.clear()
         if was_open:
             self._end_learning()
         if self._table.n_rows % MANY_ROWS == 0:
             self._on_many_rows()
 
-    @property
-    def _outputs_of_all_passes(self) -> list[Part]:
-        """The gradients of outputs; none if compiled code without hooks ran in some of the passes."""
-        parts = self._outputs.parts
-        if parts and self._silent and self._learned.compiled:
-            self._notes.warn_of_silent_passes()
+    def _count_passes(self) -> list[Part]:
+        """Count the passes that belong to the step, and return the norms of the gradients of outputs."""
+        state, learned = self.state, self._learned
+        if self._running in state.passes:  # the round ends during the pass
+            self._running.learned, self._running.calls = learned.take_pass(), self._calls.take_pass()
+        counted = state.counted(self._own_indices)
+        for each, mask in counted:
+            if each.calls is not None:
+                self._calls.add_pass(each.calls.only(mask))
+            if learned.open:
+                learned.add_pass(only(each.learned, mask))
+        if state.inner and state.passes:
+            learned.stays_on = self._inner_passes.seen = True
+            self._notes.note_inner_passes(self._table.n_rows)
+        if learned.stays_on and self._inner_passes.end_row():
+            learned.stays_on = False
+            self._hooks.renew()
+        parts = [part.only(mask) for each, mask in counted for part in each.parts]
+        if parts and learned.compiled and any(each.silent for each, _ in counted):
+            self._notes.warn_of_silent_passes()  # compiled code without hooks ran in some of the passes
             return []
         return parts
 

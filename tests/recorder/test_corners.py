@@ -181,6 +181,7 @@ def test_epochs_before_the_first_row_wait_for_it(tmp_path: Path) -> None:
     assert run.epoch_of_step.tolist() == [1, 1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:gradlens. no row was recorded")
 def test_an_epoch_without_any_row_is_kept(tmp_path: Path) -> None:
     model = mlp()
     with gradlens.record(model, tmp_path / "run.h5", optimizer=sgd(model)) as recorder:

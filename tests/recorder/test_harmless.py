@@ -19,6 +19,7 @@ from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, lstm, mlp, norms
 
 
+@pytest.mark.filterwarnings("ignore:gradlens. no row was recorded")
 @pytest.mark.parametrize("rows", [0, 2])  # the first row is recorded by other hooks than the later ones
 @pytest.mark.parametrize("build", [mlp, lstm])
 def test_a_copy_or_pickle_of_the_model_holds_nothing_of_the_recorder(build, rows: int, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_training_is_bit_identical_with_the_recorder_on() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:gradlens. no row was recorded")
 def test_the_model_can_be_copied_pickled_and_saved_meanwhile() -> None:
     model = mlp()
     keys = list(model.state_dict())
@@ -491,6 +492,7 @@ def test_gradients_are_unscaled_and_a_skipped_step_has_a_row_of_its_own(fused: b
         assert np.isfinite(scaled.rows[3].scalars["loss"])
 
 
+@pytest.mark.filterwarnings("ignore:gradlens. no row was recorded")
 def test_the_hooks_never_ask_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 

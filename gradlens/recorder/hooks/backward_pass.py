@@ -23,11 +23,11 @@ class BackwardWatch:
     reduction in a callback at the end of the pass. A callback that queues another one is called after theirs.
 
     Args:
-        on_begin: Called when a pass is detected.
+        on_begin: Called when a pass is detected, with ``late``: whether parameters may have got gradients before.
         on_end: Called at the end of each pass, after gradients were reduced between ranks.
     """
 
-    def __init__(self, on_begin: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, on_begin: Callable[..., None], on_end: Callable[[], None]) -> None:
         self.missed_compiled_pass = False
         """Whether there were compiled passes, whose end is not detected."""
         self.nested = False
@@ -52,10 +52,15 @@ class BackwardWatch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._running = -1
+        if self.broken_off:
+            self._running = -1
 
-    def begin(self) -> None:
-        """Handle a backward pass that runs in this thread, if it is new."""
+    def begin(self, *, late: bool = False) -> None:
+        """Handle a backward pass that runs in this thread, if it is new.
+
+        Args:
+            late: Whether parameters may have got gradients in it before this call.
+        """
         if self._running != -1 and not self.broken_off:
             return
         if in_compiled_backward():
@@ -68,7 +73,7 @@ class BackwardWatch:
         except RuntimeError:  # no pass runs here: a wrapper calls the hooks at another time
             return
         self._running = in_backward()
-        self._on_begin()
+        self._on_begin(late=late)
 
     @property
     def broken_off(self) -> bool:
@@ -81,7 +86,7 @@ class BackwardWatch:
 
     @outside_graphs
     def _on_grad(self, parameter: Tensor) -> None:
-        self.begin()
+        self.begin(late=True)
 
     @outside_graphs
     def _end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ class ScalerWatch:
         self._scaler = scaler
         self._optimizers = optimizers
         self._round: Mapping[int, Mapping[str, Any]] = {}
+
+    def adopt(self, scaler: GradScaler) -> None:
+        """Observe a scaler that was found later."""
+        self._scaler = scaler
 
     @property
     def present(self) -> bool:
@@ -46,3 +51,19 @@ class ScalerWatch:
         """
         states = [self._round.get(id(optimizer), {}) for optimizer in self._optimizers]
         return bool(states) and all(getattr(state.get("stage"), "name", "") == "STEPPED" for state in states)
+
+
+MOST_FRAMES = 16
+"""Callers of an optimizer's step that are looked at: wrappers and profilers lie between the scaler and the step."""
+
+
+def find_stepping_scaler() -> GradScaler | None:
+    """Return the enabled GradScaler whose ``step`` calls the optimizer at this moment, if there is one."""
+    frame = sys._getframe(1)
+    for _ in range(MOST_FRAMES):
+        if frame.f_code.co_name == "step" and isinstance(caller := frame.f_locals.get("self"), GradScaler):
+            return caller if caller.is_enabled() else None
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None

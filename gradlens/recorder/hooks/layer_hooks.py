@@ -90,6 +90,7 @@ class LayerHook(ForwardHook):
         on_error: Called with an error.
         on_base: Whether the outputs are views that are changed in place, so that their base has the gradient.
         on_left_over: Called if gradients of an earlier backward pass are left.
+        on_pass: Called when a gradient arrives, before it is taken; None for most layers, which are quicker without.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class LayerHook(ForwardHook):
         *,
         on_base: bool,
         on_left_over: Callable[[], None],
+        on_pass: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(layer, outputs, on_error)
+        self._on_pass = on_pass
         self._kept = outputs.kept[layer]
         self._on_base = on_base
         self._on_left_over = on_left_over
@@ -109,9 +112,12 @@ class LayerHook(ForwardHook):
     def after_forward(self, module: nn.Module, output: Any, *, compiled: bool = False) -> None:
         """Attach a hook to the output."""
         try:
+            tensors = output_tensors(output)
+            if any(map(is_transformed, tensors)):
+                return
             if self._kept:
                 self._on_left_over()
-            for tensor in output_tensors(output):
+            for tensor in tensors:
                 self._attach(_base(tensor) if self._on_base else tensor, self._take)
         except Exception as error:
             self._on_error(error)
@@ -119,14 +125,15 @@ class LayerHook(ForwardHook):
     def around(self, module: nn.Module) -> Callable[..., Any]:
         """Return the module's call followed by this hook; the usual case has its own short code."""
         call: Callable[..., Any] = module._call_impl
-        kept, most, fail = self._kept, -1 if self._on_base else KEPT, self._on_error
+        kept, most, fail = self._kept, -1 if self._on_base or self._on_pass else KEPT, self._on_error
+        transformed = torch._C._functorch.is_functorch_wrapped_tensor
         hooks = {KEY: kept.append}
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
             if type(output) is Tensor and output.numel() <= most and not kept and output._backward_hooks is None:
                 node = output.grad_fn
-                if node is not None:
+                if node is not None and not transformed(output):
                     try:
                         output._backward_hooks = _Hooks(hooks)
                         node._register_hook_dict(output)
@@ -142,6 +149,8 @@ class LayerHook(ForwardHook):
     @outside_graphs
     def _take(self, grad: Tensor) -> None:
         try:
+            if self._on_pass is not None:
+                self._on_pass()
             self._outputs.take(self._layer, grad)
         except Exception as error:
             self._on_error(error)
@@ -177,6 +186,8 @@ class LearningHook(ForwardHook):
         try:
             self._learned.compiled |= compiled
             tensors = output_tensors(output)
+            if any(map(is_transformed, tensors)):
+                return
             takes = self._outputs.armed and torch.is_grad_enabled()
             if self._learned.open:
                 self._learned.note_forward(self._layer, tensors, counts=takes)
@@ -212,6 +223,13 @@ class LearningHook(ForwardHook):
         if not seen:
             self._learned.on_base.add(self._layer)
             self._take(seen, grad)
+
+
+def is_transformed(output: Any) -> bool:
+    """Return whether an output has no numbers to read: in function transforms, or on the meta device."""
+    if not isinstance(output, Tensor):
+        return False
+    return output.is_meta or bool(torch._C._functorch.is_functorch_wrapped_tensor(output))
 
 
 def _base(tensor: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class LayerHooks:
         learned: What the first row shows about the layers.
         ranks: The processes that record together.
         on_error: Called with an error.
-        on_pass: Called during a backward pass, by learning hooks.
+        on_pass: Called during a backward pass, by learning hooks, and by hooks of layers that come first in a pass.
         on_left_over: Called if gradients of an earlier backward pass are left.
     """
 
@@ -46,7 +46,12 @@ class LayerHooks:
         self._modules, self._outputs, self._learned, self._ranks = modules, outputs, learned, ranks
         self._on_error, self._on_pass, self._on_left_over = on_error, on_pass, on_left_over
         self._places: list[Place] = []
-        self._placed = False
+        self._placed = self._quick = False
+
+    @property
+    def are_quick(self) -> bool:
+        """Whether the hooks placed are quick ones, which do not tell one pass from the next."""
+        return self._placed and self._quick
 
     def put(self) -> None:
         """Place the hooks, if they are not placed."""
@@ -72,7 +77,8 @@ class LayerHooks:
 
     def _find_places(self) -> list[Place]:
         learned, outputs = self._learned, self._outputs
-        if learned.open or learned.compiled or learned.stays_on:
+        self._quick = not (learned.open or learned.compiled or learned.stays_on)
+        if not self._quick:
             return [
                 ForwardPlace(
                     module,
@@ -82,7 +88,14 @@ class LayerHooks:
             ]
         directly = self._may_place_directly
         hooks = [
-            LayerHook(layer, outputs, self._on_error, on_base=layer in learned.on_base, on_left_over=self._on_left_over)
+            LayerHook(
+                layer,
+                outputs,
+                self._on_error,
+                on_base=layer in learned.on_base,
+                on_left_over=self._on_left_over,
+                on_pass=self._on_pass if layer in learned.first_in_pass else None,
+            )
             for layer in range(len(self._modules))
         ]
         modules = self._modules.values()
