@@ -103,6 +103,11 @@ def spread_out(parameters: Sequence[nn.Parameter], count: int) -> list[nn.Parame
     return [parameters[i] for i in sorted({round(i) for i in np.linspace(0, len(parameters) - 1, count)})]
 
 
+MOST_ORDERS = 64
+"""The most orders of layers in backward passes that are kept."""
+MOST_OTHERS = 16
+"""The most layers whose parameters are watched although no backward pass has reached them yet."""
+
 Pass = dict[int, tuple[int, int]]
 """Layer to the number of elements of its outputs' gradients and its number of calls, in one backward pass."""
 
@@ -131,7 +136,7 @@ class Learned:
         self._grad_numel: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._pass: Pass = {}
-        self._passes: list[list[int]] = []
+        self._passes: dict[tuple[int, ...], None] = {}
         self.first_in_pass: set[int] = set()
         """Layers whose output was the first to get a gradient in some backward pass."""
 
@@ -161,8 +166,8 @@ class Learned:
         Args:
             taken: See ``take_pass``.
         """
-        if taken:
-            self._passes.append(list(taken))
+        if taken and len(self._passes) < MOST_ORDERS:
+            self._passes.setdefault(tuple(taken))
             self.first_in_pass.add(next(iter(taken)))
 
     def take_pass(self) -> Pass:
@@ -181,7 +186,9 @@ class Learned:
             self._calls[layer] = self._calls.get(layer, 0) + calls
 
     def parameters_to_watch(self, spread: int) -> list[nn.Parameter]:
-        """Choose parameters whose hooks detect the backward passes seen so far, including the first and last of each.
+        """Choose parameters whose hooks detect backward passes.
+
+        Those seen so far are detected by the first and the last layer that they reach, others by layers not reached.
 
         Args:
             spread: Number of layers between them whose parameters are chosen too.
@@ -194,7 +201,9 @@ class Learned:
         for layers in self._passes:
             candidates = [[p for p in own_parameters(modules[i]) if p.requires_grad] for i in layers]
             found += spread_out([parameters[0] for parameters in candidates if parameters], spread + 2)
-        return found
+        reached = {layer for layers in self._passes for layer in layers}
+        others = [own_parameters(module) for layer, module in enumerate(modules) if layer not in reached]
+        return found + spread_out([own[0] for own in others if own and own[0].requires_grad], MOST_OTHERS)
 
     @property
     def called(self) -> set[str]:

@@ -154,7 +154,7 @@ class Recorder:
             raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._model = model
         self._on_error = on_error
-        self._optimizers, scaler = find_optimizers(optimizer, scaler)
+        self._optimizers, wrappers, scaler = find_optimizers(optimizer, scaler)
         watched_scaler = ScalerWatch(scaler, self._optimizers)
         if watched_scaler.present and not self._optimizers:
             raise ConfigError(
@@ -174,6 +174,7 @@ class Recorder:
             model=model,
             modules=self._modules,
             optimizers=self._optimizers,
+            wrappers=wrappers,
             scaler=watched_scaler,
             intervals=self._intervals,
             learned=self._learned,

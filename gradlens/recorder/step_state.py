@@ -44,6 +44,8 @@ class BackwardPass:
     """Parameters whose gradient an optimizer got."""
     is_used: bool = False
     is_lost: bool = False
+    is_carried: bool = False
+    """Whether an optimizer has got gradients of it in an earlier step."""
     logged: dict[str, list[Scalar]] = field(default_factory=dict)
     """Scalars logged after it."""
 
@@ -79,6 +81,17 @@ class BackwardPass:
         self.lost |= self.left.intersection(cleared)
         self.is_lost = self.is_lost or bool(self.touched and not self.used and not self.left)
         return self.is_lost
+
+    def carry(self) -> BackwardPass:
+        """Begin the next step: what optimizers have got does not count there.
+
+        Returns:
+            The pass itself.
+        """
+        self.is_carried |= self.is_used
+        self.lost |= self.used
+        self.used, self.is_used, self.logged = set(), False, {}
+        return self
 
     def use(self, parameters: Collection[int]) -> None:
         """Note that an optimizer gets the gradients of these parameters."""
@@ -136,17 +149,14 @@ class StepState:
         """
         gone = [each for each in self.passes if each.lose(cleared)]
         self.passes = [each for each in self.passes if not each.is_lost]
-        self.discarded += len(gone)
+        self.discarded += sum(not each.is_carried for each in gone)
         return gone
 
     def counted(self, own: Sequence[frozenset[int]]) -> list[tuple[BackwardPass, LayerMask | None]]:
         """Return the passes that belong to the step, and for each of them the layers for which it does.
 
-        A pass belongs to a layer if an optimizer got the gradients that it brought to the layer's own parameters. Of a
-        layer whose parameters no pass of the step changed (frozen, or without any), it belongs to all that were used.
-
-        Args:
-            own: (L,) indices of the parameters of each layer.
+        A pass belongs to a layer if an optimizer got the gradients that it brought to the layer's own parameters. A
+        layer whose parameters no pass of the step changed (frozen, or without any) has all passes that were used.
 
         Returns:
             Passes, each with (L,) a mask of layers; None stands for all layers.

@@ -66,7 +66,7 @@ from gradlens.recorder.hooks.backward_pass import BackwardWatch
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scaler
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
-from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
+from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
@@ -101,6 +101,7 @@ class Steps:
         modules: Layer names to modules.
         optimizers: A step ends when each of them has stepped, or when one is about to step again; without any, it ends
             with ``step_by_hand``.
+        wrappers: Optimizers that call the step of another one in their own, each with the index of that.
         scaler: Observes the GradScaler.
         intervals: Metric to its interval in rows.
         learned: What the first row shows about the layers.
@@ -119,6 +120,7 @@ class Steps:
         model: nn.Module,
         modules: Mapping[str, nn.Module],
         optimizers: Sequence[Optimizer],
+        wrappers: Sequence[tuple[int, Optimizer]],
         scaler: ScalerWatch,
         intervals: dict[str, int],
         learned: Learned,
@@ -169,6 +171,11 @@ class Steps:
         self._handles: list[Any] = []
         self._in_turn = False
         """Whether the optimizers step in turn: one has stepped twice before another stepped at all."""
+        self._wrappers = wrappers
+        self._inside: set[int] = set()
+        """Optimizers whose wrapper is in its step."""
+        self._waiting: set[int] = set()
+        """Optimizers that have stepped while their wrapper goes on."""
         self._running: BackwardPass | None = None
         """The backward pass in progress."""
         self._uncollected: BackwardPass | None = None
@@ -218,6 +225,7 @@ class Steps:
         self._table, self._on_many_rows = table, on_many_rows
         seconds_per_hook()
         self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
+        self._handles += place_wrapper_hooks(self._wrappers, self._on_wrapper)
         spread = SPREAD if self._learned.compiled else FIRST_SPREAD
         self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
         self._begin_step(self.index)
@@ -327,7 +335,7 @@ class Steps:
             self.forget()
         self.steps_seen += 1
         several = len(self._optimizers) > 1
-        self._begin_step(self.index + 1, now, [each for each in state.passes if each.left] if several else ())
+        self._begin_step(self.index + 1, now, [each.carry() for each in state.passes if each.left] if several else ())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -367,11 +375,14 @@ class Steps:
     @torch.no_grad()
     def _handle_backward_begin(self, late: bool) -> None:
         self.settle_skipped()
+        early = []
         if self._in_turn and self.state.stepped:
+            if late and self._uncollected is None:  # the layers whose hooks do not notice a pass came first
+                early = self._outputs.collect(self._scaler.scale)
             self._end_round()
         state = self.state
         state.begun += 1
-        self._running = BackwardPass(state.index)
+        self._running = BackwardPass(state.index, parts=early)
         if not state.wanted:
             return
         self.passes_seen += 1
@@ -396,12 +407,14 @@ class Steps:
         last = self._at_last_end
         cleared = set() if last is None else self._states.cleared(last, among, may_wait=may_wait)
         gone = state.lose(cleared)
-        if any(each.after is None for each in state.passes) and self._states.all_cleared:
-            gone += [each for each in state.passes if each.after is None]
-            state.passes = [each for each in state.passes if each.after is not None]
+        unknown = [each for each in state.passes if each.after is None and not each.is_used]
+        if unknown and self._states.all_cleared:
+            gone += unknown
+            state.passes = [each for each in state.passes if each not in unknown]
+            state.discarded += len(unknown)
         if cleared or gone:
             self.gradients.forget_early_reading()
-        if gone:
+        if state.discarded:
             self._notes.note_discarded(self._table.n_rows)
         for each in gone:
             if self._uncollected is each:
@@ -481,12 +494,27 @@ class Steps:
             self._watch.stop()
 
     def _on_stepped(self, k: int) -> None:
-        if self.on:
+        if k in self._inside:  # the wrapper may change the weights once more before it returns
+            self._waiting.add(k)
+        elif self.on:
             self._guard(lambda: self._after_step(k))
+
+    def _on_wrapper(self, k: int, begins: bool) -> None:
+        """Handle the beginning or the end of the step of an optimizer that wraps another one."""
+        if begins:
+            self._inside.add(k)
+            return
+        self._inside.discard(k)
+        if k in self._waiting:
+            self._waiting.discard(k)
+            self._on_stepped(k)
 
     @torch.no_grad()
     def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
         started = time.perf_counter()
+        if k in self._waiting:  # the wrapper failed after that step
+            self._waiting.discard(k)
+            self._after_step(k)
         if k in self.state.stepped:  # this optimizer steps a second time, so the previous round is over
             self._in_turn |= len(self._optimizers) > 1
             self._end_round()
@@ -504,9 +532,9 @@ class Steps:
             self._uncollected, self._at_last_end = running, None
         elif self._outputs.pending not in (0, self._pending_at_end):  # a pass came whose end was not detected
             self.gradients.forget_early_reading()
-        if not self.steps_seen and self._optimizers and not any(self._states.groups[:-1]):
-            if any(each.touched for each in state.passes):
-                self._notes.warn_of_strangers(self._optimizers)
+        strange = not self.steps_seen and self._optimizers and not any(self._states.groups[:-1])
+        if strange and any(each.touched for each in state.passes):
+            self._notes.warn_of_strangers(self._optimizers)
         group = self._states.groups[k] | (frozenset() if state.read else self._states.groups[-1])
         self._forget_cleared(group, may_wait=False)
         if self._outputs.pending and self._uncollected is None:
@@ -660,6 +688,7 @@ class Steps:
         state, learned = self.state, self._learned
         if self._running in state.passes:  # the round ends during the pass
             self._running.learned, self._running.calls = learned.take_pass(), self._calls.take_pass()
+            learned.note_order(self._running.learned)
         counted = state.counted(self._own_indices)
         for each, mask in counted:
             if each.calls is not None:
@@ -671,7 +700,7 @@ class Steps:
             self._notes.note_inner_passes(self._table.n_rows)
         if learned.stays_on and self._inner_passes.end_row():
             learned.stays_on = False
-            self._hooks.renew()
+            self._choose_hooks()
         parts = [part.only(mask) for each, mask in counted for part in each.parts]
         if parts and learned.compiled and any(each.silent for each, _ in counted):
             self._notes.warn_of_silent_passes()  # compiled code without hooks ran in some of the passes
@@ -680,9 +709,13 @@ class Steps:
 
     def _end_learning(self) -> None:
         """Replace the learning hooks by the faster ones."""
-        self._hooks.renew()
         if not self._learned.called and "activation_grad_norm" in self._intervals:
             self._notes.warn_of_no_hook()
+        self._choose_hooks()
+
+    def _choose_hooks(self) -> None:
+        """Choose hooks and watched parameters by what was learned."""
+        self._hooks.renew()
         spread = 0 if "activation_grad_norm" in self._intervals else SPREAD
         to_watch = [] if self._learned.compiled else self._learned.parameters_to_watch(spread)
         if to_watch:

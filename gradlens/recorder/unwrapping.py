@@ -8,7 +8,7 @@ unscaled, reduced, clipped or made noisy, which is the moment when they are to b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -16,12 +16,22 @@ from torch.optim import Optimizer
 from gradlens.errors import RecorderError
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
-INSIDE = ("optimizer", "original_optimizer")
+INSIDE = ("optimizer", "original_optimizer", "base_optimizer")
 """Names under which wrappers hold what they wrap."""
 
 
-def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> tuple[list[Optimizer], GradScaler | None]:
-    """Return the optimizers that step, each once, and the GradScaler in use.
+class Found(NamedTuple):
+    """What was found in what the user gave."""
+
+    optimizers: list[Optimizer]
+    """The optimizers that step, each once."""
+    wrappers: list[tuple[int, Optimizer]]
+    """Optimizers that call the step of another one in their own, each with the index of that."""
+    scaler: GradScaler | None
+
+
+def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
+    """Return the optimizers that step, and the GradScaler in use.
 
     Args:
         given: What the user gave.
@@ -31,34 +41,38 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> tuple[list[
         RecorderError: Something is no optimizer and wraps none; or wrappers carry different scalers.
     """
     found: dict[int, Optimizer] = {}
+    wrappers: list[tuple[int, Optimizer]] = []
     scalers: dict[int, GradScaler] = {}
     for one in [] if given is None else list(given) if isinstance(given, Sequence) else [given]:
-        inner = _unwrap(one, scalers)
-        # A wrapper that inherits from Optimizer has its methods, but not what they need.
-        if not hasattr(inner, "register_step_pre_hook") or not hasattr(inner, "_optimizer_step_pre_hooks"):
+        *outer, inner = _unwrap(one, scalers)
+        if not _has_hooks(inner):
             raise RecorderError(
                 f"optimizer must be a torch.optim.Optimizer or several, got {type(inner).__name__}",
                 tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step()",
             )
         found[id(inner)] = inner
-    if scaler is not None:
-        return list(found.values()), scaler
-    if len(scalers) > 1:
+        wrappers += [(list(found).index(id(inner)), each) for each in outer if _has_hooks(each)][:1]
+    if scaler is None and len(scalers) > 1:
         raise RecorderError("the optimizers carry different GradScalers", tip="pass the one in use as scaler=")
-    return list(found.values()), next(iter(scalers.values()), None)
+    return Found(list(found.values()), wrappers, scaler or next(iter(scalers.values()), None))
 
 
-def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> Any:
-    """Return the innermost optimizer, and collect the scalers of its wrappers."""
-    seen = set()
-    while id(optimizer) not in seen:
-        seen.add(id(optimizer))
+def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> list[Any]:
+    """Return an optimizer and those inside it, the innermost last, and collect the scalers of wrappers."""
+    chain: list[Any] = []
+    while not any(optimizer is each for each in chain):
+        chain.append(optimizer)
         scaler: Any = getattr(optimizer, "scaler", None)
         if callable(getattr(scaler, "is_enabled", None)):
             scalers[id(scaler)] = scaler
         held = (getattr(optimizer, name, None) for name in INSIDE)
         optimizer = next((one for one in held if _is_optimizer(one)), optimizer)
-    return optimizer
+    return chain
+
+
+def _has_hooks(optimizer: Any) -> bool:
+    """Return whether hooks can be placed: a wrapper may inherit the methods of Optimizer, but not what they need."""
+    return hasattr(optimizer, "register_step_pre_hook") and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 def _is_optimizer(thing: Any) -> bool:

@@ -164,15 +164,15 @@ def test_the_scaler_that_was_given_comes_first() -> None:
     model = mlp()
     inner = torch.optim.SGD(model.parameters(), 0.1)
     carried, given = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu")
-    assert find_optimizers(Accelerated(inner, carried), None) == ([inner], carried)
-    assert find_optimizers(Accelerated(inner, carried), given) == ([inner], given)
+    assert find_optimizers(Accelerated(inner, carried), None)[::2] == ([inner], carried)
+    assert find_optimizers(Accelerated(inner, carried), given)[::2] == ([inner], given)
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     several = [Accelerated(inner, carried), Accelerated(other, given)]
     with pytest.raises(RecorderError, match="carry different GradScalers"):
         find_optimizers(several, None)
-    assert find_optimizers(several, given) == ([inner, other], given)
+    assert find_optimizers(several, given)[::2] == ([inner, other], given)
     same = [Accelerated(inner, carried), Accelerated(other, carried)]
-    assert find_optimizers(same, None) == ([inner, other], carried)
+    assert find_optimizers(same, None)[::2] == ([inner, other], carried)
 
 
 def test_of_what_wraps_nothing_a_line_says_so() -> None:

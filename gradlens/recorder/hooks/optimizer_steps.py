@@ -34,6 +34,25 @@ def place_step_hooks(
     return handles
 
 
+def place_wrapper_hooks(
+    wrappers: Sequence[tuple[int, Optimizer]], on_wrapper: Callable[[int, bool], None]
+) -> list[Any]:
+    """Place hooks on optimizers that call the step of another one in their own.
+
+    Args:
+        wrappers: The wrappers, each with the index of the optimizer inside.
+        on_wrapper: Called with that index, and with whether the wrapper's step begins or ends.
+
+    Returns:
+        Handles that remove the hooks.
+    """
+    handles: list[Any] = []
+    for k, wrapper in wrappers:
+        handles.append(wrapper.register_step_pre_hook(outside_graphs(lambda *_, k=k: on_wrapper(k, True))))
+        handles.append(wrapper.register_step_post_hook(outside_graphs(lambda *_, k=k: on_wrapper(k, False))))
+    return handles
+
+
 def _before(k: int, on_step: Callable[[int, Optimizer], None], on_closure: Callable[[int], None]) -> Callable[..., Any]:
     """Return the hook before a step; it wraps a closure, because the closure computes the gradients."""
 
