@@ -7,16 +7,46 @@ in place and is 0. A pass that changed no parameter's gradient (``torch.autograd
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import Tensor, nn
 
+from gradlens.recorder.layers import spread_out
 from gradlens.recorder.norms import plain
 
-State = tuple[int, int] | None
-"""Identity and version of a gradient; None where there is none."""
-States = list[State]
+NONE = id(None)
 PEEK = 1024
 """Number of elements that are looked at first, to see that a gradient is not 0."""
+SAMPLES = 4
+"""Parameters of each optimizer whose versions stand for all, in a quick reading."""
+
+
+@dataclass(frozen=True)
+class States:
+    """The states of gradients at a moment.
+
+    Args:
+        ids: (P,) identity of each gradient; ``NONE`` where there is none.
+        versions: Index of a parameter to the version of its gradient: all of them, or samples.
+        is_quick: Whether there are only samples.
+    """
+
+    ids: list[int]
+    versions: dict[int, int]
+    is_quick: bool
+
+    def changed_since(self, before: States | None) -> frozenset[int]:
+        """Return the parameters that have a gradient now, and another one than before.
+
+        Args:
+            before: The states before; None where no parameter had a gradient.
+        """
+        there = (i for i, now in enumerate(self.ids) if now != NONE)
+        if before is None:
+            return frozenset(there)
+        then, versions = before.ids, before.versions
+        return frozenset(i for i in there if then[i] != self.ids[i] or versions.get(i) != self.versions.get(i))
 
 
 class GradientStates:
@@ -43,17 +73,35 @@ class GradientStates:
         """
         groups = [frozenset(self.indices(ids)) for ids in optimizers]
         self.groups = [*groups, frozenset(range(len(self._parameters))).difference(*groups)]
+        self._samples = [self._choose(group) for group in self.groups]
+        self.may_be_quick = len(optimizers) <= 1 and all(parameter.is_cpu for parameter in self._parameters)
+        """Whether quick readings suffice while no backward pass waits for an optimizer."""
+
+    def _choose(self, group: frozenset[int]) -> list[int]:
+        mine = [self._parameters[i] for i in sorted(group) if self._parameters[i].requires_grad]
+        return [self._index[id(parameter)] for parameter in spread_out(mine, SAMPLES)]
 
     def indices(self, ids: Iterable[int]) -> set[int]:
         """Return the indices of these parameters, given by their ``id``; unknown ones are left out."""
         return {self._index[each] for each in ids if each in self._index}
 
-    def now(self) -> States | None:
-        """Return the state of every gradient; None where states show nothing."""
+    @property
+    def seem_cleared(self) -> bool:
+        """Whether none of the samples has a gradient."""
+        return all(self._parameters[i].grad is None for samples in self._samples for i in samples)
+
+    def now(self, *, quick: bool = False) -> States | None:
+        """Return the state of every gradient; None where states show nothing.
+
+        Args:
+            quick: Whether to read the versions of samples only.
+        """
         if not self._parameters:
             return None
-        grads = [parameter.grad for parameter in self._parameters]
-        return [None if grad is None else (id(grad), grad._version) for grad in grads]
+        grads = list(map(_grad_of, self._parameters))
+        looked_at = (i for samples in self._samples for i in samples) if quick else range(len(grads))
+        versions = {i: grads[i]._version for i in looked_at if grads[i] is not None}
+        return States(list(map(id, grads)), versions, quick)
 
     def cleared(self, since: States, among: Collection[int] | None = None, *, may_wait: bool = True) -> set[int]:
         """Return the parameters whose gradient was cleared: set to None, or to 0 in place.
@@ -65,17 +113,19 @@ class GradientStates:
         """
         gone: set[int] = set()
         rewritten: dict[int, Tensor] = {}
-        for i in range(len(since)) if among is None else among:
-            then, grad = since[i], self._parameters[i].grad
-            if then is None:
+        for i in range(len(since.ids)) if among is None else among:
+            then, grad = since.ids[i], self._parameters[i].grad
+            if then == NONE:
                 continue
             if grad is None:
                 gone.add(i)
-            elif (id(grad), grad._version) != then and (may_wait or grad.is_cpu):
+            elif (may_wait or grad.is_cpu) and (id(grad) != then or since.versions.get(i) != grad._version):
                 rewritten[i] = grad
-        for group in self.groups:  # clipping rewrites gradients too, but leaves some that are not 0
+        for group, samples in zip(self.groups, self._samples, strict=True):
             mine = {i: grad for i, grad in rewritten.items() if i in group}
-            if mine and all(map(_is_zero, mine.values())):
+            if since.is_quick and not any(i in mine for i in samples if i in since.versions):
+                continue
+            if mine and all(map(_is_zero, mine.values())):  # clipping rewrites gradients too, but leaves some not 0
                 gone.update(mine)
         return gone
 
@@ -84,16 +134,8 @@ class GradientStates:
         """Whether no parameter has a gradient."""
         return bool(self._parameters) and all(parameter.grad is None for parameter in self._parameters)
 
-    def replaced(self, since: States, among: Collection[int]) -> bool:
-        """Return whether all gradients of these parameters are other tensors than they were.
 
-        Args:
-            since: As in ``cleared``.
-            among: Indices of the parameters.
-        """
-        pairs = [(since[i], self._parameters[i].grad) for i in among if i < len(since)]
-        there = [(then, grad) for then, grad in pairs if then is not None and grad is not None]
-        return bool(there) and all(then[0] != id(grad) for then, grad in there)
+_grad_of = attrgetter("grad")
 
 
 def _is_zero(grad: Tensor) -> bool:

@@ -118,6 +118,8 @@ class ParameterGradients:
         self.count_nonfinite = count_nonfinite
         self._reducer = Reducer()
         self._rows = 0
+        self.some_missing = False
+        """Whether some gradient of the last reading was not there, or was 0."""
         self.changes_seen = False
         """Whether a change of gradients between backward pass and step was detected in any row so far."""
         self._always_early = always_early
@@ -242,6 +244,9 @@ class ParameterGradients:
             found = [tensor for tensor in found if tensor is not None]
             values = list_norms(found, self._reducer, (k, len(found), key))
         mine = values[n:]
+        self.some_missing = (there is not None and len(there) < len(owners.parameters)) or (
+            isinstance(mine, np.ndarray) and not mine.all()
+        )
         counts = owners.part(_count(found[n:], mine), there) if self.count_nonfinite else None
         return _Reading(owners.part(mine, there, scale), counts), values[:n]
 

@@ -25,7 +25,7 @@ class BackwardPass:
 
     Args:
         step: Index of the optimizer step in which it began.
-        before: States of all gradients before it; None where unknown, which counts as none there.
+        before: States of all gradients before it; None if there was none, or where unknown.
     """
 
     step: int
@@ -36,6 +36,8 @@ class BackwardPass:
     """Norms of the gradients of outputs."""
     calls: TakenPass | None = None
     learned: Pass = field(default_factory=dict)
+    is_late: bool = False
+    """Whether it was noticed when parameters may have got gradients of it already."""
     silent: bool = False
     """Whether it brought no gradient of any output."""
     lost: set[int] = field(default_factory=set)
@@ -52,12 +54,7 @@ class BackwardPass:
     @functools.cached_property
     def touched(self) -> frozenset[int]:
         """The parameters whose gradient it changed; empty if its end was not detected."""
-        before, after = self.before, self.after
-        if after is None:
-            return frozenset()
-        if before is None:
-            return frozenset(i for i, state in enumerate(after) if state is not None)
-        return frozenset(i for i, state in enumerate(after) if state is not None and state != before[i])
+        return frozenset() if self.after is None else self.after.changed_since(self.before)
 
     @property
     def is_whole(self) -> bool:

@@ -389,8 +389,10 @@ class Steps:
         if not late:
             self._collect_outputs()
         self._forget_cleared()
+        self._running.is_late = late
         if not late:
-            self._running.before = self._states.now()
+            quick = self._states.may_be_quick and not state.passes and self._states.seem_cleared
+            self._running.before = None if quick else self._states.now()
         elif self._hooks.are_quick and not self._learned.stays_on:
             self._distinguish_passes()
 
@@ -454,8 +456,10 @@ class Steps:
             self._uncollected = ended
             self._collect_outputs()
             return
-        ended.after = self._states.now()
-        if ended.before is not None and ended.after is not None and not ended.touched and not self._watch.nested:
+        quick = self._states.may_be_quick and not state.passes and ended.before is None
+        ended.after = self._states.now(quick=quick)
+        known = not ended.is_late and ended.after is not None and not self._watch.nested
+        if known and not ended.touched:
             if brought:
                 ended.parts += self._outputs.collect(self._scaler.scale)
                 state.inner.append(ended)
@@ -536,7 +540,8 @@ class Steps:
         if strange and any(each.touched for each in state.passes):
             self._notes.warn_of_strangers(self._optimizers)
         group = self._states.groups[k] | (frozenset() if state.read else self._states.groups[-1])
-        self._forget_cleared(group, may_wait=False)
+        if not self._reads_gradients:
+            self._forget_cleared(group, may_wait=False)
         if self._outputs.pending and self._uncollected is None:
             self._collect_outputs()
         if self._table.n_rows_here < SCALER_ROWS and not self._scaler.present and self._optimizers:
@@ -547,6 +552,8 @@ class Steps:
             norms = self.gradients.read(k, grad_scale, grads, layers)
             if layers and self._uncollected is not None:
                 self._uncollected.parts.append(self._outputs.make_part(layers, norms, scale))
+            if self.gradients.some_missing or len(state.passes) > 1:
+                self._forget_cleared(group, may_wait=False)
             if not state.read and self._optimizers:
                 self.gradients.read_others(scale)
         if self._uncollected is not None and not self._outputs.pending:
