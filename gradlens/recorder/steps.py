@@ -479,7 +479,7 @@ class Steps:
         if self._reads_gradients:
             self.gradients.look(self._scaler.scale, skip=state.read)
         if state.ended == MANY_PASSES and not self.steps_seen:
-            self._notes.warn_of_no_step(state.ended + state.discarded, self._optimizers)
+            self._notes.warn_of_no_step(state.ended, self._optimizers)
 
     # --- the optimizer ------------------------------------------------------------------------------------
 

@@ -1,0 +1,194 @@
+"""A recording that cannot be is said to be none: one warning with the cause and the cure, and the same in the notes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gradlens.errors import GradlensWarning
+from gradlens.recorder import Recorder
+from gradlens.sinks import ListSink
+from tests.recorder.small import backward, data, mlp, norms
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(3):
+        model.zero_grad()
+        backward(model, step)
+        optimizer.step()
+
+
+def another_optimizer_steps(model: nn.Module, recorder: Recorder) -> None:
+    optimizer = sgd(model)
+    for step in range(4):
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+
+
+def no_step_by_hand(model: nn.Module, recorder: Recorder) -> None:
+    another_optimizer_steps(model, recorder)
+
+
+def another_model(model: nn.Module, recorder: Recorder) -> None:
+    other = mlp()
+    another_optimizer_steps(other, recorder)
+
+
+def no_backward(model: nn.Module, recorder: Recorder) -> None:
+    with torch.no_grad():
+        model(data(0)[0])
+
+
+CAUSES: dict[str, tuple[Callable[[nn.Module, Recorder], None], bool, str]] = {
+    "another optimizer": (
+        another_optimizer_steps,
+        True,
+        r"4 backward passes came, and the optimizer given \(SGD\) never",
+    ),
+    "no optimizer": (no_step_by_hand, False, r"optimizer= was not given, and recorder.step\(\) was not called; pass"),
+    "another model": (another_model, True, "no layer of the Sequential was called"),
+    "no backward pass": (no_backward, True, "the model was called, and no backward pass reached its parameters"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_recording_without_a_row_says_why(name: str) -> None:
+    act, given, match = CAUSES[name]
+    model = mlp()
+    recorder = Recorder(model, ListSink(), optimizer=sgd(model) if given else None)
+    with pytest.warns(GradlensWarning, match=match) as caught, recorder:
+        act(model, recorder)
+    assert len(caught) == 1
+    assert any("no row was recorded" in note for note in recorder.notes)
+
+
+def test_every_that_chooses_nothing() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    recorder = Recorder(model, ListSink(), optimizer=optimizer, every=lambda step: step > 100)
+    with pytest.warns(GradlensWarning, match="every= chose none of 3 steps"), recorder:
+        train(model, optimizer)
+
+
+def test_an_exception_of_the_user_is_not_talked_over() -> None:
+    model = mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyError), Recorder(model, ListSink(), optimizer=sgd(model)):
+            raise KeyError("theirs")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_twenty_passes_without_a_step_are_said_while_it_happens(given: bool) -> None:
+    model = mlp()
+    other = sgd(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Recorder(model, ListSink(), optimizer=sgd(model) if given else None):
+            for step in range(30):
+                other.zero_grad()
+                backward(model, step)
+                other.step()
+                if step == 18:
+                    assert not caught
+            assert len(caught) == 1
+    assert "20 backward passes" in str(caught[0].message)
+    assert ("no step of the optimizer given" if given else "neither optimizer= was given") in str(caught[0].message)
+
+
+def test_an_optimizer_of_other_parameters_is_named() -> None:
+    model, other = mlp(), mlp()
+    optimizer = sgd(other)
+    recorder = Recorder(model, ListSink(), optimizer=optimizer)
+    with pytest.warns(GradlensWarning, match=r"\(SGD\) holds none of the parameters of Sequential"), recorder:
+        train(model, optimizer)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_scaler_that_was_not_given_is_found(unscaled: bool) -> None:
+    """What is recorded is what is recorded with scaler=, clipping after unscaling included."""
+
+    def train(given: bool) -> ListSink:
+        model, sink = mlp(), ListSink()
+        optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        with Recorder(model, sink, optimizer=optimizer, scaler=scaler if given else None, on_error="raise"):
+            for step in range(8):
+                optimizer.zero_grad()
+                x, y = data(step)
+                scaler.scale(functional.cross_entropy(model(x), y)).backward()
+                if unscaled:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+                scaler.step(optimizer)
+                scaler.update()
+        return sink
+
+    told, found = train(True), train(False)
+    for metric in ("activation_grad_norm", "param_grad_norm", "nonfinite_count"):
+        np.testing.assert_array_equal(found.metric(metric), told.metric(metric))
+    assert [row.scalars for row in found.rows] == [row.scalars for row in told.rows]
+    assert any("GradScaler" in note for note in found.notes)
+    assert not any("GradScaler" in note for note in told.notes)
+
+
+# --- clip_coefficient only where something clipped ------------------------------------------------------------------
+
+
+def surgery(model: nn.Module, step: int) -> None:
+    """Project the gradient of one task away from the other's (Yu et al. 2020)."""
+    grads = []
+    for task in range(2):
+        model.zero_grad()
+        backward(model, 10 * step + task)
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for p, a, b in zip(model.parameters(), *grads, strict=True):
+        p.grad = a + b - (a * b).sum().clamp(max=0) / b.square().sum().clamp(min=1e-12) * b
+
+
+def noise(model: nn.Module, step: int) -> None:
+    model.zero_grad()
+    backward(model, step)
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        p.grad.mul_(0.9).add_(torch.randn(p.shape, generator=generator), alpha=0.02)
+
+
+@pytest.mark.parametrize("change", [surgery, noise])
+def test_what_is_no_clipping_has_no_coefficient(change: Callable[[nn.Module, int], None]) -> None:
+    model, sink = mlp(), ListSink()
+    optimizer = sgd(model)
+    got = []
+    with Recorder(model, sink, optimizer=optimizer, on_error="raise"):
+        for step in range(20):
+            change(model, step)
+            got.append(norms(model))
+            optimizer.step()
+    np.testing.assert_allclose(sink.metric("param_grad_norm"), got, rtol=1e-6)
+    assert not any("clip_coefficient" in row.scalars for row in sink.rows)
+    assert any("not by clipping alone" in note for note in sink.notes)
+
+
+def test_a_closure_with_several_evaluations_does_not_clip() -> None:
+    model, sink = mlp(), ListSink()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=6)
+    with Recorder(model, sink, optimizer=optimizer, on_error="raise"):
+        for step in range(10):
+
+            def closure(step: int = step) -> torch.Tensor:
+                optimizer.zero_grad()
+                return backward(model, step)
+
+            optimizer.step(closure)
+    assert not any("clip_coefficient" in row.scalars for row in sink.rows)
+    assert not any("discarded" in note for note in sink.notes)
