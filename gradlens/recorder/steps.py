@@ -154,7 +154,7 @@ class Steps:
         self._own_indices = [frozenset(self._states.indices(map(id, own))) for own in owned]
         count = "nonfinite_count" in intervals
         self.gradients = ParameterGradients(self._find_owners(), count_nonfinite=count, always_early=scaler.present)
-        self._weights = Weights(group_by_optimizer(self._own, ())[0])
+        self._weights = Weights(self._own)
         self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
@@ -564,7 +564,9 @@ class Steps:
         state.read.add(k)
         due = self._due()
         if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
-            self._weights.read(keep_copies="update_ratio" in due)
+            self._weights.read(
+                everything="param_norm" in due, group=self._group_in_turn if "update_ratio" in due else None
+            )
         if self._optimizers:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
@@ -639,7 +641,7 @@ class Steps:
             each.use(each.left)
         self.gradients.use_early_reading()
         if "param_norm" in self._due():
-            self._run_part(lambda: self._weights.read(keep_copies=False))
+            self._run_part(lambda: self._weights.read(everything=True, group=None))
         self._run_part(lambda: self._close_row({"skipped": 1.0}))
         self._advance(started)
 
@@ -647,7 +649,21 @@ class Steps:
 
     def _due(self) -> list[str]:
         """Return the metrics that the row in progress will have."""
-        return [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
+        due = [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
+        if self.copies_in_turn:
+            due = [name for name in due if name != "update_ratio"]
+            due += ["update_ratio"] if self._group_in_turn < len(self._weights.groups) else []
+        return due
+
+    @property
+    def copies_in_turn(self) -> bool:
+        """Whether the weights are too large to be copied at once, so that ``update_ratio`` is spread over rows."""
+        return "update_ratio" in self._intervals and len(self._weights.groups) > 1
+
+    @property
+    def _group_in_turn(self) -> int:
+        """The group of layers whose update is read in the row in progress; there may be no group of this number."""
+        return self._table.n_rows % max(self._intervals.get("update_ratio", 1), len(self._weights.groups))
 
     def _close_row(self, scalars: dict[str, Scalar]) -> None:
         state = self.state

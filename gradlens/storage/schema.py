@@ -63,6 +63,8 @@ LEVEL_CHUNK = 16
 PACKED_CHUNK = 65536
 """Numbers in a chunk of a finished file: 256 kB."""
 SCALARS = ("loss", "lr")
+MISSING_SCALARS = {"discarded_passes": 0.0}
+"""Scalars whose value is known in rows that do not have them; it is NaN for others."""
 NOTES_BYTES = 4096
 """Room for notes: text of any length cannot be changed while a file is written and read at once."""
 LAYER_TEXTS = ("name", "kind", "role")

@@ -22,7 +22,7 @@ from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
 from gradlens.storage.row_levels import RowChunk
 from gradlens.storage.run_file import StoredFile, open_run_file
-from gradlens.storage.schema import SCALARS, as_float32
+from gradlens.storage.schema import MISSING_SCALARS, SCALARS, as_float32
 
 FLUSH_ROWS = 256
 FLUSH_SECONDS = 1.0
@@ -319,7 +319,8 @@ def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> 
     """
     rows, epochs = counts
     columns = {name: source.column(name) for name in source.columns}
-    missing = {name: np.full(rows, np.nan) for name in target.scalars if f"scalar/{name}" not in columns}
+    added = [name for name in target.scalars if f"scalar/{name}" not in columns]
+    missing = {name: np.full(rows, MISSING_SCALARS.get(name, np.nan)) for name in added}
     scalars = {name: missing.get(name, columns.get(f"scalar/{name}")) for name in target.scalars}
     for start in range(0, rows, COPIED_ROWS):
         part = slice(start, min(start + COPIED_ROWS, rows))
@@ -354,7 +355,7 @@ def check_process(process: int | None) -> None:
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> FloatArray:
-    return np.array([row.get(name, np.nan) for row in rows], dtype=np.float64)
+    return np.array([row.get(name, MISSING_SCALARS.get(name, np.nan)) for row in rows], dtype=np.float64)
 
 
 def _members(names: Sequence[str], prefix: str) -> list[str]:
