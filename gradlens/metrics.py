@@ -29,6 +29,7 @@ class Metric:
         limits: The smallest and the largest possible value of a linear metric; None where there is no bound.
         quotient: Two other recorded metrics, the first of which is divided by the second; None for a metric that is
             measured by itself.
+        measured_by: The module of ``gradlens.recorder`` that measures it; "" for gradient norms, which every row has.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     reading: str
     limits: tuple[float, float] | None = None
     quotient: tuple[str, str] | None = None
+    measured_by: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -68,6 +70,7 @@ METRICS: dict[str, Metric] = {
             25,
             "as_accumulated",
             "Before batch norm, the weight's size does not change the function; its gradient scales with the inverse.",
+            measured_by="weights",
         ),
         Metric(
             "update_ratio",
@@ -76,6 +79,7 @@ METRICS: dict[str, Metric] = {
             25,
             "as_accumulated",
             "The relative change of the weights in one step; about 1e-3 is common in healthy training.",
+            measured_by="weights",
         ),
         Metric(
             "nonfinite_count",
@@ -93,6 +97,7 @@ METRICS: dict[str, Metric] = {
             "root_mean_square",
             "Over the whole batch and all calls whose output gets a gradient. With He initialisation it stays about "
             "constant over depth. Where it shrinks or grows with depth, the signal of the forward pass does too.",
+            measured_by="activations",
         ),
         Metric(
             "zero_fraction",
@@ -103,6 +108,7 @@ METRICS: dict[str, Metric] = {
             "About 0.5 after a ReLU at initialisation. A unit that is 0 for one batch may be active for another, so "
             "judge it over several rows. NaN where the next operation is unknown, for example after an addition.",
             (0.0, 1.0),
+            measured_by="activations",
         ),
         Metric(
             "grad_coherence",
@@ -113,6 +119,7 @@ METRICS: dict[str, Metric] = {
             "For linear layers and 2-d convolutions. Near 1 the examples agree; near 0 noise dominates. The halves are "
             "independent only without batch norm, which shares its statistics between them.",
             (-1.0, 1.0),
+            measured_by="activations",
         ),
         Metric(
             "shortcut_grad_norm",
@@ -123,6 +130,7 @@ METRICS: dict[str, Metric] = {
             "The gradient w.r.t. a residual block's input is the sum of two parts: one through its shortcut, one "
             "through its branch. It is recorded at the block's first convolution and is NaN at all other layers. It is "
             "0 where the shortcut passes no gradient. It scales like activation_grad_norm.",
+            measured_by="activations",
         ),
         Metric(
             "branch_grad_norm",
@@ -131,6 +139,7 @@ METRICS: dict[str, Metric] = {
             25,
             "root_sum_square",
             "The other part of the gradient w.r.t. the block's input; see shortcut_grad_norm.",
+            measured_by="activations",
         ),
         Metric(
             "path_cosine",
@@ -141,6 +150,7 @@ METRICS: dict[str, Metric] = {
             "Over the whole batch. Near 0 the squared norms of the two parts add up to the squared norm of their sum. "
             "Below 0 the parts partly cancel. NaN where one of the norms is 0.",
             (-1.0, 1.0),
+            measured_by="activations",
         ),
     )
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,9 @@ from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
 from gradlens.recorder.hooks.compiled import outside_graphs
 from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_transformed
-from gradlens.recorder.layers import NORMS, Learned, output_tensors
+from gradlens.recorder.layers import NORMS, output_tensors
 from gradlens.recorder.measured_row import Part
+from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import exact_norm, norm, plain
 from gradlens.recorder.ratios import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
 from gradlens.recorder.residual_paths import Measured, PathGradients, Paths
@@ -135,60 +136,41 @@ class CallHook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-class CallWatch:
+class CallWatch(Measurer):
     """Watches calls of layers in rows with a metric that needs it; in other rows it has no hook.
 
     Args:
-        model: The model, whose norm layers and activation functions are watched too.
-        modules: Layer names to modules.
-        metrics: The metrics of the run.
-        learned: Has ``compiled``; compiled layers are not watched.
-        on_error: Called with an error.
-        on_pass: Called during a backward pass.
+        context: What is measured; norm layers and activation functions are watched too, compiled layers are not.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        modules: Mapping[str, nn.Module],
-        metrics: Iterable[str],
-        learned: Learned,
-        on_error: OnError,
-        on_pass: Callable[[], None],
-    ) -> None:
-        self.wanted = [name for name in METRICS_OF_CALLS if name in metrics]
-        """Metrics of the run that need calls."""
-        self._model, self._modules, self._learned = model, modules, learned
-        self._on_error, self._on_pass = on_error, on_pass
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._model, self._modules, self._learned = context.model, context.modules, context.learned
+        self._on_error, self._on_pass = context.on_error, context.on_pass
         self._due: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         self._leaves: dict[int, Any] = {}
-        self._expected = [1.0] * len(modules)
+        self._expected = [1.0] * len(self._modules)
         self._coherence = Coherence()
-        self._paths = Paths(model, modules)
+        self._paths = Paths(self._model, self._modules)
         self.clear()
 
     # --- hooks --------------------------------------------------------------------------------------------
 
-    def arm(self, due: Iterable[str]) -> None:
+    def begin_step(self, due: Sequence[str], row: int) -> None:
         """Place the hooks that these metrics need, and remove others."""
-        now = frozenset() if self._learned.compiled else frozenset(self.wanted).intersection(due)
+        now = frozenset() if self._learned.compiled else frozenset(METRICS_OF_CALLS).intersection(due)
         if now != self._due or bool(now) != bool(self._handles):
-            self.remove()
+            self.remove_hooks()
             self._due = now
             if now:
                 self._place()
 
-    def remove(self) -> None:
+    def remove_hooks(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-    @property
-    def on(self) -> bool:
-        """Whether calls are watched in the step in progress."""
-        return bool(self._due)
 
     def _place(self) -> None:
         for layer, module in enumerate(self._modules.values() if self._due.intersection(METRICS_OF_LAYERS) else ()):
@@ -214,12 +196,12 @@ class CallWatch:
         self._counted: dict[Call, None] = {}
         self._coherence.clear()
         self._paths.clear()
-        self.forget_tensors()
+        self.end_pass()
         for handle in self._leaves.values():
             handle.remove()
         self._leaves.clear()
 
-    def forget_tensors(self) -> None:
+    def end_pass(self) -> None:
         """Forget which calls made which tensors, after a backward pass of the loss."""
         self._tensors: dict[int, tuple[weakref.ref[Tensor], int, list[Call]]] = {}
         self._nodes: dict[Any, list[Call]] = {}
@@ -237,22 +219,15 @@ class CallWatch:
         calls, self._running = self._running, []
         return TakenPass(calls, self._coherence.take_pass(), self._paths.take_pass())
 
-    def add_pass(self, taken: TakenPass) -> None:
-        """Add what a pass brought to the step.
-
-        Args:
-            taken: See ``take_pass``.
-        """
+    def add_pass(self, taken: TakenPass, layers: NDArray[np.bool_] | None) -> None:
+        """Add what a pass brought to the step."""
+        taken = taken.only(layers)
         self._counted.update(dict.fromkeys(taken.calls))
         self._coherence.add_pass(taken.halves)
         self._paths.add_pass(taken.paths)
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
-        """Return addend to what was measured in the step.
-
-        Args:
-            scale: The loss scale that gradients carry.
-        """
+        """Return addend to what was measured in the step."""
         if not self._due:
             return {}
         found: dict[str, Numbers] = {OUTPUT_NORM: [], OUTPUT_NUMEL: [], ZEROS: [], ACTIVATED: []}
@@ -408,3 +383,6 @@ def _as_parts(numbers: Numbers, scale: Tensor | float | None) -> list[Part]:
         stacked = torch.stack(list(tensors))
         found.append(Part(np.array(indices), stacked.numpy() if stacked.is_cpu else stacked, None, scale))
     return found
+
+
+MEASURER = CallWatch

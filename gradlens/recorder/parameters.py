@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlens.recorder.layers import spread_out
 from gradlens.recorder.measured_row import Indices, Part
-from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, local_part, plain
+from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, plain
 
 EARLY_ROWS = 3
 """Number of first rows in which gradients are also read at the end of the backward pass, to detect clipping."""
@@ -22,8 +22,6 @@ EARLY_EVERY = 16
 SAMPLES = 4
 """Parameters of each optimizer whose gradients are checked for changes in the other rows."""
 
-MOST_COPIED = 64 << 20
-"""Bytes of weights that are copied at once, unless one layer has more."""
 THIN = 64
 """Elements of a sampled gradient that are compared, to tell clipping from other changes."""
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -268,89 +266,6 @@ class ParameterGradients:
         idle = {k: reading for k, reading in self._after.items() if not self._owners[k].parameters}
         before = {**idle, **self._before}  # the parameters of an optimizer without any here are read by another rank
         return [before[k].part for k in self._after] if before.keys() >= self._after.keys() else []
-
-
-class Weights:
-    """Reads weights before and after a step.
-
-    Copies of the weights take at most ``MOST_COPIED`` bytes, or those of one layer more: where all weights take more,
-    groups of layers are copied in turn, in one row after the other.
-
-    Args:
-        own: For each layer, the parameters that it owns.
-    """
-
-    def __init__(self, own: Sequence[Sequence[nn.Parameter]]) -> None:
-        self._own = own
-        self._all = group_by_optimizer(own, ())[0]
-        self._groups: list[Owners] = []
-        self._reducer = Reducer()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the step in progress."""
-        self.norms: Part | None = None
-        self.changes: Part | None = None
-        self._copied = self._all
-        self._group: int | None = None
-        self._copies: list[Tensor] = []
-
-    @property
-    def groups(self) -> list[Owners]:
-        """The parameters of groups of layers that are copied together."""
-        if not self._groups:
-            sizes = [sum(_bytes(parameter) for parameter in own) for own in self._own]
-            group_of = np.zeros(len(sizes), dtype=np.int64)
-            held = group = 0
-            for layer, size in enumerate(sizes):
-                if held and held + size > MOST_COPIED:
-                    held, group = 0, group + 1
-                held, group_of[layer] = held + size, group
-            self._groups = [
-                group_by_optimizer([own if g == each else () for own, g in zip(self._own, group_of, strict=True)], ())[
-                    0
-                ]
-                for each in range(group + 1)
-            ]
-        return self._groups
-
-    @property
-    def has_copies(self) -> bool:
-        """Whether copies were kept, so that the update of this step can be read."""
-        return bool(self._copies)
-
-    @property
-    def was_read(self) -> bool:
-        """Whether the weights before this step were read."""
-        return self.norms is not None
-
-    def read(self, *, everything: bool, group: int | None) -> None:
-        """Read the norms before the step.
-
-        Args:
-            everything: Whether the norms of all weights are due.
-            group: The group of layers whose weights are copied, to read their update after the step; None for none.
-        """
-        self._group = group
-        self._copied = self._all if group is None else self.groups[group]
-        read = self._all if everything else self._copied
-        weights = [local_part(parameter).detach() for parameter in read.parameters]
-        self.norms = read.part(list_norms(weights, self._reducer, ("weights", -1 if everything else group)))
-        if group is not None:
-            self._copies = [local_part(parameter).detach().clone() for parameter in self._copied.parameters]
-
-    def read_update(self) -> None:
-        """Read the norm of the update since the copies were made."""
-        copies, self._copies = self._copies, []
-        torch._foreach_sub_(copies, [local_part(parameter).detach() for parameter in self._copied.parameters])
-        self.changes = self._copied.part(list_norms(copies, self._reducer, ("changes", self._group)))
-
-
-def _bytes(parameter: nn.Parameter) -> int:
-    if isinstance(parameter, nn.UninitializedParameter):
-        return MOST_COPIED
-    local = local_part(parameter)
-    return local.numel() * local.element_size()
 
 
 def _sign(parameters: Sequence[nn.Parameter]) -> Signature:

@@ -427,7 +427,7 @@ class Recorder:
         world = {} if self._ranks is None else {"world_size": self._ranks.world}
         return Header(
             layers=layers,
-            metrics={**self._intervals, **({"update_ratio": 1} if self._steps.copies_in_turn else {})},
+            metrics={**self._intervals, **dict.fromkeys(self._steps.spread_metrics, 1)},
             model=str(self._info.get("model", _unwrapped_name(self._model))),
             seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradlens.recorder.activations import TakenPass
 from gradlens.recorder.gradient_states import States
 from gradlens.recorder.layers import Pass
 from gradlens.recorder.measured_row import Part
@@ -34,7 +34,8 @@ class BackwardPass:
     """States of all gradients at its end; None if the end was not detected."""
     parts: list[Part] = field(default_factory=list)
     """Norms of the gradients of outputs."""
-    calls: TakenPass | None = None
+    taken: list[Any] = field(default_factory=list)
+    """What it brought to each measurer."""
     learned: Pass = field(default_factory=dict)
     is_late: bool = False
     """Whether it was noticed when parameters may have got gradients of it already."""

@@ -51,6 +51,7 @@ Error in recording         Stop following steps; drop open rows; close the file 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradlens.recorder.activations import CallWatch
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.gradient_states import GradientStates, States
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
@@ -70,11 +70,12 @@ from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrap
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
+from gradlens.recorder.measurer import Context, make_measurers
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.output_gradients import OutputGradients
-from gradlens.recorder.parameters import Owners, ParameterGradients, Weights, group_by_optimizer
+from gradlens.recorder.parameters import Owners, ParameterGradients, group_by_optimizer
 from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.ratios import CHANGE, addends
+from gradlens.recorder.ratios import addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.schedule import AutoEvery, Clock
 from gradlens.recorder.step_state import BackwardPass, StepState, add_logged, only
@@ -154,7 +155,6 @@ class Steps:
         self._own_indices = [frozenset(self._states.indices(map(id, own))) for own in owned]
         count = "nonfinite_count" in intervals
         self.gradients = ParameterGradients(self._find_owners(), count_nonfinite=count, always_early=scaler.present)
-        self._weights = Weights(self._own)
         self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
@@ -167,7 +167,9 @@ class Steps:
             on_pass=self._watch.begin,
             on_left_over=self._collect_left_over,
         )
-        self._calls = CallWatch(model, modules, intervals, learned, on_error, self._watch.begin)
+        context = Context(model, modules, self._own, intervals, learned, on_error, self._watch.begin)
+        self.measurers = make_measurers(intervals, context)
+        """They measure what is due besides the gradient norms."""
         self._handles: list[Any] = []
         self._in_turn = False
         """Whether the optimizers step in turn: one has stepped twice before another stepped at all."""
@@ -234,7 +236,7 @@ class Steps:
         """Follow no more steps, but leave the hooks on optimizers: one may be calling them at this moment."""
         self.on = self._outputs.armed = self._learned.open = False
         self._hooks.remove()
-        self._calls.arm(())
+        self._begin_measuring(())
         self._watch.stop()
 
     def stop(self) -> None:
@@ -247,9 +249,9 @@ class Steps:
     def forget(self) -> None:
         """Release every tensor."""
         self._outputs.clear()
-        self._calls.clear()
         self.gradients.clear()
-        self._weights.clear()
+        for measurer in self.measurers:
+            measurer.clear()
         self._uncollected = None
 
     def step_by_hand(self) -> None:
@@ -306,12 +308,13 @@ class Steps:
         self._outputs.armed = wanted
         if wanted:
             self._outputs.clear()  # gradients that came in a step that was not recorded
-            self._calls.clear()
+            for measurer in self.measurers:
+                measurer.clear()
         if wanted or self._table.last_step == index - 1:  # ``log`` must know whether a pass has begun
             self._watch.start()
         else:
             self._watch.stop()
-        self._calls.arm(self._due() if wanted else ())
+        self._begin_measuring(self._due() if wanted else ())
         learned = self._learned
         needed = learned.open or ("activation_grad_norm" in self._intervals and (learned.compiled or state.wanted))
         if learned.compiled and "activation_grad_norm" not in self._intervals:
@@ -345,7 +348,7 @@ class Steps:
             self._watch.forget()
             self._running = None
             self._outputs.drop_pending()
-            self._calls.take_pass()
+            self._take_pass()
         else:
             with torch.no_grad():
                 self._collect_outputs()
@@ -445,13 +448,13 @@ class Steps:
             return
         if ended.step != state.index or not state.wanted:
             self._outputs.drop_pending()
-            self._calls.take_pass()
+            self._take_pass()
             self._learned.take_pass()
             return
         self._follow_groups()
         taken = self._outputs.pending
-        brought = taken or self._calls.pending
-        ended.learned, ended.calls = self._learned.take_pass(), self._calls.take_pass()
+        brought = taken or any(measurer.pending for measurer in self.measurers)
+        ended.learned, ended.taken = self._learned.take_pass(), self._take_pass()
         if ended in state.passes:  # an optimizer has stepped during the pass
             self._uncollected = ended
             self._collect_outputs()
@@ -465,7 +468,8 @@ class Steps:
                 state.inner.append(ended)
             return
         self._learned.note_order(ended.learned)
-        self._calls.forget_tensors()
+        for measurer in self.measurers:
+            measurer.end_pass()
         if self._inner_passes.is_suspicious(taken, learning=self._learned.open) and not self._learned.stays_on:
             self._distinguish_passes()
         ended.silent = taken == 0
@@ -494,7 +498,8 @@ class Steps:
             self.state.closure_ran = True
             self._outputs.armed = False
             self._hooks.remove()
-            self._calls.remove()
+            for measurer in self.measurers:
+                measurer.remove_hooks()
             self._watch.stop()
 
     def _on_stepped(self, k: int) -> None:
@@ -561,12 +566,10 @@ class Steps:
         self._collect_outputs()
         for each in state.passes:
             each.use(group)
+        if not state.read:
+            for measurer in self.measurers:
+                measurer.before_step(self._due(), self._table.n_rows)
         state.read.add(k)
-        due = self._due()
-        if not self._weights.was_read and ("param_norm" in due or "update_ratio" in due):
-            self._weights.read(
-                everything="param_norm" in due, group=self._group_in_turn if "update_ratio" in due else None
-            )
         if self._optimizers:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
@@ -599,7 +602,7 @@ class Steps:
             state.closure_ran = False
             self._outputs.armed = True
             self._watch.start()
-            self._calls.arm(self._due())
+            self._begin_measuring(self._due())
             if "activation_grad_norm" in self._intervals:
                 self._hooks.put()
 
@@ -609,8 +612,8 @@ class Steps:
         state = self.state
         if state.wanted:
             self._run_part(self._table.hand_over)
-            if self._weights.has_copies:
-                self._run_part(torch.no_grad()(self._weights.read_update))
+            for measurer in self.measurers:
+                self._run_part(torch.no_grad()(measurer.after_step))
             scalars = dict(state.lrs)
             if self._scaler.present:
                 scalars["skipped"] = 0.0 if state.found_inf is None else state.found_inf.reshape(())
@@ -640,8 +643,8 @@ class Steps:
         for each in self.state.passes:
             each.use(each.left)
         self.gradients.use_early_reading()
-        if "param_norm" in self._due():
-            self._run_part(lambda: self._weights.read(everything=True, group=None))
+        for measurer in self.measurers:
+            self._run_part(functools.partial(measurer.skip_step, self._due(), self._table.n_rows))
         self._run_part(lambda: self._close_row({"skipped": 1.0}))
         self._advance(started)
 
@@ -650,20 +653,22 @@ class Steps:
     def _due(self) -> list[str]:
         """Return the metrics that the row in progress will have."""
         due = [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
-        if self.copies_in_turn:
-            due = [name for name in due if name != "update_ratio"]
-            due += ["update_ratio"] if self._group_in_turn < len(self._weights.groups) else []
+        for measurer in self.measurers:
+            due = measurer.choose(due, self._table.n_rows)
         return due
 
     @property
-    def copies_in_turn(self) -> bool:
-        """Whether the weights are too large to be copied at once, so that ``update_ratio`` is spread over rows."""
-        return "update_ratio" in self._intervals and len(self._weights.groups) > 1
+    def spread_metrics(self) -> list[str]:
+        """Metrics of which each row has only some layers, in turn."""
+        return [name for measurer in self.measurers for name in measurer.spread_over_rows]
 
-    @property
-    def _group_in_turn(self) -> int:
-        """The group of layers whose update is read in the row in progress; there may be no group of this number."""
-        return self._table.n_rows % max(self._intervals.get("update_ratio", 1), len(self._weights.groups))
+    def _begin_measuring(self, due: Sequence[str]) -> None:
+        for measurer in self.measurers:
+            measurer.begin_step(due, self._table.n_rows)
+
+    def _take_pass(self) -> list[Any]:
+        """Return what the backward pass in progress has brought to each measurer."""
+        return [measurer.take_pass() for measurer in self.measurers]
 
     def _close_row(self, scalars: dict[str, Scalar]) -> None:
         state = self.state
@@ -672,10 +677,9 @@ class Steps:
             "activation_grad_norm": outputs,
             "param_grad_norm": self.gradients.parts,
             "nonfinite_count": self.gradients.count_parts,
-            "param_norm": [] if self._weights.norms is None else [self._weights.norms],
-            CHANGE: [] if self._weights.changes is None else [self._weights.changes],
-            **self._calls.parts(self._scaler.scale),
         }
+        for measurer in self.measurers:
+            parts |= measurer.parts(self._scaler.scale)
         if state.clip is not None:
             scalars["clip_coefficient"] = state.clip
         if state.discarded or self._notes.discarded_seen:
@@ -710,12 +714,12 @@ class Steps:
         """Count the passes that belong to the step, and return the norms of the gradients of outputs."""
         state, learned = self.state, self._learned
         if self._running in state.passes:  # the round ends during the pass
-            self._running.learned, self._running.calls = learned.take_pass(), self._calls.take_pass()
+            self._running.learned, self._running.taken = learned.take_pass(), self._take_pass()
             learned.note_order(self._running.learned)
         counted = state.counted(self._own_indices)
         for each, mask in counted:
-            if each.calls is not None:
-                self._calls.add_pass(each.calls.only(mask))
+            for measurer, taken in zip(self.measurers, each.taken, strict=False):
+                measurer.add_pass(taken, mask)
             if learned.open:
                 learned.add_pass(only(each.learned, mask))
         if state.inner and state.passes:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import gradlens.recorder.parameters as parameters
+import gradlens.recorder.weights as weights
 from gradlens import read_run, record
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink
@@ -28,15 +28,15 @@ def train(
 @pytest.mark.parametrize("metrics", [("update_ratio",), ("param_norm", "update_ratio")])
 def test_weights_too_large_to_copy_at_once_are_sampled_in_turn(metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [4 * sum(p.numel() for p in layer.parameters()) for layer in mlp() if isinstance(layer, nn.Linear)]
-    monkeypatch.setattr(parameters, "MOST_COPIED", sizes[0] + sizes[1])  # the first two layers together, then the third
+    monkeypatch.setattr(weights, "MOST_COPIED", sizes[0] + sizes[1])  # the first two layers together, then the third
     copied = []
-    read = parameters.Weights.read
+    read = weights.Weights.before_step
 
-    def watched(self: parameters.Weights, **more: object) -> None:
-        read(self, **more)
+    def watched(self: weights.Weights, *arguments: object) -> None:
+        read(self, *arguments)
         copied.append(sum(4 * copy.numel() for copy in self._copies))
 
-    monkeypatch.setattr(parameters.Weights, "read", watched)
+    monkeypatch.setattr(weights.Weights, "before_step", watched)
     model, sink = mlp(), ListSink()
     before, expected = [], []
     linear = [layer for layer in model if isinstance(layer, nn.Linear)]
@@ -63,7 +63,7 @@ def test_weights_too_large_to_copy_at_once_are_sampled_in_turn(metrics, monkeypa
 
 
 def test_the_file_says_that_updates_are_spread_over_rows(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parameters, "MOST_COPIED", 1)
+    monkeypatch.setattr(weights, "MOST_COPIED", 1)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with record(model, tmp_path / "run.h5", optimizer=optimizer):
