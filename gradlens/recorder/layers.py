@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -257,8 +256,7 @@ class Learned:
             name = self._names[layer]
             role = find_role(name, self._modules[name])
             depth += role == "main"
-            described = self._describe(layer, role, max(depth, 1))
-            layers.append(replace(described, tags=tuple(tags.get(name, ())), parents=tuple(sorted(parents.get(i, ())))))
+            layers.append(self._describe(layer, role, max(depth, 1), tags.get(name, ()), parents.get(i, ())))
         return tuple(layers)
 
     def _ordered(self) -> list[int]:
@@ -273,7 +271,7 @@ class Learned:
                 followers[last].append(layer)
         return [*followers[-1], *(one for layer in self._forward_numel for one in (layer, *followers[layer]))]
 
-    def _describe(self, layer: int, role: Role, depth: int) -> Layer:
+    def _describe(self, layer: int, role: Role, depth: int, tags: Iterable[str], parents: Iterable[int]) -> Layer:
         name = self._names[layer]
         module = self._modules[name]
         ran = self._forward_numel.get(layer, 0)
@@ -285,6 +283,8 @@ class Learned:
             out_numel=self._grad_numel.get(layer, ran),
             param_numel=sum(parameter.numel() for parameter in own_parameters(module)),
             calls=self._calls.get(layer, int(layer in self._forward_numel)),
+            tags=tuple(tags),
+            parents=tuple(sorted(parents)),
         )
 
 
