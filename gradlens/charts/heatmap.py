@@ -104,7 +104,7 @@ def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) 
         drawn, matrix = _difference(run, minus, view, columns)
     if view.relative:
         drawn = _relative(run, drawn)
-    kept = _kept_layers(drawn, view.metric, run.layers)
+    kept = drawn_layers(run.layers, drawn, known_only=view.metric in METRICS_OF_PATHS)
     layers = tuple(run.layers[i] for i in kept)
     return Panel(run, layers, drawn[kept], matrix.steps, _kind(view, minus is not None), view, minus)
 
@@ -119,14 +119,20 @@ def _kind(view: View, minus: bool) -> Kind:
     return "difference" if minus or (metric and metric.limits and metric.limits[0] < 0) else "share"
 
 
-def _kept_layers(drawn: FloatArray, metric: str, layers: Sequence[Layer]) -> list[int]:
-    """Return the layers to show: without layers that were never called and have no value.
+def drawn_layers(layers: Sequence[Layer], drawn: FloatArray, *, known_only: bool = False) -> list[int]:
+    """Return the layers to draw: without those that were never called and have no value.
 
-    A metric of residual blocks has values only at layers at which a block begins, and only these are shown.
+    Args:
+        layers: All layers.
+        drawn: (L, C) their values; NaN where unknown.
+        known_only: Leave out every layer without a value.
+
+    Returns:
+        Their indices; all of them if none has a value and none was called.
     """
-    everything = list(range(len(drawn)))
-    always = [metric not in METRICS_OF_PATHS and layer.calls > 0 for layer in layers]
-    return [i for i in everything if always[i] or not np.isnan(drawn[i]).all()] or everything
+    always = [layer.calls > 0 and not known_only for layer in layers]
+    kept = [i for i in range(len(layers)) if always[i] or not np.isnan(drawn[i]).all()]
+    return kept or list(range(len(layers)))
 
 
 def decades(values: FloatArray) -> FloatArray:
