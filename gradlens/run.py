@@ -20,6 +20,19 @@ from gradlens.metrics import is_linear
 from gradlens.row_chunks import STATISTICS, RowChunks, choose_level, summarise
 
 Role = Literal["main", "shortcut", "norm"]
+TAGS = {
+    "query": "makes the queries of attention",
+    "key": "makes the keys of attention",
+    "value": "makes the values of attention",
+    "gate": "makes the gate of a gated block",
+    "residual": "its output is added to a residual stream from which it was computed",
+    "router": "chooses experts",
+    "expert": "one of several experts, or all of them in one tensor",
+    "adapter": "a small trained layer beside a larger one (LoRA)",
+    "packed": "its weight is stored as integers (quantised)",
+    "block": "contains other recorded layers",
+}
+"""What a layer does beyond its role."""
 Status = Literal["running", "complete", "interrupted", "failed"]
 FloatArray = NDArray[np.floating[Any]]
 
@@ -42,6 +55,9 @@ class Layer:
         out_numel: Elements of its output in the first recorded step (whole batch); 0 if it never ran.
         param_numel: Elements of its parameters.
         calls: Number of calls in the first recorded step, micro-batches included; 0 if it never ran.
+        tags: What it does beyond its role; see ``TAGS``.
+        parents: Indices of the layers whose outputs it uses, directly or through operations without a weight. Empty
+            for a layer that uses the input, and for all layers of a run without a graph.
     """
 
     name: str
@@ -51,6 +67,8 @@ class Layer:
     out_numel: int
     param_numel: int
     calls: int = 1
+    tags: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
 
     @property
     def stage(self) -> str:
@@ -203,8 +221,17 @@ class Run:
         config = self.info.get("config", {})
         return config if isinstance(config, Mapping) else {}
 
+    @property
+    def edges(self) -> NDArray[np.int64]:
+        """(E, 2) indices of two layers, the output of the first of which feeds the second; (0, 2) without a graph."""
+        found = [(parent, i) for i, layer in enumerate(self.layers) for parent in layer.parents]
+        return np.array(found, dtype=np.int64).reshape(-1, 2)
+
     def main_layers(self) -> NDArray[np.int64]:
-        """Return the indices of the layers on the main path, input first, (M,)."""
+        """Return the indices of the layers with the role "main", in the order in which they first ran, (M,).
+
+        ``gradlens.analysis.paths.main_path`` returns those among them that lie on one path.
+        """
         main = [i for i, layer in enumerate(self.layers) if layer.role == "main"]
         return np.array(sorted(main, key=lambda i: self.layers[i].depth), dtype=np.int64)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate, median_estimate
 from gradlens.analysis.gradient_ratio import GradientRatio, gradient_ratio
+from gradlens.analysis.paths import LEAST_LAYERS, hidden_layers
 from gradlens.analysis.profile import ALL_ROWS, chunk_means, chunk_starts, find_stages, typical_values
 from gradlens.analysis.stats import Interval, mean_interval, median
 from gradlens.errors import ConfigError
@@ -31,7 +32,6 @@ from gradlens.metrics import is_linear
 from gradlens.run import FloatArray, Run
 
 WHOLE = "all"
-LEAST_LAYERS = 3
 MOST_ROWS = 1024
 """Where there are more rows, neighbours are first averaged by their geometric mean."""
 MOST_PAIRS = 20_000_000
@@ -89,14 +89,14 @@ def theil_sen(decades: FloatArray) -> FloatArray:
     return found
 
 
-def hidden_layers(run: Run) -> NDArray[np.int64]:
-    """Return the indices of the main layers that ran, input first, without the output layer, (L,)."""
-    main = run.main_layers()
-    ran = np.array([run.layers[i].out_numel > 0 for i in main], dtype=bool)
-    return np.asarray(main[ran][:-1])
-
-
-def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> list[DepthFit]:
+def fit_depth(
+    run: Run,
+    metric: str,
+    rows: slice = ALL_ROWS,
+    *,
+    per_element: bool = False,
+    layers: NDArray[np.int64] | None = None,
+) -> list[DepthFit]:
     """Fit a run's profile over all hidden layers, and stage by stage.
 
     Args:
@@ -104,6 +104,7 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
         metric: A metric that is a magnitude.
         rows: The rows of interest.
         per_element: Use the root mean square per element instead of the L2 norm.
+        layers: (L,) indices of the layers, input first; None for the hidden layers of the main path.
 
     Returns:
         All layers first; then each stage of at least three layers, where there are several stages. The list is empty
@@ -115,7 +116,7 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
     """
     if is_linear(metric):
         raise ConfigError(f"{metric} is not a magnitude: it has no slope in decades")
-    hidden = hidden_layers(run)
+    hidden = hidden_layers(run) if layers is None else layers
     values = _grouped(typical_values(run, metric, rows, per_element=per_element)[:, hidden])
     if len(hidden) < LEAST_LAYERS:
         return []
@@ -125,7 +126,7 @@ def fit_depth(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: boo
     long_stages = [stage for stage in stages if stage.stop - stage.start >= LEAST_LAYERS and len(stages) > 1]
     sections = [(WHOLE, slice(None)), *((stage.name, slice(stage.start, stage.stop)) for stage in long_stages)]
     fits = [_fit(name, hidden[part], decades[:, part]) for name, part in sections]
-    ratio = gradient_ratio(run, metric, rows, per_element=per_element)
+    ratio = gradient_ratio(run, metric, rows, per_element=per_element) if layers is None else None
     return [_end_to_end(fits[0], ratio), *fits[1:]] if ratio is not None else fits
 
 

@@ -3,9 +3,10 @@
 Profile, diagnosis, claims, watch, report, notebook and captions all take the ratio from this module, so that they
 always agree.
 
-* *Layers*: the main layers whose value is known in more than half of the rows that have any values. The first of them
-  is the first layer; the last is the output layer, whose gradient depends on the loss alone; the one before it is the
-  last hidden layer.
+* *Layers*: the layers on one path (``gradlens.analysis.paths``) whose value is known in more than half of the rows that
+  have any values. The first of them is the first layer; the last is the output layer, whose gradient depends on the
+  loss alone; the one before it is the last hidden layer. Where a run has several paths, it is the longest, the main
+  path; ``gradient_ratios`` compares each.
 * *Rows*: all requested rows, without steps that a GradScaler skipped; in a long run, chunks of rows.
 * *Zeros*: a layer that is exactly 0 in a row is at -inf decades in that row. If the last hidden layer is exactly 0, the
   layers that are not 0 are at inf. A row in which all layers are exactly 0 is counted and left out of the ratio.
@@ -24,12 +25,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.paths import LEAST_LAYERS, find_paths, name_path
 from gradlens.analysis.profile import ACTIVATION_GRAD, ALL_ROWS, element_scale, is_long, layer_values, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.run import FloatArray, Layer, Run
 
-LEAST_LAYERS = 3
-"""First, last hidden and output layer."""
 LEAST_ROWS = 10
 """Fewer rows do not support a verdict over time: their later half has fewer than the 5 independent values that
 ``gradlens.analysis.bootstrap`` needs."""
@@ -72,6 +72,7 @@ class GradientRatio:
         rows: (T,) index of the row in the run; in a long run, index of the first row of each chunk.
         counts: (T,) number of rows; 1, or more for a chunk.
         all_zero: (T,) whether all of these layers are exactly 0.
+        path: Which of several paths it is: "the longest of 2 paths, from FIRST to LAST"; "" where there is one.
     """
 
     layers: tuple[Layer, ...]
@@ -80,6 +81,7 @@ class GradientRatio:
     rows: NDArray[np.int64]
     counts: FloatArray
     all_zero: NDArray[np.bool_]
+    path: str = ""
 
     @property
     def first(self) -> Layer:
@@ -140,17 +142,38 @@ def gradient_ratio(
         per_element: Use the root mean square per element instead of the L2 norm.
 
     Returns:
-        The ratios; None where the run lacks the metric, or fewer than three main layers are known.
+        The ratios on the main path; None where the run lacks the metric, or fewer than three main layers are known.
+
+    Raises:
+        ConfigError: ``per_element`` is set and the metric is not a norm.
+    """
+    return next(iter(gradient_ratios(run, metric, rows, per_element=per_element)), None)
+
+
+def gradient_ratios(
+    run: Run, metric: str = ACTIVATION_GRAD, rows: slice = ALL_ROWS, *, per_element: bool = False
+) -> list[GradientRatio]:
+    """Compare the layers on each path of a run, as ``gradient_ratio`` does on the longest.
+
+    Args:
+        run: The run; a long one is read in chunks of rows.
+        metric: A norm, or any other metric that is a magnitude.
+        rows: The rows of interest.
+        per_element: Use the root mean square per element instead of the L2 norm.
+
+    Returns:
+        The ratios, the longest path first; paths of fewer than three known layers are left out.
 
     Raises:
         ConfigError: ``per_element`` is set and the metric is not a norm.
     """
     if metric not in run.metrics or not len(run.steps):
-        return None
+        return []
     values, at, counts = finite_rows(run, metric, rows)
     if per_element:
         values = values / element_scale(run, metric)
-    return compare_layers(run, values, at, counts)
+    paths = known_paths(run, values)
+    return [_compare(run, values, at, counts, paths, n) for n in range(len(paths)) if len(paths[n]) >= LEAST_LAYERS]
 
 
 def compare_layers(
@@ -169,20 +192,33 @@ def compare_layers(
     """
     rows = np.arange(len(values)) if rows is None else rows
     counts = np.ones(len(values)) if counts is None else counts
-    indices = known_layers(run, values)
-    if len(indices) < LEAST_LAYERS:
-        return None
+    paths = known_paths(run, values)
+    return _compare(run, values, rows, counts, paths, 0) if len(paths[0]) >= LEAST_LAYERS else None
+
+
+def _compare(
+    run: Run,
+    values: FloatArray,
+    rows: NDArray[np.int64],
+    counts: FloatArray,
+    paths: Sequence[NDArray[np.int64]],
+    number: int,
+) -> GradientRatio:
+    """Compare the layers of one of the paths."""
+    indices = paths[number]
     norms = values[:, indices]
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(norms) - np.log10(norms[:, -2:-1])
     all_zero = np.nan_to_num(norms).max(axis=1) == 0
     decades = np.where((norms == 0) & ~all_zero[:, None], -np.inf, decades)
     decades[:, -2][norms[:, -2] > 0] = 0.0
-    return GradientRatio(tuple(run.layers[i] for i in indices), indices, decades, rows, counts, all_zero)
+    rank = f"number {number + 1}" if number else "the longest"
+    path = f"{rank} of {len(paths)} paths, {name_path(run, indices)}" if len(paths) > 1 else ""
+    return GradientRatio(tuple(run.layers[i] for i in indices), indices, decades, rows, counts, all_zero, path)
 
 
 def known_layers(run: Run, values: FloatArray) -> NDArray[np.int64]:
-    """Return the main layers with a value in more than half of the rows that have any values.
+    """Return the layers of the main path with a value in more than half of the rows that have any values.
 
     Args:
         run: The run to which the layers belong.
@@ -191,12 +227,24 @@ def known_layers(run: Run, values: FloatArray) -> NDArray[np.int64]:
     Returns:
         (M,) indices, input first.
     """
+    return known_paths(run, values)[0]
+
+
+def known_paths(run: Run, values: FloatArray) -> list[NDArray[np.int64]]:
+    """Return the paths of layers that are known, as in ``known_layers``.
+
+    Args:
+        run: The run to which the layers belong.
+        values: (T, L) values; NaN where unknown.
+
+    Returns:
+        (M,) indices of each, input first; at least one, which may be empty.
+    """
     known = ~np.isnan(values)
     held = known.any(axis=1)
     if not held.any():
-        return np.empty(0, dtype=np.int64)
-    often = known[held].mean(axis=0) > 0.5
-    return np.array([i for i in run.main_layers() if often[i]], dtype=np.int64)
+        return [np.empty(0, dtype=np.int64)]
+    return find_paths(run, known[held].mean(axis=0) > 0.5)
 
 
 def finite_rows(

@@ -100,7 +100,11 @@ def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
     if early is not None and not np.isnan(early.typical()):
         parts.append(f"{say_power(early.typical())} in the first {FIRST_ROWS} rows")
     late = [(value, name) for value, name in ratio.late() if fate_of(value) not in (fate_of(whole), "unknown")]
-    return parts + [f"{say_power(value)} in {name}" for value, name in late[-1:]]
+    return [
+        *parts,
+        *(f"{say_power(value)} in {name}" for value, name in late[-1:]),
+        *([ratio.path] if ratio.path else []),
+    ]
 
 
 def _zeros(run: Run) -> list[str]:

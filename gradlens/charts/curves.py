@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.compare import group_runs, label_runs
@@ -18,6 +19,7 @@ from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
 from gradlens.analysis.derived_metrics import check_metric, with_derived
 from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power
+from gradlens.analysis.paths import Section, find_sections, main_section
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
@@ -70,7 +72,8 @@ class Curve:
         label: Label of the curve.
         runs: The runs, one per seed.
         metric: The metric's name.
-        layers: (M,) the main layers, input first; for a metric of residual blocks, those at which a block begins.
+        layers: (M,) the layers of the main path, input first, or of another section; for a metric of residual blocks,
+            those at which a block begins.
         centre: (M,) log10 of a magnitude, else the metric itself. For one run it is the median over rows, for several
             seeds the mean of these medians. -inf where a magnitude is exactly 0 (in most seeds), NaN where unknown.
         low: (M,) lower end of the band: for one run the 10 % quantile over rows, for several seeds the lower end of the
@@ -105,7 +108,8 @@ def make_curves(
         steps: First and last optimizer step; None is the beginning, or the end.
 
     Returns:
-        One curve per group.
+        One curve per group: the main path. A single group also has the other sections of ``gradlens.analysis.paths``:
+        the layers of each kind in a transformer, and other paths.
 
     Raises:
         ConfigError: There are no runs, or a run lacks the metric or has no row of it between the steps.
@@ -120,21 +124,38 @@ def make_curves(
         alike = len({tuple(layer.name for layer in run.layers) for run in group.runs}) == 1
         grouped += [(group.label, group.runs)] if alike else [(run.name, (run,)) for run in group.runs]
     singles = label_runs([members[0] for _, members in grouped])
-    return [
-        _curve(label if len(members) > 1 else single, members, metric, per_element, steps)
-        for (label, members), single in zip(grouped, singles, strict=True)
+    labels = [label if len(members) > 1 else single for (label, members), single in zip(grouped, singles, strict=True)]
+    curves = [
+        _curve(label, members, metric, per_element, steps, main_section(members[0]))
+        for label, (_, members) in zip(labels, grouped, strict=True)
     ]
+    if len(grouped) == 1 and metric not in METRICS_OF_PATHS:
+        members = grouped[0][1]
+        curves += [
+            _curve(f"{labels[0]}, {section.name}", members, metric, per_element, steps, section)
+            for section in find_sections(members[0])
+            if _is_known(members, metric, steps, section)
+        ]
+    return curves
 
 
-def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, steps: Steps) -> Curve:
+def _is_known(runs: Sequence[Run], metric: str, steps: Steps, section: Section) -> bool:
+    """Return whether every run has a value of a section's layers."""
+    return all(
+        not np.isnan(typical_values(run, metric, rows_within(run, *steps))[:, section.layers]).all() for run in runs
+    )
+
+
+def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, steps: Steps, section: Section) -> Curve:
+    is_main, main = not section.name, section.layers
     fits, centres, quantiles = [], [], []
     for run in runs:
         rows = rows_within(run, *steps)
-        fits.append([] if is_linear(metric) else fit_depth(run, metric, rows, per_element=per_element))
-        low, centre, high = _quantiles(run, metric, rows, per_element)
+        hidden = None if is_main else section.hidden
+        fits.append([] if is_linear(metric) else fit_depth(run, metric, rows, per_element=per_element, layers=hidden))
+        low, centre, high = _quantiles(run, metric, rows, per_element, main)
         centres.append(centre)
         quantiles.append((low, high))
-    main = runs[0].main_layers()
     if len(runs) == 1:
         centre, (low, high) = centres[0], quantiles[0]
     else:
@@ -144,14 +165,15 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
         low, high = (np.array([getattr(interval, end) for interval in over]) for end in ("low", "high"))
     kept = ~np.isnan(centre) if metric in METRICS_OF_PATHS else np.ones(len(main), dtype=bool)
     layers = tuple(runs[0].layers[i] for i in main[kept])
-    theory = _theory(runs, per_element) if metric == ACTIVATION_GRAD and not (steps[0] or 0) else None
+    at_start = is_main and metric == ACTIVATION_GRAD and not (steps[0] or 0)
+    theory = _theory(runs, per_element, main) if at_start else None
     seeds = over_seeds(fits) if len(runs) > 1 else []
     return Curve(label, runs, metric, layers, centre[kept], low[kept], high[kept], fits, seeds, theory)
 
 
-def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatArray:
-    """Return the 10 %, 50 % and 90 % quantiles over rows for the main layers, (3, M); magnitudes in decades."""
-    values = typical_values(run, metric, rows, per_element=per_element)[:, run.main_layers()]
+def _quantiles(run: Run, metric: str, rows: slice, per_element: bool, layers: NDArray[np.int64]) -> FloatArray:
+    """Return the 10 %, 50 % and 90 % quantiles over rows for some layers, (3, M); magnitudes in decades."""
+    values = typical_values(run, metric, rows, per_element=per_element)[:, layers]
     if np.isnan(values).all():
         raise ConfigError(f"no row of {metric} has been recorded yet in {run.name}")
     with np.errstate(divide="ignore"), warnings.catch_warnings():
@@ -162,11 +184,13 @@ def _quantiles(run: Run, metric: str, rows: slice, per_element: bool) -> FloatAr
         return np.asarray(np.nanquantile(np.log10(finite), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf"))
 
 
-def _theory(runs: tuple[Run, ...], per_element: bool) -> Theory | None:
+def _theory(runs: tuple[Run, ...], per_element: bool, layers: NDArray[np.int64]) -> Theory | None:
     """Return the comparison with theory for the runs that recorded the first step."""
     prediction = predicted_profile(runs[0])
     firsts = [first for run in runs if (first := first_profile(run, per_element=per_element)) is not None]
     if prediction is None or not firsts or first_predicted(prediction) < 0:
+        return None
+    if not np.array_equal(prediction.layers, layers):
         return None
     decades = prediction.per_element(runs[0]) if per_element else prediction.decades
     return Theory(prediction, decades, np.array(firsts))

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from gradlens.analysis.derived_metrics import check_metric
+from gradlens.analysis.paths import hidden_layers
 from gradlens.analysis.profile import HeatMatrix, heat_matrix, rows_within
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, SHOWN_METRICS, is_linear
@@ -103,7 +104,7 @@ def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) 
         drawn, matrix = _difference(run, minus, view, columns)
     if view.relative:
         drawn = _relative(run, drawn)
-    kept = _kept_layers(drawn, view.metric)
+    kept = drawn_layers(run.layers, drawn, known_only=view.metric in METRICS_OF_PATHS)
     layers = tuple(run.layers[i] for i in kept)
     return Panel(run, layers, drawn[kept], matrix.steps, _kind(view, minus is not None), view, minus)
 
@@ -118,12 +119,20 @@ def _kind(view: View, minus: bool) -> Kind:
     return "difference" if minus or (metric and metric.limits and metric.limits[0] < 0) else "share"
 
 
-def _kept_layers(drawn: FloatArray, metric: str) -> list[int]:
-    """Return the layers to show; for a metric of residual blocks, only those at which a block begins."""
-    everything = list(range(len(drawn)))
-    if metric not in METRICS_OF_PATHS:
-        return everything
-    return [i for i in everything if not np.isnan(drawn[i]).all()] or everything
+def drawn_layers(layers: Sequence[Layer], drawn: FloatArray, *, known_only: bool = False) -> list[int]:
+    """Return the layers to draw: without those that were never called and have no value.
+
+    Args:
+        layers: All layers.
+        drawn: (L, C) their values; NaN where unknown.
+        known_only: Leave out every layer without a value.
+
+    Returns:
+        Their indices; all of them if none has a value and none was called.
+    """
+    always = [layer.calls > 0 and not known_only for layer in layers]
+    kept = [i for i in range(len(layers)) if always[i] or not np.isnan(drawn[i]).all()]
+    return kept or list(range(len(layers)))
 
 
 def decades(values: FloatArray) -> FloatArray:
@@ -133,11 +142,11 @@ def decades(values: FloatArray) -> FloatArray:
 
 
 def _relative(run: Run, drawn: FloatArray) -> FloatArray:
-    """Return decades relative to the last hidden main layer, from which the gradient passes back to all others."""
-    main = [i for i in run.main_layers() if run.layers[i].out_numel > 0]
-    if len(main) < 2:
+    """Return decades relative to the last hidden layer of the main path."""
+    hidden = hidden_layers(run)
+    if not len(hidden):
         raise ConfigError(f"run {run.name} has no hidden layer: there are no relative values")
-    last = np.where(np.isfinite(drawn[main[-2]]), drawn[main[-2]], np.nan)
+    last = np.where(np.isfinite(drawn[hidden[-1]]), drawn[hidden[-1]], np.nan)
     return np.where(np.isposinf(drawn), np.inf, drawn - last)
 
 

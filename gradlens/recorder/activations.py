@@ -28,7 +28,7 @@ from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
 from gradlens.recorder.hooks.compiled import outside_graphs
 from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_transformed
-from gradlens.recorder.layers import NORMS, output_tensors
+from gradlens.recorder.layers import is_norm, output_tensors
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import exact_norm, norm, plain
@@ -180,7 +180,7 @@ class CallWatch(Measurer):
             self._hook(block, functools.partial(self._paths.see_block, layer, self._see_path))
         if "zero_fraction" in self._due:
             for module in self._model.modules():
-                if isinstance(module, NORMS):
+                if is_norm(module):
                     self._hook(module, self._see_norm)
                 elif isinstance(module, ACTIVATIONS):
                     self._hook(module, self._see_activation)

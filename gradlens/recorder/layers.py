@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gradlens.errors import RecorderError
+from gradlens.recorder.layer_graph import LayerGraph
+from gradlens.recorder.layer_tags import find_tags, holds_packed_weight
 from gradlens.run import Layer, Role
 
 LayerChoice = str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None
@@ -23,6 +25,8 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.LocalResponseNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Modules that are never called."""
 SHORTCUT_NAME = re.compile(r"(^|\.)(downsample|shortcut|skip|identity|proj_shortcut)(\.|$)")
 WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module)(?=\.|$)")
 
@@ -33,12 +37,32 @@ def clean_name(name: str) -> str:
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that a module itself owns, including those behind a parametrization."""
+    """Return the parameters that a module itself owns, including those behind a parametrization.
+
+    Integers, in which weights are packed, are left out: no gradient reaches them, and they have no norm.
+    """
     own = list(module.parameters(recurse=False))
     parametrizations = getattr(module, "parametrizations", None)
     if isinstance(parametrizations, nn.Module):
         own += list(parametrizations.parameters())
-    return own
+    return [parameter for parameter in own if parameter.is_floating_point() or parameter.is_complex()]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a norm layer: one of torch, or named so and with only vectors as parameters."""
+    if isinstance(module, NORMS):
+        return True
+    if "norm" not in type(module).__name__.lower():
+        return False
+    own = own_parameters(module)
+    return bool(own) and all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
+
+
+def is_container(module: nn.Module) -> bool:
+    """Return whether a module only holds others: it owns no weight, and has children or is never called."""
+    if own_parameters(module) or holds_packed_weight(module):
+        return False
+    return isinstance(module, CONTAINERS) or next(module.children(), None) is not None
 
 
 def choose_layers(model: nn.Module, choice: LayerChoice = None) -> dict[str, nn.Module]:
@@ -47,7 +71,7 @@ def choose_layers(model: nn.Module, choice: LayerChoice = None) -> dict[str, nn.
     Args:
         model: Any model.
         choice: None takes every module that owns a weight and is not a norm layer; a regular expression is searched in
-            the names; a callable gets name and module.
+            the names of modules that are not only containers; a callable gets name and module.
 
     Returns:
         Name to module, in the order of registration.
@@ -73,15 +97,15 @@ def choose_layers(model: nn.Module, choice: LayerChoice = None) -> dict[str, nn.
 
 def _takes(choice: LayerChoice, name: str, module: nn.Module) -> bool:
     if choice is None:
-        return bool(own_parameters(module)) and not isinstance(module, NORMS)
+        return (bool(own_parameters(module)) or holds_packed_weight(module)) and not is_norm(module)
     if callable(choice):
         return bool(choice(name, module))
-    return name != "(model)" and re.search(choice, name) is not None
+    return name != "(model)" and re.search(choice, name) is not None and not is_container(module)
 
 
 def find_role(name: str, module: nn.Module) -> Role:
     """Return whether a layer lies on the main path or a shortcut, or is a norm layer."""
-    if isinstance(module, NORMS):
+    if is_norm(module):
         return "norm"
     return "shortcut" if SHORTCUT_NAME.search(name) else "main"
 
@@ -130,6 +154,8 @@ class Learned:
         """Whether the learning hooks stay on after the first row, so that the end of each pass is detected."""
         self.replicated = False
         """Whether copies of the layers run instead of them (``nn.DataParallel``)."""
+        self.graph = LayerGraph()
+        """Which layer's output feeds which layer."""
         self.on_base: set[int] = set()
         """Layers whose output is a view that is then changed in place."""
         self._forward_numel: dict[int, int] = {}
@@ -220,22 +246,34 @@ class Learned:
 
         A layer that never ran (unused, or part of a fused operation) follows the layer registered before it.
         """
-        ordered = [self._names[layer] for layer in self._forward_numel]
-        before = None
-        for name in self._names:
-            if name not in ordered:
-                ordered.insert(0 if before is None else ordered.index(before) + 1, name)
-            before = name
+        ordered = self._ordered()
+        place = {layer: i for i, layer in enumerate(ordered)}
+        parents = {place[layer]: [place[i] for i in feeding] for layer, feeding in self.graph.parents().items()}
+        tags = find_tags(self._modules, self.called, [self._names[i] for i in self.graph.writers])
         layers: list[Layer] = []
         depth = 0
-        for name in ordered:
+        for i, layer in enumerate(ordered):
+            name = self._names[layer]
             role = find_role(name, self._modules[name])
             depth += role == "main"
-            layers.append(self._describe(name, role, max(depth, 1)))
+            layers.append(self._describe(layer, role, max(depth, 1), tags.get(name, ()), parents.get(i, ())))
         return tuple(layers)
 
-    def _describe(self, name: str, role: Role, depth: int) -> Layer:
-        layer, module = self._names.index(name), self._modules[name]
+    def _ordered(self) -> list[int]:
+        followers: dict[int, list[int]] = {-1: []}
+        """Layer that ran, or -1, to the layers registered after it that never ran."""
+        last = -1
+        for layer in range(len(self._names)):
+            if layer in self._forward_numel:
+                last = layer
+                followers[layer] = []
+            else:
+                followers[last].append(layer)
+        return [*followers[-1], *(one for layer in self._forward_numel for one in (layer, *followers[layer]))]
+
+    def _describe(self, layer: int, role: Role, depth: int, tags: Iterable[str], parents: Iterable[int]) -> Layer:
+        name = self._names[layer]
+        module = self._modules[name]
         ran = self._forward_numel.get(layer, 0)
         return Layer(
             name,
@@ -245,6 +283,8 @@ class Learned:
             out_numel=self._grad_numel.get(layer, ran),
             param_numel=sum(parameter.numel() for parameter in own_parameters(module)),
             calls=self._calls.get(layer, int(layer in self._forward_numel)),
+            tags=tuple(tags),
+            parents=tuple(sorted(parents)),
         )
 
 

@@ -77,6 +77,7 @@ def _place(layers: list[dict[str, Any]], of_run: tuple[Layer, ...]) -> int:
         "names": [layer.name for layer in of_run],
         "out_numel": [layer.out_numel for layer in of_run],
         "param_numel": [layer.param_numel for layer in of_run],
+        "calls": [layer.calls for layer in of_run],
     }
     if described not in layers:
         layers.append(described)

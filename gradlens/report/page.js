@@ -82,18 +82,25 @@
     for (let c = 0; c < columns; c++) if (edges[c + 1] > state.from && edges[c] <= state.to) chosen.push(c);
     if (!chosen.length) return null;
     const layers = data.layers[data.runs[run].layers];
-    const count = layers.names.length;
+    const kept = drawnLayers(layers, matrix), count = kept.length;
     const shown = Math.min(chosen.length, WIDEST, Math.max(NARROWEST, Math.floor(CELLS / count)));
     const values = new Float64Array(count * shown), starts = [], ends = [];
     for (let b = 0; b < shown; b++) {
       const first = Math.floor((b * chosen.length) / shown), last = Math.floor(((b + 1) * chosen.length) / shown) - 1;
       starts.push(edges[chosen[first]]);
       ends.push(edges[chosen[last] + 1] - 1);
-      for (let layer = 0; layer < count; layer++) {
-        values[layer * shown + b] = joined(matrix.scaled, layer * columns, chosen, first, last) - elementOffset(layers, metric, layer);
-      }
+      kept.forEach((layer, row) => {
+        values[row * shown + b] = joined(matrix.scaled, layer * columns, chosen, first, last) - elementOffset(layers, metric, layer);
+      });
     }
-    return { values, starts, ends, count, shown, names: layers.names, linear: matrix.linear };
+    return { values, starts, ends, count, shown, names: kept.map((layer) => layers.names[layer]), linear: matrix.linear };
+  }
+  // The layers without those that were never called and have no value.
+  function drawnLayers(layers, { scaled, columns }) {
+    const every = layers.names.map((_, layer) => layer);
+    const isKnown = (layer) => scaled.subarray(layer * columns, (layer + 1) * columns).some((value) => !Number.isNaN(value));
+    const kept = every.filter((layer) => layers.calls[layer] > 0 || isKnown(layer));
+    return kept.length ? kept : every;
   }
   function joined(scaled, offset, chosen, first, last) {
     let sum = 0, n = 0, zero = false;

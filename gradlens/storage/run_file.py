@@ -24,6 +24,7 @@ from gradlens.storage.contents import BROKEN, Contents
 from gradlens.storage.schema import (
     FORMAT,
     FORMAT_VERSION,
+    LAYER_LISTS,
     LAYER_NUMBERS,
     LAYER_TEXTS,
     column_names,
@@ -274,7 +275,8 @@ class StoredFile:
 
     def _read_description(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         held = {key: self.contents.dataset(f"layer/{key}") for key in self.contents.names("layer")}
-        columns: dict[str, list[Any]] = {key: held[key].asstr()[:].tolist() for key in LAYER_TEXTS}
+        texts = (*LAYER_TEXTS, *(key for key in LAYER_LISTS if key in held))
+        columns: dict[str, list[Any]] = {key: held[key].asstr()[:].tolist() for key in texts}
         columns |= {key: held[key][:].tolist() for key in LAYER_NUMBERS if key in held}
         attributes = self._root
         return {name: _plain(attributes[name]) for name in ROOT_ATTRIBUTES if name in attributes}, columns
@@ -283,8 +285,14 @@ class StoredFile:
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers."""
         columns = self.layer_columns()
-        rows = zip(*(columns[key] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)), strict=True)
-        return tuple(Layer(str(name), str(kind), role, *map(int, rest)) for name, kind, role, *rest in rows)
+        count = len(columns["name"])
+        tags, parents = ([str(text).split() for text in columns.get(key, [""] * count)] for key in LAYER_LISTS)
+        graph = checked_graph([[int(word) for word in words] for words in parents])
+        rows = zip(*(columns[key] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)), tags, graph, strict=True)
+        return tuple(
+            Layer(str(name), str(kind), role, int(depth), int(size), int(own), int(calls), tuple(words), feeding)
+            for name, kind, role, depth, size, own, calls, words, feeding in rows
+        )
 
     @tells_damage
     def status(self) -> Status:
@@ -468,6 +476,33 @@ class StoredFile:
 
 def _counts(slots: list[Slot]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(slot.n_steps for slot in slots), tuple(slot.n_epochs for slot in slots)
+
+
+def checked_graph(parents: list[list[int]]) -> list[tuple[int, ...]]:
+    """Return the layers that feed each layer, if each is a layer, and none feeds itself, directly or through others.
+
+    Args:
+        parents: (L,) indices of layers.
+
+    Raises:
+        ValueError: The graph is not that of a model.
+    """
+    waits_for = [set(feeding) for feeding in parents]
+    if any(not 0 <= parent < len(parents) for feeding in parents for parent in feeding):
+        raise ValueError("its layers are fed by layers that it does not have")
+    feeds: list[list[int]] = [[] for _ in parents]
+    for i, feeding in enumerate(waits_for):
+        for parent in feeding:
+            feeds[parent].append(i)
+    ready = [i for i, feeding in enumerate(waits_for) if not feeding]
+    for layer in ready:
+        for after in feeds[layer]:
+            waits_for[after].remove(layer)
+            if not waits_for[after]:
+                ready.append(after)
+    if len(ready) < len(parents):
+        raise ValueError("its layers feed each other in a circle")
+    return [tuple(feeding) for feeding in parents]
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,9 @@
     /            attributes: format="gradlens" format_version=1 gradlens_version created model seed
                  config_json environment_json · card_json (of a finished file, for quick listings) · header_json and
                  header_crc32 (all of these but the card, and /layer, once more: see ``describe_run``)
-    /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel calls
+    /layer/      name (L,) kind role (main | shortcut | norm) depth out_numel param_numel calls · tags (words separated
+                 by spaces: see ``gradlens.run.TAGS``) · parents (indices of the layers that feed it, separated by
+                 spaces; in older files both are missing)
     /step        (T,) int64, a dimension scale          /epoch_of_step (T,) int32, index into /epoch
     /scalar/     loss (T,) · lr (T,) · ...
     /metric/     <name> (T, L) float32, dimension scales step and layer; attribute ``every`` (rows)
@@ -69,6 +71,8 @@ NOTES_BYTES = 4096
 """Room for notes: text of any length cannot be changed while a file is written and read at once."""
 LAYER_TEXTS = ("name", "kind", "role")
 LAYER_NUMBERS = ("depth", "out_numel", "param_numel", "calls")
+LAYER_LISTS = ("tags", "parents")
+"""Columns of words separated by spaces."""
 
 
 def root_attributes(header: Header, created: str | None = None) -> dict[str, Any]:
@@ -134,8 +138,9 @@ def create_layers(file: h5py.File, header: Header) -> dict[str, list[Any]]:
     layers = header.layers
     text = h5py.string_dtype("utf-8")
     columns = {key: [getattr(layer, key) for layer in layers] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)}
+    columns |= {key: [" ".join(map(str, getattr(layer, key))) for layer in layers] for key in LAYER_LISTS}
     for key, values in columns.items():
-        file.create_dataset(f"layer/{key}", data=values, dtype=text if key in LAYER_TEXTS else np.int64)
+        file.create_dataset(f"layer/{key}", data=values, dtype=np.int64 if key in LAYER_NUMBERS else text)
     file["layer/name"].make_scale("name")
     for key in columns:
         if key != "name":

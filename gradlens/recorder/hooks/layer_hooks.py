@@ -199,10 +199,13 @@ class LearningHook(ForwardHook):
 
     def _attach_all(self, module: nn.Module, tensors: list[Tensor]) -> None:
         seen: list[bool] = []
+        bases = [tensor._base for tensor in tensors if tensor._base is not None and is_made_by(tensor, module)]
+        if self._learned.open:
+            self._learned.graph.note_call(self._layer, [*tensors, *bases])
         for tensor in tensors:
             self._attach(tensor, functools.partial(self._take, seen))
-            if tensor._base is not None and is_made_by(tensor, module):
-                self._attach(tensor._base, functools.partial(self._take_of_base, seen))
+        for base in bases:
+            self._attach(base, functools.partial(self._take_of_base, seen))
 
     @outside_graphs
     def _take(self, seen: list[bool], grad: Tensor) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlens.analysis.profile import find_stages
+from gradlens.charts.heatmap import drawn_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.live_columns import shown
 from gradlens.diagnosis.findings import say_layers, say_steps
 from gradlens.format import say_seconds
 from gradlens.metrics import METRICS
-from gradlens.run import FloatArray
+from gradlens.run import FloatArray, Layer
 from gradlens.terminal.braille import braille, stretched
 from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, DIM, GREEN, RED, REVERSE, YELLOW, Canvas
 from gradlens.terminal.live.cells import AT_MISSING, Ints, Scale, draw_bars, draw_heat, draw_scale, fit_layers
@@ -182,15 +183,15 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     """Draw title, heatmap, profile and axis; return how many lines the heatmap took."""
     metric, width = choice.metric, canvas.width
     title = METRICS[metric].title if metric in METRICS else metric
-    layers = watched.run.layers
-    label = min(max((len(layer.name) for layer in layers), default=8), 16, width // 5)
+    label = min(max((len(layer.name) for layer in watched.run.layers), default=8), 16, width // 5)
     bars = 0 if width < 60 else max(min(width // 6, 40), 12)
     across = width - label - 1 - (bars + 2 if bars else 0)
     starts, values = watched.columns(metric, choice.span).fitted(across)
-    matrix = shown(values).T
+    kept = drawn_layers(watched.run.layers, shown(values).T)
+    layers, matrix = [watched.run.layers[i] for i in kept], shown(values).T[kept]
     linear = watched.linear(metric)
     now = watched.recent[metric].rows[-NOW_ROWS:]
-    profile = _median(now)
+    profile = _median(now)[kept]
     if not matrix.shape[1] or not len(layers):
         canvas.text(0, y, title, attributes=BOLD)
         every = watched.every.get(metric, 1)
@@ -205,7 +206,7 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     codes = scale.codes(fitted)
     _draw_title(canvas, y, title, scale, codes, colour)
     draw_heat(canvas, label + 1, y + 1, codes, colour=colour)
-    _draw_labels(canvas, watched, first, per_line, label, y + 1)
+    _draw_labels(canvas, layers, first, per_line, label, y + 1)
     if bars:
         beside, _ = fit_layers(profile[:, None], lines * per_line, linear=linear)
         draw_bars(canvas, width - bars, y + 1, beside[:, 0], scale, bars, colour=colour)
@@ -239,10 +240,9 @@ def _draw_title(canvas: Canvas, y: int, title: str, scale: Scale, codes: Ints, c
         canvas.text(x + 2, y, "not recorded", attributes=DIM)
 
 
-def _draw_labels(canvas: Canvas, watched: Watched, first: Ints, per_line: int, label: int, y: int) -> None:
+def _draw_labels(canvas: Canvas, layers: Sequence[Layer], first: Ints, per_line: int, label: int, y: int) -> None:
     """Name each layer if there is room, else each stage on the line where it begins."""
-    layers = watched.run.layers
-    stages = {stage.start: stage.name for stage in find_stages(layers) if stage.name}
+    stages = {stage.start: stage.name for stage in find_stages(tuple(layers)) if stage.name}
     lines = -(-len(first) // per_line)
     every_layer = len(layers) <= lines or len(stages) < 2
     short, named = shorten_names([layer.name for layer in layers], label), -1
