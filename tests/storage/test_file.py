@@ -71,7 +71,9 @@ def test_the_layout_is_that_of_the_contract(make_run) -> None:
             assert key in file.attrs
         assert set(file) == {"layer", "step", "epoch_of_step", "scalar", "metric", "epoch", "state", "level"}
         assert set(file["layer"]) == {"name", "kind", "role", "depth", "out_numel", "param_numel", "calls"}
-        assert set(file["state"]) == {"status", "n_steps", "n_epochs", "heartbeat", "overhead", "notes", "check_a"}
+        assert set(file["state"]) == {
+            "status", "n_steps", "n_epochs", "heartbeat", "overhead", "notes", "facts_json", "check_a"
+        }  # fmt: skip
         assert set(file["epoch"]) >= {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
         assert {"loss", "lr"} <= set(file["scalar"])
         assert file["metric/layer"].asstr()[:].tolist() == file["layer/name"].asstr()[:].tolist()
