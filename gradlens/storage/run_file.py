@@ -328,7 +328,7 @@ class StoredFile:
             return b""
         dataset = self.contents.dataset("state/facts_json")
         try:
-            if dataset.shape not in ((), (0,), (1,)) or dataset.dtype.kind != "S" or dataset.dtype.itemsize > FACTS_BYTES:
+            if dataset.size > 1 or dataset.dtype.kind != "S" or dataset.dtype.itemsize > FACTS_BYTES:
                 raise ValueError(f"its facts are {dataset.dtype} of shape {dataset.shape}")
             stored = b"".join(map(bytes, np.atleast_1d(dataset[()])))
             decode_facts(stored)

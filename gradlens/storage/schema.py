@@ -13,7 +13,8 @@
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
     /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970) · overhead (the recorder's time over
                  the training's) · notes (lines of text) · facts_json (a line of JSON and a line with its CRC-32, see
-                 ``docs/facts.md``; a scalar in a finished file, before that an array of 0 or 1 text) · check_a, check_b, scalar datasets
+                 ``docs/facts.md``; a scalar in a finished file, before that an array of 0 or 1 text) · check_a,
+                 check_b; all but ``facts_json`` are scalar datasets
     /level/      <rows> (B, M, L, 5) float32: of each whole chunk of so many rows (64, 256, ... 65536):
                  min, mean, max, count, zeros of each metric and layer; first_<rows> (B,) the block's first
                  step; metric, layer, statistic: the scales
