@@ -30,9 +30,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
+from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import observe_backward, observe_clipping
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
@@ -67,20 +69,6 @@ def safely(method: M) -> M:
     return cast(M, guarded)
 
 
-class _CallHook:
-    """The forward hook of one module; in a copy or a pickle of the model it is a function that does nothing."""
-
-    def __init__(self, name: str, note: Callable[[str, nn.Module, Any, Any], None]) -> None:
-        self._name, self._note = name, note
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._note(self._name, module, args, output)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
-
 class FactFinder:
     """Finds the facts of one training.
 
@@ -106,6 +94,8 @@ class FactFinder:
         self._scaling = Scaling(scaler)
         self._clipping = Clipping()
         self._handles: list[Any] = []
+        self._names: dict[int, str] = {}
+        """``id`` of each module that is noted when it runs, to its name."""
         self._round = 0
         self._first_step = self._last_step = self._step = 0
         self._stepped: set[int] = set()
@@ -178,12 +168,17 @@ class FactFinder:
         self._parameters.begin_round()
         for watched in self._watched:
             watched.put()
-        reads_graph = self._round < GRAPH_LOOKS
-        for raw_name, module in self._model.named_modules():
-            name = clean_name(raw_name) or "(model)"
-            is_layer = next(module.children(), None) is None or bool(own_parameters(module))
-            if (reads_graph and is_layer) or name in self._norms.modules:
-                self._handles.append(module.register_forward_hook(_CallHook(name, self._note_call)))
+        modules = list(self._model.named_modules())
+        if any(is_compiled(module) for _, module in modules):
+            return  # a hook would make torch compile the model once more
+        self._names = {
+            id(module): clean_name(name) or "(model)"
+            for name, module in modules
+            if next(module.children(), None) is None or own_parameters(module)
+        }
+        if self._round < GRAPH_LOOKS or self._norms.modules:
+            # One hook for all modules: what is placed on a module itself, copies and pickles of the model would hold.
+            self._handles.append(register_module_forward_hook(self._on_call))
 
     def _put_away(self) -> None:
         for watched in self._watched:
@@ -192,9 +187,14 @@ class FactFinder:
             handle.remove()
         self._handles.clear()
 
+    def _on_call(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._note_call(module, args, output)
+
     @safely
-    def _note_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._is_looking:
+    def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None or not self._is_looking:
             return
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())

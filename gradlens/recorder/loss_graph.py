@@ -353,7 +353,7 @@ class LossGraph:
         self._order: list[str] = []
         self._facts: dict[str, list[Facts]] = defaultdict(list)
         self._keys: dict[tuple[str, str], Facts] = {}
-        self._leaves: dict[int, Facts] = {}
+        self._leaves: dict[Any, Facts] = {}
         self._no_graph: Facts | None = None
         self._source = ""
         self._steps: list[int] = []
@@ -440,7 +440,7 @@ class LossGraph:
         holders = find_holders(self._model) if others else {}
         for key, leaf in others.items():
             self._leaves.setdefault(
-                key,
+                key if isinstance(leaf, nn.Parameter) else tuple(leaf.shape),  # an input is another one in each step
                 {
                     "shape": list(leaf.shape),
                     "parameter": isinstance(leaf, nn.Parameter),

@@ -238,7 +238,7 @@ def _difference(a: Tensor, b: Tensor | None) -> Tensor | None:
     """Return where two tensors differ; None if they cannot be compared, because one was moved or resized."""
     if b is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
         return None
-    return torch.ne(a, b)
+    return torch.ne(a, b) & ~(torch.isnan(a) & torch.isnan(b))
 
 
 def listed_states(states: Sequence[ParameterState]) -> Facts:
