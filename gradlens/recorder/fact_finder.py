@@ -33,6 +33,7 @@ from torch.amp import GradScaler
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 
+from gradlens.format import plain
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import observe_backward, observe_clipping
@@ -132,7 +133,7 @@ class FactFinder:
         """The facts so far; none after an error."""
         found: list[Facts] = []
         self._collect(found)
-        return found[0] if found else {}
+        return dict(plain(found[0])) if found else {}
 
     @safely
     def _collect(self, found: list[Facts]) -> None:

@@ -43,7 +43,7 @@ class ObservedCall:
         """Place the wrapper."""
         self._is_on = True
         found = getattr(self._module, self._name, None)
-        if found is None or found is self._wrapper:
+        if found is None or self._wrapper is not None:  # still there, inside a wrapper that somebody else placed
             return
         self._original = found
         signature = inspect.signature(found)
