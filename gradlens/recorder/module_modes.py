@@ -30,7 +30,7 @@ class Modes:
             if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
         }
         modules = list(self._modules.values())
-        self._few = modules[:: max(len(modules) // 8, 1)]
+        self._few = modules[:: max(len(modules) // 4, 1)]
         self._last: list[bool] = []
         self._since: dict[str, tuple[bool, int]] = {}
         self._seen: dict[str, set[str]] = {name: set() for name in self._modules}
