@@ -138,6 +138,8 @@ class Run:
     """model, seed, created, gradlens_version, format_version, config, environment, heartbeat, every (metric to its
     interval in rows), overhead (the recorder's time divided by the training time, NaN where unknown), notes (list of
     sentences)."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """How the training is set up, and what the loss reaches; see docs/facts.md. Empty if the file has none."""
 
     def metric(self, name: str) -> FloatArray:
         """Return a metric over steps and layers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Sink(Protocol):
 
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
         """Store the recorder's overhead and its notes so far; they replace the previous ones."""
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Store facts about the training; they replace the previous ones."""
 
     def flush(self) -> None:
         """Return when everything so far is stored."""
@@ -63,6 +66,9 @@ class NullSink:
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
         """Drop the state."""
 
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Drop the facts."""
+
     def flush(self) -> None:
         """Do nothing."""
 
@@ -80,6 +86,7 @@ class ListSink:
     status: Status = "running"
     overhead: float = math.nan
     notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def claim(self) -> None:
         """Do nothing."""
@@ -99,6 +106,10 @@ class ListSink:
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
         """Keep the overhead and the notes."""
         self.overhead, self.notes = overhead, tuple(notes)
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Keep the facts."""
+        self.facts = dict(facts)
 
     def flush(self) -> None:
         """Do nothing."""

@@ -18,6 +18,7 @@ from gradlens.metrics import DEFAULT_METRICS, get_metric
 from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.distributed import find_ranks
 from gradlens.recorder.environment import describe_environment
+from gradlens.recorder.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
@@ -198,6 +199,7 @@ class Recorder:
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
+        self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
         self._epochs: list[Mapping[str, float]] = []
         self._state = "ready"
 
@@ -220,6 +222,8 @@ class Recorder:
         try:
             self._table.sink.claim()
             self._steps.start(self._table, self._write_state)
+            if self._ranks is None or self._ranks.rank == 0:
+                self._facts.start()
         except BaseException:
             self._steps.stop()
             self._state = "closed"
@@ -246,6 +250,7 @@ class Recorder:
             state = self._state  # an error there has ended the recording
         self._state = "closed"
         self._steps.stop()
+        self._facts.stop()
         forget_broken_code()
         if state != "recording":
             return
@@ -260,6 +265,7 @@ class Recorder:
                 table.sink.flush()
                 self._note_missing()
                 table.sink.write_state(self.overhead, self.notes)
+                table.sink.write_facts(self._facts.facts)
                 self._write_epochs()
             table.sink.close(status)
         except Exception as error:
@@ -339,6 +345,7 @@ class Recorder:
         """
         if not self._is_recording("log"):
             return
+        self._facts.log(scalars)
         self._steps.log(to_numbers(scalars))
 
     def log_epoch(self, **values: float | Tensor) -> None:
@@ -377,6 +384,11 @@ class Recorder:
     def _write_state(self) -> None:
         self._notes.look_for_changes()
         self._table.sink.write_state(self.overhead, self.notes)
+        self._table.sink.write_facts(self._facts.facts)
+
+    def _write_facts(self, facts: Mapping[str, Any]) -> None:
+        if self._state == "recording":
+            self._guard(lambda: self._table.sink.write_facts(facts))
 
     @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
@@ -392,6 +404,7 @@ class Recorder:
             return
         if self._optimizers:
             raise RecorderError("recorder.step() is for loops without optimizer=; here optimizer.step() closes rows")
+        self._facts.step_by_hand()
         self._steps.step_by_hand()
         self.log(**scalars)
 

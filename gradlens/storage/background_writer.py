@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gradlens.run import Header, Row, Status
 from gradlens.sinks import Sink
@@ -68,6 +69,10 @@ class BackgroundSink:
         """Keep overhead and notes."""
         notes = tuple(notes)
         self._put(lambda: self._sink.write_state(overhead, notes))
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Keep the facts."""
+        self._put(lambda: self._sink.write_facts(facts))
 
     def flush(self) -> None:
         """Wait until everything so far is written."""

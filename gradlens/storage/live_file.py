@@ -23,6 +23,7 @@ from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, crc, seal, state_crc
 from gradlens.storage.row_levels import Growth, RowChunk
 from gradlens.storage.schema import column_names, create_layout, metric_names, notes_bytes
+from gradlens.storage.stored_facts import FACTS_BYTES
 
 STATUS_BYTES = 16
 
@@ -77,6 +78,7 @@ class LiveFile:
         self._committed_in_a = False
         # What overhead and notes may be in the file: one of each, but for a write that was broken off.
         self._overheads, self._notes = [math.nan], [b""]
+        self._facts: bytes | None = None
         self._states = self._possible_states()
         self._crcs = dict.fromkeys(self._columns, 0)
         self._growth = Growth(self.metrics)
@@ -128,10 +130,11 @@ class LiveFile:
         if len(values):
             dataset[start:] = values
 
-    def write_state(self, overhead: float, notes: str) -> None:
+    def write_state(self, overhead: float, notes: str, facts: bytes = b"") -> None:
         """Keep what takes the place of what was said before with the next ``commit``."""
         self._overheads.append(overhead)
         self._notes.append(bytes(notes_bytes(notes)))
+        self._facts = facts
 
     def _possible_states(self) -> tuple[int, ...]:
         return tuple({state_crc(*pair): None for pair in itertools.product(self._overheads, self._notes)})
@@ -141,6 +144,9 @@ class LiveFile:
         counts = self.n_steps, self.n_epochs
         states = self._possible_states()
         new = counts != self._committed or states != self._states
+        if self._facts is not None:  # they have a checksum of their own
+            self._write("state/facts_json", 0, np.array([self._facts] if self._facts else [], dtype=f"S{FACTS_BYTES}"))
+            self._facts = None
         if new:
             self._file.flush()
             # Never over the slot that guards what stands: the other one, each time.

@@ -89,6 +89,7 @@ def _read(stored: StoredFile) -> Run:
         epochs=_group(columns, "epoch/"),
         status=cast(Status, state["status"]),
         info=info,
+        facts=stored.facts(),
     )
 
 

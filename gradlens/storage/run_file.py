@@ -30,6 +30,7 @@ from gradlens.storage.schema import (
     column_names,
     metric_names,
 )
+from gradlens.storage.stored_facts import FACTS_BYTES, decode_facts
 from gradlens.storage.superblock import ClosedView, check_heaps
 
 BLOCK = LEVELS[0]
@@ -305,7 +306,7 @@ class StoredFile:
 
     @tells_damage
     def state(self) -> dict[str, Any]:
-        """Return status, heartbeat, overhead and notes."""
+        """Return status, heartbeat, overhead, notes and facts, the latter as they are stored."""
         overhead = float(self.contents.dataset("state/overhead")[()]) if "state/overhead" in self.contents else math.nan
         notes = bytes(self.contents.dataset("state/notes")[()]) if "state/notes" in self.contents else b""
         heartbeat = float(self.contents.dataset("state/heartbeat")[()])
@@ -321,7 +322,28 @@ class StoredFile:
             "heartbeat": heartbeat,
             "overhead": overhead,
             "notes": notes.decode("utf-8", "ignore").strip("\0"),
+            "facts": self._stored_facts(),
         }
+
+    @tells_damage
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of the run; none in files that were made before there were any."""
+        return decode_facts(self._stored_facts())
+
+    def _stored_facts(self) -> bytes:
+        """Return the facts as they are stored, if they are whole."""
+        if "state/facts_json" not in self.contents:
+            return b""
+        dataset = self.contents.dataset("state/facts_json")
+        try:
+            if dataset.size > 1 or dataset.dtype.kind != "S" or dataset.dtype.itemsize > FACTS_BYTES:
+                raise ValueError(f"its facts are {dataset.dtype} of shape {dataset.shape}")
+            stored = b"".join(map(bytes, np.atleast_1d(dataset[()])))
+            decode_facts(stored)
+        except BROKEN as error:
+            self._doubt(line_of(error))
+            return b""
+        return stored
 
     @tells_damage
     def every(self) -> dict[str, int]:

@@ -14,7 +14,9 @@
                  layer (L,) the scale: the layers' names, where netCDF readers (xarray) look for it
     /epoch/      epoch (E,) · train_loss · train_accuracy · val_loss · val_accuracy · lr · seconds
     /state/      status · n_steps · n_epochs · heartbeat (seconds since 1970) · overhead (the recorder's time over
-                 the training's) · notes (lines of text) · check_a, check_b, scalar datasets
+                 the training's) · notes (lines of text) · facts_json (a line of JSON and a line with its CRC-32, see
+                 ``docs/facts.md``; a scalar in a finished file, before that an array of 0 or 1 text) · check_a,
+                 check_b; all but ``facts_json`` are scalar datasets
     /level/      <rows> (B, M, L, 5) float32: of each whole chunk of so many rows (64, 256, ... 65536):
                  min, mean, max, count, zeros of each metric and layer; first_<rows> (B,) the block's first
                  step; metric, layer, statistic: the scales
@@ -34,7 +36,7 @@ again, and HDF5 never gives the old place back while others may read. When the r
 and deflated in chunks of about 256 kB, each with the checksum of its zlib stream. Until then ``/check`` guards it, and
 in both states ``check_a`` or ``check_b`` (whichever has the same ``n_steps``) guards the counts and the columns, and
 ``header_crc32`` the header; ``gradlens.storage.checksums`` says how. ``level``, ``check`` and the checksums came after
-the first files of version 1: a reader does without them where they are missing.
+the first files of version 1, as did ``facts_json``: a reader does without them where they are missing.
 
 The mean of a block is geometric, over finite positive values (``count`` of them), for a metric whose attribute
 ``scale`` is "log"; arithmetic, over finite values, where it is "linear".
@@ -56,6 +58,7 @@ from gradlens.metrics import get_metric
 from gradlens.row_chunks import LEVELS, STATISTICS
 from gradlens.run import EPOCH_COLUMNS, Header, jsonable
 from gradlens.storage.checksums import CHECK_BYTES, header_crc
+from gradlens.storage.stored_facts import FACTS_BYTES
 
 FORMAT = "gradlens"
 FORMAT_VERSION = 1
@@ -206,10 +209,15 @@ def create_state(file: h5py.File, values: Mapping[str, Any] | None = None, check
     notes = notes_bytes(values.get("notes", ""))
     file.create_dataset("state/notes", data=notes, dtype=f"S{NOTES_BYTES if check is None else max(len(notes), 1)}")
     if check is not None:
+        facts = bytes(values.get("facts", b""))
+        file.create_dataset("state/facts_json", data=np.bytes_(facts), dtype=f"S{max(len(facts), 1)}")
         file.create_dataset("state/check_a", data=np.bytes_(check))
         return
     for slot in ("check_a", "check_b"):
         file.create_dataset(f"state/{slot}", data=np.bytes_(b""), dtype=f"S{CHECK_BYTES}")
+    # Its place in the file is found when there are facts: data before the header would make a cut file unreadable.
+    room = file.create_dataset("state/facts_json", shape=(0,), maxshape=(1,), chunks=(1,), dtype=f"S{FACTS_BYTES}")
+    room.make_scale("facts_json")  # xarray expects a name for every dimension
 
 
 def notes_bytes(text: str) -> np.bytes_:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,14 @@ from gradlens.storage.packing import pack
 from gradlens.storage.row_levels import RowChunk
 from gradlens.storage.run_file import StoredFile, open_run_file
 from gradlens.storage.schema import MISSING_SCALARS, SCALARS, as_float32
+from gradlens.storage.stored_facts import encode_facts
 
 FLUSH_ROWS = 256
 FLUSH_SECONDS = 1.0
 COPIED_ROWS = 4096
 """Rows that are copied at once when a file is laid out anew."""
-NOTHING_SAID = math.nan, ""
-"""Overhead and notes of a run of which nothing was said yet."""
+NOTHING_SAID = math.nan, "", b""
+"""Overhead, notes and facts of a run of which nothing was said yet."""
 
 
 class FileSink:
@@ -150,7 +152,11 @@ class FileSink:
 
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
         """Keep overhead and notes; they go to the file with the next flush."""
-        self._state = overhead, "\n".join(note.replace("\n", " ") for note in notes)
+        self._state = overhead, "\n".join(note.replace("\n", " ") for note in notes), self._state[2]
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Keep the facts; they go to the file with the next flush."""
+        self._state = *self._state[:2], encode_facts(facts)
 
     def flush(self) -> None:
         """Write everything that waits, then the counts, then the heartbeat.
@@ -265,7 +271,7 @@ class FileSink:
                     copy_rows(source, new, kept)
                     if self._state == self._state_written == NOTHING_SAID:
                         before = source.state()
-                        self._state = before["overhead"], before["notes"]
+                        self._state = before["overhead"], before["notes"], before["facts"]
                 new.write_state(*self._state)
                 new.publish(onto=self._overwrite or source is not None)
             except BaseException:

@@ -81,7 +81,16 @@ def test_the_layout_is_that_of_the_contract(make_run) -> None:
             "tags",
             "parents",
         }
-        assert set(file["state"]) == {"status", "n_steps", "n_epochs", "heartbeat", "overhead", "notes", "check_a"}
+        assert set(file["state"]) == {
+            "status",
+            "n_steps",
+            "n_epochs",
+            "heartbeat",
+            "overhead",
+            "notes",
+            "facts_json",
+            "check_a",
+        }
         assert set(file["epoch"]) >= {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
         assert {"loss", "lr"} <= set(file["scalar"])
         assert file["metric/layer"].asstr()[:].tolist() == file["layer/name"].asstr()[:].tolist()

@@ -1,0 +1,302 @@
+"""Read the graph of a loss: which modules and parameters it reaches, and how the loss is made.
+
+The edges of the graph and the sizes of its results stay readable after the backward pass, when saved tensors are freed.
+No saved tensor is read here, because that could run a checkpointed part of the model once more. Modules are found by
+labels that a forward hook leaves on the nodes (``Node.metadata``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+KEY = "gradlens"
+"""Key of the labels in a node's metadata."""
+MOST_NODES = 50_000
+"""Larger graphs are not read to their end."""
+
+Shape = tuple[int, ...]
+Facts = dict[str, Any]
+
+VIEWS = {
+    "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Transpose", "Permute", "T", "Clone", "Alias",
+    "Slice", "Select", "ToCopy", "Expand", "AsStrided", "Unbind", "Split", "SplitWithSizes", "Narrow", "Flatten",
+}  # fmt: skip
+LOSSES = {
+    "NllLoss", "NllLoss2D", "MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "SoftMarginLoss",
+    "BinaryCrossEntropyWithLogits", "MultiMarginLoss", "MultilabelMarginLoss", "CtcLoss", "CudnnCtcLoss",
+}  # fmt: skip
+REDUCTIONS = {"Mean": "mean", "Sum": "sum"}
+SCALINGS = {"Mul", "Div"}
+ARITHMETIC = VIEWS | LOSSES | SCALINGS | set(REDUCTIONS) | {
+    "Add", "Sub", "Rsub", "Neg", "Pow", "Abs", "Sqrt", "Rsqrt", "Log", "Log1P", "Log2", "Exp", "Expm1", "Clamp",
+    "ClampMin", "ClampMax", "Where", "MaskedFill", "MaskedSelect", "Index", "IndexSelect", "Gather", "Stack", "Cat",
+    "Maximum", "Minimum", "Max", "Min", "Amax", "Amin", "Norm", "LinalgVectorNorm", "LogSigmoid", "Logsumexp", "Var",
+    "Std", "StdMean", "VarMean", "Square", "LogSoftmax", "Reciprocal", "Xlogy", "Addcmul", "Addcdiv", "Lerp",
+}  # fmt: skip
+"""Operations from which a loss is computed; what is not among them, or is a module's output, is the model's."""
+COMPARISONS = {"Sub", "Rsub", "MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy"} | {
+    "BinaryCrossEntropyWithLogits",
+    "SoftMarginLoss",
+}
+ACTIVATIONS = {
+    "Relu", "Softmax", "LogSoftmax", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Gelu", "Silu", "Softplus", "Hardtanh",
+    "Threshold", "PreluKernel", "Hardsigmoid", "Hardswish", "Clamp", "ClampMin",
+}  # fmt: skip
+BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
+
+
+def label(tensor: Tensor, name: str) -> None:
+    """Leave a module's name on the node that made its output."""
+    if tensor.grad_fn is not None:
+        metadata: Any = tensor.grad_fn.metadata
+        metadata.setdefault(KEY, []).append(name)
+
+
+def op_of(node: Any) -> str:
+    """Return an operation's name: "Addmm" of ``AddmmBackward0``."""
+    name: str = node.name().rpartition("::")[2]
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def labels_of(node: Any) -> list[str]:
+    """Return the names of the modules whose output a node made."""
+    return list(node.metadata.get(KEY, ()))
+
+
+def shape_of(node: Any, index: int = 0) -> Shape:
+    """Return the shape of a result of a node."""
+    return tuple(int(size) for size in node._input_metadata[index].shape)
+
+
+def children(node: Any) -> list[tuple[Any, int]]:
+    """Return the nodes whose results an operation used, each with the number of the result."""
+    return [(below, index) for below, index in node.next_functions if below is not None]
+
+
+def dim_of(node: Any, ndim: int) -> int | None:
+    """Return the dimension that a softmax runs over, from 0."""
+    dim = getattr(node, "_saved_dim", None)
+    if dim is None:
+        return None
+    dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # a negative number is stored without its sign
+    return int(dim) % max(ndim, 1)
+
+
+def through_views(node: Any) -> tuple[Any, list[str]]:
+    """Follow reshaping toward the input; return the operation above it, and all modules that it is the output of."""
+    names = labels_of(node)
+    while op_of(node) in VIEWS and len(children(node)) == 1 and op_of(children(node)[0][0]) != "AccumulateGrad":
+        node = children(node)[0][0]
+        names = labels_of(node) or names
+    return node, names
+
+
+@dataclass
+class Reading:
+    """What one pass through a graph shows."""
+
+    modules: set[str] = field(default_factory=set)
+    """Names of modules whose output is reached."""
+    leaves: dict[int, Tensor] = field(default_factory=dict)
+    """Tensors that receive the gradient, by ``id``."""
+    between: set[int] = field(default_factory=set)
+    """Leaves with modules of the model on both sides: toward the input and toward the loss."""
+    softmax_dims: list[Facts] = field(default_factory=list)
+    normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
+    complete: bool = True
+
+
+def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
+    """Walk through the whole graph.
+
+    Args:
+        roots: Its last nodes.
+        known: ``id`` of the model's parameters; other leaves are examined more closely.
+
+    Returns:
+        What was found.
+    """
+    found = Reading()
+    order = _inputs_first(roots, found)
+    has_module: set[Any] = set()
+    only_leaf: dict[Any, int] = {}
+    joins: dict[Any, list[int]] = {}
+    for node in order:
+        below = [child for child, _ in children(node)]
+        names, op = labels_of(node), op_of(node)
+        found.modules.update(names)
+        if names or any(child in has_module for child in below):
+            has_module.add(node)
+        if op == "AccumulateGrad":
+            leaf = node.variable
+            found.leaves[id(leaf)] = leaf
+            if id(leaf) not in known:
+                only_leaf[node] = id(leaf)
+        elif len(below) == 1 and below[0] in only_leaf:
+            only_leaf[node] = only_leaf[below[0]]
+        elif any(child in only_leaf for child in below) and any(child in has_module for child in below):
+            joins[node] = [only_leaf[child] for child in below if child in only_leaf]
+        _note_operation(node, op, names, found)
+    under: set[Any] = set()
+    for node in reversed(order):
+        if node in joins and node in under:
+            found.between.update(joins[node])
+        if node in under or labels_of(node):
+            under.update(child for child, _ in children(node))
+    return found
+
+
+def _inputs_first(roots: Sequence[Any], found: Reading) -> list[Any]:
+    """List all nodes, each after those that it depends on."""
+    order, seen = [], set(roots)
+    stack: list[tuple[Any, Iterator[tuple[Any, int]]]] = [(root, iter(children(root))) for root in roots]
+    while stack:
+        node, rest = stack[-1]
+        child = next((below for below, _ in rest if below not in seen), None)
+        if child is None:
+            order.append(node)
+            stack.pop()
+        elif len(seen) < MOST_NODES:
+            seen.add(child)
+            stack.append((child, iter(children(child))))
+        else:
+            found.complete = False
+            stack.pop()
+    return order
+
+
+def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> None:
+    if op in BATCH_NORMS:
+        key = op, bool(getattr(node, "_saved_training", True))
+        found.normalisation[key] = found.normalisation.get(key, 0) + 1
+    elif op in ("Softmax", "LogSoftmax"):
+        shape = shape_of(node)
+        dim = dim_of(node, len(shape))
+        if dim is not None and shape and (shape[dim] == 1 or (dim == 0 and len(shape) > 1)):
+            fact = {"op": op, "layer": names[0] if names else None, "dim": dim, "shape": list(shape)}
+            found.softmax_dims.append(fact | {"elements": shape[dim]})
+    elif op.startswith("CompiledFunction"):
+        found.complete = False  # modules inside left no labels
+
+
+@dataclass
+class LossReading:
+    """How one loss is computed from the model's outputs."""
+
+    losses: list[Facts] = field(default_factory=list)
+    outputs: list[Facts] = field(default_factory=list)
+    softmax_twice: list[Facts] = field(default_factory=list)
+    probabilities_as_logs: list[Facts] = field(default_factory=list)
+    broadcast: list[Facts] = field(default_factory=list)
+
+
+def read_loss(root: Any) -> LossReading:
+    """Walk from a loss to the model's outputs: the last modules, or the last operation that is no arithmetic.
+
+    Args:
+        root: The loss's node.
+
+    Returns:
+        What was found.
+    """
+    found = LossReading()
+    stack: list[tuple[Any, str | None]] = [(root, None)]
+    seen = {root}
+    top: Facts = {}
+    while stack and len(seen) < MOST_NODES:
+        node, loss = stack.pop()
+        op = op_of(node)
+        if op in LOSSES:
+            loss = op
+            found.losses.append(_describe_loss(node, op))
+            _look_under_loss(node, op, found)
+        elif op in REDUCTIONS and not top:
+            top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
+        if op == "LogSoftmax":
+            shape = shape_of(node)
+            top.setdefault("classes", None)
+            top["classes"] = top["classes"] or (shape[dim_of(node, len(shape)) or 0] if shape else None)
+            _look_for_twice(node, op, found)
+        if op == "AccumulateGrad":
+            continue
+        if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
+            found.outputs.append(_describe_output(node, loss))
+            continue
+        below = children(node)
+        if op in COMPARISONS and len(below) == 1:
+            _look_for_broadcast(node, op, found)
+        for child, _ in below:
+            if child not in seen:
+                seen.add(child)
+                stack.append((child, loss))
+    if not found.losses and "op" in top:
+        found.losses.append(top)
+    return found
+
+
+def _input_shape(node: Any) -> Shape:
+    return next((shape_of(child, index) for child, index in children(node)), ())
+
+
+def _describe_loss(node: Any, op: str) -> Facts:
+    reduction = {0: "none", 1: "mean", 2: "sum"}.get(getattr(node, "_saved_reduction", -1))
+    shape, classes = _input_shape(node), None
+    for child, _ in children(node):
+        under, _ = through_views(child)
+        if op.startswith("NllLoss") and op_of(under) in ("LogSoftmax", "Log"):
+            size = shape_of(under)
+            dim = dim_of(under, len(size)) if op_of(under) == "LogSoftmax" else min(1, len(size) - 1)
+            classes = size[dim] if dim is not None and size else None
+    return {"op": op, "reduction": reduction, "classes": classes, "shape": list(shape)}
+
+
+def _describe_output(node: Any, loss: str | None) -> Facts:
+    shape = shape_of(node)
+    made, names = through_views(node)
+    op = op_of(made)
+    fact: Facts = {"op": op, "layer": names[0] if names else None, "behind": None, "behind_op": None}
+    if op in ACTIVATIONS and children(made):
+        under, labels = through_views(children(made)[0][0])
+        fact |= {"behind": labels[0] if labels else None, "behind_op": op_of(under)}
+    return fact | {"shape": list(shape), "loss": loss}
+
+
+def _look_under_loss(node: Any, op: str, found: LossReading) -> None:
+    if op == "BinaryCrossEntropyWithLogits":
+        _look_for_twice(node, op, found)
+    elif op.startswith("NllLoss"):
+        for child, _ in children(node):
+            under, names = through_views(child)
+            if op_of(under) not in ("LogSoftmax", "Log", "LogSigmoid", "Logsumexp", "Add", "Sub", "Mul"):
+                found.probabilities_as_logs.append(
+                    {"loss": op, "op": op_of(under), "layer": names[0] if names else None}
+                )
+
+
+def _look_for_twice(node: Any, loss: str, found: LossReading) -> None:
+    """Look for an activation directly under a loss that applies its own; scaling by a constant may lie between."""
+    for child, _ in children(node):
+        under, names = through_views(child)
+        while op_of(under) in SCALINGS and len(children(under)) == 1:
+            under, names = through_views(children(under)[0][0])
+        if op_of(under) in ("Softmax", "Sigmoid", "LogSoftmax"):
+            found.softmax_twice.append({"loss": loss, "op": op_of(under), "layer": names[0] if names else None})
+
+
+def _look_for_broadcast(node: Any, op: str, found: LossReading) -> None:
+    """Look for a vector of N outputs that is compared with N targets in a table of N x N."""
+    child, index = children(node)[0]
+    result = shape_of(node)
+    if op in LOSSES:  # they expand their arguments beforehand
+        result = shape_of(child, index)
+        if op_of(child) != "Expand" or not children(child):
+            return
+        child, index = children(child)[0]
+    output = shape_of(child, index)
+    sizes = [size for size in output if size > 1]
+    if op_of(child) != "Unsqueeze" and len(sizes) == 1 and [size for size in result if size > 1] == 2 * sizes:
+        found.broadcast.append({"op": op, "output": list(output), "result": list(result)})

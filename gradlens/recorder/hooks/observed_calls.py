@@ -1,0 +1,110 @@
+"""Functions of torch that are observed for a few steps: ``torch.autograd.backward`` and the clipping of gradients.
+
+``Tensor.backward`` and ``clip_grad_norm_`` call these functions by their names in torch's modules, so that a wrapper in
+that place sees every call. A wrapper that was wrapped by somebody else meanwhile stays, and then only passes calls on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad
+
+from gradlens.recorder.hooks.compiled import outside_graphs
+
+CLIP = "_clip_grads_with_norm_"
+"""The part of ``clip_grad_norm_`` that scales the gradients, in newer versions of torch."""
+
+
+class ObservedCall:
+    """A function of a module, with another function called before it and one after it, while it is placed.
+
+    Args:
+        module: The module.
+        name: The function's name there.
+        before: Called with its arguments by name.
+        after: Called when it has returned, or failed.
+    """
+
+    def __init__(
+        self, module: Any, name: str, before: Callable[[dict[str, Any]], None], after: Callable[[], None]
+    ) -> None:
+        self._module, self._name, self._before, self._after = module, name, before, after
+        self._wrapper: Callable[..., Any] | None = None
+        self._original: Callable[..., Any] | None = None
+        self._is_on = False
+
+    def put(self) -> None:
+        """Place the wrapper."""
+        self._is_on = True
+        found = getattr(self._module, self._name, None)
+        if found is None or self._wrapper is not None:  # still there, inside a wrapper that somebody else placed
+            return
+        self._original = found
+        signature = inspect.signature(found)
+
+        @functools.wraps(found)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_on:
+                return found(*args, **kwargs)
+            self._before(dict(signature.bind(*args, **kwargs).arguments))
+            try:
+                return found(*args, **kwargs)
+            finally:
+                self._after()
+
+        self._wrapper = outside_graphs(observed)
+        setattr(self._module, self._name, self._wrapper)
+
+    def remove(self) -> None:
+        """Put the function back."""
+        self._is_on = False
+        if self._wrapper is not None and getattr(self._module, self._name, None) is self._wrapper:
+            setattr(self._module, self._name, self._original)
+            self._wrapper = None
+
+
+def observe_backward(before: Callable[[Sequence[Tensor]], None], after: Callable[[], None]) -> ObservedCall:
+    """Observe backward passes.
+
+    Args:
+        before: Called with the tensors that the pass begins at.
+        after: Called at the end of the pass.
+
+    Returns:
+        The observed call, to be placed.
+    """
+
+    def begin(arguments: dict[str, Any]) -> None:
+        tensors = arguments.get("tensors", ())
+        listed = (tensors,) if isinstance(tensors, Tensor) else tensors
+        before([tensor for tensor in listed if isinstance(tensor, Tensor)])  # an edge of a graph is no tensor
+
+    return ObservedCall(torch.autograd, "backward", begin, after)
+
+
+def observe_clipping(before: Callable[[list[Tensor], float, Tensor], None]) -> ObservedCall:
+    """Observe calls of ``clip_grad_norm_``.
+
+    Args:
+        before: Called with the parameters, the largest norm allowed, and the norm found.
+
+    Returns:
+        The observed call, to be placed.
+    """
+
+    def begin(arguments: dict[str, Any]) -> None:
+        parameters = arguments["parameters"]
+        listed = [parameters] if isinstance(parameters, Tensor) else parameters
+        before(
+            list(listed) if isinstance(listed, list | tuple) else [],
+            float(arguments["max_norm"]),
+            arguments["total_norm"],
+        )
+
+    return ObservedCall(clip_grad, CLIP, begin, lambda: None)

@@ -1,0 +1,211 @@
+"""What the graphs of the first losses show together: what is not reached, not registered, or made in an odd way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradlens.recorder.graph_reading import Facts, Reading, label, read_graph, read_loss
+
+
+def find_holders(model: nn.Module) -> dict[int, str]:
+    """Find parameters that modules hold in plain attributes, such as a list of modules.
+
+    Args:
+        model: The model.
+
+    Returns:
+        ``id`` of each parameter to the attribute that holds it.
+    """
+    registered = {id(parameter) for parameter in model.parameters()}
+    found: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith(("_parameters", "_modules", "_buffers", "_forward", "_backward")):
+                for tensor in _tensors_in(value, 3):
+                    if id(tensor) not in registered:
+                        found.setdefault(id(tensor), f"{name}.{key}".lstrip("."))
+    return found
+
+
+def _tensors_in(value: Any, depth: int) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.requires_grad else []
+    if isinstance(value, nn.Module):
+        return list(value.parameters())
+    if depth and isinstance(value, Mapping):
+        value = list(value.values())
+    if depth and isinstance(value, list | tuple | set):
+        return [tensor for part in value for tensor in _tensors_in(part, depth - 1)]
+    return []
+
+
+class LossGraph:
+    """Collects what the graphs of the first losses show.
+
+    Args:
+        model: The model.
+        names: ``id`` of its parameters to their names.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[int, str]) -> None:
+        self._model, self._names = model, names
+        self.reached: set[str] = set()
+        self.ran: dict[str, int] = {}
+        """Modules with parameters that require a gradient, in the order in which they ran, and when first."""
+        self.without_graph: set[str] = set()
+        """Those that ran without a graph, and never with one."""
+        self._order: list[str] = []
+        self._facts: dict[str, list[Facts]] = defaultdict(list)
+        self._keys: dict[tuple[str, str], Facts] = {}
+        self._leaves: dict[Any, Facts] = {}
+        self._no_graph: Facts | None = None
+        self._source = ""
+        self._steps: list[int] = []
+        self._complete = True
+        self._passes = 0
+
+    def note_call(self, name: str, tensors: Sequence[Tensor], *, trains: bool, step: int) -> None:
+        """Note that a module ran, and label its outputs.
+
+        Args:
+            name: Its name.
+            tensors: Its outputs.
+            trains: Whether it owns a parameter that requires a gradient.
+            step: The step in progress.
+        """
+        graphs = [tensor for tensor in tensors if tensor.grad_fn is not None]
+        for tensor in graphs:
+            label(tensor, name)
+        if name not in self._order:
+            self._order.append(name)
+        if trains and tensors:
+            if graphs:
+                self.without_graph.discard(name)
+            elif name not in self.ran:
+                self.without_graph.add(name)
+            self.ran.setdefault(name, step)
+
+    @property
+    def was_read(self) -> bool:
+        """Whether a loss was read."""
+        return self._passes > 0
+
+    def read(
+        self, tensors: Sequence[Tensor], step: int, source: str, in_optimizer: set[int], *, is_inner: bool = False
+    ) -> None:
+        """Read the graph of a loss.
+
+        Args:
+            tensors: What ``backward`` was called with.
+            step: The step in progress.
+            source: "backward" or "log".
+            in_optimizer: ``id`` of all parameters in optimizers.
+            is_inner: Whether the pass is part of another one, as in a checkpointed model.
+        """
+        roots = list({tensor.grad_fn: None for tensor in tensors if tensor.grad_fn is not None})
+        if is_inner:
+            self.reached |= read_graph(roots, self._names).modules
+            return
+        self._source = self._source or source
+        self._steps.append(step)
+        self._passes += 1
+        bare = [tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad]
+        if bare and not any(id(tensor) in self._names for tensor in bare):
+            self._no_graph = self._no_graph or {"since": step, "passes": 0}
+            self._no_graph["passes"] += 1
+        if not roots:
+            return
+        graph = read_graph(roots, self._names)
+        self.reached |= graph.modules
+        self._complete &= graph.complete
+        for fact in graph.softmax_dims:
+            self._add("softmax_dims", fact, step)
+        for (op, training), count in graph.normalisation.items():
+            self._add("normalisation", {"op": op, "training": training, "count": count}, step)
+        self._note_leaves(graph, step, in_optimizer)
+        for root in roots:
+            loss = read_loss(root)
+            for kind, facts in vars(loss).items():
+                for fact in facts:
+                    self._add(kind, fact, step)
+
+    def _add(self, kind: str, fact: Facts, step: int) -> None:
+        """Add a fact, or count it if it is known; shapes may differ from step to step."""
+        key = kind, repr({name: value for name, value in fact.items() if name not in ("shape", "output", "result")})
+        if key in self._keys:
+            if kind == "losses":
+                self._keys[key]["passes"] += 1
+        elif len(self._facts[kind]) < 16:
+            self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind == "losses" else {})
+            self._facts[kind].append(self._keys[key])
+
+    def _note_leaves(self, graph: Reading, step: int, in_optimizer: set[int]) -> None:
+        others = {key: leaf for key, leaf in graph.leaves.items() if key not in self._names}
+        holders = find_holders(self._model) if others else {}
+        for key, leaf in others.items():
+            self._leaves.setdefault(
+                key if isinstance(leaf, nn.Parameter) else tuple(leaf.shape),  # an input is another one in each step
+                {
+                    "shape": list(leaf.shape),
+                    "parameter": isinstance(leaf, nn.Parameter),
+                    "held_in": holders.get(key),
+                    "in_optimizer": key in in_optimizer,
+                    "between": key in graph.between,
+                    "since": step,
+                },
+            )
+
+    def facts(self, with_gradient: set[str]) -> Facts:
+        """Return what was found; see ``docs/facts.md``.
+
+        Args:
+            with_gradient: Modules of whose parameters one had a gradient at some look; they are not cut.
+        """
+        if not self._steps:
+            return {}
+        kinds = ("losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast")
+        return {
+            "source": self._source,
+            "step": self._steps[0],
+            "last_step": self._steps[-1],
+            "passes": self._passes,
+            "complete": self._complete,
+            **{kind: self._facts[kind] for kind in kinds},
+            "unregistered": self._group_leaves(),
+            "cut": self._cuts(with_gradient) if self._complete and not self._no_graph else [],
+            "no_graph": self._no_graph,
+            "normalisation": self._facts["normalisation"],
+        }
+
+    def _group_leaves(self) -> list[Facts]:
+        groups: dict[str, Facts] = {}
+        for leaf in self._leaves.values():
+            key = {name: leaf[name] for name in ("parameter", "held_in", "in_optimizer", "between", "since")}
+            group = groups.setdefault(repr(key), key | {"count": 0, "numel": 0, "shapes": []})
+            group["count"] += 1
+            size = 1
+            for length in leaf["shape"]:
+                size *= length
+            group["numel"] += size
+            if leaf["shape"] not in group["shapes"][:8]:
+                group["shapes"].append(leaf["shape"])
+        return list(groups.values())
+
+    def _cuts(self, with_gradient: set[str]) -> list[Facts]:
+        """Group neighbouring modules that the loss does not reach."""
+        cuts: list[Facts] = []
+        for name in self._order:
+            is_cut = name in self.ran and name not in self.reached and name not in with_gradient
+            how = "no_grad" if name in self.without_graph else "detached"
+            if is_cut and cuts and cuts[-1]["next"] is None and cuts[-1]["how"] == how:
+                cuts[-1]["layers"].append(name)
+                cuts[-1]["last"] = name
+            elif is_cut:
+                cuts.append({"layers": [name], "last": name, "next": None, "how": how, "since": self.ran[name]})
+            elif cuts and cuts[-1]["next"] is None and name in self.reached:
+                cuts[-1]["next"] = name
+        return cuts

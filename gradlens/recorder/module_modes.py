@@ -1,0 +1,114 @@
+"""The training modes of modules, and the running statistics of batch norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from gradlens.recorder.layers import clean_name
+from gradlens.recorder.parameter_states import Facts
+
+MOST_NORMS = 6
+
+
+class Modes:
+    """The training modes of modules that behave otherwise in evaluation.
+
+    Args:
+        model: The model.
+        step: The step in progress.
+    """
+
+    def __init__(self, model: nn.Module, step: int) -> None:
+        self._modules = {
+            clean_name(name) or "(model)": module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+        }
+        modules = list(self._modules.values())
+        self._few = modules[:: max(len(modules) // 4, 1)]
+        self._last: list[bool] = []
+        self._since: dict[str, tuple[bool, int]] = {}
+        self._seen: dict[str, set[str]] = {name: set() for name in self._modules}
+        self._first_step = step
+
+    def at_step(self, step: int, *, thorough: bool = False) -> None:
+        """Compare the modes of a few modules with those of the step before; of all of them if one has changed."""
+        modes = [module.training for module in self._few]
+        if modes == self._last and not thorough:
+            return
+        self._last = modes
+        for name, module in self._modules.items():
+            mode = module.training
+            if self._since.get(name, (not mode,))[0] is not mode:
+                self._since[name] = mode, step
+                self._seen[name].add("train" if mode else "eval")
+
+    def facts(self) -> list[Facts]:
+        """Return the modules by their mode."""
+        found: dict[tuple[Any, ...], list[str]] = {}
+        for name, (mode, since) in self._since.items():
+            traits = ("train" if mode else "eval", since, tuple(sorted(self._seen[name])))
+            found.setdefault(traits, []).append(name)
+        return [
+            {
+                "mode": mode,
+                "layers": names,
+                "kinds": list(dict.fromkeys(type(self._modules[name]).__name__ for name in names)),
+                "count": len(names),
+                "since": since,
+                "seen": list(seen),
+            }
+            for (mode, since, seen), names in found.items()
+        ]
+
+
+class BatchNorms:
+    """How far the running statistics of a few batch norms are from those of the batch.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [(clean_name(n) or "(model)", m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        places = {round(i * (len(norms) - 1) / (MOST_NORMS - 1)) for i in range(MOST_NORMS)} if norms else set()
+        self.modules = {norms[i][0]: norms[i][1] for i in sorted(places)}
+        self._facts: dict[str, Facts] = {}
+
+    @torch.no_grad()
+    def note_call(self, name: str, inputs: Tensor, step: int) -> None:
+        """Compare the running statistics after a call with its input."""
+        module = self.modules.get(name)
+        if module is None or inputs.dim() < 2 or inputs.shape[0] * inputs[0, 0].numel() < 2:
+            return
+        fact: Facts = {
+            "layer": name,
+            "kind": type(module).__name__,
+            "momentum": module.momentum,
+            "tracks": module.running_mean is not None,
+            "mode": "train" if module.training else "eval",
+            "mean_distance": None,
+            "variance_ratio": None,
+            "step": step,
+        }
+        if module.running_mean is not None and module.running_var is not None:
+            values = inputs.detach().float()
+            variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
+            distance = (module.running_mean - mean) / (variance + module.eps).sqrt()
+            ratio = (module.running_var + module.eps) / (variance + module.eps)
+            fact["mean_distance"], fact["variance_ratio"] = (
+                float(distance.square().mean().sqrt()),
+                float(ratio.median()),
+            )
+        for key in ("mean_distance", "variance_ratio"):
+            fact[f"first_{key}"] = self._facts.get(name, {}).get(f"first_{key}", fact[key])
+        self._facts[name] = fact
+
+    def facts(self) -> list[Facts]:
+        """Return what is stored, in the order of the model."""
+        return [self._facts[name] for name in self.modules if name in self._facts]
