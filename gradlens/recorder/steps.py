@@ -68,6 +68,7 @@ from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
 from gradlens.recorder.hooks.placement import LayerHooks
+from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.notes import Notes
@@ -103,7 +104,7 @@ class Steps:
             with ``step_by_hand``.
         wrappers: Optimizers that call the step of another one in their own, each with the index of that.
         scaler: Observes the GradScaler.
-        intervals: Metric to its interval in rows.
+        intervals: Which metrics a row has.
         learned: What the first row shows about the layers.
         wanted: Returns whether a step is recorded.
         clock: Measures the recorder's own time.
@@ -122,7 +123,7 @@ class Steps:
         optimizers: Sequence[Optimizer],
         wrappers: Sequence[tuple[int, Optimizer]],
         scaler: ScalerWatch,
-        intervals: dict[str, int],
+        intervals: Intervals,
         learned: Learned,
         wanted: Callable[[int], bool],
         clock: Clock,
@@ -640,7 +641,7 @@ class Steps:
 
     def _due(self) -> list[str]:
         """Return the metrics that the row in progress will have."""
-        return [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
+        return self._intervals.due(self._table.n_rows, self.index)
 
     def _close_row(self, scalars: dict[str, Scalar]) -> None:
         state = self.state
