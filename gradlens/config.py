@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from gradlens.errors import ConfigError
-from gradlens.metrics import get_metric
+from gradlens.metrics import choose_metrics
 from gradlens.specs import parse_data, parse_model, parse_schedule
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -110,7 +110,8 @@ class RunConfig:
     every: int | str = 1
     """Record every Nth step; or "auto": as often as possible within the budget of overhead."""
     metrics: tuple[str, ...] = ()
-    """Metrics to record in addition to the defaults and, in models with residual blocks, the metrics of their paths."""
+    """Metrics to record in addition to the defaults and, in models with residual blocks, the metrics of their paths;
+    "all", and "-NAME" to leave one out."""
     device: str = "auto"
     amp: bool = False
     """bfloat16 autocast in the forward pass."""
@@ -135,8 +136,7 @@ class RunConfig:
             _one_of(key, getattr(self, key), allowed)
         for name in self.augment:
             _one_of("augment", name, AUGMENTATIONS)
-        for name in self.metrics:
-            get_metric(name)
+        choose_metrics(self.metrics)
         for key, low in (("epochs", 1), ("batch_size", 2), ("image_size", 8)):
             _at_least(key, getattr(self, key), low)
         if self.every != "auto" and not (isinstance(self.every, int) and self.every >= 1):

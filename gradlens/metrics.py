@@ -6,6 +6,7 @@ metric is in ``gradlens.recorder``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,6 +200,32 @@ def get_metric(name: str) -> Metric:
         return METRICS[name]
     except KeyError:
         raise ConfigError(f"unknown metric {name!r}; expected one of {', '.join(METRICS)}") from None
+
+
+def choose_metrics(names: str | Iterable[str], base: Iterable[str] = DEFAULT_METRICS) -> tuple[str, ...]:
+    """Return the metrics to record.
+
+    Args:
+        names: Metrics that are added to the default ones; "all" adds all, "-NAME" leaves one out. In a string, they
+            are separated by commas.
+        base: The default ones.
+
+    Returns:
+        The metrics, each once, in the order of ``METRICS``.
+
+    Raises:
+        ConfigError: There is no such metric, or none is left.
+    """
+    parts = names.split(",") if isinstance(names, str) else names
+    chosen = set(base)
+    for name in filter(None, map(str.strip, parts)):
+        if name.startswith("-"):
+            chosen.discard(get_metric(name[1:]).name)
+        else:
+            chosen.update(METRICS if name == "all" else [get_metric(name).name])
+    if not chosen:
+        raise ConfigError("metrics: every metric is left out", tip="keep param_grad_norm")
+    return tuple(name for name in METRICS if name in chosen)
 
 
 def is_linear(name: str) -> bool:

@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"diagnosis", "train"},
     {"charts", "study", "engines", "probe"},
     {"plots", "studies", "run_summary"},
-    {"terminal", "notebook", "report"},
+    {"terminal", "notebook", "report", "integrations"},
     {"api"},
     {""},
     {"cli"},
@@ -42,7 +42,7 @@ VIEW_WING = {
     "run_summary", "notebook", "api",
 }  # fmt: skip
 HOMES = {
-    "torch": {"recorder", "models", "data", "train", "probe"},
+    "torch": {"recorder", "models", "data", "train", "probe", "integrations"},
     "torchvision": {"models", "data"},
     "matplotlib": {"plots"},
     "rich": {"terminal"},

@@ -77,7 +77,11 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 @click.option(
     "--every", metavar="N", help="Record every Nth step (default 1); auto: as often as possible within 1 % overhead."
 )
-@click.option("--metrics", metavar="LIST", help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}.")
+@click.option(
+    "--metrics",
+    metavar="LIST",
+    help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}, or all; -NAME leaves one out.",
+)
 @click.option("--device", help="Device to train on: auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="Use bfloat16 autocast in the forward pass.")
 @click.option(

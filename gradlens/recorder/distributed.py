@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from gradlens.errors import GradlensWarning, RecorderError
+from gradlens.errors import GradlensError, GradlensWarning, RecorderError
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
 
+T = TypeVar("T")
 OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
 """Addends that are measured on a rank's own loss, and the power of the gradient in them."""
 
@@ -31,7 +32,9 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group
+        self.group = group
+        self.first = 0 if group is None else dist.get_global_rank(group, 0)
+        """Rank 0 of the group, in the default group."""
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
         self._device = torch.device("cuda") if "nccl" in str(dist.get_backend(group)) else torch.device("cpu")
@@ -72,7 +75,7 @@ class Ranks:
             if not adds(name):
                 np.square(values, out=values)
         sums = torch.from_numpy(np.concatenate([packed.ravel(), extra])).to(self._device)
-        dist.all_reduce(sums, group=self._group)
+        dist.all_reduce(sums, group=self.group)
         total = sums.cpu().numpy()
         packed = total[: packed.size].reshape(packed.shape)
         found: dict[str, HostNorms] = {}
@@ -81,6 +84,30 @@ class Ranks:
             if there.any() or name in columns:
                 found[name] = np.where(there > 0, np.where(np.isnan(value), np.inf, value), np.nan)
         return found, total[packed.size :]
+
+
+def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
+    """Return what rank 0 finds, on all ranks; every rank must call this.
+
+    Args:
+        ranks: The processes; None is a single one.
+        find: Called on rank 0.
+
+    Raises:
+        GradlensError: Finding failed on rank 0.
+    """
+    if ranks is None:
+        return find()
+    found: list[Any] = [None, None]
+    if ranks.rank == 0:
+        try:
+            found[0] = find()
+        except GradlensError as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=ranks.first, group=ranks.group)
+    if found[1] is not None:
+        raise found[1]
+    return cast("T", found[0])
 
 
 def find_ranks(model: nn.Module) -> Ranks | None:

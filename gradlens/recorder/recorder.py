@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -14,24 +15,28 @@ from torch import Tensor, nn
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError
 from gradlens.format import plural
-from gradlens.metrics import DEFAULT_METRICS, get_metric
+from gradlens.metrics import DEFAULT_METRICS, choose_metrics
 from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.distributed import find_ranks
+from gradlens.recorder.distributed import find_on_first_rank, find_ranks
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
+from gradlens.recorder.intervals import make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line, listed
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.resuming import find_continuation
 from gradlens.recorder.scalars import to_number, to_numbers
-from gradlens.recorder.schedule import AutoEvery, Clock, Every, make_rule
+from gradlens.recorder.schedule import AutoEvery, Clock, Every
 from gradlens.recorder.steps import Steps
 from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink, FileSink
 
+DISABLED = "GRADLENS_DISABLED"
+"""The environment variable that switches all recording off."""
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]
 
 
@@ -40,20 +45,23 @@ def record(
     path: str | os.PathLike[str],
     *,
     optimizer: Optimizers = None,
-    metrics: Iterable[str] = DEFAULT_METRICS,
-    every: Every = 1,
+    metrics: str | Iterable[str] = (),
+    every: Every | Mapping[str, Every] = 1,
     layers: LayerChoice = None,
     scaler: torch.amp.GradScaler | None = None,
     info: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    first_step: int | None = None,
     on_error: OnError = "warn",
 ) -> Recorder:
     """Record a model's gradients into a file while it trains.
 
-    Use it as a context manager around the training loop. The hooks only read, and are removed on exit, also after an
-    exception. A row holds the gradients that the optimizer got: after accumulation, reduction between ranks, unscaling
-    and clipping. Activation gradients of several backward passes within one step are combined as those of one larger
-    batch (root of the sum of squares); those of ``torch.autograd.grad``, which reach no parameter, are not counted.
+    Use it as a context manager around the training loop, or call ``start()`` and ``close()``. The hooks only read, and
+    are removed on exit, also after an exception. A row holds the gradients that the optimizer got: after accumulation,
+    reduction between ranks, unscaling and clipping. Activation gradients of several backward passes within one step are
+    combined as those of one larger batch (root of the sum of squares); those of ``torch.autograd.grad``, which reach no
+    parameter, are not counted.
 
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, make the
@@ -67,9 +75,12 @@ def record(
             stepped, or when one is about to step a second time. Without an optimizer, call ``recorder.step()``.
             An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
             recorder follows the optimizer inside.
-        metrics: Names from ``gradlens.metrics.METRICS``.
+        metrics: Names from ``gradlens.metrics.METRICS`` that are added to the default ones; "all" adds all, "-NAME"
+            leaves one out. A string may list several, separated by commas.
         every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
-            ``gradlens.log_spaced``); or "auto": as often as possible within 1 % overhead.
+            ``gradlens.log_spaced``); or "auto": as often as possible within 1 % overhead. A mapping of metric to any of
+            these gives single metrics an interval of their own: that of the gradient norms (1 if left out) is that of
+            the rows, and another metric is measured in the first row at or after each multiple of its interval.
         layers: Which modules to record. None takes modules that own a weight and are not norm layers; a regular
             expression is searched in their names; a callable gets (name, module), for example
             ``gradlens.with_norms`` or ``gradlens.all_leaves``.
@@ -78,16 +89,21 @@ def record(
             out, the scaler that a wrapper of the optimizer carries is used.
         info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
         overwrite: Replace an existing file.
+        resume: Append to the run if the file exists, also after its writer was killed; otherwise begin a new one. Steps
+            are counted on from the last row.
+        first_step: Index of the next optimizer step, where training goes on from a checkpoint: rows of an existing run
+            from there on are recorded again.
         on_error: What an error in recording does after training has begun: "warn" ends the recording with one warning,
             and training goes on; "raise" raises the error; a function is called with the error, and may raise.
 
     Returns:
-        The recorder.
+        The recorder. With the environment variable GRADLENS_DISABLED=1 it does nothing.
 
     Raises:
-        RunExistsError: The file exists and ``overwrite`` is False.
+        RunExistsError: The file exists, and neither ``overwrite`` nor ``resume`` is True.
+        RunFileError: The run cannot be resumed, because it has other layers or cannot be read.
         RecorderError: The model has no layer to record.
-        ConfigError: A metric's name, ``every`` or ``on_error`` is not allowed.
+        ConfigError: A metric's name, ``every``, ``first_step`` or ``on_error`` is not allowed.
 
     Example::
 
@@ -97,21 +113,40 @@ def record(
                 optimizer.zero_grad(); loss.backward(); optimizer.step()
                 recorder.log(loss=loss)
     """
+    if os.environ.get(DISABLED, "0") not in ("", "0"):
+        return Recorder.disabled()
+    if resume and overwrite:
+        raise ConfigError("resume=True appends to a run, overwrite=True replaces it: choose one of them")
+    if first_step is not None and first_step < 0:
+        raise ConfigError(f"first_step must be a whole number from 0, got {first_step!r}")
+    names = choose_metrics(metrics)
     ranks = find_ranks(model)
+    found = None
+    if resume:
+        modules = choose_layers(model, layers)
+        found = find_on_first_rank(ranks, lambda: find_continuation(path, modules, first_step))
     sink: Sink = NullSink()
     if ranks is None or ranks.rank == 0:
-        sink = BackgroundSink(FileSink(path, overwrite=overwrite))
-    return Recorder(
+        sink = BackgroundSink(
+            FileSink(path, overwrite=overwrite, resume_at=(found.rows, found.epochs) if found else None)
+        )
+    recorder = Recorder(
         model,
         sink,
         optimizer=optimizer,
-        metrics=metrics,
+        metrics=names,
         every=every,
         layers=layers,
         scaler=scaler,
         info=info,
         on_error=on_error,
+        first_step=found.step if found else first_step or 0,
+        first_epoch=found.epochs if found else 0,
+        first_row=found.rows if found else 0,
     )
+    for text in found.notes if found else ():
+        recorder.note(text)
+    return recorder
 
 
 class Recorder:
@@ -121,7 +156,7 @@ class Recorder:
         model: Any module.
         sink: Receives the rows.
         optimizer: See ``record``.
-        metrics: See ``record``.
+        metrics: Names of all metrics to record.
         every: See ``record``.
         layers: See ``record``.
         scaler: See ``record``.
@@ -139,7 +174,7 @@ class Recorder:
         *,
         optimizer: Optimizers = None,
         metrics: Iterable[str] = DEFAULT_METRICS,
-        every: Every = 1,
+        every: Every | Mapping[str, Every] = 1,
         layers: LayerChoice = None,
         scaler: torch.amp.GradScaler | None = None,
         info: Mapping[str, Any] | None = None,
@@ -162,12 +197,17 @@ class Recorder:
                 "scaler= without optimizer=: the recorder cannot tell whether gradients are still scaled",
                 tip="pass the optimizer too, or leave scaler= out and call recorder.step() after scaler.unscale_()",
             )
-        self._intervals = _intervals(metrics, optimizers=len(self._optimizers), scaled=watched_scaler.present)
         self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
-        wanted = make_rule(every, self._clock)
-
-        self._modules = choose_layers(model, layers)
         self._ranks = find_ranks(model)
+        self._intervals, wanted = make_intervals(
+            metrics,
+            every,
+            self._clock,
+            optimizers=len(self._optimizers),
+            scaled=watched_scaler.present,
+            several_ranks=self._ranks is not None,
+        )
+        self._modules = choose_layers(model, layers)
         self._learned = Learned(self._modules)
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
@@ -202,11 +242,28 @@ class Recorder:
         self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
         self._epochs: list[Mapping[str, float]] = []
         self._state = "ready"
+        self._never_started = weakref.finalize(self, _warn_never_started, type(model).__name__)
+
+    @classmethod
+    def disabled(cls) -> Recorder:
+        """Return a recorder that does nothing, whatever is called."""
+        recorder = cls(nn.Linear(1, 1, device="meta"), NullSink())  # takes no random number
+        recorder._state = "disabled"
+        recorder._never_started.detach()
+        return recorder
 
     # --- context ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recorder:
-        """Place the hooks.
+        """Do the same as ``start``.
+
+        Returns:
+            The recorder itself.
+        """
+        return self.start()
+
+    def start(self) -> Recorder:
+        """Place the hooks; training is recorded from then on, until ``close``.
 
         Returns:
             The recorder itself.
@@ -214,6 +271,9 @@ class Recorder:
         Raises:
             RecorderError: The recorder was used before.
         """
+        if self._state == "disabled":
+            return self
+        self._never_started.detach()
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
@@ -242,8 +302,10 @@ class Recorder:
 
     def close(self, status: Status = "complete") -> None:
         """Remove the hooks and close the file with this status; a second call does nothing."""
-        if self._state == "closed":
+        if self._state in ("closed", "disabled"):
             return
+        if self._state == "ready":
+            self._never_started()
         state = self._state
         if state == "recording":
             self._guard(self._steps.end_started_round)
@@ -278,6 +340,8 @@ class Recorder:
             self._warn_of_no_row()
 
     def __repr__(self) -> str:
+        if self._state == "disabled":
+            return f"Recorder(disabled by the environment variable {DISABLED})"
         return (
             f"Recorder({self._state}: {type(self._model).__name__}, {plural(len(self._modules), 'layer')}, "
             f"{plural(self._table.n_rows, 'row')}, next step {self._steps.index})"
@@ -425,11 +489,11 @@ class Recorder:
             self._steps.clipped(to_number("coefficient", coefficient))
 
     def _is_recording(self, call: str) -> bool:
-        """Return whether the recorder is recording; False after an error has ended the recording."""
-        if self._state not in ("recording", "broken"):
+        """Return whether the recorder is recording; False after an error has ended it, or where it is disabled."""
+        if self._state not in ("recording", "broken", "disabled"):
             raise RecorderError(
                 f"recorder.{call}(): the recorder is {self._state}, not recording",
-                tip="with gradlens.record(...) as recorder: train in here",
+                tip="with gradlens.record(...) as recorder: train in here; or recorder.start()",
             )
         return self._state == "recording"
 
@@ -530,14 +594,14 @@ class Recorder:
         warnings.warn(text, GradlensWarning, stacklevel=2)
 
 
-def _intervals(metrics: Iterable[str], *, optimizers: int, scaled: bool) -> dict[str, int]:
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if scaled:
-        names = list(dict.fromkeys((*names, "nonfinite_count")))
-    intervals = {name: get_metric(name).every for name in names}
-    if not optimizers:
-        intervals.pop("update_ratio", None)
-    return intervals
+def _warn_never_started(model: str) -> None:
+    """Warn of a recorder that is collected, or there at the program's end, and was never started."""
+    warnings.warn(
+        f"gradlens: a recorder of {model} was made and never started, so nothing was recorded; write "
+        "`with gradlens.record(...) as recorder:` around the training, or call recorder.start()",
+        GradlensWarning,
+        stacklevel=2,
+    )
 
 
 def _unwrapped_name(model: nn.Module) -> str:

@@ -74,6 +74,11 @@ class Clock:
         self._row_costs.append(cost)
 
     @property
+    def rows(self) -> tuple[int, float]:
+        """Number of rows whose cost is known, and the cost of the newest of them in seconds."""
+        return self._rows, self._row_costs[-1] if self._row_costs else math.nan
+
+    @property
     def bare_step(self) -> float:
         """The median step without the recorder, in seconds; 0 before the second step."""
         return statistics.median(self._bare) if self._bare else 0.0
@@ -129,6 +134,40 @@ class AutoEvery:
     def set_next(self, step: int) -> None:
         """Use the choice of another rank."""
         self._next = step
+
+
+class AutoMetrics:
+    """The rule "auto" for single metrics: as often as possible within the budget, given what they add to a row's cost.
+
+    Args:
+        clock: Measures the cost.
+        budget: Share of the training time.
+    """
+
+    def __init__(self, clock: Clock, budget: float = BUDGET) -> None:
+        self._clock = clock
+        self._budget = budget
+        self._costs: dict[bool, deque[float]] = {had: deque(maxlen=8) for had in (False, True)}
+        self._known = self._next = 0
+        self._had = False
+
+    def __call__(self, step: int) -> bool:
+        """Return whether the metrics are measured at a step; to be called once for each recorded step, in order."""
+        rows, cost = self._clock.rows
+        if rows > self._known:
+            self._known = rows
+            self._costs[self._had].append(cost)
+        self._had = step >= self._next
+        if self._had:
+            self._next = step + self._interval()
+        return self._had
+
+    def _interval(self) -> int:
+        without, measured = self._costs[False], self._costs[True]
+        if not (without and measured and self._clock.bare_step > 0):
+            return 2  # a row with the metrics and one without, to compare them
+        added = statistics.median(measured) - statistics.median(without)
+        return max(1, math.ceil(added / (self._budget * self._clock.bare_step)))
 
 
 def make_rule(every: Every, clock: Clock) -> Callable[[int], bool]:

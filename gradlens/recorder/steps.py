@@ -68,6 +68,7 @@ from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
 from gradlens.recorder.hooks.placement import LayerHooks
+from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.measurer import Context, make_measurers
@@ -104,7 +105,7 @@ class Steps:
             with ``step_by_hand``.
         wrappers: Optimizers that call the step of another one in their own, each with the index of that.
         scaler: Observes the GradScaler.
-        intervals: Metric to its interval in rows.
+        intervals: Which metrics a row has.
         learned: What the first row shows about the layers.
         wanted: Returns whether a step is recorded.
         clock: Measures the recorder's own time.
@@ -123,7 +124,7 @@ class Steps:
         optimizers: Sequence[Optimizer],
         wrappers: Sequence[tuple[int, Optimizer]],
         scaler: ScalerWatch,
-        intervals: dict[str, int],
+        intervals: Intervals,
         learned: Learned,
         wanted: Callable[[int], bool],
         clock: Clock,
@@ -652,7 +653,7 @@ class Steps:
 
     def _due(self) -> list[str]:
         """Return the metrics that the row in progress will have."""
-        due = [name for name, every in self._intervals.items() if self._table.n_rows % every == 0]
+        due = self._intervals.due(self._table.n_rows, self.index)
         for measurer in self.measurers:
             due = measurer.choose(due, self._table.n_rows)
         return due

@@ -38,7 +38,8 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
         scaler: The scaler that the user gave; None looks for one that a wrapper carries.
 
     Raises:
-        RecorderError: Something is no optimizer and wraps none; or wrappers carry different scalers.
+        RecorderError: Something is no optimizer and wraps none, or is one of DeepSpeed's ZeRO; or wrappers carry
+            different scalers.
     """
     found: dict[int, Optimizer] = {}
     wrappers: list[tuple[int, Optimizer]] = []
@@ -55,6 +56,20 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     if scaler is None and len(scalers) > 1:
         raise RecorderError("the optimizers carry different GradScalers", tip="pass the one in use as scaler=")
     return Found(list(found.values()), wrappers, scaler or next(iter(scalers.values()), None))
+
+
+def _refuse_zero(optimizer: Any) -> None:
+    """Raise a RecorderError for the optimizers of DeepSpeed's ZeRO: they leave nothing in ``p.grad``."""
+    seen: set[int] = set()
+    while optimizer is not None and id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        if any(kind.__name__ == "ZeROOptimizer" for kind in type(optimizer).__mro__):
+            raise RecorderError(
+                f"{type(optimizer).__name__}: DeepSpeed ZeRO keeps gradients in buffers of its own, and p.grad is None "
+                "when it steps, so there is nothing to record",
+                tip="train without ZeRO (stage 0 in float32), or with torch's fully_shard",
+            )
+        optimizer = getattr(optimizer, "optimizer", None)
 
 
 def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> list[Any]:

@@ -100,7 +100,8 @@ class FileSink:
         elif self.path.exists() and not self._overwrite:
             raise RunExistsError(
                 f"{self._shown} already exists; nothing was overwritten",
-                tip="another name, or overwrite=True (--overwrite)",
+                tip="resume=True (--resume) appends to it, as where record() is called in each epoch; overwrite=True "
+                "(--overwrite) replaces it; or choose another name",
             )
         there = next(folder for folder in self.path.parents if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

@@ -19,7 +19,7 @@ from gradlens.config import RunConfig
 from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
-from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
+from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS, choose_metrics
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
 from gradlens.recorder.residual_paths import find_blocks
@@ -88,7 +88,7 @@ def _prepare(
         trainer.model,
         start.sink,
         optimizer=trainer.optimizer,
-        metrics=choose_metrics(config, net),
+        metrics=metrics_of(config, net),
         every=config.every,
         info={
             "model": config.model,
@@ -112,10 +112,10 @@ def _prepare(
     return trainer, recorder, checkpoints
 
 
-def choose_metrics(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
+def metrics_of(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
     """Return the metrics to record: the defaults, those of residual blocks if there are any, and the chosen ones."""
     of_paths = METRICS_OF_PATHS if find_blocks(model) else ()
-    return tuple(dict.fromkeys((*DEFAULT_METRICS, *of_paths, *config.metrics)))
+    return choose_metrics(config.metrics, (*DEFAULT_METRICS, *of_paths))
 
 
 def _bounded(config: RunConfig) -> dict[str, str]:
