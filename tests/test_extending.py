@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: a copy of the package gets a new finding and a new metric by a file and a line each.
+"""CONTRIBUTING.md is true: a copy of the package gets a new finding and new metrics by a file and a line each.
 
 Nothing else of the copy is changed, and what is new appears in the file, the commands, the report and the JSON.
 """
@@ -41,15 +41,47 @@ METRIC = (
     '        Metric("out_over_param", "output gradient over parameter gradient", "log", 1, "of_the_sums",'
     ' "A test.", quotient=("activation_grad_norm", "param_grad_norm")),\n'
 )
+MEASURER = '''"""The largest weight of each layer before the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from gradlens.recorder.measured_row import Part
+from gradlens.recorder.measurer import Measurer
+
+
+class LargestWeight(Measurer):
+    """Measures the largest absolute weight."""
+
+    def before_step(self, due: Sequence[str], row: int) -> None:
+        """Read the weights if they are due."""
+        self.found = [max(float(p.abs().max()) for p in own) for own in self.context.own] if due else []
+
+    def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
+        """Return the values."""
+        return {"largest_weight": [Part(np.arange(len(self.found)), np.array(self.found))]}
+
+
+MEASURER = LargestWeight
+'''
+MEASURED = (
+    '        Metric("largest_weight", "largest absolute weight", "log", 2, "as_accumulated", "A test.",'
+    ' measured_by="largest_weight"),\n'
+)
 TRAIN = """
 import torch, gradlens
 from torch import nn
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-metrics = ["activation_grad_norm", "param_grad_norm", "out_over_param"]
+metrics = ["-param_norm", "-update_ratio", "out_over_param", "largest_weight"]
 with gradlens.record(model, "runs/new-s0.h5", optimizer=optimizer, metrics=metrics) as recorder:
     for step in range(20):
+        print(*[float(max(p.abs().max() for p in layer.parameters())) for layer in model if hasattr(layer, "weight")])
         optimizer.zero_grad(); model(torch.randn(8, 3)).square().mean().backward(); optimizer.step()
         recorder.log(lr=0.1 * (step + 1), loss=1.0)
 """
@@ -69,8 +101,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PACKAGE, folder / "gradlens", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "gradlens" / "diagnosis" / "rising.py").write_text(RULE, encoding="utf-8")
     add_line(folder / "gradlens" / "diagnosis" / "kinds.py", ")\n# fmt: on", KIND)
-    add_line(folder / "gradlens" / "metrics.py", "    )\n}\n\nDEFAULT_METRICS", METRIC)
-    call(folder, "-c", TRAIN)
+    (folder / "gradlens" / "recorder" / "largest_weight.py").write_text(MEASURER, encoding="utf-8")
+    add_line(folder / "gradlens" / "metrics.py", "    )\n}\n\nDEFAULT_METRICS", METRIC + MEASURED)
+    (folder / "weights.txt").write_text(call(folder, "-c", TRAIN), encoding="utf-8")
     return folder
 
 
@@ -128,6 +161,19 @@ def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
     command(extended, "report", "-o", "metric.html")
     assert "out_over_param" in (extended / "metric.html").read_text(encoding="utf-8")
     assert "out_over_param" in command(extended, "run", "--help")
+
+
+@pytest.mark.slow
+def test_a_measured_metric_is_a_file_and_a_line(extended: Path) -> None:
+    largest = gradlens.read_run(extended / "runs" / "new-s0.h5").metric("largest_weight")
+    expected = np.loadtxt(extended / "weights.txt")
+    np.testing.assert_allclose(largest[::2], expected[::2], rtol=1e-6)
+    assert np.isnan(largest[1::2]).all()
+    summary = json.loads(command(extended, "summary", "--format", "json"))
+    assert all(row["largest_weight"] > 0 for row in summary["layers"])
+    command(extended, "heatmap", "--metric", "largest_weight", "-o", "largest.png")
+    assert (extended / "largest.png").stat().st_size > 1000
+    assert "largest_weight" in command(extended, "run", "--help")
 
 
 def test_every_kind_on_its_own_has_its_file() -> None:
