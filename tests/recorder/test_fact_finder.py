@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -390,3 +391,32 @@ def test_a_wrapper_by_others_stays_and_works() -> None:
         assert states(facts)["0"] == ("arriving", 0, ["arriving"])
     finally:
         torch.autograd.backward = original
+
+
+def test_a_model_that_is_compiled_later_is_neither_warned_of_nor_compiled_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train() -> tuple[int, dict, list[str]]:
+        compiled: list[int] = []
+
+        def backend(graph: torch.fx.GraphModule, example: object) -> Callable[..., object]:
+            compiled.append(1)
+            return graph.forward
+
+        torch.compiler.reset()
+        model, sink = mlp(nn.BatchNorm1d(3)), ListSink()  # batch norms are looked at in later steps too
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with warnings.catch_warnings(record=True) as caught, Recorder(model, sink, optimizer=optimizer):
+            warnings.simplefilter("always")
+            wrapped = torch.compile(model, backend=backend, fullgraph=True)
+            for step in range(STEPS):
+                optimizer.zero_grad()
+                functional.cross_entropy(wrapped(inputs(step, 16, 4)), classes(step)).backward()
+                optimizer.step()
+        return len(compiled), sink.facts, [str(warning.message) for warning in caught]
+
+    count, facts, said = train()
+    assert states(facts)["0"] == ("arriving", 0, ["arriving"])
+    assert facts["graph"]["cut"] == []
+    monkeypatch.setattr(gradlens.recorder.fact_finder.FactFinder, "start", lambda self: None)
+    assert train() == (count, {}, said)
