@@ -15,6 +15,7 @@ Before an optimizer step   Compare learning rates and training modes; in a look,
 Round ends                 As in ``steps``: every optimizer has stepped, or one is about to step again. A look ends:
                            remove what was placed, release tensors, write the facts. Every 64th: read the groups.
 ``log``                    First three steps: read the graph of a logged loss if no backward pass was observed.
+torch compiles             Remove the forward hook for good: compiled code must know nothing of it.
 Error                      Remove everything; there are no facts. The training and the recording go on.
 ``stop``                   Remove everything.
 =========================  ==========================================================================================

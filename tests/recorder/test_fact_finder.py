@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -324,17 +325,13 @@ def test_a_step_with_a_closure_and_steps_by_hand() -> None:
 
 def trained(model: nn.Module, *, recorded: bool) -> list[torch.Tensor]:
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    recorder = Recorder(model, ListSink(), optimizer=optimizer)
-    if recorded:
-        recorder.__enter__()
-    torch.manual_seed(1)
-    for step in range(20):
-        optimizer.zero_grad()
-        cross_entropy(model, step).backward()
-        clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-    if recorded:
-        recorder.close()
+    with Recorder(model, ListSink(), optimizer=optimizer) if recorded else contextlib.nullcontext():
+        torch.manual_seed(1)
+        for step in range(20):
+            optimizer.zero_grad()
+            cross_entropy(model, step).backward()
+            clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
     return [*model.parameters(), *model.buffers(), torch.get_rng_state()]
 
 
