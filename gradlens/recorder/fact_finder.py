@@ -15,6 +15,7 @@ Before an optimizer step   Compare learning rates and training modes; in a look,
 Round ends                 As in ``steps``: every optimizer has stepped, or one is about to step again. A look ends:
                            remove what was placed, release tensors, write the facts. Every 64th: read the groups.
 ``log``                    First three steps: read the graph of a logged loss if no backward pass was observed.
+torch compiles             Remove the forward hook for good: compiled code must know nothing of it.
 Error                      Remove everything; there are no facts. The training and the recording go on.
 ``stop``                   Remove everything.
 =========================  ==========================================================================================
@@ -30,13 +31,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 
 from gradlens.format import plain
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.hooks.compiled import is_compiled
-from gradlens.recorder.hooks.observed_calls import observe_backward, observe_clipping
+from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_backward, observe_clipping
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
 from gradlens.recorder.loss_graph import LossGraph
@@ -65,7 +65,9 @@ def safely(method: M) -> M:
         except Exception:
             self.failed = True
             with contextlib.suppress(Exception):
-                self._put_away()  # not the hooks on optimizers: one may be calling them at this moment
+                self._put_away()
+                self._calls.remove()
+                # The hooks on optimizers stay: one may be calling them at this moment.
 
     return cast(M, guarded)
 
@@ -94,7 +96,7 @@ class FactFinder:
         self._watched = [observe_backward(self._before_backward, self._after_backward), observe_clipping(self._clip)]
         self._scaling = Scaling(scaler)
         self._clipping = Clipping()
-        self._handles: list[Any] = []
+        self._calls = GlobalForwardHook(self._note_call)
         self._names: dict[int, str] = {}
         """``id`` of each module that is noted when it runs, to its name."""
         self._round = 0
@@ -124,6 +126,7 @@ class FactFinder:
         if self._is_on:
             self._is_on = False
             self._put_away()
+            self._calls.remove()
             self._parameters.end_look()
             for handle in self._step_handles:
                 handle.remove()
@@ -177,20 +180,16 @@ class FactFinder:
             for name, module in modules
             if next(module.children(), None) is None or own_parameters(module)
         }
-        if self._round < GRAPH_LOOKS or self._norms.modules:
-            # One hook for all modules: what is placed on a module itself, copies and pickles of the model would hold.
-            self._handles.append(register_module_forward_hook(self._on_call))
+        if self._needs_calls:
+            self._calls.put()
+
+    @property
+    def _needs_calls(self) -> bool:
+        return self._is_looking and (self._round < GRAPH_LOOKS or bool(self._norms.modules))
 
     def _put_away(self) -> None:
         for watched in self._watched:
             watched.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _on_call(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._note_call(module, args, output)
 
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -304,6 +303,8 @@ class FactFinder:
         self._stepped.clear()
         if looked:
             self._write(self.facts)
+            if not self._needs_calls:
+                self._calls.remove()
         self._begin_look()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -323,17 +325,13 @@ def test_a_step_with_a_closure_and_steps_by_hand() -> None:
 
 def trained(model: nn.Module, *, recorded: bool) -> list[torch.Tensor]:
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    recorder = Recorder(model, ListSink(), optimizer=optimizer)
-    if recorded:
-        recorder.__enter__()
-    torch.manual_seed(1)
-    for step in range(20):
-        optimizer.zero_grad()
-        cross_entropy(model, step).backward()
-        clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-    if recorded:
-        recorder.close()
+    with Recorder(model, ListSink(), optimizer=optimizer) if recorded else contextlib.nullcontext():
+        torch.manual_seed(1)
+        for step in range(20):
+            optimizer.zero_grad()
+            cross_entropy(model, step).backward()
+            clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
     return [*model.parameters(), *model.buffers(), torch.get_rng_state()]
 
 
@@ -390,3 +388,32 @@ def test_a_wrapper_by_others_stays_and_works() -> None:
         assert states(facts)["0"] == ("arriving", 0, ["arriving"])
     finally:
         torch.autograd.backward = original
+
+
+def test_a_model_that_is_compiled_later_is_neither_warned_of_nor_compiled_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train() -> tuple[int, dict, list[str]]:
+        compiled: list[int] = []
+
+        def backend(graph: torch.fx.GraphModule, example: object) -> Callable[..., object]:
+            compiled.append(1)
+            return graph.forward
+
+        torch.compiler.reset()
+        model, sink = mlp(nn.BatchNorm1d(3)), ListSink()  # batch norms are looked at in later steps too
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with warnings.catch_warnings(record=True) as caught, Recorder(model, sink, optimizer=optimizer):
+            warnings.simplefilter("always")
+            wrapped = torch.compile(model, backend=backend, fullgraph=True)
+            for step in range(STEPS):
+                optimizer.zero_grad()
+                functional.cross_entropy(wrapped(inputs(step, 16, 4)), classes(step)).backward()
+                optimizer.step()
+        return len(compiled), sink.facts, [str(warning.message) for warning in caught]
+
+    count, facts, said = train()
+    assert states(facts)["0"] == ("arriving", 0, ["arriving"])
+    assert facts["graph"]["cut"] == []
+    monkeypatch.setattr(gradlens.recorder.fact_finder.FactFinder, "start", lambda self: None)
+    assert train() == (count, {}, said)

@@ -1,4 +1,4 @@
-"""Functions of torch that are observed for a few steps: ``torch.autograd.backward`` and the clipping of gradients.
+"""Calls that are observed for a few steps: of modules, ``torch.autograd.backward`` and the clipping of gradients.
 
 ``Tensor.backward`` and ``clip_grad_norm_`` call these functions by their names in torch's modules, so that a wrapper in
 that place sees every call. A wrapper that was wrapped by somebody else meanwhile stays, and then only passes calls on.
@@ -12,10 +12,54 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.callback import callback_handler
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import clip_grad
 
 from gradlens.recorder.hooks.compiled import outside_graphs
+
+
+class GlobalForwardHook:
+    """A forward hook on all modules, while it is placed.
+
+    What is placed on a module itself, copies and pickles of the model would hold. Compiled code must know nothing of
+    the hook: torch would compile it once more when the hook is removed. So the hook is withdrawn for good when torch
+    begins to compile anything, or when a compiled module is called, which warns of such hooks.
+
+    Args:
+        hook: Called with module, arguments and output.
+    """
+
+    def __init__(self, hook: Callable[[nn.Module, Any, Any], None]) -> None:
+        self._hook = hook
+        self._handle: Any = None
+        self._withdrawn = False
+        self._compiled_call = ObservedCall(
+            torch.nn.modules.module, "_has_any_global_hook", lambda arguments: self._withdraw(), lambda: None
+        )
+
+    def put(self) -> None:
+        """Place the hook, if it is not placed."""
+        if self._handle is None and not self._withdrawn:
+            self._compiled_call.put()
+            callback_handler.register_start_callback(self._withdraw)
+            self._handle = register_module_forward_hook(self._hook)
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        self._compiled_call.remove()
+        if self._withdraw in callback_handler.start_callbacks:
+            callback_handler.remove_start_callback(self._withdraw)
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _withdraw(self, *_: Any) -> None:
+        self._withdrawn = True
+        if self._handle is not None:
+            self._handle.remove()  # not the callback: torch is going through the list of callbacks
+
 
 CLIP = "_clip_grads_with_norm_"
 """The part of ``clip_grad_norm_`` that scales the gradients, in newer versions of torch."""
