@@ -110,6 +110,13 @@ def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
     return cast("T", found[0])
 
 
+def bare_rank() -> str:
+    """Return "process 2 of 4" in processes that train together; "" in a process on its own, and in the first."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        return ""
+    return f"process {dist.get_rank() + 1} of {dist.get_world_size()}"
+
+
 def find_ranks(model: nn.Module) -> Ranks | None:
     """Return the ranks that train a model together with DistributedDataParallel or ``fully_shard``; else None.
 

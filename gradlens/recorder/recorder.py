@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradlens.errors import ConfigError, GradlensWarning, RecorderError
+from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFileError
 from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS, choose_metrics
 from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.distributed import find_on_first_rank, find_ranks
+from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
@@ -126,10 +126,14 @@ def record(
         modules = choose_layers(model, layers)
         found = find_on_first_rank(ranks, lambda: find_continuation(path, modules, first_step))
     sink: Sink = NullSink()
-    if ranks is None or ranks.rank == 0:
-        sink = BackgroundSink(
-            FileSink(path, overwrite=overwrite, resume_at=(found.rows, found.epochs) if found else None)
-        )
+    try:
+        if ranks is None or ranks.rank == 0:
+            resume_at = (found.rows, found.epochs) if found else None
+            sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at))
+    except RunFileError as error:
+        if ranks is not None or not bare_rank():
+            raise
+        _warn_of_rank(error)
     recorder = Recorder(
         model,
         sink,
@@ -147,6 +151,16 @@ def record(
     for text in found.notes if found else ():
         recorder.note(text)
     return recorder
+
+
+def _warn_of_rank(error: Exception) -> None:
+    """Warn that another process records into the file, so that this one does not."""
+    text = (
+        f"gradlens: this is {bare_rank()}, and another one records into the same file, so this one records nothing "
+        f"({line(error)}); pass the DistributedDataParallel model itself, so that the ranks are combined, or give each "
+        "process a path of its own"
+    )
+    warnings.warn(text, GradlensWarning, stacklevel=3)
 
 
 class Recorder:
@@ -270,6 +284,7 @@ class Recorder:
 
         Raises:
             RecorderError: The recorder was used before.
+            RunFileError: The file cannot be written, or somebody else is writing it.
         """
         if self._state == "disabled":
             return self
@@ -280,7 +295,13 @@ class Recorder:
         if self._learned.compiled and "activation_grad_norm" in self._intervals:
             forget_compiled_code(self._model)
         try:
-            self._table.sink.claim()
+            try:
+                self._table.sink.claim()
+            except RunFileError as error:
+                if self._ranks is not None or not bare_rank():
+                    raise
+                _warn_of_rank(error)
+                self._table.sink = NullSink()
             self._steps.start(self._table, self._write_state)
             if self._ranks is None or self._ranks.rank == 0:
                 self._facts.start()

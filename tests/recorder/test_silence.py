@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import gradlens
 from gradlens.errors import GradlensWarning
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink
@@ -140,6 +142,33 @@ def test_a_scaler_that_was_not_given_is_found(unscaled: bool) -> None:
     assert [row.scalars for row in found.rows] == [row.scalars for row in told.rows]
     assert any("GradScaler" in note for note in found.notes)
     assert not any("GradScaler" in note for note in told.notes)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:gradlens. this is one of 2 processes")
+@pytest.mark.parametrize("first_is_done", [False, True])
+def test_a_bare_model_in_several_processes(
+    first_is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process has the file; the second says so and trains on."""
+    model, first = mlp(), gradlens.record(other := mlp(), tmp_path / "run.h5", optimizer=sgd(other))
+    first.start()
+    train(other, first._optimizers[0])
+    if first_is_done:
+        first.close()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: 1)
+    optimizer = sgd(model)
+    with pytest.warns(GradlensWarning, match="process 2 of 2, and another one records .* DistributedDataParallel"):
+        second = gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer).start()
+    train(model, optimizer)
+    second.close()
+    first.close()
+    run = gradlens.read_run(tmp_path / "run.h5")
+    assert (len(run.steps), run.status) == (3, "complete")
 
 
 # --- clip_coefficient only where something clipped ------------------------------------------------------------------
