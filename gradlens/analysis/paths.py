@@ -29,7 +29,7 @@ LEAST_NEW = 2
 """Layers that a further path must have to itself: a gradient between fewer is not compared."""
 ASIDE = frozenset(("adapter", "expert", "router", "block"))
 """Tags of layers that a path is not judged by, as long as there are others."""
-CURVES = ("residual", "query", "key", "value", "gate")
+CURVES = ("residual", "attention", "query", "key", "value", "gate")
 """Tags of layers with a profile of their own in a transformer."""
 
 
@@ -112,9 +112,10 @@ def find_sections(run: Run) -> list[Section]:
     """Return the sections besides the main path: the layers of each kind in a transformer, and the other paths."""
     tags = [layer.tags for layer in run.layers]
     kinds = {tag: np.array([i for i in run.main_layers() if tag in tags[i]], dtype=np.int64) for tag in CURVES}
+    is_transformer = len(kinds["query"]) + len(kinds["attention"]) > 0
     paths = find_paths(run, ran(run))[1:]
     return [
-        *(Section(tag, at, at) for tag, at in kinds.items() if len(at) >= LEAST_LAYERS and len(kinds["query"])),
+        *(Section(tag, at, at) for tag, at in kinds.items() if len(at) >= LEAST_LAYERS and is_transformer),
         *(Section(name_path(run, path), path, path[:-1]) for path in paths if len(path) >= LEAST_LAYERS),
     ]
 
