@@ -37,6 +37,7 @@ from tests.recorder.layer_zoo import (
     adapted_decoder,
     stack,
 )
+from tests.recorder.torchvision_zoo import vit_tiny
 
 
 def tokens() -> Tensor:
@@ -171,6 +172,16 @@ ZOO = {
         lambda: Siamese(False), lambda: rand(4, 5), "left.0", "head.0", {"head.2"}, 5, paths=2
     ),
     "recurrent": Expected(Recurrent, lambda: rand(4, 3, 4), "embed", "second", {"head"}, 4),
+    # the class token belongs to the model itself, and the positions to its encoder: neither is a head
+    "vision transformer": Expected(
+        lambda: vit_tiny(weights=None, num_classes=4),
+        lambda: rand(2, 3, 16, 16),
+        "conv_proj",
+        "encoder.layers.encoder_layer_2.mlp.3",
+        {"heads.head"},
+        1 + 3 * 3 + 1,
+        tags={"block": ["encoder", "(model)"]},
+    ),
     "encoder of torch": Expected(
         lambda: nn.Sequential(
             nn.Linear(4, 8),
