@@ -24,6 +24,7 @@ TAGS = {
     "query": "makes the queries of attention",
     "key": "makes the keys of attention",
     "value": "makes the values of attention",
+    "attention": "makes queries, keys and values at once",
     "gate": "makes the gate of a gated block",
     "residual": "its output is added to a residual stream from which it was computed",
     "router": "chooses experts",

@@ -15,7 +15,7 @@ Shapes: L layers, M layers of a path, E edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ LEAST_NEW = 2
 """Layers that a further path must have to itself: a gradient between fewer is not compared."""
 ASIDE = frozenset(("adapter", "expert", "router", "block"))
 """Tags of layers that a path is not judged by, as long as there are others."""
-CURVES = ("residual", "query", "key", "value", "gate")
+CURVES = ("residual", "attention", "query", "key", "value", "gate")
 """Tags of layers with a profile of their own in a transformer."""
 
 
@@ -60,9 +60,12 @@ def find_paths(run: Run, known: NDArray[np.bool_] | None = None) -> list[NDArray
     if not any(layer.parents for layer in run.layers):
         return [np.array(main, dtype=np.int64)]
     graph = _Graph(run.layers)
-    preferred = [i for i in main if not ASIDE.intersection(run.layers[i].tags)]
-    found = graph.paths(preferred)
+    found = graph.paths(_preferred(run, main))
     return found if len(found[0]) >= LEAST_LAYERS else graph.paths(main)
+
+
+def _preferred(run: Run, layers: Iterable[int]) -> list[int]:
+    return [int(i) for i in layers if not ASIDE.intersection(run.layers[i].tags)]
 
 
 def hidden_layers(run: Run) -> NDArray[np.int64]:
@@ -76,11 +79,15 @@ def ran(run: Run) -> NDArray[np.bool_]:
 
 
 def find_heads(run: Run) -> NDArray[np.int64]:
-    """Return the main layers on a graph that feed no other layer; without a graph the last main layer."""
+    """Return the layers that others feed and that feed no other; without a graph the last main layer.
+
+    Layers that a path is not judged by, such as a module around the others, are no heads and are not counted as fed.
+    """
     main, edges = run.main_layers(), run.edges
     if not len(edges):
         return main[-1:]
-    return np.asarray(main[np.isin(main, edges[:, 1]) & ~np.isin(main, edges[:, 0])])
+    graph, counted = _Graph(run.layers), _preferred(run, main)
+    return np.array([i for i in graph.ends(counted) if i in edges[:, 1]], dtype=np.int64)
 
 
 def name_path(run: Run, path: NDArray[np.int64]) -> str:
@@ -112,9 +119,10 @@ def find_sections(run: Run) -> list[Section]:
     """Return the sections besides the main path: the layers of each kind in a transformer, and the other paths."""
     tags = [layer.tags for layer in run.layers]
     kinds = {tag: np.array([i for i in run.main_layers() if tag in tags[i]], dtype=np.int64) for tag in CURVES}
+    is_transformer = len(kinds["query"]) + len(kinds["attention"]) > 0
     paths = find_paths(run, ran(run))[1:]
     return [
-        *(Section(tag, at, at) for tag, at in kinds.items() if len(at) >= LEAST_LAYERS and len(kinds["query"])),
+        *(Section(tag, at, at) for tag, at in kinds.items() if len(at) >= LEAST_LAYERS and is_transformer),
         *(Section(name_path(run, path), path, path[:-1]) for path in paths if len(path) >= LEAST_LAYERS),
     ]
 
@@ -138,8 +146,7 @@ class _Graph:
 
     def paths(self, counted: Sequence[int]) -> list[NDArray[np.int64]]:
         """Return the paths of the layers that count; see ``find_paths``."""
-        counts = np.zeros(len(self._parents), dtype=np.int64)
-        counts[list(counted)] = 1
+        counts = self._counts(counted)
         before, came_from = self._longest(counts, self._order, self._parents)
         after, goes_to = self._longest(counts, self._order[::-1], self._children)
 
@@ -158,6 +165,16 @@ class _Graph:
                 found = [*found, np.array(path, dtype=np.int64)] if seen else [np.array(path, dtype=np.int64)]
                 seen.update(path)
         return found
+
+    def ends(self, counted: Sequence[int]) -> list[int]:
+        """Return the layers that count and feed no other that counts."""
+        after, _ = self._longest(self._counts(counted), self._order[::-1], self._children)
+        return [i for i in counted if after[i] == 1]
+
+    def _counts(self, counted: Sequence[int]) -> NDArray[np.int64]:
+        counts = np.zeros(len(self._parents), dtype=np.int64)
+        counts[list(counted)] = 1
+        return counts
 
     @staticmethod
     def _longest(

@@ -194,7 +194,7 @@ def _profile(sample: WeightSample) -> FloatArray:
     found = np.full(len(main), math.nan)
     ratio = Recording(sample.run).ratio
     if ratio is not None:
-        found[np.isin(main, ratio.indices)] = ratio.decades[0]
+        found[[int(np.flatnonzero(main == i)[0]) for i in ratio.indices]] = ratio.decades[0]
     return found
 
 

@@ -13,7 +13,8 @@ An edge leads from each layer of the front of a layer's inputs to that layer. Th
 * A layer that is also called on something that no layer made, as a GAN's discriminator on real images and on the
   generator's output, is where another model begins: no edge leads to it.
 * The edge that would close a cycle, as in a recurrent model, is left out.
-* Where a layer runs in a backward pass only (reentrant checkpoints), the graph has gaps, and there are no edges at all.
+* Where a layer runs in a backward pass only (reentrant checkpoints), or autograd's graph cannot be read, the graph has
+  gaps, and there are no edges at all.
 
 A layer *writes to a residual stream* if its output is added to something that it was itself computed from.
 """
@@ -61,6 +62,17 @@ class LayerGraph:
         if in_backward() != -1:  # the second forward pass of a checkpoint
             self._has_gaps |= layer not in self._parents
             return
+        try:
+            self._note(layer, outputs)
+        except (
+            RuntimeError,
+            AttributeError,
+            TypeError,
+            ValueError,
+        ):  # a graph of another kind, as of a tensor subclass
+            self._has_gaps = True
+
+    def _note(self, layer: int, outputs: Iterable[Tensor]) -> None:
         nodes: list[Any] = [get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad]
         if not nodes:
             return

@@ -16,6 +16,7 @@ ATTENTION = {
     tag: re.compile(rf"(w_?|to_)?({words})(_?(proj|lin|linear|layer))?", re.IGNORECASE)
     for tag, words in (("query", "q|query"), ("key", "k|key"), ("value", "v|value"))
 }
+FUSED = re.compile(r"(w_?|to_)?(qkv|c_attn|query_key_value)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
 GATE = re.compile(r"(w_?)?gate(_?(proj|lin|linear|layer))?", re.IGNORECASE)
 ROUTER = re.compile(r"(router|gate|gating)(_?\w+)?", re.IGNORECASE)
 EXPERT = re.compile(r"(?:^|(?<=\.))(?!shared)\w*experts?(?=[_.\d]|$)", re.IGNORECASE)
@@ -57,6 +58,8 @@ def find_tags(
         tag(name, "residual")
     for name, module in modules.items():
         head, _, last = _split(name)
+        if isinstance(module, nn.MultiheadAttention) or FUSED.fullmatch(last):
+            tag(name, "attention")
         if ROUTER.fullmatch(last) and head in experts:
             tag(name, "router")
         elif GATE.fullmatch(last):

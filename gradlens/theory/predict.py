@@ -96,7 +96,7 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
     found = np.full(len(main), np.nan)
     ratio = gradient_ratio(run, rows=slice(0, 1), per_element=per_element)
     if ratio is not None and len(ratio.decades) and ratio.indices[-2] == main[-2]:
-        found[np.isin(main, ratio.indices)] = ratio.decades[0]
+        found[[int(np.flatnonzero(main == i)[0]) for i in ratio.indices]] = ratio.decades[0]
     return found
 
 

@@ -22,6 +22,7 @@ from gradlens.analysis.gradient_ratio import gradient_ratio, gradient_ratios
 from gradlens.analysis.paths import find_heads, find_paths, main_path
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, make_panel
+from gradlens.recorder.layer_tags import find_tags
 from gradlens.recorder.layers import choose_layers
 from gradlens.run import Run
 from tests.recorder.case import floats, rand
@@ -36,6 +37,7 @@ from tests.recorder.layer_zoo import (
     adapted_decoder,
     stack,
 )
+from tests.recorder.torchvision_zoo import vit_tiny
 
 
 def tokens() -> Tensor:
@@ -170,6 +172,16 @@ ZOO = {
         lambda: Siamese(False), lambda: rand(4, 5), "left.0", "head.0", {"head.2"}, 5, paths=2
     ),
     "recurrent": Expected(Recurrent, lambda: rand(4, 3, 4), "embed", "second", {"head"}, 4),
+    # the class token belongs to the model itself, and the positions to its encoder: neither is a head
+    "vision transformer": Expected(
+        lambda: vit_tiny(weights=None, num_classes=4),
+        lambda: rand(2, 3, 16, 16),
+        "conv_proj",
+        "encoder.layers.encoder_layer_2.mlp.3",
+        {"heads.head"},
+        1 + 3 * 3 + 1,
+        tags={"block": ["encoder", "(model)"]},
+    ),
     "encoder of torch": Expected(
         lambda: nn.Sequential(
             nn.Linear(4, 8),
@@ -181,7 +193,10 @@ ZOO = {
         "1.layers.2.linear2",
         {"2"},
         1 + 3 * 3 + 1,
-        tags={"residual": [f"1.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "linear2")]},
+        tags={
+            "residual": [f"1.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "linear2")],
+            "attention": [f"1.layers.{i}.self_attn" for i in range(3)],
+        },
     ),
 }
 
@@ -384,6 +399,31 @@ def test_a_transformer_has_a_curve_for_each_kind_of_layer() -> None:
     assert all("query" in layer.tags for layer in curves[2].layers)
 
 
+def test_fused_attention_is_a_transformer_too() -> None:
+    curves = make_curves([train(ZOO["encoder of torch"].make(), rand(2, 5, 4))], "activation_grad_norm")
+    assert [curve.label.rpartition(", ")[2] for curve in curves[1:]] == ["residual", "attention"]
+
+
+@pytest.mark.parametrize(
+    ("names_of_layers", "expected"),
+    [
+        (["h.0.attn.c_attn", "h.0.attn.c_proj"], {"h.0.attn.c_attn": ["attention"]}),
+        (["a.to_q", "a.to_k", "a.to_v"], {"a.to_q": ["query"], "a.to_k": ["key"], "a.to_v": ["value"]}),
+        (["a.query", "a.key", "a.value"], {"a.query": ["query"], "a.key": ["key"], "a.value": ["value"]}),
+        (["a.Wq", "a.Wk", "a.Wv"], {"a.Wq": ["query"], "a.Wk": ["key"], "a.Wv": ["value"]}),
+        (["policy", "value"], {}),  # of an actor and a critic
+        (["q", "v"], {}),
+        (["mlp.gate", "mlp.experts.0.w1"], {"mlp.gate": ["router"], "mlp.experts.0.w1": ["expert"]}),
+        (["mlp.router", "mlp.shared_expert.up"], {}),
+        (["expertise", "gated", "salora"], {}),
+        (["x.lora_B.default", "x.adapter_down"], {"x.lora_B.default": ["adapter"], "x.adapter_down": ["adapter"]}),
+    ],
+)
+def test_tags_by_names(names_of_layers: list[str], expected: dict[str, list[str]]) -> None:
+    modules = {name: nn.Linear(2, 2) for name in names_of_layers}
+    assert find_tags(modules, modules, ()) == expected
+
+
 def test_other_paths_have_curves() -> None:
     torch.manual_seed(0)
     curves = make_curves([train(ActorCritic(deep=True), rand(4, 5))], "param_norm")
@@ -423,6 +463,7 @@ def test_a_model_of_2500_layers_is_set_up_in_half_a_second(one_thread: None) -> 
     hook_seconds = min(_seconds(lambda: _walk(model, type(layers.graph)())) for _ in range(3))
     with recorder:
         model(rand(2, 4)).sum().backward()
+        optimizer.step()
         describing = min(_seconds(layers.describe) for _ in range(3))
     assert hook_seconds + describing < 0.5
 
