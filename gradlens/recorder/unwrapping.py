@@ -38,13 +38,15 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
         scaler: The scaler that the user gave; None looks for one that a wrapper carries.
 
     Raises:
-        RecorderError: Something is no optimizer and wraps none; or wrappers carry different scalers.
+        RecorderError: Something is no optimizer and wraps none, or is one of DeepSpeed's ZeRO; or wrappers carry
+            different scalers.
     """
     found: dict[int, Optimizer] = {}
     wrappers: list[tuple[int, Optimizer]] = []
     scalers: dict[int, GradScaler] = {}
     for one in [] if given is None else list(given) if isinstance(given, Sequence) else [given]:
         *outer, inner = _unwrap(one, scalers)
+        _refuse_zero([*outer, inner])
         if not _has_hooks(inner):
             raise RecorderError(
                 f"optimizer must be a torch.optim.Optimizer or several, got {type(inner).__name__}",
@@ -55,6 +57,17 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     if scaler is None and len(scalers) > 1:
         raise RecorderError("the optimizers carry different GradScalers", tip="pass the one in use as scaler=")
     return Found(list(found.values()), wrappers, scaler or next(iter(scalers.values()), None))
+
+
+def _refuse_zero(optimizers: Sequence[Any]) -> None:
+    """Raise a RecorderError if one is DeepSpeed's, of ZeRO: it leaves nothing in ``p.grad``."""
+    for one in optimizers:
+        if any(kind.__name__ == "ZeROOptimizer" for kind in type(one).__mro__):
+            raise RecorderError(
+                f"{type(one).__name__}: DeepSpeed ZeRO keeps gradients in buffers of its own, and p.grad is None when "
+                "it steps, so there is nothing to record",
+                tip="train without ZeRO (stage 0 in float32), or with torch's fully_shard",
+            )
 
 
 def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> list[Any]:

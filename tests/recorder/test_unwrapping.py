@@ -196,6 +196,24 @@ def test_of_what_wraps_nothing_a_line_says_so() -> None:
             Recorder(model, ListSink(), optimizer=wrong)  # type: ignore[arg-type]
 
 
+def test_deepspeed_zero_is_refused_in_one_line() -> None:
+    class ZeROOptimizer:  # the base class in deepspeed.runtime.base_optimizer
+        pass
+
+    class DeepSpeedZeroOptimizer(ZeROOptimizer):  # stages 1 and 2: it holds the user's optimizer
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+        def step(self) -> None:
+            self.optimizer.step()
+
+    model = mlp()
+    zero = DeepSpeedZeroOptimizer(torch.optim.SGD(model.parameters(), 0.1))
+    for given in (zero, Deep(zero)):  # type: ignore[arg-type]
+        with pytest.raises(RecorderError, match=r"DeepSpeedZeroOptimizer: DeepSpeed ZeRO keeps .* p\.grad is None"):
+            Recorder(model, ListSink(), optimizer=given)  # type: ignore[arg-type]
+
+
 def test_several_wrapped_optimizers_close_one_row_together() -> None:
     model, sink = mlp(), ListSink()
     halves = [Accelerated(torch.optim.SGD(part.parameters(), 0.1)) for part in (model[:2], model[2:])]
