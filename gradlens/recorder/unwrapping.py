@@ -46,6 +46,7 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     scalers: dict[int, GradScaler] = {}
     for one in [] if given is None else list(given) if isinstance(given, Sequence) else [given]:
         *outer, inner = _unwrap(one, scalers)
+        _refuse_zero([*outer, inner])
         if not _has_hooks(inner):
             raise RecorderError(
                 f"optimizer must be a torch.optim.Optimizer or several, got {type(inner).__name__}",
@@ -58,18 +59,15 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     return Found(list(found.values()), wrappers, scaler or next(iter(scalers.values()), None))
 
 
-def _refuse_zero(optimizer: Any) -> None:
-    """Raise a RecorderError for the optimizers of DeepSpeed's ZeRO: they leave nothing in ``p.grad``."""
-    seen: set[int] = set()
-    while optimizer is not None and id(optimizer) not in seen:
-        seen.add(id(optimizer))
-        if any(kind.__name__ == "ZeROOptimizer" for kind in type(optimizer).__mro__):
+def _refuse_zero(optimizers: Sequence[Any]) -> None:
+    """Raise a RecorderError if one is DeepSpeed's, of ZeRO: it leaves nothing in ``p.grad``."""
+    for one in optimizers:
+        if any(kind.__name__ == "ZeROOptimizer" for kind in type(one).__mro__):
             raise RecorderError(
-                f"{type(optimizer).__name__}: DeepSpeed ZeRO keeps gradients in buffers of its own, and p.grad is None "
-                "when it steps, so there is nothing to record",
+                f"{type(one).__name__}: DeepSpeed ZeRO keeps gradients in buffers of its own, and p.grad is None when "
+                "it steps, so there is nothing to record",
                 tip="train without ZeRO (stage 0 in float32), or with torch's fully_shard",
             )
-        optimizer = getattr(optimizer, "optimizer", None)
 
 
 def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> list[Any]:

@@ -210,7 +210,7 @@ def test_deepspeed_zero_is_refused_in_one_line() -> None:
     model = mlp()
     zero = DeepSpeedZeroOptimizer(torch.optim.SGD(model.parameters(), 0.1))
     for given in (zero, Deep(zero)):  # type: ignore[arg-type]
-        with pytest.raises(RecorderError, match=r"DeepSpeedZeroOptimizer: DeepSpeed ZeRO keeps .* p.grad is None"):
+        with pytest.raises(RecorderError, match=r"DeepSpeedZeroOptimizer: DeepSpeed ZeRO keeps .* p\.grad is None"):
             Recorder(model, ListSink(), optimizer=given)  # type: ignore[arg-type]
 
 
