@@ -70,7 +70,7 @@ def _no_logs(rec: Recording) -> list[Finding]:
         _found(
             rec,
             item,
-            f"the loss ({item.text('loss')}) expects log-probabilities, and gets the output of "
+            f"the loss ({item.text('loss')}) expects log-probabilities (at most 0), and gets the output of "
             f"{item.text('op') or 'a layer'}",
             "Use F.cross_entropy on the logits, or apply log_softmax before this loss.",
             "no log-softmax before the loss",

@@ -24,8 +24,8 @@ from gradlens.format import plural
 
 UNDERFLOW_DECADES = -20.0
 """The nearest gradient that is not 0 must be smaller than this for zeros to be underflow of float32 (1e-45)."""
-OUTPUT = ("Relu", "Clamp", "Hardtanh", "Threshold", "ReluBackward0")
-"""Operations with a slope of exactly 0."""
+OUTPUT = {"Relu": "ReLU", "Hardtanh": "ReLU6 or hardtanh", "Threshold": "threshold", "Hardsigmoid": "hard sigmoid"}
+"""Operations whose slope is exactly 0 on one side, and their names."""
 HALF = ("float16", "float8")
 
 
@@ -145,7 +145,7 @@ def _relu_at_the_end(rec: Recording, layers: NDArray[np.int64], everywhere: bool
     outputs = [item for item in rec.setup.graph.entries("outputs") if item.text("op") in OUTPUT and item.text("loss")]
     if not everywhere or not outputs:
         return None
-    op, layer = outputs[0].text("op").replace("Relu", "ReLU"), outputs[0].text("layer")
+    op, layer = OUTPUT[outputs[0].text("op")], outputs[0].text("layer")
     behind = outputs[0].text("behind")
     where = f" ({quoted(layer)})" if layer else ""
     before = f" behind {quoted(behind)}" if behind else ""
