@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.findings import Finding, exact_finding, quoted
+from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import (
     ZEROS,
     Recording,
@@ -20,24 +22,29 @@ DEAD_SHARE = 0.99
 layer. A healthy ReLU outputs about half zeros."""
 
 
-def dead(rec: Recording) -> list[Finding]:
-    """Find layers whose units are nearly all 0 at the end of the rows.
+def dead(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find layers whose units are all 0 at the end of the rows, or nearly all in a model that does not learn.
 
-    Confidence: the share of resampled medians beyond the threshold; the largest over the layers.
+    A few units that are on may be meant (a sparse autoencoder), so that a share of zeros below 1 counts only beside a
+    loss that does not fall. Without zero_fraction, weights with a gradient of exactly 0 and a bias that gets one show
+    it: the layer's input is 0. Confidence: the share of resampled medians beyond the threshold; the largest over the
+    layers; 1 for the exact case.
 
     Args:
         rec: The recording.
+        learning: Whether the model learns.
 
     Returns:
         The findings; an empty list where there is no such fault.
     """
     if not rec.has(ZEROS) or len(rec.series(ZEROS)) < LEAST_ROWS // 2:
-        return []
+        return _no_input(rec)
     series = rec.series(ZEROS)
     late, window, typical = window_beyond(series, DEAD_SHARE)
-    layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical) > DEAD_SHARE))
+    least = DEAD_SHARE if learning.verdict == "no" else 1 - 1e-9
+    layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical) > least))
     if not layers:
-        return []
+        return _no_input(rec)
     names, worst = rec.names(layers), float(typical[layers].max())
     return [
         Finding(
@@ -49,7 +56,45 @@ def dead(rec: Recording) -> list[Finding]:
             f"{'is' if len(layers) == 1 else 'are'} beyond the threshold",
             f"more than {DEAD_SHARE:.0%} zeros, lasting to the end",
             "smdebug, DeadRelu: a unit active less than 1 % of the time is dead; for ReLU, half zeros are healthy",
-            "Lower the learning rate and check the biases, or replace ReLU by LeakyReLU or GELU, whose slope is not 0.",
+            _revive(rec),
             max(share_beyond(series.values[late][:, i], DEAD_SHARE, below=False) for i in layers),
         )
     ]
+
+
+def _no_input(rec: Recording) -> list[Finding]:
+    """Find a layer whose weights get a gradient of exactly 0 while its bias gets one: its input is exactly 0."""
+    zero = {
+        name
+        for item in rec.setup.states(gradient="zero")
+        if "weight" in item.texts("names")
+        for name in item.texts("layers")
+    }
+    order = [layer.name for layer in rec.run.layers]
+    for item in rec.setup.states(gradient="arriving"):
+        found = [name for name in item.texts("layers") if name in zero and name in order]
+        if item.texts("names") != ("bias",) or not found:
+            continue
+        place = order.index(found[0])
+        path = [int(i) for i in rec.run.main_layers() if rec.run.layers[i].depth < rec.run.layers[place].depth]
+        before = f"all units after {quoted(order[path[-1]])} are off" if path else "the data that it gets are 0"
+        since = max(state.whole("since") for state in rec.setup.states(gradient="zero"))
+        return [
+            exact_finding(
+                "dead",
+                (order[path[-1]] if path else found[0],),
+                (since, rec.last_step),
+                f"the weights of {quoted(found[0])} get a gradient of exactly 0 and its bias does not (seen first at "
+                f"step {since}): its input is exactly 0, {before}",
+                _revive(rec),
+                "the input of a layer is exactly 0",
+            )
+        ]
+    return []
+
+
+def _revive(rec: Recording) -> str:
+    network = Network(rec)
+    if network.first_update() > LARGE_STEP:
+        return f"{network.slow_down()} The first update was {network.first_update():.0%} of the weights' norm."
+    return f"Lower {network.say_rate()} and check the biases, or use LeakyReLU or GELU, whose slope is not 0."

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
+from gradlens.diagnosis.clipping import clipping
+from gradlens.diagnosis.cut import cut
 from gradlens.diagnosis.dead import dead
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.diagnosis.frozen import frozen, slow
 from gradlens.diagnosis.incoherent import incoherent
+from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
+from gradlens.diagnosis.learning import Learning, judge_learning
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
+from gradlens.diagnosis.plateau import plateau
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
 from gradlens.diagnosis.saturated import saturated
+from gradlens.diagnosis.setup import setup
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
+from gradlens.diagnosis.zero_gradient import zero_gradient
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
@@ -47,20 +57,53 @@ def diagnose(run: Run) -> Diagnosis:
         where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
     """
     rec, notes = Recording(run), list[str]()
-    findings = _signal_findings(rec, notes)
-    unchanged = [*frozen(rec), *unused(rec)]
-    if not findings:
+    learning, intended = judge_learning(rec), find_intended(rec)
+    exact = [*cut(rec), *setup(rec), *clipping(rec, learning)]
+    explained = {name for layers in (*(i.layers for i in intended), *(f.layers for f in exact)) for name in layers}
+    findings = [_with_sum(rec, finding) for finding in _signal_findings(rec, learning, notes)]
+    learning = _unless_all_zero(learning, findings)
+    unchanged = [*frozen(rec, explained), *unused(rec, explained)]
+    if not findings and not exact:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
-    findings += _independent(unchanged, findings, notes)
+    findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
-    if run.status == "running":
+    findings = findings or plateau(rec, learning)
+    notes += [item.said for item in intended]
+    notes += _notes_on_rows(rec)
+    missing = "" if findings else _missing(rec, explained)
+    return replace(
+        make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
+        learning=learning.verdict,
+        learning_evidence=learning.evidence,
+    )
+
+
+def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learning:
+    """Return "no" where all gradients are exactly 0 beside a loss that stands: nothing can change any more."""
+    if any(finding.kind == "zero_gradient" and "at all layers" in finding.evidence for finding in findings):
+        return replace(learning, verdict="no", evidence=f"{learning.evidence}; all gradients are exactly 0 at the end")
+    return learning
+
+
+def _notes_on_rows(rec: Recording) -> list[str]:
+    """Return notes on a run that is not complete, and on rows that are left out."""
+    notes = []
+    if rec.run.status == "running":
         notes.append("the run is still being written, or its writer was killed")
     if rec.skipped.any():
         skipped = int(rec.skipped.sum())
         verb = "is" if skipped == 1 else "are"
         notes.append(f"{plural(skipped, 'step')} that the GradScaler skipped {verb} left out")
-    missing = "" if findings else _missing(rec)
-    return make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec))
+    return notes
+
+
+def _with_sum(rec: Recording, finding: Finding) -> Finding:
+    """Add to an explosion that the loss is a sum over elements, where it is."""
+    said = Network(rec).sum_of_losses() if finding.kind in ("exploding", "nonfinite") else ""
+    if not said:
+        return finding
+    fix = "Average the loss instead (reduction='mean'), or divide the learning rate by that number."
+    return replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}")
 
 
 def rule_of(kind: Kind) -> Callable[[Recording], list[Finding]]:
@@ -69,17 +112,19 @@ def rule_of(kind: Kind) -> Callable[[Recording], list[Finding]]:
     return rule
 
 
-def _signal_findings(rec: Recording, notes: list[str]) -> list[Finding]:
+def _signal_findings(rec: Recording, learning: Learning, notes: list[str]) -> list[Finding]:
     """Return the faults of gradients and outputs; at most one rule reports an explosion."""
     row = first_broken_row(rec)
-    broken = [*nonfinite(rec, row), *(uncleared(rec) or exploding(rec, row) or swollen(rec))]
-    return [*broken, *_units_or_vanishing(rec, [*dead(rec), *saturated(rec)], vanishing(rec, notes), notes)]
+    added_up = [] if rec.setup.known else uncleared(rec)  # the facts tell exactly
+    broken = [*nonfinite(rec, row), *(added_up or exploding(rec, row) or swollen(rec))]
+    vanishes = [*zero_gradient(rec, learning), *vanishing(rec, notes)]
+    return [*broken, *_units_or_vanishing(rec, [*dead(rec, learning), *saturated(rec)], vanishes, notes)]
 
 
 def _units_or_vanishing(
     rec: Recording, units: list[Finding], vanishes: list[Finding], notes: list[str]
 ) -> list[Finding]:
-    """Return dead or saturated units and a vanishing gradient; a finding that another one causes becomes a note."""
+    """Return dead or saturated units and a gradient that is 0 or vanishes; one that another causes becomes a note."""
     if not vanishes:
         return units
     consequences = [finding for finding in units if _came_later(rec, finding, vanishes[0])]
@@ -102,6 +147,7 @@ def diagnose_arrays(
     layers: Sequence[str | Layer] | None = None,
     scalars: Mapping[str, ArrayLike] | None = None,
     steps: ArrayLike | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Diagnose arrays that were recorded in any way.
 
@@ -110,6 +156,7 @@ def diagnose_arrays(
         layers: (L,) names or descriptions of the layers; None for "layer1", "layer2", ...
         scalars: Name ("loss", "lr", "skipped") to (T,) values.
         steps: (T,) optimizer steps; None for 0, 1, ...
+        facts: Facts of the set-up, as in docs/facts.md.
 
     Returns:
         The diagnosis, as from ``diagnose``.
@@ -117,14 +164,14 @@ def diagnose_arrays(
     Raises:
         ConfigError: There is no metric, or the arrays' shapes do not fit.
     """
-    return diagnose(run_of_arrays(metrics, layers, scalars, steps))
+    return diagnose(run_of_arrays(metrics, layers, scalars, steps, facts=facts))
 
 
 def _explained(rec: Recording, vanishes: Finding, units: Sequence[Finding]) -> bool:
     """Return whether units cause a vanishing gradient: they are at its first layer or nearer the output."""
     depth = {layer.name: layer.depth for layer in rec.run.layers}
     ends = [depth[name] for finding in units for name in finding.layers]
-    return bool(ends) and max(ends) >= depth[vanishes.layers[0]]
+    return not vanishes.cause and bool(ends) and max(ends) >= depth[vanishes.layers[0]]
 
 
 def _came_later(rec: Recording, units: Finding, vanishes: Finding) -> bool:
@@ -136,12 +183,17 @@ def _came_later(rec: Recording, units: Finding, vanishes: Finding) -> bool:
 
 def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
     """Return whether layers are frozen because their gradient is gone or their weights are too large to change."""
-    named = {name for cause in causes if cause.kind in ("vanishing", "exploding", "dead") for name in cause.layers}
+    named = {
+        name
+        for cause in causes
+        if cause.kind in ("vanishing", "exploding", "dead", "zero_gradient")
+        for name in cause.layers
+    }
     return set(finding.layers) <= named
 
 
-def _missing(rec: Recording) -> str:
-    """Return why the data do not suffice, or ""."""
+def _missing(rec: Recording, explained: Collection[str]) -> str:
+    """Return why the data do not suffice, or ""; layers that a note explains need no gradient."""
     if rec.n_rows < LEAST_ROWS:
         return f"too few rows: {rec.n_rows}, but at least {LEAST_ROWS} are needed"
     if not rec.gradient:
@@ -156,7 +208,7 @@ def _missing(rec: Recording) -> str:
         if known < LEAST_ROWS:
             found = f"the gradients of both the first and the last hidden layer are known in {plural(known, 'row')}"
             return f"{found}: at least {LEAST_ROWS} are needed"
-    elif len(rec.run.main_layers()) >= 3:
+    elif len(set(rec.names(rec.run.main_layers())).difference(explained)) >= 3:
         found = plural(len(rec.path), "main layer")
         return f"the gradient is known in most rows for {found} only: at least 3 are needed"
     return ""
@@ -178,6 +230,7 @@ def _say_loss(rec: Recording) -> str:
 def _healthy(rec: Recording) -> str:
     """Return the reason for the verdict "healthy"."""
     if rec.ratio is None:
-        return "no fault was found; with fewer than three layers there is no ratio of first to last hidden layer"
+        few = "with a gradient at fewer than three layers there is no ratio of first to last hidden layer"
+        return f"no fault was found; {few}"
     first, last = rec.ratio.first.name, rec.ratio.last.name
     return f"no fault was found: {say_ratio(quoted(first), quoted(last), rec.ratio.typical())}"

@@ -11,7 +11,9 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS, late_windows, say_power
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
-from gradlens.diagnosis.loss import loss_rises
+from gradlens.diagnosis.invariant import invariant_decades
+from gradlens.diagnosis.loss import FELL, falls_after, loss_rises
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
     RMS,
@@ -37,8 +39,6 @@ RISE_DECADES = 2.0
 row is up to 1.5 decades above the row before it."""
 RISING_ROWS = 20
 """Rows before a non-finite row in which the rise must lie."""
-TOO_LARGE = "Use He initialisation (the weights are too large for their fan-in), add batch norm, or clip gradients."
-TOO_FAST = "Lower the learning rate or warm it up, and clip the gradient's norm."
 SWOLLEN_TIMES = 2.0
 """Decades by which a hidden layer's outputs must grow since the first row: a factor of 100. Measured on
 experiments/scorecard, seeds 0 to 2: healthy models grow by at most 1.0 decades, except one whose outputs begin far too
@@ -109,8 +109,10 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         return None
     line, source = allowed_growth(rec, len(path))
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
+    least = invariant_decades(rec, path)[:-1]
     found = [
-        (early[part], name, np.nan_to_num(median(early[part], axis=0), nan=-np.inf)) for part, name in late_windows(n)
+        (early[part], name, np.nan_to_num(np.fmin(median(early[part], axis=0), least), nan=-np.inf))
+        for part, name in late_windows(n)
     ]
     late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])
     if not (typical > line).any():
@@ -128,7 +130,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         f"{say_ratio(quoted(names[top]), quoted(names[-2]), float(typical[top]))} ({rows})",
         f"more than {say_power(line)} times the gradient norm of the last hidden layer",
         source,
-        TOO_LARGE if beyond[0] else TOO_FAST,
+        f"{Network(rec).tame()} {Network(rec).clip()}" if beyond[0] else too_fast(rec),
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
 
@@ -161,7 +163,7 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
     if not high.any():
         return None
     start = int(np.flatnonzero(high)[0])
-    if broken is None and not loss_rises(rec, int(series.rows[start])):
+    if broken is None and _is_over(rec, high, int(series.rows[start])):
         return None
     grown = median(series.values[start:], axis=0) / np.maximum(
         median(series.values[:LEAST_ROWS], axis=0), np.finfo(float).tiny
@@ -177,9 +179,20 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
         "1,000 times the usual norm (median of 5 rows), with a rising loss or a non-finite step",
         "measured: in healthy runs (plain34 and resnet34, 20 epochs) it is never more than 0.7 decades above the first "
         "ten rows",
-        TOO_FAST,
+        too_fast(rec),
         max(share, 1 / (len(total) + 1)),
     )
+
+
+def _is_over(rec: Recording, high: NDArray[np.bool_], row: int) -> bool:
+    """Return whether a surge is no explosion: the loss did not rise with it, falls since then, or the surge ended."""
+    return not loss_rises(rec, row) or falls_after(rec, row) >= FELL or not high[-max(len(high) // 10, 1) :].any()
+
+
+def too_fast(rec: Recording) -> str:
+    """Return the remedy for gradients that grow over steps."""
+    network = Network(rec)
+    return f"{network.slow_down()} {network.clip()}"
 
 
 def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: FloatArray) -> Finding | None:
@@ -204,7 +217,7 @@ def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: F
         "then it is not finite",
         f"a rise by a factor of 100 within the {RISING_ROWS} rows before a non-finite row",
         "measured: in healthy runs (plain34 and resnet34) no row is more than 1.5 decades above the one before",
-        TOO_FAST,
+        too_fast(rec),
         float((np.sum(steps_up > 0) + 1) / (len(steps_up) + 2)),
     )
 
@@ -251,7 +264,7 @@ def swollen(rec: Recording) -> list[Finding]:
             f"hidden outputs more than {10**SWOLLEN_TIMES:.0f} times as large as in the first row, and more than "
             f"{10**SWOLLEN_DEPTH:.0f} times as large as the first layer's",
             "He et al. 2015, sec. 2.2: the forward signal must keep its size; the factor 70 is from Zhang et al. 2021",
-            "Use He initialisation, add batch norm, or lower the learning rate.",
+            f"{Network(rec).tame()} {Network(rec).slow_down()}",
             max(share_beyond(late[:, i], 0.0, below=False) for i in beyond),
         )
     ]

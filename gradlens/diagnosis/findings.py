@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gradlens.diagnosis.kinds import HEALTHY, KINDS, UNDECIDED
 from gradlens.lazy import shown_by
 
 WIDTH = 100
+Verdict = Literal["yes", "no", "unknown"]
+"""Whether a model learns."""
+EXACT = "exact: read from the training itself, with no threshold"
+"""The threshold of findings that follow from facts."""
+FACTS = "the recorder's facts (docs/facts.md)"
+"""Their source."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,9 @@ class Finding:
         threshold: The threshold that is passed, in words.
         source: The reason for the threshold: author, year and section, or a measurement.
         remedy: What to do, in one sentence.
-        confidence: In (0, 1]: how certain it is that the threshold is passed; each rule documents its computation.
+        confidence: In (0, 1]: how certain it is that the threshold is passed, not that the cause is right; 1 where it
+            is exact. Each rule documents its computation.
+        cause: The mechanism, where it is known exactly; else "".
     """
 
     kind: str
@@ -35,6 +43,7 @@ class Finding:
     source: str
     remedy: str
     confidence: float
+    cause: str = ""
 
     def __str__(self) -> str:
         """Return the finding in one line."""
@@ -52,6 +61,8 @@ class Diagnosis:
         reason: Why the run is healthy or undecided.
         notes: Observations that are not faults of their own, and limits of the diagnosis.
         undecided: Whether the data do not suffice for the verdict "healthy".
+        learning: Whether the model learns: "yes", "no" or "unknown".
+        learning_evidence: The reason for that, in a sentence.
     """
 
     run: str
@@ -60,6 +71,8 @@ class Diagnosis:
     reason: str
     notes: tuple[str, ...] = ()
     undecided: bool = False
+    learning: Verdict = "unknown"
+    learning_evidence: str = ""
 
     @property
     def kind(self) -> str:
@@ -103,6 +116,8 @@ class Diagnosis:
             lines += _wrapped(f"evidence: {finding.evidence}", "   ")
             lines += _wrapped(f"threshold: {finding.threshold} ({finding.source})", "   ")
             lines += _wrapped(f"next: {finding.remedy}", "   ")
+        if self.learning_evidence:
+            lines += _wrapped(f"does it learn? {self.learning}: {self.learning_evidence}", "  ")
         for note in self.notes:
             lines += _wrapped(f"note: {note}", "  ")
         return "\n".join(lines)
@@ -127,9 +142,25 @@ def make_diagnosis(
         The diagnosis.
     """
     order = {kind: i for i, kind in enumerate(KINDS)}
-    ordered = sorted(findings, key=lambda finding: order[finding.kind])
+    ordered = sorted(findings, key=lambda finding: (not finding.cause, order[finding.kind]))
     reason = missing or ("" if ordered else healthy)
     return Diagnosis(run, tuple(ordered), rows, reason, tuple(notes), bool(missing))
+
+
+def exact_finding(
+    kind: str, layers: tuple[str, ...], steps: tuple[int, int], evidence: str, remedy: str, cause: str
+) -> Finding:
+    """Return a finding that follows from facts of the set-up, without a threshold.
+
+    Args:
+        kind: One of ``KINDS``.
+        layers: Names of the affected layers.
+        steps: The first and the last optimizer step.
+        evidence: What was read, in a sentence.
+        remedy: What to do.
+        cause: The mechanism.
+    """
+    return Finding(kind, layers, steps, evidence, EXACT, FACTS, remedy, 1.0, cause)
 
 
 def finding_row(run: str, finding: Finding) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding
-from gradlens.diagnosis.loss import loss_fell
+from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
+from gradlens.diagnosis.intended import is_spent, near_zero, say_schedule
+from gradlens.diagnosis.learning import ERRORS, classes_of, trained_before
+from gradlens.diagnosis.loss import HALVED, loss_fell
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
     COHERENCE,
     LEAST_VALUES,
@@ -32,34 +36,134 @@ AGREE = 0.15
 """At a minimum the gradients of two halves of a batch cancel: small steps while the halves agree are not convergence.
 Measured on experiments/scorecard, seeds 0 to 2: a cosine of -0.06 to 0.07 near convergence, 0.42 to 0.53 with a
 learning rate 1,000 times too small; this is about the geometric mean of 0.07 and 0.42."""
-HALVED = 0.5
-"""Where the loss halves after the first fifth of the rows, small steps are enough. Measured in the same experiments: it
-falls by 6 % to 20 % with a learning rate 1,000 times too small, by 68 % to 75 % with a suitable one."""
 
 
-def frozen(rec: Recording) -> list[Finding]:
+def frozen(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
     """Find layers whose weights do not change.
 
-    Causes are a learning rate of 0, parameters that are not in the optimizer, and parameters with requires_grad off.
-    Confidence: (n + 1) / (n + 2) for n values that are all exactly 0, by Laplace's rule of succession.
+    Causes that the facts show come first: parameters in no optimizer, requires_grad off, a learning rate that a
+    schedule brought to nearly 0. Confidence: 1 for those, else (n + 1) / (n + 2) for n values that are all exactly 0,
+    by Laplace's rule of succession.
 
     Args:
         rec: The recording.
+        explained: Names of layers that another finding or a note explains; they are left out.
 
     Returns:
         The findings; an empty list where there is no such fault.
     """
+    if spent := [*_rate_is_zero(rec), *_rate_is_spent(rec)]:
+        return spent[:1]
+    exact = [*_foreign(rec), *_not_given(rec, explained), *_requires_no_gradient(rec, explained)]
+    explained = {*explained, *(name for finding in exact for name in finding.layers)}
+    return [*exact, *_unchanged(rec, explained)]
+
+
+def _rate_is_zero(rec: Recording) -> list[Finding]:
     lr = rec.scalar("lr")
     late = lr[-max(len(lr) // 5, LEAST_ROWS) :]
     late = late[~np.isnan(late)]
-    if len(late) >= LEAST_ROWS and (late == 0).all():
-        before = np.flatnonzero(np.nan_to_num(lr) != 0)
-        start = int(before[-1]) + 1 if len(before) else 0
-        return [_finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))]
+    if len(late) < LEAST_ROWS or not (late == 0).all():
+        return []
+    before = np.flatnonzero(np.nan_to_num(lr) != 0)
+    start = int(before[-1]) + 1 if len(before) else 0
+    return [_finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))]
+
+
+def _rate_is_spent(rec: Recording) -> list[Finding]:
+    found = near_zero(rec)
+    if found is None or not is_spent(rec, found[0]):
+        return []
+    step, rate = found
+    return [
+        exact_finding(
+            "frozen",
+            rec.names(rec.run.main_layers()),
+            (step, rec.last_step),
+            f"{say_schedule(rec, step, rate)}, for {(rec.last_step - step) / max(rec.last_step, 1):.0%} of the steps",
+            f"Check {Network(rec).schedule or 'the schedule'}: call its step() once per epoch if its settings count "
+            "epochs, or give it as many steps as the training has.",
+            "the schedule brings the learning rate to nearly 0 too early",
+        )
+    ]
+
+
+def _foreign(rec: Recording) -> list[Finding]:
+    """The optimizer holds parameters, and none of them is the model's."""
+    strangers = [item for item in rec.setup.entries("optimizers") if item.entry("foreign").whole("count")]
+    if not strangers or rec.setup.states(in_optimizer=True):
+        return []
+    number = strangers[0].entry("foreign").whole("count")
+    return [
+        exact_finding(
+            "frozen",
+            rec.setup.layers_of(requires_grad=True),
+            (rec.setup.whole("first_step"), rec.last_step),
+            f"{strangers[0].text('class')} holds {plural(number, 'parameter')}, and none of them is the model's",
+            "Make the optimizer from this model's parameters(), after moving, wrapping or replacing the model.",
+            "the optimizer holds another model's parameters",
+        )
+    ]
+
+
+def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
+    """Layers that require a gradient and are in no optimizer while others are."""
+    states = rec.setup.states(requires_grad=True, in_optimizer=False)
+    moving = _moving(rec)
+    layers = [name for item in states for name in item.texts("layers") if name not in explained and name not in moving]
+    names = tuple(dict.fromkeys(layers))
+    if not names or not rec.setup.states(in_optimizer=True):
+        return []
+    count, optimizer = sum(item.whole("numel") for item in states), Network(rec).optimizer
+    return [
+        exact_finding(
+            "frozen",
+            names,
+            (rec.setup.whole("first_step"), rec.last_step),
+            f"{plural(len(names), 'layer')} ({count:,} elements) with requires_grad on "
+            f"{'is' if len(names) == 1 else 'are'} in no optimizer: {say_layers(names)}",
+            f"Add the parameters of {say_layers(names)} to a group of {optimizer}; if they are not to learn, set "
+            "requires_grad to False.",
+            "parameters are not in the optimizer",
+        )
+    ]
+
+
+def _moving(rec: Recording) -> set[str]:
+    """Return the layers whose weights change."""
+    if not rec.has(UPDATE):
+        return set()
+    moves = (np.nan_to_num(rec.series(UPDATE).values) > 0).any(axis=0)
+    return set(rec.names(np.flatnonzero(moves)))
+
+
+def _requires_no_gradient(rec: Recording, explained: Collection[str]) -> list[Finding]:
+    """Layers that the optimizer has, with requires_grad off from the first row on."""
+    states = [
+        item for item in rec.setup.states(requires_grad=False, in_optimizer=True) if item.texts("seen") == ("none",)
+    ]
+    names = tuple(dict.fromkeys(name for item in states for name in item.texts("layers") if name not in explained))
+    if not names:
+        return []
+    return [
+        exact_finding(
+            "frozen",
+            names,
+            (rec.setup.whole("first_step"), rec.last_step),
+            f"{plural(len(names), 'layer')} in the optimizer {'has' if len(names) == 1 else 'have'} requires_grad off: "
+            f"{say_layers(names)}",
+            "If they are to learn, set requires_grad to True on every one of their parameters; if not, leave them out "
+            "of the optimizer.",
+            "requires_grad is off",
+        )
+    ]
+
+
+def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
+    """Layers whose weights do not change in the last fifth of the rows, for a reason that is not in the facts."""
     unchanged, series, metric = _unchanged_layers(rec)
-    no_grad = wants_no_gradient(rec)
-    layers = np.setdiff1d(unchanged, without_gradient(rec))
-    found: list[Finding] = []
+    no_grad = _without(rec, wants_no_gradient(rec), explained)
+    layers = _without(rec, np.setdiff1d(unchanged, without_gradient(rec)), explained)
     if series is not None and len(layers):
         moving = series.values[:, layers] != (0 if metric == UPDATE else series.values[-1, layers])
         rows = np.flatnonzero((moving & ~np.isnan(series.values[:, layers])).all(axis=1))
@@ -67,11 +171,15 @@ def frozen(rec: Recording) -> list[Finding]:
         what = "update_ratio is exactly 0" if metric == UPDATE else "param_norm stays bit-identical"
         count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
         evidence = f"{what} at {plural(len(layers), 'layer')}, {_say_gradients(rec, layers, start)}"
-        found.append(_finding(rec, layers, start, evidence, count))
-    elif len(no_grad):
+        return [_finding(rec, layers, start, evidence, count)]
+    if len(no_grad):
         evidence = "the parameters receive no gradient although the outputs do (requires_grad is off)"
-        found.append(_finding(rec, no_grad, 0, evidence, rec.n_rows))
-    return found
+        return [_finding(rec, no_grad, 0, evidence, rec.n_rows)]
+    return []
+
+
+def _without(rec: Recording, layers: NDArray[np.int64], explained: Collection[str]) -> NDArray[np.int64]:
+    return np.array([i for i in layers if rec.run.layers[i].name not in explained], dtype=np.int64)
 
 
 def _say_gradients(rec: Recording, layers: NDArray[np.int64], row: int) -> str:
@@ -135,7 +243,8 @@ def slow(rec: Recording) -> list[Finding]:
     """Find a learning rate that is far too small: weights hardly change although halves of the batch agree.
 
     The finding's kind is "frozen", because relative steps below 1e-4 teach next to nothing. The rule needs
-    grad_coherence and the loss to exclude convergence. A learning rate that rises is a warm-up and is excluded.
+    grad_coherence and the loss to exclude convergence, and a model that was not trained before: fine-tuning may want
+    small steps. A learning rate that rises is a warm-up and is excluded.
     Confidence: the share of resampled medians of the cosine beyond the threshold.
 
     Args:
@@ -144,7 +253,7 @@ def slow(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    if not (rec.has(UPDATE) and rec.has(COHERENCE)):
+    if not (rec.has(UPDATE) and rec.has(COHERENCE)) or _knew_before(rec):
         return []
     series, agreement = rec.series(UPDATE), rec.series(COHERENCE)
     if min(len(series), len(agreement)) < LEAST_VALUES or _warms_up(rec):
@@ -173,6 +282,16 @@ def slow(rec: Recording) -> list[Finding]:
             share_beyond(cosines, AGREE, below=False),
         )
     ]
+
+
+def _knew_before(rec: Recording) -> bool:
+    """Return whether the loss of a classifier lies below guessing in the first fifth already: such steps teach less."""
+    loss, classes = rec.scalar("loss"), classes_of(rec)
+    first = loss[np.isfinite(loss)][: len(loss) // 5]
+    if classes < 2 or len(first) < LEAST_ROWS:
+        return bool(trained_before(rec))
+    means = np.array([part.mean() for part in np.array_split(first, 5)])
+    return bool(means.mean() + ERRORS * means.std(ddof=1) / math.sqrt(len(means)) < math.log(classes))
 
 
 def _warms_up(rec: Recording) -> bool:

@@ -31,8 +31,9 @@ def incoherent(rec: Recording) -> list[Finding]:
 
     Near convergence noise outweighs the signal in any model. So low cosines count only if the first fifth of the rows
     shows them too, the loss does not fall and has not halved before, and the model is deep enough for shattered
-    gradients. (Without these conditions a ResNet-34 that had learnt all images in a tenth of the rows was called
-    incoherent.) Confidence: the share of resampled medians below the threshold.
+    gradients. Halves of one batch share its statistics behind batch norm, so their cosine is no evidence there: it
+    needs micro-batches. (Without these conditions a ResNet-34 that had learnt all images in a tenth of the rows was
+    called incoherent.) Confidence: the share of resampled medians below the threshold.
 
     Args:
         rec: The recording.
@@ -41,6 +42,8 @@ def incoherent(rec: Recording) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     if not rec.has(COHERENCE) or len(rec.series(COHERENCE)) < LEAST_ROWS // 2:
+        return []
+    if _are_halves(rec):
         return []
     series = rec.series(COHERENCE)
     main = rec.run.main_layers()
@@ -72,3 +75,12 @@ def incoherent(rec: Recording) -> list[Finding]:
 
 def _row_medians(values: FloatArray) -> FloatArray:
     return median(values)
+
+
+def _are_halves(rec: Recording) -> bool:
+    """Return whether the cosine is between halves of one batch that batch norm has mixed: each layer ran once."""
+    layers = rec.run.layers
+    kinds = [layer.kind for layer in layers if layer.role == "norm"]
+    kinds += [kind for item in rec.setup.entries("modes") for kind in item.texts("kinds")]
+    once = max((layer.calls for layer in layers if layer.role == "main"), default=1) <= 1
+    return once and any("BatchNorm" in kind for kind in kinds)

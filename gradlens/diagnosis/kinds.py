@@ -36,18 +36,23 @@ class Kind:
 
 # fmt: off
 REGISTRY = (
+    Kind("cut", "the loss does not reach what it should train", "graf terputus (cut)"),
+    Kind("setup", "the loss, its inputs, modes or clearing are set up wrongly", "pengaturan keliru (setup)"),
+    Kind("clipping", "clipping leaves next to nothing, or comes too late", "pemotongan gradien keliru (clipping)"),
     Kind("exploding", "gradients or outputs grow more than the layers explain", "gradien meledak (exploding)", True),
     Kind("nonfinite", "a gradient, an output or the loss is NaN or infinite", "nilai tak hingga (nonfinite)", True),
     Kind("dead", "nearly all units after an activation function stay at 0", "unit mati (dead)", True),
     Kind("saturated", "inputs of a bounded activation function lie where it is flat", "unit jenuh (saturated)"),
+    Kind("zero_gradient", "a gradient is exactly 0 to the end", "gradien tepat nol (zero_gradient)"),
     Kind("vanishing", "the gradient at the first layers is far too small", "gradien menghilang (vanishing)", True),
     Kind("frozen", "weights do not change, or change far too little to learn", "bobot tidak berubah (frozen)"),
     Kind("unused", "no gradient ever reaches a layer", "lapisan tak terpakai (unused)", True),
     Kind("incoherent", "gradients of parts of a batch have no common direction", "gradien tidak koheren (incoherent)"),
+    Kind("plateau", "the model does not learn, and nothing else is found", "loss tidak turun (plateau)"),
 )
 # fmt: on
-"""The first finding in this order is the main one. An explosion leads to non-finite values; dead and saturated units
-make the gradient vanish; faults with healthy norms come last."""
+"""The first finding in this order is the main one, findings with an exact cause first. An explosion leads to non-finite
+values; dead and saturated units make the gradient vanish; faults with healthy norms come last."""
 KINDS = tuple(kind.name for kind in REGISTRY)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,7 @@ from gradlens.analysis.gradient_ratio import (
 )
 from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks
 from gradlens.analysis.stats import median
+from gradlens.diagnosis.recorded_setup import Setup
 from gradlens.errors import ConfigError
 from gradlens.run import FloatArray, Layer, Run
 
@@ -72,6 +74,7 @@ class Recording:
         skipped = np.asarray(run.scalars.get("skipped", np.zeros(len(run.steps))))
         self.skipped: NDArray[np.bool_] = skipped == 1
         self.long = is_long(run)
+        self.setup = Setup(run.facts)
         self._kept: dict[str, Series] = {}
 
     @property
@@ -125,6 +128,29 @@ class Recording:
             return None
         series = self.series(self.gradient)
         return compare_layers(self.run, series.values, series.rows)
+
+    @cached_property
+    def norms(self) -> tuple[str, ...]:
+        """The names of norm layers: recorded ones, and modules with parameters of their own that are no recorded layer.
+
+        A recorder leaves out norms by default, and hardly anything else that has parameters; modules that contain
+        others are not counted.
+        """
+        names = dict.fromkeys(name for item in self.setup.entries("parameters") for name in item.texts("layers"))
+        recorded = {layer.name: layer.role for layer in self.run.layers}
+        others = [name for name in names if name not in recorded and not name.startswith("(")]
+        single = [name for name in others if not any(other.startswith(f"{name}.") for other in (*names, *recorded))]
+        return (*(name for name, role in recorded.items() if role == "norm"), *single)
+
+    def is_behind_norm(self, layer: int) -> bool:
+        """Return whether a norm follows a layer directly: scaling its weights or inputs then changes nothing."""
+        place = self.run.layers[layer]
+        if any(other.role == "norm" and other.depth == place.depth for other in self.run.layers):
+            return True
+        orders = [item.texts("layers") for item in self.setup.entries("parameters")]
+        return any(
+            order[i + 1] in self.norms for order in orders for i in range(len(order) - 1) if order[i] == place.name
+        )
 
     def names(self, layers: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
         """Return the names of layers."""
@@ -218,6 +244,7 @@ def run_of_arrays(
     steps: ArrayLike | None = None,
     *,
     name: str = "arrays",
+    facts: Mapping[str, Any] | None = None,
 ) -> Run:
     """Make a run from arrays.
 
@@ -227,6 +254,7 @@ def run_of_arrays(
         scalars: Name to (T,) values.
         steps: (T,) optimizer steps; None for 0, 1, ...
         name: Name of the run.
+        facts: Facts of the set-up, as in docs/facts.md.
 
     Returns:
         The run; it exists in memory only.
@@ -256,4 +284,6 @@ def run_of_arrays(
         if found != expected:
             raise ConfigError(f"{what}: {found} were given, the metrics have {expected}")
     nothing: dict[str, FloatArray] = {}
-    return Run(name, Path(name), made, at, np.zeros(rows, np.int32), series, grids, nothing, "complete", {})
+    return Run(
+        name, Path(name), made, at, np.zeros(rows, np.int32), series, grids, nothing, "complete", {}, facts or {}
+    )

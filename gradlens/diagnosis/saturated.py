@@ -33,8 +33,9 @@ def saturated(rec: Recording) -> list[Finding]:
     """Find layers whose outputs saturate the bounded activation function that follows.
 
     The run's configuration may name the function (``activation``: tanh or sigmoid). Otherwise it counts as bounded
-    where it outputs no zeros and the gradient falls by a factor of 10 across it. The output layer is left out, because
-    logits may be large. Confidence: the share of resampled medians beyond the threshold; the largest over the layers.
+    where it outputs no zeros, no norm follows, and the gradient falls by a factor of 10 across it. The output layer is
+    left out, because logits may be large. Confidence: the share of resampled medians beyond the threshold; the largest
+    over the layers.
 
     Args:
         rec: The recording.
@@ -72,6 +73,8 @@ def _bounded(rec: Recording, layer: int) -> bool:
     named = str(rec.run.config.get("activation", "")).lower()
     if named:
         return named in BOUNDED
+    if rec.is_behind_norm(layer):
+        return False  # the norm divides the output by its size, and the gradient with it
     if not (rec.has(ZEROS) and rec.has(ACTIVATION_GRAD)):
         return False
     zeros = median(rec.series(ZEROS).values, axis=0)[layer]

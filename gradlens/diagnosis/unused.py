@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,20 +68,22 @@ def without_gradient(rec: Recording) -> NDArray[np.int64]:
     return np.setdiff1d(np.flatnonzero(_never(rec, name)), wants_no_gradient(rec))
 
 
-def unused(rec: Recording) -> list[Finding]:
+def unused(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
     """Find layers whose parameters never receive a gradient while others do.
 
     Confidence: (n + 1) / (n + 2) for n rows without a gradient, by Laplace's rule of succession.
 
     Args:
         rec: The recording.
+        explained: Names of layers that another finding or a note explains; they are left out.
 
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    layers = without_gradient(rec)
+    found = without_gradient(rec)
+    layers = np.array([i for i in found if rec.run.layers[i].name not in explained], dtype=np.int64)
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
-    if not len(layers) or len(layers) == len(rec.run.layers) or rec.n_rows < LEAST_VALUES:
+    if not len(layers) or len(found) == len(rec.run.layers) or rec.n_rows < LEAST_VALUES:
         return []
     uncalled = [i for i in layers if rec.run.layers[i].out_numel == 0]
     never_called = f" ({len(uncalled)} of them never called)" if uncalled else ""

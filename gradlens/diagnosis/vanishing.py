@@ -11,13 +11,16 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS, VANISH_DECADES, say_pow
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.invariant import invariant_decades
 from gradlens.diagnosis.loss import FELL, loss_fell
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
     UPDATE,
     Recording,
     share_beyond,
     since,
 )
+from gradlens.diagnosis.zero_gradient import is_underflow, zero_layers
 from gradlens.format import plural
 from gradlens.run import FloatArray
 from gradlens.theory.predict import predicted_profile, say_deviation
@@ -51,8 +54,10 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
     first = ratio.decades[:, 0]
     found = [(late, name, ratio.typical(late)) for late, name in series.windows]
     late, window, typical = next((item for item in found if item[2] < VANISH_DECADES), found[0])
-    if not typical < VANISH_DECADES:
+    if not typical < VANISH_DECADES or float(invariant_decades(rec, path)[0]) >= VANISH_DECADES:
         return []
+    if typical == -math.inf and not is_underflow(rec, zero_layers(rec)):
+        return []  # an exact zero is no small number: see zero_gradient
     begins = since(first < VANISH_DECADES)
     why, learns = _early_layers(rec, path, typical, int(series.rows[begins]))
     names = rec.names(path)
@@ -75,7 +80,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
             "hardly learn",
             "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3; a ratio, as all gradients are tiny "
             "near convergence",
-            "Add batch norm or shortcuts, use ReLU with He initialisation instead of sigmoid, or use fewer layers.",
+            _remedy(rec),
             confidence,
         )
     ]
@@ -105,17 +110,26 @@ def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float, row: 
     return f"{updates}; the loss is stuck (it falls by {max(fell, 0):.1%} after the first fifth of the rows)", False
 
 
+def _remedy(rec: Recording) -> str:
+    norms = Network(rec).norms
+    shortcuts = any(layer.role == "shortcut" for layer in rec.run.layers)
+    parts = [
+        "" if shortcuts else "add shortcuts",
+        "" if norms else "normalise the layers' outputs (batch norm or layer norm)",
+        "use ReLU with He initialisation where an activation function is bounded",
+        f"use fewer than {len(rec.path)} layers",
+    ]
+    said = [part for part in parts if part]
+    return f"{', '.join(said[:-1])}, or {said[-1]}.".capitalize().replace("relu", "ReLU").replace("he init", "He init")
+
+
 def _say_zeros(lows: FloatArray, names: tuple[str, ...]) -> str:
     zero = np.flatnonzero(np.isneginf(lows))
     if not len(zero):
         return ""
-    after = lows[int(zero[-1]) + 1 :]
-    known = after[np.isfinite(after)]
-    abrupt = len(known) and known[0] > -20
-    zeros = f"the gradient is exactly 0 at {plural(len(zero), 'layer')} up to {quoted(names[int(zero[-1])])}"
-    if abrupt:
-        zeros += ", and not by underflow: units are dead or the graph is cut; record zero_fraction to find out"
-    return zeros
+    return (
+        f"the gradient is exactly 0 at {plural(len(zero), 'layer')} up to {quoted(names[int(zero[-1])])}, by underflow"
+    )
 
 
 def _say_theory(rec: Recording, path: NDArray[np.int64], typical: float) -> str:

@@ -72,3 +72,49 @@ STUCK, FALLS = np.full(LONG, 1.6), np.geomspace(2, 0.1, LONG)
 def kind(loss: np.ndarray = STUCK, lr: np.ndarray | None = None, layers: int = 9, **changes: np.ndarray) -> str:
     scalars = {"loss": loss} | ({} if lr is None else {"lr": lr})
     return diagnose_arrays(recording(layers, **changes), scalars=scalars).kind
+
+
+def facts(**changes: object) -> dict:
+    """Return the facts of a training in which nothing is wrong, with some replaced; ``graph`` is merged.
+
+    Args:
+        changes: Key, as in docs/facts.md, to value.
+    """
+    layers = [f"layer{i + 1}" for i in range(LAYERS)]
+    rate = {"first": 1e-3, "last": 1e-3, "largest": 1e-3, "near_zero_since": None, "every": None}
+    found = {
+        "version": 1,
+        "first_step": 0,
+        "last_step": ROWS - 1,
+        "looks": 7,
+        "totals": {"count": 16, "numel": 800, "trainable": 800, "in_optimizer": 800, "without_optimizer": 0},
+        "parameters": [state(layers)],
+        "optimizers": [
+            {
+                "class": "SGD",
+                "foreign": {"count": 0, "numel": 0},
+                "groups": [{"layers": layers, "count": 16, "lr": rate}],
+                "schedulers": [],
+            }
+        ],
+        "graph": {"losses": [], "outputs": []},
+    }
+    graph = {**found["graph"], **changes.pop("graph", {})}  # type: ignore[dict-item]
+    return {**found, **changes, "graph": graph}
+
+
+def state(layers: list[str], **changes: object) -> dict:
+    """Return parameters that the optimizer has and that get gradients, with some facts replaced."""
+    return {
+        "layers": layers,
+        "names": ["weight", "bias"],
+        "count": 2 * len(layers),
+        "numel": 100 * len(layers),
+        "requires_grad": True,
+        "optimizer": 0,
+        "dtype": "float32",
+        "gradient": "arriving",
+        "since": 0,
+        "seen": ["arriving"],
+        "weights_zero": False,
+    } | changes

@@ -18,9 +18,9 @@ def test_dead_layers() -> None:
         data[name][30:, :5] = 0
     found = diagnose_arrays(data)
     check(found, "dead")
-    assert found.kinds == ("dead",)  # that the gradient vanishes is a consequence
+    assert found.kinds == ("dead",)  # that the gradient is 0 is a consequence
     assert (found.findings[0].layers, found.findings[0].steps) == (("layer5",), (30, 59))
-    assert "a consequence, not a separate fault: vanishing" in " ".join(found.notes)
+    assert "a consequence, not a separate fault: zero_gradient" in " ".join(found.notes)
     data = arrays(noise=0.05)
     data["zero_fraction"] = np.full((ROWS, LAYERS), 0.5)
     data["zero_fraction"][20:24] = 1.0

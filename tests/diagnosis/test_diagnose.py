@@ -199,7 +199,6 @@ def test_real_trainings(make, sgd: float, kind: str, layers: tuple[str, ...], tm
     ("loss", "said"),
     [
         (None, "no loss was recorded that would tell whether anything is left to learn"),
-        (np.full(ROWS, 2.3), "the loss stays at 2.3: nothing is learned, unless this is as low as it can be"),
         (np.geomspace(2.3, 0.01, ROWS), "yet the loss falls, to 0.01: what lowers it is in no recorded gradient"),
         (
             np.r_[np.full(ROWS - 3, np.nan), 2.0, 2.0, 2.0],
@@ -213,3 +212,12 @@ def test_a_loss_beside_gradients_that_are_all_exactly_0(loss: np.ndarray | None,
     assert found.kind == "undecided"
     assert f"all gradients are exactly 0 in {ROWS} rows; {said}" in found.reason
     assert "no loss tells" not in str(found)
+
+
+def test_gradients_that_are_all_exactly_0_beside_a_loss_that_stands_are_a_finding() -> None:
+    """It was undecided, so that no gate of ``--fail-on any`` fell."""
+    data = {name: np.zeros((ROWS, LAYERS)) for name in ("activation_grad_norm", "param_grad_norm")}
+    found = diagnose_arrays(data, scalars={"loss": np.full(ROWS, 2.3)})
+    check(found, "zero_gradient")
+    assert "exactly 0 at all layers" in found.findings[0].evidence
+    assert found.learning == "no"

@@ -40,14 +40,15 @@ def test_gradients_are_said_to_arrive_only_where_they_do() -> None:
     assert "at 2 layers, although gradients arrive" in diagnose_arrays(data).findings[0].evidence
     zero = {name: values.copy() for name, values in data.items()}
     zero["param_grad_norm"][:, [2, 4]] = 0
-    evidence = diagnose_arrays(zero).findings[0].evidence
-    assert "at 2 layers, and the gradient is exactly 0" in evidence
-    assert "arrive" not in evidence
+    found = diagnose_arrays(zero)
+    assert found.kinds == ("zero_gradient",)
+    assert "at 2 layers, and the gradient is exactly 0" in found.notes[0]  # a consequence
+    assert "arrive" not in found.notes[0]
     mixed = {name: values.copy() for name, values in zero.items()}
     mixed["param_grad_norm"][:, 2] = 1.0
     assert (
         "although gradients arrive at 1; and the gradient is exactly 0 at 1"
-        in diagnose_arrays(mixed).findings[0].evidence
+        in diagnose_arrays(mixed).of_kind("frozen")[0].evidence
     )
     unknown = {name: values for name, values in data.items() if name != "param_grad_norm"}
     evidence = diagnose_arrays(unknown).findings[0].evidence
@@ -59,4 +60,6 @@ def test_gradients_that_came_before_the_layer_stood_are_no_evidence() -> None:
     data = arrays(noise=0.05)
     data["update_ratio"][20:, 2] = 0
     data["param_grad_norm"][20:, 2] = 0
-    assert "the gradient is exactly 0" in diagnose_arrays(data).findings[0].evidence
+    found = diagnose_arrays(data)
+    assert "the gradient is exactly 0" in found.findings[0].evidence
+    assert any("frozen" in note and "the gradient is exactly 0" in note for note in found.notes)

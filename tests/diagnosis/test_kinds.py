@@ -16,12 +16,15 @@ from gradlens.report.translations import words_of
 PACKAGE = Path(gradlens.__file__).parent
 
 
+MAKERS = ("Finding", "exact_finding")
+
+
 def kinds_found_in(*files: Path) -> set[str]:
-    """Return the kinds that are written as the first argument of ``Finding(...)``."""
+    """Return the kinds that are written as the first argument of ``Finding(...)`` and ``exact_finding(...)``."""
     found = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MAKERS:
                 first = node.args[0]
                 found |= {first.value} if isinstance(first, ast.Constant) else set()
     return found

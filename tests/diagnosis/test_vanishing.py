@@ -52,12 +52,16 @@ def test_exact_zeros() -> None:
     for name in ("activation_grad_norm", "param_grad_norm", "update_ratio"):
         data[name][:, :3] = 0
     found = diagnose_arrays(data)
-    check(found, "vanishing")
-    assert found.kinds == ("vanishing",)  # that these layers are frozen is a consequence
-    assert "exactly 0 at 3 layers up to layer3, and not by underflow" in found.findings[0].evidence
+    check(found, "zero_gradient")  # an exact zero is no small number
+    assert found.kinds == ("zero_gradient",)  # that these layers are frozen is a consequence
+    assert (
+        "exactly 0 at 3 layers (layer1, layer2, layer3) in 60 rows, and not by underflow" in found.findings[0].evidence
+    )
     assert any("frozen" in note for note in found.notes)
     underflow = arrays(-45, noise=0.1)
     underflow["activation_grad_norm"][:, :2] = 0
-    assert "not by underflow" not in diagnose_arrays(underflow).findings[0].evidence
+    found = diagnose_arrays(underflow)
+    check(found, "vanishing")
+    assert "exactly 0 at 2 layers up to layer2, by underflow" in found.findings[0].evidence
     nothing = {"activation_grad_norm": np.zeros((ROWS, LAYERS))}
     check(diagnose_arrays(nothing), "undecided")

@@ -1,0 +1,90 @@
+"""Clipping that leaves next to nothing of the gradient, or comes too late to have an effect."""
+
+from __future__ import annotations
+
+import math
+
+from gradlens.diagnosis.findings import Finding, exact_finding
+from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.loss import HALVED, loss_fell
+from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_setup import Entry
+
+LITTLE = 0.1
+"""Clipping that always leaves less than a tenth of the gradient is a lower learning rate, not a protection. Pascanu et
+al. 2013, On the difficulty of training recurrent neural networks, sec. 3.2: the threshold is 0.5 to 10 times the
+average norm."""
+
+
+def clipping(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find clipping that is far too strong, comes after the step, or acts on gradients that are still scaled.
+
+    Optimizers that divide gradients by their size do not feel strong clipping, and a loss that halves needs no more:
+    then it is no fault. Confidence: 1, because the calls were observed.
+
+    Args:
+        rec: The recording.
+        learning: Whether the model learns.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    found = []
+    for item in rec.setup.entries("clipping"):
+        if item.text("when") == "scaled":
+            found.append(_scaled(rec, item))
+        elif item.text("when") == "after_step" and learning.verdict != "yes":
+            found.append(_late(rec, item))
+        elif _too_strong(rec, item):
+            found.append(_strong(rec, item))
+    return found
+
+
+def _too_strong(rec: Recording, item: Entry) -> bool:
+    coefficients = item.numbers("coefficient")
+    fell = loss_fell(rec)
+    slow = math.isnan(fell) or fell < HALVED
+    return bool(coefficients) and max(coefficients) < LITTLE and slow and not Network(rec).rescales
+
+
+def _made(rec: Recording, item: Entry, evidence: str, remedy: str, cause: str) -> Finding:
+    return exact_finding("clipping", (), (item.whole("first_step"), rec.last_step), evidence, remedy, cause)
+
+
+def _strong(rec: Recording, item: Entry) -> Finding:
+    low, usual, high = (*item.numbers("coefficient"), math.nan, math.nan)[:3]
+    norm = (*item.numbers("total_norm"), math.nan, math.nan)[1]
+    limit = item.number("max_norm")
+    return _made(
+        rec,
+        item,
+        f"clipping to a norm of {limit:g} multiplies the gradient by {usual:.2g} ({low:.2g} to {high:.2g}): its usual "
+        f"norm is {norm:.2g}, so every step is clipped, and {Network(rec).say_rate()} acts as {usual:.2g} times as "
+        "large",
+        f"Raise max_norm from {limit:g} to about {max(norm, limit):.1g}, the usual norm, so that only outliers are "
+        "clipped.",
+        "clipping leaves next to nothing of every gradient",
+    )
+
+
+def _late(rec: Recording, item: Entry) -> Finding:
+    return _made(
+        rec,
+        item,
+        f"clip_grad_norm_ (max_norm {item.number('max_norm'):g}) is called after the optimizer's step: it has no "
+        "effect",
+        "Call clip_grad_norm_ between loss.backward() and optimizer.step().",
+        "clipping after the step",
+    )
+
+
+def _scaled(rec: Recording, item: Entry) -> Finding:
+    return _made(
+        rec,
+        item,
+        f"clip_grad_norm_ (max_norm {item.number('max_norm'):g}) is called on gradients that are still multiplied by "
+        "the loss scale: it clips them to that much less",
+        "Call scaler.unscale_(optimizer) before clip_grad_norm_.",
+        "clipping before unscaling",
+    )

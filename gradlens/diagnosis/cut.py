@@ -1,0 +1,100 @@
+"""A loss that does not reach what it should train: detached outputs, values taken out of the graph, hidden layers."""
+
+from __future__ import annotations
+
+from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.format import plural
+
+HOW = {
+    "detached": "its output is taken out of the graph (.detach(), .data, .item(), .numpy() or a new tensor)",
+    "no_grad": "it runs without a graph (torch.no_grad, inference_mode or requires_grad_(False) on what it gets)",
+}
+
+
+def cut(rec: Recording) -> list[Finding]:
+    """Find what the graph of the loss does not reach: everything, modules behind a cut, or layers in a plain list.
+
+    A module counts as cut off only where its parameters are in an optimizer and never got a gradient: what is meant to
+    stay as it is has no optimizer. Confidence: 1, because the graph was read.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    return [*_no_graph(rec), *_behind_a_cut(rec), *_not_registered(rec)]
+
+
+def _no_graph(rec: Recording) -> list[Finding]:
+    none = rec.setup.graph.entry("no_graph")
+    if not none or rec.setup.states(gradient="arriving"):
+        return []
+    return [
+        exact_finding(
+            "cut",
+            rec.setup.layers_of(requires_grad=True) or rec.names(rec.run.main_layers()),
+            (none.whole("since"), rec.last_step),
+            f"the loss has no graph in {plural(none.whole('passes', 1), 'backward pass', 'backward passes')} that were "
+            "read: it is a new tensor, made from a number, and no gradient reaches any parameter",
+            "Compute the loss from the model's output without .item(), float(), .detach(), .numpy() or "
+            "torch.tensor(...) in between: add up tensors, and call backward() on their sum.",
+            "the loss is made from numbers",
+        )
+    ]
+
+
+def _behind_a_cut(rec: Recording) -> list[Finding]:
+    found = []
+    copies = {item.text("layer") for item in rec.setup.entries("copies")}
+    for item in rec.setup.graph.entries("cut"):
+        layers = tuple(name for name in item.texts("layers") if _lost(rec, name) and name not in copies)
+        if not layers:
+            continue
+        last, following = item.text("last") or layers[-1], item.text("next")
+        before = f", before {quoted(following)}" if following else ""
+        found.append(
+            exact_finding(
+                "cut",
+                (last, *(name for name in layers if name != last)),
+                (item.whole("since"), rec.last_step),
+                f"no gradient reaches {say_layers(layers)} although the optimizer is to train "
+                f"{'it' if len(layers) == 1 else 'them'}: the graph of the loss ends behind {quoted(last)}; "
+                f"{HOW.get(item.text('how'), 'it is cut there')}",
+                f"Look at what is done with the output of {quoted(last)}{before}: remove the detach() or no_grad "
+                "there, or take these parameters out of the optimizer if they are not to learn.",
+                f"cut behind {last}",
+            )
+        )
+    return found
+
+
+def _lost(rec: Recording, layer: str) -> bool:
+    """Return whether a layer's parameters are in an optimizer and never got a gradient."""
+    states = [item for item in rec.setup.entries("parameters") if layer in item.texts("layers")]
+    known = [item for item in states if item.flag("requires_grad")]
+    return bool(known) and all(item.number("optimizer") >= 0 and item.texts("seen") == ("none",) for item in known)
+
+
+def _not_registered(rec: Recording) -> list[Finding]:
+    lists = [item for item in rec.setup.graph.entries("unregistered") if _is_hidden(item)]
+    return [
+        exact_finding(
+            "cut",
+            (),
+            (item.whole("since"), rec.last_step),
+            f"the loss depends on {plural(item.whole('count'), 'parameter')} with {item.whole('numel'):,} elements "
+            f"that are not registered in the model: they lie in its attribute {item.text('held_in')!r}, and no "
+            "optimizer has them",
+            f"Make {item.text('held_in')!r} an nn.ModuleList (or nn.ModuleDict, nn.ParameterList), so that "
+            "model.parameters() has its layers, and make the optimizer after that.",
+            "layers in a plain Python container",
+        )
+        for item in lists
+    ]
+
+
+def _is_hidden(item: Entry) -> bool:
+    return bool(item.text("held_in")) and item.flag("parameter") is True and item.flag("in_optimizer") is not True

@@ -1,0 +1,186 @@
+"""Facts that may be intended: they are noted, and findings of unchanged weights leave out the layers they explain."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from gradlens.diagnosis.findings import say_layers
+from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
+from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.setup import is_far, say_statistics
+from gradlens.format import plural
+
+ENDS_LATE = 0.5
+"""A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
+
+
+@dataclass(frozen=True)
+class Intended:
+    """A fact that may be intended.
+
+    Args:
+        said: The fact, in a sentence.
+        layers: The layers that it explains.
+    """
+
+    said: str
+    layers: tuple[str, ...] = ()
+
+
+def find_intended(rec: Recording) -> list[Intended]:
+    """Return the facts of a run that may be intended.
+
+    Args:
+        rec: The recording.
+    """
+    copies = _copies(rec)
+    copied = {name for item in copies for name in item.layers}
+    rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen)
+    found = [item for rule in rules for item in rule(rec, copied)]
+    return [*copies, *found, *_schedule(rec), *_norms(rec), *_listed(rec)]
+
+
+def _inside(rec: Recording, module: str) -> tuple[str, ...]:
+    """Return the layers that lie in a module."""
+    return tuple(layer.name for layer in rec.run.layers if layer.name == module or layer.name.startswith(f"{module}."))
+
+
+def _copies(rec: Recording) -> list[Intended]:
+    found = []
+    for item in rec.setup.entries("copies"):
+        moves = "follow them" if item.flag("moves") else "do not change"
+        said = (
+            f"{item.text('layer')} is built like {item.text('of')} and gets no gradient; its weights {moves} (a "
+            "target, teacher or average of weights)"
+        )
+        found.append(Intended(said, _inside(rec, item.text("layer"))))
+    return found
+
+
+def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
+    first = rec.setup.whole("first_step")
+    states = rec.setup.states(requires_grad=False, in_optimizer=False)
+    names = _names([item for item in states if item.whole("since") <= first], copied)
+    said = f"frozen from the first row on, and not in the optimizer: {say_layers(names)}"
+    return [Intended(said, names)] if names else []
+
+
+def _frozen_later(rec: Recording, copied: set[str]) -> list[Intended]:
+    first = rec.setup.whole("first_step")
+    found = []
+    for item in rec.setup.states(requires_grad=False):
+        names = _names([item], copied)
+        if item.whole("since") > first and "arriving" in item.texts("seen") and names:
+            found.append(
+                Intended(f"frozen since step {item.whole('since')}, after learning: {say_layers(names)}", names)
+            )
+    return found
+
+
+def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
+    """Layers in no optimizer, all nearer to the input than every trained one; or such that something else changes."""
+    names = _names(rec.setup.states(requires_grad=True, in_optimizer=False), copied)
+    trained = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
+    order = [layer.name for layer in rec.run.layers]
+    places = [order.index(name) for name in names if name in order]
+    ends = [order.index(name) for name in trained if name in order]
+    changed = {name for item in rec.setup.entries("changed_outside") for name in item.texts("layers")}
+    if not names or not (changed.intersection(names) or (places and ends and max(places) < min(ends))):
+        return []
+    what = "another optimizer, or code of yours, changes them" if changed.intersection(names) else "they do not change"
+    return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]
+
+
+def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
+    """Layers without a gradient in the late rows that got one before, or that have siblings which get one (experts)."""
+    if not rec.has(PARAM_GRAD) or not rec.setup.known:
+        return []
+    values = rec.series(PARAM_GRAD).values
+    known = [[not math.isnan(value) for value in column] for column in values.T.tolist()]
+    late = [any(column[-max(len(values) // 5, 1) :]) for column in known]
+    ever = [any(column) for column in known]
+    wanted = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True)) - copied
+    layers = rec.run.layers
+    alive = {_family(layer.name) for i, layer in enumerate(layers) if late[i]} - {""}
+    idle = [
+        i
+        for i, layer in enumerate(layers)
+        if layer.name in wanted and not late[i] and (ever[i] or (layer.out_numel == 0 and _family(layer.name) in alive))
+    ]
+    if not idle:
+        return []
+    names = rec.names(idle)
+    return [
+        Intended(f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(names)}", names)
+    ]
+
+
+def _family(name: str) -> str:
+    """Return a name with its first number left out, as siblings share it; "" where it has none inside."""
+    found = re.subn(r"(?<=\.)\d+(?=\.)", "*", name, count=1)
+    return found[0] if found[1] else ""
+
+
+def _names(items: list[Entry], copied: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for item in items for name in item.texts("layers") if name not in copied))
+
+
+def near_zero(rec: Recording) -> tuple[int, Entry] | None:
+    """Return the step since which every learning rate is at most a thousandth of its largest, and one of the rates."""
+    groups = [group for item in rec.setup.entries("optimizers") for group in item.entries("groups")]
+    rates = [group.entry("lr") for group in groups if group.whole("count")]
+    since = [rate.whole("near_zero_since", -1) for rate in rates]
+    return (max(since), rates[0]) if rates and min(since) >= 0 else None
+
+
+def is_spent(rec: Recording, step: int) -> bool:
+    """Return whether the learning rate is near zero for more than half of the steps."""
+    first, last = rec.setup.whole("first_step"), rec.last_step
+    return last > first and (last - step) / (last - first) > ENDS_LATE
+
+
+def say_schedule(rec: Recording, step: int, rate: Entry) -> str:
+    """Return what the schedule did to the learning rate.
+
+    Args:
+        rec: The recording.
+        step: The step since which it is near zero.
+        rate: One of ``lr`` in docs/facts.md.
+    """
+    network, every = Network(rec), rate.number("every")
+    schedule = network.schedule or "a schedule"
+    often = f" (it changes every {plural(int(every), 'step')})" if every >= 1 else ""
+    return (
+        f"{schedule}{often} brings the learning rate from {rate.number('largest'):.3g} to {rate.number('last'):.3g}; "
+        f"since step {step} it is at most a thousandth"
+    )
+
+
+def _schedule(rec: Recording) -> list[Intended]:
+    found = near_zero(rec)
+    return [] if found is None or is_spent(rec, found[0]) else [Intended(say_schedule(rec, *found))]
+
+
+def _norms(rec: Recording) -> list[Intended]:
+    """Batch norms in evaluation mode while other modules train, or with statistics far from the batch's."""
+    modes = rec.setup.entries("modes")
+    names = tuple(name for item in modes if item.text("mode") == "eval" for name in item.texts("layers"))
+    found = []
+    if names and any(item.text("mode") == "train" for item in modes):
+        found.append(Intended(f"in eval mode while others train: {say_layers(names)}"))
+    far = [item for item in rec.setup.entries("batch_norm") if 0 < item.number("momentum") < 0.01 and is_far(item)]
+    if far:
+        found.append(Intended(f"batch norm with momentum {far[0].number('momentum'):g}: {say_statistics(far[0])}"))
+    return found
+
+
+def _listed(rec: Recording) -> list[Intended]:
+    found = []
+    for item in rec.setup.graph.entries("unregistered"):
+        if item.text("held_in") and item.flag("in_optimizer"):
+            where = f"the attribute {item.text('held_in')!r}"
+            found.append(Intended(f"parameters in {where} are trained but not registered: state_dict() lacks them"))
+    return found

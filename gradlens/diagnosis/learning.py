@@ -1,0 +1,252 @@
+"""Whether a model learns, from its loss and from what else was logged; "unknown" where that cannot be seen.
+
+The first rows are compared with the last fifth. "No" needs a reason to expect more: a loss no better than guessing, one
+that does not fall although the model begins untrained, or one that rises in classification. Losses of models that work
+against each other, and those that change their sign, are never a "no".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradlens.analysis.gradient_ratio import FIRST_ROWS
+from gradlens.diagnosis.findings import Verdict
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.run import FloatArray
+
+FEW_ROWS = 20
+"""With fewer rows nothing is said: a fifth of them are not the 4 values that a standard error needs."""
+LEAST_STEPS = 100
+"""Rows before a loss that does not fall counts against a model. Measured on 45 trainings rebuilt from public reports:
+the slowest working one, with gradients accumulated over ever more batches, begins to fall after 60 rows."""
+ERRORS = 3.0
+"""Standard errors that a change must exceed: one in 700 falls is beyond by chance."""
+SOME = 0.01
+"""A fall by less than 1 % counts as none: a classifier that only adjusts to the frequencies of its classes falls so."""
+STANDS = 0.05
+"""A loss stands where a fall by more than 5 % is excluded."""
+UNTRAINED = 0.8
+"""A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
+TRAINED_SHARE = 0.5
+"""Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
+ACCURACIES = ("acc", "accuracy", "top1", "f1", "auc", "dice", "iou", "map", "reward", "return", "score")
+"""Words in names of scalars that rise where a model learns."""
+BETTER = 0.05
+"""An accuracy counts as better if it rises by five percentage points or more."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Whether a model learns.
+
+    Args:
+        verdict: "yes", "no" or "unknown".
+        evidence: The reason, in a sentence.
+        guesses: Whether the loss at the end is no better than guessing.
+    """
+
+    verdict: Verdict
+    evidence: str
+    guesses: bool = False
+
+
+class Losses:
+    """The logged loss, first rows against the last fifth.
+
+    Args:
+        values: (N,) finite values in order of rows, at least ``FEW_ROWS``.
+    """
+
+    def __init__(self, values: FloatArray) -> None:
+        n = len(values)
+        self.values = values
+        first, last = values[: max(min(n // 20, FIRST_ROWS), 2)], values[-(n // 5) :]
+        self.first, self.last = float(first.mean()), float(last.mean())
+        noise = float(np.median(np.abs(np.diff(values[: max(n // 5, 4)])))) / 0.954
+        self.error_first = noise / math.sqrt(len(first))
+        means = [float(part.mean()) for part in np.array_split(last, min(5, len(last)))]
+        self.error_last = float(np.std(means, ddof=1)) / math.sqrt(len(means))
+        scale = abs(self.first) or 1.0
+        self.fell = (self.first - self.last) / scale
+        self.margin = ERRORS * math.hypot(self.error_first, self.error_last) / scale
+
+    @property
+    def falls(self) -> bool:
+        """Whether it fell, beyond noise."""
+        return self.fell - self.margin > 0 and self.fell >= SOME
+
+    @property
+    def stands(self) -> bool:
+        """Whether a fall that matters is excluded, and a rise is not seen."""
+        return self.fell + self.margin < STANDS and self.fell + self.margin >= 0
+
+    @property
+    def rises(self) -> bool:
+        """Whether it rose, beyond noise, and does not fall again from its peak."""
+        parts = np.array([part.mean() for part in np.array_split(self.values, 10)])
+        return self.fell + self.margin < 0 and self.last > parts.max() - STANDS * abs(float(parts.max()))
+
+    def say(self) -> str:
+        """Return the loss in words."""
+        return f"the loss goes from {self.first:.4g} to {self.last:.4g} (first rows, last fifth)"
+
+
+def judge_learning(rec: Recording) -> Learning:
+    """Return whether a model learns, with the evidence.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The verdict; "unknown" where fewer than ``FEW_ROWS`` rows have a loss, and where nothing speaks for or against.
+    """
+    values = rec.scalar("loss")
+    finite = values[np.isfinite(values)]
+    if (
+        len(values) >= FEW_ROWS
+        and not np.isfinite(values[-(len(values) // 5) :][~rec.skipped[-(len(values) // 5) :]]).any()
+        and len(finite)
+    ):
+        return Learning("no", "the loss is not finite in the last fifth of the rows")
+    if better := _gets_better(rec):
+        return Learning("yes", better)
+    if len(finite) < FEW_ROWS:
+        said = "no loss was logged" if not len(finite) else f"the loss is known in {len(finite)} rows only"
+        return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
+    losses = Losses(finite)
+    return _against_guessing(rec, losses) or _by_trend(rec, losses)
+
+
+def classes_of(rec: Recording) -> int:
+    """Return the number of classes if the loss is one cross entropy, averaged over its elements; else 0."""
+    losses = rec.setup.graph.entries("losses")
+    if len(losses) != 1 or losses[0].text("reduction") != "mean":
+        return 0
+    return max(losses[0].whole("classes"), 0)
+
+
+def stands_early(rec: Recording) -> bool:
+    """Return whether the loss has hardly fallen since the first fifth of the rows, and has not halved before."""
+    values = rec.scalar("loss")
+    values = values[np.isfinite(values)]
+    part = len(values) // 5
+    if part < FEW_ROWS or values.min() <= 0:
+        return False
+    early, late = float(values[part : 2 * part].mean()), float(values[-part:].mean())
+    return late > (1 - STANDS) * early and late > 0.5 * float(values[:3].mean())
+
+
+def _gets_better(rec: Recording) -> str:
+    """Return a sentence on an accuracy that rises, or ""."""
+    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
+    for name, raw in series.items():
+        words = name.lower().replace(".", "_").replace("-", "_").split("_")
+        values = np.asarray(raw, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if not any(word in words for word in ACCURACIES) or len(values) < 3:
+            continue
+        part = max(len(values) // 5, 1)
+        first, last = float(values[:part].mean()), float(values[-part:].mean())
+        scale = 1.0 if np.abs(values).max() <= 1 else float(np.abs(values).max())
+        if last - first >= BETTER * scale and last - first > 2 * float(np.abs(np.diff(values)).mean()):
+            return f"{name} rises from {first:.3g} to {last:.3g}"
+    return ""
+
+
+def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
+    """Return "no" for a classifier whose loss is no better than guessing."""
+    classes = classes_of(rec)
+    guess = math.log(classes) if classes > 1 else math.nan
+    enough = len(losses.values) >= LEAST_STEPS and not _waits(rec)
+    if not enough or not losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
+        return None
+    said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
+    return Learning("no", f"{said}: the model is no better than guessing", True)
+
+
+def _by_trend(rec: Recording, losses: Losses) -> Learning:
+    """Return what the change of the loss tells."""
+    said = losses.say()
+    if losses.falls:
+        return Learning("yes", f"{said}: it falls by {losses.fell:.0%}")
+    if not losses.stands and not losses.rises:
+        return Learning("unknown", f"{said}: a fall is neither seen nor excluded")
+    for excuse in EXCUSES:
+        if reason := excuse(rec, losses):
+            return Learning("unknown", f"{said}; {reason}")
+    return Learning("no", f"{said}: it {'rises' if losses.rises else 'does not fall'}")
+
+
+def _waits(rec: Recording) -> bool:
+    """Return whether the learning rate rises until the end: nothing can be expected yet."""
+    rates = rec.scalar("lr")
+    rates = rates[np.isfinite(rates)]
+    return bool(len(rates) and rates[-1] > 1.01 * rates[len(rates) // 2])
+
+
+def _too_short(rec: Recording, losses: Losses) -> str:
+    few = len(losses.values) < LEAST_STEPS
+    return f"{len(losses.values)} rows are too few to expect a fall" if few else ""
+
+
+def _warming(rec: Recording, losses: Losses) -> str:
+    return "the learning rate rises until the end (warm-up)" if _waits(rec) else ""
+
+
+def _sign(rec: Recording, losses: Losses) -> str:
+    return "a loss that is negative need not fall to 0" if losses.values.min() < 0 else ""
+
+
+def _rivals(rec: Recording, losses: Losses) -> str:
+    """Say that several models are trained against or for each other."""
+    optimizers = rec.setup.entries("optimizers")
+    others = [item for item in optimizers if item.entry("foreign").whole("count")]
+    strange = rec.setup.graph.entries("unregistered")
+    others += [item for item in strange if item.flag("parameter") and not item.text("held_in")]
+    if len(optimizers) > 1 or others:
+        return "other parameters take part in it (a second optimizer or model), so it need not fall"
+    return ""
+
+
+def _targets(rec: Recording, losses: Losses) -> str:
+    copies = rec.setup.entries("copies")
+    return f"its targets move: {copies[0].text('layer')} is a copy of {copies[0].text('of')}" if copies else ""
+
+
+def _mostly_frozen(rec: Recording, losses: Losses) -> str:
+    totals = rec.setup.entry("totals")
+    share = totals.number("trainable") / totals.number("numel") if totals.number("numel") else math.nan
+    return f"only {share:.0%} of the parameters are trained" if share < TRAINED_SHARE else ""
+
+
+def trained_before(rec: Recording) -> str:
+    """Return a sentence that shows that the model was trained before the first row, or "".
+
+    Args:
+        rec: The recording.
+    """
+    if len(rec.run.steps) and int(rec.run.steps[0]) > 0:
+        return f"the first row is step {int(rec.run.steps[0])}: the model was trained before"
+    loss, classes = rec.scalar("loss"), classes_of(rec)
+    loss = loss[np.isfinite(loss)][:FIRST_ROWS]
+    if classes > 1 and len(loss) and float(loss.mean()) < UNTRAINED * math.log(classes):
+        return "the loss is below the level of guessing from the first row on: the model was trained before"
+    return ""
+
+
+def _trained_before(rec: Recording, losses: Losses) -> str:
+    return trained_before(rec)
+
+
+def _rising_regression(rec: Recording, losses: Losses) -> str:
+    return "only in classification is a rise a fault" if losses.rises and classes_of(rec) < 2 else ""
+
+
+EXCUSES: tuple[Callable[[Recording, Losses], str], ...] = (
+    _too_short, _warming, _sign, _rivals, _targets, _mostly_frozen, _trained_before, _rising_regression,
+)  # fmt: skip
+"""Reasons for which a loss that does not fall is not held against a model; each returns a sentence, or ""."""

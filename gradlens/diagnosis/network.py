@@ -1,0 +1,114 @@
+"""What a remedy can name: the run's optimizer, learning rate, schedule, norms and kinds of layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradlens.analysis.stats import median
+from gradlens.diagnosis.recorded_rows import UPDATE, Recording
+
+RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
+"""Optimizers that divide each gradient by a size of its own, by their names."""
+LARGE_STEP = 0.1
+"""Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
+
+
+class Network:
+    """What is known of a model and its training.
+
+    Args:
+        rec: The recording.
+    """
+
+    def __init__(self, rec: Recording) -> None:
+        self._rec = rec
+        self.optimizers = rec.setup.entries("optimizers")
+        kinds = {layer.kind for layer in rec.run.layers}
+        self.norms = rec.norms
+        self.is_recurrent = any(kind.removesuffix("Cell") in ("RNN", "LSTM", "GRU") for kind in kinds)
+        self.has_attention = any("Attention" in kind for kind in kinds)
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer's class, or "the optimizer"."""
+        return self.optimizers[0].text("class") if len(self.optimizers) == 1 else "the optimizer"
+
+    @property
+    def rescales(self) -> bool:
+        """Whether every optimizer divides gradients by their size."""
+        return bool(self.optimizers) and all(
+            any(name in item.text("class").lower() for name in RESCALING) for item in self.optimizers
+        )
+
+    @property
+    def rate(self) -> float:
+        """The largest learning rate, or NaN."""
+        rates = self._rec.scalar("lr")
+        known = rates[np.isfinite(rates)]
+        return float(known.max()) if len(known) else math.nan
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped."""
+        return bool(len(self._rec.scalar("clip_coefficient")) or self._rec.setup.entries("clipping"))
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate begins below half of its largest value."""
+        rates = self._rec.scalar("lr")
+        known = rates[np.isfinite(rates)]
+        return bool(len(known) and known[0] < 0.5 * known.max())
+
+    @property
+    def schedule(self) -> str:
+        """The class of the first schedule of the learning rate, or ""."""
+        found = [item.text("class") for optimizer in self.optimizers for item in optimizer.entries("schedulers")]
+        return found[0] if found else ""
+
+    def say_rate(self) -> str:
+        """Return "the learning rate of Adam (0.02)", as far as it is known."""
+        number = f" ({self.rate:.3g})" if math.isfinite(self.rate) else ""
+        return f"the learning rate{f' of {self.optimizer}' if self.optimizers else ''}{number}"
+
+    def first_update(self) -> float:
+        """Return the median over main layers of the first relative update, or NaN."""
+        if not self._rec.has(UPDATE):
+            return math.nan
+        series = self._rec.series(UPDATE)
+        main = self._rec.run.main_layers()
+        return float(median(series.values[0, main])) if len(main) else math.nan
+
+    def slow_down(self) -> str:
+        """Return the advice for updates that are too large; it never advises what is there already."""
+        warm = "" if self.warms_up else ", or warm it up over the first hundred steps"
+        if math.isfinite(self.rate) and (first := self.first_update()) > LARGE_STEP:
+            lower = f"Lower {self.say_rate()} to about {self.rate / 10 ** math.ceil(math.log10(first / 0.01)):.1g}"
+        else:
+            lower = f"Lower {self.say_rate()} by a factor of 10"
+        norm = "; where norms come after the attention (post-norm), put them before it" if self.has_attention else ""
+        return f"{lower}{warm}{norm}."
+
+    def clip(self) -> str:
+        """Return the advice to clip gradients, or to clip them more."""
+        if self.clips:
+            return "Clip the gradient's norm at a smaller value."
+        why = " (in a recurrent network it grows with every time step)" if self.is_recurrent else ""
+        return f"Clip the gradient's norm, with clip_grad_norm_ before the optimizer's step{why}."
+
+    def tame(self) -> str:
+        """Return the advice for weights that are too large for their number of inputs."""
+        norm = "" if self.norms else ", or normalise the layers' outputs"
+        return f"Use He initialisation (the weights are too large for their number of inputs){norm}."
+
+    def sum_of_losses(self) -> str:
+        """Return a sentence on a loss that is a sum over elements, or ""."""
+        for loss in self._rec.setup.graph.entries("losses"):
+            count = math.prod(loss.numbers("shape"))
+            if loss.text("reduction") == "sum" and count > 1:
+                return (
+                    f"{loss.text('op') or 'the loss'} is a sum over {count:,.0f} elements (reduction='sum'), so its "
+                    "gradient grows with their number"
+                )
+        return ""

@@ -1,0 +1,121 @@
+"""A model that does not learn although nothing else is found: what is ruled out, and what to look at next."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradlens.analysis.stats import median
+from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
+from gradlens.diagnosis.network import LARGE_STEP, Network
+from gradlens.diagnosis.recorded_rows import COHERENCE, PARAM_GRAD, UPDATE, Recording
+from gradlens.format import plural
+
+SMALL_STEP = 1e-5
+"""A step below this share of the weights' norm changes next to nothing in the thousands of steps of a training. A tenth
+of the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
+AGREE, DISAGREE = 0.1, 0.02
+"""Cosines between gradients of parts of a batch: measured at initialisation, 0.03 to 0.4 where a common direction
+exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
+
+
+def plateau(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find a model that does not learn, or whose loss stands since updates that were far too large.
+
+    Only asked for where no other rule has a finding. Confidence: that of the verdict on the loss, three standard
+    errors.
+
+    Args:
+        rec: The recording.
+        learning: Whether the model learns.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    too_large = _leapt(rec)
+    if learning.verdict != "no" and not too_large:
+        return []
+    out = "; ".join(part for part in (_say_gradients(rec), _say_directions(rec), _say_steps(rec)) if part)
+    evidence = f"{learning.evidence}; {too_large or 'the model does not learn'}" + (f"; {out}" if out else "")
+    threshold = (
+        f"the first update above {LARGE_STEP} of the weights' norm, and a loss that stands since the first fifth of "
+        "the rows"
+        if too_large
+        else f"no fall of the loss beyond 3 standard errors in at least {LEAST_STEPS} rows, or no better than guessing"
+    )
+    return [
+        Finding(
+            "plateau",
+            (),
+            (int(rec.run.steps[0]), rec.last_step),
+            evidence,
+            threshold,
+            "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; ln C is the cross entropy "
+            "of equal probabilities for C classes",
+            _next(rec, learning, bool(too_large)),
+            0.997,
+        )
+    ]
+
+
+def _leapt(rec: Recording) -> str:
+    """Say that the first updates were too large and the loss stands since then, or ""."""
+    first = Network(rec).first_update()
+    if not first > LARGE_STEP or not stands_early(rec):
+        return ""
+    return (
+        f"since the first fifth of the rows the loss stands; the first step changed a layer by {first:.0%} of its norm"
+    )
+
+
+def _say_gradients(rec: Recording) -> str:
+    if not rec.has(PARAM_GRAD):
+        return ""
+    arrive = [bool((np.nan_to_num(column) > 0).any()) for column in rec.series(PARAM_GRAD).values.T]
+    return f"gradients arrive at {sum(arrive)} of {plural(len(arrive), 'layer')}"
+
+
+def _say_directions(rec: Recording) -> str:
+    if not rec.has(COHERENCE):
+        return ""
+    values = rec.series(COHERENCE).values[:, rec.run.main_layers()]
+    cosine = float(np.nanmedian(values)) if values.size else math.nan
+    said = "agree" if cosine > AGREE else "do not agree" if cosine < DISAGREE else "hardly agree"
+    return f"gradients of parts of a batch {said} (cosine {cosine:.2f})" if math.isfinite(cosine) else ""
+
+
+def _step(rec: Recording) -> float:
+    if not rec.has(UPDATE):
+        return math.nan
+    values = rec.series(UPDATE).values[:, rec.run.main_layers()]
+    moving = values[:, (np.nan_to_num(values) > 0).any(axis=0)]
+    return float(np.median(median(moving, axis=0))) if moving.size else math.nan
+
+
+def _say_steps(rec: Recording) -> str:
+    step = _step(rec)
+    if not math.isfinite(step):
+        return ""
+    size = "too small" if step < SMALL_STEP else "too large" if step > LARGE_STEP else "of a usual size"
+    return f"steps are {size} ({step:.1e} of a layer's norm)"
+
+
+def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
+    """Return what to look at next, in the order in which public reports of this kind were solved."""
+    network, step = Network(rec), _step(rec)
+    if too_large or step > LARGE_STEP:
+        return network.slow_down()
+    if step < SMALL_STEP:
+        return f"Raise {network.say_rate()} by a factor of 10 to 100, or check its schedule."
+    shapes = [item for item in rec.setup.graph.entries("losses") if item.text("op")]
+    compared = (
+        f" ({shapes[0].text('op')} over {' x '.join(f'{n:.0f}' for n in shapes[0].numbers('shape'))})" if shapes else ""
+    )
+    return (
+        "Train on one batch of ten examples until the loss is near 0. If that works, look at the data: inputs and "
+        "targets may be shuffled apart, mislabelled, or not normalised. If it does not, look at the loss: its inputs' "
+        f"shapes{compared}, an activation function before it, and the order of its arguments; then try "
+        f"{network.say_rate()} ten times larger and smaller."
+    )

@@ -1,0 +1,255 @@
+"""Faults of the set-up that are read from the training itself: the loss, its inputs, modes, clearing and the scaler."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.format import plural
+
+MOST = 0.5
+"""Share of the optimizer's parameters that must be in a state before it counts as the state of the training."""
+FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
+"""Running statistics are far from the batch's where the mean is off by one standard deviation, or the variance by a
+factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
+LOGITS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+TAKES = {
+    "LogSoftmax": ("cross entropy", "softmax"),
+    "BinaryCrossEntropyWithLogits": ("binary cross entropy with logits", "sigmoid"),
+}
+
+
+def setup(rec: Recording) -> list[Finding]:
+    """Find faults of the set-up that need no threshold.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    rules = (_twice, _no_logs, _softmax_dim, _broadcast, _cleared, _kept, _momentum, _evaluates, _scaled)
+    return [finding for rule in rules for finding in rule(rec)]
+
+
+def _found(
+    rec: Recording, item: Entry, evidence: str, remedy: str, cause: str, layers: tuple[str, ...] = ()
+) -> Finding:
+    return exact_finding("setup", layers, (item.whole("since"), rec.last_step), evidence, remedy, cause)
+
+
+def _named(item: Entry, key: str = "layer") -> tuple[str, ...]:
+    return (item.text(key),) if item.text(key) else ()
+
+
+def _twice(rec: Recording) -> list[Finding]:
+    """Find a softmax or sigmoid before a loss that applies its own; a log-softmax applied twice changes nothing."""
+    found = []
+    for item in rec.setup.graph.entries("softmax_twice"):
+        op, loss = LOGITS.get(item.text("op"), ""), TAKES.get(item.text("loss"))
+        if not op or loss is None:
+            continue
+        where = f" ({quoted(item.text('layer'))})" if item.text("layer") else ""
+        evidence = (
+            f"{plural(1, op)[2:]} is applied twice: the model ends with a {op}{where}, and the loss ({loss[0]}) "
+            f"applies {'its own' if op == loss[1] else 'a ' + loss[1]} to what should be logits"
+        )
+        remedy = (
+            f"Remove the {op}{where} from the model while it trains: the loss expects logits. Apply it in prediction."
+        )
+        found.append(_found(rec, item, evidence, remedy, f"{op} before a loss that applies its own", _named(item)))
+    return found
+
+
+def _no_logs(rec: Recording) -> list[Finding]:
+    return [
+        _found(
+            rec,
+            item,
+            f"the loss ({item.text('loss')}) expects log-probabilities (at most 0), and gets the output of "
+            f"{item.text('op') or 'a layer'}",
+            "Use F.cross_entropy on the logits, or apply log_softmax before this loss.",
+            "no log-softmax before the loss",
+            _named(item),
+        )
+        for item in rec.setup.graph.entries("probabilities_as_logs")
+    ]
+
+
+def _softmax_dim(rec: Recording) -> list[Finding]:
+    """Find a softmax over the batch, or over the only element of the model's output."""
+    found = []  # over the first of two dimensions a softmax may be meant: attention over a set
+    for item in rec.setup.graph.entries("softmax_dims"):
+        shape, elements = item.numbers("shape"), item.whole("elements")
+        said = " x ".join(f"{size:.0f}" for size in shape)
+        where = f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
+        if item.whole("dim", -1) == 0 and len(shape) > 2 and elements > 1:
+            what = (
+                f"a softmax{where} runs over the first dimension of {said}: over the {elements} examples of the batch"
+            )
+            fix = (
+                "Let the softmax run over the last dimension (dim=-1): examples of a batch may not share probabilities."
+            )
+            found.append(_found(rec, item, what, fix, "softmax over the batch", _named(item)))
+        elif elements == 1 and any(out.text("op") == item.text("op") for out in rec.setup.graph.entries("outputs")):
+            what = f"the model's output is a softmax{where} over one element ({said}): it is always exactly 1"
+            fix = "Use a sigmoid, or binary_cross_entropy_with_logits on the logit, for a single output."
+            found.append(_found(rec, item, what, fix, "softmax over one element", _named(item)))
+    return found
+
+
+def _broadcast(rec: Recording) -> list[Finding]:
+    found = []
+    for item in rec.setup.graph.entries("broadcast"):
+        output, result = (" x ".join(f"{size:.0f}" for size in item.numbers(key)) for key in ("output", "result"))
+        found.append(
+            _found(
+                rec,
+                item,
+                f"the loss ({item.text('op')}) compares shapes that differ: the model's output of shape {output} is "
+                f"broadcast to {result}, so that every output is compared with every target",
+                "Give output and target the same shape, with output.squeeze(-1) or target.unsqueeze(-1).",
+                "shapes are broadcast in the loss",
+            )
+        )
+    return found
+
+
+def _share(rec: Recording, gradient: str) -> tuple[list[Entry], float]:
+    """Return the parameters of the optimizers whose gradient is in a state, and their share of the elements."""
+    states = rec.setup.states(in_optimizer=True, requires_grad=True)
+    found = [item for item in states if item.text("gradient") == gradient]
+    total = sum(item.whole("numel") for item in states)
+    return found, sum(item.whole("numel") for item in found) / total if total else 0.0
+
+
+def _layers(items: list[Entry]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for item in items for name in item.texts("layers")))
+
+
+def _cleared(rec: Recording) -> list[Finding]:
+    found, share = _share(rec, "cleared")
+    if share <= MOST:
+        return []
+    return [
+        _found(
+            rec,
+            found[0],
+            f"the gradients of {say_layers(_layers(found))} are cleared between the backward pass and the optimizer's "
+            "step: the step gets no gradient",
+            "Call optimizer.zero_grad() before loss.backward() or after optimizer.step(), not between them.",
+            "gradients are cleared before the step",
+            _layers(found),
+        )
+    ]
+
+
+def _kept(rec: Recording) -> list[Finding]:
+    found, share = _share(rec, "kept")
+    lasting = [item for item in found if rec.setup.whole("last_step") - item.whole("since") >= 2]
+    if share <= MOST or not lasting:
+        return []
+    return [
+        _found(
+            rec,
+            lasting[0],
+            f"the gradients of {say_layers(_layers(found))} are never cleared: since step {lasting[0].whole('since')} "
+            "each backward pass adds to the gradients of all steps before",
+            "Call optimizer.zero_grad() once per step, before the backward pass.",
+            "gradients are never cleared",
+            _layers(found),
+        )
+    ]
+
+
+def _momentum(rec: Recording) -> list[Finding]:
+    norms = [item for item in rec.setup.entries("batch_norm") if item.flag("tracks") and item.number("momentum") == 0]
+    if not norms:
+        return []
+    far = [item for item in norms if is_far(item)] or norms
+    return [
+        _found(
+            rec,
+            far[0],
+            f"batch norm has momentum 0 at {say_layers(_norm_names(norms))}: its running statistics stay as they were "
+            f"made, and the model evaluates with them ({say_statistics(far[0])})",
+            "Set momentum to 0.1 (torch's default): it is the weight of the new batch, 1 minus what other frameworks "
+            "call momentum.",
+            "running statistics of batch norm are never updated",
+            _norm_names(norms),
+        )
+    ]
+
+
+def _norm_names(items: list[Entry]) -> tuple[str, ...]:
+    return tuple(item.text("layer") for item in items)
+
+
+def is_far(item: Entry) -> bool:
+    """Return whether running statistics of a batch norm are far from those of the batch.
+
+    Args:
+        item: One of ``batch_norm`` in docs/facts.md.
+    """
+    ratio = item.number("variance_ratio")
+    off = abs(math.log(ratio)) > math.log(FAR_VARIANCE) if ratio > 0 else ratio == 0
+    return item.number("mean_distance") > FAR_MEAN or off
+
+
+def say_statistics(item: Entry) -> str:
+    """Return how far the running statistics of a batch norm are from those of the batch.
+
+    Args:
+        item: One of ``batch_norm`` in docs/facts.md.
+    """
+    return (
+        f"at {quoted(item.text('layer'))} the running mean is {item.number('mean_distance'):.2g} standard deviations "
+        f"off, and the running variance is {item.number('variance_ratio'):.2g} times that of the batch"
+    )
+
+
+def _evaluates(rec: Recording) -> list[Finding]:
+    """Find that all modules that behave otherwise in evaluation are in eval mode in steps that train."""
+    modes = rec.setup.entries("modes")
+    if not modes or any(item.text("mode") != "eval" for item in modes):
+        return []
+    switched = [item for item in modes if "train" in item.texts("seen")]
+    far = [item for item in rec.setup.entries("batch_norm") if item.flag("tracks") and is_far(item)]
+    if not switched and not far:
+        return []
+    item = (switched or list(modes))[0]
+    names = item.texts("layers")
+    since = f"since step {item.whole('since')}" if switched else "from the first step on"
+    statistics = f"; {say_statistics(far[0])}" if far else ""
+    return [
+        _found(
+            rec,
+            item,
+            f"{say_layers(names)} ({', '.join(dict.fromkeys(item.texts('kinds')))}) "
+            f"{'is' if len(names) == 1 else 'are'} in eval mode in steps that train, {since}{statistics}",
+            "Call model.train() at the beginning of each epoch, and after every validation that calls model.eval().",
+            "the model trains in eval mode",
+            names,
+        )
+    ]
+
+
+def _scaled(rec: Recording) -> list[Finding]:
+    scaling = rec.setup.entry("scaling")
+    if not scaling.flag("scaler_seen") or scaling.flag("scaler_given") is not False:
+        return []
+    scale = f" of {scaling.number('scale'):,.0f}" if np.isfinite(scaling.number("scale")) else ""
+    return [
+        _found(
+            rec,
+            scaling,
+            f"a GradScaler steps the optimizer, and the recorder does not know it: activation gradients are recorded "
+            f"multiplied by the loss scale{scale}, and skipped steps are not recognised",
+            "Pass the scaler to the recorder: gradlens.record(model, path, optimizer=optimizer, scaler=scaler).",
+            "the loss scale is not known to the recorder",
+        )
+    ]

@@ -1,0 +1,229 @@
+"""Gradients that are exactly 0, told apart by cause: zero weights, a ReLU at the end, 16 bits, dead units, collapse.
+
+An exact zero is no small number: it comes from a factor that is 0, so it is never called a vanishing gradient. Where
+the next layer that has a gradient has one 1e20 times smaller than the last hidden layer, the zeros are underflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.analysis.gradient_ratio import LEAST_ROWS
+from gradlens.analysis.profile import ACTIVATION_GRAD
+from gradlens.analysis.stats import median
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.network import LARGE_STEP, Network
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, since
+from gradlens.format import plural
+
+UNDERFLOW_DECADES = -20.0
+"""The nearest gradient that is not 0 must be smaller than this for zeros to be underflow of float32 (1e-45)."""
+OUTPUT = {"Relu": "ReLU", "Hardtanh": "ReLU6 or hardtanh", "Threshold": "threshold", "Hardsigmoid": "hard sigmoid"}
+"""Operations whose slope is exactly 0 on one side, and their names."""
+HALF = ("float16", "float8")
+
+
+def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find layers whose parameters get gradients that are exactly 0 to the end.
+
+    A loss that is learnt, such as a hinge that is 0 for all examples, has gradients of 0, too: where all of them are 0
+    and the loss has halved or falls, there is no finding. Confidence: (n + 1) / (n + 2) for n rows that are all exactly
+    0, by Laplace's rule of succession; 1 where the cause is read from facts.
+
+    Args:
+        rec: The recording.
+        learning: Whether the model learns.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    layers = zero_layers(rec)
+    if not len(layers) or is_underflow(rec, layers):
+        return []
+    known = _known(rec)
+    everywhere = len(layers) == len(known)
+    if everywhere and not _is_stuck(rec):
+        return []
+    series = rec.series(_metric(rec))
+    zero = (series.values[:, layers] == 0).all(axis=1)
+    begins = since(zero)
+    start, count = int(series.steps[begins]), int(zero[begins:].sum())
+    names = rec.names(rec.in_order(layers))
+    cause, why, remedy = next(filter(None, (rule(rec, layers, everywhere, begins) for rule in CAUSES)))
+    where = "all layers" if everywhere else plural(len(layers), "layer")
+    said = f"the gradient is exactly 0 at {where} ({say_layers(names)}) in {plural(count, 'row')}, and not by underflow"
+    loss = f"; {learning.evidence}" if everywhere else ""
+    return [
+        Finding(
+            "zero_gradient",
+            names,
+            (start, rec.last_step),
+            f"{said}: {why}{loss}",
+            "exactly 0 in every row of the last fifth",
+            "exact: a product with a factor of 0; IEEE 754 for the range of floating-point numbers",
+            remedy,
+            1.0 if cause else (count + 1) / (count + 2),
+            cause,
+        )
+    ]
+
+
+def zero_layers(rec: Recording) -> NDArray[np.int64]:
+    """Return the layers whose gradient is exactly 0 in every row of the last fifth in which it is known.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        Indices of layers.
+    """
+    if not _metric(rec) or rec.n_rows < LEAST_ROWS:
+        return np.empty(0, dtype=np.int64)
+    values = rec.series(_metric(rec)).values
+    late = values[-max(len(values) // 5, LEAST_VALUES) :]
+    zero = (late == 0).sum(axis=0) >= LEAST_VALUES
+    return np.flatnonzero(zero & ~(np.nan_to_num(late) > 0).any(axis=0))
+
+
+def is_underflow(rec: Recording, layers: NDArray[np.int64]) -> bool:
+    """Return whether the layer after the zeros has a gradient that is small enough for underflow.
+
+    Args:
+        rec: The recording.
+        layers: The layers with a gradient of 0.
+    """
+    if rec.ratio is None:
+        return False
+    series = rec.series(rec.gradient)
+    decades = rec.ratio.profile(series.late)[:-1]
+    after = [float(low) for low in decades[int(np.isin(rec.ratio.indices[:-1], layers).sum()) :] if math.isfinite(low)]
+    return bool(after) and after[0] < UNDERFLOW_DECADES
+
+
+def _is_stuck(rec: Recording) -> bool:
+    """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
+    return loss_fell(rec) < FELL and not loss_halved(rec)
+
+
+def _metric(rec: Recording) -> str:
+    return PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
+
+
+def _known(rec: Recording) -> NDArray[np.int64]:
+    """Return the layers whose gradient is known at all."""
+    return np.flatnonzero((~np.isnan(rec.series(_metric(rec)).values)).any(axis=0))
+
+
+Cause = tuple[str, str, str]
+
+
+def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """Weights that are exactly 0 and never get a gradient: a zero initialisation in front of a zero slope."""
+    names = {name for item in rec.setup.states(weights_zero=True) for name in item.texts("layers")}
+    norms = rec.series(PARAM_NORM).values if rec.has(PARAM_NORM) else np.full((1, len(rec.run.layers)), np.nan)
+    bare = [i for i in layers if rec.run.layers[i].name in names or (norms[:, i] == 0).any()]
+    if not bare or row > 0:
+        return None
+    zero = rec.names(bare)
+    are = "are" if len(zero) > 1 else "is"
+    return (
+        "zero initialisation",
+        f"{say_layers(zero)} {are} initialised with weights of exactly 0, and what follows passes no gradient to an "
+        "output of 0 (a ReLU, or a second factor that is 0)",
+        f"Initialise {say_layers(zero)} with small random weights, or give them a bias above 0: exactly 0 before a "
+        "ReLU never changes.",
+    )
+
+
+def _relu_at_the_end(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    outputs = [item for item in rec.setup.graph.entries("outputs") if item.text("op") in OUTPUT and item.text("loss")]
+    if not everywhere or not outputs:
+        return None
+    op, layer = OUTPUT[outputs[0].text("op")], outputs[0].text("layer")
+    behind = outputs[0].text("behind")
+    where = f" ({quoted(layer)})" if layer else ""
+    before = f" behind {quoted(behind)}" if behind else ""
+    return (
+        f"{op} is the last operation",
+        f"the last operation before the loss is a {op}{where}{before}, and its input is on the flat side for every "
+        "example",
+        f"Remove the {op}{where} at the end of the model: an output layer has no activation function in regression.",
+    )
+
+
+def _half(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    names = set(rec.names(layers))
+    half = [item for item in rec.setup.entries("parameters") if item.text("dtype") in HALF]
+    if not any(names.intersection(item.texts("layers")) for item in half):
+        return None
+    return (
+        f"underflow in {half[0].text('dtype')}",
+        f"these parameters are {half[0].text('dtype')}, whose smallest number is 6e-8: smaller gradients become 0",
+        "Use a GradScaler, or bfloat16, which has the range of float32; this is no explosion.",
+    )
+
+
+def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """The layer after the zeros gets a gradient at its output: what lies between passes none."""
+    last = dead_end(rec, layers)
+    if last is None:
+        return None
+    return (
+        "",
+        f"after {quoted(rec.run.layers[last].name)} no gradient passes: its units are all off (dead) where a ReLU "
+        "follows, or something multiplies its output by 0",
+        _revive(rec, row),
+    )
+
+
+def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
+    """Return the last layer on the path with a gradient of 0 at its output, if a later one has a gradient there."""
+    if not rec.has(ACTIVATION_GRAD):
+        return None
+    series = rec.series(ACTIVATION_GRAD)
+    typical = median(series.values[series.late], axis=0)
+    path = [int(i) for i in rec.path]
+    zero = [place for place, i in enumerate(path) if typical[i] == 0]
+    if not zero or zero[-1] + 1 >= len(path) or not typical[path[zero[-1] + 1]] > 0:
+        return None
+    return path[zero[-1]]
+
+
+def _collapsed(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    if not everywhere or row == 0:
+        return None
+    return (
+        "",
+        f"gradients arrived in the first {plural(row, 'row')}, then the output no longer depended on the weights: all "
+        "units are off (dead), or every output is the same",
+        _revive(rec, row),
+    )
+
+
+def _unknown(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause:
+    return (
+        "",
+        "dead units, a constant output or a factor of 0 is between these layers and the loss",
+        "Find out whether the outputs after these layers are all 0 (metric zero_fraction) or the same for every input.",
+    )
+
+
+def _revive(rec: Recording, row: int) -> str:
+    network = Network(rec)
+    if row > 0 and network.first_update() > LARGE_STEP:
+        return (
+            f"{network.slow_down()} The first update was {network.first_update():.0%} of the weights' norm: too large."
+        )
+    return "Check biases and initialisation of the last of these layers, and lower the learning rate if it began later."
+
+
+CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
+    _zero_weights, _relu_at_the_end, _half, _off, _collapsed, _unknown,
+)  # fmt: skip
+"""Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

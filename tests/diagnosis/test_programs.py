@@ -1,0 +1,382 @@
+"""Small trainings with one fault each, a twin without it, and odd trainings that work: what the diagnosis says of "
+"them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradlens
+from gradlens import Diagnosis, diagnose, read_run
+from tests.diagnosis.recordings import check
+
+STEPS, INPUTS, CLASSES = 160, 12, 4
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def batch(step: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Return examples of four classes around four centres."""
+    centres = 2 * torch.randn(CLASSES, INPUTS, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(step)
+    y = torch.randint(0, CLASSES, (size,), generator=generator)
+    return torch.randn(size, INPUTS, generator=generator) + centres[y], y
+
+
+def mlp(*between: nn.Module, out: int = CLASSES, width: int = 24) -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = nn.Linear(width, width)
+    return nn.Sequential(nn.Linear(INPUTS, width), *between, nn.ReLU(), hidden, nn.ReLU(), nn.Linear(width, out))
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y)
+
+
+def train(
+    path: Path,
+    model: nn.Module,
+    loss: Loss = cross_entropy,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    steps: int = STEPS,
+    before: Callable[[int], None] = lambda step: None,
+    middle: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+    clear: bool = True,
+) -> Diagnosis:
+    """Train a model and diagnose the run; the functions run before the step, before the update and after it."""
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=5e-3)
+    with gradlens.record(model, path, optimizer=optimizer) as recorder:
+        for step in range(steps):
+            before(step)
+            value = loss(model, *batch(step))
+            if clear:
+                optimizer.zero_grad()
+            value.backward()
+            middle()
+            optimizer.step()
+            recorder.log(loss=value)
+            after()
+    return diagnose(read_run(path))
+
+
+def expect(found: Diagnosis, faulty: bool, kind: str, says: str) -> None:
+    if not faulty:
+        check(found, "healthy")
+        assert found.learning == "yes", found.learning_evidence
+        return
+    check(found, kind)
+    main = found.findings[0]
+    assert re.search(says, f"{main.evidence} {main.remedy} {main.cause}", re.IGNORECASE), str(found)
+
+
+both = pytest.mark.parametrize("faulty", [True, False])
+
+
+@both
+def test_a_sigmoid_before_a_loss_with_logits(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(model(x), functional.one_hot(y, CLASSES).float())
+
+    model = mlp()
+    found = train(tmp_path / "run.h5", nn.Sequential(model, nn.Sigmoid()) if faulty else model, loss)
+    expect(found, faulty, "setup", "Remove the sigmoid")
+
+
+def test_a_log_softmax_that_is_applied_twice_changes_nothing(tmp_path: Path) -> None:
+    expect(train(tmp_path / "run.h5", nn.Sequential(mlp(), nn.LogSoftmax(1))), False, "", "")
+
+
+@both
+def test_the_negative_log_likelihood_of_probabilities(tmp_path: Path, faulty: bool) -> None:
+    last = nn.Softmax(1) if faulty else nn.LogSoftmax(1)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.nll_loss(model(x), y)
+
+    expect(train(tmp_path / "run.h5", nn.Sequential(mlp(), last), loss), faulty, "setup", "log-probabilities")
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@both
+def test_a_target_of_another_shape(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        target = x.sum(1, keepdim=not faulty)
+        return functional.smooth_l1_loss(model(x), target)
+
+    expect(train(tmp_path / "run.h5", mlp(out=1), loss), faulty, "setup", "same shape")
+
+
+@both
+def test_a_gate_whose_softmax_runs_over_images(tmp_path: Path, faulty: bool) -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.score, self.out = nn.Linear(3, 16), nn.Linear(16, 1), nn.Linear(16, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.tanh(self.embed(x.view(len(x), 4, 3)))
+            weights = self.score(tokens).softmax(0 if faulty else 1)
+            return self.out((weights * tokens).sum(1))
+
+    torch.manual_seed(0)
+    expect(train(tmp_path / "run.h5", Pool()), faulty, "setup", "first dimension of 32 x 4 x 1")
+
+
+@both
+def test_a_gradient_that_is_cleared_before_the_step(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    found = train(tmp_path / "run.h5", model, middle=lambda: model.zero_grad() if faulty else None)
+    expect(found, faulty, "setup", r"not between them")
+    assert not faulty or len(found.findings) == 1  # that nothing changes is a consequence
+
+
+@both
+def test_gradients_that_add_up_under_rmsprop(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    expect(train(tmp_path / "run.h5", model, optimizer=optimizer, clear=not faulty), faulty, "setup", "never cleared")
+
+
+@both
+def test_a_batch_norm_whose_statistics_stay_as_they_were(tmp_path: Path, faulty: bool) -> None:
+    model = mlp(nn.BatchNorm1d(24, momentum=0.0 if faulty else 0.1))
+    expect(train(tmp_path / "run.h5", model), faulty, "setup", "momentum 0.*running")
+
+
+@both
+def test_a_model_that_never_returns_to_training_mode(tmp_path: Path, faulty: bool) -> None:
+    model = mlp(nn.BatchNorm1d(24), nn.Dropout(0.1))
+
+    def validate(step: int) -> None:
+        if step % 20 == 6:
+            model.eval()
+        elif not faulty:
+            model.train()
+
+    expect(train(tmp_path / "run.h5", model, before=validate), faulty, "setup", r"eval mode.*model\.train\(\)")
+
+
+def test_a_frozen_batch_norm_beside_a_dropout_that_trains_is_a_note(tmp_path: Path) -> None:
+    model = mlp(nn.BatchNorm1d(24), nn.Dropout(0.1))
+    found = train(tmp_path / "run.h5", model, before=lambda step: model[1].eval() and None)
+    check(found, "healthy")
+    assert any("in eval mode while others train: layer '1'" in note for note in found.notes)
+
+
+@both
+def test_clipping_to_a_thousandth(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    limit = 1e-3 if faulty else 5.0
+    found = train(
+        tmp_path / "run.h5",
+        model,
+        optimizer=optimizer,
+        middle=lambda: nn.utils.clip_grad_norm_(model.parameters(), limit) and None,
+    )
+    expect(found, faulty, "clipping", "max_norm from 0.001 to about")
+
+
+def test_strong_clipping_under_an_optimizer_that_rescales_is_no_fault(tmp_path: Path) -> None:
+    model = mlp()
+    clip = nn.utils.clip_grad_norm_
+    found = train(tmp_path / "run.h5", model, middle=lambda: clip(model.parameters(), 1e-3) and None)
+    check(found, "healthy")
+
+
+class TwoParts(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.change = nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, 24)), change
+        self.head = nn.Sequential(nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.change(self.features(x)))
+
+
+@both
+def test_features_that_pass_through_numpy(tmp_path: Path, faulty: bool) -> None:
+    change = (lambda h: torch.from_numpy(h.detach().numpy())) if faulty else (lambda h: h)
+    found = train(tmp_path / "run.h5", TwoParts(change))
+    expect(found, faulty, "cut", r"no gradient reaches features\.0, features\.2.*output of features\.2")
+    assert not faulty or found.findings[0].layers == ("features.2", "features.0")
+
+
+def test_features_in_no_optimizer_may_be_cut_off(tmp_path: Path) -> None:
+    model = TwoParts(lambda h: h.detach())
+    found = train(tmp_path / "run.h5", model, optimizer=torch.optim.Adam(model.head.parameters(), lr=5e-3))
+    check(found, "healthy")
+    assert any("in no optimizer" in note and "features.0" in note for note in found.notes)
+
+
+@both
+def test_a_loss_that_is_added_up_from_numbers(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        parts = [functional.cross_entropy(model(x[i::2]), y[i::2]) for i in (0, 1)]
+        return torch.tensor(sum(float(part.detach()) for part in parts), requires_grad=True) if faulty else sum(parts)
+
+    expect(train(tmp_path / "run.h5", mlp(), loss), faulty, "cut", r"no graph.*without \.item\(\)")
+
+
+@both
+def test_layers_in_a_dictionary(tmp_path: Path, faulty: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = {"a": nn.Linear(24, 24), "b": nn.Linear(24, 24)}
+            self.first, self.last = nn.Linear(INPUTS, 24), nn.Linear(24, CLASSES)
+            self.blocks = parts if faulty else nn.ModuleDict(parts)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            return self.last(self.blocks["b"](self.blocks["a"](x).relu()).relu())
+
+    torch.manual_seed(0)
+    expect(train(tmp_path / "run.h5", Model()), faulty, "cut", "'blocks' an nn.ModuleList")
+
+
+@both
+def test_a_layer_in_the_middle_that_no_group_has(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    parts = [model[0], model[4]] if faulty else list(model)
+    optimizer = torch.optim.Adagrad([p for part in parts for p in part.parameters()], lr=0.05)
+    expect(train(tmp_path / "run.h5", model, optimizer=optimizer), faulty, "frozen", "layer '2' to a group of Adagrad")
+
+
+@pytest.mark.filterwarnings("ignore:gradlens. the optimizer given:gradlens.errors.GradlensWarning")
+@both
+def test_an_optimizer_of_the_model_before_it_was_copied(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    trained = copy.deepcopy(model) if faulty else model
+    expect(train(tmp_path / "run.h5", trained, optimizer=optimizer), faulty, "frozen", "none of them is the model's")
+
+
+@both
+def test_a_rate_that_decays_with_every_batch(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    found = train(tmp_path / "run.h5", model, optimizer=optimizer, after=decay.step if faulty else lambda: None)
+    expect(found, faulty, "frozen", r"ExponentialLR \(it changes every 1 step\) brings the learning rate from 0.005 to")
+
+
+def test_a_schedule_that_ends_at_nothing_is_a_note(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=STEPS + 1)
+    check(train(tmp_path / "run.h5", model, optimizer=optimizer, after=schedule.step), "healthy")
+
+
+@both
+def test_two_factors_that_are_initialised_to_0(tmp_path: Path, faulty: bool) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.left = mlp(), nn.Linear(INPUTS, 8, bias=False)
+            self.right = nn.Linear(8, CLASSES, bias=False)
+            nn.init.zeros_(self.right.weight)
+            if faulty:
+                nn.init.zeros_(self.left.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) + self.right(self.left(x))
+
+    found = train(tmp_path / "run.h5", Gated())
+    expect(found, faulty, "zero_gradient", "left, right are initialised with weights of exactly 0")
+
+
+@both
+def test_an_output_that_is_bounded(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out = model(x) - 5
+        return functional.mse_loss(functional.relu6(out) if faulty else out, y[:, None].float() + 1)
+
+    expect(
+        train(tmp_path / "run.h5", mlp(out=1), loss),
+        faulty,
+        "zero_gradient",
+        "the last operation before the loss is a ReLU6",
+    )
+
+
+@both
+def test_a_rate_that_switches_every_unit_off(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=60.0 if faulty else 0.05)
+    found = train(tmp_path / "run.h5", model, optimizer=optimizer)
+    if faulty:
+        assert found.kind in ("dead", "zero_gradient", "exploding")
+        assert "Lower the learning rate of SGD (60) to about" in found.findings[0].remedy
+    else:
+        check(found, "healthy")
+
+
+@both
+def test_labels_that_do_not_belong_to_their_examples(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x), torch.randint_like(y, CLASSES) if faulty else y)
+
+    found = train(tmp_path / "run.h5", mlp(), loss, steps=240)
+    expect(found, faulty, "plateau", "no better than guessing.*gradients arrive at 3 of 3 layers.*shuffled apart")
+    assert found.learning == ("no" if faulty else "yes")
+
+
+def test_two_models_against_each_other_need_no_falling_loss(tmp_path: Path) -> None:
+    class Game(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.make = nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2))
+            self.tell = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 1))
+
+    model = Game()
+    optimizers = [torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.5, 0.9)) for part in (model.tell, model.make)]
+    logits = functional.binary_cross_entropy_with_logits
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizers) as recorder:
+        for _ in range(STEPS):
+            real, made = torch.randn(32, 2) + 2, model.make(torch.randn(32, 4))
+            there = logits(model.tell(real), torch.ones(32, 1)) + logits(model.tell(made.detach()), torch.zeros(32, 1))
+            optimizers[0].zero_grad()
+            there.backward()
+            optimizers[0].step()
+            fooled = logits(model.tell(made), torch.ones(32, 1))
+            optimizers[1].zero_grad()
+            fooled.backward()
+            optimizers[1].step()
+            recorder.log(loss=fooled)
+    found = diagnose(read_run(tmp_path / "run.h5"))
+    check(found, "healthy")
+    assert found.learning != "no"
+
+
+def test_a_teacher_that_follows_is_a_note(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = mlp()
+            self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    model = Pair()
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out, wanted = model.student(x), model.teacher(x + 0.1).softmax(1)
+        return functional.cross_entropy(out, y) + 0.1 * functional.cross_entropy(out, wanted)
+
+    def follow() -> None:
+        with torch.no_grad():
+            for slow, fast in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+                slow.lerp_(fast, 0.05)
+
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.Adam(model.student.parameters(), lr=5e-3), after=follow)
+    check(found, "healthy")
+    assert any("teacher is built like student" in note for note in found.notes)
