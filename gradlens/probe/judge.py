@@ -18,7 +18,7 @@ from gradlens.analysis.depth import fit_depth, theil_sen
 from gradlens.analysis.gradient_ratio import VANISH_DECADES, say_fate, say_power, say_ratio
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.exploding import TOO_LARGE, allowed_growth
+from gradlens.diagnosis.exploding import allowed_growth
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
@@ -39,6 +39,7 @@ FP16_MANY = 0.01
 MOST_DEAD = 0.5
 """Share of dead units in a layer from which there is a remark, as in smdebug's DeadRelu."""
 MOST_NAMES = 4
+TOO_LARGE = "Use He initialisation (the weights are too large for their fan-in), add batch norm, or clip gradients."
 
 
 @dataclass(frozen=True)
