@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from gradlens.diagnosis.findings import Diagnosis, Finding
+from gradlens.run import Header, Row
+from gradlens.storage import FileSink
 from gradlens.terminal.braille import braille, stretched
 from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, Canvas, Painter, sgr
 from gradlens.terminal.live.cells import AT_MISSING, AT_NONFINITE, AT_ZERO, PALETTE, STEPS, Scale, draw_bars, fit_layers
@@ -17,7 +19,7 @@ from gradlens.terminal.live.layout import SPANS, Choice, draw_watch
 from gradlens.terminal.live.screen import split_keys
 from gradlens.terminal.live.watch import epoch_line, known_metrics, ratio_line, waiting_lines
 from gradlens.terminal.live.watched_run import Judge, Watched
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, make_layers
 
 
 @functools.lru_cache
@@ -255,3 +257,17 @@ def test_a_diagnosis_is_made_seldom_and_at_the_end_at_once() -> None:
     judge.wait()
     assert judge.rows == watched.rows
     assert judge.took > 0
+
+
+@pytest.mark.parametrize("metric", ["activation_grad_norm", "param_grad_norm"])
+def test_a_layer_that_was_never_called_has_no_empty_line(metric: str, tmp_path: Path) -> None:
+    layers = list(make_layers(3))
+    layers[1] = replace(layers[1], name="inside", calls=0, out_numel=0)
+    path, sink = tmp_path / "run.h5", FileSink(tmp_path / "run.h5")
+    sink.open(Header(tuple(layers), {"activation_grad_norm": 1, "param_grad_norm": 1}))
+    for step in range(12):
+        norms = {"activation_grad_norm": np.array([0.1, np.nan, 0.3]), "param_grad_norm": np.array([0.1, 0.2, 0.3])}
+        sink.write_row(Row(step, 0, norms))
+    sink.close("complete")
+    text = "\n".join(draw_watch(80, 24, Watched(path), Judge(path), Choice(metric), colour=False).lines())
+    assert ("inside" in text) == (metric == "param_grad_norm")
