@@ -29,6 +29,8 @@ class GradlensCallback(Callback):  # type: ignore[misc]
 
     def initialize(self) -> GradlensCallback:
         """Make the recording; ``fit`` calls this."""
+        if hasattr(self, "recording_"):
+            self.recording_.break_off()
         self.recording_ = FrameworkRecording(self.path, self.options_, self.tracker)
         self.recording_.close_with(self)
         return self
