@@ -22,6 +22,8 @@ class GradlensCallback(Callback):  # type: ignore[misc]
         options: Arguments of ``gradlens.record``, such as ``every`` and ``metrics``.
     """
 
+    recording_: FrameworkRecording
+
     def __init__(self, path: str | os.PathLike[str] | None = None, *, tracker: Any = None, **options: Any) -> None:
         self.path, self.tracker = path, tracker
         self.__dict__ |= options  # parameters of a scikit-learn estimator, which clones it by them
