@@ -85,7 +85,11 @@ class Tracker:
         for finding in diagnose(run).findings:
             if (path, finding.kind) not in self._found:
                 self._found.add((path, finding.kind))
-                self._alert(f"gradlens: {finding.kind}", f"{finding}. {finding.remedy}", step)
+                self._alert(
+                    f"gradlens: {finding.kind}",
+                    " ".join(filter(None, (f"{finding}.", finding.cause, finding.remedy))),
+                    step,
+                )
 
 
 def _from_metrics(run: Run, new: NDArray[np.int64]) -> dict[str, FloatArray]:
