@@ -94,7 +94,7 @@ class FrameworkRecording:
 
     def close_with(self, owner: object) -> None:
         """Close the file when an object is collected or the program ends, if training was broken off before."""
-        weakref.finalize(owner, self._break_off)
+        weakref.finalize(owner, self.break_off)
 
     def begin(
         self,
@@ -120,7 +120,7 @@ class FrameworkRecording:
             name: Name of the run; None takes the model's class.
             options: Arguments of ``gradlens.record``, unless the user gave others.
         """
-        self._break_off()
+        self.break_off()
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         shared = isinstance(model, nn.parallel.DistributedDataParallel) or any(
             hasattr(parameter, "device_mesh") for parameter in model.parameters()
@@ -187,7 +187,8 @@ class FrameworkRecording:
         if self._tracker is not None and rank == 0 and self.path is not None and self.path.exists():
             self._tracker.log(self.path)
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
+        """Close the file if it is still open, because no callback was called at the end of training."""
         if self._recorder is None:
             return
         with contextlib.suppress(Exception):

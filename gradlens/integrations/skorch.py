@@ -22,6 +22,8 @@ class GradlensCallback(Callback):  # type: ignore[misc]
         options: Arguments of ``gradlens.record``, such as ``every`` and ``metrics``.
     """
 
+    recording_: FrameworkRecording
+
     def __init__(self, path: str | os.PathLike[str] | None = None, *, tracker: Any = None, **options: Any) -> None:
         self.path, self.tracker = path, tracker
         self.__dict__ |= options  # parameters of a scikit-learn estimator, which clones it by them
@@ -29,6 +31,8 @@ class GradlensCallback(Callback):  # type: ignore[misc]
 
     def initialize(self) -> GradlensCallback:
         """Make the recording; ``fit`` calls this."""
+        if hasattr(self, "recording_"):
+            self.recording_.break_off()
         self.recording_ = FrameworkRecording(self.path, self.options_, self.tracker)
         self.recording_.close_with(self)
         return self

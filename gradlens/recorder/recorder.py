@@ -325,9 +325,11 @@ class Recorder:
         """Remove the hooks and close the file with this status; a second call does nothing."""
         if self._state in ("closed", "disabled"):
             return
-        if self._state == "ready":
-            self._never_started()
         state = self._state
+        if state == "ready":
+            self._state = "closed"
+            self._never_started()
+            return
         if state == "recording":
             self._guard(self._steps.end_started_round)
             state = self._state  # an error there has ended the recording
