@@ -60,7 +60,7 @@ def probe_module(module: Module, example_input: Any, loss: Loss | None = None) -
     _check(module)
     plan = _make_plan(module, feed)
     others = [loss] if isinstance(loss, nn.Module) else []
-    with untouched(module, *others) as put_aside, torch.inference_mode(mode=False), torch.enable_grad():
+    with untouched(module, *others) as put_aside, torch.inference_mode(mode=False):  # enables gradients, too
 
         def lone(output: Any) -> Any:
             """Return the loss, and put the gradients of all that it uses aside."""
@@ -95,6 +95,10 @@ def _keys(example: Any) -> list[Any]:
 def _check(module: nn.Module) -> None:
     """Raise an error for a module that has nothing to probe, or no values yet."""
     name = type(module).__name__
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise ModelError(
+            f"{name} is TorchScript, whose layers take no hooks", tip="give the module before it was compiled"
+        )
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if lazy := [where for where, tensor in tensors if is_lazy(tensor)]:
         raise ModelError(

@@ -95,7 +95,7 @@ ZOO: dict[str, Callable[[], Made]] = {
     "frozen": lambda: (half_frozen(), random_batch(7, 6), None),
     "codes": lambda: (Codes(), (random_batch(7, 4),), None),
     "dropout": lambda: (nn.Sequential(nn.Linear(6, 9), nn.Dropout(), nn.Linear(9, 2)), random_batch(5, 6), None),
-    "loss with weights": lambda: (stack(), random_batch(7, 6), nn.Sequential(nn.Linear(5, 1), nn.Flatten(0), Mean())),
+    "loss with weights": lambda: (stack(), random_batch(7, 6), nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1), Mean())),
 }  # fmt: skip
 
 
@@ -310,6 +310,15 @@ def test_nothing_is_said_of_classes_with_a_loss_of_ones_own() -> None:
     assert "scores" not in str(judged)
     assert "left 3x5 float32, right 3x4 float32" in str(judged)
     assert probe_facts(judged)["expected_loss"] is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torchscript_is_refused_and_compiled_modules_are_not() -> None:
+    model = stack()
+    with pytest.raises(ModelError, match=r"is TorchScript"):
+        gradlens.probe(nn.Sequential(torch.jit.script(model)), random_batch(7, 6))
+    compiled = gradlens.probe(torch.compile(model, backend="eager"), random_batch(7, 6))
+    assert compiled.ratio == gradlens.probe(model, random_batch(7, 6)).ratio
 
 
 def test_labels_are_on_the_device_of_the_scores() -> None:
