@@ -95,7 +95,9 @@ ZOO: dict[str, Callable[[], Made]] = {
     "frozen": lambda: (half_frozen(), random_batch(7, 6), None),
     "codes": lambda: (Codes(), (random_batch(7, 4),), None),
     "dropout": lambda: (nn.Sequential(nn.Linear(6, 9), nn.Dropout(), nn.Linear(9, 2)), random_batch(5, 6), None),
-    "loss with weights": lambda: (stack(), random_batch(7, 6), nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1), Mean())),
+    "loss with weights": lambda: (
+        stack(), random_batch(7, 6), nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1), Mean())
+    ),
 }  # fmt: skip
 
 
