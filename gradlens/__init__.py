@@ -38,6 +38,7 @@ PUBLIC = {
     "diagnose_arrays": "gradlens.diagnosis.diagnose",
     "claims": "gradlens.api",
     "report": "gradlens.api",
+    "probe": "gradlens.api",
     "verify": "gradlens.api",
     "recover": "gradlens.api",
     "export": "gradlens.api",
@@ -54,6 +55,7 @@ PUBLIC = {
     "GradlensFigure": "gradlens.plots.figure",
     "Group": "gradlens.analysis.compare",
     "JudgedClaim": "gradlens.studies",
+    "Judged": "gradlens.probe.judge",
     "Judgement": "gradlens.studies",
     "Layer": "gradlens.run",
     "NewRows": "gradlens.storage",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from gradlens.api import compare as compare
     from gradlens.api import export as export
     from gradlens.api import heatmap as heatmap
+    from gradlens.api import probe as probe
     from gradlens.api import profile as profile
     from gradlens.api import recover as recover
     from gradlens.api import report as report
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from gradlens.errors import GradlensError as GradlensError
     from gradlens.errors import GradlensWarning as GradlensWarning
     from gradlens.plots.figure import GradlensFigure as GradlensFigure
+    from gradlens.probe.judge import Judged as Judged
     from gradlens.recorder import Recorder as Recorder
     from gradlens.recorder import all_leaves as all_leaves
     from gradlens.recorder import log_spaced as log_spaced

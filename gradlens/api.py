@@ -1,4 +1,4 @@
-"""The Python functions of the commands' names: each takes runs and returns an object, a figure or paths.
+"""The Python functions of the commands' names: each takes runs (or a module) and returns an object, a figure or paths.
 
 Runs may be named as they are there: what ``read_run`` returned, a file, a name under ``runs/``, a folder for all in it,
 or several of these. What they return is displayed when it is the last expression in a cell of a notebook.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.format import plural
@@ -19,6 +19,8 @@ from gradlens.storage import read_run, read_runs, recover_run, resolve_runs
 if TYPE_CHECKING:
     from gradlens.analysis.compare import Comparison
     from gradlens.plots.figure import GradlensFigure
+    from gradlens.probe.judge import Judged
+    from gradlens.probe.module import Loss, Module
     from gradlens.run_summary import Summary
     from gradlens.storage import Recovery
     from gradlens.studies import Judgement
@@ -209,6 +211,38 @@ def report(
     check_report(path, language)
     facts = collect(_found(runs, default="all", deep=True), command=f"gradlens report --lang {language} -o {path}")
     return write_report(facts, path, language=language, asked=output is not None)
+
+
+def probe(module: Module, example_input: Any, loss: Loss | None = None) -> Judged:
+    """Check a module before it is trained: one backward pass with the weights as they are; nothing is written.
+
+    Parameters, buffers, gradients, modes and hooks of the module and all random states are as before afterwards. The
+    module runs in the mode in which it is, with its own hooks.
+
+    Args:
+        module: A ``torch.nn.Module`` on any device.
+        example_input: A whole batch: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        loss: A function of the module's output that returns a scalar; None where the output is class scores: the
+            cross-entropy against labels that are independent of the input.
+
+    Returns:
+        The verdict: ``print`` shows it with its facts, ``.findings`` and ``.remarks`` say what was found, ``.ratio`` is
+        the gradient's size at the first layer over the last hidden one's, in powers of ten.
+
+    Raises:
+        ConfigError: An argument has another type.
+        ModelError: The module is lazy, has no parameters, cannot take the input, or needs ``loss``.
+
+    Example::
+
+        judged = gradlens.probe(model, inputs)
+        print(judged)
+        assert judged.kind != "vanishing"
+    """
+    from gradlens.probe.judge import judge
+    from gradlens.probe.module import probe_module
+
+    return judge(probe_module(module, example_input, loss))
 
 
 def verify() -> list[Check]:

@@ -22,10 +22,10 @@ from gradlens.diagnosis.exploding import allowed_growth
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.format import plural, say_share
+from gradlens.format import plural, say_share, say_signed
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Entries, Probe, WeightSample, add_up
 from gradlens.run import FloatArray, Layer
-from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile
+from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile, say_deviation
 
 APART = 3.0
 """Standard deviations, as predicted by theory, beyond which a model does not match the theory's assumptions."""
@@ -134,6 +134,16 @@ class Judged:
         """The number of dead units, mean over samples, and the number of all units with a known activation function."""
         dead = [sum(dead for dead, _ in sample.units.values()) for sample in self.probe.samples]
         return float(np.mean(dead)), sum(units for _, units in self.probe.samples[0].units.values())
+
+    def __repr__(self) -> str:
+        """Return the verdict in one line; ``print`` shows the facts, too."""
+        return f"Judged({self.probe.plan.model}: {say_verdict(self)})"
+
+    def __str__(self) -> str:
+        """Return the verdict, what to do, the remarks and the facts, as the command prints them above the profile."""
+        lines = [f"{self.probe.plan.model}: {say_verdict(self)}", *(text for text, _ in say_next(self))]
+        lines += [f"note  {remark}" for remark in self.remarks]
+        return "\n".join(lines + [f"{name:12}  {text}" for name, text in say_facts(self)])
 
 
 @dataclass(frozen=True)
@@ -425,3 +435,72 @@ def say_verdict(judged: Judged) -> str:
         "dead": "dead: ",
     }.get(main.kind, "")
     return f"{head}{main.evidence}"
+
+
+def say_next(judged: Judged) -> list[tuple[str, bool]]:
+    """Return what to do about each finding: lines, with whether a line is a finding that the verdict leaves out."""
+    lines = []
+    for finding in judged.findings:
+        if finding is not judged.findings[0] and finding.evidence not in say_verdict(judged):
+            lines.append((f"also {finding.kind}: {finding.evidence}", True))
+        lines.append((f"next  {finding.remedy}  (confidence {finding.confidence:.2f}; {finding.threshold})", False))
+    return lines
+
+
+def say_facts(judged: Judged) -> list[tuple[str, str]]:
+    """Return what is known of a model, a name and a line each."""
+    probe, sample = judged.probe, judged.probe.samples[0]
+    plan, rows = probe.plan, list[tuple[str, str]]()
+    initialisation = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
+    rows.append(("model", f"{plural(sample.numel, 'parameter')} in {plural(sample.tensors, 'tensor')}{initialisation}"))
+    rows.append(("probed", f"{plan.say_samples()}, {probe.seconds:.1f} s"))
+    if judged.ends:
+        first, last = map(quoted, judged.ends)
+        text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
+        text += "" if math.isnan(judged.slope) else f", {say_signed(judged.slope, 3)} decades per layer"
+        rows.append(("gradient", text))
+    rows.append(("theory", say_theory(judged)))
+    logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.samples]))):.2g}"
+    logits = logits if sample.scores > 1 else ""
+    expected = f", ln({max(sample.scores, 2)}) = {sample.expected_loss:.3f}{logits}" if sample.scores else ""
+    rows.append(("loss", f"{judged.loss:.3f}{expected}"))
+    dead, units = judged.units
+    text = f"{dead:.0f} of {units:,} behind activation functions that can be 0" if units else "no such activation seen"
+    rows.append(("dead units", text))
+    for name, entries in (("dL/d output", judged.outputs), ("dL/d weights", judged.parameters)):
+        rows.append((name, say_entries(entries)))
+    for name, names in (("unused", sample.unused), ("frozen", sample.frozen)):
+        if names:
+            rows.append((name, f"{plural(len(names), 'parameter')} without a gradient: {say_parameters(names)}"))
+    if sample.shared:
+        rows.append(("shared", "; ".join(" = ".join(group) for group in sample.shared)))
+    return rows
+
+
+def say_theory(judged: Judged) -> str:
+    """Say what theory predicts and how far the model is from it."""
+    theory, prediction = judged.theory, judged.prediction
+    if theory is None or prediction is None:
+        return "none for this build (plain and resnet, torchvision:resnet18 and 34, Sequential stacks)"
+    text = f"{quoted(theory.layer)} {say_power(theory.predicted)}, measured {say_power(theory.measured)}"
+    if math.isfinite(theory.away):
+        text += f", {say_deviation(theory.away)}"
+    slope, measured = say_signed(theory.slope, 3), say_signed(theory.measured_slope, 3)
+    return f"{text}; {slope} per layer, measured {measured} ({prediction.source})"
+
+
+def say_entries(entries: Entries) -> str:
+    """Say which share of a gradient's entries low precision cannot hold."""
+    if not entries.known:
+        return f"all {entries.total:,} entries are 0"
+    low = say_share(entries.share_below(FP16_NORMAL))
+    text = f"under fp16's normal range {low}, to 0 {say_share(entries.share_below(FP16_LOST))}"
+    scale, lifted = loss_scale(entries)
+    text += f"; loss scale 2^{scale}" if scale and lifted >= LIFTED else ""
+    zeros = f"; exactly 0: {say_share(entries.zeros / entries.total)}" if entries.zeros else ""
+    return f"{text}; under bf16's {say_share(entries.share_below(BF16_NORMAL))}{zeros}"
+
+
+def _range(judged: Judged) -> str:
+    known = judged.decades[~np.isnan(judged.decades)]
+    return f" ({say_power(known.min())} to {say_power(known.max())})" if len(known) > 1 else ""

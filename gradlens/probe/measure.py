@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,17 @@ from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
 from gradlens.models import build_model
 from gradlens.probe.histograms import Counting, count_entries
-from gradlens.probe.plan import DEFAULT_CLASSES, INPUT_TIP, Entries, Input, Probe, ProbePlan, WeightSample, add_up
+from gradlens.probe.plan import (
+    DEFAULT_CLASSES,
+    INPUT_TIP,
+    Entries,
+    Input,
+    ModulePlan,
+    Probe,
+    ProbePlan,
+    WeightSample,
+    add_up,
+)
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name, own_parameters
 from gradlens.run import Run
@@ -39,8 +52,27 @@ METRICS = (
 NOISE_SEED = 20
 """Seed of the inputs, which are the same for every sample of weights."""
 TORCHVISION_SIDES = {"inception_v3": 299}
+MODULE_TIP = "example_input is a batch as the module gets it in training, on its device"
+LOSS_TIP = "give loss=, a function of the output: loss=lambda output: criterion(output, labels)"
 Batch = tuple[Tensor, Tensor | None]
 """Inputs, and labels where the data has any."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a model is called with, and what is made of its output.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        labels: Labels where the data has any.
+        loss: A loss of the user's own, output to scalar; None for cross-entropy.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    labels: Tensor | None = None
+    loss: Callable[[Any], Any] | None = None
 
 
 def probe(plan: ProbePlan, on_sample: Callable[[int], None] = lambda n: None) -> Probe:
@@ -76,7 +108,7 @@ def _probe(plan: ProbePlan, on_sample: Callable[[int], None]) -> Probe:
         if batch is None:
             plan = plan.filled(plan.input or suitable_input(plan, model))
             batch = make_noise(plan, model)
-        samples.append(_measure_sample(plan, model, batch, seed, started))
+        samples.append(measure_sample(plan, model, Feed((batch[0],), labels=batch[1]), seed, started))
         on_sample(len(samples))
     return Probe(plan, tuple(samples))
 
@@ -175,12 +207,26 @@ def _load(plan: ProbePlan) -> tuple[ProbePlan, Batch, int]:
 # --- one sample of weights --------------------------------------------------------------------------------
 
 
-def _measure_sample(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, started: float) -> WeightSample:
-    inputs, labels = batch
+def measure_sample(plan: ProbePlan, model: nn.Module, feed: Feed, seed: int, started: float) -> WeightSample:
+    """Measure one backward pass through a model; its buffers and gradients are changed.
+
+    Args:
+        plan: What is probed; input and batch size are filled in.
+        model: The model.
+        feed: What it is called with.
+        seed: The seed of its weights; -1 if it has none.
+        started: The time at which the sample began, of ``time.perf_counter``.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        ModelError: The model cannot take the input, or its output has no loss.
+    """
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         with torch.no_grad():
-            _forward(plan, model, inputs)  # lazy modules get their shapes in the first pass
-    reinitialised, first_loss = _reinitialise_head(plan, model, batch)
+            _forward(plan, model, feed)  # lazy modules get their shapes in the first pass
+    reinitialised, first_loss = _reinitialise_head(plan, model, feed) if feed.loss is None else ("", None)
     layers = choose_layers(model)
     sink, counting = ListSink(), Counting(layers)
     recorder = Recorder(
@@ -192,14 +238,14 @@ def _measure_sample(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, 
     )
     with recorder:
         with counting:
-            output = _forward(plan, model, inputs)
-        scores = find_scores(output, plan)
-        if plan.classes and scores.shape[1] != plan.classes:
+            output = _forward(plan, model, feed)
+        scores = None if feed.loss else find_scores(output, plan)
+        if scores is not None and plan.classes and scores.shape[1] != plan.classes:
             raise ModelError(
                 f"{plan.model} gives {scores.shape[1]} scores for {plan.classes} classes",
                 tip="a factory with a parameter num_classes gets the number",
             )
-        loss = find_loss(scores, labels)
+        loss = find_loss(scores, feed.labels) if scores is not None else own_loss(feed, output)
         _backward(plan, loss)
         recorder.step(loss=loss.detach())
     names = _names(model)
@@ -207,8 +253,8 @@ def _measure_sample(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, 
     return WeightSample(
         run=_run(sink, plan, seed),
         loss=float(loss.detach()) if first_loss is None else first_loss,
-        scores=scores.shape[1],
-        spread=float(scores.detach().double().var(1, correction=0).mean().sqrt()),
+        scores=0 if scores is None else scores.shape[1],
+        spread=math.nan if scores is None else _spread(scores),
         outputs={name: counting.outputs[name] for name in layers if name in counting.outputs},
         parameters=_by_module(model, graded),
         all_parameters=add_up(list(graded.values())),
@@ -224,8 +270,12 @@ def _measure_sample(plan: ProbePlan, model: nn.Module, batch: Batch, seed: int, 
     )
 
 
+def _spread(scores: Tensor) -> float:
+    return float(scores.detach().cpu().double().var(1, correction=0).mean().sqrt())  # some devices have no float64
+
+
 @torch.no_grad()
-def _reinitialise_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple[str, float | None]:
+def _reinitialise_head(plan: ProbePlan, model: nn.Module, feed: Feed) -> tuple[str, float | None]:
     """Initialise an output layer whose weights are all 0 by PyTorch's default, because it blocks every gradient.
 
     Returns:
@@ -235,11 +285,11 @@ def _reinitialise_head(plan: ProbePlan, model: nn.Module, batch: Batch) -> tuple
     if not linear or bool(linear[-1][1].weight.any()):
         return "", None
     name, head = linear[-1]
-    scores = find_scores(_forward(plan, model, batch[0]), plan)
+    scores = find_scores(_forward(plan, model, feed), plan)
     if scores.shape[1] != head.out_features or not bool((scores == scores[0]).all()):
         return "", None
     nn.init.uniform_(head.weight, -(head.in_features**-0.5), head.in_features**-0.5)
-    return clean_name(name), float(find_loss(scores, batch[1]))
+    return clean_name(name), float(find_loss(scores, feed.labels))
 
 
 def _names(model: nn.Module) -> dict[int, tuple[nn.Parameter, list[str]]]:
@@ -286,36 +336,40 @@ def _config(plan: ProbePlan, model: nn.Module) -> dict[str, Any]:
 # --- forward and backward pass ----------------------------------------------------------------------------
 
 
-def _forward(plan: ProbePlan, model: nn.Module, inputs: Tensor) -> Any:
+def _forward(plan: ProbePlan, model: nn.Module, feed: Feed) -> Any:
     """Run a model; turn any exception into an error of one line with the place, the input and a tip."""
     try:
-        return model(inputs)
+        return model(*feed.args, **feed.kwargs)
     except GradlensError:
         raise
     except Exception as error:
-        where = _where(model, inputs)
-        given = f"a batch of {len(inputs)} inputs of {plan.input}"
+        where = _where(model, feed)
         suited = first_input(model)
         tip = INPUT_TIP if suited is None or suited == plan.input else f"--input {suited}? {INPUT_TIP}"
-        raise ModelError(f"{plan.model} cannot take {given}: {where}{_reason(error)}", tip=tip) from error
+        tip = MODULE_TIP if isinstance(plan, ModulePlan) else tip
+        raise ModelError(f"{plan.model} cannot take {plan.say_batch()}: {where}{_reason(error)}", tip=tip) from error
 
 
 @torch.no_grad()
-def _where(model: nn.Module, inputs: Tensor) -> str:
+def _where(model: nn.Module, feed: Feed) -> str:
     """Find the module in which a model fails by a second pass; return its name, kind and input shapes."""
-    entered: list[tuple[str, nn.Module, Any]] = []
+    entered: list[tuple[str, nn.Module, list[Any]]] = []
+
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered.append((name, module, [*args, *kwargs.values()]))
+
     handles = []
     for name, module in model.named_modules():
         handles += [
-            module.register_forward_pre_hook(lambda m, args, name=name: entered.append((name, m, args))),
+            module.register_forward_pre_hook(functools.partial(enter, name), with_kwargs=True),
             module.register_forward_hook(lambda m, args, output: entered.pop() and None),
         ]
     try:
-        model(inputs)
+        model(*feed.args, **feed.kwargs)
     except Exception:
-        name, module, args = entered[-1] if entered else ("", model, (inputs,))
+        name, module, given = entered[-1] if entered else ("", model, [*feed.args, *feed.kwargs.values()])
         kind = str(module) if next(module.children(), None) is None else type(module).__name__
-        got = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
+        got = ", ".join(str(tuple(a.shape)) for a in given if isinstance(a, Tensor))
         return f"at {clean_name(name) or 'the model itself'}, a {kind}, which got {got or 'no tensor'}: "
     finally:
         for handle in handles:
@@ -325,13 +379,17 @@ def _where(model: nn.Module, inputs: Tensor) -> str:
 
 def _backward(plan: ProbePlan, loss: Tensor) -> None:
     if not loss.requires_grad:
-        raise ModelError(f"{plan.model}: no gradient leads from its output to a parameter (detach, or no_grad inside?)")
+        raise ModelError(
+            f"{plan.model}: no gradient leads from its output to a parameter (detach, or no_grad inside?)",
+            tip="look for .detach(), .item() and torch.no_grad() between the parameters and the loss",
+        )
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except GradlensError:
         raise
     except Exception as error:
-        raise ModelError(f"{plan.model}: its backward pass failed: {_reason(error)}") from error
+        tip = "loss.backward() must work without gradlens, too"
+        raise ModelError(f"{plan.model}: its backward pass failed: {_reason(error)}", tip=tip) from error
 
 
 def _reason(error: Exception) -> str:
@@ -362,7 +420,9 @@ def find_scores(output: Any, plan: ProbePlan) -> Tensor:
     raise ModelError(
         f"{plan.model} gave {shown}; expected scores: (batch, classes), (batch, length, classes), or (batch, classes, "
         "height, width)",
-        tip="a factory can wrap the model so that its output is the scores",
+        tip=LOSS_TIP
+        if isinstance(plan, ModulePlan)
+        else "a factory can wrap the model so that its output is the scores",
     )
 
 
@@ -375,10 +435,34 @@ def find_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
     """
     count, classes = scores.shape
     if labels is None or len(labels) != count:
-        labels = torch.arange(count) % max(classes, 2)
+        labels = torch.arange(count, device=scores.device) % max(classes, 2)
     if classes == 1:
         return functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
     return functional.cross_entropy(scores.float() if scores.dtype != torch.float64 else scores, labels)
+
+
+def own_loss(feed: Feed, output: Any) -> Tensor:
+    """Return the user's own loss of an output.
+
+    Args:
+        feed: Its ``loss`` is called.
+        output: The model's output.
+
+    Raises:
+        GradlensError: The function raised it.
+        ModelError: The function fails otherwise, or does not return one real number as a tensor.
+    """
+    assert feed.loss is not None
+    try:
+        loss = feed.loss(output)
+    except GradlensError:
+        raise
+    except Exception as error:
+        raise ModelError(f"loss failed on the module's output: {_reason(error)}", tip=LOSS_TIP) from error
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
+        return loss.reshape(())
+    got = f"a {loss.dtype} tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise ModelError(f"loss must return a tensor of one real number, got {got}", tip="take .mean() or .sum() of it")
 
 
 # --- stacks -----------------------------------------------------------------------------------------------

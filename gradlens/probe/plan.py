@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradlens.config import INITS, SHORTCUTS
 from gradlens.errors import ConfigError
+from gradlens.format import plural
 from gradlens.run import Run
 from gradlens.specs import ModelSpec, parse_data, parse_model
 
@@ -127,10 +128,50 @@ class ProbePlan:
         """The parsed name of the model."""
         return parse_model(self.model)
 
+    def say_batch(self) -> str:
+        """Describe the batch, for errors."""
+        return f"a batch of {self.batch_size} inputs of {self.input}"
+
+    def say_samples(self) -> str:
+        """Describe the batch and the samples of weights."""
+        fed = f"of {self.data}" if self.data else "of random tokens" if self.input and self.input.tokens else "of noise"
+        samples = plural(len(self.seeds), "sample of weights", "samples of weights")
+        return f"{self.batch_size} x {self.input} {fed}, {samples}, seeds {','.join(map(str, self.seeds))}"
+
     def filled(self, form: Input) -> ProbePlan:
         """Return the plan with this form of input and a suitable batch size."""
         batch = self.batch_size or (SMALL_BATCH if form.numel <= SMALL else LARGE_BATCH)
         return replace(self, input=form, batch_size=batch)
+
+
+@dataclass(frozen=True)
+class ModulePlan(ProbePlan):
+    """A module that is probed as it is, with a batch that was given; there are no seeds.
+
+    Args:
+        given: Shapes and types of the batch.
+        training: Whether the module is in training mode.
+    """
+
+    seeds: tuple[int, ...] = (-1,)
+    given: str = ""
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        """Check nothing: the name is that of a class."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The name, from no registry."""
+        return ModelSpec(self.model, "module")
+
+    def say_batch(self) -> str:
+        """Describe the batch, for errors."""
+        return f"example_input, {self.given}"
+
+    def say_samples(self) -> str:
+        """Describe the batch and the mode."""
+        return f"{self.given}; the weights as they are, in {'training' if self.training else 'eval'} mode"
 
 
 def make_plans(
@@ -290,9 +331,10 @@ class WeightSample:
 
     Args:
         run: What the recorder measured, one row.
-        loss: Mean cross-entropy against labels that are independent of the input, in nats.
-        scores: Number of classes with a score; 1 for a single logit.
-        spread: Standard deviation of an example's scores over the classes, root mean square over examples.
+        loss: Mean cross-entropy against labels that are independent of the input, in nats; or the user's own loss.
+        scores: Number of classes with a score; 1 for a single logit; 0 with a loss of the user's own.
+        spread: Standard deviation of an example's scores over the classes, root mean square over examples; NaN without
+            scores.
         outputs: Layer to the entries of dLoss/d(output).
         parameters: Layer (norm layers too) to the entries of dLoss/d(parameters).
         all_parameters: The entries of all parameters; shared parameters count once.
@@ -328,8 +370,8 @@ class WeightSample:
 
     @property
     def expected_loss(self) -> float:
-        """The loss of a model that gives all classes equal scores: ln(classes); ln(2) for a single logit."""
-        return math.log(max(self.scores, 2))
+        """The loss of a model that gives all classes equal scores: ln(classes); ln(2) for a single logit; else NaN."""
+        return math.log(max(self.scores, 2)) if self.scores else math.nan
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.analysis.gradient_ratio import say_power
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import finding_row, quoted
+from gradlens.diagnosis.findings import finding_row
 from gradlens.format import plain, plural, say_share, say_signed
-from gradlens.probe.judge import LIFTED, Judged, loss_scale, say_parameters, say_verdict
+from gradlens.probe.judge import Judged, loss_scale, say_facts, say_next, say_verdict
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
 from gradlens.terminal.console import has_colour
-from gradlens.theory.predict import say_deviation
 
 MOST_LAYERS = 16
 MOST_LABEL = 24
@@ -42,10 +40,8 @@ def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) 
     plan = judged.probe.plan
     style = KIND_STYLE.get(judged.kind, "bold red")
     console.print(Text(f"{plan.model}: ", style="bold").append(say_verdict(judged), style))
-    for finding in judged.findings:
-        if finding is not judged.findings[0] and finding.evidence not in say_verdict(judged):
-            console.print(Text(f"also {finding.kind}: {finding.evidence}", style))
-        console.print(Text(f"next  {finding.remedy}  (confidence {finding.confidence:.2f}; {finding.threshold})"))
+    for text, is_finding in say_next(judged):
+        console.print(Text(text, style if is_finding else ""))
     for remark in judged.remarks:
         console.print(Text(f"note  {remark}", style="yellow"))
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -56,67 +52,6 @@ def print_probe(console: Console, judged: Judged, *, every_layer: bool = False) 
     console.print(facts)
     if judged.layers:
         console.print(_profile(console, judged, every_layer))
-
-
-def say_facts(judged: Judged) -> list[tuple[str, str]]:
-    """Return what is known of a model, a name and a line each."""
-    probe, sample = judged.probe, judged.probe.samples[0]
-    plan, rows = probe.plan, list[tuple[str, str]]()
-    initialisation = f", {plan.init} initialisation" if plan.spec.source == "registry" else ""
-    fed = f"of {plan.data}" if plan.data else "of random tokens" if plan.input and plan.input.tokens else "of noise"
-    rows.append(("model", f"{plural(sample.numel, 'parameter')} in {plural(sample.tensors, 'tensor')}{initialisation}"))
-    samples = plural(len(probe.samples), "sample of weights", "samples of weights")
-    seeds = f"seeds {','.join(map(str, plan.seeds))}"
-    rows.append(("probed", f"{plan.batch_size} x {plan.input} {fed}, {samples}, {seeds}, {probe.seconds:.1f} s"))
-    if judged.ends:
-        first, last = map(quoted, judged.ends)
-        text = f"{first} / {last}: {say_power(judged.ratio)}{_range(judged)}"
-        text += "" if math.isnan(judged.slope) else f", {say_signed(judged.slope, 3)} decades per layer"
-        rows.append(("gradient", text))
-    rows.append(("theory", say_theory(judged)))
-    logits = f"; scores' standard deviation {float(median(np.array([d.spread for d in probe.samples]))):.2g}"
-    logits = logits if sample.scores > 1 else ""
-    rows.append(("loss", f"{judged.loss:.3f}, ln({max(sample.scores, 2)}) = {sample.expected_loss:.3f}{logits}"))
-    dead, units = judged.units
-    text = f"{dead:.0f} of {units:,} behind activation functions that can be 0" if units else "no such activation seen"
-    rows.append(("dead units", text))
-    for name, entries in (("dL/d output", judged.outputs), ("dL/d weights", judged.parameters)):
-        rows.append((name, say_entries(entries)))
-    for name, names in (("unused", sample.unused), ("frozen", sample.frozen)):
-        if names:
-            rows.append((name, f"{plural(len(names), 'parameter')} without a gradient: {say_parameters(names)}"))
-    if sample.shared:
-        rows.append(("shared", "; ".join(" = ".join(group) for group in sample.shared)))
-    return rows
-
-
-def say_theory(judged: Judged) -> str:
-    """Say what theory predicts and how far the model is from it."""
-    theory, prediction = judged.theory, judged.prediction
-    if theory is None or prediction is None:
-        return "none for this build (plain and resnet, torchvision:resnet18 and 34, Sequential stacks)"
-    text = f"{quoted(theory.layer)} {say_power(theory.predicted)}, measured {say_power(theory.measured)}"
-    if math.isfinite(theory.away):
-        text += f", {say_deviation(theory.away)}"
-    slope, measured = say_signed(theory.slope, 3), say_signed(theory.measured_slope, 3)
-    return f"{text}; {slope} per layer, measured {measured} ({prediction.source})"
-
-
-def say_entries(entries: Entries) -> str:
-    """Say which share of a gradient's entries low precision cannot hold."""
-    if not entries.known:
-        return f"all {entries.total:,} entries are 0"
-    low = say_share(entries.share_below(FP16_NORMAL))
-    text = f"under fp16's normal range {low}, to 0 {say_share(entries.share_below(FP16_LOST))}"
-    scale, lifted = loss_scale(entries)
-    text += f"; loss scale 2^{scale}" if scale and lifted >= LIFTED else ""
-    zeros = f"; exactly 0: {say_share(entries.zeros / entries.total)}" if entries.zeros else ""
-    return f"{text}; under bf16's {say_share(entries.share_below(BF16_NORMAL))}{zeros}"
-
-
-def _range(judged: Judged) -> str:
-    known = judged.decades[~np.isnan(judged.decades)]
-    return f" ({say_power(known.min())} to {say_power(known.max())})" if len(known) > 1 else ""
 
 
 def _profile(console: Console, judged: Judged, every_layer: bool) -> Table:
@@ -241,7 +176,12 @@ def probe_row(judged: Judged) -> dict[str, Any]:
         "theory_deviation": plain(theory.away) if theory else None,
         "theory_slope": plain(theory.slope) if theory else None,
     }
-    row |= {"loss": plain(judged.loss), "expected_loss": sample.expected_loss, "dead_units": dead, "units": units}
+    row |= {
+        "loss": plain(judged.loss),
+        "expected_loss": plain(sample.expected_loss),
+        "dead_units": dead,
+        "units": units,
+    }
     for name, entries in (("output", judged.outputs), ("parameter", judged.parameters)):
         row |= _entry_columns(name, entries)
     row |= {"parameters": sample.numel, "unused": len(sample.unused), "frozen": len(sample.frozen)}
