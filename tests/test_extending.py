@@ -162,12 +162,19 @@ def command(folder: Path, *arguments: str, code: int = 0) -> str:
     return call(folder, "-m", "gradlens", *arguments, code=code)
 
 
+@pytest.fixture(scope="module")
+def pages(extended: Path) -> None:
+    """Write the report in every form and language."""
+    command(extended, "report", "-o", "page.html", "-o", "page.md", "-o", "page.pdf")
+    command(extended, "report", "-o", "halaman.md", "--lang", "id")
+
+
 def test_the_copy_is_what_runs(extended: Path) -> None:
     assert Path(call(extended, "-c", "import gradlens; print(gradlens.__file__)").strip()).is_relative_to(extended)
 
 
 @pytest.mark.slow
-def test_a_finding_is_a_file_and_a_line(extended: Path) -> None:
+def test_a_finding_is_a_file_and_a_line(extended: Path, pages: None) -> None:
     said = "lr goes from 0.1 to 2.0"
     (facts,) = json.loads(command(extended, "diagnose", "--format", "json"))
     assert [finding["evidence"] for finding in facts["findings"] if finding["kind"] == "rising"] == [said]
@@ -178,15 +185,13 @@ def test_a_finding_is_a_file_and_a_line(extended: Path) -> None:
     assert "the learning rate rises" in command(extended, "diagnose", "--help")
     assert 'name="rising"' in command(extended, "diagnose", "--format", "junit")
     command(extended, "diagnose", "--fail-on", "rising", code=3)
-    command(extended, "report", "-o", "page.html", "-o", "page.md")
     assert said in (extended / "page.html").read_text(encoding="utf-8")
     assert said in (extended / "page.md").read_text(encoding="utf-8")
-    command(extended, "report", "-o", "halaman.md", "--lang", "id")
     assert "laju pembelajaran naik" in (extended / "halaman.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
+def test_a_quotient_of_metrics_is_a_line(extended: Path, pages: None) -> None:
     with h5py.File(extended / "runs" / "new-s0.h5") as file:
         new, above, below = (
             file[f"metric/{name}"][:] for name in ("out_over_param", "activation_grad_norm", "param_grad_norm")
@@ -199,8 +204,7 @@ def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
         command(extended, drawing, "--metric", "out_over_param", "-o", f"{drawing}.png")
         assert (extended / f"{drawing}.png").stat().st_size > 1000
     assert "out_over_param" in command(extended, "export", "-o", "-").splitlines()[0]
-    command(extended, "report", "-o", "metric.html")
-    assert "out_over_param" in (extended / "metric.html").read_text(encoding="utf-8")
+    assert "out_over_param" in (extended / "page.html").read_text(encoding="utf-8")
     assert "out_over_param" in command(extended, "run", "--help")
 
 
@@ -225,15 +229,13 @@ def test_a_command_is_a_file_and_a_line(extended: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_figure_is_a_file_and_a_line(extended: Path) -> None:
-    command(extended, "report", "-o", "figures.md", "-o", "figures.pdf")
-    text = (extended / "figures.md").read_text(encoding="utf-8")
-    assert "### Learning rate over steps\n\n![Learning rate over steps](figures-rates.png)\n\nA line per run." in text
-    assert (extended / "figures-rates.png").stat().st_size > 1000
-    facts = json.loads((extended / "figures-rates.json").read_text(encoding="utf-8"))
+def test_a_figure_is_a_file_and_a_line(extended: Path, pages: None) -> None:
+    text = (extended / "page.md").read_text(encoding="utf-8")
+    assert "### Learning rate over steps\n\n![Learning rate over steps](page-rates.png)\n\nA line per run." in text
+    assert (extended / "page-rates.png").stat().st_size > 1000
+    facts = json.loads((extended / "page-rates.json").read_text(encoding="utf-8"))
     assert facts["caption"] == "The learning rate rises."
-    command(extended, "report", "-o", "gambar.md", "--lang", "id")
-    assert "### Laju pembelajaran" in (extended / "gambar.md").read_text(encoding="utf-8")
+    assert "### Laju pembelajaran" in (extended / "halaman.md").read_text(encoding="utf-8")
 
 
 def test_every_kind_on_its_own_has_its_file() -> None:
