@@ -1,6 +1,7 @@
-"""CONTRIBUTING.md is true: a copy of the package gets a new finding and new metrics by a file and a line each.
+"""CONTRIBUTING.md is true: a copy of the package gets a finding, a metric, a command and a figure.
 
-Nothing else of the copy is changed, and what is new appears in the file, the commands, the report and the JSON.
+Each is a file and a line; a metric that is a quotient is a line. Nothing else of the copy is changed, and what is new
+appears in the file, the commands, the report and the JSON.
 """
 
 from __future__ import annotations
@@ -72,6 +73,42 @@ MEASURED = (
     '        Metric("largest_weight", "largest absolute weight", "log", 2, "as_accumulated", "A test.",'
     ' measured_by="largest_weight"),\n'
 )
+COMMAND = '''"""``gradlens rows``: how many rows a run has."""
+
+from __future__ import annotations
+
+import click
+
+from gradlens.cli.options import open_runs, runs_argument
+
+
+@click.command()
+@runs_argument
+def rows(runs: tuple[str, ...]) -> None:
+    """Print the number of rows of each RUN."""
+    for run in open_runs(runs, default="newest"):
+        click.echo(f"{run.name}: {len(run.steps)}")
+'''
+FIGURE = '''"""The learning rate over the steps."""
+
+from __future__ import annotations
+
+from gradlens.plots.figure import GradlensFigure
+
+
+def for_report(runs, groups):
+    """Return the figure, its caption and the runs that have a learning rate."""
+    shown = [run for run in runs if "lr" in run.scalars]
+    figure = GradlensFigure()
+    axes = figure.subplots()
+    for run in shown:
+        axes.plot(run.steps, run.scalars["lr"])
+    return (figure, "The learning rate rises.", shown) if shown else None
+'''
+FIGURE_LINE = (
+    '    ReportFigure("rates", "rates", ("Learning rate over steps", "A line per run."),'
+    ' ("Laju pembelajaran", "Satu garis per pelatihan.")),\n'
+)
 TRAIN = """
 import torch, gradlens
 from torch import nn
@@ -96,13 +133,17 @@ def add_line(file: Path, before: str, line: str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a copy of the package that has a kind and a metric more, and a run recorded by it."""
+    """Return a folder with a copy of the package that has more of everything, and a run recorded by it."""
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(PACKAGE, folder / "gradlens", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "gradlens" / "diagnosis" / "rising.py").write_text(RULE, encoding="utf-8")
     add_line(folder / "gradlens" / "diagnosis" / "kinds.py", ")\n# fmt: on", KIND)
     (folder / "gradlens" / "recorder" / "largest_weight.py").write_text(MEASURER, encoding="utf-8")
     add_line(folder / "gradlens" / "metrics.py", "    )\n}\n\nDEFAULT_METRICS", METRIC + MEASURED)
+    (folder / "gradlens" / "cli" / "rows.py").write_text(COMMAND, encoding="utf-8")
+    add_line(folder / "gradlens" / "cli" / "__init__.py", ')  # fmt: skip\n"""Each has a module', '    "rows",\n')
+    (folder / "gradlens" / "plots" / "rates.py").write_text(FIGURE, encoding="utf-8")
+    add_line(folder / "gradlens" / "report" / "figures.py", ')\n"""The figures in the order', FIGURE_LINE)
     (folder / "weights.txt").write_text(call(folder, "-c", TRAIN), encoding="utf-8")
     return folder
 
@@ -121,12 +162,19 @@ def command(folder: Path, *arguments: str, code: int = 0) -> str:
     return call(folder, "-m", "gradlens", *arguments, code=code)
 
 
+@pytest.fixture(scope="module")
+def pages(extended: Path) -> None:
+    """Write the report in every form and language."""
+    command(extended, "report", "-o", "page.html", "-o", "page.md", "-o", "page.pdf")
+    command(extended, "report", "-o", "halaman.md", "--lang", "id")
+
+
 def test_the_copy_is_what_runs(extended: Path) -> None:
     assert Path(call(extended, "-c", "import gradlens; print(gradlens.__file__)").strip()).is_relative_to(extended)
 
 
 @pytest.mark.slow
-def test_a_finding_is_a_file_and_a_line(extended: Path) -> None:
+def test_a_finding_is_a_file_and_a_line(extended: Path, pages: None) -> None:
     said = "lr goes from 0.1 to 2.0"
     (facts,) = json.loads(command(extended, "diagnose", "--format", "json"))
     assert [finding["evidence"] for finding in facts["findings"] if finding["kind"] == "rising"] == [said]
@@ -137,15 +185,13 @@ def test_a_finding_is_a_file_and_a_line(extended: Path) -> None:
     assert "the learning rate rises" in command(extended, "diagnose", "--help")
     assert 'name="rising"' in command(extended, "diagnose", "--format", "junit")
     command(extended, "diagnose", "--fail-on", "rising", code=3)
-    command(extended, "report", "-o", "page.html", "-o", "page.md")
     assert said in (extended / "page.html").read_text(encoding="utf-8")
     assert said in (extended / "page.md").read_text(encoding="utf-8")
-    command(extended, "report", "-o", "halaman.md", "--lang", "id")
     assert "laju pembelajaran naik" in (extended / "halaman.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
+def test_a_quotient_of_metrics_is_a_line(extended: Path, pages: None) -> None:
     with h5py.File(extended / "runs" / "new-s0.h5") as file:
         new, above, below = (
             file[f"metric/{name}"][:] for name in ("out_over_param", "activation_grad_norm", "param_grad_norm")
@@ -158,8 +204,7 @@ def test_a_quotient_of_metrics_is_a_line(extended: Path) -> None:
         command(extended, drawing, "--metric", "out_over_param", "-o", f"{drawing}.png")
         assert (extended / f"{drawing}.png").stat().st_size > 1000
     assert "out_over_param" in command(extended, "export", "-o", "-").splitlines()[0]
-    command(extended, "report", "-o", "metric.html")
-    assert "out_over_param" in (extended / "metric.html").read_text(encoding="utf-8")
+    assert "out_over_param" in (extended / "page.html").read_text(encoding="utf-8")
     assert "out_over_param" in command(extended, "run", "--help")
 
 
@@ -174,6 +219,23 @@ def test_a_measured_metric_is_a_file_and_a_line(extended: Path) -> None:
     command(extended, "heatmap", "--metric", "largest_weight", "-o", "largest.png")
     assert (extended / "largest.png").stat().st_size > 1000
     assert "largest_weight" in command(extended, "run", "--help")
+
+
+@pytest.mark.slow
+def test_a_command_is_a_file_and_a_line(extended: Path) -> None:
+    assert command(extended, "rows") == command(extended, "rows", "runs/new-s0.h5") == "new-s0: 20\n"
+    assert "Print the number of rows" in command(extended, "--help")
+    command(extended, "rows", "nothing.h5", code=1)
+
+
+@pytest.mark.slow
+def test_a_figure_is_a_file_and_a_line(extended: Path, pages: None) -> None:
+    text = (extended / "page.md").read_text(encoding="utf-8")
+    assert "### Learning rate over steps\n\n![Learning rate over steps](page-rates.png)\n\nA line per run." in text
+    assert (extended / "page-rates.png").stat().st_size > 1000
+    facts = json.loads((extended / "page-rates.json").read_text(encoding="utf-8"))
+    assert facts["caption"] == "The learning rate rises."
+    assert "### Laju pembelajaran" in (extended / "halaman.md").read_text(encoding="utf-8")
 
 
 def test_every_kind_on_its_own_has_its_file() -> None:

@@ -21,6 +21,7 @@ from torch import nn
 import gradlens
 from gradlens import errors
 from gradlens.cli import cli
+from gradlens.probe import verify as laws
 
 PAGE = Path(__file__).parent.parent / "docs" / "public.md"
 TABLES = {"gradlens": "PUBLIC", "gradlens.plots": "_HOME", "gradlens.storage": "_HOME", "gradlens.report": "_HOME"}
@@ -172,10 +173,11 @@ def test_a_class_says_what_it_is(name: str) -> None:
 EXAMPLES = {name: said["Example"] for name in FUNCTIONS if "Example" in (said := sections(FUNCTIONS[name]))}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "verify" else name for name in EXAMPLES]
-)
-def test_the_example_runs(name: str, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs(
+    name: str, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laws, "SETTINGS", laws.SETTINGS[-1:])  # tests/probe/test_verify.py measures all laws
     for seed in (0, 1):
         make_run(f"plain34-s{seed}", model="plain34", seed=seed)
     torch.manual_seed(0)

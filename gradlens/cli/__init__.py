@@ -5,24 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib import import_module
 
 import click
 
 from gradlens._version import __version__
-from gradlens.cli.claims import claims
-from gradlens.cli.compare import compare
-from gradlens.cli.diagnose import diagnose
-from gradlens.cli.export import export
-from gradlens.cli.heatmap import heatmap
-from gradlens.cli.ls import ls
-from gradlens.cli.probe import probe
-from gradlens.cli.profile import profile
-from gradlens.cli.recover import recover
-from gradlens.cli.report import report
-from gradlens.cli.run import run
-from gradlens.cli.summary import summary
-from gradlens.cli.verify import verify
-from gradlens.cli.watch import watch
 from gradlens.errors import ConfigError, GateError, GradlensError
 from gradlens.launch import LAUNCH_VARIABLES
 
@@ -42,10 +29,13 @@ def cli() -> None:
     """
 
 
-for command in (
-    run, ls, summary, heatmap, profile, compare, diagnose, claims, report, watch, probe, verify, export, recover,
-):  # fmt: skip
-    cli.add_command(command)
+COMMANDS = (
+    "run", "ls", "summary", "heatmap", "profile", "compare", "diagnose", "claims", "report", "watch", "probe",
+    "verify", "export", "recover",
+)  # fmt: skip
+"""Each has a module of its name in this folder, which defines a function of its name."""
+for name in COMMANDS:
+    cli.add_command(getattr(import_module(f"gradlens.cli.{name}"), name))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,8 +17,9 @@ def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
 
     Shows the verdict on each claim and the evidence for it. RUNS are files, names under runs/, or folders, including
     the folders in them; default: all runs under runs/. The claims need runs of plain and residual models that were
-    trained with the same settings and share at least two seeds; gradlens run report makes such runs. Control runs,
-    and runs that cut half of the shortcut, are recognised by the name of their model.
+    trained with the same settings and share at least two seeds; gradlens run report makes such runs. Control runs
+    (such as plain8 and plain34-nobn-sigmoid), and runs of models whose shortcut passes only the value or only the
+    gradient (resnet34-valueonly, resnet34-gradonly), are recognised by the name of their model.
     """
     found = open_runs(runs, default="all", deep=True)
     from gradlens.studies import judge

@@ -27,9 +27,9 @@ from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
     help="The file to write, or for tensorboard the folder; - prints CSV on stdout. Default: in exports/.",
 )
 @click.option(
-    "--table", type=click.Choice(EXPORT_TABLES), help="The table to write as csv or parquet (default metrics)."
+    "--table", type=click.Choice(EXPORT_TABLES), help="The table to write as csv or parquet. Default: metrics."
 )
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Write only this metric; repeatable.")
+@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="Write only this metric; repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file or folder.")
 def export(
     runs: tuple[str, ...],

@@ -13,7 +13,10 @@ from gradlens.cli.options import format_option, print_rows
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
 @format_option
 def ls(folder: Path, form: str) -> None:
-    """List the runs in FOLDER (default: runs), with their state and last accuracy."""
+    """List the runs in FOLDER, with their state and last accuracy.
+
+    FOLDER is a folder with runs, or one whose folders hold runs; default: runs.
+    """
     from gradlens.storage import find_runs
     from gradlens.terminal.console import results
     from gradlens.terminal.listing import print_listing, run_rows

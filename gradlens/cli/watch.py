@@ -20,8 +20,8 @@ def watch(run: str | None, metric: str | None, leave_at_end: bool) -> None:
     """Follow RUN in full screen while it is written: heatmap, profile, curves and findings.
 
     RUN is a file, a name under runs/, or a folder; default: the newest run. It need not exist yet. Keys: q quits,
-    space pauses, m changes the metric, r changes the range, f shows all findings, ? shows the help. If stdout is no
-    terminal, a line is printed for each epoch until the run ends.
+    space pauses, m changes the metric, r changes the range of rows, f shows all findings, ? shows the help. If stdout
+    is no terminal, a line is printed for each epoch until the run ends.
     """
     from gradlens.terminal.live.watch import watch as follow
 

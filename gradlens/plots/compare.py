@@ -222,3 +222,9 @@ def _describe_lead(groups: list[Group]) -> str:
     if lead.difference.n > 1:
         return f"{which}no difference in {quantity} between {best} and {other} is shown after the last epoch."
     return f"{which}{best} is ahead of {other} in {quantity} after the last epoch, by one seed only."
+
+
+def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
+    """Return the report's figure, its caption and its runs; None where no run has finished an epoch."""
+    trained = [group for group in groups if any(len(run.epochs.get("epoch", ())) for run in group.runs)]
+    return (draw_compare(runs), caption(trained), list(runs)) if trained else None

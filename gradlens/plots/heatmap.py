@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from gradlens.analysis.compare import group_runs, label_runs
+from gradlens.analysis.compare import Group, group_runs, label_runs
 from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.gradient_ratio import (
     GradientRatio,
@@ -373,3 +373,14 @@ def say_value(value: float, metric: str) -> str:
         The text.
     """
     return f"{value:+.2f}" if is_linear(metric) and 0.01 <= abs(value) < 100 else f"{value:.1e}"
+
+
+MOST_PANELS = 6
+"""Most panels of the report's figure."""
+
+
+def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
+    """Return the report's figure, its caption and its runs; None where nothing is recorded."""
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
+    firsts = [group.runs[0] for group in groups if any(run is group.runs[0] for run in measured)][:MOST_PANELS]
+    return (draw_heatmap(firsts), caption(firsts), firsts) if firsts else None

@@ -14,14 +14,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from gradlens.analysis.compare import Group
 from gradlens.analysis.derived_metrics import say_caution
-from gradlens.analysis.profile import find_stages
-from gradlens.charts.curves import Curve, Steps, Theory, say_curve, say_curves, say_farthest, say_theory
+from gradlens.analysis.profile import ACTIVATION_GRAD, find_stages
+from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve, say_curves, say_farthest, say_theory
 from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
-from gradlens.run import FloatArray
+from gradlens.run import FloatArray, Run
 
 MOST_SENTENCES = 4
 """Most profiles that get a sentence each in the caption; more are put into one sentence."""
@@ -275,3 +276,12 @@ def _how_to_read(curves: Sequence[Curve], metric: str) -> list[str]:
     if len(curves) <= MOST_SENTENCES:
         return sentences + [f"{text}." for curve in curves if (text := say_theory(curve))]
     return sentences + [f"{text}." for text in [say_farthest(curves)] if text]
+
+
+def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
+    """Return the report's figure, its caption and its runs; None where nothing is recorded."""
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
+    if not measured:
+        return None
+    curves = make_curves(measured, ACTIVATION_GRAD)
+    return draw_profile(curves, ACTIVATION_GRAD), caption(curves, ACTIVATION_GRAD), measured

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from gradlens.analysis.compare import FINAL_ROWS
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import Interval
 from gradlens.report.content import Facts, Row
+from gradlens.report.figures import FIGURES, report_figures
 from gradlens.report.html_sections import say_control
 from gradlens.report.sentences import Words, analysis, local, opening, say_kind, say_mean, say_seeds
 from gradlens.report.translations import words_of
-from gradlens.run import Run
 from gradlens.studies import Judgement
 
-FIGURES = ("curves", "heatmap", "profile")
-MOST_PANELS = 6
 """Heatmaps in one figure: the first run of each group."""
 RANGE = re.compile(r"(\d+) to (\d+)( epochs)?")
 EPOCHS = re.compile(r"(\d+) epochs?")
@@ -71,36 +68,12 @@ def save_figures(facts: Facts, path: Path) -> dict[str, Path]:
     from gradlens.plots import save_figure
 
     written = {}
-    for kind, figure, caption, runs in report_figures(facts):
+    for kind, figure, caption, runs in report_figures(facts.runs, facts.groups):
         file = path.with_name(f"{path.stem}-{kind}.png")
         one_line = caption.replace("\n", " ")
         save_figure(figure, file, command=facts.command, runs=runs, caption=one_line, asked=False)
         written[kind] = file
     return written
-
-
-def report_figures(facts: Facts) -> Iterator[tuple[str, Any, str, list[Run]]]:
-    """Draw the report's figures one by one.
-
-    Yields:
-        Kind, figure, caption, and the runs that the figure shows.
-    """
-    from gradlens.charts.curves import make_curves
-    from gradlens.plots import draw_compare, draw_heatmap, draw_profile
-    from gradlens.plots.compare import caption as compare_caption
-    from gradlens.plots.heatmap import caption as heatmap_caption
-    from gradlens.plots.profile import caption as profile_caption
-
-    if facts.has_epochs:
-        trained = [group for group in facts.groups if any(len(run.epochs.get("epoch", ())) for run in group.runs)]
-        yield "curves", draw_compare(facts.runs), compare_caption(trained), list(facts.runs)
-    measured = [run for run in facts.runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
-    firsts = [group.runs[0] for group in facts.groups if any(run is group.runs[0] for run in measured)][:MOST_PANELS]
-    if firsts:
-        yield "heatmap", draw_heatmap(firsts), heatmap_caption(firsts), firsts
-    if measured:
-        lines = make_curves(measured, ACTIVATION_GRAD)
-        yield "profile", draw_profile(lines, ACTIVATION_GRAD), profile_caption(lines, ACTIVATION_GRAD), measured
 
 
 # --- parts ----------------------------------------------------------------------------------------------------
@@ -109,7 +82,7 @@ def report_figures(facts: Facts) -> Iterator[tuple[str, Any, str, list[Run]]]:
 def figures(written: Mapping[str, Path], words: Words) -> list[str]:
     """Return the figures, each with a text that says how to read it."""
     parts = []
-    for kind in FIGURES:
+    for kind in (figure.kind for figure in FIGURES):
         if kind in written:
             name = quote(written[kind].name)
             parts += [f"### {words[kind]}", f"![{words[kind]}]({name})", words[f"{kind} read"]]

@@ -7,9 +7,10 @@ from typing import Any
 
 from gradlens.plots.pdf_pages import Pages
 from gradlens.report.content import Facts, Row
+from gradlens.report.figures import report_figures
 from gradlens.report.html import title_of
 from gradlens.report.html_sections import say_control
-from gradlens.report.markdown import report_figures, say_number
+from gradlens.report.markdown import say_number
 from gradlens.report.sentences import analysis, opening, say_seeds
 from gradlens.report.translations import ENGLISH, words_of
 from gradlens.studies import Judgement
@@ -25,7 +26,7 @@ def write_paper(facts: Facts, path: Path) -> None:
         facts: What the report says.
         path: The PDF file.
     """
-    figures = list(report_figures(facts))
+    figures = list(report_figures(facts.runs, facts.groups))
     with Pages(path, title=title_of(facts), subject=facts.command) as pages:
         pages.title(title_of(facts))
         pages.paragraph(" ".join(opening(facts, ENGLISH)))

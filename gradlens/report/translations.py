@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from gradlens.analysis.gradient_ratio import FATES, RATIOS
 from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.errors import ConfigError
+from gradlens.report.figures import figure_words
 from gradlens.studies import study_words
 
 ENGLISH: dict[str, str] = {
@@ -73,18 +74,7 @@ ENGLISH: dict[str, str] = {
     "validation loss": "validation loss",
     "differs": "Bold: where the experiments differ.",
     "setting": "setting",
-    "curves": "Accuracy and loss over epochs",
-    "curves read": "Lines are means over seeds for the epochs that all seeds have, bands are the 95 % interval of the "
-    "mean, and thin lines are single seeds. Check whether the bands separate, and where validation departs from "
-    "training.",
-    "heatmap": "Gradient norm, layers by steps",
-    "heatmap read": "Each row is a layer, with the input at the top; each column is a step. The colour is log10 of the "
-    "gradient norm with respect to the layer's output, on one scale for all heatmaps. A vanishing gradient gets darker "
-    "toward the top.",
-    "profile": "Gradient norm over depth",
-    "profile read": "The median over steps for each layer, input at the left. A line that falls to the left shows a "
-    "gradient that shrinks in the backward pass. Where a theory of initialisation makes a prediction, it is shown next "
-    "to the first step.",
+    **figure_words("en"),
     "group": "experiment",
     "finding": "finding",
     "evidence": "evidence",
@@ -164,18 +154,7 @@ INDONESIAN = {
     "validation loss": "loss validasi",
     "differs": "Huruf tebal: nilai yang berbeda antar-eksperimen.",
     "setting": "pengaturan",
-    "curves": "Akurasi dan loss per epoch",
-    "curves read": "Garis adalah rata-rata semua seed pada epoch yang dimiliki setiap seed, pita adalah interval "
-    "kepercayaan 95 % dari rata-rata, garis tipis adalah tiap seed. Perhatikan apakah pita terpisah, dan di mana "
-    "kurva validasi menjauh dari kurva pelatihan.",
-    "heatmap": "Norma gradien per lapisan dan iterasi",
-    "heatmap read": "Setiap baris adalah satu lapisan dengan masukan di atas, setiap kolom adalah satu iterasi. Warna "
-    "adalah log10 norma gradien terhadap keluaran lapisan, pada satu skala untuk semua heatmap. Vanishing gradient "
-    "tampak sebagai warna yang makin gelap ke atas.",
-    "profile": "Norma gradien terhadap kedalaman",
-    "profile read": "Median semua iterasi untuk setiap lapisan, masukan di kiri. Garis yang turun ke kiri menunjukkan "
-    "gradien yang mengecil saat backpropagation. Jika teori inisialisasi memberikan prediksi, prediksi itu "
-    "ditampilkan di samping iterasi pertama.",
+    **figure_words("id"),
     "group": "eksperimen",
     "finding": "temuan",
     "evidence": "bukti",

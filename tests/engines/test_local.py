@@ -252,7 +252,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_an_experiment_is_interrupted_resumed_and_kept(tmp_path: Path) -> None:
-    epochs = 16
+    epochs = 8
     write(tmp_path, TINY.replace('["plain8", "resnet8"]', '["plain8"]').replace("epochs = 2", f"epochs = {epochs}"))
     small = tmp_path / "runs" / "tiny" / "small"
     paths = [tmp_path / "runs" / "tiny" / group / "plain8-s0.h5" for group in ("small", "other")]
