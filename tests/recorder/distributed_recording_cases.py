@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlens
-from gradlens.recorder import parameters
+from gradlens.recorder import parameters, weights
 from gradlens.recorder.hooks import layer_hooks
 from gradlens.recorder.measured_row import MeasuredRow
 from gradlens.storage import FileSink
@@ -250,7 +250,7 @@ class Broken:
             owner, name = {
                 "hook": (layer_hooks, "_Hooks"),
                 "read": (parameters.ParameterGradients, "read"),
-                "weights": (parameters.Weights, "read"),
+                "weights": (weights.Weights, "before_step"),
                 "columns": (MeasuredRow, "columns"),
                 "sink": (FileSink, "write_row"),
                 "epoch": (FileSink, "write_epoch"),
