@@ -152,3 +152,35 @@ def test_weights_without_and_a_bias_with_a_gradient_show_dead_units() -> None:
     check(found, "dead")
     assert found.kinds == ("dead",)
     assert found.findings[0].layers == ("layer7",)
+
+
+def test_fine_tuning_with_small_steps_is_not_a_rate_that_is_too_small() -> None:
+    data = arrays(noise=0.05, rows=N)
+    data["update_ratio"] = np.full((N, LAYERS), 1e-5)
+    data["grad_coherence"] = np.full((N, LAYERS), 0.4)
+    graph = {"losses": [{"op": "NllLoss", "reduction": "mean", "classes": 10, "shape": [32, 10]}]}
+    slowly = np.linspace(0, 0.05, N) + 0.01 * NOISE
+    fresh = diagnose_arrays(data, scalars={"loss": GUESS + 0.03 - slowly}, facts=facts(graph=graph))
+    check(fresh, "frozen")
+    check(diagnose_arrays(data, scalars={"loss": 1.8 - slowly}, facts=facts(graph=graph)), "healthy")
+
+
+def test_behind_a_norm_the_scale_of_the_input_is_no_vanishing_or_exploding_gradient() -> None:
+    names = [f"layer{i + 1}" for i in range(LAYERS)]
+    normed = facts(parameters=[state([name for layer in names for name in (layer, f"norm{layer}")])])
+    for factor, kind in ((1e-5, "vanishing"), (1e6, "exploding")):
+        data = arrays(noise=0.05)
+        data["activation_grad_norm"][:, 0] *= factor
+        if factor < 1:
+            data["update_ratio"][:, 0] *= factor
+        check(diagnose_arrays(data, scalars={"loss": np.full(60, 1.6)}), kind)
+        check(diagnose_arrays(data, scalars={"loss": np.geomspace(2, 0.1, 60)}, facts=normed), "healthy")
+
+
+def test_a_gradient_that_rises_from_nothing_and_a_loss_that_falls_again_are_no_explosion() -> None:
+    data = arrays(noise=0.05, rows=N)
+    for name in ("activation_grad_norm", "param_grad_norm"):
+        data[name][:90] *= 1e-6
+    loss = np.where(np.arange(N) < 90, 1e-9, np.geomspace(1.0, 0.05, N))
+    check(diagnose_arrays(data, scalars={"loss": loss}), "healthy")
+    check(diagnose_arrays(data, scalars={"loss": np.where(np.arange(N) < 90, 1e-9, 1.0)}), "exploding")
