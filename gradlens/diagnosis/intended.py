@@ -16,6 +16,8 @@ from gradlens.format import plural
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
 
+MOSTLY = 0.5
+"""The first layers are left out on purpose (a pretrained body) where they are most of what requires a gradient."""
 ADAPTED = 0.1
 """Where less than a tenth of what requires a gradient is in an optimizer, the rest was left out on purpose (adapters,
 prompts, a new head)."""
@@ -94,7 +96,7 @@ def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
     places = [order.index(name) for name in names if name in order]
     ends = [order.index(name) for name in trained if name in order]
     changed = {name for item in rec.setup.entries("changed_outside") for name in item.texts("layers")}
-    first = bool(places and ends) and max(places) < min(ends)
+    first = bool(places and ends) and max(places) < min(ends) and _share_trained(rec) < MOSTLY
     if not names or not (first or changed.intersection(names) or _share_trained(rec) < ADAPTED or _adapts(rec)):
         return []
     what = "another optimizer, or code of yours, changes them" if changed.intersection(names) else "they do not change"

@@ -114,7 +114,7 @@ def test_a_plateau_names_steps_that_are_too_large_or_too_small() -> None:
     assert small.findings[0].remedy.startswith("Raise the learning rate of SGD")
     leap = data["update_ratio"].copy()
     leap[0] = 0.5
-    early = np.where(np.arange(N) < 8, 3.0, 2.0) + 0.01 * NOISE
+    early = np.where(np.arange(N) < 8, 3.0, 2.3) + 0.01 * NOISE
     found = diagnose_arrays(
         data | {"update_ratio": leap}, scalars={"loss": early, "lr": np.full(N, 0.02)}, facts=facts()
     )
@@ -184,3 +184,18 @@ def test_a_gradient_that_rises_from_nothing_and_a_loss_that_falls_again_are_no_e
     loss = np.where(np.arange(N) < 90, 1e-9, np.geomspace(1.0, 0.05, N))
     check(diagnose_arrays(data, scalars={"loss": loss}), "healthy")
     check(diagnose_arrays(data, scalars={"loss": np.where(np.arange(N) < 90, 1e-9, 1.0)}), "exploding")
+
+
+def test_underflow_of_float16_is_told_from_an_explosion() -> None:
+    data = arrays(noise=0.02, rows=N)
+    sizes = 10.0 ** np.linspace(-8.5, -5, LAYERS) * np.where(np.arange(N) < 60, 1, 1e4)[:, None]
+    for name in ("activation_grad_norm", "param_grad_norm"):
+        data[name] = data[name] * sizes
+        data[name][data[name] < 2.0**-24] = 0  # as float16 does
+    rises = np.where(np.arange(N) < 60, 1.0, 1.5)
+    found = diagnose_arrays(data, scalars={"loss": rises})
+    check(found, "zero_gradient")
+    assert "float16" in found.findings[0].evidence
+    assert "GradScaler" in found.findings[0].remedy
+    dead = {name: np.where(values == 0, 0, 1e3 * values) for name, values in data.items()}
+    assert "float16" not in str(diagnose_arrays(dead, scalars={"loss": rises}))
