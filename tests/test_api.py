@@ -222,7 +222,14 @@ def test_reading_and_judging_load_no_plotting_library(run: Run) -> None:
 def test_a_run_shows_its_last_epoch_its_finding_and_a_heatmap(run: Run) -> None:
     card = run._repr_html_()
     text = Parsed(card).text
-    for said in ("net-s0", "complete", "plain34 · seed 0 · 20 rows × 6 layers", "0.5000", "zero_gradient", "note: a note"):
+    for said in (
+        "net-s0",
+        "complete",
+        "plain34 · seed 0 · 20 rows × 6 layers",
+        "0.5000",
+        "zero_gradient",
+        "note: a note",
+    ):
         assert said in text
     assert pictures(card) == 1
 

@@ -67,7 +67,8 @@ def diagnose(run: Run) -> Diagnosis:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
-    findings = findings or plateau(rec, learning)
+    if not findings and (findings := plateau(rec, learning)) and learning.verdict == "yes":
+        learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
     notes += [item.said for item in intended]
     notes += _notes_on_rows(rec)
     missing = "" if findings else _missing(rec, explained)

@@ -188,7 +188,9 @@ def finding_row(run: str, finding: Finding) -> dict[str, Any]:
 
 def say_confidence(finding: Finding) -> str:
     """Return how certain a finding is: an exact cause, or the confidence that its threshold is passed."""
-    return f"exact cause: {finding.cause}" if finding.cause else f"confidence {finding.confidence:.2f} in the threshold"
+    if finding.cause:
+        return f"exact cause: {finding.cause}"
+    return f"confidence {finding.confidence:.2f} that the threshold is passed"
 
 
 def say_layers(names: tuple[str, ...], most: int = 3) -> str:

@@ -27,10 +27,6 @@ from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, E
 from gradlens.run import FloatArray, Layer
 from gradlens.theory.predict import Prediction, deviation, first_predicted, predicted_profile, say_deviation
 
-TOO_LARGE = (
-    "Use He initialisation (the weights are too large for their number of inputs), add batch norm, or clip gradients."
-)
-
 APART = 3.0
 """Standard deviations, as predicted by theory, beyond which a model does not match the theory's assumptions."""
 LOSS_APART = 0.5
