@@ -17,7 +17,7 @@ from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interva
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.diagnosis.findings import Diagnosis, Finding, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, Finding, say_confidence, say_layers, say_steps
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
 from gradlens.format import plural
 from gradlens.run import EPOCH_COLUMNS, Run
@@ -151,8 +151,10 @@ def diagnosis_card(diagnosis: Diagnosis) -> str:
     """Return the card of a diagnosis: the verdict, the reason, the next step, and the evidence."""
     main = diagnosis.findings[0] if diagnosis.findings else None
     also = [f"also {', '.join(diagnosis.kinds[1:])}"] if len(diagnosis.kinds) > 1 else []
-    facts = [*also, f"{plural(diagnosis.rows, 'row')}", *([f"confidence {main.confidence:.2f}"] if main else [])]
+    facts = [*also, f"{plural(diagnosis.rows, 'row')}", *([say_confidence(main)] if main else [])]
+    learns = f"{diagnosis.learning}: {diagnosis.learning_evidence}" if diagnosis.learning_evidence else ""
     answers = [("why", main.evidence), ("next", main.remedy)] if main else [("why", diagnosis.reason)]
+    answers.append(("learns", learns))
     return _card(
         _title(diagnosis.run, diagnosis.kind, RED),
         _line(" · ".join(facts), faint=True),

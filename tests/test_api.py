@@ -114,7 +114,7 @@ def test_the_summary_is_that_of_the_command(run: Run, capsys: pytest.CaptureFixt
     assert run_command(["summary", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(to_json(summary.to_dict()))
     said = str(summary)
-    for text in ("net-s0: vanishing", summary.notable[0], "note: a note"):
+    for text in ("net-s0: zero_gradient", summary.notable[0], "note: a note"):
         assert text in said
     assert summary.notes == ("a note",)
     assert [row["layer"] for row in summary.layers] == [layer.name for layer in run.layers]
@@ -222,7 +222,14 @@ def test_reading_and_judging_load_no_plotting_library(run: Run) -> None:
 def test_a_run_shows_its_last_epoch_its_finding_and_a_heatmap(run: Run) -> None:
     card = run._repr_html_()
     text = Parsed(card).text
-    for said in ("net-s0", "complete", "plain34 · seed 0 · 20 rows × 6 layers", "0.5000", "vanishing", "note: a note"):
+    for said in (
+        "net-s0",
+        "complete",
+        "plain34 · seed 0 · 20 rows × 6 layers",
+        "0.5000",
+        "zero_gradient",
+        "note: a note",
+    ):
         assert said in text
     assert pictures(card) == 1
 
@@ -266,7 +273,7 @@ def test_a_diagnosis_shows_verdict_reasons_remedy_and_evidence(run: Run) -> None
     diagnosis = gradlens.diagnose(run)
     shown = Parsed(diagnosis._repr_html_())
     main = diagnosis.findings[0]
-    for said in ("vanishing", main.evidence, main.remedy, main.threshold, main.source, f"{main.confidence:.2f}"):
+    for said in ("zero_gradient", main.evidence, main.remedy, main.threshold, main.source, f"{main.confidence:.2f}"):
         assert said in shown.text
     assert "table" in shown.tags
     assert repr(diagnosis) == f"Diagnosis(net-s0: {', '.join(diagnosis.kinds)}, 20 rows)"

@@ -374,6 +374,8 @@ def say_times(decades: float) -> str:
         decades: log10 of the factor.
     """
     form, number = _for_people(decades)
+    if math.isnan(decades):
+        return "an unknown number of times"
     if form not in ("times", "part"):
         return f"{say_power(decades)} times"
     return f"about {number if form == 'times' else '1/' + number} times ({say_power(decades)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gradlens.cli.options import open_runs, print_rows, runs_argument
-from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED, list_kinds, parse_gates
+from gradlens.diagnosis.kinds import HEALTHY, KINDS, LEARNING, UNDECIDED, list_kinds, parse_gates
 from gradlens.errors import GateError
 
 PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
@@ -25,22 +25,31 @@ PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
     "--fail-on",
     metavar="KIND[,KIND]",
     default=None,
-    help="Exit with code 3 if a run has a finding of these kinds; any stands for all kinds.",
+    help="Exit with code 3 if a run has a finding of these kinds; any stands for all kinds, undecided for a run "
+    "without a verdict, learning for a model that does not learn.",
+)
+@click.option(
+    "--explain", "kind", type=click.Choice(KINDS), help="Explain a kind: how it is measured, causes, remedies."
 )
 @click.option(
     "--rules", "pack", type=click.Choice(PACKS), default="gradlens", show_default=True,
     help="Rules to apply: those of gradlens, or those of an earlier tool for comparison.",
 )  # fmt: skip
-def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, pack: str) -> None:
+def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | None, pack: str) -> None:
     """Diagnose RUNS: what is wrong, the evidence, and what to do.
 
     RUNS are files, names under runs/, or folders; default: the newest run. A run without a finding is healthy, or
     undecided if the data do not suffice.
     """
+    if kind is not None:
+        from gradlens.diagnosis.explanations import explain
+
+        click.echo(explain(kind))
+        return
     from gradlens.diagnosis.diagnose import diagnose as judge
     from gradlens.diagnosis.other_tools import diagnose_by
 
-    gates = parse_gates(fail_on, UNDECIDED)
+    gates = parse_gates(fail_on, UNDECIDED, LEARNING)
     found = open_runs(runs, default="newest")
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]
     if form == "table":
@@ -62,6 +71,8 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, pack: str) -
             print_rows([row for item in diagnoses for row in diagnosis_rows(item)], form)
     seen = [(item.run, kind) for item in diagnoses for kind in item.kinds or (item.kind,)]
     failed = [f"{run} is {kind}" for run, kind in seen if _fails(kind, gates)]
+    if LEARNING in gates:
+        failed += [f"{item.run} does not learn" for item in diagnoses if item.learning == "no"]
     if failed:
         raise GateError("; ".join(failed))
 

@@ -7,7 +7,7 @@ import math
 from gradlens.diagnosis.findings import Finding, exact_finding
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import HALVED, loss_fell
-from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.network import Network, usual_update
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 
@@ -15,6 +15,10 @@ LITTLE = 0.1
 """Clipping that always leaves less than a tenth of the gradient is a lower learning rate, not a protection. Pascanu et
 al. 2013, On the difficulty of training recurrent neural networks, sec. 3.2: the threshold is 0.5 to 10 times the
 average norm."""
+
+TINY = 1e-3
+"""Where a usual step changes a layer by more than a thousandth, strong clipping is balanced by a high learning rate, as
+in normalised gradient descent. Ten times the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
 
 
 def clipping(rec: Recording, learning: Learning) -> list[Finding]:
@@ -45,7 +49,8 @@ def _too_strong(rec: Recording, item: Entry) -> bool:
     coefficients = item.numbers("coefficient")
     fell = loss_fell(rec)
     slow = math.isnan(fell) or fell < HALVED
-    return bool(coefficients) and max(coefficients) < LITTLE and slow and not Network(rec).rescales
+    tiny = not usual_update(rec) >= TINY
+    return bool(coefficients) and max(coefficients) < LITTLE and slow and tiny and not Network(rec).rescales
 
 
 def _made(rec: Recording, item: Entry, evidence: str, remedy: str, cause: str) -> Finding:

@@ -32,7 +32,7 @@ from gradlens.diagnosis.setup import setup
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
-from gradlens.diagnosis.zero_gradient import zero_gradient
+from gradlens.diagnosis.zero_gradient import rounded_off, zero_gradient
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
@@ -67,7 +67,8 @@ def diagnose(run: Run) -> Diagnosis:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
-    findings = findings or plateau(rec, learning)
+    if not findings and (findings := plateau(rec, learning)) and learning.verdict == "yes":
+        learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
     notes += [item.said for item in intended]
     notes += _notes_on_rows(rec)
     missing = "" if findings else _missing(rec, explained)
@@ -116,7 +117,8 @@ def _signal_findings(rec: Recording, learning: Learning, notes: list[str]) -> li
     """Return the faults of gradients and outputs; at most one rule reports an explosion."""
     row = first_broken_row(rec)
     added_up = [] if rec.setup.known else uncleared(rec)  # the facts tell exactly
-    broken = [*nonfinite(rec, row), *(added_up or exploding(rec, row) or swollen(rec))]
+    grows = [] if len(rounded_off(rec)) else swollen(rec)  # outputs may grow once float16 lets a gradient pass
+    broken = [*nonfinite(rec, row), *(added_up or exploding(rec, row) or grows)]
     vanishes = [*zero_gradient(rec, learning), *vanishing(rec, notes)]
     return [*broken, *_units_or_vanishing(rec, [*dead(rec, learning), *saturated(rec)], vanishes, notes)]
 

@@ -21,6 +21,7 @@ from gradlens.diagnosis.recorded_rows import (
     share_beyond,
     since,
 )
+from gradlens.diagnosis.zero_gradient import rounded_off
 from gradlens.format import plural
 from gradlens.run import FloatArray
 from gradlens.theory.laws import batch_norm_growth
@@ -163,7 +164,7 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
     if not high.any():
         return None
     start = int(np.flatnonzero(high)[0])
-    if broken is None and _is_over(rec, high, int(series.rows[start])):
+    if broken is None and (len(rounded_off(rec)) or _is_over(rec, high, int(series.rows[start]))):
         return None
     grown = median(series.values[start:], axis=0) / np.maximum(
         median(series.values[:LEAST_ROWS], axis=0), np.finfo(float).tiny

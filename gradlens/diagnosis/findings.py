@@ -10,6 +10,8 @@ from gradlens.diagnosis.kinds import HEALTHY, KINDS, UNDECIDED
 from gradlens.lazy import shown_by
 
 WIDTH = 100
+SCHEMA = 1
+"""Version of the JSON (docs/diagnosis.md): it rises when a key changes its meaning or goes, not when one is added."""
 Verdict = Literal["yes", "no", "unknown"]
 """Whether a model learns."""
 EXACT = "exact: read from the training itself, with no threshold"
@@ -93,8 +95,11 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain values, as ``gradlens diagnose --format json`` prints it."""
         return {
+            "schema": SCHEMA,
             "run": self.run,
             "kind": self.kind,
+            "learning": self.learning,
+            "learning_evidence": self.learning_evidence,
             "rows": self.rows,
             "reason": self.reason,
             "notes": list(self.notes),
@@ -111,7 +116,7 @@ class Diagnosis:
         if not self.findings:
             lines += _wrapped(self.reason, "  ")
         for i, finding in enumerate(self.findings, 1):
-            lines.append(f"{i}. {finding.kind}, confidence {finding.confidence:.2f}")
+            lines.append(f"{i}. {finding.kind}, {say_confidence(finding)}")
             lines += _wrapped(f"where: {say_layers(finding.layers)}; {say_steps(finding.steps)}", "   ")
             lines += _wrapped(f"evidence: {finding.evidence}", "   ")
             lines += _wrapped(f"threshold: {finding.threshold} ({finding.source})", "   ")
@@ -168,6 +173,7 @@ def finding_row(run: str, finding: Finding) -> dict[str, Any]:
     return {
         "run": run,
         "kind": finding.kind,
+        "cause": finding.cause,
         "confidence": round(finding.confidence, 4),
         "first_layer": finding.layers[0] if finding.layers else "",
         "layers": list(finding.layers),
@@ -178,6 +184,13 @@ def finding_row(run: str, finding: Finding) -> dict[str, Any]:
         "source": finding.source,
         "remedy": finding.remedy,
     }
+
+
+def say_confidence(finding: Finding) -> str:
+    """Return how certain a finding is: an exact cause, or the confidence that its threshold is passed."""
+    if finding.cause:
+        return f"exact cause: {finding.cause}"
+    return f"confidence {finding.confidence:.2f} that the threshold is passed"
 
 
 def say_layers(names: tuple[str, ...], most: int = 3) -> str:

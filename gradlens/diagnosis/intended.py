@@ -16,6 +16,12 @@ from gradlens.format import plural
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
 
+MOSTLY = 0.5
+"""The first layers are left out on purpose (a pretrained body) where they are most of what requires a gradient."""
+ADAPTED = 0.1
+"""Where less than a tenth of what requires a gradient is in an optimizer, the rest was left out on purpose (adapters,
+prompts, a new head)."""
+
 
 @dataclass(frozen=True)
 class Intended:
@@ -62,9 +68,11 @@ def _copies(rec: Recording) -> list[Intended]:
 
 def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     first = rec.setup.whole("first_step")
-    states = rec.setup.states(requires_grad=False, in_optimizer=False)
+    adapts = _adapts(rec)
+    states = [item for item in rec.setup.states(requires_grad=False) if adapts or math.isnan(item.number("optimizer"))]
     names = _names([item for item in states if item.whole("since") <= first], copied)
-    said = f"frozen from the first row on, and not in the optimizer: {say_layers(names)}"
+    why = "small layers beside them are trained" if adapts else "not in the optimizer"
+    said = f"frozen from the first row on, and {why}: {say_layers(names)}"
     return [Intended(said, names)] if names else []
 
 
@@ -81,17 +89,31 @@ def _frozen_later(rec: Recording, copied: set[str]) -> list[Intended]:
 
 
 def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
-    """Layers in no optimizer, all nearer to the input than every trained one; or such that something else changes."""
+    """Layers in no optimizer: all before the trained ones, or far more of them, or such that something else changes."""
     names = _names(rec.setup.states(requires_grad=True, in_optimizer=False), copied)
     trained = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
     order = [layer.name for layer in rec.run.layers]
     places = [order.index(name) for name in names if name in order]
     ends = [order.index(name) for name in trained if name in order]
     changed = {name for item in rec.setup.entries("changed_outside") for name in item.texts("layers")}
-    if not names or not (changed.intersection(names) or (places and ends and max(places) < min(ends))):
+    first = bool(places and ends) and max(places) < min(ends) and _share_trained(rec) < MOSTLY
+    if not names or not (first or changed.intersection(names) or _share_trained(rec) < ADAPTED or _adapts(rec)):
         return []
     what = "another optimizer, or code of yours, changes them" if changed.intersection(names) else "they do not change"
     return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]
+
+
+def _share_trained(rec: Recording) -> float:
+    """Return the share of the elements that require a gradient which an optimizer has; 0 if unknown."""
+    states = rec.setup.states(requires_grad=True)
+    trained = sum(item.whole("numel") for item in states if item.number("optimizer") >= 0)
+    return trained / max(sum(item.whole("numel") for item in states), 1)
+
+
+def _adapts(rec: Recording) -> bool:
+    """Return whether small layers beside larger ones are trained: the larger ones are frozen on purpose."""
+    trained = rec.setup.layers_of(requires_grad=True, in_optimizer=True)
+    return any("adapter" in layer.tags for layer in rec.run.layers if layer.name in trained)
 
 
 def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:

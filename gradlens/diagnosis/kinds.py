@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gradlens.errors import ConfigError
 
-HEALTHY, UNDECIDED = "healthy", "undecided"
+HEALTHY, UNDECIDED, LEARNING = "healthy", "undecided", "learning"
 
 
 @dataclass(frozen=True)

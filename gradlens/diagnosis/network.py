@@ -112,3 +112,16 @@ class Network:
                     "gradient grows with their number"
                 )
         return ""
+
+
+def usual_update(rec: Recording) -> float:
+    """Return the median relative update of a main layer whose weights change, or NaN.
+
+    Args:
+        rec: The recording.
+    """
+    if not rec.has(UPDATE):
+        return math.nan
+    values = rec.series(UPDATE).values[:, rec.run.main_layers()]
+    moving = values[:, (np.nan_to_num(values) > 0).any(axis=0)]
+    return float(np.median(median(moving, axis=0))) if moving.size else math.nan

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
-from gradlens.diagnosis.network import LARGE_STEP, Network
-from gradlens.diagnosis.recorded_rows import COHERENCE, PARAM_GRAD, UPDATE, Recording
+from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
+from gradlens.diagnosis.recorded_rows import COHERENCE, PARAM_GRAD, Recording
 from gradlens.format import plural
 
 SMALL_STEP = 1e-5
@@ -86,16 +85,8 @@ def _say_directions(rec: Recording) -> str:
     return f"gradients of parts of a batch {said} (cosine {cosine:.2f})" if math.isfinite(cosine) else ""
 
 
-def _step(rec: Recording) -> float:
-    if not rec.has(UPDATE):
-        return math.nan
-    values = rec.series(UPDATE).values[:, rec.run.main_layers()]
-    moving = values[:, (np.nan_to_num(values) > 0).any(axis=0)]
-    return float(np.median(median(moving, axis=0))) if moving.size else math.nan
-
-
 def _say_steps(rec: Recording) -> str:
-    step = _step(rec)
+    step = usual_update(rec)
     if not math.isfinite(step):
         return ""
     size = "too small" if step < SMALL_STEP else "too large" if step > LARGE_STEP else "of a usual size"
@@ -104,7 +95,7 @@ def _say_steps(rec: Recording) -> str:
 
 def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     """Return what to look at next, in the order in which public reports of this kind were solved."""
-    network, step = Network(rec), _step(rec)
+    network, step = Network(rec), usual_update(rec)
     if too_large or step > LARGE_STEP:
         return network.slow_down()
     if step < SMALL_STEP:

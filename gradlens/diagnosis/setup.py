@@ -16,7 +16,11 @@ MOST = 0.5
 FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 """Running statistics are far from the batch's where the mean is off by one standard deviation, or the variance by a
 factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
+FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
+"""Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
 LOGITS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+NO_LOGS = ("Softmax", "Sigmoid", "Relu", "Tanh", "Addmm", "Mm", "Bmm", "Convolution")
+"""Operations whose output is no log-probability; behind others (indexing, a sum of parts) there may be a logarithm."""
 TAKES = {
     "LogSoftmax": ("cross entropy", "softmax"),
     "BinaryCrossEntropyWithLogits": ("binary cross entropy with logits", "sigmoid"),
@@ -77,17 +81,18 @@ def _no_logs(rec: Recording) -> list[Finding]:
             _named(item),
         )
         for item in rec.setup.graph.entries("probabilities_as_logs")
+        if item.text("op") in NO_LOGS
     ]
 
 
 def _softmax_dim(rec: Recording) -> list[Finding]:
     """Find a softmax over the batch, or over the only element of the model's output."""
-    found = []  # over the first of two dimensions a softmax may be meant: attention over a set
+    found, batches = [], _batch_sizes(rec)
     for item in rec.setup.graph.entries("softmax_dims"):
         shape, elements = item.numbers("shape"), item.whole("elements")
         said = " x ".join(f"{size:.0f}" for size in shape)
         where = f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
-        if item.whole("dim", -1) == 0 and len(shape) > 2 and elements > 1:
+        if item.whole("dim", -1) == 0 and len(shape) > 2 and elements in batches:
             what = (
                 f"a softmax{where} runs over the first dimension of {said}: over the {elements} examples of the batch"
             )
@@ -100,6 +105,15 @@ def _softmax_dim(rec: Recording) -> list[Finding]:
             fix = "Use a sigmoid, or binary_cross_entropy_with_logits on the logit, for a single output."
             found.append(_found(rec, item, what, fix, "softmax over one element", _named(item)))
     return found
+
+
+def _batch_sizes(rec: Recording) -> set[int]:
+    """Return the number of examples, from outputs of two dimensions; the first dimension of others may be time.
+
+    Over the first of two dimensions a softmax may be meant: attention over a set.
+    """
+    shapes = [item.numbers("shape") for item in rec.setup.graph.entries("outputs")]
+    return {int(shape[0]) for shape in shapes if len(shape) == 2 and shape[0] > 1}
 
 
 def _broadcast(rec: Recording) -> list[Finding]:
@@ -168,9 +182,9 @@ def _kept(rec: Recording) -> list[Finding]:
 
 def _momentum(rec: Recording) -> list[Finding]:
     norms = [item for item in rec.setup.entries("batch_norm") if item.flag("tracks") and item.number("momentum") == 0]
-    if not norms:
-        return []
-    far = [item for item in norms if is_far(item)] or norms
+    far = [item for item in norms if is_far(item, FIT_MEAN, FIT_VARIANCE)]
+    if not far:
+        return []  # statistics that fit may be kept on purpose, with a pretrained model
     return [
         _found(
             rec,
@@ -189,15 +203,17 @@ def _norm_names(items: list[Entry]) -> tuple[str, ...]:
     return tuple(item.text("layer") for item in items)
 
 
-def is_far(item: Entry) -> bool:
+def is_far(item: Entry, mean: float = FAR_MEAN, variance: float = FAR_VARIANCE) -> bool:
     """Return whether running statistics of a batch norm are far from those of the batch.
 
     Args:
         item: One of ``batch_norm`` in docs/facts.md.
+        mean: Standard deviations from which on the mean is far.
+        variance: Factor from which on the variance is far.
     """
     ratio = item.number("variance_ratio")
-    off = abs(math.log(ratio)) > math.log(FAR_VARIANCE) if ratio > 0 else ratio == 0
-    return item.number("mean_distance") > FAR_MEAN or off
+    off = abs(math.log(ratio)) > math.log(variance) if ratio > 0 else ratio == 0
+    return item.number("mean_distance") > mean or off
 
 
 def say_statistics(item: Entry) -> str:
@@ -219,8 +235,9 @@ def _evaluates(rec: Recording) -> list[Finding]:
         return []
     switched = [item for item in modes if "train" in item.texts("seen")]
     far = [item for item in rec.setup.entries("batch_norm") if item.flag("tracks") and is_far(item)]
-    if not switched and not far:
-        return []
+    only_norms = all("Norm" in kind for item in modes for kind in item.texts("kinds"))
+    if (not far and (only_norms or not switched)) or (not switched and not _learns(rec, far)):
+        return []  # batch norms whose statistics fit are often frozen on purpose
     item = (switched or list(modes))[0]
     names = item.texts("layers")
     since = f"since step {item.whole('since')}" if switched else "from the first step on"
@@ -236,6 +253,11 @@ def _evaluates(rec: Recording) -> list[Finding]:
             names,
         )
     ]
+
+
+def _learns(rec: Recording, norms: list[Entry]) -> bool:
+    """Return whether norms have parameters that require a gradient."""
+    return bool(set(_norm_names(norms)).intersection(rec.setup.layers_of(requires_grad=True)))
 
 
 def _scaled(rec: Recording) -> list[Finding]:

@@ -27,6 +27,8 @@ UNDERFLOW_DECADES = -20.0
 OUTPUT = {"Relu": "ReLU", "Hardtanh": "ReLU6 or hardtanh", "Threshold": "threshold", "Hardsigmoid": "hard sigmoid"}
 """Operations whose slope is exactly 0 on one side, and their names."""
 HALF = ("float16", "float8")
+SMALLEST_HALF = 2.0**-24
+"""The smallest positive number of float16 (IEEE 754)."""
 
 
 def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
@@ -45,7 +47,7 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     """
     layers = zero_layers(rec)
     if not len(layers) or is_underflow(rec, layers):
-        return []
+        return _rounded_off(rec)
     known = _known(rec)
     everywhere = len(layers) == len(known)
     if everywhere and not _is_stuck(rec):
@@ -70,6 +72,51 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
             remedy,
             1.0 if cause else (count + 1) / (count + 2),
             cause,
+        )
+    ]
+
+
+def rounded_off(rec: Recording) -> NDArray[np.int64]:
+    """Return the first layers whose gradient is 0 in the first rows next to one that float16 can just represent.
+
+    In float32 nothing is rounded to 0 there: gradients that fade into exact zeros at 6e-8 were float16 in between.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        Indices of layers, input first; none where there is no such fault.
+    """
+    path = rec.path
+    if not rec.has(PARAM_GRAD) or len(path) < 3 or rec.n_rows < LEAST_ROWS:
+        return np.empty(0, dtype=np.int64)
+    early = median(rec.series(PARAM_GRAD).values[:LEAST_ROWS][:, path], axis=0)
+    count = int(np.argmax(early > 0)) if (early > 0).any() else 0
+    size = float(early[count]) / math.sqrt(max(rec.run.layers[path[count]].param_numel, 1))
+    is_half = SMALLEST_HALF / 16 < size < SMALLEST_HALF * 16
+    return np.asarray(path[:count] if is_half else path[:0])
+
+
+def _rounded_off(rec: Recording) -> list[Finding]:
+    layers = rounded_off(rec)
+    if not len(layers):
+        return []
+    series = rec.series(PARAM_GRAD)
+    zero = series.values[:, layers[0]] == 0
+    names, after = rec.names(layers), rec.path[len(layers)]
+    return [
+        Finding(
+            "zero_gradient",
+            names,
+            (int(series.steps[0]), int(series.steps[np.flatnonzero(zero)[-1]])),
+            f"the gradient is exactly 0 at {plural(len(names), 'layer')} ({say_layers(names)}) in "
+            f"{plural(int(zero.sum()), 'row')}, and next to them, at {quoted(rec.run.layers[after].name)}, its "
+            "entries are as small as float16 can hold: smaller ones are rounded to 0",
+            f"exact zeros in the first {LEAST_ROWS} rows next to entries within a factor of 16 of {SMALLEST_HALF:.0e}",
+            "IEEE 754: the smallest positive number of float16 is 6e-8; float32 goes on to 1e-45",
+            "Use a GradScaler, or bfloat16, which has the range of float32. This is underflow and no explosion, even "
+            "where the gradient grows later.",
+            float((zero[:LEAST_ROWS].sum() + 1) / (LEAST_ROWS + 2)),
         )
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from gradlens.diagnosis.findings import Diagnosis, finding_row, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, finding_row, say_confidence, say_layers, say_steps
 from gradlens.format import plural
 from gradlens.terminal.cards import BAD, Card, heading, labelled, print_card, verdict_style
 
@@ -19,7 +19,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         return
     console.print(heading("Evidence"))
     for number, finding in enumerate(diagnosis.findings):
-        head = Text(finding.kind, BAD).append(f" · confidence {finding.confidence:.2f}", "default")
+        head = Text(finding.kind, BAD).append(f" · {say_confidence(finding)}", "default")
         console.print(head)
         # The card has the evidence and the remedy of the main finding already.
         details = [("measured", finding.evidence), ("next", finding.remedy)] if number else []
@@ -47,8 +47,10 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
     facts, lines = [f"{plural(diagnosis.rows, 'row')}"], [("why", diagnosis.reason)]
     if diagnosis.findings:
         main = diagnosis.findings[0]
-        facts.append(f"confidence {main.confidence:.2f}")
+        facts.append(say_confidence(main))
         lines = [("why", main.evidence), ("next", main.remedy)]
+    if diagnosis.learning_evidence:
+        lines.append(("learn", f"{diagnosis.learning}: {diagnosis.learning_evidence}"))
     lines += [("note", note) for note in diagnosis.notes]
     return Card(title or diagnosis.run, verdict, verdict_style(diagnosis.kind), [*facts, *beside], lines)
 

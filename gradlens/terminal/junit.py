@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
+from gradlens.diagnosis.findings import Diagnosis, say_confidence, say_layers, say_steps
 from gradlens.diagnosis.kinds import KINDS
 
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -33,7 +33,7 @@ def _suite(diagnosis: Diagnosis) -> ElementTree.Element:
             where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
             failure = ElementTree.SubElement(case, "failure", type=kind, message=_clean(finding.evidence))
             failure.text = _clean(
-                f"{where}; confidence {finding.confidence:.2f}\n{finding.evidence}\n"
+                f"{where}; {say_confidence(finding)}\n{finding.evidence}\n"
                 f"threshold: {finding.threshold} ({finding.source})\nnext: {finding.remedy}"
             )
         if diagnosis.undecided:

@@ -63,7 +63,8 @@ def _describe_run(run: Run) -> str:
         parts.append(f"{say_seconds(float(seconds))} on {environment.get('device', '?')}")
     overhead = float(run.info.get("overhead", math.nan))
     if math.isfinite(overhead):
-        parts.append(f"recording took {say_share(overhead)} of the time")
+        longer = f"{overhead:.1f} times as long as training" if overhead > 1 else f"{say_share(overhead)} of the time"
+        parts.append(f"recording took {longer}")
     return " · ".join(parts)
 
 

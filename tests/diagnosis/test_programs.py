@@ -380,3 +380,54 @@ def test_a_teacher_that_follows_is_a_note(tmp_path: Path) -> None:
     found = train(tmp_path / "run.h5", model, loss, torch.optim.Adam(model.student.parameters(), lr=5e-3), after=follow)
     check(found, "healthy")
     assert any("teacher is built like student" in note for note in found.notes)
+
+
+def test_attention_over_time_may_have_time_first(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.score, self.out = nn.Linear(3, 24), nn.Linear(24, 1), nn.Linear(24, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            steps = torch.tanh(self.embed(x.view(len(x), 4, 3).transpose(0, 1)))
+            return self.out((self.score(steps).softmax(0) * steps).sum(0))
+
+    torch.manual_seed(0)
+    check(train(tmp_path / "run.h5", Attention()), "healthy")
+
+
+def test_a_small_part_may_be_trained_alone_with_gradients_for_the_rest(tmp_path: Path) -> None:
+    class Prompted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.small = nn.Linear(INPUTS, 96), nn.Linear(INPUTS, CLASSES)
+            self.body, self.last = nn.Linear(96, 96), nn.Linear(96, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.body(self.first(x).relu()).relu()) + self.small(x)
+
+    model = Prompted()
+    found = train(tmp_path / "run.h5", model, optimizer=torch.optim.Adam(model.small.parameters(), lr=1e-2))
+    check(found, "healthy")
+    assert any("in no optimizer" in note and "body" in note for note in found.notes)
+
+
+def test_strong_clipping_that_a_high_rate_balances_is_no_fault(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
+    clip = nn.utils.clip_grad_norm_
+    found = train(
+        tmp_path / "run.h5", model, optimizer=optimizer, middle=lambda: clip(model.parameters(), 0.005) and None
+    )
+    assert "clipping" not in found.kinds, str(found)
+
+
+def test_batch_norms_that_fit_may_be_frozen_after_a_while(tmp_path: Path) -> None:
+    model = mlp(nn.BatchNorm1d(24))
+
+    def freeze(step: int) -> None:
+        if step == 60:
+            model[1].eval()
+
+    check(train(tmp_path / "run.h5", model, before=freeze), "healthy")

@@ -104,7 +104,7 @@ def test_the_summary_begins_with_the_diagnosis(make_run) -> None:
     assert card.verdict == diagnose(run).kind == "nonfinite"
     assert card.beside[0] == "complete"
     said = dict(card.lines)
-    assert set(said) == {"why", "next", "also", "run", "note"}
+    assert set(said) == {"why", "next", "learn", "also", "run", "note"}
     assert "20 rows x 6 layers" in said["run"]
     assert "hooks were lost" in said["note"]
     assert summarise(run).to_dict()["diagnosis"]["kind"] == "nonfinite"

@@ -14,7 +14,7 @@ from gradlens.analysis.profile import find_stages
 from gradlens.charts.heatmap import drawn_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.live_columns import shown
-from gradlens.diagnosis.findings import say_layers, say_steps
+from gradlens.diagnosis.findings import say_confidence, say_layers, say_steps
 from gradlens.format import say_seconds
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray, Layer
@@ -343,7 +343,7 @@ def _finding_lines(judge: Judge, width: int, most: int = 10**6) -> list[Line]:
     if len(diagnosis.kinds) > 1:
         verdict += f", also {', '.join(diagnosis.kinds[1:])}"
     if diagnosis.findings:
-        verdict += f" · confidence {diagnosis.findings[0].confidence:.2f}"
+        verdict += f" · {say_confidence(diagnosis.findings[0])}"
     verdict += f" · up to step {judge.step:,}"
     lines: list[Line] = [(verdict, colour, BOLD)]
     if not diagnosis.findings:
@@ -373,7 +373,7 @@ def _all_findings(judge: Judge, width: int) -> list[Line]:
     else:
         lines = []
         for finding in diagnosis.findings:
-            lines.append((f"{finding.kind} · confidence {finding.confidence:.2f}", RED, BOLD))
+            lines.append((f"{finding.kind} · {say_confidence(finding)}", RED, BOLD))
             where = f"{say_layers(finding.layers)}; {say_steps(finding.steps)}"
             pairs = (("where", where), ("why", finding.evidence), ("limit", f"{finding.threshold} ({finding.source})"))
             for name, text in (*pairs, ("next", finding.remedy)):
