@@ -32,7 +32,7 @@ from gradlens.diagnosis.setup import setup
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
-from gradlens.diagnosis.zero_gradient import rounded_off, zero_gradient
+from gradlens.diagnosis.zero_gradient import is_satisfied, rounded_off, zero_gradient
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
@@ -60,6 +60,9 @@ def diagnose(run: Run) -> Diagnosis:
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = [*cut(rec), *setup(rec), *clipping(rec, learning)]
     explained = {name for layers in (*(i.layers for i in intended), *(f.layers for f in exact)) for name in layers}
+    if is_satisfied(rec):
+        explained |= set(rec.names(range(len(rec.run.layers))))
+        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
     findings = [_with_sum(rec, finding) for finding in _signal_findings(rec, learning, notes)]
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from gradlens.analysis.gradient_ratio import LEAST_ROWS
+from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
@@ -15,6 +17,8 @@ from gradlens.format import plural
 SMALL_STEP = 1e-5
 """A step below this share of the weights' norm changes next to nothing in the thousands of steps of a training. A tenth
 of the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
+COLLAPSED = 0.2
+"""Share to which gradients fall when too large a step switches units off or saturates attention."""
 AGREE, DISAGREE = 0.1, 0.02
 """Cosines between gradients of parts of a batch: measured at initialisation, 0.03 to 0.4 where a common direction
 exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
@@ -62,11 +66,25 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
 def _leapt(rec: Recording) -> str:
     """Say that the first updates were too large and the loss stands since then, or ""."""
     first = Network(rec).first_update()
-    if not first > LARGE_STEP or not stands_early(rec):
+    if not first > LARGE_STEP or not stands_early(rec) or not _gradient_collapses(rec):
         return ""
     return (
-        f"since the first fifth of the rows the loss stands; the first step changed a layer by {first:.0%} of its norm"
+        "since the first fifth of the rows the loss stands; the first step changed a layer by "
+        f"{first:.0%} of its norm, and the gradients fell to less than a fifth soon after"
     )
+
+
+def _gradient_collapses(rec: Recording) -> bool:
+    """Return whether the outputs' gradients fall to less than a fifth of those in the first rows within two fifths.
+
+    A model on noisy labels, whose loss stands as low as it can be, keeps gradients of the same size.
+    """
+    if not rec.gradient or not len(rec.path):
+        return False
+    values = rec.series(rec.gradient).values[:, rec.path[:-1]]
+    parts = [values[i : i + LEAST_ROWS] for i in range(3, 2 * len(values) // 5, LEAST_ROWS)]
+    first = median(values[:3], axis=0)
+    return any(float(np.median(median(part, axis=0) / first)) < COLLAPSED for part in parts if (first > 0).all())
 
 
 def _say_gradients(rec: Recording) -> str:

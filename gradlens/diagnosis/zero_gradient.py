@@ -153,6 +153,16 @@ def is_underflow(rec: Recording, layers: NDArray[np.int64]) -> bool:
     return bool(after) and after[0] < UNDERFLOW_DECADES
 
 
+def is_satisfied(rec: Recording) -> bool:
+    """Return whether all gradients are exactly 0 because the loss, a hinge for example, is learnt.
+
+    Args:
+        rec: The recording.
+    """
+    layers = zero_layers(rec)
+    return 0 < len(layers) == len(_known(rec)) and (loss_halved(rec) or loss_fell(rec) >= FELL)
+
+
 def _is_stuck(rec: Recording) -> bool:
     """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
     return loss_fell(rec) < FELL and not loss_halved(rec)

@@ -431,3 +431,25 @@ def test_batch_norms_that_fit_may_be_frozen_after_a_while(tmp_path: Path) -> Non
             model[1].eval()
 
     check(train(tmp_path / "run.h5", model, before=freeze), "healthy")
+
+
+def test_noisy_labels_under_a_usual_rate_are_no_plateau(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(int(1e4 * x[0, 0].abs()))) < 0.5
+        return functional.cross_entropy(model(x), torch.where(wrong, torch.randint_like(y, CLASSES), y))
+
+    model = mlp()
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.Adam(model.parameters(), lr=1e-2), steps=240)
+    check(found, "healthy")
+
+
+def test_a_hinge_that_is_satisfied_is_learnt(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        centres = 4 * torch.eye(CLASSES, INPUTS)
+        return functional.multi_margin_loss(model(centres[y]), y)
+
+    model = mlp()
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.SGD(model.parameters(), lr=0.2), steps=300)
+    assert found.findings == ()
+    assert found.learning == "yes"
+    assert any("the loss is learnt" in note for note in found.notes)
