@@ -92,7 +92,7 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let reports hold one figure: several would be drawn for minutes."""
     real = markdown.report_figures
     for module in (markdown, pdf):
-        monkeypatch.setattr(module, "report_figures", lambda facts: itertools.islice(real(facts), 1))
+        monkeypatch.setattr(module, "report_figures", lambda *given: itertools.islice(real(*given), 1))
 
 
 def full(*_: object) -> Any:

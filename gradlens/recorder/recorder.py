@@ -150,6 +150,7 @@ def record(
     )
     for text in found.notes if found else ():
         recorder.note(text)
+    recorder._never_started = weakref.finalize(recorder, _warn_never_started, type(model).__name__)
     return recorder
 
 
@@ -256,14 +257,13 @@ class Recorder:
         self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
         self._epochs: list[Mapping[str, float]] = []
         self._state = "ready"
-        self._never_started = weakref.finalize(self, _warn_never_started, type(model).__name__)
+        self._never_started: Callable[[], object] | None = None
 
     @classmethod
     def disabled(cls) -> Recorder:
         """Return a recorder that does nothing, whatever is called."""
         recorder = cls(nn.Linear(1, 1, device="meta"), NullSink())  # takes no random number
         recorder._state = "disabled"
-        recorder._never_started.detach()
         return recorder
 
     # --- context ------------------------------------------------------------------------------------------
@@ -288,7 +288,8 @@ class Recorder:
         """
         if self._state == "disabled":
             return self
-        self._never_started.detach()
+        if isinstance(self._never_started, weakref.finalize):
+            self._never_started.detach()
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
@@ -328,7 +329,8 @@ class Recorder:
         state = self._state
         if state == "ready":
             self._state = "closed"
-            self._never_started()
+            if self._never_started is not None:
+                self._never_started()
             return
         if state == "recording":
             self._guard(self._steps.end_started_round)

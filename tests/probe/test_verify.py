@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_the_exit_code_of_the_command(
     measured: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = [Check("a law", "Someone 2000", "width 5", 1.0, measured, 0.01), Check("b", "x", "y", 2.0, 2.0, 0.01)]
-    monkeypatch.setattr("gradlens.probe.verify.verify", lambda: iter(checks))
+    monkeypatch.setattr(sys.modules["gradlens.probe.verify"], "verify", lambda: iter(checks))
     assert run_command(["verify"]) == code
     out, err = capsys.readouterr()
     assert "Someone 2000" in out

@@ -207,7 +207,7 @@ def test_a_training_goes_on_when_the_disk_is_full(path: Path, one_thread: None) 
     model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(4)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     done = 0
-    with no_file_beyond(130_000), warnings.catch_warnings(record=True) as said:
+    with no_file_beyond(180_000), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with gradlens.record(model, path, optimizer=optimizer) as recorder:
             for epoch in range(5):
