@@ -76,7 +76,8 @@ def test_the_harness_runs_and_takes_up_what_is_there(tmp_path: Path) -> None:
     assert "## tuning seeds 0: 1 faulty runs, 2 healthy ones" in done.stdout
     assert "## held-out seeds 3" in done.stdout
     kept = json.loads((tmp_path / "scorecard.json").read_text(encoding="utf-8"))
-    assert kept["scores"]["tuning seeds 0"]["gradlens"]["recall"][:2] == [1, 1]
+    recall = kept["scores"]["tuning seeds 0"]["gradlens"]["recall"]
+    assert recall[:2] == [0, 1]  # a stem frozen by the user is a note now; the truth of this card was written before
     assert len(kept["answers"]) == 3 * 2 * 5
     assert all(run["end"] < run["start"] for run in kept["runs"].values())
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}

@@ -459,12 +459,14 @@ def random_program(seed: int) -> None:
             np.testing.assert_allclose(sinks[name].metric("param_grad_norm"), got[name], rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:gradlens. 20 backward passes")
 @pytest.mark.parametrize("seed", range(25))
 def test_random_programs(seed: int) -> None:
     random_program(seed)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:gradlens. 20 backward passes")
 def test_three_hundred_random_programs() -> None:
     for seed in range(25, 325):
         random_program(seed)
