@@ -17,6 +17,14 @@ NO_HOOK = (
     "activation_grad_norm is missing in the first row: no hook fired; was the model compiled with fullgraph=True, or "
     "compiled and called before gradlens.record()?"
 )
+NOT_CALLED = (
+    "activation_grad_norm is missing in the first row: no layer was called as a module, although gradients reached its "
+    "parameters (layer.forward(x), or its weight in a function?)"
+)
+BY_HAND = (
+    "activation_grad_norm is missing in the first row: no layer was called and no backward pass came; the gradients "
+    "were set by hand, or are those of copies of the model"
+)
 SILENT_PASSES = (
     "activation_grad_norm is missing in rows where some backward passes brought no gradient of any output: "
     "code compiled before gradlens.record() ran in them"
@@ -123,9 +131,31 @@ class Notes:
                 f"had gradients: {names}"
             )
 
-    def warn_of_no_hook(self) -> None:
-        """Warn that gradients of outputs will be missing."""
-        self.warn(NO_HOOK, "call torch.compiler.reset() and gradlens.record() before the first call")
+    def warn_of_no_hook(self, *, compiled: bool, backward: bool) -> None:
+        """Warn that gradients of outputs will be missing.
+
+        Args:
+            compiled: Whether code was compiled in this process.
+            backward: Whether a backward pass reached the model's parameters.
+        """
+        if compiled:
+            self.warn(NO_HOOK, "call torch.compiler.reset() and gradlens.record() before the first call")
+        elif backward:
+            self.warn(
+                NOT_CALLED, "call layers as layer(x), or record only metrics of parameters (-activation_grad_norm)"
+            )
+        else:
+            self.warn(
+                BY_HAND, 'leave them out with metrics="-activation_grad_norm", or record the copies that are trained'
+            )
+
+    def note_in_turn(self, row: int) -> None:
+        """Note that optimizers step in turn.
+
+        Args:
+            row: The first row of which this is known.
+        """
+        self.add(f"the optimizers step in turn: from row {row} on, each step of one of them is a row")
 
     def note_compiled_backward(self, *, scaled: bool) -> None:
         """Note what is not detected where compiled autograd runs the backward passes.

@@ -63,6 +63,7 @@ from torch.optim import Optimizer
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.gradient_states import GradientStates, States
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
+from gradlens.recorder.hooks.compiled import has_compiled
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scaler
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
@@ -526,7 +527,9 @@ class Steps:
             self._waiting.discard(k)
             self._after_step(k)
         if k in self.state.stepped:  # this optimizer steps a second time, so the previous round is over
-            self._in_turn |= len(self._optimizers) > 1
+            if len(self._optimizers) > 1 and not self._in_turn:
+                self._in_turn = True
+                self._notes.note_in_turn(self._table.n_rows)
             self._end_round()
         if self.row_wanted:
             self._read(k, grad_scale)
@@ -738,7 +741,7 @@ class Steps:
     def _end_learning(self) -> None:
         """Replace the learning hooks by the faster ones."""
         if not self._learned.called and "activation_grad_norm" in self._intervals:
-            self._notes.warn_of_no_hook()
+            self._notes.warn_of_no_hook(compiled=has_compiled(), backward=self.passes_seen > 0)
         self._choose_hooks()
 
     def _choose_hooks(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens.errors import GradlensWarning
-from gradlens.recorder import Recorder
+from gradlens.recorder import Recorder, steps
 from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, mlp, norms
 
@@ -142,6 +143,62 @@ def test_a_scaler_that_was_not_given_is_found(unscaled: bool) -> None:
     assert [row.scalars for row in found.rows] == [row.scalars for row in told.rows]
     assert any("GradScaler" in note for note in found.notes)
     assert not any("GradScaler" in note for note in told.notes)
+
+
+# --- layers that no hook sees -------------------------------------------------------------------------------------
+
+
+class Direct(nn.Module):
+    """Calls its layers' ``forward``, which runs no hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.inner:
+            x = layer.forward(x)
+        return x
+
+
+def averaged_from_copies(model: nn.Module, step: int) -> None:
+    """Set gradients as federated averaging does: the model that is recorded is never called."""
+    client = copy.deepcopy(model)
+    backward(client, step)
+    for p, q in zip(model.parameters(), client.parameters(), strict=True):
+        p.grad = q.grad.clone()
+
+
+@pytest.mark.parametrize(
+    ("build", "make_gradients", "match"),
+    [
+        (Direct, backward, "no layer was called as a module, although gradients reached"),
+        (mlp, averaged_from_copies, "no backward pass came; the gradients were set by hand"),
+    ],
+    ids=["forward() of layers", "copies"],
+)
+def test_layers_that_were_not_called_are_not_said_to_be_compiled(
+    build, make_gradients, match: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(steps, "has_compiled", lambda: False)  # other tests of this process may have compiled something
+    model, sink = build(), ListSink()
+    optimizer = sgd(model)
+    got = []
+    recorder = Recorder(model, sink, optimizer=optimizer)
+
+    def run() -> None:
+        for step in range(4):
+            optimizer.zero_grad()
+            make_gradients(model, step)
+            got.append(norms(model))
+            optimizer.step()
+
+    with pytest.warns(GradlensWarning, match=match) as caught, recorder:
+        run()
+    assert len(caught) == 1
+    assert "compile" not in " ".join([str(caught[0].message), *recorder.notes])
+    np.testing.assert_allclose(sink.metric("param_grad_norm"), got, rtol=1e-6)
+    assert np.isnan(sink.metric("activation_grad_norm")).all()
 
 
 # --- several processes ----------------------------------------------------------------------------------------------

@@ -353,6 +353,7 @@ def test_layers_that_are_trained_in_turn_have_a_row_for_each_step(phases: bool) 
             optimizers[k].step()
             truths[k].step()
     assert len(sink.rows) == len(order)
+    assert sum("step in turn" in note for note in sink.notes) == 1
     taken = [iter(truth.rows) for truth in truths]
     outputs = sink.metric("activation_grad_norm")
     for row, k in enumerate(order):

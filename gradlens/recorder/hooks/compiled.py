@@ -79,6 +79,12 @@ def _forget(code: CodeType) -> None:
         remove_from_cache(code)
 
 
+def has_compiled() -> bool:
+    """Return whether ``torch.compile`` has compiled anything in this process, so that hooks may have been left out."""
+    module = sys.modules.get("torch._dynamo.utils")
+    return module is not None and bool(module.counters["frames"])
+
+
 def in_compiled_backward() -> bool:
     """Return whether compiled autograd runs the backward pass; it never calls callbacks queued for its end."""
     module = sys.modules.get("torch._dynamo.compiled_autograd")
