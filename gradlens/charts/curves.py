@@ -82,6 +82,8 @@ class Curve:
         fits: The sections of each run; empty lists for a metric that is not a magnitude.
         seeds: The sections over seeds.
         theory: The first step compared with theory; None where there is no prediction, or no first step.
+        places: (M,) where the layers lie over depth, from 1: layers of another section lie between those of the main
+            path that run before and after them.
     """
 
     label: str
@@ -94,6 +96,7 @@ class Curve:
     fits: list[list[DepthFit]]
     seeds: list[SeedFit]
     theory: Theory | None
+    places: FloatArray
 
 
 def make_curves(
@@ -168,7 +171,9 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
     at_start = is_main and metric == ACTIVATION_GRAD and not (steps[0] or 0)
     theory = _theory(runs, per_element, main) if at_start else None
     seeds = over_seeds(fits) if len(runs) > 1 else []
-    return Curve(label, runs, metric, layers, centre[kept], low[kept], high[kept], fits, seeds, theory)
+    path = main_section(runs[0]).layers
+    places = np.arange(1.0, kept.sum() + 1) if is_main else np.interp(main, path, np.arange(1.0, len(path) + 1))
+    return Curve(label, runs, metric, layers, centre[kept], low[kept], high[kept], fits, seeds, theory, places)
 
 
 def _quantiles(run: Run, metric: str, rows: slice, per_element: bool, layers: NDArray[np.int64]) -> FloatArray:

@@ -145,7 +145,7 @@ def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
         colour: The colour of line and band.
         dash: The dash style of the line.
     """
-    x = np.arange(1, len(curve.centre) + 1)
+    x = curve.places
     shown = np.where(np.isfinite(curve.centre), curve.centre, np.nan)
     points: dict[str, Any] = {"marker": ".", "markersize": 4} if len(x) <= MOST_POINTS else {}
     axis.plot(x, shown, color=colour, linestyle=dash, **points)

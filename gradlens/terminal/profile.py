@@ -17,7 +17,6 @@ from gradlens.charts.curves import Curve, say_curve, say_theory
 from gradlens.charts.layer_names import shorten_names
 from gradlens.format import say_signed
 from gradlens.metrics import is_linear, say_metric
-from gradlens.run import FloatArray
 from gradlens.terminal.console import has_colour
 
 MARKS = "ox+*#@&%"
@@ -69,7 +68,8 @@ def _style(number: int, colour: bool) -> str:
 def _lines(curves: Sequence[Curve], width: int, colour: bool) -> list[Text]:
     most = max(len(curve.layers) for curve in curves)
     longest = max(curves, key=lambda curve: len(curve.layers)).layers
-    same = all(layer.name == longest[i].name for curve in curves for i, layer in enumerate(curve.layers))
+    of_one = all(curve.runs == curves[0].runs for curve in curves)  # the main path, and other sections beside it
+    same = of_one or all(layer.name == longest[i].name for curve in curves for i, layer in enumerate(curve.layers))
     names = [layer.name if same else f"layer {i + 1}" for i, layer in enumerate(longest)]
     label = min(max(map(len, names)), MOST_LABEL, width // 3)
     names = shorten_names(names, label)
@@ -80,15 +80,16 @@ def _lines(curves: Sequence[Curve], width: int, colour: bool) -> list[Text]:
     chosen = sorted({round(i) for i in np.linspace(0, most - 1, min(most, MOST_LAYERS))})
     for i in chosen:
         line = Text(f"{names[i][:label]:>{label}} ", style="dim")
-        line.append_text(_row([_at(curve.centre, i) for curve in curves], low, high, cells, colour))
+        line.append_text(_row([_at(curve, i + 1) for curve in curves], low, high, cells, colour))
         lines.append(line)
     if len(chosen) < most:
         lines.append(Text(f"{len(chosen)} of {most} layers, evenly spaced", style="dim"))
     return lines
 
 
-def _at(values: FloatArray, place: int) -> float:
-    return float(values[place]) if place < len(values) else math.nan
+def _at(curve: Curve, place: int) -> float:
+    at = np.flatnonzero(np.round(curve.places) == place)
+    return float(curve.centre[at[0]]) if len(at) else math.nan
 
 
 def _axis(label: int, cells: int, low: float, high: float) -> Text:

@@ -20,6 +20,7 @@ from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_profile
 from gradlens.plots.profile import caption
 from gradlens.plots.style import Look
+from gradlens.run import Layer, Run
 from gradlens.terminal.profile import print_profile
 from tests.charts.test_heatmap import halves
 from tests.conftest import SAMPLE
@@ -159,3 +160,34 @@ def test_many_profiles_are_told_in_one_sentence(make_run) -> None:
     figure = draw_profile(curves, METRIC, look=Look(width="one"))
     figure.draw_without_rendering()
     assert all(axis.get_tightbbox().x1 <= figure.bbox.x1 + 1 for axis in figure.axes)
+
+
+def test_the_layers_of_one_kind_lie_where_they_are_over_depth() -> None:
+    """Query and key run between the same two layers of the main path, and none of them at the left edge."""
+    names = ["emb", *(f"{i}.{part}" for i in range(3) for part in ("q", "k", "out")), "head"]
+    tags = {"q": ("query",), "k": ("key",), "out": ("residual",)}
+    parents = [(), *(each for i in range(0, 9, 3) for each in ((i,), (i,), (i + 1, i + 2))), (9,)]
+    layers = tuple(
+        Layer(name, "Linear", "main", i + 1, 8, 8, tags=tags.get(name.rpartition(".")[2], ()), parents=parents[i])
+        for i, name in enumerate(names)
+    )
+    grid = np.outer(np.ones(6), np.geomspace(1, 2, len(layers))).astype(np.float32)
+    steps, epochs = np.arange(6), np.zeros(6, dtype=np.int32)
+    run = Run("t", Path("t.h5"), layers, steps, epochs, {}, {METRIC: grid}, {}, "complete", {})
+    curves = {curve.label: curve for curve in make_curves([run], METRIC)}
+    assert [layer.name for layer in curves["t"].layers] == [
+        "emb",
+        "0.q",
+        "0.out",
+        "1.q",
+        "1.out",
+        "2.q",
+        "2.out",
+        "head",
+    ]
+    assert curves["t"].places.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert curves["t, query"].places.tolist() == [2, 4, 6]
+    assert curves["t, key"].places.tolist() == [2.5, 4.5, 6.5]
+    assert curves["t, residual"].places.tolist() == [3, 5, 7]
+    lines = draw_profile(list(curves.values()), METRIC).axes[0].get_lines()
+    assert [line.get_xdata().tolist() for line in lines[:4]] == [curve.places.tolist() for curve in curves.values()]
