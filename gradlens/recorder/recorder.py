@@ -72,7 +72,8 @@ def record(
         path: The run file; it appears with the first row. A relative path counts from the working directory at the time
             of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
-            stepped, or when one is about to step a second time. Without an optimizer, call ``recorder.step()``.
+            stepped, or when one is about to step a second time. From then on they step in turn: a step after a
+            backward pass of its own is a row of its own. Without an optimizer, call ``recorder.step()``.
             An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
             recorder follows the optimizer inside.
         metrics: Names from ``gradlens.metrics.METRICS`` that are added to the default ones; "all" adds all, "-NAME"
