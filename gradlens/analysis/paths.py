@@ -27,7 +27,7 @@ LEAST_LAYERS = 3
 """First, last hidden and output layer."""
 LEAST_NEW = 2
 """Layers that a further path must have to itself: a gradient between fewer is not compared."""
-ASIDE = frozenset(("adapter", "expert", "router", "block"))
+ASIDE = frozenset(("adapter", "expert", "router"))
 """Tags of layers that a path is not judged by, as long as there are others."""
 CURVES = ("residual", "attention", "query", "key", "value", "gate")
 """Tags of layers with a profile of their own in a transformer."""
@@ -65,7 +65,20 @@ def find_paths(run: Run, known: NDArray[np.bool_] | None = None) -> list[NDArray
 
 
 def _preferred(run: Run, layers: Iterable[int]) -> list[int]:
-    return [int(i) for i in layers if not ASIDE.intersection(run.layers[i].tags)]
+    return [int(i) for i in layers if not ASIDE.intersection(run.layers[i].tags) and not _is_around(run, int(i))]
+
+
+def _is_around(run: Run, i: int) -> bool:
+    """Return whether a layer is a module around most of the others, or feeds none.
+
+    A block with a parameter of its own (LayerScale) is none: its output is the trunk of a residual network, where the
+    last layer inside a branch that is scaled down has a far smaller gradient.
+    """
+    layer = run.layers[i]
+    if "block" not in layer.tags:
+        return False
+    inside = sum(other.name.startswith(f"{layer.name}.") for other in run.layers)
+    return 2 * inside > len(run.layers) or not any(i in other.parents for other in run.layers)
 
 
 def hidden_layers(run: Run) -> NDArray[np.int64]:

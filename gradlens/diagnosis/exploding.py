@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.gradient_ratio import LEAST_ROWS, late_windows, say_power, say_ratio, say_times
+from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
@@ -92,6 +92,22 @@ def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
     return law + ALLOWED_DECADES, f"{reason}; a factor of 70 on top of it: Zhang et al. 2021, AutoTrainer, ICSE"
 
 
+def grows_over_depth(ratio: GradientRatio, decades: FloatArray) -> bool:
+    """Return whether gradients grow from layer to layer, and are not large at layers of the trunk alone.
+
+    In a residual network whose branches are scaled down (LayerScale, SkipInit), layers of the trunk have far larger
+    gradients than layers inside a branch, at any depth. So a layer that feeds the output layer past all others does not
+    count, and of the others up to the last that is larger by the factor 70, at least half must be.
+
+    Args:
+        ratio: The layers that are compared, M of them.
+        decades: (M - 1,) log10 of the ratio of each hidden layer's gradient to the last one's, input first.
+    """
+    feeds_output = np.isin(ratio.indices[:-1], ratio.layers[-1].parents)
+    large = decades[~feeds_output] > ALLOWED_DECADES
+    return bool(large.any()) and float(large[: int(np.flatnonzero(large)[-1]) + 1].mean()) >= 0.5
+
+
 def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     """Find a growth over depth in the windows at the end of the rows, or at the end of those before a non-finite row.
 
@@ -116,7 +132,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         for part, name in late_windows(n)
     ]
     late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])
-    if not (typical > line).any():
+    if not (typical > line).any() or not grows_over_depth(ratio, median(late, axis=0)):
         return None
     top = int(np.argmax(typical))
     names = rec.names(path)

@@ -18,7 +18,7 @@ from gradlens.analysis.depth import fit_depth, theil_sen
 from gradlens.analysis.gradient_ratio import VANISH_DECADES, say_fate, say_power, say_ratio
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.exploding import allowed_growth
+from gradlens.diagnosis.exploding import allowed_growth, grows_over_depth
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
@@ -253,7 +253,8 @@ def _exploding(samples: Sequence[WeightSample]) -> Finding | None:
         line, source = allowed_growth(rec, len(rec.ratio.layers))
         early = np.nan_to_num(rec.ratio.decades[0, :-1], nan=-np.inf)
         top = int(np.argmax(early))
-        tops.append((float(early[top]), rec.ratio.layers[top].name))
+        highest = float(early[top]) if grows_over_depth(rec.ratio, early) else -math.inf
+        tops.append((highest, rec.ratio.layers[top].name))
         lines.append(line)
         sources.append(source)
     k, confidence = _counted(samples, lambda i: tops[i][0] > lines[i])
