@@ -101,7 +101,7 @@ class Gradlens(Way):
         It takes the time from step to step for this training's own, as it is in every loop but this one: without this,
         its account and the rule "auto" would go by steps that are three times too long.
         """
-        self._recorder._steps._began += time.perf_counter() - self._left
+        self._recorder._steps.state.began += time.perf_counter() - self._left
 
     def after_step(self, loss: float | Tensor) -> None:
         """Log the loss, as everybody does."""

@@ -26,7 +26,7 @@ def record_case(case: Case, steps: int) -> tuple[ListSink, list[Truth]]:
     ) as recorder:
         for step in range(steps):
             case.before_step(model, step)
-            truths.append(find_truth(case, model, step))
+            truths.append(find_truth(case, model, step, optimizer.state_dict()))
             args, kwargs = case.inputs(step)
             torch.manual_seed(step)
             optimizer.zero_grad()

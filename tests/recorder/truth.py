@@ -86,8 +86,8 @@ class Truth:
     activation_rms: dict[str, float]
 
 
-def find_truth(case: Case, model: nn.Module, step: int) -> Truth:
-    """Train an independent copy for one step, with probes on every output."""
+def find_truth(case: Case, model: nn.Module, step: int, state: dict[str, Any] | None = None) -> Truth:
+    """Train an independent copy for one step, with probes on every output; ``state`` is that of its optimizer."""
     model = without_recorder(model)
     modules = choose_layers(model, case.layers)
     asked = {name: Seen() for name in modules}
@@ -96,6 +96,8 @@ def find_truth(case: Case, model: nn.Module, step: int) -> Truth:
         for name, module in modules.items()
     ]
     optimizer = case.optimizer(model)
+    if state is not None:
+        optimizer.load_state_dict(copy.deepcopy(state))
     args, kwargs = case.inputs(step)
     torch.manual_seed(step)
     model.zero_grad()

@@ -53,12 +53,15 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def layout(path: Path) -> dict[str, Any]:
-    """List what a file holds: every group and data set with its type and shape, every attribute."""
+    """List what a file holds: every group and data set with its type and shape, every attribute.
+
+    The length of the facts depends on their numbers, so their keys stand for them.
+    """
     found: dict[str, Any] = {}
     with h5py.File(path, "r") as file:
         found["attributes"] = sorted(file.attrs)
         file.visititems(lambda name, item: found.update({name: (getattr(item, "dtype", 0), getattr(item, "shape", 0))}))
-    return found
+    return {**found, "state/facts_json": sorted(read_run(path).facts)}
 
 
 def assert_close(got: Run, whole: Run, bound: float) -> None:
