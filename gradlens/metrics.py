@@ -153,6 +153,18 @@ METRICS: dict[str, Metric] = {
             (-1.0, 1.0),
             measured_by="activations",
         ),
+        Metric(
+            "gradient_through_time",
+            "gradient w.r.t. the first hidden state / the last one",
+            "log",
+            25,
+            "of_the_sums",
+            "It is measured at recurrent layers alone: the part of the gradient of the last time step's output that "
+            "arrives at the first time step. A linear recurrence that scales by rho has rho^(T-1) over T time steps. "
+            "Far below 1 the layer cannot learn from inputs that far back; far above 1 its gradient explodes. For an "
+            "LSTM it is taken over hidden and cell states. Longer sequences have smaller values.",
+            measured_by="gradient_through_time",
+        ),
     )
 }
 
@@ -160,8 +172,10 @@ DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "
 """``nonfinite_count`` is added to these where a GradScaler is in use."""
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
+METRIC_OF_TIME = "gradient_through_time"
+"""Recorded for every model that has recurrent layers."""
 METRICS_ON_REQUEST: tuple[str, ...] = tuple(
-    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS)
+    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS, METRIC_OF_TIME)
 )
 
 DERIVED_METRICS: dict[str, Metric] = {

@@ -29,6 +29,7 @@ from gradlens.diagnosis.plateau import plateau
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import setup
+from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
@@ -63,14 +64,14 @@ def diagnose(run: Run) -> Diagnosis:
     if is_satisfied(rec):
         explained |= set(rec.names(range(len(rec.run.layers))))
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
-    findings = [_with_sum(rec, finding) for finding in _signal_findings(rec, learning, notes)]
+    findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]
     if not findings and not exact:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
-    if not findings and (findings := plateau(rec, learning)) and learning.verdict == "yes":
+    if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
     notes += [item.said for item in intended]
     notes += _notes_on_rows(rec)
@@ -101,9 +102,14 @@ def _notes_on_rows(rec: Recording) -> list[str]:
     return notes
 
 
-def _with_sum(rec: Recording, finding: Finding) -> Finding:
-    """Add to an explosion that the loss is a sum over elements, where it is."""
-    said = Network(rec).sum_of_losses() if finding.kind in ("exploding", "nonfinite") else ""
+def _with_causes(rec: Recording, finding: Finding) -> Finding:
+    """Add to an explosion that the gradient grows through time, or that the loss is a sum over elements."""
+    if finding.kind not in ("exploding", "nonfinite"):
+        return finding
+    if grows := say_growth(rec):
+        fix = f"{Network(rec).clip()} Initialise the recurrent weights orthogonally."
+        finding = replace(finding, evidence=f"{finding.evidence}; {grows}", remedy=fix)
+    said = Network(rec).sum_of_losses()
     if not said:
         return finding
     fix = "Average the loss instead (reduction='mean'), or divide the learning rate by that number."

@@ -115,11 +115,14 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "vanishing": Explanation(
         "The first layer's gradient norm is less than 1/1,000 of the last hidden layer's to the end, and the first "
-        "layers hardly learn. Behind a norm, |W| |dL/dW| must show it, too. An exact zero is a zero_gradient.",
-        "Zhang et al. 2021, AutoTrainer.",
+        "layers hardly learn. Behind a norm, |W| |dL/dW| must show it, too. An exact zero is a zero_gradient. In a "
+        "recurrent layer of a model that does not learn, the same holds from the last time step to the first "
+        "(gradient_through_time).",
+        "Zhang et al. 2021, AutoTrainer; Pascanu, Mikolov & Bengio 2013 for the gradient through time.",
         (
             ("bounded activation functions, or weights that are too small", "use ReLU with He initialisation"),
             ("depth without shortcuts or norms", "add them, or use fewer layers"),
+            ("a recurrent layer that forgets", "an LSTM with a forget gate's bias of 1, shorter sequences, attention"),
         ),
     ),
     "frozen": Explanation(

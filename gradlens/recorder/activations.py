@@ -111,10 +111,11 @@ class CallHook:
     Args:
         act: Called with module, input and output.
         on_error: Called with an error.
+        whole: Whether ``act`` gets all arguments, as a tuple and a dictionary, in place of the input.
     """
 
-    def __init__(self, act: Callable[[nn.Module, Any, Any], None], on_error: OnError) -> None:
-        self._act, self._on_error = act, on_error
+    def __init__(self, act: Callable[[nn.Module, Any, Any], None], on_error: OnError, *, whole: bool = False) -> None:
+        self._act, self._on_error, self._whole = act, on_error, whole
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Read the call; ``torch.compile`` may trace this."""
@@ -124,10 +125,10 @@ class CallHook:
     def _call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        x = args[0] if args else kwargs.get("input")
+        given = (args, kwargs) if self._whole else args[0] if args else kwargs.get("input")
         try:
             if not is_transformed(output):
-                self._act(module, x, output)
+                self._act(module, given, output)
         except Exception as error:
             self._on_error(error)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gradlens.metrics import METRICS
+from gradlens.metrics import METRIC_OF_TIME, METRICS
 from gradlens.recorder.norms import HostNorms
 
 CHANGE = "change"
@@ -21,12 +21,15 @@ SIGNAL, NOISE = "signal", "noise"
 SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
 PATH_PRODUCT = "path_product"
 """The inner product of the gradients that return through a block's shortcut and through its branch."""
+FIRST_STATE, LAST_STATE = "first_state_grad_norm", "last_state_grad_norm"
+"""Norms of the gradients of a recurrent layer's states after the first and the last time step."""
 
 ADDENDS: dict[str, tuple[str, ...]] = {
     "update_ratio": (CHANGE, "param_norm"),
     "activation_rms": (OUTPUT_NORM, OUTPUT_NUMEL),
     "zero_fraction": (ZEROS, ACTIVATED),
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
+    METRIC_OF_TIME: (FIRST_STATE, LAST_STATE),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
     **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }

@@ -20,6 +20,7 @@ from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.fact_finder import FactFinder
+from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.intervals import make_intervals
@@ -120,7 +121,7 @@ def record(
         raise ConfigError("resume=True appends to a run, overwrite=True replaces it: choose one of them")
     if first_step is not None and first_step < 0:
         raise ConfigError(f"first_step must be a whole number from 0, got {first_step!r}")
-    names = choose_metrics(metrics)
+    names = choose_metrics(metrics, default_metrics(model))
     ranks = find_ranks(model)
     found = None
     if resume:

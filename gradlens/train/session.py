@@ -19,9 +19,10 @@ from gradlens.config import RunConfig
 from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
-from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS, choose_metrics
+from gradlens.metrics import METRICS_OF_PATHS, choose_metrics
 from gradlens.models import build_model
 from gradlens.recorder import Recorder
+from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Status
 from gradlens.specs import parse_data, parse_model, parse_schedule
@@ -115,7 +116,7 @@ def _prepare(
 def metrics_of(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
     """Return the metrics to record: the defaults, those of residual blocks if there are any, and the chosen ones."""
     of_paths = METRICS_OF_PATHS if find_blocks(model) else ()
-    return choose_metrics(config.metrics, (*DEFAULT_METRICS, *of_paths))
+    return choose_metrics(config.metrics, (*default_metrics(model), *of_paths))
 
 
 def _bounded(config: RunConfig) -> dict[str, str]:
