@@ -44,7 +44,7 @@ def train(faulty, record):
     )
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, nesterov=True)
     with record(net, optimizer=optimizer) as recorder:
-        for _ in range(8):
+        for epoch in range(8):
             total = 0.0
             for images, labels in loader:
                 loss = nn.functional.cross_entropy(net(images), labels)
@@ -52,7 +52,7 @@ def train(faulty, record):
                 loss.backward()
                 optimizer.step()
                 total += loss.item() / len(loader)
-            recorder.log_epoch(train_loss=total)
+            recorder.log_epoch(epoch=epoch, train_loss=total)
     net.eval()
     with torch.no_grad():
         out = net(x[2000:])

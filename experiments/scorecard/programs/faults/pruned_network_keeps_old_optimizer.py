@@ -52,7 +52,7 @@ def train(faulty, record):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     for _ in range(100):
         x, y = batch(centres, 64)
-        optimizer.zero_grad()
+        net.zero_grad()
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
     speedup(net, keep=16)
