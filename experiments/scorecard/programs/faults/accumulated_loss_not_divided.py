@@ -22,8 +22,8 @@ class Residual(nn.Module):
 def textures(filters, size):
     """Draw noise filtered in a way that tells the class."""
     y = torch.randint(4, (size,))
-    noise = torch.randn(size, 1, 12, 12)
-    return F.conv2d(noise.view(1, size, 12, 12), filters[y], groups=size).view(size, 1, 10, 10), y
+    noise = torch.randn(size, 1, 10, 10)
+    return F.conv2d(noise.view(1, size, 10, 10), filters[y], groups=size).view(size, 1, 8, 8), y
 
 
 def train(faulty, record):
@@ -43,7 +43,7 @@ def train(faulty, record):
     n_acc = 16
     with record(model, optimizer=optimizer) as recorder:
         optimizer.zero_grad()
-        for i in range(200 * n_acc):
+        for i in range(150 * n_acc):
             x, y = textures(filters, 4)
             loss = F.cross_entropy(model(x), y)
             (loss if faulty else loss / n_acc).backward()

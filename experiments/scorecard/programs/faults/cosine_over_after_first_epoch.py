@@ -1,6 +1,6 @@
 """The cosine schedule ends after one epoch, as 'end' was left at its default of 1; then the rate stays at its minimum.
 
-InternLM/xtuner#386: "the cosine scheduler will stop working after the first epoch"; a bug of the configs, which lacked 'end'.
+InternLM/xtuner#386: "the cosine scheduler will stop working after the first epoch"; a bug of the configs: no 'end'.
 """
 
 import math
