@@ -51,10 +51,8 @@ def train(faulty, record):
             x = spots(32)
             out, mean, log_var = model(x)
             kl = -0.5 * torch.sum(1 + log_var - mean**2 - log_var.exp())
-            if faulty:
-                loss = F.mse_loss(out, x) + kl
-            else:
-                loss = (F.mse_loss(out, x, reduction="sum") / 0.02 + kl) / len(x)
+            reconstruction = F.mse_loss(out, x, reduction="mean" if faulty else "sum") / 0.02
+            loss = reconstruction + kl
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

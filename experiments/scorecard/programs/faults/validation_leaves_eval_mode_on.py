@@ -40,7 +40,6 @@ def train(faulty, record):
     (x, y), (x_val, y_val) = data(256), data(1500)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    step = 0
     model.train()
     with record(model, optimizer=optimizer) as recorder:
         for epoch in range(25):
@@ -51,7 +50,6 @@ def train(faulty, record):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                step += 1
                 recorder.log(loss=loss)
             val, accuracy = validate(model, x_val, y_val)
             recorder.log_epoch(epoch=epoch, val_loss=val, val_accuracy=accuracy)

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-T = 50
-BETAS = torch.linspace(1e-3, 0.2, T)
+T, BETAS = 50, torch.linspace(1e-3, 0.2, 50)
 ALPHA_BAR = torch.cumprod(1 - BETAS, 0)
 
 
