@@ -18,7 +18,7 @@ class NextToken(nn.Module):
         return self.logits(self.rnn(self.lookup(ids))[0])
 
 
-def rhythm(n):
+def sequences(n):
     """Return rows in which each symbol is the sum of the two before, modulo 12, with some noise."""
     rows = [torch.randint(12, (n,)), torch.randint(12, (n,))]
     for _ in range(14):
@@ -35,7 +35,7 @@ def train(faulty, record):
     limit = 0.001 if faulty else 1.0
     with record(model, optimizer=optimizer) as recorder:
         for _ in range(300):
-            ids = rhythm(32)
+            ids = sequences(32)
             loss = F.cross_entropy(model(ids[:, :-1]).transpose(1, 2), ids[:, 1:])
             optimizer.zero_grad()
             loss.backward()
@@ -43,7 +43,7 @@ def train(faulty, record):
             optimizer.step()
             recorder.log(loss=loss, lr=0.5)
     with torch.no_grad():
-        ids = rhythm(500)
+        ids = sequences(500)
         out = model(ids[:, :-1])
     accuracy = (out.argmax(-1) == ids[:, 1:]).float().mean().item()
     return {"loss": F.cross_entropy(out.transpose(1, 2), ids[:, 1:]).item(), "accuracy": accuracy}

@@ -34,7 +34,7 @@ class Siren(nn.Module):
         return self.net(coordinates)
 
 
-def picture(side):
+def image(side):
     """Return coordinates in [-1, 1] and an image of rings and a step."""
     axis = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -45,7 +45,7 @@ def picture(side):
 def train(record):
     """Fit; return the squared error at the trained pixels and the signal-to-noise ratio in decibels."""
     torch.manual_seed(0)
-    coordinates, grey = picture(48)
+    coordinates, grey = image(48)
     model = Siren()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with record(model, optimizer=optimizer) as recorder:
