@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+import gradlens
 from tests.processes import PATIENCE
 
 CARD = Path(__file__).parent.parent / "experiments" / "scorecard"
@@ -96,3 +100,72 @@ def test_each_fault_has_a_twin_and_a_reason() -> None:
     code += "assert len(bad) >= 16 and len(all_of) - len(bad) >= 12"
     done = subprocess.run([sys.executable, "-c", code, str(CARD)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PROGRAMS = CARD / "programs"
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("programs_card", PROGRAMS / "card.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "programs_card", module)
+    monkeypatch.syspath_prepend(str(CARD))
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_program_has_its_truth(programs: ModuleType) -> None:
+    items = programs.programs()
+    assert {item.script for item in items} == {*PROGRAMS.glob("faults/*.py"), *PROGRAMS.glob("works/*.py")}
+    names = [(item.name, item.variant) for item in items]
+    assert len(names) == len(set(names))
+    faults = [item for item in items if item.variant == programs.FAULTY]
+    assert len(faults) >= 60
+    assert len(items) - len(faults) >= 100
+    for item in faults:
+        assert item.truth["thread"], item.name
+        assert len(item.truth["cause"]) > 20, item.name
+        assert not re.search(item.truth["says"], "healthy: no fault was found", re.I), item.name
+    hard = [item for item in faults if item.truth.get("may_miss")]
+    assert len(hard) <= len(faults) / 6
+    held = [item for item in items if item.held_out]
+    assert 0.3 < len(held) / len(items) < 0.7
+
+
+def test_a_program_is_judged_by_its_truth(programs: ModuleType, tmp_path: Path) -> None:
+    truth = {"says": "plateau", "first_layer": []}
+    path = tmp_path / "run.h5"
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradlens.record(model, path, optimizer=optimizer) as recorder:
+        for _ in range(150):
+            optimizer.zero_grad()
+            (model(torch.randn(4, 2)) * torch.randn(4, 1)).mean().backward()
+            optimizer.step()
+            recorder.log(loss=1 + 0.01 * float(torch.randn(())))
+    faulty = programs.ask(programs.Item("a", programs.FAULTY, "x", truth), path, "gradlens")
+    assert (faulty.kind, faulty.right, faulty.learning) == ("plateau", True, "no")
+    wrong = programs.ask(programs.Item("a", programs.FAULTY, "x", {"says": "clip"}), path, "gradlens")
+    assert wrong.alarm
+    assert not wrong.right
+    assert not programs.ask(programs.Item("a", programs.TWIN, "x", truth), path, "gradlens").right
+
+
+@pytest.mark.slow
+def test_the_card_of_programs_runs(tmp_path: Path) -> None:
+    known = {path.stem for path in PROGRAMS.glob("works/*.py")}
+    names = f"gradients_never_cleared,{sorted(known)[0]}"
+    command = [sys.executable, str(PROGRAMS / "card.py"), "--jobs", "1", "--only", names]
+    done = subprocess.run(
+        [*command, "--runs", str(tmp_path / "runs"), "-o", str(tmp_path)],
+        capture_output=True, text=True, timeout=6 * PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "programs.json").read_text(encoding="utf-8"))["answers"]
+    ours = {(a["name"], a["variant"]): a for a in kept if a["tool"] == "gradlens"}
+    assert ours["gradients_never_cleared", "faulty"]["right"]
+    assert len(ours) == 3
