@@ -38,6 +38,7 @@ def test_it_needs_torch_and_numpy_alone() -> None:
             assert {name.split(".")[0] for name in names} <= ALLOWED, path.name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_all_that_can_be_measured_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "device.json"
@@ -231,6 +232,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> checks.Part:
     return GpuPart("cpu", quick=True, deadline=time.time() + 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_graphs_are_judged(gpu: checks.Part, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs.measure(gpu)
@@ -294,6 +296,7 @@ def test_a_step_that_waits_for_a_busy_gpu_is_found(gpu: checks.Part, monkeypatch
     assert (found["status"], found["reason"]) == ("fail", "waited: ordinary row")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_streams_are_compared(gpu: checks.Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "STEPS", 3)

@@ -169,6 +169,7 @@ def pages(extended: Path) -> None:
     command(extended, "report", "-o", "halaman.md", "--lang", "id")
 
 
+@pytest.mark.slow
 def test_the_copy_is_what_runs(extended: Path) -> None:
     assert Path(call(extended, "-c", "import gradlens; print(gradlens.__file__)").strip()).is_relative_to(extended)
 

@@ -79,6 +79,7 @@ def test_nothing_is_public_by_accident() -> None:
     assert set(starred) - {"__builtins__"} == set(gradlens.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

@@ -44,6 +44,7 @@ def two_nets(make_run) -> list[Run]:
     return read_runs("runs")
 
 
+@pytest.mark.slow
 def test_without_the_study_all_else_works(two_nets: list[Run], tmp_path: Path) -> None:
     arguments = json.dumps([*WORK, ["claims"]])
     done = subprocess.run(

@@ -197,6 +197,7 @@ def test_a_reader_that_leaves_early_does_not_lose_the_picture(make_run) -> None:
     assert Path("figures/heatmap-net-s0.png").exists()
 
 
+@pytest.mark.slow
 def test_a_factory_in_a_module_of_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("my_nets_here.py").write_text("from torch import nn\ndef build(): return nn.Flatten()\n")
     script = "import sys; sys.path = [p for p in sys.path if p]; from gradlens.cli import main; main()"

@@ -38,9 +38,13 @@ class Later:
 
 
 def needs(*packages: str) -> list[pytest.MarkDecorator]:
-    """Return the marks of a module whose tests need these packages."""
+    """Return the marks of a module whose tests need these packages, which take seconds to import."""
     missing = [name for name in packages if find_spec(name) is None]
-    return [pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"), *ONLY_OURS]
+    return [
+        pytest.mark.slow,
+        pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
+        *ONLY_OURS,
+    ]
 
 
 Norms = dict[str, float]

@@ -21,6 +21,7 @@ from tests.processes import PATIENCE
 from tests.recorder.distributed_recording_cases import CASES, FAILING, STEPS, build, run
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo"),
     pytest.mark.usefixtures("one_thread"),
 ]

@@ -71,7 +71,11 @@ def true_gradients(model: nn.Module, names: list[str], images: Tensor, labels: T
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("resnet34", "resnet34-B", "plain34-nobn")))
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow]
+            * (name in ("resnet34", "resnet34-B", "plain34-nobn", "plain34", "torchvision-resnet18")),
+        )
         for name in MODELS
     ],
 )

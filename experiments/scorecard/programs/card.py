@@ -15,17 +15,18 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import math
+import multiprocessing
 import re
-import subprocess
 import sys
 import tempfile
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,31 +132,13 @@ def load(script: Path) -> Callable[..., dict[str, float]]:
     return module.train
 
 
-class Silent:
-    """A recorder that records nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Take every call."""
-        return lambda *args, **kwargs: None
-
-
-@contextlib.contextmanager
-def no_record(*models: Any, **options: Any) -> Iterator[Silent]:
-    """Record nothing."""
-    yield Silent()
-
-
-def train_one(script: Path, variant: str, out: Path | None, metrics: Sequence[str]) -> None:
-    """Train a program in this process, and print what it achieves as JSON; the recording is named when it is whole."""
+def train_one(script: Path, variant: str, out: Path, metrics: Sequence[str]) -> None:
+    """Train a program in this process; the recording, and what it achieves as JSON, are named when they are whole."""
     import torch
 
-    torch.set_num_threads(1)
-    train, arguments = load(script), () if variant == WORKS else (variant == FAULTY,)
-    if out is None:
-        print(json.dumps(train(*arguments, record=no_record)))
-        return
     import gradlens
 
+    torch.set_num_threads(1)
     part = out.with_suffix(".part.h5")
 
     def record(model: Any, **options: Any) -> Any:
@@ -163,29 +146,37 @@ def train_one(script: Path, variant: str, out: Path | None, metrics: Sequence[st
             model, part, **({"metrics": list(metrics)} if metrics else {}), overwrite=True, **options
         )
 
+    arguments = () if variant == WORKS else (variant == FAULTY,)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        achieved = train(*arguments, record=record)
+        achieved = load(script)(*arguments, record=record)
     part.replace(out)
     out.with_suffix(".json").write_text(json.dumps(achieved), encoding="utf-8")
 
 
-def recorded(item: Item, folder: Path, metrics: Sequence[str]) -> tuple[Path, str]:
-    """Return the recording of an item and, where it failed, the last line of its error."""
+def recorded(item: Item, folder: Path, metrics: Sequence[str]) -> str:
+    """Record an item where it is missing, in a process of its own; return the last line of its error, or ""."""
     out = folder / f"{item.name}-{item.variant}.h5"
     mark = hashlib.sha256(item.script.read_bytes()).hexdigest()
     noted = out.with_suffix(".sha256")
     if out.exists() and noted.exists() and noted.read_text() == mark:
-        return out, ""
-    command = [sys.executable, __file__, "train", str(item.script), item.variant, str(out), *metrics]
+        return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=folder)
-    except subprocess.TimeoutExpired:
-        return out, "it took more than 600 s"
-    if done.returncode:
-        return out, (done.stderr.strip().splitlines() or ["no message"])[-1]
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_one(item.script, item.variant, out, metrics)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     noted.write_text(mark)
-    return out, ""
+    return ""
+
+
+def record_all(items: Sequence[Item], folder: Path, metrics: Sequence[str], jobs: int) -> list[str]:
+    """Record items, each in a process that is forked from one that has imported torch; return their errors."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "gradlens.recorder.recorder"])
+    record = functools.partial(recorded, folder=folder, metrics=metrics)
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        return list(pool.map(record, items))
 
 
 def ask(item: Item, path: Path, tool: str) -> Answer:
@@ -305,10 +296,6 @@ def program_tables(answers: Sequence[Answer], folder: Path) -> list[str]:
 def main(given: Sequence[str] | None = None) -> int:
     """Make the card."""
     arguments = list(sys.argv[1:] if given is None else given)
-    if arguments[:1] == ["train"]:
-        script, variant, out, *metrics = arguments[1:]
-        train_one(Path(script), variant, None if out == "-" else Path(out), metrics)
-        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="names, with commas between them")
@@ -323,10 +310,9 @@ def main(given: Sequence[str] | None = None) -> int:
     only, metrics = set(filter(None, args.only.split(","))), list(filter(None, args.metrics.split(",")))
     halves = {"both": (True, False), "open": (False,), "held-out": (True,)}[args.half]
     items = [i for i in programs() if (not only or i.name in only) and i.held_out in halves]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(pool.map(functools.partial(recorded, folder=folder, metrics=metrics), items))
     answers = []
-    for item, (path, error) in zip(items, done, strict=True):
+    for item, error in zip(items, record_all(items, folder, metrics, args.jobs), strict=True):
+        path = folder / f"{item.name}-{item.variant}.h5"
         if error:
             print(f"{item.name} ({item.variant}) was not recorded: {error}", file=sys.stderr)
             continue
