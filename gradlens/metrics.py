@@ -112,6 +112,18 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
+            "dead_fraction",
+            "share of units whose gradient is exactly 0 in three recordings in succession",
+            "linear",
+            10,
+            "share",
+            "A unit is a row of a linear layer's weight or a filter of a convolution. Behind a ReLU, a unit that no "
+            "example of a batch switches on gets a gradient of exactly 0; sparse units are on for some other batch. "
+            "Some dead units are common; a layer whose units are nearly all dead passes nothing on.",
+            (0.0, 1.0),
+            measured_by="dead_units",
+        ),
+        Metric(
             "grad_coherence",
             "cosine between the weight gradients of two halves of the batch",
             "linear",
@@ -168,10 +180,13 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-DEFAULT_METRICS: tuple[str, ...] = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio")
+DEFAULT_METRICS: tuple[str, ...] = (
+    *("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "dead_fraction"),
+)
 """``nonfinite_count`` is added to these where a GradScaler is in use."""
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
+DEAD_UNITS = "dead_fraction"
 METRIC_OF_TIME = "gradient_through_time"
 """Recorded for every model that has recurrent layers."""
 METRICS_ON_REQUEST: tuple[str, ...] = tuple(

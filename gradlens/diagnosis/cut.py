@@ -7,6 +7,8 @@ from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
+LEAST_PASSES = 2
+"""Passes with new parameters from which on they count as made anew; a second model's parameters stay the same."""
 HOW = {
     "detached": "its output is taken out of the graph (.detach(), .data, .item(), .numpy() or a new tensor)",
     "no_grad": "it runs without a graph (torch.no_grad, inference_mode or requires_grad_(False) on what it gets)",
@@ -25,7 +27,7 @@ def cut(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_no_graph(rec), *_behind_a_cut(rec), *_not_registered(rec)]
+    return [*_no_graph(rec), *_behind_a_cut(rec), *_not_registered(rec), *_made_anew(rec)]
 
 
 def _no_graph(rec: Recording) -> list[Finding]:
@@ -93,6 +95,31 @@ def _not_registered(rec: Recording) -> list[Finding]:
             "layers in a plain Python container",
         )
         for item in lists
+    ]
+
+
+def _made_anew(rec: Recording) -> list[Finding]:
+    """Find parameters of which each backward pass that was read has new ones: layers that are made in forward."""
+    strange = [
+        item
+        for item in rec.setup.graph.entries("unregistered")
+        if item.flag("parameter") is True and item.flag("in_optimizer") is not True and not item.text("held_in")
+    ]
+    passes = {item.whole("since") for item in strange}
+    if len(passes) < LEAST_PASSES or len({(item.whole("count"), item.whole("numel")) for item in strange}) > 1:
+        return []
+    return [
+        exact_finding(
+            "cut",
+            (),
+            (min(passes), rec.last_step),
+            f"in each of the {plural(len(passes), 'pass', 'passes')} that were read, the loss depends on "
+            f"{plural(strange[0].whole('count'), 'new parameter')} with {strange[0].whole('numel'):,} elements that "
+            "are not in the model and in no optimizer: layers or parameters are made anew in every forward pass",
+            "Make these layers once, in __init__ of their module, and only call them in forward; make the optimizer "
+            "after that.",
+            "parameters are made in the forward pass",
+        )
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
+from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.network import LARGE_STEP, Network
@@ -12,14 +13,18 @@ from gradlens.diagnosis.recorded_rows import (
     ZEROS,
     Recording,
     share_beyond,
+    since,
     steps_beyond,
     window_beyond,
 )
 from gradlens.format import plural
+from gradlens.metrics import DEAD_UNITS
 
 DEAD_SHARE = 0.99
 """smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here the share is over all units of a
 layer. A healthy ReLU outputs about half zeros."""
+MOSTLY_DEAD, HALF_DEAD = 0.9, 0.5
+"""Shares of dead units that count as a fault beside a loss that does not fall, and as a note."""
 
 
 def dead(rec: Recording, learning: Learning) -> list[Finding]:
@@ -38,13 +43,13 @@ def dead(rec: Recording, learning: Learning) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     if not rec.has(ZEROS) or len(rec.series(ZEROS)) < LEAST_ROWS // 2:
-        return _no_input(rec)
+        return _no_input(rec) or _few_left(rec, learning)
     series = rec.series(ZEROS)
     late, window, typical = window_beyond(series, DEAD_SHARE)
     least = DEAD_SHARE if learning.verdict == "no" else 1 - 1e-9
     layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical) > least))
     if not layers:
-        return _no_input(rec)
+        return _no_input(rec) or _few_left(rec, learning)
     names, worst = rec.names(layers), float(typical[layers].max())
     return [
         Finding(
@@ -91,6 +96,64 @@ def _no_input(rec: Recording) -> list[Finding]:
             )
         ]
     return []
+
+
+def _few_left(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find hidden layers most of whose units never get a gradient, in a model that does not learn.
+
+    Layers whose gradient is exactly 0 altogether are for ``zero_gradient``. The last layers are left out: an output
+    without a target has no gradient either. Confidence: by Laplace's rule of succession over the late values.
+
+    Returns:
+        The findings.
+    """
+    if learning.verdict != "no" or not rec.has(DEAD_UNITS):
+        return []
+    series = rec.series(DEAD_UNITS)
+    typical = np.nan_to_num(median(series.values[series.late], axis=0))
+    used = {parent for layer in rec.run.layers for parent in layer.parents}
+    hidden = [int(i) for i in (used or rec.run.main_layers()[:-1])]
+    layers = rec.in_order(np.array([i for i in hidden if MOSTLY_DEAD <= typical[i] < 1], dtype=np.int64))
+    if not layers:
+        return []
+    worst = max(layers, key=lambda i: typical[i])
+    column = series.values[:, worst]
+    beyond = int((np.nan_to_num(column[series.late]) >= MOSTLY_DEAD).sum())
+    return [
+        Finding(
+            "dead",
+            rec.names(layers),
+            (int(series.steps[since(column >= MOSTLY_DEAD)]), rec.last_step),
+            f"{typical[worst]:.0%} of the units of {quoted(rec.run.layers[worst].name)} get a gradient of exactly 0 in "
+            f"three recordings in succession, in the later half; {plural(len(layers), 'hidden layer')} in all; "
+            f"{learning.evidence}",
+            f"at least {MOSTLY_DEAD:.0%} dead units in a hidden layer of a model that does not learn",
+            "smdebug, DeadRelu, judges activations; each unit alone, over three recordings, is this project's",
+            _revive(rec),
+            (beyond + 1) / (len(column[series.late]) + 2),
+        )
+    ]
+
+
+def say_dead_units(rec: Recording) -> list[str]:
+    """Return a note on hidden layers half of whose units never get a gradient, or nothing.
+
+    Args:
+        rec: The recording.
+    """
+    if not rec.has(DEAD_UNITS):
+        return []
+    series = rec.series(DEAD_UNITS)
+    typical = np.nan_to_num(median(series.values[series.late], axis=0))
+    used = {parent for layer in rec.run.layers for parent in layer.parents}
+    layers = [i for i in sorted(used) if HALF_DEAD <= typical[i] < 1]
+    if not layers:
+        return []
+    most = max(layers, key=lambda i: typical[i])
+    return [
+        f"in {plural(len(layers), 'hidden layer')}, at least half of the units get no gradient in three recordings in "
+        f"succession ({quoted(rec.run.layers[most].name)}: {typical[most]:.0%}): dead units, or inputs that are 0"
+    ]
 
 
 def _revive(rec: Recording) -> str:

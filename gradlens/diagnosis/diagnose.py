@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import cut
-from gradlens.diagnosis.dead import dead
+from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
 from gradlens.diagnosis.frozen import frozen, slow
@@ -74,6 +74,8 @@ def diagnose(run: Run) -> Diagnosis:
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
     notes += [item.said for item in intended]
+    if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
+        notes += say_dead_units(rec)
     notes += _notes_on_rows(rec)
     missing = "" if findings else _missing(rec, explained)
     return replace(

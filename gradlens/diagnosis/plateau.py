@@ -114,6 +114,12 @@ def _say_steps(rec: Recording) -> str:
 def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     """Return what to look at next, in the order in which public reports of this kind were solved."""
     network, step = Network(rec), usual_update(rec)
+    if learning.worse:
+        return (
+            f"Look at the sign of the loss: an optimizer makes it smaller, so what is to grow ({learning.worse}) needs "
+            "a minus in it. Then look at the order of arguments, and whether each optimizer has the parameters that "
+            "its loss is to train."
+        )
     if too_large or step > LARGE_STEP:
         return network.slow_down()
     if step < SMALL_STEP:

@@ -13,7 +13,7 @@ from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
 from gradlens.diagnosis.loss import FELL, loss_fell
-from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import (
     UPDATE,
     Recording,
@@ -80,7 +80,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
             "hardly learn",
             "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3; a ratio, as all gradients are tiny "
             "near convergence",
-            _remedy(rec),
+            _remedy(rec) if begins < LEAST_ROWS or Network(rec).first_update() <= LARGE_STEP else _late(rec),
             confidence,
         )
     ]
@@ -121,6 +121,14 @@ def _remedy(rec: Recording) -> str:
     ]
     said = [part for part in parts if part]
     return f"{', '.join(said[:-1])}, or {said[-1]}.".capitalize().replace("relu", "ReLU").replace("he init", "He init")
+
+
+def _late(rec: Recording) -> str:
+    """Return the remedy for a gradient that arrived at first: what came between were updates that are too large."""
+    return (
+        f"In the first rows the gradient arrived, and the first update changed a layer by "
+        f"{Network(rec).first_update():.0%} of its norm. {Network(rec).slow_down()}"
+    )
 
 
 def _say_zeros(lows: FloatArray, names: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gradlens.metrics import METRIC_OF_TIME, METRICS
+from gradlens.metrics import DEAD_UNITS, METRIC_OF_TIME, METRICS
 from gradlens.recorder.norms import HostNorms
 
 CHANGE = "change"
@@ -21,6 +21,8 @@ SIGNAL, NOISE = "signal", "noise"
 SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
 PATH_PRODUCT = "path_product"
 """The inner product of the gradients that return through a block's shortcut and through its branch."""
+OFF, UNITS = "units_off", "units"
+"""Units without a gradient in several recordings, and all units of a layer."""
 FIRST_STATE, LAST_STATE = "first_state_grad_norm", "last_state_grad_norm"
 """Norms of the gradients of a recurrent layer's states after the first and the last time step."""
 
@@ -29,12 +31,13 @@ ADDENDS: dict[str, tuple[str, ...]] = {
     "activation_rms": (OUTPUT_NORM, OUTPUT_NUMEL),
     "zero_fraction": (ZEROS, ACTIVATED),
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
+    DEAD_UNITS: (OFF, UNITS),
     METRIC_OF_TIME: (FIRST_STATE, LAST_STATE),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
     **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }
 """Metric to its addends, which are not stored themselves. A metric that is not listed is its own addend."""
-COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
+COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, OFF, UNITS, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
 """Addends that are summed as they are; others are norms, whose squares are summed."""
 
 

@@ -453,3 +453,97 @@ def test_a_hinge_that_is_satisfied_is_learnt(tmp_path: Path) -> None:
     assert found.findings == ()
     assert found.learning == "yes"
     assert any("the loss is learnt" in note for note in found.notes)
+
+
+@both
+def test_layers_made_in_forward(tmp_path: Path, faulty: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp(out=16)
+            self.head = None if faulty else nn.Linear(16, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            head = nn.Linear(16, CLASSES) if self.head is None else self.head
+            return head(torch.relu(self.body(x)))
+
+    expect(train(tmp_path / "run.h5", Model()), faulty, "cut", "forward.*__init__")
+
+
+def test_parameters_of_a_second_model_are_no_layers_made_anew(tmp_path: Path) -> None:
+    other = nn.Linear(CLASSES, CLASSES)
+    found = train(tmp_path / "run.h5", mlp(), lambda model, x, y: functional.cross_entropy(other(model(x)), y))
+    check(found, "healthy")
+
+
+@both
+def test_a_score_that_falls(tmp_path: Path, faulty: bool) -> None:
+    torch.manual_seed(0)
+    actor = mlp(out=1)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    with gradlens.record(actor, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(STEPS):
+            reward = -(actor(batch(step)[0]) - 3).square().mean()
+            optimizer.zero_grad()
+            (reward if faulty else -reward).backward()
+            optimizer.step()
+            recorder.log(reward=reward)
+    expect(diagnose(read_run(tmp_path / "run.h5")), faulty, "plateau", "reward falls.*sign")
+
+
+@both
+def test_targets_shuffled_apart_in_a_small_set(tmp_path: Path, faulty: bool) -> None:
+    x, y = batch(0, 512)
+    y = y[torch.randperm(512, generator=torch.Generator().manual_seed(3))] if faulty else y
+    torch.manual_seed(0)
+
+    def loss(model: nn.Module, *_: Tensor) -> Tensor:
+        some = torch.randint(512, (32,))
+        return functional.cross_entropy(model(x[some]), y[some])
+
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    expect(train(tmp_path / "run.h5", model, loss, optimizer, steps=240), faulty, "plateau", "guessing")
+
+
+@both
+def test_steps_that_are_lost_in_rounding(tmp_path: Path, faulty: bool) -> None:
+    scale = 1e-5 if faulty else 1.0
+    model = mlp()
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return scale**2 * cross_entropy(model, scale * x, y)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expect(train(tmp_path / "run.h5", model, loss, optimizer), faulty, "frozen", "float32.*scale of the inputs")
+
+
+@both
+def test_most_units_of_a_layer_are_dead(tmp_path: Path, faulty: bool) -> None:
+    model = mlp(width=40)
+    with torch.no_grad():
+        model[2].bias[: 38 if faulty else 4] = -50
+        if faulty:
+            model[4].weight[:, 38:] = 1e-3
+    y = torch.randint(CLASSES, (32,), generator=torch.Generator().manual_seed(0))
+
+    def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x), y[torch.randperm(32)] if faulty else labels)
+
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.SGD(model.parameters(), lr=1e-3 if faulty else 0.1))
+    if faulty:
+        check(found, "dead")
+        assert found.findings[0].layers == ("2",)
+        assert "95%" in found.findings[0].evidence
+    else:
+        assert found.learning == "yes"
+        check(found, "healthy")
+
+
+def test_half_dead_layers_of_a_model_that_learns_are_a_note(tmp_path: Path) -> None:
+    model = mlp(width=40)
+    with torch.no_grad():
+        model[2].bias[:30] = -50
+    found = train(tmp_path / "run.h5", model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    check(found, "healthy")
+    assert any("no gradient in three recordings" in note for note in found.notes), found.notes
