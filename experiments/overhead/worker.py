@@ -204,7 +204,7 @@ def measure_pair(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def measure_solo(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train one model and look at the memory of the process."""
     lane = make_lane(job, WAYS[job["way"]], folder, out_of_place=job["out_of_place"])
-    for _ in range(SUBJECTS[job["subject"]].solo_steps):
+    for _ in range(min(SUBJECTS[job["subject"]].solo_steps, 10 * job["steps"])):
         lane.step()
     result: dict[str, Any] = {"peak_memory": peak_memory(), "processes_memory": descendants_memory()}
     if job["device"] == "cuda":

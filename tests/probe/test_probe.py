@@ -374,9 +374,7 @@ def test_parameters_are_named_briefly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("init", "depth"), [("he", 18), ("he", 20), ("he", 34), ("he", 56), ("default", 18), ("default", 20)]
-)
+@pytest.mark.parametrize(("init", "depth"), [("he", 18), ("he", 20), ("he", 56), ("default", 18), ("default", 20)])
 @pytest.mark.parametrize("norm", ["", "-nobn"])
 @pytest.mark.parametrize("family", ["plain", "resnet"])
 def test_theory_holds_for_every_family(family: str, norm: str, init: str, depth: int) -> None:

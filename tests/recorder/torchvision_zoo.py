@@ -57,12 +57,10 @@ QUICK: dict[str, Case] = {
 }
 SLOW: dict[str, Case] = {
     "resnet34": case(models.resnet34, 32),
-    "vgg11_bn": case(models.vgg11_bn, 32, batch=2),
     "densenet121": case(models.densenet121, 32),
     "densenet, memory efficient": case(densenet_small, 32, memory_efficient=True),
     "efficientnet_b0": case(models.efficientnet_b0, 32),
     "convnext_tiny": case(models.convnext_tiny, 32),
-    "vit_b_16": case(models.vit_b_16, 32, batch=2, image_size=32, dropout=0.1),
     "swin_t": case(models.swin_t, 64, batch=2),
     "googlenet": case(models.googlenet, 64, init_weights=False, aux_logits=True),
 }
