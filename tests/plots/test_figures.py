@@ -19,7 +19,6 @@ from gradlens.analysis.derived_metrics import with_derived
 from gradlens.charts.curves import make_curves
 from gradlens.charts.layer_names import shorten_names
 from gradlens.errors import ConfigError, RunExistsError
-from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_compare, draw_heatmap, draw_profile, figure_name, save_figure
 from gradlens.plots.heatmap import caption
 from gradlens.plots.panels import MOST_LABELS, choose_labels, key_columns
@@ -40,6 +39,8 @@ from gradlens.studies import references
 from tests.charts.test_heatmap import run_of
 from tests.conftest import SAMPLE
 
+METRICS_OF_THE_SAMPLE = tuple(read_run(SAMPLE).metrics)
+
 
 def render(figure: Figure, path: Path) -> np.ndarray:
     figure.savefig(path, dpi=80)
@@ -50,7 +51,7 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
-@pytest.mark.parametrize("metric", DEFAULT_METRICS)
+@pytest.mark.parametrize("metric", METRICS_OF_THE_SAMPLE)
 @pytest.mark.parametrize("per_element", [False, True])
 def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
     if per_element and metric == "update_ratio":

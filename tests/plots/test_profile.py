@@ -16,7 +16,6 @@ from rich.text import Text
 from gradlens import read_run
 from gradlens.charts.curves import layer_rows, make_curves, say_theory
 from gradlens.cli import run_command
-from gradlens.metrics import DEFAULT_METRICS
 from gradlens.plots import draw_profile
 from gradlens.plots.profile import caption
 from gradlens.plots.style import Look
@@ -24,6 +23,8 @@ from gradlens.run import Layer, Run
 from gradlens.terminal.profile import print_profile
 from tests.charts.test_heatmap import halves
 from tests.conftest import SAMPLE
+
+METRICS_OF_THE_SAMPLE = tuple(read_run(SAMPLE).metrics)
 
 METRIC = "activation_grad_norm"
 
@@ -33,7 +34,7 @@ def texts(figure) -> str:
     return "\n".join([*titles, *(t.get_text() for axis in figure.axes for t in axis.get_legend().get_texts())])
 
 
-@pytest.mark.parametrize("metric", DEFAULT_METRICS)
+@pytest.mark.parametrize("metric", METRICS_OF_THE_SAMPLE)
 def test_every_magnitude_of_a_real_run_is_drawn(metric: str) -> None:
     figure = draw_profile(make_curves([read_run(SAMPLE)], metric), metric)
     assert len(figure.axes) == (2 if metric == METRIC else 1)
