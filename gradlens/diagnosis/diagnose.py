@@ -37,6 +37,10 @@ from gradlens.diagnosis.zero_gradient import is_satisfied, rounded_off, zero_gra
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
+SPIKE = 100
+"""A row whose loss is so many times the median is another batch than the rest; no outside source."""
+CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
+"""Kinds that weights near 0 can cause."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
@@ -73,10 +77,11 @@ def diagnose(run: Run) -> Diagnosis:
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
+    findings = [_with_decay(rec, learning, finding) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
-    notes += _notes_on_rows(rec)
+    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
@@ -104,6 +109,29 @@ def _notes_on_rows(rec: Recording) -> list[str]:
     return notes
 
 
+def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return notes on rows whose loss is NaN beside finite gradients, and on rows whose loss is far above others."""
+    loss = np.asarray(rec.scalar("loss"), dtype=np.float64)
+    bad = np.flatnonzero(np.isnan(loss) & ~rec.skipped) if len(loss) else np.empty(0, dtype=np.int64)
+    known = loss[np.isfinite(loss)]
+    notes = []
+    if len(bad) and len(known) >= len(loss) / 2 and not any(finding.kind == "nonfinite" for finding in findings):
+        first = int(rec.run.steps[bad[0]])
+        notes.append(
+            f"the loss is NaN or was not logged in {plural(len(bad), 'row')}, first at step {first}, although the "
+            "gradients are finite: an average over no element (all targets ignored, an empty mask) does that"
+        )
+    usual = float(np.median(known[len(known) // 5 :])) if len(known) >= LEAST_ROWS else math.nan
+    high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
+    high = high[high >= len(loss) // 5]
+    if 0 < len(high) < len(loss) / 10:
+        notes.append(
+            f"in {plural(len(high), 'row')}, first at step {int(rec.run.steps[high[0]])}, the loss is more than "
+            f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
+        )
+    return notes
+
+
 def _with_causes(rec: Recording, finding: Finding) -> Finding:
     """Add to an explosion that the gradient grows through time, or that the loss is a sum over elements."""
     if finding.kind not in ("exploding", "nonfinite"):
@@ -116,6 +144,16 @@ def _with_causes(rec: Recording, finding: Finding) -> Finding:
         return finding
     fix = "Average the loss instead (reduction='mean'), or divide the learning rate by that number."
     return replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}")
+
+
+def _with_decay(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding that weight decay took the weights of a model that does not learn."""
+    if finding.kind not in CAUSED_BY_DECAY or learning.verdict != "no":
+        return finding
+    said, fix = Network(rec).shrunk()
+    return (
+        replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
+    )
 
 
 def rule_of(kind: Kind) -> Callable[[Recording], list[Finding]]:

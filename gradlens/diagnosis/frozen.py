@@ -70,7 +70,12 @@ def _rate_is_zero(rec: Recording) -> list[Finding]:
         return []
     before = np.flatnonzero(np.nan_to_num(lr) != 0)
     start = int(before[-1]) + 1 if len(before) else 0
-    return [_finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))]
+    found = _finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))
+    schedule = Network(rec).schedule
+    if not schedule:
+        return [found]
+    fix = f"Look at {schedule}: a whole-number division, a warm-up from 0 that never ends, or its end makes 0 of it."
+    return [replace(found, evidence=f"{found.evidence}, as {schedule} sets it", remedy=fix)]
 
 
 def _rate_is_spent(rec: Recording) -> list[Finding]:

@@ -7,10 +7,13 @@ import math
 import numpy as np
 
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.recorded_rows import UPDATE, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_NORM, UPDATE, Recording
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
 """Optimizers that divide each gradient by a size of its own, by their names."""
+SHRUNK = 0.01
+"""Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
+percent off in the runs of experiments/scorecard."""
 LARGE_STEP = 0.1
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
 
@@ -101,6 +104,23 @@ class Network:
         """Return the advice for weights that are too large for their number of inputs."""
         norm = "" if self.norms else ", or normalise the layers' outputs"
         return f"Use He initialisation (the weights are too large for their number of inputs){norm}."
+
+    def shrunk(self) -> tuple[str, str]:
+        """Return a sentence on weights that weight decay has brought to nearly nothing, and a remedy; or twice ""."""
+        decays = [
+            (item.text("class"), group.entry("settings").number("weight_decay"))
+            for item in self.optimizers
+            for group in item.entries("groups")
+        ]
+        name, decay = max(decays, key=lambda pair: pair[1] if pair[1] > 0 else 0.0, default=("", 0.0))
+        if not decay > 0 or not self._rec.has(PARAM_NORM):
+            return "", ""
+        norms = self._rec.series(PARAM_NORM).values[:, self._rec.run.main_layers()]
+        known = norms[:, (norms > 0).all(axis=0)]
+        if len(known) < 2 or not known.size or not (left := float(np.median(known[-1] / known[0]))) < SHRUNK:
+            return "", ""
+        said = f"the weights shrink to {left:.1g} of their first norm, and weight_decay is {decay:.3g}"
+        return said, f"Lower weight_decay of {name} ({decay:.3g}): values from 1e-5 to 0.1 are common."
 
     def sum_of_losses(self) -> str:
         """Return a sentence on a loss that is a sum over elements, or ""."""

@@ -36,7 +36,7 @@ def setup(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_twice, _no_logs, _softmax_dim, _broadcast, _cleared, _kept, _momentum, _evaluates, _scaled)
+    rules = (_negated, _twice, _no_logs, _softmax_dim, _broadcast, _cleared, _kept, _momentum, _evaluates, _scaled)
     return [finding for rule in rules for finding in rule(rec)]
 
 
@@ -48,6 +48,27 @@ def _found(
 
 def _named(item: Entry, key: str = "layer") -> tuple[str, ...]:
     return (item.text(key),) if item.text(key) else ()
+
+
+def _negated(rec: Recording) -> list[Finding]:
+    return [
+        _found(
+            rec,
+            item,
+            f"the loss is minus {item.text('op')} and nothing else, from step {item.whole('since')} on: an optimizer that "
+            "makes it smaller makes the error larger, without bound",
+            "Remove the minus sign before the loss (or set maximize=True in the optimizer instead, not both).",
+            "the sign of the loss is wrong",
+        )
+        for item in rec.setup.graph.entries("losses")
+        if item.flag("negated") is True and not _maximizes(rec)
+    ]
+
+
+def _maximizes(rec: Recording) -> bool:
+    """Return whether an optimizer makes its loss larger."""
+    groups = [group for item in rec.setup.entries("optimizers") for group in item.entries("groups")]
+    return any(group.entry("settings").flag("maximize") for group in groups)
 
 
 def _twice(rec: Recording) -> list[Finding]:
@@ -100,11 +121,25 @@ def _softmax_dim(rec: Recording) -> list[Finding]:
                 "Let the softmax run over the last dimension (dim=-1): examples of a batch may not share probabilities."
             )
             found.append(_found(rec, item, what, fix, "softmax over the batch", _named(item)))
+        elif item.text("op") == "LogSoftmax" and item.whole("dim", -1) == 0 and _goes_into_nll(rec, shape):
+            what = (
+                f"the log-softmax{where} runs over the first dimension of {said}, and the loss (NllLoss) takes the "
+                "second one for the classes"
+            )
+            fix = "Let the log-softmax run over the classes (dim=1 for outputs of batch x classes)."
+            found.append(_found(rec, item, what, fix, "softmax over the wrong dimension", _named(item)))
         elif elements == 1 and any(out.text("op") == item.text("op") for out in rec.setup.graph.entries("outputs")):
             what = f"the model's output is a softmax{where} over one element ({said}): it is always exactly 1"
             fix = "Use a sigmoid, or binary_cross_entropy_with_logits on the logit, for a single output."
             found.append(_found(rec, item, what, fix, "softmax over one element", _named(item)))
     return found
+
+
+def _goes_into_nll(rec: Recording, shape: tuple[float, ...]) -> bool:
+    """Return whether an output of this shape is the input of a negative log-likelihood."""
+    outputs, losses = rec.setup.graph.entries("outputs"), rec.setup.graph.entries("losses")
+    made = any(out.text("op") == "LogSoftmax" and out.text("loss").startswith("NllLoss") for out in outputs)
+    return made and len(shape) > 1 and any(tuple(loss.numbers("shape")) == tuple(shape) for loss in losses)
 
 
 def _batch_sizes(rec: Recording) -> set[int]:

@@ -235,7 +235,21 @@ def read_loss(root: Any) -> LossReading:
                 stack.append((child, loss))
     if not found.losses and "op" in top:
         found.losses.append(top)
+    for fact in found.losses:
+        fact["negated"] = len(found.losses) == 1 and _is_negated(root)
     return found
+
+
+def _is_negated(node: Any) -> bool:
+    """Return whether the root is minus a loss and nothing else: averages and divisions may lie between."""
+    signs = 0
+    while node is not None and op_of(node) in (*SCALINGS, *REDUCTIONS, "Neg", *VIEWS):
+        signs += op_of(node) == "Neg"
+        below = children(node)
+        if len(below) != 1:
+            return False
+        node = below[0][0]
+    return bool(signs % 2) and node is not None and op_of(node) in LOSSES
 
 
 def _input_shape(node: Any) -> Shape:

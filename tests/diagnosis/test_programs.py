@@ -547,3 +547,50 @@ def test_half_dead_layers_of_a_model_that_learns_are_a_note(tmp_path: Path) -> N
     found = train(tmp_path / "run.h5", model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     check(found, "healthy")
     assert any("no gradient in three recordings" in note for note in found.notes), found.notes
+
+
+@both
+def test_the_sign_of_the_loss(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        value = functional.cross_entropy(model(x), y)
+        return -value / 2 if faulty else value / 2
+
+    expect(train(tmp_path / "run.h5", mlp(), loss), faulty, "setup", "minus NllLoss.*sign")
+
+
+def test_a_minus_inside_a_loss_or_before_a_part_of_it_is_no_fault(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        logits = model(x)
+        p = logits.softmax(1)
+        return functional.nll_loss(-1 * (-1 * logits.log_softmax(1)), y) - 0.01 * -(p * p.log()).sum(1).mean()
+
+    check(train(tmp_path / "run.h5", mlp(), loss), "healthy")
+
+
+@both
+def test_a_log_softmax_over_the_batch(tmp_path: Path, faulty: bool) -> None:
+    model = mlp(width=24)
+    model.append(nn.LogSoftmax(dim=0 if faulty else 1))
+    found = train(tmp_path / "run.h5", model, lambda model, x, y: functional.nll_loss(model(x), y))
+    expect(found, faulty, "setup", "log-softmax.*first dimension.*dim=1")
+
+
+@both
+def test_weight_decay_that_takes_the_weights(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1.0 if faulty else 1e-4)
+    found = train(tmp_path / "run.h5", model, optimizer=optimizer, steps=240)
+    if faulty:
+        assert found.learning == "no"
+        assert re.search("weights shrink.*Lower weight_decay of SGD", f"{found.findings[0]}{found.findings[0].remedy}")
+    else:
+        check(found, "healthy")
+
+
+def test_rows_with_a_loss_of_nan_are_noted(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        nothing = float(y[0]) == 0
+        return functional.cross_entropy(model(x), torch.full_like(y, -100) if nothing else y)
+
+    found = train(tmp_path / "run.h5", mlp(), loss)
+    assert any("the loss is NaN" in note and "ignored" in note for note in found.notes), found
