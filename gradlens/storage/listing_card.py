@@ -48,6 +48,8 @@ def decode_card(data: bytes) -> dict[str, Any] | None:
 def find_card(path: Path) -> dict[str, Any] | None:
     """Return the card of a finished run; None where it is not in its place, as in a run that is being written."""
     try:
+        if not path.is_file():
+            return None
         with open(path, "rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - END_BYTES, 0))
