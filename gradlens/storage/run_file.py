@@ -96,7 +96,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
     except PermissionError as error:
         raise RunFileError(f"{path} cannot be read: you may not look into its folder") from error
     with contextlib.ExitStack() as stack:
-        with _telling_damage(path):
+        with telling_damage(path):
             file, closed = _open_hdf5(path, stack)
             contents = Contents(path, file)
             _check_format(path, contents)
@@ -110,7 +110,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _telling_damage(path: Path) -> Iterator[None]:
+def telling_damage(path: Path) -> Iterator[None]:
     """Turn what h5py says of a broken file into a line that names the file."""
     try:
         yield
@@ -134,7 +134,7 @@ def tells_damage(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapped(self: StoredFile, *arguments: Any, **options: Any) -> Any:
-        with _telling_damage(self.path):
+        with telling_damage(self.path):
             return method(self, *arguments, **options)
 
     return cast(Method, wrapped)
@@ -288,6 +288,7 @@ class StoredFile:
         if self._described is not None:
             return self._described
         attributes, columns = self._read_copy() or self._read_description()
+        _check_attributes(attributes)
         expected = self.contents.attribute("header_crc32")
         if self.verify and expected is not None and int(expected) != header_crc(attributes, columns):
             self._doubt("its description of the model and the run does not fit its checksum")
@@ -532,6 +533,22 @@ class StoredFile:
                 if crc(block) != expected[i]:
                     raise ValueError(f"block {start + i} of level {rows} of {metric} does not fit its checksum")
         return values.astype(np.float64)
+
+
+def _check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Check the attributes of a run, which may hold anything.
+
+    Raises:
+        ValueError: One is not of its type, or too long.
+    """
+    for name, value in attributes.items():
+        if name in ("seed", "format_version"):
+            if type(value) is not int or not INT64.min <= value <= INT64.max:
+                raise ValueError(f"its {name} is no whole number of 64 bits")
+        elif not isinstance(value, str):
+            raise ValueError(f"its {name} is no text")
+        elif len(value) > (MOST_TEXT_BYTES if name.endswith("_json") else MOST_NAME):
+            raise ValueError(f"its {name} has {len(value):,} characters")
 
 
 def _check_layers(columns: Mapping[str, list[Any]], count: int) -> None:
