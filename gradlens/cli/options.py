@@ -194,5 +194,5 @@ def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writerow({name: safe_cell(name) for name in columns})
-    writer.writerows({key: safe_cell(value) for key, value in row.items()} for row in plain(rows))
+    writer.writerows(plain({key: safe_cell(value) for key, value in row.items()}) for row in rows)
     click.echo(text.getvalue(), nl=False)
