@@ -81,7 +81,8 @@ def plain(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     """Return a value as indented JSON; values that JSON has no type for are written as text."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()  # the name of a file may be no text
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

@@ -134,7 +134,7 @@ def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, str
 
 def command_line() -> str:
     """Return the command as it was typed."""
-    return shlex.join(["gradlens", *sys.argv[1:]])
+    return visible(shlex.join(["gradlens", *sys.argv[1:]]))
 
 
 def write_figures(
