@@ -21,7 +21,7 @@ from gradlens.storage.expected import StoredDataset
 from gradlens.storage.limits import MOST_INFLATION, UNSEEN_BYTES
 
 MOST_SINGLE = 4096
-"""Of more chunks than this the sizes of all chunks of the dataset are listed at once."""
+"""The sizes of more chunks than this are found by listing all chunks of the dataset."""
 SLACK_BYTES = 1024
 """Deflated noise is a little longer than the noise."""
 
