@@ -12,7 +12,7 @@ from typing import Any
 from gradlens.format import visible
 from gradlens.run import Layer
 
-MOST_TEXT = 10_000
+MOST_TEXT = 1_000_000
 """Characters of a text among the settings that are kept."""
 MOST_VALUES = 50_000
 """Values of the settings that are kept."""

@@ -169,7 +169,7 @@ def many_layers(count: int) -> Way:
 
     def way(file: h5py.File) -> None:
         held = json.loads(bytes(file.attrs["header_json"]))["layers"]
-        if count <= 30_000:
+        if count <= 10_000:
             columns = {key: (values * (count // LAYERS + 1))[:count] for key, values in held.items()}
             header(file, layers=columns | {"name": [f"l.{i}" for i in range(count)], "parents": [""] * count})
         del file["layer"], file["level"]
@@ -299,7 +299,7 @@ def nothing_in_it(file: h5py.File) -> None:
 WAYS: list[Way] = [
     rank_three, wrong_width, texts_for_numbers, lists_for_numbers, references, compound, no_values, group_for_dataset,
     count_is_a_list, count_is_huge, count_is_negative, rows_are_claimed, rows_are_claimed_modestly, epochs_are_claimed,
-    large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(30_000), many_layers(200_000), long_name,
+    large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(10_000), many_layers(200_000), long_name,
     layers_of_objects, depth_is_huge, layers_that_feed_all, seed_is_text, seed_is_huge, model_is_long, config_is_deep,
     config_is_rather_deep, config_is_wide, config_is_a_list, config_of_other_types, config_of_huge_numbers, many_notes,
     many_columns, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
