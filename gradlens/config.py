@@ -107,6 +107,8 @@ class RunConfig:
     shortcut: str = "A"
     """A (zero-padded, no parameters) or B (projection where shapes change); for residual models only."""
     skip_broken: bool = False
+    allow_outside: bool = False
+    """Whether a table of images may name files outside of its folder."""
     every: int | str = 1
     """Record every Nth step; or "auto": as often as possible within the budget of overhead."""
     metrics: tuple[str, ...] = ()

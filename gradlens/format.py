@@ -7,8 +7,55 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of characters that are not shown but do something: controls, marks of direction, line ends."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""The beginnings of a cell that a spreadsheet computes."""
+MOST_FILE_NAME = 120
+"""Characters of the name of a file that is made of names of runs."""
+
+
+def visible(text: str) -> str:
+    r"""Return a text whose characters all are shown: the one way of a run's names to the eye.
+
+    Control characters, escape sequences, marks of writing direction and bytes that are no text are shown as escapes,
+    such as ``\x1b``, so that a name can neither move the cursor nor reorder a line. So are line breaks.
+
+    Args:
+        text: A name, a note, a path: whatever a stranger chose.
+
+    Returns:
+        The text; the same one where nothing in it is hidden.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char.encode("unicode_escape").decode() if _is_hidden(char) else char for char in text)
+
+
+def _is_hidden(char: str) -> bool:
+    code = ord(char)
+    return unicodedata.category(char) in HIDDEN or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+
+
+def safe_cell(value: Any) -> Any:
+    """Return a cell of a table that no spreadsheet takes for a formula: such a text gets a leading apostrophe."""
+    if isinstance(value, str) and len(value) > 1 and value.startswith(FORMULA):
+        return f"'{value}"
+    return value
+
+
+def file_name(text: str) -> str:
+    """Return a text as a part of a file's name: no separators, nothing hidden, not too long for a file system."""
+    shown = visible(text).translate(dict.fromkeys(map(ord, '/\\:*?"<>|'), "-")).lstrip(".")
+    while len(shown.encode()) > MOST_FILE_NAME:
+        shown = shown[: max(MOST_FILE_NAME // 4, len(shown) * MOST_FILE_NAME // len(shown.encode()))]
+        if len(shown) <= MOST_FILE_NAME // 4:
+            break
+    return shown or "run"
 
 
 def plain(value: Any) -> Any:
@@ -34,7 +81,8 @@ def plain(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     """Return a value as indented JSON; values that JSON has no type for are written as text."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()  # the name of a file may be no text
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

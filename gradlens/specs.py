@@ -266,6 +266,11 @@ def say_span(span: tuple[int | None, int | None]) -> list[str]:
     return [] if first is None and last is None else [f"steps-{first or 0}-{'end' if last is None else last}"]
 
 
+MOST_SEEDS = 10_000
+DIGITS = 18
+"""Digits of a seed: it is a whole number of 64 bits."""
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse a list of seeds.
 
@@ -279,16 +284,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         The seeds, in the order given.
 
     Raises:
-        ConfigError: The text is no list of whole numbers, or a seed is repeated.
+        ConfigError: The text is no list of whole numbers, a seed is repeated, or there are more than 10,000.
     """
     seeds: list[int] = []
     for part in text.split(","):
-        if match := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part):
-            seeds.extend(range(int(match[1]), int(match[2]) + 1))
-        elif part.strip().isdigit():
+        if match := re.fullmatch(r"\s*(\d{1,18})\s*-\s*(\d{1,18})\s*", part):
+            seeds.extend(range(int(match[1]), min(int(match[2]), int(match[1]) + MOST_SEEDS) + 1))
+        elif part.strip().isascii() and part.strip().isdigit() and len(part.strip()) <= DIGITS:
             seeds.append(int(part))
         else:
             raise ConfigError(f"seeds {text!r}: expected whole numbers such as 0,1,2 or 0-4, got {part!r}")
+        if len(seeds) > MOST_SEEDS:
+            raise ConfigError(f"seeds {text!r}: expected at most {MOST_SEEDS:,} seeds")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ConfigError(f"seeds {text!r}: each seed once, and at least one")
     return tuple(seeds)

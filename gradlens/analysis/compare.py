@@ -36,6 +36,7 @@ NOT_COMPARED = {
     "device",
     "data_facts",
     "skip_broken",
+    "allow_outside",
     "on_nonfinite",
     "on_record_error",
     "metrics",

@@ -138,8 +138,8 @@ def _gap(run: Run) -> list[str]:
 
 def _copies(run: Run) -> list[str]:
     facts = run.config.get("data_facts", {})
-    share = facts.get("val_share_any_copy_in_train", 0)
-    if not share:
+    share = facts.get("val_share_any_copy_in_train", 0) if isinstance(facts, dict) else 0
+    if not share or not isinstance(share, int | float):
         return []
     return [
         f"{share:.0%} of the validation images have a copy in the training set: validation accuracy is partly memory"

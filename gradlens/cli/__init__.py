@@ -11,12 +11,20 @@ import click
 
 from gradlens._version import __version__
 from gradlens.errors import ConfigError, GateError, GradlensError
+from gradlens.format import visible
 from gradlens.launch import LAUNCH_VARIABLES
 
 OTHERS_WAIT_S = 10
 """Seconds that the other processes of a torchrun wait before they print the same error as the first."""
 OK, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes; 130 is the shell's own for Ctrl-C."""
+TOO_MUCH: dict[type[Exception], str] = {
+    MemoryError: "there is not enough memory for this",
+    RecursionError: "something in a file lies too deep inside itself",
+    OverflowError: "a number in a file is too large",
+}
+MOST_SHOWN = 400
+"""Characters of a message about a file's name, which may be as long as its system allows, or longer."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,6 +70,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         return done.exit_code
     except click.ClickException as error:
         _wait_for_the_first()
+        error.__dict__["message"] = visible(error.message)
         error.show()
         return USAGE
     except GradlensError as error:
@@ -72,6 +81,14 @@ def run_command(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has exited, as head does; that is no error
         return OK
+    except (MemoryError, RecursionError, OverflowError) as error:
+        _print_error(GradlensError(f"{TOO_MUCH[type(error)]}; expected a run of a size that this machine can show"))
+        return FAILED
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _print_error(GradlensError(f"{error.filename or 'a file'}: {error.strerror}"[:MOST_SHOWN]))
+        return FAILED
 
 
 def _wait_for_the_first() -> None:
@@ -83,6 +100,6 @@ def _wait_for_the_first() -> None:
 
 def _print_error(error: GradlensError) -> None:
     _wait_for_the_first()
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {visible(error.message)}", err=True)
     if error.tip:
-        click.echo(f"{click.style('Tip:', fg='cyan')} {error.tip}", err=True)
+        click.echo(f"{click.style('Tip:', fg='cyan')} {visible(error.tip)}", err=True)

@@ -15,6 +15,7 @@ from gradlens.cli.options import (
     open_runs,
     print_rows,
     runs_argument,
+    say,
     write_figures,
 )
 from gradlens.errors import ConfigError
@@ -50,7 +51,7 @@ def compare(
     from gradlens.studies import references
 
     for run in repeated_runs(found):
-        click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
+        say(f"{run.path} repeats a seed of the same model and settings: it is left out")
     groups = group_runs(found)
     published = references() if with_study or with_study_as_before else ()
     if form == "table":

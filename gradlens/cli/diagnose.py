@@ -50,7 +50,7 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
     from gradlens.diagnosis.other_tools import diagnose_by
 
     gates = parse_gates(fail_on, UNDECIDED, LEARNING)
-    found = open_runs(runs, default="newest")
+    found = open_runs(runs, default="newest", strict=bool(gates))
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]
     if form == "table":
         from gradlens.terminal.console import results

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import click
 
-from gradlens.cli.options import open_runs, runs_argument
+from gradlens.cli.options import open_runs, runs_argument, say
 from gradlens.format import plural
 from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 
@@ -30,6 +30,10 @@ from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
     "--table", type=click.Choice(EXPORT_TABLES), help="The table to write as csv or parquet. Default: metrics."
 )
 @click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="Write only this metric; repeatable.")
+@click.option(
+    "--safe/--no-safe", default=True, show_default=True,
+    help="In CSV, put an apostrophe before texts that a spreadsheet would compute (= + - @).",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing file or folder.")
 def export(
     runs: tuple[str, ...],
@@ -37,6 +41,7 @@ def export(
     output: str | None,
     table: str | None,
     metrics: tuple[str, ...],
+    safe: bool,
     overwrite: bool,
 ) -> None:
     """Write RUNS as tidy CSV, Parquet or TensorBoard events.
@@ -46,17 +51,17 @@ def export(
     """
     from gradlens.export import STDOUT, make_rows, make_wanted, write_csv, write_runs
 
-    wanted = make_wanted(form, output, table, metrics)
+    wanted = make_wanted(form, output, table, metrics, safe=safe)
     found = open_runs(runs, default="newest")
     if output == STDOUT:
         rows = make_rows(found, wanted)
-        _print_csv(lambda stream: write_csv(rows, stream))
+        _print_csv(lambda stream: write_csv(rows, stream, safe=safe))
         return
     written = write_runs(found, wanted, output, overwrite=overwrite)
     events = wanted.form == "tensorboard"
     said = f"{plural(written.count, 'step' if events else 'row')} of {plural(written.runs, 'run')}"
     then = f"; next: tensorboard --logdir {written.path}" if events else ""
-    click.echo(f"wrote {written.path}: {said}{then}", err=True)
+    say(f"wrote {written.path}: {said}{then}")
 
 
 def _print_csv(write: Callable[[TextIO], int]) -> None:

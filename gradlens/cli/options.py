@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradlens.errors import ConfigError
-from gradlens.format import plain, to_json
+from gradlens.errors import ConfigError, GradlensError, RunFileError
+from gradlens.format import plain, plural, safe_cell, to_json, visible
 from gradlens.metrics import SHOWN_METRICS
 from gradlens.specs import check_figure_path
 
@@ -96,25 +96,45 @@ def look_options(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
-def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False) -> list[Run]:
-    """Read the runs that the arguments name.
+def say(text: str) -> None:
+    """Print a message on stderr; hidden characters in it are shown as escapes."""
+    click.echo(visible(text), err=True)
+
+
+def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, strict: bool = False) -> list[Run]:
+    """Read the runs that the arguments name; of several files, those that cannot be read are named and left out.
 
     Args:
         arguments: Files, folders, or names under runs/.
         default: "newest" or "all": the runs that no argument stands for.
         deep: Whether a folder stands for the runs in the folders below it too.
+        strict: Whether a file that cannot be read is an error among others too.
 
     Returns:
         The runs.
+
+    Raises:
+        RunFileError: None of them can be read.
     """
     from gradlens.storage import read_run, resolve_runs
 
-    return [read_run(path) for path in resolve_runs(arguments, default=default, deep=deep)]
+    paths = resolve_runs(arguments, default=default, deep=deep)
+    found: list[Run] = []
+    for path in paths:
+        try:
+            found.append(read_run(path))
+        except GradlensError as error:
+            if strict or len(paths) == 1:
+                raise
+            say(f"left out: {error.message}")
+    if not found:
+        raise RunFileError(f"none of {plural(len(paths), 'file')} can be read", tip="gradlens ls lists them")
+    return found
 
 
 def command_line() -> str:
     """Return the command as it was typed."""
-    return shlex.join(["gradlens", *sys.argv[1:]])
+    return visible(shlex.join(["gradlens", *sys.argv[1:]]))
 
 
 def write_figures(
@@ -141,7 +161,7 @@ def write_figures(
     figure = draw()
     for path in outputs or (default,):
         save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look)
-        click.echo(f"wrote {path} and {path.with_suffix('.json').name}", err=True)
+        say(f"wrote {path} and {path.with_suffix('.json').name}")
 
 
 def check_figure_options(outputs: Sequence[Path], terminal: bool) -> None:
@@ -173,6 +193,6 @@ def print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(rows))
+    writer.writerow({name: safe_cell(name) for name in columns})
+    writer.writerows(plain({key: safe_cell(value) for key, value in row.items()}) for row in rows)
     click.echo(text.getvalue(), nl=False)

@@ -16,6 +16,7 @@ from gradlens.cli.options import (
     open_runs,
     print_rows,
     runs_argument,
+    say,
     write_figures,
 )
 from gradlens.metrics import is_linear
@@ -63,7 +64,7 @@ def profile(
 
     found = [with_derived(run) for run in open_runs(runs, default="newest")]
     for run in repeated_runs(found):
-        click.echo(f"{run.path} repeats a seed of the same model and settings: it is left out", err=True)
+        say(f"{run.path} repeats a seed of the same model and settings: it is left out")
     curves = make_curves(found, metric, per_element=per_element, steps=window)
     if form == "table":
         from gradlens.terminal.console import results

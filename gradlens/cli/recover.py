@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradlens.format import plural
+from gradlens.cli.options import say
+from gradlens.format import plural, visible
 
 if TYPE_CHECKING:
     from gradlens.storage import Recovery
@@ -25,14 +26,15 @@ def recover(runs: tuple[str, ...], repack: bool) -> None:
     from gradlens.storage import recover_run, resolve_runs
 
     failed = []
-    for path in resolve_runs(runs, default="all"):
+    paths = resolve_runs(runs, default="all")
+    for path in paths:
         try:
             for line in _describe(recover_run(path, repack=repack), repack):
-                click.echo(line)
+                click.echo(visible(line))
         except GradlensError as error:
-            if len(runs) == 1:
+            if len(paths) == 1:
                 raise
-            click.echo(str(error), err=True)
+            say(str(error))
             failed.append(path)
     if failed:
         raise GradlensError(f"{plural(len(failed), 'file')} could not be recovered")

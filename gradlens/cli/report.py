@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gradlens.cli.options import command_line, open_runs, runs_argument
+from gradlens.cli.options import command_line, open_runs, runs_argument, say
 from gradlens.format import plural
 
 
@@ -33,8 +33,8 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
         check_report(path, language)
     facts = collect(open_runs(runs, default="all", deep=True), command=command_line())
     for path in facts.left_out:
-        click.echo(f"{path} repeats a seed of the same model and settings: it is left out", err=True)
+        say(f"{path} repeats a seed of the same model and settings: it is left out")
     for path in outputs or (DEFAULT,):
         written, *figures = write_report(facts, path, language=language, asked=bool(outputs))
         more = f" and {plural(len(figures), 'figure')}" if figures else ""
-        click.echo(f"wrote {written}{more}", err=True)
+        say(f"wrote {written}{more}")

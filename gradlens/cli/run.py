@@ -72,6 +72,9 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
     help="Shortcut of residual models: A (zero-padded, default) or B (projection).",
 )
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
+@click.option(
+    "--allow-outside", is_flag=True, default=None, help="Train with images of a table that lie outside of its folder."
+)
 @click.option("--seed", type=int, help="Seed of weights, split, order of images and augmentation (default 0).")
 @click.option("--seeds", metavar="LIST", help="Train a run for each seed, one after another: 0,1,2 or 0-4.")
 @click.option(

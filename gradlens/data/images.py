@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +21,15 @@ from torch import Tensor
 from gradlens.data.tables import ImageFile
 from gradlens.errors import DataError
 
+T = TypeVar("T")
 HASH_SIDE = 16
+PROGRESS_S = 10.0
+AT_ONCE = 4096
+MOST_PIXELS = 64_000_000
+"""Pixels of an image: as many as the largest cameras have. Several images are decoded at once, each in 4 bytes a pixel
+and more; a file of a few kilobytes may declare billions."""
+MOST_BYTES = 1 << 28
+SKIP = "--skip-broken trains without such images"
 
 
 @dataclass
@@ -41,7 +51,14 @@ class Decoded:
     broken: list[str] = field(default_factory=list)
 
 
-def decode_images(files: list[ImageFile], side: int, *, skip_broken: bool, keep_images: bool) -> Decoded:
+def decode_images(
+    files: list[ImageFile],
+    side: int,
+    *,
+    skip_broken: bool,
+    keep_images: bool,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Decoded:
     """Decode all image files and compute their fingerprints.
 
     Args:
@@ -49,6 +66,7 @@ def decode_images(files: list[ImageFile], side: int, *, skip_broken: bool, keep_
         side: Side of the square images in pixels.
         skip_broken: Skip files that are missing or cannot be decoded.
         keep_images: Keep the pixels in memory.
+        progress: Is called every ten seconds with the number of files that are done.
 
     Returns:
         Fingerprints, and pixels if asked for, of the images that could be decoded.
@@ -68,7 +86,11 @@ def decode_images(files: list[ImageFile], side: int, *, skip_broken: bool, keep_
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # decoders warn about files that they can decode
-        for index, result in enumerate(pool.map(work, files)):
+        told = time.monotonic()
+        for index, result in enumerate(_in_order(pool, work, files)):
+            if time.monotonic() - told > PROGRESS_S:
+                told = time.monotonic()
+                progress(index)
             if isinstance(result, DataError):
                 if not skip_broken:
                     raise result
@@ -84,6 +106,12 @@ def decode_images(files: list[ImageFile], side: int, *, skip_broken: bool, keep_
         decoded.differences = np.stack(differences)
     decoded.images = arrays[: len(decoded.kept)] if keep_images else None
     return decoded
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[ImageFile], T], files: list[ImageFile]) -> Iterator[T]:
+    """Yield the results in order; a part of the files at a time, so that results of a million do not pile up."""
+    for start in range(0, len(files), AT_ONCE):
+        yield from pool.map(work, files[start : start + AT_ONCE])
 
 
 def _decode_one(file: ImageFile, side: int) -> tuple[bytes, NDArray[np.int16], Tensor]:
@@ -104,19 +132,31 @@ def open_image(file: ImageFile) -> tuple[Image.Image, bytes]:
         DataError: The file is missing or is not an image.
     """
     try:
+        if file.path.exists() and not file.path.is_file():  # a pipe would wait for its writer, a device has no end
+            raise DataError(f"{file.where}: the image is no plain file ({file.path})", tip=SKIP)
+        size = file.path.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(f"{file.where}: the image has {size:,} bytes, at most {MOST_BYTES:,} are read", tip=SKIP)
         content = file.path.read_bytes()
     except OSError:
         raise DataError(
             f"{file.where}: the image is missing ({file.path})",
-            tip="--skip-broken trains without such images",
+            tip=SKIP,
         ) from None
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"), content
+        image = Image.open(io.BytesIO(content))
+        too_large = image.width * image.height > MOST_PIXELS
+        if not too_large:
+            return ImageOps.exif_transpose(image).convert("RGB"), content
     except Exception as error:  # decoders raise any kind of exception for damaged files
         raise DataError(
             f"{file.where}: the image cannot be decoded ({_first_line(error)})",
-            tip="--skip-broken trains without such images",
+            tip=SKIP,
         ) from None
+    raise DataError(
+        f"{file.where}: the image has {image.width:,} x {image.height:,} pixels, at most {MOST_PIXELS:,} are decoded",
+        tip=SKIP,
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -113,7 +113,7 @@ def _load_folder(spec: DataSpec, config: RunConfig, listener: Listener) -> Split
 
 def _load_csv(spec: DataSpec, config: RunConfig, listener: Listener) -> Splits:
     assert spec.path is not None
-    return _load_table(read_csv(spec.path), config, listener)
+    return _load_table(read_csv(spec.path, allow_outside=config.allow_outside), config, listener)
 
 
 LOADERS: dict[str, Callable[[DataSpec, RunConfig, Listener], Splits]] = {
@@ -127,16 +127,25 @@ LOADERS: dict[str, Callable[[DataSpec, RunConfig, Listener], Splits]] = {
 def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
     files = table.files + (table.validation or [])
     keep = _fits(len(files), config.image_size)
-    decoded = decode_images(files, config.image_size, skip_broken=config.skip_broken, keep_images=keep)
+    decoded = decode_images(
+        files,
+        config.image_size,
+        skip_broken=config.skip_broken,
+        keep_images=keep,
+        progress=lambda done: listener(Note(f"{done:,} of {len(files):,} images are decoded")),
+    )
     kept = [files[i] for i in decoded.kept]
     facts: dict[str, Any] = {"broken_skipped": len(decoded.broken)}
     if decoded.broken:
         skipped = plural(len(decoded.broken), "broken image")
         listener(Note(f"{skipped} skipped, first: {decoded.broken[0]}", warning=True))
+    if table.passed_over:
+        listener(Note(f"{plural(table.passed_over, 'hidden file')} passed over (files of macOS, or names with a dot)"))
     number = {name: i for i, name in enumerate(table.classes)}
     labels = np.array([number[file.label] for file in kept], dtype=np.int64)
     _check_left(table, labels)
     copies = find_copies(decoded.digests, decoded.differences)
+    _note_labels(kept, labels, copies, listener)
     if table.validation is None:
         if config.split == "group":
             train, val = split_groups(labels, copies.group, config.val_fraction, config.seed)
@@ -159,6 +168,22 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
     images = _as_images(decoded, kept, config.image_size)
     parts = [ImageSet(_select(images, indices), torch.from_numpy(labels[indices])) for indices in (train, val)]
     return Splits(parts[0], parts[1], table.classes, facts)
+
+
+def _note_labels(files: list[ImageFile], labels: np.ndarray[Any, Any], copies: Copies, listener: Listener) -> None:
+    """Report an image that is there twice, under two labels."""
+    first: dict[int, int] = {}
+    twice = [(first[group], i) for i, group in enumerate(copies.exact.tolist()) if first.setdefault(group, i) != i]
+    differing = [(a, b) for a, b in twice if labels[a] != labels[b]]
+    if differing:
+        a, b = (files[i] for i in differing[0])
+        listener(
+            Note(
+                f"{plural(len(differing), 'image')} with two labels, first: {a.where} is {a.label!r}, and the same "
+                f"image {b.where} is {b.label!r}",
+                warning=True,
+            )
+        )
 
 
 def _check_left(table: Table, labels: np.ndarray[Any, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,12 @@ from gradlens.errors import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
+MACOS_FOLDER = "__MACOSX"
+"""What macOS puts into an archive besides: for each image a file of its name that is none."""
+
+
+MOST_SHOWN = 400
+"""Characters of a message about a name that is too long."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,23 @@ class Table:
     files: list[ImageFile]
     classes: tuple[str, ...]
     validation: list[ImageFile] | None = None
+    passed_over: int = 0
+    """Hidden files, and files of macOS (``__MACOSX``, ``._NAME``), that would be images by their names."""
 
 
-def read_csv(path: Path) -> Table:
+def read_csv(path: Path, *, allow_outside: bool = False) -> Table:
     """Read a table with the columns ``filename,label``.
 
     Args:
         path: The CSV file; the images are in its folder, or in a folder with the name of the file without ".csv".
+        allow_outside: Whether a row may name a file outside of these folders.
 
     Returns:
         The image files and their classes.
 
     Raises:
-        DataError: The file cannot be read, a column, a file name or a label is missing, or there are fewer than two
-            classes.
+        DataError: The file cannot be read, a column, a file name or a label is missing, a row names a file outside, or
+            there are fewer than two classes.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file", tip="--data csv:FILE with the columns filename,label")
@@ -66,7 +76,8 @@ def read_csv(path: Path) -> Table:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV table: {error}") from None
     folders = (path.parent, path.with_suffix(""))
-    files = [_csv_file(path, number, row, folders) for number, row in rows]
+    walls = None if allow_outside else Walls(folders)
+    files = [_csv_file(path, number, row, folders, walls) for number, row in rows]
     return Table(files, _check_classes(path, files))
 
 
@@ -74,14 +85,42 @@ def _strip_keys(row: dict[str, str]) -> dict[str, str]:
     return {(key or "").strip(): value for key, value in row.items() if isinstance(value, str)}
 
 
-def _csv_file(table: Path, number: int, row: dict[str, str], folders: tuple[Path, ...]) -> ImageFile:
+class Walls:
+    """Folders whose files may be read, links resolved; each folder of a table of a million rows is resolved once."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        self._inside = tuple(os.path.realpath(folder) + os.sep for folder in folders)
+        self._real: dict[str, str] = {}
+
+    def hold(self, path: Path) -> bool:
+        """Return whether a file, or what it leads to, lies in the folders."""
+        folder, name = os.path.split(path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        link = name in ("", ".", "..") or os.path.islink(path)
+        real = os.path.realpath(path) if link else os.path.join(self._real[folder], name)
+        return real.startswith(self._inside)
+
+
+def _csv_file(
+    table: Path, number: int, row: dict[str, str], folders: tuple[Path, ...], walls: Walls | None
+) -> ImageFile:
     where = f"{table}, row {number}"
     filename, label = row.get("filename", "").strip(), row.get("label", "").strip()
     if not filename:
         raise DataError(f"{where}: the filename is empty")
     if not label:
         raise DataError(f"{where}: {filename} has no label")
-    found = next((folder / filename for folder in folders if (folder / filename).is_file()), folders[-1] / filename)
+    try:
+        found = next((folder / filename for folder in folders if (folder / filename).is_file()), folders[-1] / filename)
+        outside = walls is not None and not walls.hold(found)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: the filename is no name of a file ({error})"[:MOST_SHOWN]) from None
+    if outside:
+        raise DataError(
+            f"{where}: {filename} lies outside of the folder of the table, {folders[0]}; expected a file inside",
+            tip="--allow-outside trains with such files too",
+        )
     return ImageFile(found, label, f"{where}: {filename}")
 
 
@@ -101,31 +140,44 @@ def read_folder(path: Path) -> Table:
         raise DataError(f"{path}: there is no such folder", tip="--data folder:PATH with one folder per class")
     training = path / "train"
     if not training.is_dir():
-        files = _class_folders(path)
-        return Table(files, _check_classes(path, files))
-    files = _class_folders(training)
+        files, passed_over = _class_folders(path)
+        return Table(files, _check_classes(path, files), None, passed_over)
+    files, passed_over = _class_folders(training)
     classes = _check_classes(training, files)
     held = next((path / name for name in VALIDATION_NAMES if (path / name).is_dir()), None)
     if held is None:
-        return Table(files, classes)
-    validation = _class_folders(held)
+        return Table(files, classes, None, passed_over)
+    validation, more = _class_folders(held)
     for file in validation:
         if file.label not in classes:
             raise DataError(f"{file.where}: unknown label {file.label!r}; {training} has {', '.join(classes)}")
-    return Table(files, classes, validation)
+    return Table(files, classes, validation, passed_over + more)
 
 
-def _class_folders(path: Path) -> list[ImageFile]:
+def _class_folders(path: Path) -> tuple[list[ImageFile], int]:
+    """List the images in a folder of classes, and count those that are passed over."""
     found: list[ImageFile] = []
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    inside = [folder for folder in path.iterdir() if folder.is_dir()]
+    folders = sorted(folder for folder in inside if not _is_hidden(folder.name))
+    passed_over = sum(len(_images_in(folder)) for folder in inside if _is_hidden(folder.name))
     if not folders:
         raise DataError(f"{path} holds no folders; expected one folder of images per class")
     for folder in folders:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
+        named = _images_in(folder)
+        files = sorted(file for file in named if not any(map(_is_hidden, file.relative_to(folder).parts)))
+        passed_over += len(named) - len(files)
         if not files:
             raise DataError(f"{folder}: the class is empty; expected images ({' '.join(IMAGE_ENDINGS[:4])} ...)")
         found += [ImageFile(file, folder.name, str(file)) for file in files]
-    return found
+    return found, passed_over
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file()]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == MACOS_FOLDER
 
 
 def _check_classes(path: Path, files: list[ImageFile]) -> tuple[str, ...]:

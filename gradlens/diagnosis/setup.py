@@ -55,8 +55,8 @@ def _negated(rec: Recording) -> list[Finding]:
         _found(
             rec,
             item,
-            f"the loss is minus {item.text('op')} and nothing else, from step {item.whole('since')} on: an optimizer that "
-            "makes it smaller makes the error larger, without bound",
+            f"the loss is minus {item.text('op')} and nothing else, from step {item.whole('since')} on: an optimizer "
+            "that makes it smaller makes the error larger, without bound",
             "Remove the minus sign before the loss (or set maximize=True in the optimizer instead, not both).",
             "the sign of the loss is wrong",
         )

@@ -10,6 +10,7 @@ from gradlens import atomic
 from gradlens.atomic import write_errors
 from gradlens.errors import ConfigError, RunExistsError, RunFileError
 from gradlens.export.tensorboard_events import EVENT_FILES
+from gradlens.format import file_name
 from gradlens.run import Run
 
 EXPORTS = Path("exports")
@@ -30,7 +31,7 @@ def default_place(form: str, runs: Mapping[str, Run], table: str = "metrics") ->
         models = dict.fromkeys(run.model or run.name for run in runs.values())
         names = [*list(models)[: MAX_NAMES + 1], f"{len(runs)}-runs"]
     names += [table] if table != "metrics" else []
-    return EXPORTS / ("-".join(names).replace("/", "-").replace(":", "-") + ENDINGS[form])
+    return EXPORTS / (file_name("-".join(names)) + ENDINGS[form])
 
 
 @contextlib.contextmanager

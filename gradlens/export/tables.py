@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.errors import ConfigError
+from gradlens.format import visible
 from gradlens.metrics import METRICS
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Run
 
@@ -67,7 +68,9 @@ def distinct(runs: Iterable[Run]) -> dict[str, Run]:
     parts = 1
     while len({path.parts[-parts:] for path in files}) < len(files):
         parts += 1
-    return {"/".join(path.parts[-parts:]): run for path, run in files.items()}
+    names = ["/".join(path.parts[-parts:]) for path in files]
+    shown = list(map(visible, names))
+    return dict(zip(shown if len(set(shown)) == len(names) else names, files.values(), strict=True))
 
 
 def held_metrics(runs: Iterable[Run], chosen: Sequence[str] = ()) -> list[str]:

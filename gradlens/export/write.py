@@ -28,11 +28,13 @@ class Wanted:
         form: One of ``EXPORT_FORMS``.
         table: One of ``EXPORT_TABLES``.
         metrics: Columns of the table of metrics, or series of events; () for all.
+        safe: Whether no text of a CSV file may be a formula.
     """
 
     form: str
     table: str
     metrics: tuple[str, ...]
+    safe: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class Written:
 
 
 def make_wanted(
-    form: str | None, output: str | os.PathLike[str] | None, table: str | None, metrics: Sequence[str]
+    form: str | None,
+    output: str | os.PathLike[str] | None,
+    table: str | None,
+    metrics: Sequence[str],
+    *,
+    safe: bool = True,
 ) -> Wanted:
     """Check what was asked for, and choose what was not.
 
@@ -60,6 +67,7 @@ def make_wanted(
         output: A file or folder; "-" is standard output; None is the default place.
         table: One of ``EXPORT_TABLES``; None is the table of metrics.
         metrics: Which metrics; () for all.
+        safe: Whether no text of a CSV file may be a formula.
 
     Returns:
         What to export, complete.
@@ -77,7 +85,7 @@ def make_wanted(
     if metrics and table != "metrics":
         raise ConfigError(f"--metric chooses columns of the table metrics, not of {table}")
     check_library(chosen)
-    return Wanted(chosen, table, tuple(metrics))
+    return Wanted(chosen, table, tuple(metrics), safe)
 
 
 def choose_form(form: str | None, output: str | None) -> str:
@@ -132,7 +140,7 @@ def write_runs(
         return Written(path, _write_events(named, metrics, path, overwrite), len(named))
     rows = make_table(wanted.table, named, metrics)
     with whole_file(path, named, overwrite=overwrite) as temporary:
-        return Written(path, _write_table(rows, wanted.form, temporary), len(named))
+        return Written(path, _write_table(rows, wanted, temporary), len(named))
 
 
 def make_rows(runs: Sequence[Run], wanted: Wanted) -> Table:
@@ -145,11 +153,11 @@ def make_rows(runs: Sequence[Run], wanted: Wanted) -> Table:
     return make_table(wanted.table, named, held_metrics(named.values(), wanted.metrics))
 
 
-def _write_table(rows: Table, form: str, path: Path) -> int:
-    if form == "parquet":
+def _write_table(rows: Table, wanted: Wanted, path: Path) -> int:
+    if wanted.form == "parquet":
         return write_parquet(rows, path)
     with path.open("w", encoding="utf-8", newline="") as stream:
-        return write_csv(rows, stream)
+        return write_csv(rows, stream, safe=wanted.safe)
 
 
 def _write_events(runs: Mapping[str, Run], metrics: Sequence[str], path: Path, overwrite: bool) -> int:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gradlens.atomic import whole_file, write_errors, write_text
 from gradlens.errors import RunExistsError
-from gradlens.format import to_json
+from gradlens.format import file_name, to_json
 from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
@@ -27,9 +27,9 @@ def figure_name(kind: str, runs: Sequence[Run], *details: str) -> Path:
     """Return the default path of a figure: ``figures/heatmap-plain34-s0.png``; details come after the kind."""
     names = [run.name for run in runs]
     if len(names) > 3:
-        models = list(dict.fromkeys((run.model or run.name).replace(":", "-").replace("/", "-") for run in runs))
+        models = list(dict.fromkeys(run.model or run.name for run in runs))
         names = [*models[:4], f"{len(runs)}-runs"]
-    return FIGURES / f"{'-'.join([kind, *details, *names])}.png"
+    return FIGURES / f"{'-'.join([kind, *details, file_name('-'.join(names))])}.png"
 
 
 def save_figure(

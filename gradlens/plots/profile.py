@@ -21,7 +21,7 @@ from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve,
 from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
+from gradlens.plots.style import Look, PlainPowers, current, fill, head_inches, house_style, looks_of
 from gradlens.run import FloatArray, Run
 
 MOST_SENTENCES = 4
@@ -124,6 +124,7 @@ def scale_axis(axis: Axes, curves: Sequence[Curve], metric: str) -> None:
     if known.scale == "signed":
         quiet = quiet_end(np.concatenate([curve.centre for curve in curves]))
         axis.set_yscale("symlog", linthresh=quiet)
+        axis.yaxis.set_major_formatter(PlainPowers(linthresh=quiet))
         axis.yaxis.set_minor_locator(NullLocator())
     if known.scale == "signed" or (known.limits and known.limits[0] < 0):
         axis.axhline(0, color=current().ink, linewidth=0.7)

@@ -13,7 +13,7 @@ from gradlens.errors import ConfigError
 from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
-from gradlens.plots.style import house_style
+from gradlens.plots.style import PlainPowers, house_style
 from gradlens.run import Run
 
 COLUMNS = 400
@@ -84,5 +84,7 @@ def _use_log_scale(axis: Axes, groups: Sequence[Group], column: str) -> str:
     if "loss" not in column or not len(values) or values.max() < HIGH * np.median(values):
         return ""
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(PlainPowers())
+    axis.yaxis.set_minor_formatter(PlainPowers(labelOnlyBase=False))
     axis.set_ylim(values.min() / 1.2, values.max() * 1.2)
     return ", log scale"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.ticker import LogFormatterSciNotation
 
 from gradlens.analysis.compare import find_families
 from gradlens.errors import ConfigError
@@ -136,6 +138,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "lines.linewidth": 1.4,
         "figure.facecolor": theme.paper,
         "savefig.facecolor": "auto",
+        "text.parse_math": False,  # a name with $ is a name
         "svg.fonttype": "none",
         "pdf.fonttype": 3,
         "svg.hashsalt": "gradlens",
@@ -155,6 +158,19 @@ def house_style(look: Look | None = None) -> Iterator[None]:
             yield
     finally:
         _theme.reset(token)
+
+
+POWER = re.compile(r"10\^\{(-?\d+)\}")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class PlainPowers(LogFormatterSciNotation):
+    """Labels of a logarithmic axis as plain text, ``10⁻³``: no text of a figure is parsed as a formula."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick."""
+        text = str(super().__call__(x, pos)).replace("$\\mathdefault{", "").removesuffix("}$").replace(r"\times", "×")
+        return POWER.sub(lambda match: "10" + match[1].translate(SUPERSCRIPTS), text)
 
 
 def magnitude_colours() -> Colormap:

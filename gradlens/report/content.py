@@ -12,6 +12,7 @@ from gradlens.analysis.compare import Group, final_table, group_runs, label_runs
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.errors import ConfigError
+from gradlens.format import visible
 from gradlens.provenance import commit, versions
 from gradlens.run import Run
 from gradlens.studies import Judgement, judge_pairs, references
@@ -217,7 +218,7 @@ def environment_of(groups: Sequence[Group]) -> list[Row]:
     rows = [_row(key.replace("_", " "), groups, _environment_value(key)) for key in ordered]
     rows.append(_row("recorded on", groups, lambda run: str(run.info.get("created", ""))[:10]))
     rows.append(_row("status", groups, lambda run: run.status))
-    rows.append(_row("files", groups, lambda run: str(run.path), marked=False))
+    rows.append(_row("files", groups, lambda run: visible(str(run.path)), marked=False))
     return rows
 
 

@@ -193,6 +193,7 @@ SETTINGS_INDONESIAN = {
     "on_nonfinite": "jika loss tak hingga (on_nonfinite)",
     "on_record_error": "jika perekaman gagal (on_record_error)",
     "skip_broken": "lewati gambar rusak (skip_broken)",
+    "allow_outside": "izinkan gambar di luar folder tabel (allow_outside)",
     "epochs trained": "epoch yang dilatih",
     "optimizer steps recorded": "iterasi yang direkam",
     "layers recorded": "lapisan yang direkam",

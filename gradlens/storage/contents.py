@@ -1,23 +1,57 @@
-"""What a run file itself holds, and the one way to open its datasets for reading.
+"""What a run file itself holds, and the one way to read its datasets and attributes.
 
 An HDF5 file may refer to others: by a link, by storage that lies outside, or by a virtual dataset, which is put
 together from other datasets. HDF5 follows all of these by itself. A file from a stranger could thus show the contents
 of another file of its reader, or keep the reader waiting at a pipe. gradlens writes none of them, and refuses a file
 that has one before the other file is touched.
+
+It may also declare sizes that nothing in it backs, and compress gigabytes into a few kilobytes. So form and size of
+everything are checked against what a run file has, what this file holds, and the limits in ``gradlens.storage.limits``,
+before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import os
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import h5py
-from h5py import h5d, h5g, h5l, h5o
+import numpy as np
+from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s
+from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
+from gradlens.storage.chunks import check_stored, read_large_chunks
+from gradlens.storage.expected import StoredDataset, checked
+from gradlens.storage.limits import (
+    MOST_COLUMNS,
+    MOST_DEPTH,
+    MOST_INFLATION,
+    MOST_NAME,
+    MOST_OBJECTS,
+    MOST_TEXT_BYTES,
+    UNSEEN_BYTES,
+    believed_bytes,
+)
 
-BROKEN = (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, UnicodeDecodeError, OverflowError)
+BROKEN = (
+    KeyError,
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    UnicodeDecodeError,
+    OverflowError,
+    MemoryError,
+    IndexError,
+)
 """What h5py raises on files that are not as they should be."""
-MOST_NAME = 80
+SHOWN_NAME = 80
+SMALL_BYTES = 1 << 20
+"""Rows of so many bytes are read without a look at what backs them: at worst they are all missing."""
 
 
 class Contents:
@@ -32,20 +66,135 @@ class Contents:
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path = path
+        self._path, self._file = path, file
+        self._bytes = max(os.path.getsize(path), 1)
         self._groups: dict[str, h5g.GroupID] = {"": file.id}
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._opened: dict[str, tuple[h5d.DatasetID, h5p.PropDCID]] = {}
+        self._checked: dict[str, StoredDataset] = {}
+        self._attributes: dict[tuple[str, str], Any] = {}
+        self.believed_bytes = believed_bytes(self._bytes)
+        """The most bytes of numbers that the file is believed to hold."""
 
-    def dataset(self, name: str) -> h5py.Dataset:
-        """Return a dataset.
+    def dataset(self, name: str) -> StoredDataset:
+        """Return a dataset, for its shape and type; its values are read by ``read`` and ``value``.
 
         Raises:
             KeyError: There is none of that name, or it cannot be opened.
+            ValueError: It is not what a run file has under this name.
             RunFileError: It lies in another file.
         """
-        if name not in self._datasets:
+        if name not in self._checked:
+            if name not in self._opened:
+                self._open(name)
+            self._checked[name] = checked(name, _shown(name), *self._opened[name])
+        return self._checked[name]
+
+    def rank(self, name: str) -> int:
+        """Return the rank of a dataset, of which nothing else is checked yet; errors as in ``dataset``."""
+        if name not in self._opened:
             self._open(name)
-        return self._datasets[name]
+        rank = int(self._opened[name][0].rank)
+        return rank if rank == 2 else len(self.dataset(name).shape)
+
+    def value(self, name: str) -> Any:
+        """Return the value of a scalar dataset; errors as in ``dataset``."""
+        dataset = self.dataset(name)
+        if dataset.dtype.kind == "O":
+            return self._text_values(dataset)[()]
+        values = np.empty((), dtype=dataset.dtype)
+        dataset.id.read(h5s.ALL, h5s.ALL, values)
+        return values[()]
+
+    def read(self, name: str, start: int, stop: int, column: int | None = None) -> NDArray[Any]:
+        """Return some rows of a dataset, fewer where it has fewer.
+
+        Args:
+            name: The dataset, of rank 1 or more.
+            start: The first row.
+            stop: The row after the last.
+            column: Only this place of the second axis.
+
+        Returns:
+            The rows.
+
+        Raises:
+            ValueError: It claims more than the file holds, or as in ``dataset``.
+            KeyError: As in ``dataset``.
+            OSError: It cannot be read.
+            RunFileError: As in ``dataset``.
+        """
+        dataset = self.dataset(name)
+        stop = min(stop, dataset.shape[0])
+        if stop <= start:
+            return np.empty((0, *dataset.shape[1 if column is None else 2 :]), dtype=dataset.dtype)
+        if self._check_rows(dataset, start, stop, column):
+            return read_large_chunks(dataset, start, stop, column)
+        if column is None and start == 0 and stop == dataset.shape[0]:
+            values = np.empty(dataset.shape, dtype=dataset.dtype)
+            dataset.id.read(h5s.ALL, h5s.ALL, values)
+            return values
+        rows = h5py.Dataset(dataset.id, readonly=True)
+        return np.asarray(rows[start:stop] if column is None else rows[start:stop, column])
+
+    def _check_rows(self, dataset: StoredDataset, start: int, stop: int, column: int | None = None) -> bool:
+        """Check that the file holds some rows; return whether HDF5 must not inflate them."""
+        size = (stop - start) * dataset.row_bytes // (1 if column is None else dataset.shape[1])
+        if size > self.believed_bytes:
+            raise ValueError(
+                f"{dataset.name} claims {size:,} bytes; a file of this size may hold {self.believed_bytes:,}"
+            )
+        if dataset.chunks is None:
+            if dataset.id.get_storage_size() < stop * dataset.row_bytes:
+                raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
+            return False
+        may_hide = dataset.filters and self._bytes * MOST_INFLATION > UNSEEN_BYTES
+        return (may_hide or size > SMALL_BYTES) and check_stored(dataset, start, stop, column)
+
+    def texts(self, name: str) -> list[str]:
+        """Return a column of texts; errors as in ``read``.
+
+        Raises:
+            ValueError: They are too long, or as in ``read``.
+        """
+        dataset = self.dataset(name)
+        rows = self._text_values(dataset)
+        found: list[str] = []
+        total, count = 0, dataset.shape[0]
+        # Each of many texts may be the same long one: as many are read at once as cannot be too many.
+        at_once = max(MOST_TEXT_BYTES // self._bytes, 1)
+        for start in range(0, count, at_once):
+            self._check_rows(dataset, start, min(start + at_once, count))
+            found += rows[start : start + at_once].tolist()
+            total += sum(map(len, found[start:]))
+            if total > MOST_TEXT_BYTES:
+                raise ValueError(f"{name} holds more than {MOST_TEXT_BYTES:,} characters")
+        return found
+
+    @staticmethod
+    def _text_values(dataset: StoredDataset) -> Any:
+        return h5py.Dataset(dataset.id, readonly=True).asstr()
+
+    def attribute(self, name: str, default: Any = None, *, of: str = "") -> Any:
+        """Return an attribute.
+
+        Args:
+            name: The attribute.
+            default: What to return where there is none.
+            of: The dataset that has it; "" is the file itself.
+
+        Returns:
+            Its value.
+
+        Raises:
+            KeyError: The dataset is not there, or the attribute cannot be read.
+            ValueError: The attribute is no single text or number, or is too large.
+            RunFileError: The dataset lies in another file.
+        """
+        if (of, name) not in self._attributes:
+            owner, key = self.dataset(of).id if of else self._file.id, _encode(name)
+            self._attributes[of, name] = _attribute(h5a.open(owner, key)) if h5a.exists(owner, key) else None
+        found = self._attributes[of, name]
+        return default if found is None else found
 
     def names(self, group: str) -> list[str]:
         """List what lies in a group, sorted.
@@ -56,9 +205,13 @@ class Contents:
         Raises:
             KeyError: There is no such group, or it cannot be opened.
             RuntimeError: It cannot be listed.
+            ValueError: It holds too much, or a name is too long.
             RunFileError: It lies in another file.
         """
-        return sorted(name for name, _, _ in self._links(group))
+        names = sorted(name for name, _, _ in self._links(group, MOST_COLUMNS))
+        if any(len(name) > MOST_NAME for name in names):
+            raise ValueError(f"{_shown(group)} holds a name of more than {MOST_NAME:,} characters")
+        return names
 
     def __contains__(self, name: str) -> bool:
         above, _, last = name.rpartition("/")
@@ -71,34 +224,48 @@ class Contents:
 
         Raises:
             RunFileError: The file refers to another.
+            ValueError: It holds too many objects, or groups too deep inside each other.
         """
-        self._check(name="", seen=set())
-
-    def _check(self, name: str, seen: set[int]) -> None:
-        try:
-            links = self._links(name)
-        except BROKEN:
-            return
-        for last, kind, address in links:
-            place = f"{name}/{last}" if name else last
-            if kind == h5l.TYPE_SOFT:  # where it leads out of the file, it does so by a link that is found too
-                continue
-            if kind != h5l.TYPE_HARD:
-                raise self._refusal(place)
+        seen: set[int] = set()
+        groups, count = [""], 0
+        while groups:
+            name = groups.pop()
             try:
-                self._open(place)
-            except RunFileError:
-                raise
+                count += self._group(name).get_num_objs()
             except BROKEN:
                 continue
-            if place in self._groups and address not in seen:
-                seen.add(address)
-                self._check(place, seen)
+            if count > MOST_OBJECTS or name.count("/") >= MOST_DEPTH:
+                raise ValueError(f"it holds more than {MOST_OBJECTS:,} objects, or {MOST_DEPTH} groups in each other")
+            try:
+                links = self._links(name, MOST_OBJECTS)
+            except BROKEN:
+                continue
+            for last, kind, address in links:
+                place = f"{name}/{last}" if name else last
+                if self._is_another_group(place, kind) and address not in seen:
+                    seen.add(address)
+                    groups.append(place)
 
-    def _links(self, group: str) -> list[tuple[str, int, int]]:
+    def _is_another_group(self, name: str, kind: int) -> bool:
+        """Open what a link leads to, and return whether it is a group."""
+        if kind == h5l.TYPE_SOFT:  # where it leads out of the file, it does so by a link that is found too
+            return False
+        if kind != h5l.TYPE_HARD:
+            raise self._refusal(name)
+        try:
+            self._open(name)
+        except RunFileError:
+            raise
+        except BROKEN:
+            return False
+        return name in self._groups
+
+    def _links(self, group: str, most: int) -> list[tuple[str, int, int]]:
         """List the links in a group: name, kind and, where the link is a hard one, the address it leads to."""
-        found: list[tuple[str, int, int]] = []
-        self._group(group).links.iterate(
+        held, found = self._group(group), list[tuple[str, int, int]]()
+        if held.get_num_objs() > most:
+            raise ValueError(f"{_shown(group) or 'its root'} holds more than {most:,} objects")
+        held.links.iterate(
             lambda name, info: found.append((name.decode("utf-8", "surrogateescape"), info.type, info.u)), info=True
         )
         return found
@@ -109,7 +276,7 @@ class Contents:
         return self._groups[name]
 
     def _open(self, name: str) -> None:
-        """Open a dataset or a group, and keep it."""
+        """Open a dataset or a group, check it, and keep it."""
         above, _, last = name.rpartition("/")
         group, link = self._group(above), _encode(last)
         kind = group.links.get_info(link).type
@@ -121,9 +288,10 @@ class Contents:
         if isinstance(item, h5g.GroupID):
             self._groups[name] = item
         elif isinstance(item, h5d.DatasetID):
-            if _lies_outside(item):
+            made = item.get_create_plist()
+            if _lies_outside(made):
                 raise self._refusal(name)
-            self._datasets[name] = h5py.Dataset(item, readonly=True)
+            self._opened[name] = item, made
 
     def _refusal(self, name: str) -> RunFileError:
         return RunFileError(
@@ -138,11 +306,26 @@ def _encode(name: str) -> bytes:
 
 def _shown(name: str) -> str:
     """Return a name that a stranger chose, without control characters."""
-    text = name.encode("unicode_escape").decode()
-    return text if len(text) <= MOST_NAME else f"{text[:MOST_NAME]}..."
+    text = name.encode("unicode_escape", "surrogatepass").decode()
+    return text if len(text) <= SHOWN_NAME else f"{text[:SHOWN_NAME]}..."
 
 
-def _lies_outside(dataset: h5d.DatasetID) -> bool:
+def _lies_outside(made: h5p.PropDCID) -> bool:
     """Return whether a dataset's values lie elsewhere; not even its shape is asked for, which may open other files."""
-    made = dataset.get_create_plist()
     return bool(made.get_layout() == h5d.VIRTUAL or made.get_external_count())
+
+
+def _attribute(found: h5a.AttrID) -> Any:
+    """Return the value of an attribute of any shape that holds one."""
+    name, shape, dtype = _shown(found.name.decode("utf-8", "surrogateescape")), found.shape, found.dtype
+    if shape is None or prod(shape) != 1:
+        raise ValueError(f"attribute {name} is no single value")
+    text = h5py.check_string_dtype(dtype)
+    if dtype.kind not in "iufS" and text is None:
+        raise ValueError(f"attribute {name} is neither text nor number")
+    if dtype.itemsize > MOST_TEXT_BYTES:
+        raise ValueError(f"attribute {name} has {dtype.itemsize:,} bytes, at most {MOST_TEXT_BYTES:,} expected")
+    values = np.empty(shape, dtype=dtype)
+    found.read(values)
+    value: Any = values.reshape(())[()]
+    return value.decode("utf-8", "surrogateescape") if dtype.kind == "O" and isinstance(value, bytes) else value

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gradlens.errors import RunFileError
 from gradlens.run import FloatArray, Status
 from gradlens.storage.run_file import StoredFile, reading
+from gradlens.storage.shown import shown_names
 
 MOST_ROWS = 4096
 """Rows that come at once, so that memory stays bounded."""
@@ -138,6 +139,9 @@ def _new_rows(stored: StoredFile, seen: int, epochs: int) -> NewRows:
             columns[name] = stored.column(name, epochs) if stored.n_epochs > epochs else NONE
         else:
             columns[name] = stored.column(name, seen)[:count]
+
+    shown = shown_names(stored.columns)
+    columns = {shown[name]: part for name, part in columns.items()}
 
     def group(prefix: str) -> dict[str, FloatArray]:
         return {name.removeprefix(prefix): part for name, part in columns.items() if name.startswith(prefix)}

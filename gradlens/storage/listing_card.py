@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlens.format import visible
+
 if TYPE_CHECKING:
     from gradlens.storage.run_file import StoredFile
 
@@ -48,6 +50,8 @@ def decode_card(data: bytes) -> dict[str, Any] | None:
 def find_card(path: Path) -> dict[str, Any] | None:
     """Return the card of a finished run; None where it is not in its place, as in a run that is being written."""
     try:
+        if not path.is_file():
+            return None
         with open(path, "rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - END_BYTES, 0))
@@ -62,11 +66,11 @@ def make_card(source: StoredFile, status: str | None = None) -> dict[str, Any]:
     """Return what a listing says of a run, as plain values."""
     found = source.last_epoch(CARD_EPOCHS)
     last = {name: value if math.isfinite(value) else None for name, value in found.items()}
-    attributes = source.attributes
+    attributes, data = source.attributes, source.attribute_json("config_json").get("data")
     return {
         "model": attributes.get("model", ""),
         "seed": int(attributes.get("seed", -1)),
-        "data": source.attribute_json("config_json").get("data"),
+        "data": data if isinstance(data, str) else None,
         "status": status or source.status(),
         "epochs": source.n_epochs,
         "rows": source.n_steps,
@@ -86,8 +90,25 @@ def read_card(path: Path) -> dict[str, Any]:
         RunFileError: As in ``read_run``.
     """
     card = find_card(path)
-    if card is not None:
-        return card
-    from gradlens.storage.run_file import reading
+    if card is None or not is_card(card):
+        from gradlens.storage.run_file import reading
 
-    return reading(path, lambda stored: {**make_card(stored), "heartbeat": stored.state()["heartbeat"]})
+        card = reading(path, lambda stored: {**make_card(stored), "heartbeat": stored.state()["heartbeat"]})
+    return {key: visible(value) if isinstance(value, str) else value for key, value in card.items()}
+
+
+CARD_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "seed": (int,),
+    "data": (str, type(None)),
+    "status": (str,),
+    "epochs": (int,),
+    "rows": (int,),
+    **dict.fromkeys(CARD_EPOCHS, (float, int, type(None))),
+    "created": (str, type(None)),
+}
+
+
+def is_card(card: dict[str, Any]) -> bool:
+    """Return whether a card has what a card has, and nothing else."""
+    return card.keys() == CARD_TYPES.keys() and all(isinstance(card[key], kinds) for key, kinds in CARD_TYPES.items())

@@ -67,7 +67,7 @@ class LiveFile:
         self._status_place = self._size = 0
         try:
             self._columns = column_names(self._file["scalar"], self._file["epoch"])
-            self.metrics = metric_names(self._file["metric"])
+            self.metrics = metric_names({name: held.ndim for name, held in self._file["metric"].items()})
             self._datasets = _open_datasets(self._file)
             self._status_place = int(self._datasets["state/status"].id.get_offset() or 0)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gradlens.errors import NoRunError
+from gradlens.errors import NoRunError, RunFileError
 
 RUNS = Path("runs")
 FIRST_RUN = "gradlens run plain34 makes one"
@@ -32,8 +32,19 @@ def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
 
 
 def _shown(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Return files in order, without hidden ones and those in hidden folders."""
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Return plain files in order, without hidden ones and those in hidden folders."""
+    open_to_view = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in open_to_view if path.is_file())
+
+
+def check_plain(path: Path) -> None:
+    """Check that a file that is there is a plain one: opening a pipe waits for its writer, a device has no end.
+
+    Raises:
+        RunFileError: It is a pipe, a socket or a device.
+    """
+    if not path.is_file():
+        raise RunFileError(f"{path} is a pipe, a socket or a device; expected a run file")
 
 
 def newest_run(folder: Path = RUNS) -> Path:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from gradlens.format import visible
 from gradlens.metrics import is_linear
 from gradlens.row_chunks import LEVELS, STATISTICS, RowChunks, choose_level, combine, summarise
 from gradlens.run import FloatArray, Run, Status
 from gradlens.storage.locate import resolve_runs
-from gradlens.storage.run_file import StoredFile, reading
+from gradlens.storage.run_file import StoredFile, reading, telling_damage
+from gradlens.storage.shown import shown_names, visible_layers, visible_settings
 
 AT_ONCE = 50_000
 """Scalars of runs with up to so many rows are read with the rest."""
@@ -63,33 +65,39 @@ def read_runs(*places: str | os.PathLike[str], deep: bool = False) -> list[Run]:
 
 
 def _read(stored: StoredFile) -> Run:
+    with telling_damage(stored.path):
+        return _make_run(stored)
+
+
+def _make_run(stored: StoredFile) -> Run:
     path, state, attributes = stored.path, stored.state(), stored.attributes
     info: dict[str, Any] = {
-        key: attributes[key]
+        key: visible(attributes[key]) if isinstance(attributes[key], str) else attributes[key]
         for key in ("model", "seed", "created", "gradlens_version", "format_version")
         if key in attributes
     }
-    info["config"] = stored.attribute_json("config_json")
-    info["environment"] = stored.attribute_json("environment_json")
+    info["config"] = visible_settings(stored.attribute_json("config_json"))
+    info["environment"] = visible_settings(stored.attribute_json("environment_json"))
     info["heartbeat"], info["overhead"] = state["heartbeat"], state["overhead"]
-    info["notes"] = state["notes"].splitlines()
+    info["notes"] = [visible(note) for note in state["notes"].splitlines()]
     info["every"] = stored.every()
+    shown = shown_names(stored.columns)
     late = [name for name in stored.columns if name.startswith("scalar/") and stored.n_steps > AT_ONCE]
-    columns = {name: stored.column(name) for name in stored.columns if name not in late}
+    columns = {shown[name]: stored.column(name) for name in stored.columns if name not in late}
     return Run(
-        name=path.stem,
+        name=visible(path.stem),
         path=path,
-        layers=stored.layers(),
+        layers=visible_layers(stored.layers()),
         steps=columns["step"],
         epoch_of_step=columns["epoch_of_step"],
-        scalars=StoredScalars(path, [name.removeprefix("scalar/") for name in late], stored.n_steps)
+        scalars=StoredScalars(path, {shown[name].removeprefix("scalar/"): name for name in late}, stored.n_steps)
         if late
         else _group(columns, "scalar/"),
-        metrics=StoredMetrics(path, stored.metrics, stored.n_steps),
+        metrics=StoredMetrics(path, {name: name for name in stored.metrics}, stored.n_steps),
         epochs=_group(columns, "epoch/"),
         status=cast(Status, state["status"]),
         info=info,
-        facts=stored.facts(),
+        facts=visible_settings(stored.facts()),
     )
 
 
@@ -100,9 +108,9 @@ def _group(columns: Mapping[str, FloatArray], prefix: str) -> dict[str, FloatArr
 class _Stored(Mapping[str, FloatArray]):
     """Columns of a file, each read when it is asked for and then kept."""
 
-    def __init__(self, path: Path, names: Sequence[str], n_steps: int) -> None:
+    def __init__(self, path: Path, names: Mapping[str, str], n_steps: int) -> None:
         self._path = path
-        self._names = dict.fromkeys(names)
+        self._names = names
         self._n_steps = n_steps
         self._cache: dict[str, FloatArray] = {}
 
@@ -114,7 +122,7 @@ class _Stored(Mapping[str, FloatArray]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._cache:
-            self._cache[name] = reading(self._path, lambda stored: self._read(stored, name), known=True)
+            self._cache[name] = reading(self._path, lambda stored: self._read(stored, self._names[name]), known=True)
         return self._cache[name]
 
     def __contains__(self, name: object) -> bool:
@@ -131,7 +139,7 @@ class StoredScalars(_Stored):
     """The scalars of a long run."""
 
     def _read(self, stored: StoredFile, name: str) -> FloatArray:
-        return stored.column(f"scalar/{name}")[: self._n_steps]
+        return stored.column(name)[: self._n_steps]
 
 
 class StoredMetrics(_Stored):

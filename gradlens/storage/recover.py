@@ -16,6 +16,8 @@ from gradlens.storage.packing import pack
 from gradlens.storage.run_file import StoredFile, open_run_file
 
 READ_ROWS = 4096
+TRIED_ROWS = 1 << 16
+"""Rows that are tried at once for whether they can be read; where they cannot, 64 at once."""
 BACKUP = ".damaged"
 """What is put behind the name of a damaged file when what is whole of it takes its place."""
 
@@ -158,9 +160,14 @@ def cut_unreadable(source: StoredFile) -> None:
 
 def _readable(source: StoredFile, name: str, count: int) -> int:
     """Return how many of the first values of a column can be read."""
-    for start in range(0, count, LEVELS[0]):
+    start, size = 0, TRIED_ROWS
+    while start < count:
         try:
-            source.contents.dataset(name)[start : min(start + LEVELS[0], count)]
+            if not len(source.contents.read(name, start, min(start + size, count))):
+                return start
+            start += size
         except BROKEN:
-            return start
+            if size == LEVELS[0]:
+                return start
+            size = LEVELS[0]
     return count

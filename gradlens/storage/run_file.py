@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from gradlens.errors import DamagedError, GradlensError, NoRunError, RunFileError
 from gradlens.row_chunks import LEVELS
-from gradlens.run import FloatArray, Layer, Status
+from gradlens.run import FloatArray, Layer, Role, Status
 from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
 from gradlens.storage.contents import BROKEN, Contents
+from gradlens.storage.limits import MOST_EDGES, MOST_LAYERS, MOST_NAME, MOST_TEXT_BYTES
+from gradlens.storage.locate import check_plain
 from gradlens.storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -38,6 +40,8 @@ TRIES = 8
 PAUSE_SECONDS = 0.02
 """A file that is being written may be met between two writes: it is opened again, so often and after so long."""
 RECOVER = "gradlens recover keeps what is whole"
+METRIC_BYTES, COLUMN_BYTES = 4, 8
+INT64 = np.iinfo(np.int64)
 
 
 T = TypeVar("T")
@@ -88,15 +92,16 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
             raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
         if path.is_dir():
             raise RunFileError(f"{path} is a folder; expected a run file")
+        check_plain(path)
     except PermissionError as error:
         raise RunFileError(f"{path} cannot be read: you may not look into its folder") from error
     with contextlib.ExitStack() as stack:
-        with _telling_damage(path):
+        with telling_damage(path):
             file, closed = _open_hdf5(path, stack)
-            _check_format(path, file)
             contents = Contents(path, file)
+            _check_format(path, contents)
             try:
-                stored = StoredFile(path, file, contents, closed, salvage=salvage)
+                stored = StoredFile(path, contents, closed, salvage=salvage, known=known)
             finally:
                 # Not before the counts are read: of a file that is being written, datasets would be opened too short.
                 if not known:
@@ -105,7 +110,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _telling_damage(path: Path) -> Iterator[None]:
+def telling_damage(path: Path) -> Iterator[None]:
     """Turn what h5py says of a broken file into a line that names the file."""
     try:
         yield
@@ -129,7 +134,7 @@ def tells_damage(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapped(self: StoredFile, *arguments: Any, **options: Any) -> Any:
-        with _telling_damage(self.path):
+        with telling_damage(self.path):
             return method(self, *arguments, **options)
 
     return cast(Method, wrapped)
@@ -159,12 +164,12 @@ def _may_be_written(path: Path) -> bool:
     return False
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
-    if "header_json" not in file.attrs:
+def _check_format(path: Path, contents: Contents) -> None:
+    if contents.attribute("header_json") is None:
         check_heaps(path)
-        if file.attrs.get("format") != FORMAT:
+        if contents.attribute("format") != FORMAT:
             raise RunFileError(f"{path} is an HDF5 file of another program; expected a gradlens run")
-    version = int(file.attrs.get("format_version", 0))
+    version = int(contents.attribute("format_version", 0))
     if version > FORMAT_VERSION:
         raise RunFileError(
             f"{path} has format version {version}; this gradlens reads up to {FORMAT_VERSION}",
@@ -177,34 +182,58 @@ class StoredFile:
 
     Args:
         path: The file.
-        file: The file, open.
         contents: What it holds.
         closed: Whether its writer has closed it.
         salvage: Columns that do not fit their checksum are returned as they are, with NaN (or -1) in place of what
             cannot be read at all, and a sentence for each in ``doubts``. The rows of metrics are compared all the same.
+        known: Whether the numbers of rows and epochs were believed before.
 
     Raises:
         DamagedError: By all its methods, where the file is not as it was written.
     """
 
-    def __init__(self, path: Path, file: h5py.File, contents: Contents, closed: bool, *, salvage: bool = False) -> None:
+    def __init__(
+        self, path: Path, contents: Contents, closed: bool, *, salvage: bool = False, known: bool = False
+    ) -> None:
         self.path = path
         self.contents = contents
-        self._root = file.attrs
         self.closed = closed
         self.salvage = salvage
         self.doubts: list[str] = []
-        self.n_steps = int(self.contents.dataset("state/n_steps")[()])
-        self.n_epochs = int(self.contents.dataset("state/n_epochs")[()])
+        self.n_steps = int(self.contents.value("state/n_steps"))
+        self.n_epochs = int(self.contents.value("state/n_epochs"))
         self._slots = self._find_slots()
         self._slot = self._slots[0] if self._slots else None
         inside = self.contents
-        self.metrics = metric_names({name: inside.dataset(f"metric/{name}") for name in inside.names("metric")})
+        self.metrics = metric_names({name: inside.rank(f"metric/{name}") for name in inside.names("metric")})
         self.columns = column_names(inside.names("scalar"), inside.names("epoch"))
+        if not known:
+            self._check_counts()
         self.verify = True
         """Whether checksums are compared."""
         self._records: dict[int, NDArray[np.uint32]] | None = None
         self._described: tuple[dict[str, Any], dict[str, list[Any]]] | None = None
+
+    def _check_counts(self) -> None:
+        """Believe the numbers of rows and epochs, on which the length of all that is read depends, if they fit."""
+        for kind, name in (("n_steps", "step"), ("n_epochs", "epoch/epoch")):
+            count, there = getattr(self, kind), self.contents.dataset(name).shape[0]
+            if count < 0 or count > there:
+                self._doubt(f"{name} holds {there} values of {count}")
+                setattr(self, kind, there)
+        rows = sum(not name.startswith("epoch/") for name in self.columns)
+        for metric in self.metrics:
+            if (width := self.width(metric)) != self.n_layers:
+                raise ValueError(f"metric/{metric} has {width} layers, {self.n_layers} expected")
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"it has {self.n_layers:,} layers, at most {MOST_LAYERS:,} expected")
+        numbers = self.n_steps * self.n_layers * len(self.metrics)
+        columns = self.n_steps * rows + self.n_epochs * (len(self.columns) - rows)
+        claimed = max(numbers * METRIC_BYTES, columns * COLUMN_BYTES)
+        if claimed > self.contents.believed_bytes:
+            raise ValueError(
+                f"it claims {claimed:,} bytes of numbers; a file of this size may hold {self.contents.believed_bytes:,}"
+            )
 
     def _find_slots(self) -> list[Slot]:
         """Return the slots that guard the counts; none in files that were made before there were any."""
@@ -212,7 +241,7 @@ class StoredFile:
         if not names:
             return []
         counts = self.n_steps, self.n_epochs
-        decoded = (Slot.decode(bytes(self.contents.dataset(name)[()])) for name in names)
+        decoded = (Slot.decode(bytes(self.contents.value(name))) for name in names)
         slots = [slot for slot in decoded if slot is not None]
         found = [slot for slot in slots if (slot.n_steps, slot.n_epochs) == counts]
         if (
@@ -259,7 +288,8 @@ class StoredFile:
         if self._described is not None:
             return self._described
         attributes, columns = self._read_copy() or self._read_description()
-        expected = self._root.get("header_crc32")
+        _check_attributes(attributes)
+        expected = self.contents.attribute("header_crc32")
         if self.verify and expected is not None and int(expected) != header_crc(attributes, columns):
             self._doubt("its description of the model and the run does not fit its checksum")
         if "calls" not in columns:
@@ -269,36 +299,38 @@ class StoredFile:
 
     def _read_copy(self) -> tuple[dict[str, Any], dict[str, list[Any]]] | None:
         """Read the description from ``header_json``; None where there is none."""
-        if "header_json" not in self._root:
+        text = self.contents.attribute("header_json")
+        if text is None:
             return None
-        found = json.loads(bytes(self._root["header_json"]))
+        found = json.loads(bytes(text))
         return dict(found["attributes"]), dict(found["layers"])
 
     def _read_description(self) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        held = {key: self.contents.dataset(f"layer/{key}") for key in self.contents.names("layer")}
+        inside, held = self.contents, self.contents.names("layer")
         texts = (*LAYER_TEXTS, *(key for key in LAYER_LISTS if key in held))
-        columns: dict[str, list[Any]] = {key: held[key].asstr()[:].tolist() for key in texts}
-        columns |= {key: held[key][:].tolist() for key in LAYER_NUMBERS if key in held}
-        attributes = self._root
-        return {name: _plain(attributes[name]) for name in ROOT_ATTRIBUTES if name in attributes}, columns
+        columns: dict[str, list[Any]] = {key: inside.texts(f"layer/{key}") for key in texts}
+        columns |= {key: inside.read(f"layer/{key}", 0, MOST_LAYERS).tolist() for key in LAYER_NUMBERS if key in held}
+        found = {name: inside.attribute(name) for name in ROOT_ATTRIBUTES}
+        return {name: _plain(value) for name, value in found.items() if value is not None}, columns
 
     @tells_damage
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers."""
         columns = self.layer_columns()
         count = len(columns["name"])
-        tags, parents = ([str(text).split() for text in columns.get(key, [""] * count)] for key in LAYER_LISTS)
+        _check_layers(columns, self.n_layers)
+        tags, parents = ([text.split() for text in columns.get(key, [""] * count)] for key in LAYER_LISTS)
         graph = checked_graph([[int(word) for word in words] for words in parents])
         rows = zip(*(columns[key] for key in (*LAYER_TEXTS, *LAYER_NUMBERS)), tags, graph, strict=True)
         return tuple(
-            Layer(str(name), str(kind), role, int(depth), int(size), int(own), int(calls), tuple(words), feeding)
+            Layer(name, kind, role, depth, size, own, calls, tuple(words), feeding)
             for name, kind, role, depth, size, own, calls, words, feeding in rows
         )
 
     @tells_damage
     def status(self) -> Status:
         """Return how the run ended, or that it has not."""
-        text = bytes(self.contents.dataset("state/status")[()]).decode("ascii", "replace").strip(" \0")
+        text = bytes(self.contents.value("state/status")).decode("ascii", "replace").strip(" \0")
         if text not in get_args(Status):
             self._doubt(f"status {text!r}")
             return "running"
@@ -307,10 +339,10 @@ class StoredFile:
     @tells_damage
     def state(self) -> dict[str, Any]:
         """Return status, heartbeat, overhead, notes and facts, the latter as they are stored."""
-        overhead = float(self.contents.dataset("state/overhead")[()]) if "state/overhead" in self.contents else math.nan
-        notes = bytes(self.contents.dataset("state/notes")[()]) if "state/notes" in self.contents else b""
-        heartbeat = float(self.contents.dataset("state/heartbeat")[()])
-        status = bytes(self.contents.dataset("state/status")[()])
+        overhead = float(self.contents.value("state/overhead")) if "state/overhead" in self.contents else math.nan
+        notes = bytes(self.contents.value("state/notes")) if "state/notes" in self.contents else b""
+        heartbeat = float(self.contents.value("state/heartbeat"))
+        status = bytes(self.contents.value("state/status"))
         expected = {value for slot in self._slots for value in slot.states} if self.verify else set()
         if expected and state_crc(overhead, notes, status, heartbeat) not in expected:
             if state_crc(overhead, notes) not in expected:
@@ -334,11 +366,17 @@ class StoredFile:
         """Return the facts as they are stored, if they are whole."""
         if "state/facts_json" not in self.contents:
             return b""
-        dataset = self.contents.dataset("state/facts_json")
+        dataset_name = "state/facts_json"
+        dataset = self.contents.dataset(dataset_name)
         try:
-            if dataset.size > 1 or dataset.dtype.kind != "S" or dataset.dtype.itemsize > FACTS_BYTES:
+            if (
+                dataset.shape not in ((), (0,), (1,))
+                or dataset.dtype.kind != "S"
+                or dataset.dtype.itemsize > FACTS_BYTES
+            ):
                 raise ValueError(f"its facts are {dataset.dtype} of shape {dataset.shape}")
-            stored = b"".join(map(bytes, np.atleast_1d(dataset[()])))
+            values = self.contents.read(dataset_name, 0, 1) if dataset.shape else [self.contents.value(dataset_name)]
+            stored = b"".join(map(bytes, values))
             decode_facts(stored)
         except BROKEN as error:
             self._doubt(line_of(error))
@@ -348,7 +386,7 @@ class StoredFile:
     @tells_damage
     def every(self) -> dict[str, int]:
         """Return each metric's interval in rows."""
-        return {name: int(self.contents.dataset(f"metric/{name}").attrs.get("every", 1)) for name in self.metrics}
+        return {name: int(self.contents.attribute("every", 1, of=f"metric/{name}")) for name in self.metrics}
 
     @tells_damage
     def attribute_json(self, name: str) -> dict[str, Any]:
@@ -367,7 +405,7 @@ class StoredFile:
         """
         count = self.n_epochs if name.startswith("epoch/") else self.n_steps
         try:
-            values = np.asarray(self.contents.dataset(name)[start:count])
+            values = self.contents.read(name, start, count)
             if len(values) != max(count - start, 0):
                 raise ValueError(f"{name} holds {start + len(values)} values of {count}")
         except BROKEN as error:
@@ -386,7 +424,7 @@ class StoredFile:
         values = np.full(count, np.nan if np.issubdtype(dataset.dtype, np.floating) else -1, dtype=dataset.dtype)
         for start in range(0, count, BLOCK):
             with contextlib.suppress(*BROKEN):
-                part = dataset[start : min(start + BLOCK, count)]
+                part = self.contents.read(name, start, min(start + BLOCK, count))
                 values[start : start + len(part)] = part
         return values
 
@@ -410,14 +448,13 @@ class StoredFile:
     def rows(self, metric: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of a metric, (stop - start, L), and compare the checksums of the blocks that they touch."""
         start, stop = max(start, 0), min(stop, self.n_steps)
-        dataset = self.contents.dataset(f"metric/{metric}")
         if stop <= start:
-            return np.empty((0, dataset.shape[1]), dtype=np.float32)
+            return np.empty((0, self.width(metric)), dtype=np.float32)
         if not (self.verify and "check" in self.contents):
-            return self._read(dataset, start, stop)
+            return self._read(metric, start, stop)
         begin = start // BLOCK * BLOCK
         end = min(-(-stop // BLOCK) * BLOCK, self.n_steps)
-        values = self._read(dataset, begin, end)
+        values = self._read(metric, begin, end)
         self._compare(metric, begin, values)
         return values[start - begin : stop - begin]
 
@@ -426,11 +463,10 @@ class StoredFile:
         """Return how many layers a metric has values of."""
         return int(self.contents.dataset(f"metric/{metric}").shape[1])
 
-    @staticmethod
-    def _read(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = dataset[start:stop]
+    def _read(self, metric: str, start: int, stop: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = self.contents.read(f"metric/{metric}", start, stop)
         if len(values) != stop - start:
-            raise ValueError(f"{dataset.name} holds {start + len(values)} rows of {stop}")
+            raise ValueError(f"metric/{metric} holds {start + len(values)} rows of {stop}")
         return values
 
     def _compare(self, metric: str, begin: int, values: NDArray[np.float32]) -> None:
@@ -453,7 +489,7 @@ class StoredFile:
         """Return the checksums of blocks of a level, (stop - start, M)."""
         if self._records is None:
             count = self._slot.records if self._slot is not None else 0
-            table = np.asarray(self.contents.dataset("check/block")[:count])
+            table = self.contents.read("check/block", 0, count)
             if len(table) != count:
                 raise ValueError("its table of checksums is cut off")
             self._records = {int(key): table[table[:, 0] == key] for key in np.unique(table[:, 0])}
@@ -485,7 +521,10 @@ class StoredFile:
             stop: Number of the block after the last; all must be whole.
         """
         column = self.metrics.index(metric)
-        values = np.asarray(self.contents.dataset(f"level/{rows}")[start:stop, column])
+        shape, wanted = self.contents.dataset(f"level/{rows}").shape[1:], (len(self.metrics), self.n_layers, 5)
+        if shape != wanted:
+            raise ValueError(f"level {rows} has shape {shape}, {wanted} expected")
+        values = self.contents.read(f"level/{rows}", start, stop, column)
         if len(values) != stop - start:
             raise ValueError(f"level {rows} holds {start + len(values)} blocks of {stop}")
         if self.verify and "check" in self.contents:
@@ -494,6 +533,47 @@ class StoredFile:
                 if crc(block) != expected[i]:
                     raise ValueError(f"block {start + i} of level {rows} of {metric} does not fit its checksum")
         return values.astype(np.float64)
+
+
+def _check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Check the attributes of a run, which may hold anything.
+
+    Raises:
+        ValueError: One is not of its type, or too long.
+    """
+    for name, value in attributes.items():
+        if name in ("seed", "format_version"):
+            if type(value) is not int or not INT64.min <= value <= INT64.max:
+                raise ValueError(f"its {name} is no whole number of 64 bits")
+        elif not isinstance(value, str):
+            raise ValueError(f"its {name} is no text")
+        elif len(value) > (MOST_TEXT_BYTES if name.endswith("_json") else MOST_NAME):
+            raise ValueError(f"its {name} has {len(value):,} characters")
+
+
+def _check_layers(columns: Mapping[str, list[Any]], count: int) -> None:
+    """Check the table of layers, whose JSON may hold anything.
+
+    Raises:
+        ValueError: It is not a table of so many layers.
+    """
+    for key in (*LAYER_TEXTS, *LAYER_LISTS, *LAYER_NUMBERS):
+        if key in columns and (not isinstance(columns[key], list) or len(columns[key]) != count):
+            raise ValueError(f"the column {key} of its table of layers is not one of {count} layers")
+    for key in (*LAYER_TEXTS, *(key for key in LAYER_LISTS if key in columns)):
+        if not set(map(type, columns[key])) <= {str}:
+            raise ValueError(f"the {key} of a layer is no text")
+        most = MOST_TEXT_BYTES if key in LAYER_LISTS else MOST_NAME
+        if max(map(len, columns[key]), default=0) > most:
+            raise ValueError(f"the {key} of a layer has more than {most:,} characters")
+    for key in LAYER_NUMBERS:
+        values = columns[key]
+        if not set(map(type, values)) <= {int} or (values and not INT64.min <= min(values) <= max(values) <= INT64.max):
+            raise ValueError(f"the {key} of a layer is no whole number of 64 bits")
+    if not set(columns["role"]) <= set(get_args(Role)):
+        raise ValueError(f"a layer has an unknown role; expected {', '.join(get_args(Role))}")
+    if " ".join(columns.get("parents", ())).count(" ") > MOST_EDGES + count:
+        raise ValueError(f"its layers are fed by others more than {MOST_EDGES:,} times")
 
 
 def _counts(slots: list[Slot]) -> tuple[tuple[int, ...], tuple[int, ...]]:

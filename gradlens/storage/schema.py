@@ -272,9 +272,16 @@ def column_names(scalars: Iterable[str], epoch_columns: Iterable[str]) -> tuple[
     return (*rows, *(f"epoch/{name}" for name in sorted(epoch_columns)))
 
 
-def metric_names(held: Mapping[str, h5py.Dataset]) -> tuple[str, ...]:
-    """List the metrics of a file, sorted, without the scale that names their layers; ``held`` lies in ``/metric``."""
-    return tuple(sorted(name for name, dataset in held.items() if dataset.ndim == 2))
+def metric_names(ranks: Mapping[str, int]) -> tuple[str, ...]:
+    """List the metrics of a file, sorted, without the scale that names their layers.
+
+    Args:
+        ranks: Name to rank of what lies in ``/metric``.
+
+    Returns:
+        The names of the metrics.
+    """
+    return tuple(sorted(name for name, rank in ranks.items() if rank == 2))
 
 
 def pack_chunk_rows(numbers_per_row: int) -> int:

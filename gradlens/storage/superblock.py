@@ -25,6 +25,8 @@ FLAGS, END, CHECKSUM = 11, 28, 44
 """Offsets of the consistency flags, the address of the file's end, and the checksum."""
 HEAP = b"GCOL\1\0\0\0"
 """How a collection of the global heap begins; its size follows, in 8 bytes, and then its objects."""
+LEAST_OBJECT = 16
+"""Bytes of the smallest object of a collection."""
 MASK = 0xFFFFFFFF
 
 
@@ -72,25 +74,28 @@ def check_heaps(path: Path) -> None:
         ValueError: It does not.
     """
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size < SIZE:
+        size = os.fstat(file.fileno()).st_size
+        if size < SIZE:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            place = data.find(HEAP)
+            place, left = data.find(HEAP), size // LEAST_OBJECT
             while place >= 0:
-                _check_heap(data, place)
+                left -= _check_heap(data, place, left)
                 place = data.find(HEAP, place + len(HEAP))
 
 
-def _check_heap(data: mmap.mmap, place: int) -> None:
+def _check_heap(data: mmap.mmap, place: int, most: int) -> int:
+    """Go through the objects of a collection, at most so many; return how many there are."""
     size = int.from_bytes(data[place + 8 : place + 16], "little")
-    end = min(place + size, len(data))
+    end, count = min(place + size, len(data)), 0
     place += 16
-    while place + 16 <= end:
+    while place + LEAST_OBJECT <= end:
         number, _, length = struct.unpack_from("<HHxxxxQ", data, place)
-        step = 16 + -(-length // 8) * 8 if number else length
-        if not step:
+        step = LEAST_OBJECT + -(-length // 8) * 8 if number else length
+        if not step or count >= most:  # collections do not overlap, so that their objects fit the file
             raise ValueError("its texts were overwritten")
-        place += step
+        place, count = place + step, count + 1
+    return count
 
 
 class ClosedView(io.RawIOBase):

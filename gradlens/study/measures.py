@@ -98,6 +98,7 @@ def chance(run: Run) -> float:
     """Return the accuracy of guessing; 0 if the number of classes is unknown."""
     facts = run.config.get("data_facts", {})
     classes = facts.get("classes", ()) if isinstance(facts, dict) else ()
+    classes = classes if isinstance(classes, list | tuple) else ()
     return 1 / len(classes) if classes else 0.0
 
 

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
+
+from gradlens.format import visible
 
 STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
 
-class _PipeConsole(Console):
+class _TextConsole(Console):
+    """A console on which every text is text: no markup in it is obeyed, and no hidden character reaches the screen."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object; control characters in its texts are shown as escapes, but for line ends."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or text.replace("\n", "").isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(visible, text.split("\n"))), style)
+
+
+class _PipeConsole(_TextConsole):
     """A console that survives the end of a pipe (``gradlens heatmap | head``), because the figure is written later."""
 
     def on_broken_pipe(self) -> None:
@@ -23,12 +39,12 @@ class _PipeConsole(Console):
 
 def results() -> Console:
     """Return the console for results (stdout)."""
-    return _PipeConsole(highlight=False, soft_wrap=False)
+    return _PipeConsole(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def messages() -> Console:
     """Return the console for progress and messages (stderr)."""
-    return Console(stderr=True, highlight=False)
+    return _TextConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def has_colour(console: Console) -> bool:

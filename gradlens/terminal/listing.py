@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlens.errors import GradlensError
-from gradlens.format import plural
+from gradlens.format import plural, visible
 from gradlens.storage import read_card
 from gradlens.storage.locate import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
@@ -44,10 +44,10 @@ def _row(path: Path, name: str) -> dict[str, Any]:
     try:
         card = read_card(path)
     except GradlensError as error:
-        return {"run": name, "status": "unreadable", "note": error.message}
+        return {"run": visible(name), "status": "unreadable", "note": visible(error.message)}
     stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
     return {
-        "run": name,
+        "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
         "note": "no sign of life for a minute: killed?" if stale else "",
     }

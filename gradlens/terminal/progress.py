@@ -6,7 +6,6 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -79,9 +78,12 @@ class TrainingView:
         self._profile = None
         self._nonfinite_shown = False
         self.console.print(
-            f"[bold]{escape(config.model)}[/] seed {config.seed}: {event.train_images} training and "
-            f"{event.val_images} validation images of {len(event.classes)} classes, {config.image_size} px, recipe "
-            f"{config.recipe}, {event.device} -> {escape(event.path)}"
+            Text(config.model, style="bold").append(
+                f" seed {config.seed}: {event.train_images} training and {event.val_images} validation images of "
+                f"{len(event.classes)} classes, {config.image_size} px, recipe {config.recipe}, {event.device} -> "
+                f"{event.path}",
+                style="not bold",
+            )
         )
         if self.console.is_terminal:
             hint = f"gradlens watch {event.path} shows the run in full screen in another window; so does --live"

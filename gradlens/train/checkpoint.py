@@ -23,6 +23,18 @@ from gradlens.train.rng_state import Generators, restore_generators
 State = dict[str, Any]
 NEEDED = ("config", "progress", "rows", "steps")
 """What every checkpoint holds."""
+TRAINED = ("model", "optimizer", "scheduler")
+"""What a checkpoint after an epoch holds besides."""
+KINDS: dict[str, type] = {
+    "config": dict,
+    "progress": dict,
+    "rows": int,
+    "steps": int,
+    "values": dict,
+    "generators": list,
+    **dict.fromkeys(TRAINED, dict),
+}
+"""The types of what a checkpoint holds."""
 
 
 def checkpoint_path(run_path: Path) -> Path:
@@ -135,15 +147,40 @@ def load_checkpoint(path: Path) -> State:
     Raises:
         RunFileError: The checkpoint cannot be read.
     """
+    if not path.is_file():  # a pipe would wait for its writer
+        raise _unreadable(path, "it is no plain file")
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
-        missing = [name for name in NEEDED if name not in state]
-        reason = f"it holds no {missing[0]}" if missing else ""
+        reason = _find_fault(state)
     except Exception as error:
         raise _unreadable(path, type(error).__name__) from error
     if reason:
         raise _unreadable(path, reason)
     return state
+
+
+def _find_fault(state: Any) -> str:
+    """Return what is wrong with the types of what a checkpoint holds; "" if nothing is."""
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}"
+    missing = [name for name in NEEDED if name not in state]
+    if missing:
+        return f"it holds no {missing[0]}"
+    for name, kind in KINDS.items():
+        if name in state and (not isinstance(state[name], kind) or isinstance(state[name], bool)):
+            return f"its {name} is of type {type(state[name]).__name__}, {kind.__name__} expected"
+    fresh = asdict(Progress())
+    for name, value in state["progress"].items():
+        kinds = (int,) if isinstance(fresh.get(name), int) else (int, float)
+        if name not in fresh or isinstance(value, bool) or not isinstance(value, kinds):
+            return f"its progress holds {name} of type {type(value).__name__}"
+    if min(state["rows"], state["steps"], state["progress"].get("epoch", 0)) < 0:
+        return "it counts less than 0 rows, steps or epochs"
+    if not all(isinstance(value, int | float) for value in state.get("values", {}).values()):
+        return "its values are no numbers"
+    if state["progress"].get("epoch", 0) and (absent := [name for name in TRAINED if name not in state]):
+        return f"it holds no {absent[0]}"
+    return ""
 
 
 def _unreadable(path: Path, reason: str) -> RunFileError:
@@ -170,15 +207,15 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRS
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        generators = _generators(state)
+        if rank < len(generators):
+            restore_generators(generators[rank])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunFileError(
             f"the run cannot be resumed: its checkpoint does not fit the model: {reason}",
             tip="start again with --overwrite",
         ) from error
-    generators = _generators(state)
-    if rank < len(generators):
-        restore_generators(generators[rank])
     return Progress(**state["progress"])
 
 

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.events import Listener, Note
@@ -148,7 +150,11 @@ def _look_at(config: RunConfig, path: Path, listener: Listener, start: Start) ->
 
 
 def _check_settings(config: RunConfig, path: Path, state: State) -> None:
-    theirs = RunConfig.from_dict(state["config"])
+    try:
+        theirs = RunConfig.from_dict(state["config"])
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFileError(f"the settings in the checkpoint of {path} cannot be used: {reason}", tip=ANEW) from error
     differing = [line for line in config.differences(theirs) if line.split(":")[0] not in MAY_DIFFER_ON_RESUME]
     if differing:
         raise ConfigError(
@@ -168,6 +174,10 @@ def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) 
     elif len(run.steps) < rows or len(run.epochs.get("epoch", ())) < epochs:
         held = f"{plural(len(run.steps), 'row')} and {plural(len(run.epochs.get('epoch', ())), 'epoch')}"
         reason = f"it holds {held}, and the checkpoint was written after {rows} and {epochs}"
+    elif epochs and (counted := int(np.searchsorted(run.epoch_of_step, epochs))) != rows:
+        reason = f"it holds {plural(counted, 'row')} up to epoch {epochs}, and the checkpoint counts {rows}"
+    elif rows and int(run.steps[rows - 1]) >= int(state["steps"]):
+        reason = f"its row {rows} is of step {run.steps[rows - 1]}, and the checkpoint counts {state['steps']} steps"
     elif len(run.epochs.get("epoch", ())):
         reason = _difference(run, max(epochs, 1), state.get("values", {}))
     if reason:
@@ -177,6 +187,7 @@ def _check_belongs(path: Path, run: Run | None, checkpoint: Path, state: State) 
 def _difference(run: Run, epoch: int, values: dict[str, float]) -> str:
     """Describe the first difference between an epoch's row in the file and in the checkpoint; "" if there is none."""
     for name, value in values.items():
+        value = float(value)
         there = float(run.epochs[name][epoch - 1]) if name in run.epochs else math.nan
         if there != value and not (math.isnan(there) and math.isnan(value)):
             return f"{name} of epoch {epoch} is {there:.9g} there, {value:.9g} in the checkpoint"

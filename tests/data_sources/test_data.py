@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from PIL import Image, ImageEnhance
 from gradlens.config import AUGMENTATIONS, make_config
 from gradlens.data import load_data, make_batches
 from gradlens.data.copies import find_copies
-from gradlens.data.images import grey_differences
+from gradlens.data.images import grey_differences, open_image
 from gradlens.data.patterns import CLASSES, make_patterns
 from gradlens.data.registry import FileImages
 from gradlens.data.split import split_groups, split_random
-from gradlens.data.tables import read_csv, read_folder
+from gradlens.data.tables import ImageFile, read_csv, read_folder
 from gradlens.errors import DataError
 from gradlens.events import Note
 from gradlens.specs import TORCHVISION_SETS
@@ -349,3 +351,69 @@ def test_without_a_network_one_line_says_what_to_do(name: str, monkeypatch: pyte
         load_data(config(name))
     assert "--data patterns" in (caught.value.tip or "")
     assert "\n" not in caught.value.message
+
+
+# --- data of a stranger ---------------------------------------------------------------------------------------
+
+
+def write_table(photos: Path, *more: str) -> Path:
+    rows = [f"{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(6)]
+    table = photos / "labels.csv"
+    table.write_text("\n".join(["filename,label", *rows, *more]) + "\n")
+    return table
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside.png", "cat/../../outside.png", "link.png", "linked/0.png"])
+def test_rows_of_a_table_stay_inside_its_folder(name: str, photos: Path) -> None:
+    outside = photos.parent / "outside.png"
+    shutil.copy(photos / "cat" / "0.png", outside)
+    (photos / "link.png").symlink_to(outside)
+    shutil.copytree(photos / "cat", photos.parent / "elsewhere")
+    (photos / "linked").symlink_to(photos.parent / "elsewhere")
+    table = write_table(photos, f"{name},cat")
+    with pytest.raises(DataError, match=r"row 14: .* lies outside of the folder of the table"):
+        read_csv(table)
+    assert len(read_csv(table, allow_outside=True).files) == 13
+
+
+def test_only_plain_files_are_images(photos: Path) -> None:
+    os.mkfifo(photos / "cat" / "pipe.png")
+    assert len(read_folder(photos).files) == 12
+    for name in ("cat/pipe.png", "/dev/zero"):
+        file = ImageFile(photos / name, "cat", "row 1")
+        with pytest.raises(DataError, match="row 1: the image is no plain file"):
+            open_image(file)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (9000, 9000)).save(path)
+    with pytest.raises(DataError, match="row 1: the image has 9,000 x 9,000 pixels, at most 64,000,000 are decoded"):
+        open_image(ImageFile(path, "cat", "row 1"))
+
+
+def test_files_of_macos_are_passed_over_and_counted(photos: Path) -> None:
+    (photos / "__MACOSX" / "cat").mkdir(parents=True)
+    for name in ("__MACOSX/cat/._0.png", "cat/._0.png", "dog/.hidden.png"):
+        (photos / name).write_bytes(b"no image")
+    table = read_folder(photos)
+    assert table.classes == ("cat", "dog")
+    assert (len(table.files), table.passed_over) == (12, 3)
+    said: list[object] = []
+    load_data(make_config("plain8", data=f"folder:{photos}", image_size=16, batch_size=4), said.append)
+    assert any("3 hidden files passed over" in getattr(note, "text", "") for note in said)
+
+
+def test_one_image_under_two_labels_is_said(photos: Path) -> None:
+    shutil.copy(photos / "cat" / "0.png", photos / "dog" / "9.png")
+    said: list[object] = []
+    load_data(make_config("plain8", data=f"folder:{photos}", image_size=16, batch_size=4), said.append)
+    (text,) = [note.text for note in said if "two labels" in getattr(note, "text", "")]  # type: ignore[attr-defined]
+    assert re.search(
+        r"1 image with two labels, first: .*cat/0\.png is 'cat', and the same image .*dog/9\.png is 'dog'", text
+    )
+
+
+def test_a_name_that_is_none_ends_in_a_line(photos: Path) -> None:
+    with pytest.raises(DataError, match="row 14"):
+        read_csv(write_table(photos, f"{'x' * 5000}.png,cat"))

@@ -16,6 +16,7 @@ import pytest
 import gradlens
 from gradlens import read_run
 from gradlens.errors import ConfigError
+from gradlens.format import visible
 from gradlens.report import collect
 from gradlens.report.html import ECHARTS, fill, library_code, make_page
 from gradlens.report.html_data import payload, safe_json
@@ -78,7 +79,7 @@ def test_the_texts_of_a_hostile_run_stay_texts(tmp_path: Path) -> None:
     for text in (ATTACK, ATTACKS[1], ATTACKS[2]):
         assert text in reader.text
         assert text not in page
-    assert reader.data["layers"][0]["names"] == [f"{text}.{i}" for i, text in enumerate(ATTACKS)]
+    assert reader.data["layers"][0]["names"] == [visible(f"{text}.{i}") for i, text in enumerate(ATTACKS)]
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
 
 

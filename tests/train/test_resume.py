@@ -258,3 +258,58 @@ def test_the_checkpoint_stays_beside_the_file_where_the_working_directory_change
     os.chdir(tmp_path)
     assert train_run(config(), Path("a.h5"), resume=True) == "complete"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "elsewhere"]
+
+
+# --- checkpoints of a stranger --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rows": "8"}, "its rows is of type str, int expected"),
+        ({"rows": -1}, "it counts less than 0"),
+        ({"progress": [1]}, "its progress is of type list"),
+        ({"progress": {"epoch": "2"}}, "its progress holds epoch of type str"),
+        ({"progress": {"epoch": 2, "more": 1}}, "its progress holds more"),
+        ({"values": {"train_loss": "x"}}, "its values are no numbers"),
+        ({"config": {"model": 3}}, "the settings in the checkpoint of .* cannot be used"),
+        ({"model": 3}, "its model is of type int"),
+        ({"generators": 3}, "its generators is of type int"),
+        ({"generators": [{"cpu": 3}]}, "does not fit the model"),
+        ({"optimizer": {}}, "does not fit the model"),
+        ({"steps": 3}, "the checkpoint counts 3 steps"),
+        ({"rows": 4}, "it holds 8 rows up to epoch 2, and the checkpoint counts 4"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_checkpoint_that_lies_is_refused_in_a_line(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    state = stopped(path)
+    torch.save(state | changed, checkpoint_path(path))
+    with pytest.raises(RunFileError, match=said) as caught:
+        train_run(config(), path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_seed_or_epoch_is_refused(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.h5", tmp_path / "b.h5"
+    early = stopped(path, epoch=1)
+    path.unlink()
+    checkpoint_path(path).unlink()
+    late = stopped(path)
+    stopped(other, seed=1)
+    torch.save(late | {name: early[name] for name in ("rows", "steps", "progress")}, checkpoint_path(path))
+    with pytest.raises(RunFileError, match="of epoch 1 is"):
+        train_run(config(), path, resume=True)
+    shutil.copy(checkpoint_path(other), checkpoint_path(path))
+    with pytest.raises(ConfigError, match="seed: 1 there, 0 here"):
+        train_run(config(), path, resume=True)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    stopped(path)
+    checkpoint_path(path).unlink()
+    os.mkfifo(checkpoint_path(path))
+    with pytest.raises(RunFileError, match="it is no plain file"):
+        train_run(config(), path, resume=True)

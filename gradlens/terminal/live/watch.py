@@ -13,7 +13,7 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import compare_layers, say_power
 from gradlens.analysis.profile import say_layer
 from gradlens.errors import GradlensError, NoRunError
-from gradlens.format import plural
+from gradlens.format import plural, visible
 from gradlens.metrics import METRICS
 from gradlens.storage import awaited_run
 from gradlens.terminal.console import has_colour, results
@@ -61,7 +61,7 @@ def watch(argument: str | None, *, metric: str = "", leave_at_end: bool = False)
 
 def print_line(text: str) -> None:
     """Print a line on stdout and flush it."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{visible(text)}\n")
     sys.stdout.flush()
 
 

@@ -1,0 +1,352 @@
+"""Every command on every hostile file ends in time, in memory, and with a line where it fails; names stay text."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from gradlens import read_run, read_runs
+from gradlens.cli import run_command
+from gradlens.errors import ConfigError, DamagedError, RunFileError
+from gradlens.specs import parse_seeds
+from gradlens.storage import find_runs, read_card
+from tests.storage import known
+from tests.storage.hostile_files import BY_NAME, make_hostile, write_hostile_texts
+
+SECONDS, MEGABYTES = 10.0, 500
+LARGEST = 5_000_000
+COMMANDS = [
+    ["ls"], ["ls", "--format", "json"], ["summary"], ["summary", "--format", "json"], ["heatmap", "-o", "x.png"],
+    ["profile", "-o", "x.svg"], ["compare", "--terminal"], ["diagnose"], ["diagnose", "--format", "junit"],
+    ["diagnose", "--rules", "smdebug"], ["claims"], ["report", "-o", "x.html"], ["report", "-o", "x.md"],
+    ["export", "-o", "x.csv"], ["export", "--table", "layers", "-o", "-"], ["watch"], ["recover"],
+]  # fmt: skip
+SAMPLE = [
+    "rank_three", "wrong_width", "lists_for_numbers", "count_is_huge", "rows_are_claimed", "large_chunk",
+    "two_deflates", "long_name", "config_is_deep", "config_of_other_types", "many_notes", "one_text_many_times",
+]  # fmt: skip
+SAMPLE_COMMANDS = [["ls"], ["summary"], ["recover"]]
+
+
+def cell(arguments: list[str], folder: Path) -> tuple[str, float, float, str]:
+    """Run a command in a forked process; return what came of it, seconds, megabytes and what it said."""
+    said = folder / "said.txt"
+    began = time.monotonic()
+    child = known.fork()
+    if not child:
+        code = 99
+        with contextlib.suppress(BaseException):
+            os.chdir(folder)
+            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            write_to(1, 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+            try:
+                code = run_command(arguments)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    ended = 0
+    while not ended and time.monotonic() - began < 6 * SECONDS:
+        ended, status, used = os.wait4(child, os.WNOHANG)
+        time.sleep(0.005)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "HANG", time.monotonic() - began, 0.0, ""
+    text = said.read_text(errors="replace")
+    code = os.waitstatus_to_exitcode(status)
+    verdict = "ok"
+    if code < 0:
+        verdict = "CRASH"
+    elif "Traceback" in text or code == 99:
+        verdict = "TRACEBACK"
+    elif used.ru_utime + used.ru_stime > SECONDS:
+        verdict = "SLOW"
+    elif used.ru_maxrss / 1024 > MEGABYTES:
+        verdict = "LARGE"
+    elif code and not any("Error:" in line for line in text.splitlines()):
+        verdict = "SILENT"
+    return verdict, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text
+
+
+def write_to(out: int, err: int) -> None:
+    """In a forked process: let stdout and stderr be these, and warnings be as they are outside of tests."""
+    warnings.resetwarnings()
+    sys.stdout = os.fdopen(out, "w", closefd=False, encoding="utf-8")
+    sys.stderr = os.fdopen(err, "w", closefd=False, encoding="utf-8")
+
+
+def preload() -> None:
+    """Import what commands import, so that a forked process need not."""
+    import gradlens.terminal.live.watch  # noqa: F401
+
+
+def failures(files: dict[str, Path], commands: list[list[str]]) -> list[str]:
+    found = []
+    for name, path in files.items():
+        before = path.read_bytes()
+        assert len(before) < LARGEST, (name, len(before))
+        for arguments in commands:
+            verdict, seconds, megabytes, said = cell(arguments, path.parent.parent)
+            if verdict != "ok":
+                found.append(
+                    f"{name} {' '.join(arguments)}: {verdict} {seconds:.1f} s {megabytes:.0f} MB {said[-300:]}"
+                )
+            path.write_bytes(before)
+    return found
+
+
+def test_a_sample_of_hostile_files_ends_in_lines(tmp_path: Path) -> None:
+    assert not failures(make_hostile(tmp_path, SAMPLE), SAMPLE_COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_command_on_every_hostile_file(name: str, tmp_path: Path) -> None:
+    preload()
+    assert not failures(make_hostile(tmp_path, [name]), COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rank_three", "metric/param_norm has rank 3, 2 expected"),
+        ("wrong_width", "metric/param_norm has 6 layers, 5 expected"),
+        ("lists_for_numbers", "scalar/loss does not hold numbers"),
+        ("count_is_huge", "step holds 150 values of 9223372036854775807"),
+        ("rows_are_claimed", "bytes of numbers; a file of this size may hold"),
+        ("large_chunk_declared", "metric/param_norm has chunks of 3,000,000,000 bytes"),
+        ("two_deflates", "metric/param_norm is compressed in a way that gradlens does not use"),
+        ("long_name", "the name of a layer has more than 1,000 characters"),
+        ("many_notes", "state/notes has values of"),
+    ],
+)
+def test_a_lie_is_named_in_one_line(name: str, said: str, tmp_path: Path) -> None:
+    path = make_hostile(tmp_path, [name])[name]
+    with pytest.raises(DamagedError, match=re.escape(said)) as caught:
+        read_run(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chunk_that_inflates_to_gigabytes_is_not_inflated(tmp_path: Path) -> None:
+    path = make_hostile(tmp_path, ["large_chunk"])["large_chunk"]
+    run = read_run(path)
+    with pytest.raises(DamagedError, match="has a chunk of"):
+        run.metric("param_norm")
+
+
+# --- chunks that are inflated here ---------------------------------------------------------------------------
+
+
+def test_large_chunks_are_read_as_hdf5_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = known.write_run(tmp_path / "run.h5", 900, count=12)
+    plain = {name: read_run(path).metric(name) for name in read_run(path).metrics}
+    monkeypatch.setattr("gradlens.storage.contents.UNSEEN_BYTES", 1)
+    monkeypatch.setattr("gradlens.storage.chunks.UNSEEN_BYTES", 1)
+    run = read_run(path)
+    for name, values in plain.items():
+        assert run.metric(name).tobytes() == values.tobytes()
+        assert run.metric_rows(name, 70, 130).tobytes() == values[70:130].tobytes()
+        again = read_run(path).row_chunks(name, least=10)
+        assert np.isfinite(again.count).all()
+
+
+# --- only plain files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd_folder(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "runs"
+    known.write_run(folder / "good.h5", 80)
+    os.mkfifo(folder / "pipe.h5")
+    os.symlink("/dev/zero", folder / "device.h5")
+    held = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(folder)
+    held.bind("socket.h5")
+    os.chdir(here)
+    yield folder
+    held.close()
+
+
+def test_a_folder_scan_opens_plain_files_only(odd_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [path.name for path in find_runs(odd_folder)] == ["good.h5"]
+    assert [run.name for run in read_runs(odd_folder)] == ["good"]
+    for arguments in (["ls"], ["summary", "runs"], ["recover"]):
+        assert run_command(arguments) == 0, capsys.readouterr().err
+    for name in ("pipe", "device", "socket"):
+        with pytest.raises(RunFileError, match="is a pipe, a socket or a device"):
+            read_run(odd_folder / f"{name}.h5")
+        with pytest.raises(RunFileError, match="is a pipe, a socket or a device"):
+            read_card(odd_folder / f"{name}.h5")
+        assert run_command(["summary", f"runs/{name}.h5"]) == 1
+
+
+# --- one bad file spoils nothing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"], ["claims"], ["report", "-o", "x.html"], ["compare", "--terminal"], ["summary", "runs"],
+        ["heatmap", "runs", "--terminal"], ["profile", "runs", "--terminal"], ["diagnose", "runs"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_bad_file_is_left_out_and_named(arguments: list[str], make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("plain8", "resnet8"):
+        for seed in (0, 1):
+            make_run(f"{model}-s{seed}", model=model, seed=seed)
+    Path("runs/bad.h5").write_bytes(b"no run")
+    assert run_command(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "bad.h5 is not an HDF5 file" in (out if arguments == ["ls"] else err).replace("\n", " ")
+    if arguments == ["ls"]:
+        return
+    for path in Path("runs").glob("*-s*.h5"):
+        path.write_bytes(b"no run")
+    assert run_command(arguments) == 1
+    assert "none of 5 files can be read" in capsys.readouterr().err
+
+
+def test_a_gate_does_not_pass_over_a_bad_file(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    Path("runs/bad.h5").write_bytes(b"no run")
+    assert run_command(["diagnose", "runs", "--fail-on", "nonfinite"]) == 1
+    assert "bad.h5" in capsys.readouterr().err
+
+
+# --- names are text ------------------------------------------------------------------------------------------
+
+TEXT_COMMANDS = [
+    ["ls"], ["summary"], ["heatmap"], ["profile"], ["compare"], ["diagnose"], ["diagnose", "--format", "junit"],
+    ["diagnose", "--format", "csv"], ["claims", "--detail"], ["report", "-o", "x.html"], ["report", "-o", "x.md"],
+    ["report", "-o", "x.pdf"], ["export", "-o", "-"], ["export", "--table", "scalars", "-o", "-"],
+    ["export", "--table", "layers", "-o", "-"], ["recover", "--repack"], ["summary", "runs/nowhere\x1b[2J.h5"],
+]  # fmt: skip
+OBEYED = re.compile(rb"\x1b\[2J|\x1b\]|\x07|\x9b|\xe2\x80\xae|\xe2\x81\xa6|\r(?!\n)")
+
+
+@pytest.fixture(scope="module")
+def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for seed in (0, 1):
+        for model in ("plain34", "resnet34"):
+            write_hostile_texts(folder / "runs" / f"{model}\x1b[2J\u202e=[bold]$x{seed}.h5", seed, model)
+    return folder
+
+
+def on_terminal(arguments: list[str], folder: Path) -> tuple[int, bytes]:
+    """Run a command on a terminal; return its exit code and the bytes that reach the terminal."""
+    preload()
+    child, terminal = pty.fork()
+    if not child:
+        code = 99
+        with contextlib.suppress(BaseException):
+            os.chdir(folder)
+            os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
+            write_to(1, 2)
+            try:
+                code = run_command(arguments)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    said = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(terminal, 65536):
+            said += part
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+@pytest.mark.parametrize(
+    "arguments", TEXT_COMMANDS, ids=lambda words: " ".join(words).encode("unicode_escape").decode()
+)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*pty.*:DeprecationWarning")
+def test_no_text_of_a_run_reaches_a_terminal_as_a_command(arguments: list[str], hostile_runs: Path) -> None:
+    runs = [] if any(word.startswith("runs") for word in arguments) or arguments[0] == "ls" else ["runs"]
+    extra = ["--overwrite"] if arguments[0] == "export" and "-" not in arguments else []
+    code, said = on_terminal([*arguments, *runs, *extra], hostile_runs)
+    assert b"Traceback" not in said, said[-2000:].decode(errors="replace")
+    assert code in (0, 1, 2), said[-500:]
+    found = OBEYED.search(said)
+    assert found is None, said[max(found.start() - 80, 0) : found.end() + 80] if found else ""
+
+
+def test_cells_of_csv_are_no_formulas(hostile_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.chdir(hostile_runs)
+    capsys.readouterr()
+    assert run_command(["export", "--table", "layers", "-o", "safe.csv", "--overwrite"]) == 0
+    assert run_command(["export", "--table", "layers", "--no-safe", "-o", "exact.csv", "--overwrite"]) == 0
+    safe, exact = (Path(name).read_text(encoding="utf-8") for name in ("safe.csv", "exact.csv"))
+    assert "'=" in safe
+    assert "'=" not in exact
+    assert safe.replace("'=", "=") == exact
+    assert "\r" not in exact
+
+
+def test_names_that_are_alike_but_for_hidden_characters_are_refused(tmp_path: Path) -> None:
+    path = known.write_run(tmp_path / "run.h5", 80)
+    with h5py.File(path, "r+") as file:
+        file["scalar/\x1b"] = file["scalar/loss"]
+        file["scalar/\\x1b"] = file["scalar/loss"]
+    with pytest.raises(DamagedError, match="same name but for hidden characters"):
+        read_run(path)
+
+
+def test_names_in_memory_are_shown_and_on_disk_kept(tmp_path: Path) -> None:
+    path = write_hostile_texts(tmp_path / "run.h5")
+    assert all(layer.name.isprintable() for layer in read_run(path).layers)
+    from gradlens.storage.run_file import open_run_file
+
+    with open_run_file(path) as stored:
+        assert "\x1b[2J" in stored.layers()[0].name
+
+
+def test_names_of_files_that_no_system_has_end_in_a_line(capsys: pytest.CaptureFixture[str], make_run) -> None:
+    make_run()
+    for name in ("x" * 5000, "\udc80\udcff"):
+        for arguments in (
+            ["summary", name],
+            ["ls", name],
+            ["heatmap", "-o", f"{name}.png"],
+            ["export", "-o", f"{name}.csv"],
+        ):
+            code = run_command(arguments)
+            err = capsys.readouterr().err
+            assert code in (0, 1, 2), arguments
+            assert "Traceback" not in err
+            assert len(err) < 6000
+
+
+# --- other sizes ---------------------------------------------------------------------------------------------
+
+
+def test_many_seeds_are_refused_before_they_are_counted() -> None:
+    with pytest.raises(ConfigError, match="at most 10,000"):
+        parse_seeds("0-999999999")
+    with pytest.raises(ConfigError):
+        parse_seeds("9" * 5000)
