@@ -17,6 +17,8 @@ OTHERS_WAIT_S = 10
 """Seconds that the other processes of a torchrun wait before they print the same error as the first."""
 OK, FAILED, USAGE, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes; 130 is the shell's own for Ctrl-C."""
+SIGNALS = 128
+"""Exit codes beyond are those of signals, with which the full screen ends."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,6 +71,12 @@ def run_command(arguments: list[str] | None = None) -> int:
         return USAGE if isinstance(error, ConfigError) else GATE if isinstance(error, GateError) else FAILED
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > SIGNALS:
+            return error.code
+        # In the user's own code, such as a model's forward: never the exit code of success.
+        _print_error(GradlensError(f"code of the model or of the data ended the program (SystemExit: {error.code})"))
+        return FAILED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has exited, as head does; that is no error
         return OK
