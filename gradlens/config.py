@@ -18,6 +18,8 @@ INITS = ("he", "default")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 ON_RECORD_ERROR = ("stop", "continue")
+SEEDS = 2**63
+"""Seeds are below this: a run file holds them in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class RunConfig:
             _at_least(key, getattr(self, key), low)
         if self.every != "auto" and not (isinstance(self.every, int) and self.every >= 1):
             raise ConfigError(f"every must be a whole number from 1, or auto; got {self.every}")
+        if self.seed >= SEEDS:
+            raise ConfigError(f"seed must be below 2^63, got {self.seed}")
         for key in ("seed", "patience", "workers", "weight_decay", "lr"):
             _at_least(key, getattr(self, key), 0)
         if not 0 <= self.label_smoothing < 1:

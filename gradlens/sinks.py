@@ -27,6 +27,9 @@ class Sink(Protocol):
     def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Store one row, or the result of a function, which the sink may call later."""
 
+    def amend_row(self, row: Row) -> None:
+        """Store a row in place of the last one: values were logged for it after it had been stored."""
+
     def write_epoch(self, values: Mapping[str, float]) -> None:
         """Store one row of the table of epochs; on return, everything so far is stored."""
 
@@ -58,6 +61,9 @@ class NullSink:
         """Do nothing."""
 
     def write_row(self, row: Row | Callable[[], Row]) -> None:
+        """Drop a row."""
+
+    def amend_row(self, row: Row) -> None:
         """Drop a row."""
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
@@ -98,6 +104,10 @@ class ListSink:
     def write_row(self, row: Row | Callable[[], Row]) -> None:
         """Keep one row."""
         self.rows.append(row_of(row))
+
+    def amend_row(self, row: Row) -> None:
+        """Replace the last row."""
+        self.rows[-1] = row
 
     def write_epoch(self, values: Mapping[str, float]) -> None:
         """Keep one row of the table of epochs."""

@@ -25,6 +25,8 @@ TOO_MUCH: dict[type[Exception], str] = {
 }
 MOST_SHOWN = 400
 """Characters of a message about a file's name, which may be as long as its system allows, or longer."""
+SIGNALS = 128
+"""Exit codes beyond are those of signals, with which the full screen ends."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -78,6 +80,12 @@ def run_command(arguments: list[str] | None = None) -> int:
         return USAGE if isinstance(error, ConfigError) else GATE if isinstance(error, GateError) else FAILED
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > SIGNALS:
+            return error.code
+        # In the user's own code, such as a model's forward: never the exit code of success.
+        _print_error(GradlensError(f"code of the model or of the data ended the program (SystemExit: {error.code})"))
+        return FAILED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has exited, as head does; that is no error
         return OK

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from gradlens.cli.options import open_runs, print_rows, runs_argument
 from gradlens.diagnosis.kinds import HEALTHY, KINDS, LEARNING, UNDECIDED, list_kinds, parse_gates
-from gradlens.errors import GateError
+from gradlens.errors import ConfigError, GateError, NoRunError
+
+if TYPE_CHECKING:
+    from gradlens.run import Run
 
 PACKS = ("gradlens", "smdebug", "autotrainer", "deepchecker", "deepdiagnosis")
 
@@ -42,6 +48,8 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
     undecided if the data do not suffice.
     """
     if kind is not None:
+        if runs or fail_on is not None:
+            raise ConfigError("--explain explains a kind and judges no run: leave out RUNS and --fail-on")
         from gradlens.diagnosis.explanations import explain
 
         click.echo(explain(kind))
@@ -51,6 +59,8 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
 
     gates = parse_gates(fail_on, UNDECIDED, LEARNING)
     found = open_runs(runs, default="newest", strict=bool(gates))
+    if gates:
+        _check_rows(found)
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]
     if form == "table":
         from gradlens.terminal.console import results
@@ -75,6 +85,16 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
         failed += [f"{item.run} does not learn" for item in diagnoses if item.learning == "no"]
     if failed:
         raise GateError("; ".join(failed))
+
+
+def _check_rows(runs: Sequence[Run]) -> None:
+    """Raise a NoRunError if a run has no row: nothing in it can be judged, so it passes no gate."""
+    empty = [run.name for run in runs if not len(run.steps)]
+    if empty:
+        raise NoRunError(
+            f"{', '.join(empty)}: there is no row, so --fail-on has nothing to judge",
+            tip="diagnose a run that was recorded, or wait for its first row",
+        )
 
 
 def _fails(kind: str, gates: tuple[str, ...]) -> bool:

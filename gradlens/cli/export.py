@@ -10,7 +10,7 @@ from typing import TextIO
 
 import click
 
-from gradlens.cli.options import open_runs, runs_argument, say
+from gradlens.cli.options import GivenPath, check_is_file_name, open_runs, runs_argument, say
 from gradlens.format import plural
 from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 
@@ -23,7 +23,7 @@ from gradlens.specs import EXPORT_FORMS, EXPORT_TABLES
 @click.option(
     "-o",
     "--output",
-    type=click.Path(),
+    type=GivenPath(),
     help="The file to write, or for tensorboard the folder; - prints CSV on stdout. Default: in exports/.",
 )
 @click.option(
@@ -52,6 +52,8 @@ def export(
     from gradlens.export import STDOUT, make_rows, make_wanted, write_csv, write_runs
 
     wanted = make_wanted(form, output, table, metrics, safe=safe)
+    if output is not None and wanted.form != "tensorboard":
+        check_is_file_name(output)
     found = open_runs(runs, default="newest")
     if output == STDOUT:
         rows = make_rows(found, wanted)

@@ -8,17 +8,19 @@ from typing import Any, Literal
 import click
 
 from gradlens.cli.options import (
+    GivenPath,
     check_figure_options,
     figure_options,
     look_options,
     metric_names,
     metrics_option,
     open_runs,
+    parse_steps,
     runs_argument,
     write_figures,
 )
 from gradlens.errors import ConfigError
-from gradlens.specs import parse_span, say_span
+from gradlens.specs import say_span
 
 DEFAULT = ("activation_grad_norm",)
 
@@ -28,7 +30,12 @@ DEFAULT = ("activation_grad_norm",)
 @metrics_option(DEFAULT[0], several=True)
 @click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements), which gives the RMS.")
 @click.option("--relative", is_flag=True, help="Divide magnitudes by that of the last hidden layer at the same step.")
-@click.option("--minus", metavar="RUN", help="Show the difference from this run; for magnitudes, log10 of the ratio.")
+@click.option(
+    "--minus",
+    metavar="RUN",
+    type=GivenPath(),
+    help="Show the difference from this run; for magnitudes, log10 of the ratio.",
+)
 @click.option(
     "--steps",
     metavar="FIRST:LAST",
@@ -68,7 +75,7 @@ def heatmap(
     of several metrics gets a column of panels: --metric param_grad_norm,grad_coherence,coherent_grad_norm.
     """
     check_figure_options(outputs, terminal)
-    window = parse_span(steps)
+    window = parse_steps(steps)
     from gradlens.analysis.derived_metrics import check_metric, with_derived
 
     found = [with_derived(run) for run in open_runs(runs, default="newest")]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from gradlens.cli.options import format_option, print_rows
+from gradlens.cli.options import GivenPath, format_option, print_rows
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", type=GivenPath(path_type=Path), default=Path("runs"))
 @format_option
 def ls(folder: Path, form: str) -> None:
     """List the runs in FOLDER, with their state and last accuracy.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import click
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.format import plain, plural, safe_cell, to_json, visible
 from gradlens.metrics import SHOWN_METRICS
-from gradlens.specs import check_figure_path
+from gradlens.specs import check_figure_path, parse_span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +27,44 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class GivenPath(click.Path):
+    """A path that is not empty, as an empty variable of a script makes it: the working folder would stand for it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            ConfigError: It is empty.
+        """
+        if not str(value).strip():
+            option = param is not None and param.param_type_name == "option"
+            what = "the name of a run or folder" if param is None or not option else param.opts[-1]
+            raise ConfigError(f"{what} is empty ({str(value)!r}, as where a script's variable is not set)")
+        return super().convert(value, param, ctx)
+
+
+class GivenFile(GivenPath):
+    """The path of a file to write: not empty, and not one that ends in a slash, as that of a folder does."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            ConfigError: It is empty, or that of a folder.
+        """
+        check_is_file_name(str(value))
+        return super().convert(value, param, ctx)
+
+
+def check_is_file_name(text: str) -> None:
+    """Raise a ConfigError if a name ends in a slash: that of a file to write does not."""
+    if text.endswith(("/", os.sep)):
+        raise ConfigError(f"-o {text}: expected the name of a file, got that of a folder (it ends in a slash)")
+
+
 def runs_argument(command: Command) -> Command:
     """Add the argument RUNS: any number of files, folders, or names under runs/."""
-    return click.argument("runs", nargs=-1, type=click.Path())(command)
+    return click.argument("runs", nargs=-1, type=GivenPath())(command)
 
 
 def format_option(command: Command) -> Command:
@@ -42,7 +78,7 @@ def format_option(command: Command) -> Command:
 def figure_options(command: Command) -> Command:
     """Add the options for the file of a figure."""
     command = click.option(
-        "-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+        "-o", "--output", "outputs", multiple=True, type=GivenFile(dir_okay=False, path_type=Path),
         help="Write the figure to this file (.png, .svg, .pdf); repeatable. Default: figures/NAME.png.",
     )(command)  # fmt: skip
     return click.option("--terminal", is_flag=True, help="Print to the terminal only; write no figure.")(command)
@@ -130,6 +166,14 @@ def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, str
     if not found:
         raise RunFileError(f"none of {plural(len(paths), 'file')} can be read", tip="gradlens ls lists them")
     return found
+
+
+def parse_steps(text: str) -> tuple[int | None, int | None]:
+    """Parse --steps; a span of one step is named on stderr, since both ends are included."""
+    first, last = parse_span(text)
+    if first is not None and first == last:
+        click.echo(f"--steps {text} is one step (both ends are included)", err=True)
+    return first, last
 
 
 def command_line() -> str:

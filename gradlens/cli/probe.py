@@ -80,14 +80,14 @@ def probe(
     gradient, and the share of the gradient that float16 would lose. MODEL is a name as in gradlens run. With
     --depths, or several values of --norm, --init or --shortcut, a table compares the models.
     """
-    gates = set(parse_gates(fail_on))
+    gates = set(parse_gates(fail_on, kinds=KINDS))
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given: choose one of them")
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {seed}")
     from gradlens.probe.plan import DEFAULT_SEEDS, ProbePlan, make_plans, parse_depths, parse_input, parse_list
 
-    given_seeds = parse_seeds(seeds) if seeds else None if seed is None else (seed,)
+    given_seeds = parse_seeds(seeds) if seeds is not None else None if seed is None else (seed,)
     form_of_input = parse_input(shape) if shape is not None else None
     base = ProbePlan("plain18", form_of_input, classes, batch_size, given_seeds or DEFAULT_SEEDS, data=data)
     plans = make_plans(

@@ -14,13 +14,14 @@ from gradlens.cli.options import (
     look_options,
     metrics_option,
     open_runs,
+    parse_steps,
     print_rows,
     runs_argument,
     say,
     write_figures,
 )
 from gradlens.metrics import is_linear
-from gradlens.specs import parse_span, say_span
+from gradlens.specs import say_span
 
 
 @click.command()
@@ -57,7 +58,7 @@ def profile(
     RUNS are files, names under runs/, or folders; default: the newest run. Seeds of one model are grouped.
     """
     check_figure_options(outputs, terminal)
-    window = parse_span(steps)
+    window = parse_steps(steps)
     from gradlens.analysis.compare import repeated_runs
     from gradlens.analysis.derived_metrics import with_derived
     from gradlens.charts.curves import layer_rows, make_curves, slope_rows

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradlens.cli.options import say
+from gradlens.cli.options import runs_argument, say
 from gradlens.format import plural, visible
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path())
+@runs_argument
 @click.option("--repack", is_flag=True, help="Rewrite intact files too, which makes files of earlier versions smaller.")
 def recover(runs: tuple[str, ...], repack: bool) -> None:
     """Repair the files of killed runs, and save the intact rows of damaged files.

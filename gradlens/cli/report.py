@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from gradlens.cli.options import command_line, open_runs, runs_argument, say
+from gradlens.cli.options import GivenFile, command_line, open_runs, runs_argument, say
 from gradlens.format import plural
 
 
 @click.command()
 @runs_argument
 @click.option(
-    "-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+    "-o", "--output", "outputs", multiple=True, type=GivenFile(dir_okay=False, path_type=Path),
     help="Write the report to this file (.html, .md, .pdf); repeatable. Default: report.html.",
 )  # fmt: skip
 @click.option(

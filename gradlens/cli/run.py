@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from gradlens.cli.experiment import find_experiment, run_experiment
+from gradlens.cli.options import GivenPath
 from gradlens.config import (
     AUGMENTATIONS,
     INITS,
@@ -102,7 +104,7 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=GivenPath(file_okay=False, path_type=Path),
     default=Path("runs"),
     show_default=True,
     help="Folder for the run files.",
@@ -187,7 +189,17 @@ def _plan(
     path = out / f"{config.run_name}.h5"
     if resume and path.exists():
         config = _resumed(path, recipe, given) or config
+    elif resume:
+        _say(f"{path} is not there, so --resume begins a new run")
+    if config.lr == 0:
+        _say("the learning rate is 0, so no weight will change")
     return config, path
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr; of the processes of a torchrun, only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(text, err=True)
 
 
 def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig | None:

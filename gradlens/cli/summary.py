@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from gradlens.cli.options import format_option, open_runs, print_rows
+from gradlens.cli.options import GivenPath, format_option, open_runs, print_rows
 from gradlens.format import to_json
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path())
+@click.argument("run", required=False, type=GivenPath())
 @format_option
 def summary(run: str | None, form: str) -> None:
     """Summarise RUN: diagnosis, notable facts, training table and depth profile.

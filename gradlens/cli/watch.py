@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from gradlens.cli.options import GivenPath
 from gradlens.metrics import METRICS
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path())
+@click.argument("run", required=False, type=GivenPath())
 @click.option(
     "--metric",
     type=click.Choice(list(METRICS)),

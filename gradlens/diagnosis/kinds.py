@@ -62,24 +62,35 @@ def list_kinds() -> str:
     return "\n".join(f"  {kind.name:<{wide}}  {kind.meaning}" for kind in REGISTRY)
 
 
-def parse_gates(text: str | None, *more: str) -> tuple[str, ...]:
+def parse_gates(text: str | None, *more: str, kinds: tuple[str, ...] = KINDS) -> tuple[str, ...]:
     """Read the kinds that ``--fail-on`` names; nothing where the option is not given.
 
     Args:
         text: Kinds with commas between them.
         more: Further names that are allowed here, such as "undecided".
+        kinds: The kinds that can be found here.
 
     Returns:
         The kinds, in the order given.
 
     Raises:
-        ConfigError: A name is empty (as an empty variable of a script makes it), or not a kind.
+        ConfigError: A name is empty (as an empty variable of a script makes it), not a kind, or given twice.
     """
     if text is None:
         return ()
-    gates, expected = tuple(part.strip() for part in text.split(",")), (*KINDS, *more, "any")
+    gates, expected = tuple(part.strip() for part in text.split(",")), (*kinds, *more, "any")
     wrong = [gate for gate in gates if gate not in expected]
     if wrong:
-        what = f"unknown kind {', '.join(map(repr, filter(None, wrong)))}" if any(wrong) else "a kind is missing"
+        what = _say_wrong(wrong)
         raise ConfigError(f"--fail-on {text!r}: {what}; expected some of {', '.join(expected)}")
+    twice = [gate for number, gate in enumerate(gates) if gate in gates[:number]]
+    if twice:
+        raise ConfigError(f"--fail-on {text!r}: {twice[0]} is given twice")
     return gates
+
+
+def _say_wrong(gates: list[str]) -> str:
+    unknown = [gate for gate in gates if gate and gate not in KINDS]
+    if unknown:
+        return f"unknown kind {', '.join(map(repr, unknown))}"
+    return f"{', '.join(filter(None, gates))} is not looked for here" if any(gates) else "a kind is missing"

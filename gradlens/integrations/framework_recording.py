@@ -34,8 +34,9 @@ from torch import Tensor, nn
 
 from gradlens.errors import GradlensWarning
 from gradlens.integrations.run_paths import choose_path
-from gradlens.recorder import Recorder, record
+from gradlens.recorder import Recorder, endings, record
 from gradlens.recorder.notes import line
+from gradlens.recorder.scalars import is_name
 from gradlens.run import Status
 
 OWN_PART = (
@@ -145,6 +146,7 @@ class FrameworkRecording:
             if several and not shared:
                 self._recorder.note(OWN_PART)
             self._recorder.start()
+            endings.forget(self._recorder)  # this object closes it at the end
         self._losses = []
 
     def log(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -171,15 +173,16 @@ class FrameworkRecording:
         self._recorder.log_epoch(**{"epoch": epoch, **numbers})
         self._track()
 
-    def end(self, status: Status = "complete") -> None:
+    def end(self, status: Status = "complete", reason: str = "") -> None:
         """Close the file.
 
         Args:
             status: How training ended.
+            reason: Why, as a note in the file.
         """
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            recorder.close(status)
+            recorder.close(status, reason=reason)
             self._track()
 
     def _track(self) -> None:
@@ -192,9 +195,10 @@ class FrameworkRecording:
         if self._recorder is None:
             return
         with contextlib.suppress(Exception):
+            note = endings.describe_exit()[1]
             ended_by = getattr(sys, "last_type", None)
             interrupted = isinstance(ended_by, type) and issubclass(ended_by, KeyboardInterrupt)
-            self.end("interrupted" if interrupted else "failed")
+            self.end("interrupted" if interrupted else "failed", note)
 
     def fail(self, error: Exception) -> None:
         """End the recording with one warning; training goes on.
@@ -235,6 +239,8 @@ def parameters_of(optimizers: Iterable[Any]) -> set[int]:
 def _numbers(values: Mapping[str, Any]) -> dict[str, float | Tensor]:
     found: dict[str, float | Tensor] = {}
     for name, value in values.items():
+        if not is_name(name):
+            continue
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
             found[name] = value
         elif isinstance(value, Number) and not isinstance(value, complex):

@@ -75,7 +75,7 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
     options = {"num_classes": num_classes} if "num_classes" in takes or anything else {}
     try:
         model = factory(**options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{spec.name} failed: {_describe_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec.name} returned a value of type {type(model).__name__}; expected a torch.nn.Module")
@@ -91,7 +91,7 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
         raise ModelError(
             f"{spec.name}: no module named {error.name!r}", tip="to name a file, write path/to/file.py:FACTORY"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{spec.location} cannot be loaded: {_describe_error(error)}") from error
     factory = getattr(module, spec.factory, None)
     if not callable(factory):
@@ -100,7 +100,7 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
     return found
 
 
-def _describe_error(error: Exception) -> str:
+def _describe_error(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

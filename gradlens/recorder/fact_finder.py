@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -105,11 +106,14 @@ class FactFinder:
         self._passes = self._depth = 0
         """Backward passes observed in this round, and those that run at this moment."""
         self._is_on = False
+        self._thread = threading.get_ident()
+        """The thread that trains the model, as far as is known."""
 
     @safely
     def start(self) -> None:
         """Place the hooks on optimizers, and begin the first look."""
         self._first_step = self._last_step = self._step = self._index()
+        self._thread = threading.get_ident()
         self._parameters = ParameterStates(self._model, self._step)
         self._settings = OptimizerSettings(self._optimizers, self._step)
         self._modes = Modes(self._model, self._step)
@@ -196,6 +200,7 @@ class FactFinder:
         name = self._names.get(id(module))
         if name is None or not self._is_looking:
             return
+        self._thread = threading.get_ident()
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())
         if self._round < GRAPH_LOOKS:
@@ -204,8 +209,21 @@ class FactFinder:
 
     # --- the backward pass --------------------------------------------------------------------------------
 
+    @property
+    def _trains_here(self) -> bool:
+        """Whether this thread trains the model.
+
+        All threads call what is observed, and a gradient that another thread writes at the same moment must not be
+        read: torch ends the process in a segmentation fault. A pass inside a pass may run in a thread of autograd.
+        """
+        if threading.get_ident() == self._thread:
+            return True
+        return self._depth > 0 and type(threading.current_thread()).__name__ == "_DummyThread"
+
     @safely
     def _before_backward(self, tensors: Sequence[Tensor]) -> None:
+        if not self._trains_here:
+            return
         self._depth += 1
         if not self._is_looking:
             return
@@ -218,6 +236,8 @@ class FactFinder:
 
     @safely
     def _after_backward(self) -> None:
+        if not self._trains_here:
+            return
         self._depth = max(self._depth - 1, 0)
         if self._is_looking and self._depth == 0:
             self._passes += 1
@@ -238,7 +258,7 @@ class FactFinder:
 
     @safely
     def _clip(self, parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
-        if self._is_looking:
+        if self._is_looking and self._trains_here:
             when = "before_step" if self._passes else "after_step"
             if self._passes and self._scaling.is_scaled(self._optimizers):
                 when = "scaled"
@@ -256,6 +276,7 @@ class FactFinder:
     def _before_step(self, k: int) -> None:
         if not self._is_on:
             return
+        self._thread = threading.get_ident()
         if k in self._stepped:
             self._end_round()
         self._step = self._index()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +20,10 @@ from gradlens.recorder.parameters import ParameterGradients
 from gradlens.recorder.schedule import AutoEvery
 from gradlens.run import Header, Layer, Row
 from gradlens.sinks import Sink
+from gradlens.storage import BackgroundSink
 
+HOLD_S = 0.25
+"""So long a row waits for values that are logged after the step, unless the next step ends before."""
 GRADIENTS = ("activation_grad_norm", "param_grad_norm")
 
 
@@ -26,6 +31,10 @@ class Table:
     """Keeps the last row open for scalars, and hands earlier rows to the sink.
 
     The numbers of a row may be on a device when it is handed over: the sink fetches them later, in its own thread.
+    A row whose numbers are on the host is taken by the sink's thread, ``HOLD_S`` after it was closed, if the training
+    takes longer for its next step: it is then on the disk within a second. A value that is logged after that replaces
+    the row in the file, and from then on rows wait longer, so that this happens to few of them.
+
     With several ranks, a row is finished when an optimizer has stepped. All ranks run one collective there, and only
     there, even if recording failed on one of them. The row of a skipped step waits for the next such collective,
     because the ranks detect the skip at different moments.
@@ -82,6 +91,12 @@ class Table:
         self._is_open = self._have_combined = False
         self._rows_before = n_rows
         self._sums: dict[str, tuple[float | Tensor, int]] = {}
+        self._lock = threading.Lock()
+        """Held where the last row changes or is handed over, which the sink's thread does too."""
+        self._closed_at = 0.0
+        self._hold_s = HOLD_S
+        self._offered: Row | None = None
+        """The last row, after the sink's thread has taken it."""
 
     def open(self) -> None:
         """Open the sink, once the order of the layers is known."""
@@ -119,8 +134,8 @@ class Table:
         """
         measured.index, self.last_step = self.n_rows, measured.step
         self.n_rows += 1
-        self._measured = measured
-        self._sums = {}
+        self._measured, self._offered = measured, None
+        self._sums, self._closed_at = {}, time.monotonic()
         if self._ranks is None:
             self.open()
             self._look_for_changes(measured)
@@ -139,15 +154,61 @@ class Table:
         Returns:
             Whether the row was still open.
         """
-        for name, value in numbers.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total, count = (total + value if count else value), count + 1
-            mean = total / count if count > 1 else total
+        with self._lock:
+            means = {name: self._add(name, value) for name, value in numbers.items()}
             if self._measured is not None:
-                self._measured.scalars[name] = mean
+                self._measured.scalars.update(means)
             elif self._last_row is not None:
-                self._last_row.scalars[name] = float(mean)
-        return self._measured is not None or self._last_row is not None
+                self._last_row.scalars.update({name: float(mean) for name, mean in means.items()})
+            elif self._offered is not None:
+                self._amend({name: float(mean) for name, mean in means.items()})
+            else:
+                return False
+        return True
+
+    def _add(self, name: str, value: float | Tensor) -> float | Tensor:
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = total, count = (total + value if count else value), count + 1
+        return total / count if count > 1 else total
+
+    def _amend(self, scalars: Mapping[str, float]) -> None:
+        """Replace the row that the sink's thread has taken by one with these scalars too."""
+        assert self._offered is not None
+        self._offered = replace(self._offered, scalars={**self._offered.scalars, **scalars})
+        self._hold_s = max(self._hold_s, 2 * (time.monotonic() - self._closed_at))
+        self.sink.amend_row(self._offered)
+
+    def offer_row(self, sink: BackgroundSink) -> None:
+        """Give the last row to the sink, if it has waited long enough; called in the sink's thread.
+
+        Args:
+            sink: The sink.
+        """
+        if self._ranks is not None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            measured, row = self._measured, self._last_row
+            if (measured is None and row is None) or time.monotonic() - self._closed_at < self._hold_s:
+                return
+            if measured is not None and not measured.is_on_host:
+                return  # fetching would take its place among the training's work on the device
+            self._offered = self._finish(measured) if measured is not None else row
+            self._measured = self._last_row = None
+            assert self._offered is not None
+            sink.offer(self._offered)
+        finally:
+            self._lock.release()
+
+    def leave(self, overhead: float, notes: Sequence[str]) -> None:
+        """Hand the last row over, and the state, without waiting for anything; before ``BackgroundSink.abandon``."""
+        assert isinstance(self.sink, BackgroundSink)
+        measured, row = self._measured, self._last_row
+        calls: list[Callable[[Sink], None]] = []
+        if measured is not None and measured.is_on_host and self._ranks is None:
+            calls.append(lambda sink: sink.write_row(lambda: self._finish(measured)))
+        elif row is not None:
+            calls.append(lambda sink: sink.write_row(row))
+        self.sink.leave(*calls, lambda sink: sink.write_state(overhead, notes))
 
     def add_lists(self, values: Mapping[str, Sequence[float | Tensor]]) -> None:
         """Add scalars that were logged several times; see ``add_scalars``."""
@@ -161,8 +222,9 @@ class Table:
 
     def hand_over(self) -> None:
         """Hand the last row to the sink; no scalar can be added to it from then on."""
-        measured, row = self._measured, self._last_row
-        self._measured = self._last_row = None
+        with self._lock:
+            measured, row = self._measured, self._last_row
+            self._measured = self._last_row = self._offered = None
         if measured is not None and self._ranks is not None:
             self._waiting.append(measured)
         elif measured is not None:
@@ -173,16 +235,18 @@ class Table:
 
     def drop(self) -> None:
         """Drop the last row and the rows that wait for other ranks."""
-        self._measured = self._last_row = None
+        with self._lock:
+            self._measured = self._last_row = self._offered = None
         self._waiting.clear()
 
     @property
     def last_row(self) -> Row | None:
         """The row that was closed last; reading it waits for the device if its numbers are still there."""
-        if self._measured is not None and self._ranks is None:
-            self._last_row = self._finish(self._measured)
-            self._measured = None
-        return self._last_row
+        with self._lock:
+            if self._measured is not None and self._ranks is None:
+                self._last_row = self._finish(self._measured)
+                self._measured = None
+            return self._last_row or self._offered
 
     def _finish(self, measured: MeasuredRow) -> Row:
         """Return the row with all numbers on the host; may run in the sink's thread."""

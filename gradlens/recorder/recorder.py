@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFileError
+from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunExistsError, RunFileError
 from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS, choose_metrics
+from gradlens.recorder import endings
 from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks
 from gradlens.recorder.environment import describe_environment
@@ -34,10 +37,14 @@ from gradlens.recorder.steps import Steps
 from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
-from gradlens.storage import BackgroundSink, FileSink
+from gradlens.storage import BackgroundSink, FileSink, finish_abandoned
 
 DISABLED = "GRADLENS_DISABLED"
 """The environment variable that switches all recording off."""
+OPEN_TIP = (
+    "recorder.close() ends the one that writes it; overwrite=True closes that and replaces the file, resume=True "
+    "closes that and appends; or choose another name"
+)
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]
 
 
@@ -124,6 +131,8 @@ def record(
     names = choose_metrics(metrics, default_metrics(model))
     ranks = find_ranks(model)
     found = None
+    if overwrite or resume:
+        _take_over(path, "this one replaces the file" if overwrite else "this one goes on from its last row")
     if resume:
         modules = choose_layers(model, layers)
         found = find_on_first_rank(ranks, lambda: find_continuation(path, modules, first_step))
@@ -133,6 +142,8 @@ def record(
             resume_at = (found.rows, found.epochs) if found else None
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at))
     except RunFileError as error:
+        if endings.find_open(path) is not None and not isinstance(error, RunExistsError):
+            raise RunFileError(error.message, tip=OPEN_TIP) from None
         if ranks is not None or not bare_rank():
             raise
         _warn_of_rank(error)
@@ -154,6 +165,19 @@ def record(
         recorder.note(text)
     recorder._never_started = weakref.finalize(recorder, _warn_never_started, type(model).__name__)
     return recorder
+
+
+def _take_over(path: str | os.PathLike[str], then: str) -> None:
+    """Close an earlier recorder of this process and thread that still writes the file, as a notebook's cell left it."""
+    finish_abandoned()
+    earlier = endings.find_replaceable(path)
+    if isinstance(earlier, Recorder):
+        rows = earlier.counts[0]
+        earlier.close("interrupted", reason=f"ended by a new recorder of the same file: {then}")
+        text = (
+            f"{os.fspath(path)} was still being written by an earlier recorder ({plural(rows, 'row')}): it was closed"
+        )
+        warnings.warn(f"gradlens: {text}, and {then}", GradlensWarning, stacklevel=3)
 
 
 def _warn_of_rank(error: Exception) -> None:
@@ -259,6 +283,13 @@ class Recorder:
         self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
         self._epochs: list[Mapping[str, float]] = []
         self._state = "ready"
+        self._at_exit = False
+        self.path: Path | None = getattr(sink, "path", None)
+        """The run file, if the rows go to one."""
+        self.process = os.getpid()
+        """The process that made the recorder, and that alone writes its file."""
+        self.thread = threading.current_thread()
+        """The thread that made it, or started it."""
         self._never_started: Callable[[], object] | None = None
 
     @classmethod
@@ -297,6 +328,7 @@ class Recorder:
         self._state = "recording"
         if self._learned.compiled and "activation_grad_norm" in self._intervals:
             forget_compiled_code(self._model)
+        claimed = False
         try:
             try:
                 self._table.sink.claim()
@@ -305,11 +337,17 @@ class Recorder:
                     raise
                 _warn_of_rank(error)
                 self._table.sink = NullSink()
+            claimed = True
             self._steps.start(self._table, self._write_state)
             if self._ranks is None or self._ranks.rank == 0:
                 self._facts.start()
+            self.thread = threading.current_thread()
+            if isinstance(self._table.sink, BackgroundSink):
+                self._table.sink.when_idle = weakref.WeakMethod(self._table.offer_row)
+            endings.follow(self)
         except BaseException:
-            self._steps.stop()
+            if claimed:
+                self._steps.stop()
             self._state = "closed"
             self._table.sink.close("failed")
             raise
@@ -322,12 +360,30 @@ class Recorder:
         if kind is None:
             self.close("complete")
         else:
-            self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+            status, note = endings.describe(error if error is not None else kind())
+            self.close(status, reason=note)
 
-    def close(self, status: Status = "complete") -> None:
-        """Remove the hooks and close the file with this status; a second call does nothing."""
+    def close(self, status: Status = "complete", *, reason: str = "") -> None:
+        """Remove the hooks and close the file with this status; a second call does nothing.
+
+        Ctrl-C waits until the file is closed. Where it is not called, the file is closed at the end of the interpreter.
+
+        Args:
+            status: How the run ended.
+            reason: Why, as a note in the file.
+        """
         if self._state in ("closed", "disabled"):
             return
+        with endings.interrupts_held(str(self.path or "the run"), drop=status == "interrupted"):
+            self._close(status, reason)
+
+    def close_at_exit(self, status: Status, reason: str) -> None:
+        """Close the file at the end of the interpreter; the hooks stay, since another thread may be calling them."""
+        self._at_exit = True
+        self.close(status, reason=reason)
+        self._state = "broken"
+
+    def _close(self, status: Status, reason: str) -> None:
         state = self._state
         if state == "ready":
             self._state = "closed"
@@ -338,12 +394,18 @@ class Recorder:
             self._guard(self._steps.end_started_round)
             state = self._state  # an error there has ended the recording
         self._state = "closed"
-        self._steps.stop()
-        self._facts.stop()
-        forget_broken_code()
+        if self._at_exit:
+            self._steps.on = False
+        else:
+            self._steps.stop()
+            self._facts.stop()
+            forget_broken_code()
+        endings.forget(self)
         if state != "recording":
             return
         table = self._table
+        if reason:
+            self._notes.add(reason)
         try:
             if self._ranks is not None:
                 self._steps.end_with_others(status)
@@ -357,6 +419,10 @@ class Recorder:
                 table.sink.write_facts(self._facts.facts)
                 self._write_epochs()
             table.sink.close(status)
+        except (KeyboardInterrupt, SystemExit):
+            if isinstance(table.sink, BackgroundSink):
+                table.sink.abandon(status)
+            raise
         except Exception as error:
             with contextlib.suppress(Exception):
                 table.sink.close("failed")
@@ -365,6 +431,19 @@ class Recorder:
             self._steps.forget()
         if status != "failed" and not table.n_rows:
             self._warn_of_no_row()
+
+    def __del__(self) -> None:
+        """Let the writer's thread close the file, if the recorder is collected while it records."""
+        if getattr(self, "_state", "closed") != "recording" or os.getpid() != self.process:
+            return
+        self._state = "closed"
+        with contextlib.suppress(Exception):  # this may be at any moment, in any thread: nothing here may wait
+            self._steps.stop()
+            self._facts.stop()
+            self._notes.add(f"ended because the recorder was garbage-collected; {endings.NO_CLOSE}")
+            if isinstance(self._table.sink, BackgroundSink):
+                self._table.leave(self.overhead, self.notes)
+                self._table.sink.abandon("interrupted")
 
     def __repr__(self) -> str:
         if self._state == "disabled":
@@ -432,12 +511,16 @@ class Recorder:
                 a name becomes a "." in the file.
 
         Raises:
-            RecorderError: A value is not a single number, or the recorder is not recording.
+            RecorderError: A value is not a single number, a name is not one of the file, or the recorder is not
+                recording. The other values are logged.
         """
         if not self._is_recording("log"):
             return
-        self._facts.log(scalars)
-        self._steps.log(to_numbers(scalars))
+        numbers, error = to_numbers(scalars)
+        self._facts.log({name: scalars[name] for name in scalars if name in numbers} if error else scalars)
+        self._steps.log(numbers)
+        if error is not None:
+            raise error
 
     def log_epoch(self, **values: float | Tensor) -> None:
         """Add a row to the table of epochs: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ...
@@ -453,8 +536,11 @@ class Recorder:
         """
         if not self._is_recording("log_epoch"):
             return
-        numbers = {name: float(value) for name, value in to_numbers(values).items()}
+        found, error = to_numbers(values, reserved=())
+        numbers = {name: float(value) for name, value in found.items()}
         self._guard(lambda: self._write_epoch(numbers))
+        if error is not None:
+            raise error
 
     def _write_epoch(self, numbers: Mapping[str, float]) -> None:
         self._steps.settle_skipped()

@@ -13,8 +13,10 @@ _HOME = {
     "NewRows": "gradlens.storage.follow",
     "Recovery": "gradlens.storage.recover",
     "awaited_run": "gradlens.storage.locate",
+    "finish_abandoned": "gradlens.storage.background_writer",
     "find_runs": "gradlens.storage.locate",
     "follow_run": "gradlens.storage.follow",
+    "lock_path": "gradlens.storage.lock",
     "newest_run": "gradlens.storage.locate",
     "read_card": "gradlens.storage.listing_card",
     "read_run": "gradlens.storage.reader",
@@ -27,6 +29,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from gradlens.storage.background_writer import BackgroundSink as BackgroundSink
+    from gradlens.storage.background_writer import finish_abandoned as finish_abandoned
     from gradlens.storage.follow import Follower as Follower
     from gradlens.storage.follow import NewRows as NewRows
     from gradlens.storage.follow import follow_run as follow_run
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from gradlens.storage.locate import find_runs as find_runs
     from gradlens.storage.locate import newest_run as newest_run
     from gradlens.storage.locate import resolve_runs as resolve_runs
+    from gradlens.storage.lock import lock_path as lock_path
     from gradlens.storage.reader import read_run as read_run
     from gradlens.storage.reader import read_runs as read_runs
     from gradlens.storage.recover import Recovery as Recovery

@@ -146,6 +146,22 @@ class FileSink:
         if self._file is None or due or len(self._rows) >= self._flush_rows:
             self.flush()
 
+    def amend_row(self, row: Row) -> None:
+        """Replace the last row; one that is in the file already is replaced by laying the file out anew.
+
+        Nothing is written over what is there: the file stays whole at every moment, and shows either row.
+        """
+        if self._rows:
+            self._rows[-1] = row
+            return
+        self._flush(lambda: self._replace_last(row))
+
+    def _replace_last(self, row: Row) -> None:
+        assert self._file is not None
+        held = self._file
+        scalars, columns = (*held.scalars, *(set(row.scalars) - set(held.scalars))), held.epoch_columns
+        self._lay_out(list(scalars), list(columns), instead=row)
+
     def write_epoch(self, values: Mapping[str, float]) -> None:
         """Keep one row of the table of epochs, and flush."""
         self._epochs.append(dict(values))
@@ -165,13 +181,16 @@ class FileSink:
         Raises:
             RunFileError: It cannot be written. The file stays as it was after the last flush, and takes no more rows.
         """
+        self._flush(self._make_ready)
+
+    def _flush(self, make_ready: Callable[[], None]) -> None:
         check_process(self._process)
         if self._lost is not None:
             raise self._lost
         with _file_errors(self._shown):
             if self._file is not None:
                 self._abandon_if(self._file.check_place)
-            self._make_ready()
+            make_ready()
             self._abandon_if(self._write)
         self._last_flush = time.monotonic()
 
@@ -191,7 +210,7 @@ class FileSink:
         file = self._file
         assert file is not None
         if self._rows:
-            file.append(self._block())
+            file.append(self._block(self._rows, file))
             self._rows = []
         if self._epochs:
             file.append_epochs(self._epoch_block())
@@ -252,10 +271,15 @@ class FileSink:
         if self._file is None or len(scalars) > len(held[0]) or len(columns) > len(held[1]):
             self._lay_out(list(scalars), list(columns))
 
-    def _lay_out(self, scalars: list[str], columns: list[str]) -> None:
+    def _lay_out(self, scalars: list[str], columns: list[str], instead: Row | None = None) -> None:
         """Build the file beside, with the rows that are to be kept, and move it into place.
 
         The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
+
+        Args:
+            scalars: Names of the scalars.
+            columns: Names of the columns of the table of epochs.
+            instead: What takes the place of the last row.
         """
         assert self._header is not None
         with contextlib.ExitStack() as stack:
@@ -269,7 +293,9 @@ class FileSink:
             new = LiveFile(self.path, self._header, scalars, columns, created, self._shown)
             try:
                 if source is not None:
-                    copy_rows(source, new, kept)
+                    copy_rows(source, new, (kept[0] - (instead is not None), kept[1]))
+                    if instead is not None:
+                        new.append(self._block([instead], new))
                     if self._state == self._state_written == NOTHING_SAID:
                         before = source.state()
                         self._state = before["overhead"], before["notes"], before["facts"]
@@ -297,19 +323,18 @@ class FileSink:
             )
         return source, self._resume_at
 
-    def _block(self) -> RowChunk:
-        """Return the rows that wait, by column."""
+    def _block(self, rows: Sequence[Row], file: LiveFile) -> RowChunk:
+        """Return rows by column, as a file takes them."""
         assert self._header is not None
-        assert self._file is not None
-        rows, missing = self._rows, np.full(len(self._header.layers), np.nan)
+        missing = np.full(len(self._header.layers), np.nan)
         metrics = {}
-        for name in self._file.metrics:
+        for name in file.metrics:
             values = np.array([row.metrics.get(name, missing) for row in rows])
             metrics[name] = as_float32(values if self._order is None else values[:, self._order])
         return RowChunk(
             np.array([row.step for row in rows], dtype=np.int64),
             np.array([row.epoch for row in rows], dtype=np.int32),
-            {name: _column([row.scalars for row in rows], name) for name in self._file.scalars},
+            {name: _column([row.scalars for row in rows], name) for name in file.scalars},
             metrics,
         )
 
