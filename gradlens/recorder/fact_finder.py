@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -73,6 +74,18 @@ def safely(method: M) -> M:
     return cast(M, guarded)
 
 
+def weakly(method: M) -> M:
+    """Return a bound method for a place of torch: what is called there keeps no object alive, and then does nothing."""
+    found = weakref.WeakMethod(method)
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        bound = found()
+        if bound is not None:
+            bound(*args, **kwargs)
+
+    return cast(M, call)
+
+
 class FactFinder:
     """Finds the facts of one training.
 
@@ -94,10 +107,13 @@ class FactFinder:
     ) -> None:
         self.failed = False
         self._model, self._optimizers, self._index, self._write = model, optimizers, index, write
-        self._watched = [observe_backward(self._before_backward, self._after_backward), observe_clipping(self._clip)]
+        self._watched = [
+            observe_backward(weakly(self._before_backward), weakly(self._after_backward)),
+            observe_clipping(weakly(self._clip)),
+        ]
         self._scaling = Scaling(scaler)
         self._clipping = Clipping()
-        self._calls = GlobalForwardHook(self._note_call)
+        self._calls = GlobalForwardHook(weakly(self._note_call))
         self._names: dict[int, str] = {}
         """``id`` of each module that is noted when it runs, to its name."""
         self._round = 0

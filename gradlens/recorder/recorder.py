@@ -142,9 +142,9 @@ def record(
             resume_at = (found.rows, found.epochs) if found else None
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at))
     except RunFileError as error:
-        if endings.find_open(path) is not None and not isinstance(error, RunExistsError):
-            raise RunFileError(error.message, tip=OPEN_TIP) from None
         if ranks is not None or not bare_rank():
+            if endings.find_open(path) is not None and not isinstance(error, RunExistsError):
+                raise RunFileError(error.message, tip=OPEN_TIP) from None
             raise
         _warn_of_rank(error)
     recorder = Recorder(
