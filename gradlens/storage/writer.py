@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.atomic import stale_names, whole_file, write_errors
-from gradlens.errors import NoRunError, RunExistsError, RunFileError
+from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
+from gradlens.storage.limits import MOST_LAYERS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
@@ -32,6 +33,20 @@ COPIED_ROWS = 4096
 """Rows that are copied at once when a file is laid out anew."""
 NOTHING_SAID = math.nan, "", b""
 """Overhead, notes and facts of a run of which nothing was said yet."""
+
+
+def _check_limits(header: Header) -> None:
+    """Refuse what no reader would take from a file (``limits``), before anything is trained."""
+    if len(header.layers) > MOST_LAYERS:
+        raise ConfigError(
+            f"the model has {len(header.layers):,} layers, and a run file holds at most {MOST_LAYERS:,}",
+            tip="choose some of them: record(layers=...)",
+        )
+    long = next((layer.name for layer in header.layers if len(layer.name) > MOST_NAME), "")
+    if long:
+        raise ConfigError(
+            f"the name of layer {long[:60]!r}... has {len(long):,} characters; a run file takes at most {MOST_NAME:,}"
+        )
 
 
 class FileSink:
@@ -127,7 +142,9 @@ class FileSink:
 
         Raises:
             RunFileError: The run to be resumed has other layers; or as in ``claim``.
+            ConfigError: A run file cannot hold so many layers, or a layer's name.
         """
+        _check_limits(header)
         self.claim()
         if self._resume_at is not None:
             with open_run_file(self.path) as source:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ from gradlens.storage.live_file import LiveFile
 from gradlens.storage.schema import as_float32
 from tests.conftest import SAMPLE, make_layers
 from tests.processes import PATIENCE
+from tests.storage import known
 
 HEADER = Header(make_layers(4), {"activation_grad_norm": 1, "param_norm": 2}, model="net", seed=7, config={"a": 1})
 
@@ -360,3 +362,15 @@ def test_the_real_run_that_is_kept_is_read() -> None:
     assert np.isfinite(run.metric("activation_grad_norm")).all()
     assert run.layers[0] == Layer("conv1", "Conv2d", "main", 1, run.layers[0].out_numel, 64 * 3 * 49)
     assert len(run.epochs["epoch"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [(50_001, "50,001 layers.*at most 50,000"), (["x" * 1001], "1,001 characters; .* at most 1,000")],
+)
+def test_what_no_reader_would_take_is_not_written(layers: int | list[str], said: str, tmp_path: Path) -> None:
+    names = [str(i) for i in range(layers)] if isinstance(layers, int) else layers
+    header = replace(known.header(), layers=[Layer(name, "Linear", "main", i, 1, 1) for i, name in enumerate(names)])
+    with pytest.raises(ConfigError, match=said):
+        FileSink(tmp_path / "run.h5").open(header)
+    assert not list(tmp_path.iterdir())
