@@ -274,7 +274,7 @@ def points(folder: Path) -> dict[str, Any]:
 
 
 def deep(folder: Path) -> dict[str, Any]:
-    """Both 34-layer nets, without and with workers, which change nothing in the unbroken run."""
+    """Train both 34-layer models, without workers and with some; workers change nothing in an unbroken run."""
     few(40)
     found = {"pair": side_by_side(folder / "pair", model="resnet8", **ALL)}
     few(16)
