@@ -385,6 +385,11 @@ class Recorder:
 
     def _close(self, status: Status, reason: str) -> None:
         state = self._state
+        if state == "recording" and os.getpid() != self.process and isinstance(self._table.sink, BackgroundSink):
+            self._state = "broken"  # the file belongs to the process from which this one was forked
+            self._steps.stop()
+            self._facts.stop()
+            return
         if state == "ready":
             self._state = "closed"
             if self._never_started is not None:
@@ -603,6 +608,8 @@ class Recorder:
 
     def _is_recording(self, call: str) -> bool:
         """Return whether the recorder is recording; False after an error has ended it, or where it is disabled."""
+        if self._at_exit:  # another thread still trains
+            return False
         if self._state not in ("recording", "broken", "disabled"):
             raise RecorderError(
                 f"recorder.{call}(): the recorder is {self._state}, not recording",
