@@ -68,8 +68,8 @@ class DepthFit:
 def theil_sen(decades: FloatArray) -> FloatArray:
     """Return the Theil-Sen slope of each row: the median slope over all pairs of layers.
 
-    It is robust: up to 29 % of the layers may have arbitrary values. Of more than 1,500 layers, 1,500 evenly spaced
-    ones are taken, since the number of pairs grows with the square.
+    It is robust: up to 29 % of the layers may have arbitrary values. Where there are more
+    than 1,500 layers, 1,500 evenly spaced ones are taken, since the number of pairs grows with the square.
 
     Args:
         decades: (T, L) input first; -inf at exact zeros, NaN where unknown.

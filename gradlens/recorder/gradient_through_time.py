@@ -184,7 +184,11 @@ class GradientThroughTime(Measurer):
         known = self._cells.get(layer)
         given_states = hx if isinstance(hx, tuple) else (hx,)
         if known is None or known.newest is None or known.newest() is not given_states[0]:
-            start = [torch.zeros_like(_kept(o)) for o in outputs] if hx is None else [_kept(s) for s in given_states]
+            start = (
+                [torch.zeros_like(_kept(out)) for out in outputs]
+                if hx is None
+                else [_kept(state) for state in given_states]
+            )
             known = self._cells[layer] = TimeSteps(layer, _cell_step(module), [], start)
         known.inputs.append(_kept(x))
         known.newest = weakref.ref(outputs[0])
@@ -333,7 +337,7 @@ def _go_back(sequence: TimeSteps) -> tuple[int, Tensor, Tensor] | None:
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             free = [state.detach().requires_grad_() for state in states]
             found = torch.autograd.grad(sequence.step(free, x), free, grads, allow_unused=True)
-        grads = [torch.zeros_like(s) if grad is None else grad for grad, s in zip(found, states, strict=True)]
+        grads = [torch.zeros_like(state) if grad is None else grad for grad, state in zip(found, states, strict=True)]
         norm = _norm(grads)
     first = (logs + norm.log()).exp()
     return sequence.layer, torch.where(last == 0, torch.zeros_like(first), first), last

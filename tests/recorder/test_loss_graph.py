@@ -27,7 +27,15 @@ def entropy(out: Tensor, step: int) -> Tensor:
 def test_a_plain_classifier_shows_its_loss_and_nothing_else() -> None:
     graph = graph_of(mlp(), entropy)
     assert graph["losses"] == [
-        {"op": "NllLoss", "reduction": "mean", "classes": 3, "shape": [16, 3], "passes": 3, "since": 0}
+        {
+            "op": "NllLoss",
+            "reduction": "mean",
+            "classes": 3,
+            "shape": [16, 3],
+            "negated": False,
+            "passes": 3,
+            "since": 0,
+        }
     ]
     assert [(out["op"], out["layer"], out["loss"]) for out in graph["outputs"]] == [("Addmm", "2", "NllLoss")]
     assert (graph["source"], graph["passes"], graph["complete"], graph["no_graph"]) == ("backward", 3, True, None)

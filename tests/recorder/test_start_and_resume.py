@@ -233,7 +233,14 @@ def test_each_metric_has_its_own_interval_in_steps() -> None:
     assert found["rows"] == found["activation_grad_norm"] == found["param_grad_norm"] == list(range(0, 30, 3))
     assert found["update_ratio"] == [0, 12, 21]  # the first row at or after 0, 10 and 20
     assert found["param_norm"] == [0]  # every 25th row, as always
-    assert found["every"] == {"activation_grad_norm": 1, "param_grad_norm": 1, "param_norm": 25, "update_ratio": 4}
+    expected = {
+        "activation_grad_norm": 1,
+        "param_grad_norm": 1,
+        "param_norm": 25,
+        "update_ratio": 4,
+        "dead_fraction": 10,
+    }
+    assert found["every"] == expected
 
 
 def test_a_metric_may_have_a_callable_and_the_rows_too() -> None:
