@@ -121,9 +121,9 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"the loss is NaN or was not logged in {plural(len(bad), 'row')}, first at step {first}, although the "
             "gradients are finite: an average over no element (all targets ignored, an empty mask) does that"
         )
-    usual = float(np.median(known[len(known) // 5 :])) if len(known) >= LEAST_ROWS else math.nan
+    parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
+    usual = max((float(np.median(part)) for part in parts), default=math.nan)  # late losses may be tiny and scatter
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
-    high = high[high >= len(loss) // 5]
     if 0 < len(high) < len(loss) / 10:
         notes.append(
             f"in {plural(len(high), 'row')}, first at step {int(rec.run.steps[high[0]])}, the loss is more than "

