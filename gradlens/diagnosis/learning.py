@@ -15,7 +15,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
+from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.run import FloatArray
 
 FEW_ROWS = 20
@@ -115,11 +115,9 @@ def judge_learning(rec: Recording) -> Learning:
     """
     values = rec.scalar("loss")
     finite = values[np.isfinite(values)]
-    if (
-        len(values) >= FEW_ROWS
-        and not np.isfinite(values[-(len(values) // 5) :][~rec.skipped[-(len(values) // 5) :]]).any()
-        and len(finite)
-    ):
+    late = values[~rec.skipped[: len(values)]][-(len(values) // 5) :]
+    logged = len(finite) or np.isinf(values).any()  # NaN alone may mean that nothing was logged
+    if len(values) >= FEW_ROWS and logged and not np.isfinite(late).any():
         return Learning("no", "the loss is not finite in the last fifth of the rows")
     if better := _changed_score(rec, 1):
         return Learning("yes", f"{better[0]} rises from {better[1]:.3g} to {better[2]:.3g}")
@@ -127,9 +125,7 @@ def judge_learning(rec: Recording) -> Learning:
         said = f"{worse[0]} falls from {worse[1]:.3g} to {worse[2]:.3g}: the model gets worse at it"
         return Learning("no", said, worse=worse[0])
     if len(finite) < FEW_ROWS:
-        logged = bool(np.isnan(rec.run.scalars.get("loss", np.empty(0))).any() and len(values))
         said = f"the loss is known in {len(finite)} rows only" if len(finite) else "no loss was logged"
-        said = "no finite loss was logged" if logged and not len(finite) and rec.broken_rows(PARAM_GRAD).size else said
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
     return _against_guessing(rec, losses) or _by_trend(rec, losses)

@@ -5,6 +5,7 @@ Shapes: T rows, L layers, B rows or chunks of rows with a value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ from gradlens.run import FloatArray, Layer, Run
 
 PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
 COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
+UNSEEN_DATA = {"val", "valid", "validation", "test", "eval", "dev"}
+"""Words in the name of a loss that is not the one of the training."""
 LEAST_VALUES = 3
 """Metrics of weights have a long recording interval, so that a window may contain few values. Two exact zeros may be
 the start and the end of a schedule; three in succession are a state. smdebug's UnchangedTensor requires 3 steps too."""
@@ -105,9 +108,20 @@ class Recording:
         return Series(values, run.steps[rows], rows)
 
     def scalar(self, name: str) -> FloatArray:
-        """Return a scalar over rows, (T,), NaN where unknown or skipped; empty where the run lacks it."""
+        """Return a scalar over rows, (T,), NaN where unknown or skipped; empty where the run lacks it.
+
+        Where nothing was logged as "loss", it is the only scalar whose name has that word ("train_loss").
+        """
+        name = self._loss if name == "loss" else name
         values = np.asarray(self.run.scalars.get(name, np.empty(0)), dtype=np.float64)
         return np.where(self.skipped, np.nan, values) if len(values) else values
+
+    @cached_property
+    def _loss(self) -> str:
+        known = [name for name, values in self.run.scalars.items() if not np.isnan(values).all()]
+        words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in known}
+        named = [name for name in known if "loss" in words[name] and not words[name] & UNSEEN_DATA]
+        return named[0] if len(named) == 1 else "loss"
 
     @cached_property
     def gradient(self) -> str:

@@ -202,3 +202,29 @@ def test_underflow_of_float16_is_told_from_an_explosion() -> None:
     assert "GradScaler" in found.findings[0].remedy
     dead = {name: np.where(values == 0, 0, 1e3 * values) for name, values in data.items()}
     assert "float16" not in str(diagnose_arrays(dead, scalars={"loss": rises}))
+
+
+@pytest.mark.parametrize(
+    ("logged", "learning"),
+    [
+        (("train_loss",), "yes"),
+        (("train/loss", "val_loss"), "yes"),
+        (("loss", "aux_loss"), "yes"),
+        (("d_loss", "g_loss"), "unknown"),
+        (("val_loss",), "unknown"),
+        (("closeness",), "unknown"),
+    ],
+)
+def test_the_only_scalar_that_is_called_a_loss_is_the_loss(logged: tuple[str, ...], learning: str) -> None:
+    rng = np.random.default_rng(0)
+    falls = np.geomspace(2, 0.2, 120) + 0.01 * rng.normal(size=120)
+    gradients = {"param_grad_norm": np.exp(rng.normal(0, 0.1, (120, 3)))}
+    scalars = {"loss": np.full(120, np.nan)} | dict.fromkeys(logged, falls)
+    assert diagnose_arrays(gradients, scalars=scalars).learning == learning
+
+
+def test_a_loss_that_is_infinite_from_the_first_row_on_is_no_missing_loss() -> None:
+    gradients = {"param_grad_norm": np.full((120, 3), np.inf)}
+    found = diagnose_arrays(gradients, scalars={"loss": np.full(120, -np.inf)})
+    assert found.learning == "no"
+    assert "not finite" in found.learning_evidence

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class ScoreNet(nn.Module):
-    """Network that is told the noise level; its output is divided by it."""
+    """A network of the sample and the noise level; its output is divided by that level."""
 
     def __init__(self, sigmas, width=128):
         super().__init__()
