@@ -189,6 +189,8 @@ METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "
 DEAD_UNITS = "dead_fraction"
 METRIC_OF_TIME = "gradient_through_time"
 """Recorded for every model that has recurrent layers."""
+METRICS_OF_SOME_LAYERS: tuple[str, ...] = (*METRICS_OF_PATHS, METRIC_OF_TIME, DEAD_UNITS)
+"""Metrics that only some layers have by their nature: figures leave the others out."""
 METRICS_ON_REQUEST: tuple[str, ...] = tuple(
     name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS, METRIC_OF_TIME)
 )

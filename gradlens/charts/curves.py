@@ -24,7 +24,7 @@ from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_valu
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
-from gradlens.metrics import METRICS_OF_PATHS, is_linear
+from gradlens.metrics import METRICS_OF_SOME_LAYERS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 from gradlens.theory.predict import (
     Prediction,
@@ -132,7 +132,7 @@ def make_curves(
         _curve(label, members, metric, per_element, steps, main_section(members[0]))
         for label, (_, members) in zip(labels, grouped, strict=True)
     ]
-    if len(grouped) == 1 and metric not in METRICS_OF_PATHS:
+    if len(grouped) == 1 and metric not in METRICS_OF_SOME_LAYERS:
         members = grouped[0][1]
         curves += [
             _curve(f"{labels[0]}, {section.name}", members, metric, per_element, steps, section)
@@ -166,7 +166,7 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
         most_zero = np.isneginf(centres).sum(axis=0) * 2 > len(runs)
         centre = np.where(most_zero, -np.inf, [interval.mean for interval in over])
         low, high = (np.array([getattr(interval, end) for interval in over]) for end in ("low", "high"))
-    kept = ~np.isnan(centre) if metric in METRICS_OF_PATHS else np.ones(len(main), dtype=bool)
+    kept = ~np.isnan(centre) if metric in METRICS_OF_SOME_LAYERS else np.ones(len(main), dtype=bool)
     layers = tuple(runs[0].layers[i] for i in main[kept])
     at_start = is_main and metric == ACTIVATION_GRAD and not (steps[0] or 0)
     theory = _theory(runs, per_element, main) if at_start else None

@@ -16,7 +16,7 @@ from gradlens.analysis.derived_metrics import check_metric
 from gradlens.analysis.paths import hidden_layers
 from gradlens.analysis.profile import HeatMatrix, heat_matrix, rows_within
 from gradlens.errors import ConfigError
-from gradlens.metrics import METRICS_OF_PATHS, SHOWN_METRICS, is_linear
+from gradlens.metrics import METRICS_OF_SOME_LAYERS, SHOWN_METRICS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 
 Kind = Literal["magnitude", "ratio", "share", "signed", "difference"]
@@ -104,7 +104,7 @@ def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) 
         drawn, matrix = _difference(run, minus, view, columns)
     if view.relative:
         drawn = _relative(run, drawn)
-    kept = drawn_layers(run.layers, drawn, known_only=view.metric in METRICS_OF_PATHS)
+    kept = drawn_layers(run.layers, drawn, known_only=view.metric in METRICS_OF_SOME_LAYERS)
     layers = tuple(run.layers[i] for i in kept)
     return Panel(run, layers, drawn[kept], matrix.steps, _kind(view, minus is not None), view, minus)
 
