@@ -11,7 +11,7 @@ Source: smdebug's DeadRelu judges activations in the same way; the window is thi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,26 @@ class DeadUnits(Measurer):
                 known.clear()
             if now is None:
                 continue
+            if known and known[-1].device != now.device:
+                moved = [each.to(now.device) for each in known]
+                known.clear()
+                known.extend(moved)
             known.append(now)
             if len(known) == WINDOW:
                 ever = torch.stack(list(known)).any(dim=0)
                 self._off.append((layer, len(ever) - torch.count_nonzero(ever), len(ever)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the last recordings: layer name to (k, U) whether a unit had a gradient, k <= ``WINDOW``."""
+        names = list(self.context.modules)
+        return {names[i]: torch.stack(list(known)).cpu() for i, known in self._active.items() if known}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember the recordings that ``state_dict`` returned."""
+        names = list(self.context.modules)
+        for i, known in self._active.items():
+            known.clear()
+            known.extend(state[names[i]].bool() if names[i] in state else ())
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
         """Return the number of units that are off, and of all units."""

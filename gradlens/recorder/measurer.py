@@ -115,6 +115,13 @@ class Measurer:
     def clear(self) -> None:
         """Forget the step in progress, and release its tensors."""
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is remembered from earlier rows, which a resumed recording needs for the same values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what ``state_dict`` of an earlier recording returned."""
+
 
 def make_measurers(metrics: Iterable[str], context: Context) -> list[Measurer]:
     """Return the measurers that metrics need.

@@ -485,6 +485,26 @@ class Recorder:
         """Rows closed and optimizer steps counted, including those before a resume."""
         return self._table.n_rows, self._steps.index
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return what the metrics remember from earlier rows, to be kept with a training's checkpoint.
+
+        Without it a resumed recording begins anew: ``dead_fraction`` is NaN until its window is full again.
+
+        Returns:
+            Name of what measures to its tensors, on the CPU.
+        """
+        found = {type(each).__name__: each.state_dict() for each in self._steps.measurers}
+        return {name: state for name, state in found.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Remember what ``state_dict`` of an earlier recording returned.
+
+        Args:
+            state: Its result; layers that this model has not are passed over.
+        """
+        for each in self._steps.measurers:
+            each.load_state_dict(state.get(type(each).__name__, {}))
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What is missing in the run, and why; stored in the file."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -32,6 +32,7 @@ KINDS: dict[str, type] = {
     "steps": int,
     "values": dict,
     "generators": list,
+    "recorder": dict,
     **dict.fromkeys(TRAINED, dict),
 }
 """The types of what a checkpoint holds."""
@@ -58,6 +59,7 @@ def full_state(
     steps: int,
     values: Mapping[str, float],
     generators: Sequence[Generators],
+    recorder: Mapping[str, Mapping[str, Tensor]],
 ) -> State:
     """Return everything that a run needs to continue after an epoch.
 
@@ -71,6 +73,7 @@ def full_state(
         steps: Number of optimizer steps so far.
         values: The last epoch's row in the file; it shows whether a file belongs to the checkpoint.
         generators: The random generators of each training process, by rank.
+        recorder: What the recorder remembers from earlier rows.
     """
     return {
         "config": config.to_dict(),
@@ -82,6 +85,7 @@ def full_state(
         "steps": steps,
         "values": {name: float(value) for name, value in values.items()},
         "generators": list(generators),
+        "recorder": {name: dict(state) for name, state in recorder.items()},
     }
 
 
@@ -178,6 +182,9 @@ def _find_fault(state: Any) -> str:
         return "it counts less than 0 rows, steps or epochs"
     if not all(isinstance(value, int | float) for value in state.get("values", {}).values()):
         return "its values are no numbers"
+    kept = state.get("recorder", {}).values()
+    if not all(isinstance(each, dict) and all(map(torch.is_tensor, each.values())) for each in kept):
+        return "what it holds of the recorder is no tensor"
     if state["progress"].get("epoch", 0) and (absent := [name for name in TRAINED if name not in state]):
         return f"it holds no {absent[0]}"
     return ""

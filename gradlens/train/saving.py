@@ -111,6 +111,7 @@ class CheckpointWriter:
                 steps=steps,
                 values={name: value for name, value in values.items() if name != "seconds"},
                 generators=generators,
+                recorder=recorder.state_dict(),
             )
             self._save(state)
 

@@ -106,6 +106,7 @@ def _prepare(
     world.seed(config.seed)
     if start.state:
         trainer.progress = restore(start.state, net, trainer.optimizer, trainer.scheduler, world.rank)
+        recorder.load_state_dict(start.state.get("recorder", {}))
     trainer.before_record, trainer.after_epoch = checkpoints.before_record, checkpoints.after_epoch
     listener(_started(trainer, data, path))
     if world.shared:

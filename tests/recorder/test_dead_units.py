@@ -116,3 +116,23 @@ def test_other_layers_have_none() -> None:
     known = ~np.isnan(sink.rows[-1].metrics["dead_fraction"])
     assert known.sum() == 1
     assert known[-1]
+
+
+def test_a_resumed_recording_goes_on_where_it_stopped() -> None:
+    batch = torch.randn(20, 8, 4)
+    whole, _ = record(mlp(0.3), batch.__getitem__, steps=8)
+    model = mlp(0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    state: dict[str, dict[str, Tensor]] = {}
+    values = []
+    for steps in (range(5), range(5, 8)):
+        sink = ListSink()
+        with Recorder(model, sink, optimizer=optimizer, metrics=METRICS, every={"dead_fraction": 1}) as recorder:
+            recorder.load_state_dict(state)
+            for step in steps:
+                optimizer.zero_grad()
+                model(batch[step]).square().mean().backward()
+                optimizer.step()
+        state = recorder.state_dict()
+        values += [row.metrics["dead_fraction"] for row in sink.rows]
+    np.testing.assert_array_equal(np.array(values), whole)

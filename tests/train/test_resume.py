@@ -135,12 +135,22 @@ def test_every_generator_is_put_back() -> None:
     assert draw() == first
 
 
+def test_what_a_metric_remembers_from_earlier_rows_is_kept(tmp_path: Path) -> None:
+    options = {"model": "plain8", "batch_size": 2}  # 20 rows an epoch; dead_fraction looks back over 20
+    state = stopped(tmp_path / "a.h5", **options)
+    assert {len(each) for each in state["recorder"]["DeadUnits"].values()} == {3}
+    train_run(config(**options), tmp_path / "whole.h5")
+    assert train_run(config(**options), tmp_path / "a.h5", resume=True) == "complete"
+    assert_equal_runs(read_run(tmp_path / "a.h5"), read_run(tmp_path / "whole.h5"))
+    assert np.isfinite(read_run(tmp_path / "a.h5").metric("dead_fraction")[50]).all()
+
+
 def test_a_checkpoint_without_what_is_new_still_loads(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     state = stopped(path, model="plain8")
     train_run(config("plain8"), tmp_path / "whole.h5")
     first = state.pop("generators")[0]
-    del state["values"], state["config"]["on_record_error"]
+    del state["values"], state["recorder"], state["config"]["on_record_error"]
     state |= {"torch_rng": first["cpu"], "cuda_rng": first["gpus"], "other_rng": []}
     torch.save(state, checkpoint_path(path))
     assert train_run(config("plain8"), path, resume=True) == "complete"
