@@ -244,6 +244,8 @@ def programs() -> Iterator[Programs]:
     yield started
     assert started.server.stdin is not None
     started.server.stdin.close()
+    assert started.server.stdout is not None
+    started.server.stdout.close()
     started.server.wait(PATIENCE)
 
 
