@@ -35,6 +35,7 @@ def compare(
     form: str,
     theme: str,
     width: str,
+    caption: bool,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -64,16 +65,16 @@ def compare(
     if terminal:
         return
     from gradlens.plots import draw_compare, figure_name
-    from gradlens.plots.compare import caption
+    from gradlens.plots.compare import caption as say_caption
     from gradlens.plots.style import make_look
 
-    look = make_look(theme, width)
+    look = make_look(theme, width, caption=caption)
     write_figures(
         lambda: draw_compare(found, references=published, look=look),
         figure_name("compare", found, *look.details()),
         outputs,
         runs=found,
-        caption=caption(groups),
+        caption=say_caption(groups),
         look=look,
     )
 

@@ -66,6 +66,7 @@ def heatmap(
     marks: bool,
     theme: str,
     width: str,
+    caption: bool,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -95,10 +96,10 @@ def heatmap(
     if terminal:
         return
     from gradlens.plots import draw_heatmap, figure_name
-    from gradlens.plots.heatmap import caption
+    from gradlens.plots.heatmap import caption as say_caption
     from gradlens.plots.style import make_look
 
-    look = make_look(theme, width)
+    look = make_look(theme, width, caption=caption)
     details = [
         *metric_names(metrics, DEFAULT),
         *(["per-element"] if per_element else []),
@@ -114,5 +115,5 @@ def heatmap(
         outputs,
         runs=[*found, *others],
         look=look,
-        caption=caption(found, metrics, **view).replace("\n", " "),
+        caption=say_caption(found, metrics, **view).replace("\n", " "),
     )
