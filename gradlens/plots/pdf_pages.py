@@ -1,7 +1,8 @@
-"""A PDF of several pages: headings, paragraphs and tables flow over the pages, each figure has its own page."""
+"""A PDF of several pages: headings, paragraphs, tables and figures flow over the pages."""
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -9,9 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from PIL import Image
 
 from gradlens.plots.style import FAINT, INK, house_style
 
@@ -21,6 +25,9 @@ EM_SHARE = 0.54
 """Mean width of a character over the font size; a bold one is a tenth wider."""
 SPACING = 1.4
 """Distance of lines over the font size."""
+SHARP_DPI = 250
+MOST_HIGH_IN = 7.5
+"""Most height of a figure."""
 TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
 """Font sizes in points."""
 
@@ -88,10 +95,30 @@ class Pages:
             self._row(row, widths, bold=bool(marked) and marked[i], rule=0.3)
         self._y -= 0.1
 
-    def figure(self, figure: Figure) -> None:
-        """Add a page of the figure's size with the figure."""
-        self._finish_page()
-        self._save(figure)
+    def figure(self, figure: Figure, title: str = "", text: str = "") -> None:
+        """Place a figure at the current place, with its title above it and a text below.
+
+        Args:
+            figure: The figure; it is made smaller where it is wider than the text, or higher than most of a page.
+            title: Its title.
+            text: How to read it.
+        """
+        wide, high = figure.get_size_inches()
+        share = min((WIDTH_IN - 2 * MARGIN_IN) / wide, MOST_HIGH_IN / high, 1.0)
+        width, height = wide * share, high * share
+        self._y -= 0.12
+        self._page_with(height + 0.4 + (0.6 if text else 0.0))
+        if title:
+            self._lines(title, HEAD, weight="bold")
+            self._y -= 0.04
+        page = self._page_with(height)
+        place = (MARGIN_IN / WIDTH_IN, (self._y - height) / HEIGHT_IN, width / WIDTH_IN, height / HEIGHT_IN)
+        axes = page.add_axes(place)
+        axes.imshow(_raster(figure, width), aspect="auto", interpolation="none")
+        axes.axis("off")
+        self._y -= height + 0.06
+        if text:
+            self.paragraph(text, faint=True)
 
     def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
         most = [max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4) for width in widths]
@@ -146,8 +173,16 @@ class Pages:
                 3  # of type 42, matplotlib 3.11 writes ligatures and bullets with a stray dash
             )
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
-            self._file.savefig(figure)  # type: ignore[no-untyped-call]
+            self._file.savefig(figure, dpi=SHARP_DPI)  # type: ignore[no-untyped-call]
         self.count += 1
+
+
+def _raster(figure: Figure, width_in: float) -> NDArray[np.uint8]:
+    """Return a figure as an image that is sharp at a width in print."""
+    out = io.BytesIO()
+    with house_style():
+        figure.savefig(out, format="png", dpi=SHARP_DPI * width_in / figure.get_figwidth())
+    return np.asarray(Image.open(out).convert("RGB"))
 
 
 def _wrap(text: str, most: int) -> list[str]:

@@ -77,7 +77,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
     axes[0].set_ylabel("\n".join(textwrap.wrap(title, {"screen": 48, "two": 36}.get(look.width, 26))))
     axes[0].set_title(_say_steps(steps), fontweight="bold")
     scale_axis(axes[0], curves, metric)
-    _place_legend(axes[0], _handles(curves), inches)
+    _place_legend(axes[0], curve_handles(curves), inches)
     if with_theory:
         for curve, line in zip(curves, looks, strict=True):
             if curve.theory is not None:
@@ -184,7 +184,8 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: b
         axis.plot(x, shown, "o", color=colour, markersize=2.8, markerfacecolor="none", markeredgewidth=0.8)
 
 
-def _handles(curves: list[Curve]) -> list[Line2D]:
+def curve_handles(curves: Sequence[Curve]) -> list[Line2D]:
+    """Return legend handles of the profiles, and of the marks of exact zeros."""
     handles = []
     for curve, (colour, dash) in zip(curves, looks_of([curve.runs[0].model for curve in curves]), strict=True):
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]

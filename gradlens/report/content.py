@@ -12,7 +12,7 @@ from gradlens.analysis.compare import Group, final_table, group_runs, label_runs
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.errors import ConfigError
-from gradlens.format import visible
+from gradlens.format import visible, without_folders
 from gradlens.provenance import commit, versions
 from gradlens.run import Run
 from gradlens.studies import Judgement, judge_pairs, references
@@ -23,6 +23,13 @@ SETTINGS_FIRST = (
     "every", "metrics",
 )  # fmt: skip
 """The order of hyper-parameters; others follow by name."""
+FIRST_SETTINGS = (
+    "model", "data", "image_size", "data: training images", "data: validation images", "batch_size", "optimizer", "lr",
+    "schedule", "epochs trained", "seeds", "parameters in them", "layers recorded", "weight_decay", "init",
+)  # fmt: skip
+"""The settings that a reader asks for first."""
+MOST_SETTINGS = 12
+"""Rows of settings that are shown at once; the others are folded, or follow at the end."""
 IN_OWN_ROWS = {"data_facts", "seed"}
 """Keys of the configuration that have rows of their own in the table of settings."""
 DATA_FACTS = (
@@ -44,6 +51,7 @@ class Seen:
         each: For each run: its name, the layers and steps, and what was measured.
         threshold: The threshold and its source; "" where there is no finding.
         remedy: What to do next; "" where there is no finding.
+        learning: Why it is known whether the first run learns, or why not.
     """
 
     group: str
@@ -54,6 +62,7 @@ class Seen:
     each: tuple[tuple[str, str, str], ...]
     threshold: str
     remedy: str
+    learning: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         finals=tuple(final_table(groups, references())),
         settings=tuple(settings_of(groups)),
         environment=tuple(environment_of(groups)),
-        command=command,
+        command=without_folders(command),
         made_with=versions() | ({"commit": made} if made else {}),
     )
 
@@ -180,6 +189,7 @@ def findings_of(group: Group) -> list[Seen]:
                 each=tuple(each),
                 threshold=f"{first.threshold} ({first.source})" if first else "",
                 remedy=first.remedy if first else "",
+                learning=members[0][1].learning_evidence,
             )
         )
     return seen
@@ -218,8 +228,28 @@ def environment_of(groups: Sequence[Group]) -> list[Row]:
     rows = [_row(key.replace("_", " "), groups, _environment_value(key)) for key in ordered]
     rows.append(_row("recorded on", groups, lambda run: str(run.info.get("created", ""))[:10]))
     rows.append(_row("status", groups, lambda run: run.status))
-    rows.append(_row("files", groups, lambda run: visible(str(run.path)), marked=False))
+    rows.append(_row("files", groups, lambda run: visible(shown_path(run.path)), marked=False))
     return rows
+
+
+def shown_path(path: Path) -> str:
+    """Return the path of a run's file as the user gave it, or below the current folder; else its last two names."""
+    if path.is_absolute():
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-2:]))
+    return str(path)
+
+
+def split_settings(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows that are shown at once, at most ``MOST_SETTINGS``, and the others.
+
+    Rows in which the groups differ come first, then those that a reader asks for first.
+    """
+    names = [row.name for row in rows]
+    wanted = [row.name for row in rows if row.differs]
+    wanted += [name for name in FIRST_SETTINGS if name in names and name not in wanted]
+    wanted += [name for name in names if name not in wanted]
+    chosen = set(wanted[:MOST_SETTINGS])
+    return [row for row in rows if row.name in chosen], [row for row in rows if row.name not in chosen]
 
 
 def _environment(run: Run) -> Mapping[str, Any]:
@@ -234,7 +264,7 @@ def _row(name: str, groups: Sequence[Group], value: Callable[[Run], Any], *, mar
 def _say_all(values: Sequence[Any]) -> str:
     """Write the values of several runs: equal values once, different counts as a range."""
     if len(set(map(str, values))) > 1 and all(type(value) is int for value in values):
-        return f"{min(values)} to {max(values)}"
+        return f"{min(values):,} to {max(values):,}"
     return "; ".join(dict.fromkeys(map(say_value, values)))
 
 
@@ -260,10 +290,12 @@ def say_value(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(say_value(item) for item in value) or "none"
     if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    return str(value)
+        return without_folders(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+    return without_folders(str(value))
