@@ -147,11 +147,11 @@ def _panel_height(panels: Sequence[Panel], most: float) -> float:
 def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> GradlensFigure:
     """Draw one metric: panels in rows, with one colour bar."""
     seeds = _columns_of_seeds([panel.run for panel in panels])
-    most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
+    most = {"one": 1, "two": 3 if len(panels) == 3 else 2}.get(look.width, PANELS_PER_ROW)
     columns = seeds if 1 < seeds <= 5 and look.width != "one" else min(len(panels), most)
     columns = math.ceil(len(panels) / math.ceil(len(panels) / columns))  # four panels are two by two, not three and one
     rows = math.ceil(len(panels) / columns)
-    height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
+    height = _panel_height(panels, 6.5 if rows < 3 else 2.5 if look.width == "two" else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
     head = _head(panels, width, look)
     figure = GradlensFigure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
@@ -221,7 +221,7 @@ def _title(panel: Panel, label: str, inches: float, *, short: bool) -> str:
     rows = rows_within(panel.run, *panel.view.steps)
     message = say_message(_ratio(panel.run, panel.view), rows.stop - rows.start, short=short)
     if short:
-        return "\n".join(filter(None, [_wrapped(label, inches), message]))
+        return "\n".join(_wrapped(text, inches) for text in (label, message) if text)
     return _wrapped(f"{label}: {message}" if message else label, inches)
 
 

@@ -47,6 +47,7 @@ class Pages:
         self._file = PdfPages(self._stream, metadata=facts)
         self._page: Figure | None = None
         self._y = 0.0
+        self._waiting: list[tuple[Figure, str, str, float]] = []
         self.count = 0
 
     def __enter__(self) -> Pages:
@@ -58,6 +59,9 @@ class Pages:
         with self._stream:
             if kind is None:
                 self._finish_page()
+                while self._waiting:
+                    self._place(*self._waiting.pop(0))
+                self._finish_page()
             self._file.close()  # type: ignore[no-untyped-call]
 
     def title(self, text: str) -> None:
@@ -68,7 +72,7 @@ class Pages:
     def heading(self, text: str) -> None:
         """Write a heading; it is never the last line of a page."""
         self._y -= 0.16
-        self._page_with(1.1)
+        self._page_with(1.7)
         self._lines(text, HEAD, weight="bold")
         self._y -= 0.04
 
@@ -90,13 +94,16 @@ class Pages:
         """
         whole = WIDTH_IN - 2 * MARGIN_IN
         widths = [whole * share / sum(shares) for share in shares]
+        self._page_with(sum(self._row_inches(cells, widths, bold=True) for cells in (head, *rows[:1])))
         self._row(head, widths, bold=True, rule=0.8)
         for i, row in enumerate(rows):
             self._row(row, widths, bold=bool(marked) and marked[i], rule=0.3)
         self._y -= 0.1
 
     def figure(self, figure: Figure, title: str = "", text: str = "") -> None:
-        """Place a figure at the current place, with its title above it and a text below.
+        """Place a figure with its title above it and a text below: here, or at the top of the next page.
+
+        What follows fills the current page.
 
         Args:
             figure: The figure; it is made smaller where it is wider than the text, or higher than most of a page.
@@ -105,9 +112,16 @@ class Pages:
         """
         wide, high = figure.get_size_inches()
         share = min((WIDTH_IN - 2 * MARGIN_IN) / wide, MOST_HIGH_IN / high, 1.0)
-        width, height = wide * share, high * share
+        needed = high * share + 0.52 + (0.6 if text else 0.0)
+        if self._page is not None and self._y - needed < MARGIN_IN:
+            self._waiting.append((figure, title, text, share))
+        else:
+            self._place(figure, title, text, share)
+
+    def _place(self, figure: Figure, title: str, text: str, share: float) -> None:
+        width, height = (inches * share for inches in figure.get_size_inches())
+        self._page_with(height + 0.52 + (0.6 if text else 0.0))
         self._y -= 0.12
-        self._page_with(height + 0.4 + (0.6 if text else 0.0))
         if title:
             self._lines(title, HEAD, weight="bold")
             self._y -= 0.04
@@ -120,9 +134,12 @@ class Pages:
         if text:
             self.paragraph(text, faint=True)
 
+    def _row_inches(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool) -> float:
+        lines = max(len(_wrap(cell, _letters(width, bold))) for cell, width in zip(cells, widths, strict=True))
+        return min(lines, 60) * CELL * SPACING / POINTS + 0.13
+
     def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
-        most = [max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4) for width in widths]
-        wrapped = [_wrap(cell, count) for cell, count in zip(cells, most, strict=True)]
+        wrapped = [_wrap(cell, _letters(width, bold)) for cell, width in zip(cells, widths, strict=True)]
         step = CELL * SPACING / POINTS
         lines = max(map(len, wrapped))
         self._page_with(min(lines, 60) * step + 0.08)
@@ -160,6 +177,8 @@ class Pages:
             with house_style():
                 self._page = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
             self._y = HEIGHT_IN - MARGIN_IN
+            if self._waiting:  # one figure for each page, and text between them
+                self._place(*self._waiting.pop(0))
         return self._page
 
     def _finish_page(self) -> None:
@@ -175,6 +194,11 @@ class Pages:
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
             self._file.savefig(figure, dpi=SHARP_DPI)  # type: ignore[no-untyped-call]
         self.count += 1
+
+
+def _letters(width: float, bold: bool) -> int:
+    """Return how many characters a cell of a width in inches holds in a line."""
+    return max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4)
 
 
 def _raster(figure: Figure, width_in: float) -> NDArray[np.uint8]:

@@ -49,7 +49,8 @@ def rewrite(figure: Figure, say: Rewrite, localise: Rewrite) -> None:
         _localise_ticks(axis, localise)
     ticks = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
              for label in axis.get_ticklabels(which="both")}  # fmt: skip
-    for text in figure.findobj(Text):
+    cells = [cell.get_text() for axes in figure.axes for table in axes.tables for cell in table.get_celld().values()]
+    for text in [*figure.findobj(Text), *cells]:
         if isinstance(text, Text) and text.get_text() and id(text) not in ticks:
             text.set_text(_wrapped(text.get_text(), say))
 

@@ -28,6 +28,8 @@ FIRST_SETTINGS = (
     "schedule", "epochs trained", "seeds", "parameters in them", "layers recorded", "weight_decay", "init",
 )  # fmt: skip
 """The settings that a reader asks for first."""
+SHORT_COMMIT = 12
+"""Characters of a commit's name that are shown."""
 MOST_SETTINGS = 12
 """Rows of settings that are shown at once; the others are folded, or follow at the end."""
 IN_OWN_ROWS = {"data_facts", "seed"}
@@ -277,7 +279,14 @@ def _data_fact(key: str) -> Callable[[Run], Any]:
 
 
 def _environment_value(key: str) -> Callable[[Run], Any]:
-    return lambda run: _environment(run).get(key)
+    def value(run: Run) -> Any:
+        found = _environment(run).get(key)
+        if key == "commit" and isinstance(found, str):
+            commit, dirty, _ = found.partition("-dirty")
+            return commit[:SHORT_COMMIT] + dirty
+        return found
+
+    return value
 
 
 def _plain_row(name: str, values: Sequence[str], *, marked: bool = True) -> Row:

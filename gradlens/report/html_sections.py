@@ -48,8 +48,8 @@ def sections(facts: Facts, figures: Mapping[str, Any], words: Words) -> list[Sec
     """Return the page's sections in order; empty sections are left out."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in opening(facts, words))
     found = [
-        Section("summary", words["summary"], f"<ul>{lines}</ul>"),
         Section("claims", words.get("Claims", ""), claims_table(facts.claims, words) if facts.claims else ""),
+        Section("summary", words["summary"], f"<ul>{lines}</ul>"),
         Section("findings", words["Findings"], findings_table(facts, words)),
         Section("metrics", words["Last epoch"], finals_table(facts, words) if facts.has_epochs else ""),
         Section("heatmaps", words["Gradients"], heatmaps(words) if figures["runs"] else ""),

@@ -147,9 +147,7 @@ def finding_rows(facts: Facts, words: Words) -> list[list[str]]:
     return [
         [
             item.group,
-            "; ".join(
-                filter(None, [f"{say_kind(item.kind, words)}, {say_seeds(item, words)}", _learns(facts, item, words)])
-            ),
+            f"{say_kind(item.kind, words)}, {say_seeds(item, words)}{_learns(facts, item, words)}",
             say(item.each[0][2], words),
             say_remedy(item, words),
         ]

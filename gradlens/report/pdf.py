@@ -50,7 +50,7 @@ def write_paper(facts: Facts, path: Path, language: str = "en") -> None:
             pages.paragraph(f"• {sentence}")
         pages.heading(words["Findings"])
         head = [words[key] for key in ("group", "finding", "evidence", "next")]
-        pages.table(head, finding_rows(facts, words), [1.5, 1.5, 4, 2.5])
+        pages.table(head, finding_rows(facts, words), [1.2, 2.2, 4, 2.2])
         pages.paragraph(words["judged alone"], faint=True)
         first, rest = split_settings(facts.settings)
         pages.heading(words["Hyper-parameters"])
@@ -99,7 +99,14 @@ def _finals(pages: Pages, facts: Facts, words: Words) -> None:
 
 
 def _side_by_side(pages: Pages, rows: Sequence[Row], names: list[str], words: Words, *, numbers: bool = True) -> None:
-    for part in _parts(list(range(len(names)))):
+    """Write a table with one column per experiment; where all have the same value, it is written once."""
+    if len(names) > 1:
+        equal = [row for row in rows if not row.differs and len(set(row.values)) == 1]
+        rows = [row for row in rows if row not in equal]
+        body = [[say_name(row, words), say_setting(row.values[0], words, numbers=numbers)] for row in equal]
+        if body:
+            pages.table([words["setting"], words["all experiments"]], body, [1.3, 4.0])
+    for part in _parts(list(range(len(names)))) if rows else []:
         body = [
             [say_name(row, words), *[say_setting(row.values[i], words, numbers=numbers) for i in part]] for row in rows
         ]

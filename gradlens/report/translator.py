@@ -19,7 +19,11 @@ NUMBER = rf"(?:(?:below|above) )?(?:10\^|1/)?{ONE}(?:\^-?[\d.]+)?(?: ?%| px)?(?:
 NUMBERS = re.compile(rf"{NUMBER}|\[{ONE}, {ONE}\]")
 WHOLE = ("fix", "clip")
 """Places that hold sentences of their own; all others end with the sentence."""
-SENTENCES = ((re.compile("; "), "; "), (re.compile(r"(?<=\.) (?=[A-Z])"), " "), (re.compile(r"(?<=\)), and "), ", dan "))
+SENTENCES = (
+    (re.compile("; "), "; "),
+    (re.compile(r"(?<=\.) (?=[A-Z])"), " "),
+    (re.compile(r"(?<=\)), and "), ", dan "),
+)
 PHRASES = (
     (re.compile(": "), ": "), (re.compile(", "), ", "), (re.compile(" and "), " dan "), (re.compile(" / "), " / "),
 )  # fmt: skip
@@ -34,14 +38,14 @@ class Translator:
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._by_word: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        self._by_word: dict[str, list[tuple[re.Pattern[str], str, bool]]] = {}
         self._known: dict[str, str] = {}
         for sentence, translation in sorted(pairs, key=lambda pair: -len(PLACE.sub("", pair[0]))):
             english, other = sentence[:1].lower() + sentence[1:].removesuffix("."), translation.removesuffix(".")
             parts = PLACE.split(english)
             pattern = "".join(re.escape(part) if i % 2 == 0 else _place(part) for i, part in enumerate(parts))
             word = parts[0].split(" ")[0] if " " in parts[0] or len(parts) == 1 else ""
-            self._by_word.setdefault(word, []).append((re.compile(pattern, re.DOTALL), other))
+            self._by_word.setdefault(word, []).append((re.compile(pattern, re.DOTALL), other, sentence[:1].isupper()))
 
     def __call__(self, text: str) -> str:
         """Return a text in the language of the catalogue."""
@@ -55,17 +59,28 @@ class Translator:
             return localise(text)
         lower = text[:1].lower() + text[1:]
         for said in dict.fromkeys((text, lower)):
-            if found := self._sentence(said, said.split(" ")[0]):
-                return found if said is text else found[:1].upper() + found[1:]
+            if found := self._sentence(said, said.split(" ")[0], capital=said is not text):
+                return found
         if found := self._sentence(text, ""):
             return found
         return f"{said}." if text.endswith(".") and (said := self._whole(text[:-1])) else ""
 
-    def _sentence(self, text: str, word: str) -> str:
-        """Translate a text by the sentences that begin with a word, or with a place."""
-        for pattern, other in self._by_word.get(word, ()):
-            if found := pattern.fullmatch(text):
-                return PLACE.sub(lambda place, found=found: self(found[place[1]]), other)  # type: ignore[misc]
+    def _sentence(self, text: str, word: str, *, capital: bool = False) -> str:
+        """Translate a text by the sentences that begin with a word, or with a place.
+
+        Args:
+            text: The text.
+            word: The word, or "".
+            capital: Whether the text began with a capital letter, which the translation then has, too, unless the
+                sentence of the catalogue has one, as a name does.
+
+        Returns:
+            The translation, or "".
+        """
+        for pattern, other, is_written_so in self._by_word.get(word, ()):
+            if match := pattern.fullmatch(text):
+                said = PLACE.sub(lambda place, match=match: self(match[place[1]]), other)  # type: ignore[misc]
+                return said[:1].upper() + said[1:] if capital and not is_written_so else said
         return ""
 
     def _in_parts(self, text: str) -> str:

@@ -13,17 +13,21 @@ WORDS = re.compile(
     r"they|one|two|over|under|until|step|steps|layer|layers|row|rows|run|runs|seed of|loss falls|gradient|all)\b"
 )
 NAMES = (
-    "The Shattered Gradients Problem", "Color Universal Design", "step()", "optimizer.step", "loss.backward()",
+    "The Shattered Gradients Problem", "layer norm", "batch x kelas", "early stopping", "backward pass",
+    "vanishing gradient", "gradient confusion",
 )  # fmt: skip
 """Names that contain such words."""
+
+
+CODE = re.compile(r"`[^`]*`|gradlens (?:run \w+|\w+)|\bruns/|\b[\w.]*[_(=][\w.()=,]*|\b\w+\.\w+(?:\.\w+)*|--[\w-]+")
+"""Commands, names of files and of functions."""
 
 
 def english_in(text: str) -> list[str]:
     """Return the English function words of a text."""
     for name in NAMES:
         text = text.replace(name, "")
-    text = re.sub(r"`[^`]*`|\b[\w.]*[_(=][\w.()=,]*|\b\w+\.\w+(?:\.\w+)*|--[\w-]+", " ", text)  # code
-    return WORDS.findall(text)
+    return WORDS.findall(CODE.sub(" ", text))
 
 
 def sentences_in(path: Path, least: int = 3) -> Iterator[str]:
