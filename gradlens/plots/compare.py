@@ -87,7 +87,7 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
         for group, (colour, dash) in zip(groups, looks, strict=True)
     ]
     if any(group_ends(group) for group in groups):
-        handles.append(Line2D([], [], color=current().ink, linestyle=REST, linewidth=1.0, label=ENDED))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], color=current().ink, linestyle=REST, linewidth=1.0, label=ENDED))
     legend = figure.add_subplot(grid[-2, :])
     legend.axis("off")
     legend.legend(handles=handles, loc="center", ncols=columns)

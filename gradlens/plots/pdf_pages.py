@@ -25,6 +25,8 @@ EM_SHARE = 0.54
 """Mean width of a character over the font size; a bold one is a tenth wider."""
 SPACING = 1.4
 """Distance of lines over the font size."""
+FOOT, FOOT_IN = 6.5, 0.4
+"""Font size of the last lines, and how far they may reach into the margin, in inches."""
 SHARP_DPI = 250
 MOST_HIGH_IN = 7.5
 """Most height of a figure."""
@@ -75,6 +77,16 @@ class Pages:
         self._page_with(1.7)
         self._lines(text, HEAD, weight="bold")
         self._y -= 0.04
+
+    def footer(self, text: str) -> None:
+        """Write the last lines, into the margin of the page rather than on a page of their own."""
+        self._y += FOOT_IN
+        self._page_with(FOOT_IN)
+        self._y -= FOOT_IN
+        page = self._page_with(-FOOT_IN)
+        for line in _wrap(text, int((WIDTH_IN - 2 * MARGIN_IN) * POINTS / (FOOT * EM_SHARE))):
+            self._text(page, MARGIN_IN, line, FOOT, "normal", FAINT)
+            self._y -= FOOT * SPACING / POINTS
 
     def paragraph(self, text: str, *, faint: bool = False) -> None:
         """Write a paragraph."""

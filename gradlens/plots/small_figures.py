@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from gradlens.analysis.compare import FINAL_ROWS, Group
+from gradlens.analysis.compare import FINAL_ROWS, Group, group_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
@@ -18,7 +18,7 @@ from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import CSS_DPI, GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
 from gradlens.plots.profile import curve_handles, draw_curve, dress_axis, find_floor
-from gradlens.plots.style import THEMES, PlainPowers, house_style, looks_of
+from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, look_name, looks_of
 from gradlens.run import Run
 
 COLUMNS = 400
@@ -76,7 +76,7 @@ def draw_answer(runs: Sequence[Run]) -> GradlensFigure | None:
 
 def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
     curves = make_curves(runs, ACTIVATION_GRAD)
-    looks = looks_of([curve.runs[0].model for curve in curves])
+    looks = looks_of([look_name(curve.runs[0]) for curve in curves])
     with house_style():
         figure = GradlensFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         axis = figure.add_subplot()
@@ -90,11 +90,12 @@ def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
     return figure
 
 
-def svg(figure: GradlensFigure) -> str:
-    """Return a figure as SVG to be placed into a page, whose colours it takes.
+def svg(figure: GradlensFigure, runs: Sequence[Run]) -> str:
+    """Return a figure as SVG to be placed into a page, whose colours it takes, those of lines in either theme.
 
     Args:
         figure: A figure in the light theme.
+        runs: Its runs.
 
     Returns:
         The element, without metadata.
@@ -107,7 +108,19 @@ def svg(figure: GradlensFigure) -> str:
     theme = THEMES["light"]
     for colour, name in ((theme.ink, "ink"), (theme.faint, "faint"), (theme.paper, "paper")):
         text = re.sub(rf"((?:fill|stroke): ?){colour}\b", rf"\1var(--{name})", text, flags=re.IGNORECASE)
+    for light, dark in _both_themes(runs):
+        text = re.sub(rf"((?:fill|stroke): ?){light}\b", rf"\1light-dark({light}, {dark})", text, flags=re.IGNORECASE)
     return text.replace("<svg ", '<svg focusable="false" aria-hidden="true" ', 1)
+
+
+def _both_themes(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """Return the colours of runs in the light and in the dark theme."""
+    names = [group.model for group in group_runs(list(runs))]
+    with house_style(Look("light")):
+        light = looks_of(names)
+    with house_style(Look("dark")):
+        dark = looks_of(names)
+    return {(one, other) for (one, _), (other, _) in zip(light, dark, strict=True)}
 
 
 def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:

@@ -15,6 +15,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.ticker import LogFormatterSciNotation
 
 from gradlens.errors import ConfigError
+from gradlens.run import Run
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -250,6 +251,11 @@ def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
         order = [DASHES[(dash + more) % len(DASHES)] for more in range(len(DASHES))]
         looks.append((colour, next((one for one in order if one not in taken), order[0])))
     return looks
+
+
+def look_name(run: Run) -> str:
+    """Return what a run's colour belongs to: its model, or the run itself where it has no seed."""
+    return (run.model or run.name) if run.seed >= 0 else run.name
 
 
 def _parts(model: str) -> tuple[str, str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -37,13 +37,14 @@ class Localised(Formatter):
         self._plain.set_locs(list(locs))
 
 
-def rewrite(figure: Figure, say: Rewrite, localise: Rewrite) -> None:
+def rewrite(figure: Figure, say: Rewrite, localise: Rewrite, kinds: Mapping[str, str]) -> None:
     """Rewrite all texts of a figure.
 
     Args:
         figure: The figure.
         say: Rewrites a text; the lines of a wrapped text are joined before, and wrapped again after.
         localise: Rewrites a number.
+        kinds: The kinds of findings, which are written along the side of a heatmap, and their names.
     """
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         _localise_ticks(axis, localise)
@@ -52,7 +53,8 @@ def rewrite(figure: Figure, say: Rewrite, localise: Rewrite) -> None:
     cells = [cell.get_text() for axes in figure.axes for table in axes.tables for cell in table.get_celld().values()]
     for text in [*figure.findobj(Text), *cells]:
         if isinstance(text, Text) and text.get_text() and id(text) not in ticks:
-            text.set_text(_wrapped(text.get_text(), say))
+            named = kinds.get(text.get_text()) if text.get_rotation() == 90 else None
+            text.set_text(named or _wrapped(text.get_text(), say))
 
 
 def _localise_ticks(axis: Axis, localise: Rewrite) -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from gradlens.analysis.compare import Group
+from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.report.translator import localise, translate
 from gradlens.run import Run
 
@@ -121,7 +122,8 @@ def translate_figure(figure: Any, words: Mapping[str, str] | None) -> None:
     if words is not None and words["language"] != "en":
         from gradlens.plots.texts import rewrite
 
-        rewrite(figure, lambda text: _say(text, words), localise)
+        kinds = {kind.name: words[f"kind {kind.name}"] for kind in REGISTRY}
+        rewrite(figure, lambda text: _say(text, words), localise, kinds)
 
 
 def _say(text: str, words: Mapping[str, str] | None) -> str:

@@ -90,7 +90,7 @@ def first_figure(facts: Facts, words: Words) -> str:
         return ""
     translate_figure(figure, words)
     alternative = escape(" ".join(answers(facts, words)))
-    return f'<figure class="answer" role="img" aria-label="{alternative}">{svg(figure)}</figure>'
+    return f'<figure class="answer" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
 
 
 def say_precision(figures: Mapping[str, Any], words: Words) -> str:

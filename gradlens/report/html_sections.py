@@ -160,7 +160,7 @@ def folded_settings(facts: Facts, words: Words) -> str:
 
 def folded_environment(facts: Facts, words: Words) -> str:
     """Return the table of hardware, software and files, folded."""
-    return _folded(words["Environment"], settings_table(facts.environment, facts.names, words, numbers=False))
+    return _folded(words["environment rows"], settings_table(facts.environment, facts.names, words, numbers=False))
 
 
 def _folded(title: str, body: str) -> str:

@@ -59,7 +59,7 @@ def make_markdown(facts: Facts, written: Mapping[str, Path], language: str) -> s
     first, rest = split_settings(facts.settings)
     parts += [f"## {words['Hyper-parameters']}", side_by_side(first, facts.names, words), words["differs"]]
     parts += folded(words["more settings"], side_by_side(rest, facts.names, words) if rest else "")
-    parts += folded(words["Environment"], side_by_side(facts.environment, facts.names, words, numbers=False))
+    parts += folded(words["environment rows"], side_by_side(facts.environment, facts.names, words, numbers=False))
     made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
     parts.append(f"{words['made by']} {code(facts.command)} ({plain(made)}).")
     return "\n\n".join(parts) + "\n"

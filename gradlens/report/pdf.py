@@ -62,7 +62,7 @@ def write_paper(facts: Facts, path: Path, language: str = "en") -> None:
         pages.heading(words["Environment"])
         _side_by_side(pages, facts.environment, facts.names, words, numbers=False)
         made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
-        pages.paragraph(f"{words['made by']} {facts.command} ({made}).", faint=True)
+        pages.footer(f"{words['made by']} {facts.command} ({made}).")
 
 
 def _figure(pages: Pages, figures: dict[str, Any], kind: str, words: Words) -> None:
