@@ -144,7 +144,7 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         )
     groups = group_runs(usable)
     kept = [run for group in groups for run in group.runs]
-    made = commit()
+    made = (commit() or "").partition("-")
     return Facts(
         groups=tuple(groups),
         runs=tuple(kept),
@@ -156,7 +156,7 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         settings=tuple(settings_of(groups)),
         environment=tuple(environment_of(groups)),
         command=without_folders(command),
-        made_with=versions() | ({"commit": made} if made else {}),
+        made_with=versions() | ({"commit": made[0][:SHORT_COMMIT] + made[1] + made[2]} if made[0] else {}),
     )
 
 

@@ -94,7 +94,7 @@ def figure_words(language: str) -> dict[str, str]:
 
 
 def report_figures(
-    runs: Sequence[Run], groups: Sequence[Group], words: Mapping[str, str] | None = None, *, width: str = "screen"
+    runs: Sequence[Run], groups: Sequence[Group], words: Mapping[str, str] | None = None, width: str = "screen"
 ) -> Iterator[tuple[str, Any, str, list[Run]]]:
     """Draw the report's figures one by one, without captions, in the language of the report.
 

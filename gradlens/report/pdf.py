@@ -29,7 +29,7 @@ def write_paper(facts: Facts, path: Path, language: str = "en") -> None:
         language: "en" or "id".
     """
     words = words_of(language)
-    figures = {kind: figure for kind, figure, *_ in report_figures(facts.runs, facts.groups, words, width="two")}
+    figures = {kind: figure for kind, figure, *_ in report_figures(facts.runs, facts.groups, words, "two")}
     title = title_of(facts, words)
     with Pages(path, title=title, subject=facts.command) as pages:
         pages.title(title)

@@ -98,7 +98,7 @@ def answers(facts: Facts, words: Words) -> list[str]:
 
 
 def answer(group: Group, seen: Sequence[Seen], words: Words) -> str:
-    """Say in a sentence what was found in a group of seeds, and whether it learns."""
+    """Return a sentence on what was found in a group of seeds, and whether it learns."""
     own = [item for item in seen if item.group == group.label]
     faults = [item for item in own if item.kind not in (HEALTHY, UNDECIDED)]
     said = [f"{say_kind(item.kind, words)} ({say_seeds(item, words)})" for item in faults]
@@ -112,7 +112,7 @@ def answer(group: Group, seen: Sequence[Seen], words: Words) -> str:
 
 
 def outcome(group: Group, seen: Sequence[Seen], words: Words) -> tuple[bool, str]:
-    """Say whether a group learns and generalises; healthy gradients alone do not make a good network.
+    """Return whether a group learns and generalises; healthy gradients alone do not make a good network.
 
     Returns:
         Whether it does, and the sentence; "" where nothing is known.
