@@ -107,7 +107,9 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
 
 def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
     """Put a short legend inside the panel, and a long one below it, where it hides no line."""
-    letters = max(len(handle.get_label()) for handle in handles)
+    for handle in handles:  # a long entry would make the panel narrow
+        handle.set_label("\n".join(textwrap.wrap(handle.get_label(), max(int(inches * 12) - 6, 12))))
+    letters = max(len(line) for handle in handles for line in handle.get_label().split("\n"))
     if len(handles) <= MOST_INSIDE and letters < inches * 8:
         axis.legend(handles=handles, loc="best")
         return

@@ -92,6 +92,13 @@ def test_odd_values_are_marked_and_do_not_break_the_scale(make_run, tmp_path: Pa
     draw_profile(make_curves([read_run(make_run("one", layers=1, steps=1))], METRIC), METRIC)
 
 
+def test_a_long_entry_of_the_legend_does_not_make_a_narrow_panel() -> None:
+    figure = draw_profile(make_curves([read_run(SAMPLE)], METRIC), METRIC, look=Look(width="one", caption=False))
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
+    assert min(axis.get_position().width for axis in figure.axes) > 0.6
+
+
 def collapsed(share: float):
     def change(grid: np.ndarray) -> np.ndarray:
         grid[int(len(grid) * (1 - share)) :] = 0
