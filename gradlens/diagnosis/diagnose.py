@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.diagnosis.clipping import clipping
-from gradlens.diagnosis.cut import cut
+from gradlens.diagnosis.cut import DRAWN, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
@@ -69,6 +69,9 @@ def diagnose(run: Run) -> Diagnosis:
         explained |= set(rec.names(range(len(rec.run.layers))))
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
+    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
+        findings = [finding for finding in findings if finding.kind != "vanishing"]
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]
     if not findings and not exact:
