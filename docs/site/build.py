@@ -119,7 +119,8 @@ def formula(match: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
     block = match.group(1)
-    return convert(" ".join((block or match.group(2)).split()), display="block" if block else "inline")
+    found = convert(" ".join((block or match.group(2)).split()), display="block" if block else "inline")
+    return found if block else f"<span>{found}</span>"  # alone at the start of a line it would be a block
 
 
 def list_nav(nav: list[dict[str, Any]], heading: str = "") -> list[tuple[str, str, str]]:

@@ -174,7 +174,9 @@ def markdown(text: str) -> str:
             out.append(line.removeprefix("    ") if section else line)
     if section == "Example":
         out.append("```")
-    return re.sub(r"\n{2,}```$", "\n```", re.sub(r"\n{3,}", "\n\n", "\n".join(out)).replace("``", "`").replace("``", "`"))
+    return re.sub(
+        r"\n{2,}```$", "\n```", re.sub(r"\n{3,}", "\n\n", "\n".join(out)).replace("``", "`").replace("``", "`")
+    )
 
 
 def item(line: str) -> str:
