@@ -34,7 +34,7 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-def SHELL(page: Path) -> list[str]:  # noqa: N802
+def shell_lines(page: Path) -> list[str]:
     """Return the lines with gradlens in a page's blocks of shell commands."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
@@ -70,14 +70,14 @@ def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("page", "line"), [(page.stem, line) for page in PAGES for line in SHELL(page)], ids=lambda one: one[:40]
+    ("page", "line"), [(page.stem, line) for page in PAGES for line in shell_lines(page)], ids=lambda one: one[:40]
 )
 def test_every_command_line_parses(page: str, line: str) -> None:
     parse(line)
 
 
 def test_every_command_is_shown() -> None:
-    assert {parse(line) for line in SHELL(DOCS / "commands.md")} == set(cli.commands)
+    assert {parse(line) for line in shell_lines(DOCS / "commands.md")} == set(cli.commands)
 
 
 def test_every_page_with_python_has_its_test_here() -> None:
@@ -110,8 +110,9 @@ def test_the_always_on_job() -> None:
 
 
 def test_the_notebook(make_run) -> None:
-    for seed in (0, 1):
-        make_run(f"net-s{seed}", seed=seed)
+    for model in ("plain34", "resnet34"):
+        for seed in (0, 1):
+            make_run(f"{model}-s{seed}", model=model, seed=seed)
     names: dict[str, Any] = {}
     for code in python_blocks(DOCS / "guides" / "notebook.md"):
         exec(compile(code, "notebook.md", "exec"), names)

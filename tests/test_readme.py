@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gradlens
-from tests.test_guides import SHELL, parse, python_blocks, your_names
+from tests.test_guides import parse, python_blocks, shell_lines, your_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_it_is_short() -> None:
     assert statistics.median(len(line) for line in lines if line) <= 80
 
 
-@pytest.mark.parametrize("line", SHELL(ROOT / "README.md"))
+@pytest.mark.parametrize("line", shell_lines(ROOT / "README.md"))
 def test_every_command_line_parses(line: str) -> None:
     parse(line)
 

@@ -1,4 +1,4 @@
-"""The parts of pages that are made from code: help texts, docstrings, metrics, kinds, the file's layout, lists of tests."""
+"""The parts of pages that are made from code: help texts, docstrings, metrics, kinds, the layout, lists of tests."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python experiments/beside/measure.py -o experiments/beside/results.json
 
-Four questions, the same small training for each way: is the number that of the optimizer's step (four micro-batches, then
-clipping); what becomes of a backward pass that is discarded; of one NaN; and of the steps before a kill. A way whose
-package is missing is left out. ``README.md`` in this folder has the results.
+Four questions, the same small training for each way: is the number that of the optimizer's step (four micro-batches,
+then clipping); what becomes of a backward pass that is discarded; of one NaN; and of the steps before a kill. A way
+whose package is missing is left out. ``README.md`` in this folder has the results.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Wandb(Way):
 
 
 def read_log(data: bytes, head: int = 7, block: int = 1 << 15) -> list[bytes]:
-    """Return the whole records of a file in LevelDB's log format, after its head: checksum, length and type of each part."""
+    """Return the whole records of a file in LevelDB's log format: checksum, length, type and bytes of each part."""
     found, parts, at = list[bytes](), b"", head
     while at + 7 <= len(data):
         if block - at % block < 7:
