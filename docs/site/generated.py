@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any
 
 WIDTH = 90
+INSIDE = {"disabled", "close_at_exit", "fail"}
+"""Methods of public classes that only gradlens calls."""
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "Source", "Example", "Attributes")
 
 
@@ -90,10 +92,11 @@ def describe(name: str, value: Any) -> str:
         name: The name as users write it.
         value: The function or class.
     """
-    parts = [f"### {name}", signature(name, value), docstring(value)]
+    made = "" if name == "gradlens.Recorder" else signature(name, value)  # `record` makes it
+    parts = [f"### {name}", made, docstring(value).partition("\n\n**Args**" if not made else "\0")[0]]
     if inspect.isclass(value) and not issubclass(value, Exception):
         for key, member in vars(value).items():
-            if key.startswith("_") or not (found := inspect.getdoc(member)) or not own(member):
+            if key.startswith("_") or key in INSIDE or not (found := inspect.getdoc(member)) or not own(member):
                 continue
             if isinstance(member, property):
                 parts.append(f"**`{key}`**: {markdown(found)}")
