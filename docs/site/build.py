@@ -30,6 +30,7 @@ PAGES = BUILD / "pages"
 LINK = re.compile(r"(\]\()([^)#\s]*)(#[^)\s]*)?(\))")
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", flags=re.M)
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", flags=re.M | re.S)
+CODE_BLOCK = re.compile(r"^```.*?^```$", flags=re.M | re.S)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^\s$](?:[^$]*?[^\s$])?)\$", flags=re.S)
 LANGUAGES = {".py": "python", ".toml": "toml", ".txt": "text", ".css": "css"}
 """Files that become a page which shows them."""
@@ -145,8 +146,10 @@ def source(page: str) -> Path:
 
 def first_sentence(file: Path) -> str:
     """Return the first sentence of a page's text."""
-    for part in file.read_text(encoding="utf-8").split("\n\n")[1:]:
-        text = " ".join(part.split())
+    for part in CODE_BLOCK.sub("", file.read_text(encoding="utf-8")).split("\n\n")[1:]:
+        text = " ".join(part.split()).removeprefix("- ")
+        if text.startswith("`pip install"):
+            return "the callback, an example that runs, and what it records"
         if text[:1].isalpha() or text[:1] in "`[*":
             text = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text).replace("**", "")
             return re.split(r"(?<=[.:])\s", text)[0].rstrip(":")
