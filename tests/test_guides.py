@@ -82,7 +82,7 @@ def test_every_command_is_shown() -> None:
 
 def test_every_page_with_python_has_its_test_here() -> None:
     tested = {"quickstart", "own-loop", "notebook", "several-processes", "always-on-job", "ci-gate", "diagnosis"}
-    assert {page.stem for page in PAGES if python_blocks(page)} == {*tested, "run-file", "public"}
+    assert {page.stem for page in PAGES if python_blocks(page)} == {*tested, "run-file"}
     assert not [page.name for page in PAGES if "```py\n" in page.read_text(encoding="utf-8")]
 
 
