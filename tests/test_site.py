@@ -52,6 +52,9 @@ def test_what_is_generated_is_whole(build: ModuleType) -> None:
         assert all(option in part for parameter in shown for option in parameter.opts if option[0] == "-")
     assert all(f"### gradlens.{name}\n" in made["api"] for name in gradlens.__all__ if not name.startswith("__"))
     assert "- `optimizer`: A row is closed at each of its steps." in made["api"]
+    assert "```python\nwith gradlens.record(model, " in made["api"]
+    assert made["api"].count("```") % 2 == 0
+    assert "``" not in made["api"].replace("```", "")
     assert all(f"| `{name}` |" in made["metrics"] for name in SHOWN_METRICS)
     assert all(f"### {kind}\n" in made["kinds"] for kind in KINDS)
     assert all(f"`{name}`" in made["tested"] for name in ZOO)

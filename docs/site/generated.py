@@ -177,9 +177,8 @@ def markdown(text: str) -> str:
             out.append(line.removeprefix("    ") if section else line)
     if section == "Example":
         out.append("```")
-    return re.sub(
-        r"\n{2,}```$", "\n```", re.sub(r"\n{3,}", "\n\n", "\n".join(out)).replace("``", "`").replace("``", "`")
-    )
+    joined = re.sub(r"\n{3,}", "\n\n", "\n".join(out)).replace("```python\n\n", "```python\n")
+    return re.sub(r"(?<!`)``(?!`)", "`", re.sub(r"\n{2,}```$", "\n```", joined, flags=re.M))
 
 
 def item(line: str) -> str:
