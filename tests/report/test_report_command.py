@@ -35,7 +35,8 @@ def test_by_default_it_reports_all_runs_as_a_page(study, capsys) -> None:
     assert "4 runs of 2 settings" in page
     out, err = capsys.readouterr()
     assert (out, err) == ("", "wrote report.html\n")
-    assert sorted(path.name for path in Path().iterdir()) == ["report.html", "runs"]
+    names = {path.name for path in Path().iterdir()} - {"cache"}  # matplotlib keeps its list of fonts there
+    assert names == {"report.html", "runs"}
     assert run_command(["report"]) == 0  # its own page is replaced
 
 
@@ -115,7 +116,7 @@ def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
     pages = data.count(b"/Type /Page ") + data.count(b"/Type /Page\n")
     assert 3 <= pages <= 6
     assert data.count(b"/Subtype /Image") >= 3
-    assert sorted(path.name for path in Path().iterdir()) == ["r.pdf", "runs"]
+    assert {path.name for path in Path().iterdir()} - {"cache"} == {"r.pdf", "runs"}
 
 
 @pytest.mark.slow
