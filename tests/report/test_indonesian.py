@@ -43,6 +43,8 @@ def runs(make_run) -> list[Run]:
     return [*study, odd]
 
 
+OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
+"""Beginnings of texts that are in no report."""
 MODULES = (
     "clipping", "cut", "dead", "diagnose", "exploding", "findings", "frozen", "incoherent", "intended", "learning",
     "network", "nonfinite", "plateau", "saturated", "setup", "through_time", "uncleared", "unused", "vanishing",
