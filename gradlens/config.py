@@ -14,7 +14,7 @@ from gradlens.specs import parse_data, parse_model, parse_schedule
 OPTIMIZERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("flip", "crop", "rotation", "color")
 SPLITS = ("group", "random")
-INITS = ("he", "default")
+INITS = ("he", "default", "delta-orthogonal", "looks-linear")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 ON_RECORD_ERROR = ("stop", "continue")
@@ -105,7 +105,7 @@ class RunConfig:
     split: str = "group"
     """group keeps copies of an image on one side of the split; random does not."""
     init: str = "he"
-    """he, or default (PyTorch's own); for plain and residual models only."""
+    """he, default (PyTorch's own), delta-orthogonal or looks-linear; for plain and residual models only."""
     shortcut: str = "A"
     """A (zero-padded, no parameters) or B (projection where shapes change); for residual models only."""
     skip_broken: bool = False

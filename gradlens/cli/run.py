@@ -66,7 +66,8 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 @click.option(
     "--init",
     type=click.Choice(INITS),
-    help="Initialisation of plain and residual models: he (default), or default, which is PyTorch's own.",
+    help="Initialisation of plain and residual models: he (default); default, which is PyTorch's own; "
+    "delta-orthogonal (Xiao et al. 2018); or looks-linear (Balduzzi et al. 2017).",
 )
 @click.option(
     "--shortcut",

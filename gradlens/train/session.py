@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.metrics import METRICS_OF_PATHS, choose_metrics
-from gradlens.models import build_model
+from gradlens.models import Init, build_model
 from gradlens.recorder import Recorder
 from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.residual_paths import find_blocks
@@ -168,7 +168,7 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         config.model,
         num_classes=len(data.classes),
         seed=config.seed,
-        init="he" if config.init == "he" else "default",
+        init=cast(Init, config.init),
         shortcut="A" if config.shortcut == "A" else "B",
     ).to(device)
     if not any(True for _ in model.parameters()):
