@@ -1,7 +1,7 @@
 """Record the first steps of plain34 without batch norm, step by step, and keep what shows which signal goes first.
 
-The settings of the groups are those of ``experiments/collapse.toml``; the group ``size-free`` is added here, because Adam's
-``eps`` is no setting of ``gradlens run``. The values of a step are those before its update.
+The settings of the groups are those of ``experiments/collapse.toml``; the group ``size-free`` is added here, because
+Adam's ``eps`` is no setting of ``gradlens run``. The values of a step are those before its update.
 
     python experiments/collapse/measure.py --seeds 0-4 -o experiments/results/collapse.csv
 
@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gradlens.analysis.gradient_ratio import gradient_ratio
 from gradlens.config import RunConfig
@@ -36,6 +35,7 @@ from gradlens.recorder import record
 from gradlens.specs import parse_seeds
 from gradlens.storage import read_run
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
 """The horizon: so many steps of every run, whatever happens in them."""
 EPS = 1e-8
@@ -97,7 +97,8 @@ class Watch:
 
     def scalars(self) -> dict[str, float]:
         """Return spread of the pooled features and of the first layer's output; mean and largest share of channels
-        of a layer that are 0 for every image and place of the batch."""
+        of a layer that are 0 for every image and place of the batch.
+        """
         return {
             "spread": self.spread,
             "first_spread": self.first_spread,
@@ -127,7 +128,9 @@ def measure(config: RunConfig, path: Path, *, eps: float = EPS, steps: int = STE
     every = {"activation_grad_norm": 1, "param_grad_norm": 1, "param_norm": 1}
     first = model.get_parameter("conv1.weight")
     info = {"model": config.model, "seed": config.seed, "config": config.to_dict()}
-    with record(model, path, optimizer=optimizer, every=every, info=info, metrics="-dead_fraction,-update_ratio") as recorder:
+    with record(
+        model, path, optimizer=optimizer, every=every, info=info, metrics="-dead_fraction,-update_ratio"
+    ) as recorder:
         done, epoch = 0, 0
         while done < steps:
             epoch += 1
@@ -212,7 +215,9 @@ def main() -> None:
             there = {(row["group"], row["seed"]) for row in csv.DictReader(file)}
     else:
         given.output.write_text(",".join(COLUMNS) + "\n")
-    for name, config, eps in planned(given.data, parse_seeds(given.seeds), [one for one in given.groups.split(",") if one]):
+    for name, config, eps in planned(
+        given.data, parse_seeds(given.seeds), [one for one in given.groups.split(",") if one]
+    ):
         if (name, str(config.seed)) in there:
             continue
         began = time.monotonic()

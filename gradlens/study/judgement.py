@@ -11,7 +11,7 @@ from gradlens.study.controls import Control
 from gradlens.study.evidence import JudgedClaim
 from gradlens.study.next_experiments import listed, names_experiment, trained_conditions, what_decides
 
-REACHED = ("not supported", "supported", "mixed")
+REACHED = ("refuted", "supported", "mixed")
 
 
 @dataclass(frozen=True)
