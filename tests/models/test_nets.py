@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
+from gradlens.config import INITS
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.models.blocks import PadShortcut
@@ -173,6 +174,38 @@ def test_initialisations_have_the_variance_they_claim() -> None:
     assert default.std().item() == pytest.approx((1 / (3 * 256 * 9)) ** 0.5, rel=0.01)
     reference = nn.Conv2d(256, 256, 3).weight
     assert default.std().item() == pytest.approx(reference.std().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_every_initialisation_trains_every_family(init: str) -> None:
+    for name in ("plain20", "resnet20-nobn", "plain18-nobn"):
+        net = build_model(name, num_classes=3, seed=1, init=init)
+        net(torch.randn(2, 3, 32, 32)).square().sum().backward()
+        assert all(torch.isfinite(p).all() and p.grad is not None for p in net.parameters())
+        again = dict(build_model(name, num_classes=3, seed=1, init=init).named_parameters())
+        assert all(torch.equal(value, again[key]) for key, value in net.named_parameters())
+
+
+def test_a_delta_orthogonal_layer_keeps_norms_times_the_gain() -> None:
+    conv = build_model("plain34-nobn", num_classes=5, init="delta-orthogonal").layer2[0].conv1  # 64 to 128, stride 2
+    x = torch.randn(3, 64, 8, 8)
+    seen = conv(x)
+    assert seen.square().sum().item() == pytest.approx(2 * x[:, :, ::2, ::2].square().sum().item(), rel=1e-5)
+    other = build_model("plain34-nobn", num_classes=5, seed=1, init="delta-orthogonal").layer2[0].conv1
+    assert not torch.allclose(conv.weight, other.weight)
+
+
+@pytest.mark.parametrize("name", ["plain20-nobn", "plain56-nobn"])
+def test_a_looks_linear_model_is_linear_at_its_initialisation(name: str) -> None:
+    net = build_model(name, num_classes=5, init="looks-linear").double()
+    x, y = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    zero = net(torch.zeros_like(x))
+    with torch.no_grad():
+        torch.testing.assert_close(net(2 * x - 3 * y) - zero, 2 * (net(x) - zero) - 3 * (net(y) - zero))
+        assert (net(x) - zero).abs().max() > 0.01
+    usual = build_model(name, num_classes=5).double()
+    with torch.no_grad():
+        assert not torch.allclose(usual(x + y) - usual(x), usual(y) - usual(torch.zeros_like(x)), atol=1e-6)
 
 
 def test_other_peoples_models(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_controls_come_first_and_where_they_fail_nothing_else_is_said() -> None:
 
 
 def test_the_card_says_what_is_decided_and_a_sentence_of_why_in_each_line() -> None:
-    found = judged(*((key, shown("not supported")) for key in "ABF"), ("C", shown("mixed", WITHOUT)))
+    found = judged(*((key, shown("refuted")) for key in "ABF"), ("C", shown("mixed", WITHOUT)))
     card = claims_card(found)
-    assert card.verdict == "A, B and F not supported with batch norm; C mixed without batch norm"
+    assert card.verdict == "A, B and F refuted with batch norm; C mixed without batch norm"
     assert card.lines[1:3] == [("why", "This is so."), ("why", "That is not.")]  # behind the control
     assert not card.beside
     open_ = claims_card(judged(("A", replace(shown("undecided"), evidence=(replace(NUMBER, low=math.nan),)))))
