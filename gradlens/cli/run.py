@@ -74,6 +74,12 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
     type=click.Choice(SHORTCUTS),
     help="Shortcut of residual models: A (zero-padded, default) or B (projection).",
 )
+@click.option(
+    "--freeze",
+    type=float,
+    metavar="SHARE",
+    help="Share of the layers, from the input, that are not trained.",
+)
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
 @click.option(
     "--allow-outside", is_flag=True, default=None, help="Train with images of a table that lie outside of its folder."
@@ -88,6 +94,7 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
     metavar="LIST",
     help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}, or all; -NAME leaves one out.",
 )
+@click.option("--norms", is_flag=True, default=None, help="Record norm layers, too.")
 @click.option("--device", help="Device to train on: auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="Use bfloat16 autocast in the forward pass.")
 @click.option(
@@ -144,7 +151,8 @@ def run(
       an experiment, or a file FILE.toml        see below
 
     Plain and residual models have variants: -nobn has no batch norm, -sigmoid has sigmoid activations. In residual
-    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly). Endings
+    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly);
+    or the branch has a trained factor that begins at 0 (-skipinit) or at 1 / sqrt(blocks) (-branchscale). Endings
     are combined in the order resnet34-gradonly-nobn-sigmoid.
 
     An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current

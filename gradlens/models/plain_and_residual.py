@@ -35,6 +35,7 @@ class ResidualNet(nn.Module):
         num_classes: Number of outputs.
         carries: What the shortcuts carry; see ``Block``.
         activation: "relu" or "sigmoid".
+        branch_scale: As in ``Block``.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ResidualNet(nn.Module):
         num_classes: int,
         carries: Carries = "both",
         activation: Activation = "relu",
+        branch_scale: float | None = None,
     ) -> None:
         super().__init__()
         kernel, stride, padding = (7, 2, 3) if imagenet_stem else (3, 1, 1)
@@ -62,7 +64,14 @@ class ResidualNet(nn.Module):
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
                 block = Block(
-                    inputs, outputs, stride, shortcut=shortcut, norm=norm, carries=carries, activation=activation
+                    inputs,
+                    outputs,
+                    stride,
+                    shortcut=shortcut,
+                    norm=norm,
+                    carries=carries,
+                    activation=activation,
+                    branch_scale=branch_scale,
                 )
                 stage.append(block)
                 inputs = outputs
@@ -98,10 +107,11 @@ def build_from_spec(
         The model, on the CPU, in training mode.
     """
     imagenet = spec.depth in IMAGENET_BLOCKS
-    per_stage = (spec.depth - 2) // 6
+    blocks = IMAGENET_BLOCKS[spec.depth] if imagenet else ((spec.depth - 2) // 6,) * 3
+    scales = {"whole": None, "from zero": 0.0, "from scale": sum(blocks) ** -0.5}
     with torch.random.fork_rng(devices=[]):  # the constructors initialise weights; keep the global random state
         model = ResidualNet(
-            IMAGENET_BLOCKS[spec.depth] if imagenet else (per_stage,) * 3,
+            blocks,
             IMAGENET_CHANNELS if imagenet else CIFAR_CHANNELS,
             imagenet_stem=imagenet,
             shortcut=shortcut if spec.family == "resnet" else None,
@@ -109,6 +119,7 @@ def build_from_spec(
             num_classes=num_classes,
             carries=spec.carries,
             activation=spec.activation,
+            branch_scale=scales[spec.branch],
         )
     initialise(model, seed, init)
     return model

@@ -140,7 +140,7 @@ def _place(
     run: StudyRun, settings: dict[str, Any], sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]
 ) -> None:
     spec = spec_of(run.model)
-    if spec is None or run.seed < 0:
+    if spec is None or spec.branch != "whole" or run.seed < 0:
         sorted_runs.others.append(run)
     elif spec.activation == "sigmoid":
         (sorted_runs.others if spec.norm or spec.family == "resnet" else sorted_runs.positive).append(run)

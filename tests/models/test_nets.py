@@ -23,7 +23,12 @@ def parameters(model: nn.Module) -> int:
 
 
 LARGE = [n for n in model_names() if not n.lstrip("plainrest").startswith("20") and n not in ("plain18", "resnet18")]
-CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()]
+DEPTHS_OF_BRANCHES = ("resnet20", "resnet34")
+"""A factor of the branch is the same in every block: two depths are enough."""
+CHECKED = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()
+    if parse_model(name).branch == "whole" or name.startswith(DEPTHS_OF_BRANCHES)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKED)
@@ -51,6 +56,8 @@ def test_values_and_gradients_are_those_of_a_second_implementation(name: str, op
             nn.init.uniform_(module.weight, 0.5, 1.5)
         if getattr(module, "bias", None) is not None:
             nn.init.normal_(module.bias, 0, 0.2)
+        if getattr(module, "alpha", None) is not None:
+            nn.init.constant_(module.alpha, 0.7)
     weights = {key: p.detach().clone().requires_grad_() for key, p in net.named_parameters()}
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     factors = torch.randn(3, 3, dtype=torch.float64)
@@ -79,6 +86,24 @@ def test_variants_start_from_equal_weights_and_keep_one_half_of_the_shortcut(suf
     assert torch.equal(out["both"], out["value"])  # bit for bit
     assert torch.equal(out["none"], out["gradient"])
     assert not torch.equal(out["both"], out["none"])
+
+
+def test_the_factor_of_a_branch_begins_at_zero_or_at_its_scale() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    zero = build_model("resnet20-skipinit-nobn", num_classes=5, seed=3)
+    alphas = {key: value.item() for key, value in zero.state_dict().items() if key.endswith("alpha")}
+    assert len(alphas) == 9
+    assert set(alphas.values()) == {0.0}
+    streams = []
+    zero.layer1.register_forward_hook(lambda module, given, output: streams.extend([given[0], output]))
+    zero(images).square().sum().backward()
+    torch.testing.assert_close(*streams, rtol=0, atol=0)  # ReLU of what a ReLU gave
+    assert all(p.grad.abs().max() > 0 for key, p in zero.named_parameters() if key.endswith("alpha"))
+    assert not zero.layer1[0].conv1.weight.grad.any()
+    scaled = build_model("resnet20-branchscale", num_classes=5, seed=3)
+    assert scaled.layer1[0].alpha.item() == pytest.approx(1 / 3)
+    whole = build_model("resnet20", num_classes=5, seed=3).state_dict()
+    assert all(torch.equal(whole[key], value) for key, value in scaled.state_dict().items() if "alpha" not in key)
 
 
 def test_a_projection_learns_though_the_gradient_through_it_is_cut() -> None:
