@@ -156,9 +156,10 @@ def run(
     are combined in the order resnet34-gradonly-nobn-sigmoid.
 
     An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current
-    folder, or as the name of an experiment of the original study: cause, controls, depth, full, norm, report. A name
-    that is also that of a model means the model. Runs are written to OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs
-    are kept, unfinished runs are continued. Options override the settings of the file.
+    folder, or as the name of an experiment of the original study: cause, collapse, controls, depth, full,
+    interventions, norm, report, sgd. A name that is also that of a model means the model. Runs are written to
+    OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs are kept, unfinished runs are continued. Options override the settings
+    of the file.
 
     With torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
     """  # noqa: D301

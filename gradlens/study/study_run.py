@@ -122,8 +122,8 @@ def read_gradients(run: Run) -> Gradients | None:
     Returns:
         The ratios; None where fewer than three layers have a gradient.
 
-    Source: van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization, sec. 2; Dinh et al. 2017,
-        Sharp Minima Can Generalize For Deep Nets, sec. 3 (ReLU).
+    Source: van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization, sec. 2; for ReLU networks Dinh
+        et al. 2017, arXiv:1703.04933, sec. 3.
     """
     ratio = gradient_ratio(run)
     if ratio is None:

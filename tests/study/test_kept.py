@@ -21,7 +21,7 @@ from tests.study.planted_claims import CONTROLS, FAST, halves, over_depth, pair,
 
 
 def odd_study() -> list[Run]:
-    """Runs of every claim, and what is awkward: zeros, NaN, a diverged run, an unfinished one, repeats, other models."""
+    """Runs of every claim, with what is awkward: zeros, NaN, a diverged run, one that is unfinished, repeats."""
     bare = pair({"decades": [-6.0, -math.inf, -9.5]}, {"decades": 0.5, "accuracy": FAST}, "-nobn", 3)
     rng = np.random.default_rng(0)
     for run in bare:
