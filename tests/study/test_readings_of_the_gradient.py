@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import gradlens
+from gradlens.models import build_model
 from gradlens.run import Layer, Run
 from gradlens.study import judge_claims
 from gradlens.study.measures import (
@@ -97,6 +100,28 @@ def test_scaled_weights_change_the_plain_ratio_and_not_the_product() -> None:
     assert found.verdict == "supported"
     assert "hangs on the measure: by first / last hidden layer by |W| |dL/dW| it is refuted (10^0.2" in found.why
     assert "hangs" not in verdict([with_weights(planted("plain34", s, decades=-5.0), 1.0) for s in range(5)], "A").why
+
+
+def one_step(path: Path, scale: float) -> Run:
+    """Record a step of a plain network with batch norm whose first convolution is multiplied by ``scale``."""
+    model = build_model("plain8", num_classes=3, seed=0).double()
+    with torch.no_grad():
+        model.conv1.weight.mul_(scale)
+        model.bn1.eps = 1e-5 * scale**2  # or the function would change a little
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(8, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with gradlens.record(model, path, optimizer=optimizer, layers=gradlens.with_norms):
+        model(x).square().mean().backward()
+        optimizer.step()
+    return gradlens.read_run(path)
+
+
+def test_a_network_that_is_scaled_behind_a_norm_has_the_same_invariant_ratios(tmp_path: Path) -> None:
+    usual, scaled = (as_study_run(one_step(tmp_path / f"{scale}.h5", scale)) for scale in (1.0, 1e5))
+    assert typical_ratio(scaled) - typical_ratio(usual) == pytest.approx(-5, abs=2e-4)
+    assert product_ratio(scaled) == pytest.approx(product_ratio(usual), abs=2e-4)
+    assert ratio_at_norms(scaled) == pytest.approx(ratio_at_norms(usual), abs=2e-4)
+    assert math.isfinite(product_ratio(usual) + ratio_at_norms(usual))
 
 
 def test_per_element_and_at_the_norms_outputs() -> None:
