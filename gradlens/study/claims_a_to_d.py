@@ -56,6 +56,7 @@ from gradlens.study.study_run import StudyRun
 
 
 MEDIAN, FIRST, LIVE = "the median over rows", "the first step", "the last row before the loss stays at guessing"
+WHERE = {MEDIAN: f"in {MEDIAN}", FIRST: f"at {FIRST}", LIVE: f"in {LIVE}"}
 ROWS_DIFFER = "it depends on the rows"
 INVARIANT = (
     (ratio_per_element, "first / last hidden layer per element"),
@@ -120,11 +121,11 @@ def _say_parts(parts: Sequence[Part], numbers: str) -> str:
     if len(set(fates)) == 1:
         values = [f"{part.name} ({say(part.evidence)})" for part in rest]
         return f"it {fates[0]}: {numbers}; it rests on {_enumerate([median.name, *values])}"
-    by_measure = "; ".join(f"by {part.name} it {fate} ({say(part.evidence)})"
+    by_measure = "; ".join(f"{WHERE[part.name]} it {fate} ({say(part.evidence)})"
                            for part, fate in zip(parts, fates, strict=True))  # fmt: skip
     agree = len({part.verdict for part in parts}) == 1
     head = f"{'the measures agree' if agree else ROWS_DIFFER}: {by_measure}"
-    return f"{head}; {numbers} by {median.name}"
+    return f"{head}; {numbers} {WHERE[median.name]}"
 
 
 def _say_invariant(invariant: Sequence[tuple[str, Evidence]], main: Evidence) -> str:

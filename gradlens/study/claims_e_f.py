@@ -175,7 +175,7 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
     return verdict_of(setting, *_say_cause(gaps, evidence), evidence)
 
 
-SPEED, UNSEEN = "the speed of training", "unseen images"
+SPEED, UNSEEN = "in the speed of training", "on unseen images"
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Gap:
     """The gap between plain and residual network in one outcome, and what closes it.
 
     Args:
-        outcome: "the speed of training" or "unseen images".
+        outcome: "in the speed of training" or "on unseen images".
         gradient: The share that the shortcut's gradient alone closes.
         value: The share that its value alone closes.
     """
@@ -202,7 +202,7 @@ def _say_cause(gaps: Sequence[Gap], evidence: Sequence[Evidence]) -> tuple[Outco
     """Return the verdict over both outcomes and its reason; an outcome without a gap is left out and named."""
     alive, plain = evidence[4], evidence[6]
     if not beyond(alive, above=VANISHES):
-        numbers = "; ".join(f"in {gap.outcome} {gap.numbers}" for gap in gaps)
+        numbers = "; ".join(f"{gap.outcome} {gap.numbers}" for gap in gaps)
         return (
             "undecided",
             f"no test: with the gradient's path alone, it is not shown to stay alive ({say(alive)}); {numbers}",
@@ -210,9 +210,9 @@ def _say_cause(gaps: Sequence[Gap], evidence: Sequence[Evidence]) -> tuple[Outco
     judged = [_judge_gap(gap, plain) for gap in gaps]
     parts = [Part(gap.outcome, verdict, gap.gradient) for gap, (verdict, _) in zip(gaps, judged, strict=True)]
     verdict, _ = combine_parts(parts)
-    reasons = [f"in {gap.outcome} {why}: {gap.numbers}" for gap, (_, why) in zip(gaps, judged, strict=True)]
+    reasons = [f"{gap.outcome} {why}: {gap.numbers}" for gap, (_, why) in zip(gaps, judged, strict=True)]
     missing = [name for name in (SPEED, UNSEEN) if name not in [gap.outcome for gap in gaps]]
-    reasons += [f"in {name} no gap is shown that could be closed" for name in missing]
+    reasons += [f"{name} no gap is shown that could be closed" for name in missing]
     differ = verdict == "mixed" and len({part.verdict for part in parts}) > 1
     return verdict, ("it depends on the outcome: " if differ else "") + "; ".join(reasons)
 

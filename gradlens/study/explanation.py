@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gradlens.study.claims_a_to_d import FIRST, LIVE, MEDIAN, ROWS_DIFFER
+from gradlens.study.claims_a_to_d import FIRST, LIVE, MEDIAN, ROWS_DIFFER, WHERE
 from gradlens.study.criteria import VANISHES
 from gradlens.study.evidence import SHARE, Evidence, Verdict, beyond, say
 from gradlens.study.run_groups import WITH, WITHOUT
@@ -68,7 +68,7 @@ def _by_rows(verdict: Verdict) -> str:
     numbers = {one.name: say(one) for one in verdict.evidence if one.name.startswith("plain network, first / last")}
     ratio = "plain network, first / last hidden layer"
     named = [f"{numbers[key]} {where}" for key, where in (
-        (f"{ratio}, {FIRST}", f"at {FIRST}"), (f"{ratio}, {LIVE}", f"in {LIVE}"), (ratio, f"as {MEDIAN}"),
+        (f"{ratio}, {FIRST}", WHERE[FIRST]), (f"{ratio}, {LIVE}", WHERE[LIVE]), (ratio, WHERE[MEDIAN]),
     ) if key in numbers]  # fmt: skip
     return (
         "it depends on the rows whether the plain network's gradient vanishes (norm at the first layer over the last "

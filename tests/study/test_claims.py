@@ -331,7 +331,7 @@ def test_a_cause_is_judged_in_both_outcomes(
     found = outcomes(speed, unseen)
     assert found.verdict == expected, found.why
     assert "in the speed of training" in found.why
-    assert "; in unseen images" in found.why
+    assert "; on unseen images" in found.why
     assert found.why.startswith("it depends on the outcome: ") == (expected == "mixed")
 
 
@@ -339,7 +339,7 @@ def test_outcomes_that_may_be_equal_are_undecided() -> None:
     found = outcomes((0.3, 0.55), (0.5, 0.3), wide=0.02)
     assert found.verdict == "undecided", found.why
     alone = verdict(halves(0.0, 0.3, plain=-6.0), "F")
-    assert alone.why.endswith("; in unseen images no gap is shown that could be closed")
+    assert alone.why.endswith("; on unseen images no gap is shown that could be closed")
 
 
 def test_a_cause_is_judged_at_the_depth_of_its_halves() -> None:

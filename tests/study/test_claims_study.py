@@ -75,7 +75,7 @@ def test_a_study_as_a_whole() -> None:
         "batch norm the original study's explanation fits the observations, but was not tested."
     )
     text = json.dumps(found.to_dict(), allow_nan=False)
-    assert set(json.loads(text)) == {"conditions", "controls", "claims", "explanation", "notes", "runs"}
+    assert set(json.loads(text)) == {"schema", "conditions", "controls", "claims", "explanation", "notes", "runs"}
     rows = found.rows()
     assert {row["claim"] for row in rows} == set("ABCDEF")
     assert all(row["verdict"] in OUTCOMES for row in rows)

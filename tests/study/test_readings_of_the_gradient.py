@@ -44,8 +44,8 @@ def test_rows_after_a_collapse_are_not_taken_for_the_cause() -> None:
     runs = [collapsing(seed, before=-0.6, after=-6.0) for seed in range(5)]
     found = verdict(runs, "A", WITHOUT)
     assert found.verdict == "mixed"
-    assert found.why.startswith("it depends on the rows: by the median over rows it vanishes (10^-6.0 [-6.0, -6.0]); ")
-    assert "by the first step it keeps its size (10^-0.6 [-0.6, -0.6])" in found.why
+    assert found.why.startswith("it depends on the rows: in the median over rows it vanishes (10^-6.0 [-6.0, -6.0]); ")
+    assert "at the first step it keeps its size (10^-0.6 [-0.6, -0.6])" in found.why
     names = [one.name for one in found.evidence]
     assert names[:3] == [
         "plain network, first / last hidden layer",
