@@ -27,6 +27,8 @@ JUDGES = {
     "E": judge_depth,
     "F": judge_cause,
 }
+SMALLER_SUPPORTS = "AE"
+"""Claims that a smaller first number supports: a ratio that vanishes, an accuracy that falls with depth."""
 COPIES = 0.01
 """Above this share of validation images with a copy among the training images, validation does not count: it partly
 measures memory."""
@@ -98,7 +100,7 @@ def _judge(claim: Claim, sorted_runs: SortedRuns, failed: Sequence[Control]) -> 
     for condition in CONDITIONS:
         here = [verdict for verdict in verdicts if verdict.condition == condition]
         if here:
-            overall[condition] = _combine(here)
+            overall[condition] = _combine(here, larger_supports=claim.key not in SMALLER_SUPPORTS)
     return JudgedClaim(claim, overall, tuple(verdicts))
 
 
@@ -110,7 +112,7 @@ def _discounted(verdict: Verdict, setting: Setting) -> Verdict:
     return replace(verdict, counts=False, why=why)
 
 
-def _combine(verdicts: Sequence[Verdict]) -> Verdict:
+def _combine(verdicts: Sequence[Verdict], *, larger_supports: bool) -> Verdict:
     """Combine the verdicts of all settings of a condition; see ``combine_parts``.
 
     Settings that lack what the test needs do not count. The first number of a verdict's evidence decides whether
@@ -127,15 +129,16 @@ def _combine(verdicts: Sequence[Verdict]) -> Verdict:
         return verdicts[0]
     if not all(verdict.evidence for verdict in verdicts):
         return replace(verdicts[0], why=f"in all {len(verdicts)} settings; {verdicts[0].setting}: {verdicts[0].why}")
-    found, decided = combine_parts([Part(one.setting, one.verdict, one.evidence[0]) for one in verdicts])
+    parts = [Part(one.setting, one.verdict, one.evidence[0]) for one in verdicts]
+    found, decided = combine_parts(parts, larger_supports=larger_supports)
     best = max((one for one in verdicts if one.verdict == (decided or found)), key=_seeds, default=verdicts[0])
     if len({verdict.verdict for verdict in verdicts}) == 1:
         why = f"in all {len(verdicts)} settings{_range(verdicts)}; {best.setting}: {best.why}"
         return replace(best, why=why)
-    parts = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in verdicts)
+    each = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in verdicts)
     if found == "mixed":
-        return replace(best, verdict="mixed", spread=True, partly=decided, why=f"it depends on the setting: {parts}")
-    return replace(best, verdict="undecided", partly=decided, why=f"not in all settings: {parts}")
+        return replace(best, verdict="mixed", spread=True, partly=decided, why=f"it depends on the setting: {each}")
+    return replace(best, verdict="undecided", partly=decided, why=f"not in all settings: {each}")
 
 
 def _seeds(verdict: Verdict) -> int:

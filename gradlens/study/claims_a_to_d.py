@@ -98,7 +98,7 @@ def judge_vanishing(setting: Setting) -> Verdict:
     if main.n < 2:
         return untested(setting, _inconclusive(main, numbers), evidence)
     parts = [Part(name, _fate(one)[0], one) for name, one in known if one.n > 1]
-    verdict, _ = combine_parts(parts)
+    verdict, _ = combine_parts(parts, larger_supports=False)
     why = _say_parts(parts, numbers) + _say_invariant(invariant, main)
     return verdict_of(setting, verdict, why, evidence)
 

@@ -209,7 +209,7 @@ def _say_cause(gaps: Sequence[Gap], evidence: Sequence[Evidence]) -> tuple[Outco
         )
     judged = [_judge_gap(gap, plain) for gap in gaps]
     parts = [Part(gap.outcome, verdict, gap.gradient) for gap, (verdict, _) in zip(gaps, judged, strict=True)]
-    verdict, _ = combine_parts(parts)
+    verdict, _ = combine_parts(parts, larger_supports=True)
     reasons = [f"{gap.outcome} {why}: {gap.numbers}" for gap, (_, why) in zip(gaps, judged, strict=True)]
     missing = [name for name in (SPEED, UNSEEN) if name not in [gap.outcome for gap in gaps]]
     reasons += [f"{name} no gap is shown that could be closed" for name in missing]

@@ -191,16 +191,17 @@ class Part:
     evidence: Evidence
 
 
-def combine_parts(parts: Sequence[Part]) -> tuple[Outcome, Outcome | None]:
+def combine_parts(parts: Sequence[Part], *, larger_supports: bool) -> tuple[Outcome, Outcome | None]:
     """Return the common verdict of several parts; no vote is taken.
 
     * All parts have one outcome: that one.
     * Decided parts contradict each other: "mixed".
     * Decided parts agree and others are undecided: "mixed" where an undecided part's number is shown to differ from a
-      decided part's, else "undecided".
+      decided part's, against their outcome; else "undecided".
 
     Args:
         parts: The parts, at least one.
+        larger_supports: Whether a larger number speaks for the claim; else a smaller one does.
 
     Returns:
         The verdict, and the outcome of the decided parts where others are undecided; else None.
@@ -213,7 +214,16 @@ def combine_parts(parts: Sequence[Part]) -> tuple[Outcome, Outcome | None]:
     open_parts = [part for part in parts if part.verdict == "undecided"]
     if not open_parts:
         return outcome, None
-    apart = any(differ(one.evidence, other.evidence) for one in decided for other in open_parts)
+    less = (outcome == "supported") == larger_supports  # what speaks against the outcome
+
+    def against(one: Evidence, other: Evidence) -> bool:
+        return outcome == "mixed" or (other.value < one.value) == less
+
+    apart = any(
+        differ(one.evidence, other.evidence) and against(one.evidence, other.evidence)
+        for one in decided
+        for other in open_parts
+    )
     return ("mixed" if apart else "undecided"), outcome
 
 

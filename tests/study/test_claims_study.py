@@ -18,6 +18,7 @@ from gradlens.errors import ConfigError
 from gradlens.run import Run
 from gradlens.study import CLAIMS, OUTCOMES, Judgement, judge_claims
 from gradlens.study.claims_a_to_d import judge_end, judge_speed, judge_vanishing
+from gradlens.study.claims_e_f import SPEED, UNSEEN, Gap, _say_cause
 from gradlens.study.controls import check_controls
 from gradlens.study.evidence import Evidence, Part, combine_parts, differ
 from gradlens.study.run_groups import WITH, WITHOUT, short_data, sort_runs
@@ -319,10 +320,32 @@ def number(value: float, low: float, high: float) -> Evidence:
 )
 def test_parts_are_combined_without_a_vote(verdicts: list[Any], expected: tuple[str, str | None]) -> None:
     parts = [Part(str(i), one, number(0.5, 0.2, 0.8)) for i, one in enumerate(verdicts)]
-    assert combine_parts(parts) == expected
+    assert combine_parts(parts, larger_supports=True) == expected
     apart = [*parts[:-1], replace(parts[-1], evidence=number(0.95, 0.9, 1.0))]
     if expected == ("undecided", "refuted"):
-        assert combine_parts(apart) == ("mixed", "refuted")
+        assert combine_parts(apart, larger_supports=True) == ("mixed", "refuted")
+        assert combine_parts(apart, larger_supports=False) == ("undecided", "refuted")  # it differs, and agrees
+
+
+def evidence_of(stored: dict[str, Any]) -> Evidence:
+    values = {key: math.nan if stored[key] is None else float(stored[key]) for key in ("value", "low", "high")}
+    return Evidence(stored["name"], **values, unit=stored["unit"], n=stored["n"], cut=stored["cut"])
+
+
+def test_todays_rules_on_the_numbers_of_the_151_runs() -> None:
+    """Their files are gone; the numbers that were printed suffice for claims D and F with batch norm: both mixed."""
+    path = Path(__file__).parents[2] / "experiments" / "results" / "claims.json"
+    claims = {one["key"]: one for one in json.loads(path.read_text(encoding="utf-8"))["claims"]}
+    stored = [one for one in claims["D"]["verdicts"] if one["condition"] == WITH and one["tested"] and one["counts"]]
+    parts = [Part(one["setting"], one["verdict"], evidence_of(one["evidence"][0])) for one in stored]
+    assert combine_parts(parts, larger_supports=True) == ("mixed", "supported")
+    assert not differ(parts[1].evidence, replace(parts[2].evidence, low=-0.1))
+    (cause,) = (one for one in claims["F"]["verdicts"] if one["condition"] == WITH and one["tested"])
+    numbers = [evidence_of(one) for one in cause["evidence"]]
+    verdict, why = _say_cause([Gap(SPEED, *numbers[:2]), Gap(UNSEEN, *numbers[2:4])], numbers)
+    assert verdict == "mixed"
+    assert why.startswith("it depends on the outcome: in the speed of training the alternative path of the gradient")
+    assert "on unseen images an interval contains one half; a part of it is closed" in why
 
 
 def test_two_numbers_differ_as_seldom_as_they_should() -> None:
