@@ -27,6 +27,8 @@ RATE = 6e-4
 """The learning rates of the groups."""
 STEP_MARGIN, DECADE_MARGIN = 1.0, 1.0
 """Margins of the order, in steps, and of what is left of the spread, in decades."""
+LEAST_PAIRS = 5
+"""The number of seeds that was planned; fewer give no verdict."""
 EXPLORATORY, CONFIRMATORY = range(10), range(10, 20)
 
 
@@ -194,7 +196,7 @@ def print_gains(runs: Sequence[Steps]) -> None:
         seeds = sorted(one.keys() & other.keys())
         if len(seeds) > 1:
             gain = mean_over([one[seed].kept_spread - other[seed].kept_spread for seed in seeds])
-            verdict = judge_gain(gain)
+            verdict = judge_gain(gain) if len(seeds) >= LEAST_PAIRS else f"no verdict by {len(seeds)} pairs"
             if verdict == "undecided":
                 verdict += f"; {needed_seeds(gain, DECADE_MARGIN)} seeds for a power of 0.8"
             print(f"| `{group}` for `{base}` | {len(seeds)} | {say(gain)} | {verdict} |")

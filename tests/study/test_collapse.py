@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from experiments.collapse.analyse import (
+    CONFIRMATORY,
     EXPLORATORY,
     Steps,
     judge_gain,
@@ -17,11 +19,15 @@ from experiments.collapse.analyse import (
     mean_over,
     needed_seeds,
     of,
+    print_gains,
+    print_order,
     read_steps,
+    say,
 )
 from experiments.collapse.measure import COLUMNS, planned, relative_spread
 from gradlens.analysis.stats import mean_interval
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STEPS = 40
 
 
@@ -72,6 +78,23 @@ def test_rows_are_read_and_every_planned_run_is_made_once(tmp_path) -> None:
     assert [config.seed for _, config, _ in runs] == [0] * 9 + [1] * 9
     assert len({(name, config.seed) for name, config, _ in runs}) == 18
     assert [eps for name, _, eps in runs if name == "size-free"] == [1e-30] * 2
+
+
+def test_the_page_says_what_the_kept_rows_say(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = read_steps(EXPERIMENTS / "results" / "collapse.csv.gz")
+    assert {len(run.spread) for run in runs} == {STEPS}
+    print_order(runs)
+    print_gains(runs)
+    page = (EXPERIMENTS / "collapse.md").read_text(encoding="utf-8")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) > 30
+    assert [line for line in printed if line not in page] == []
+    order = mean_over([run.lost["ratio"] - run.lost["spread"] for run in of(runs, "recipe", CONFIRMATORY).values()])
+    assert f"{say(order)} steps: that the gradient vanishes first is refuted" in page
+    every = [run.lost["ratio"] - run.lost["spread"] for run in runs if run.group == "recipe"]
+    assert (len(every), set(every)) == (10, {0, 1})
+    assert sum(run.largest_ratio_before > 1.9 for run in runs if run.group == "recipe") == 6
+    assert all(0.44 < run.update_at_loss < 0.76 for run in runs if run.group == "recipe")
 
 
 def test_the_spread_is_relative_and_0_where_no_image_matters() -> None:
