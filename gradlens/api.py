@@ -160,23 +160,38 @@ def compare(runs: Runs | None = None) -> Comparison:
     return compare_runs(_found(runs, default="all"))
 
 
-def claims(runs: Runs | None = None) -> Judgement:
+def claims(
+    runs: Runs | None = None,
+    *,
+    keep: str | os.PathLike[str] | None = None,
+    kept: str | os.PathLike[str] | None = None,
+) -> Judgement:
     """Judge the original study's claims by runs of plain and residual networks that were trained alike.
 
     Args:
         runs: In any order; two seeds or more in common. A folder stands for all runs in it and below; None
             is all runs under ``runs/``.
+        keep: A folder in which to write the numbers of the runs that the claims use.
+        kept: Such a folder, instead of runs: every number is that of the runs.
 
     Returns:
         The judgement: ``.claims`` with their verdicts, ``.explanation``, ``.rows()`` with all numbers.
 
     Raises:
-        ConfigError: No run is of a plain or a residual network.
+        ConfigError: No run is of a plain or a residual network, or both ``kept`` and runs are given.
         NoRunError: As in ``as_runs``.
+        RunFileError: The kept numbers cannot be written or read.
     """
-    from gradlens.studies import judge
+    from gradlens import studies
 
-    return judge(_found(runs, default="all", deep=True))
+    if kept is not None:
+        if runs is not None or keep is not None:
+            raise ConfigError("kept numbers take the place of runs, and are kept already: give one of runs and kept")
+        return studies.judge_kept(Path(kept))
+    found = _found(runs, default="all", deep=True)
+    if keep is not None:
+        studies.keep(found, Path(keep))
+    return studies.judge(found)
 
 
 def report(

@@ -42,7 +42,7 @@ COLOURS = {
     HEALTHY: GREEN,
     UNDECIDED: GREY,
     "supported": GREEN,
-    "not supported": ORANGE,
+    "refuted": ORANGE,
     "mixed": OCHRE,
     "withheld": RED,
     "passed": GREEN,

@@ -40,6 +40,7 @@ NOT_COMPARED = {
     "on_nonfinite",
     "on_record_error",
     "metrics",
+    "norms",
     "recipe",
 }
 

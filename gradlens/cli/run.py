@@ -66,12 +66,19 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 @click.option(
     "--init",
     type=click.Choice(INITS),
-    help="Initialisation of plain and residual models: he (default), or default, which is PyTorch's own.",
+    help="Initialisation of plain and residual models: he (default); default, which is PyTorch's own; "
+    "delta-orthogonal (Xiao et al. 2018); or looks-linear (Balduzzi et al. 2017).",
 )
 @click.option(
     "--shortcut",
     type=click.Choice(SHORTCUTS),
     help="Shortcut of residual models: A (zero-padded, default) or B (projection).",
+)
+@click.option(
+    "--freeze",
+    type=float,
+    metavar="SHARE",
+    help="Share of the layers, from the input, that are not trained.",
 )
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
 @click.option(
@@ -87,6 +94,7 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
     metavar="LIST",
     help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}, or all; -NAME leaves one out.",
 )
+@click.option("--norms", is_flag=True, default=None, help="Record norm layers, too.")
 @click.option("--device", help="Device to train on: auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="Use bfloat16 autocast in the forward pass.")
 @click.option(
@@ -143,13 +151,15 @@ def run(
       an experiment, or a file FILE.toml        see below
 
     Plain and residual models have variants: -nobn has no batch norm, -sigmoid has sigmoid activations. In residual
-    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly). Endings
+    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly);
+    or the branch has a trained factor that begins at 0 (-skipinit) or at 1 / sqrt(blocks) (-branchscale). Endings
     are combined in the order resnet34-gradonly-nobn-sigmoid.
 
     An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current
-    folder, or as the name of an experiment of the original study: cause, controls, depth, full, norm, report. A name
-    that is also that of a model means the model. Runs are written to OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs
-    are kept, unfinished runs are continued. Options override the settings of the file.
+    folder, or as the name of an experiment of the original study: cause, collapse, controls, depth, full,
+    interventions, norm, report, sgd. A name that is also that of a model means the model. Runs are written to
+    OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs are kept, unfinished runs are continued. Options override the settings
+    of the file.
 
     With torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
     """  # noqa: D301
