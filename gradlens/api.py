@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.format import plural
@@ -141,23 +141,27 @@ def profile(
     return draw_profile(curves, metric, per_element=per_element, steps=steps)
 
 
-def compare(runs: Runs | None = None) -> Comparison:
-    """Compare accuracy and loss of runs over epochs; seeds of one model are put together, with intervals.
+def compare(runs: Runs | None = None, *, by: Literal["epoch", "step"] | None = None) -> Comparison:
+    """Compare accuracy and loss of runs over epochs, or logged scalars over steps where no epochs were logged.
+
+    Seeds of one model are put together, with intervals. The comparison is at the last epoch or step that all have.
 
     Args:
         runs: Those that have not finished an epoch, and repeats of a seed, are left out, and named. None is
             all runs under ``runs/``.
+        by: "epoch" or "step"; None is steps where fewer than two runs have epochs and more have logged scalars.
 
     Returns:
-        The comparison: ``print`` shows the table of the last epoch, ``.table()`` returns its numbers.
+        The comparison: ``print`` shows the table, ``.table()`` returns its numbers, ``.unequal`` says in what the runs
+        are not equal; ``.groups[0].curve("loss")`` is a curve at ``.groups[0].positions``.
 
     Raises:
-        ConfigError: No run has finished an epoch.
+        ConfigError: No run has finished an epoch, or logged a scalar.
         NoRunError: As in ``as_runs``.
     """
     from gradlens.analysis.compare import compare_runs
 
-    return compare_runs(_found(runs, default="all"))
+    return compare_runs(_found(runs, default="all"), by=by)
 
 
 def claims(runs: Runs | None = None) -> Judgement:

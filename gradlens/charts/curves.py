@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate
-from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
 from gradlens.analysis.derived_metrics import check_metric, with_derived
 from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power
+from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval

@@ -59,8 +59,8 @@ def profile(
     """
     check_figure_options(outputs, terminal)
     window = parse_steps(steps)
-    from gradlens.analysis.compare import repeated_runs
     from gradlens.analysis.derived_metrics import with_derived
+    from gradlens.analysis.groups import repeated_runs
     from gradlens.charts.curves import layer_rows, make_curves, slope_rows
 
     found = [with_derived(run) for run in open_runs(runs, default="newest")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from gradlens.analysis.compare import Group
+from gradlens.analysis.groups import Group
 from gradlens.run import Run
 
 

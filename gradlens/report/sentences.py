@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.gradient_ratio import GradientRatio, fate_of, gradient_ratio, over_seeds, say_power, say_ratio
-from gradlens.analysis.highlights import ACCURACY_GAP
+from gradlens.analysis.groups import Group
+from gradlens.analysis.highlights import ACCURACY_GAP, LEAST_EPOCHS
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.report.content import Facts, Seen, data_facts
@@ -149,6 +150,8 @@ def early_loss(facts: Facts, words: Words) -> str:
 
 def overfits(group: Group, words: Words) -> str:
     """Say how far validation accuracy is below training accuracy; "" for a small gap."""
+    if len(group.positions) < LEAST_EPOCHS:
+        return ""
     train, val = group.final("train_accuracy"), group.final("val_accuracy")
     gap = train.mean - val.mean
     return words["overfits"].format(group=group.label, gap=local(f"{gap:.2f}", words)) if gap > ACCURACY_GAP else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradlens.analysis.compare import compared_settings, repeated_runs
+from gradlens.analysis.groups import compared_settings, repeated_runs
 from gradlens.errors import ConfigError
 from gradlens.run import Run
 from gradlens.specs import ModelSpec, parse_model
