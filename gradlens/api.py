@@ -34,12 +34,11 @@ Steps = tuple[int | None, int | None]
 DEFAULT = "activation_grad_norm"
 
 
-def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
+def as_runs(runs: Runs) -> list[Run]:
     """Return a list of runs, and read those that are given by name.
 
     Args:
         runs: A run, a file, a name under ``runs/``, a folder, or several of these.
-        deep: Whether a folder also stands for the runs in the folders below it.
 
     Returns:
         The runs.
@@ -50,8 +49,8 @@ def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
     if isinstance(runs, Run):
         return [runs]
     if isinstance(runs, str | Path):
-        return read_runs(runs, deep=deep)
-    return [run for one in runs for run in as_runs(one, deep=deep)]
+        return read_runs(runs)
+    return [run for one in runs for run in as_runs(one)]
 
 
 def summary(run: One | None = None) -> Summary:
@@ -180,7 +179,7 @@ def claims(runs: Runs | None = None) -> Judgement:
     """
     from gradlens.studies import judge
 
-    return judge(_found(runs, default="all", deep=True))
+    return judge(_found(runs, default="all"))
 
 
 def report(
@@ -213,7 +212,7 @@ def report(
 
     path = Path(output) if output is not None else DEFAULT
     check_report(path, language)
-    facts = collect(_found(runs, default="all", deep=True), command=f"gradlens report --lang {language} -o {path}")
+    facts = collect(_found(runs, default="all"), command=f"gradlens report --lang {language} -o {path}")
     return write_report(facts, path, language=language, asked=output is not None)
 
 
@@ -341,8 +340,8 @@ def export(
     return write_runs(_found(runs, default="newest"), wanted, output, overwrite=overwrite).path
 
 
-def _found(runs: Runs | None, *, default: str, deep: bool = False) -> list[Run]:
+def _found(runs: Runs | None, *, default: str) -> list[Run]:
     """Return runs; where none is named, what the command of the same name takes then."""
     if runs is None:
-        return [read_run(path) for path in resolve_runs([], default=default, deep=deep)]
-    return as_runs(runs, deep=deep)
+        return [read_run(path) for path in resolve_runs([], default=default)]
+    return as_runs(runs)

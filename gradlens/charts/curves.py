@@ -215,7 +215,10 @@ def slope_rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         for i, run in enumerate(curve.runs):
             for fit in curve.fits[i]:
                 numbers = {"slope": fit.slope, "decades": fit.decades}
-                rows.append(_head(curve, run.seed, run.name, fit.section, len(fit.layers)) | _plain(numbers))
+                rows.append(
+                    _head(curve, run.seed if run.seed >= 0 else None, run.name, fit.section, len(fit.layers))
+                    | _plain(numbers)
+                )
                 rows[-1] |= {"rows": fit.slope.rows, "zero_layers": fit.zeros, "unknown_layers": fit.left_out}
         for seed_fit in curve.seeds:
             layers = next(len(fit.layers) for fit in curve.fits[0] if fit.section == seed_fit.section)

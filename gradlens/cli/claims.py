@@ -21,7 +21,7 @@ def claims(runs: tuple[str, ...], detail: bool, form: str) -> None:
     (such as plain8 and plain34-nobn-sigmoid), and runs of models whose shortcut passes only the value or only the
     gradient (resnet34-valueonly, resnet34-gradonly), are recognised by the name of their model.
     """
-    found = open_runs(runs, default="all", deep=True)
+    found = open_runs(runs, default="all")
     from gradlens.studies import judge
 
     judgement = judge(found)

@@ -137,13 +137,12 @@ def say(text: str) -> None:
     click.echo(visible(text), err=True)
 
 
-def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, strict: bool = False) -> list[Run]:
+def open_runs(arguments: Sequence[str], *, default: str, strict: bool = False) -> list[Run]:
     """Read the runs that the arguments name; of several files, those that cannot be read are named and left out.
 
     Args:
         arguments: Files, folders, or names under runs/.
         default: "newest" or "all": the runs that no argument stands for.
-        deep: Whether a folder stands for the runs in the folders below it too.
         strict: Whether a file that cannot be read is an error among others too.
 
     Returns:
@@ -154,7 +153,7 @@ def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, str
     """
     from gradlens.storage import read_run, resolve_runs
 
-    paths = resolve_runs(arguments, default=default, deep=deep)
+    paths = resolve_runs(arguments, default=default)
     found: list[Run] = []
     for path in paths:
         try:

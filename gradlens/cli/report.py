@@ -31,7 +31,7 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
 
     for path in outputs or (DEFAULT,):
         check_report(path, language)
-    facts = collect(open_runs(runs, default="all", deep=True), command=command_line())
+    facts = collect(open_runs(runs, default="all"), command=command_line())
     for path in facts.left_out:
         say(f"{path} repeats a seed of the same model and settings: it is left out")
     for path in outputs or (DEFAULT,):

@@ -42,7 +42,7 @@ def print_summary(console: Console, run: Run) -> None:
 
 def summary_card(run: Run) -> Card:
     """Return the card: the diagnosis, its reason, what to do, other notable facts, and how the run was made."""
-    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
+    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.name
     card = diagnosis_card(diagnose(run), title)
     lines = [(label, text) for label, text in card.lines if label != "note"]
     lines += [("also", sentence) for sentence in notable(run)]
