@@ -151,17 +151,25 @@ def open_runs(arguments: Sequence[str], *, default: str, strict: bool = False) -
     Raises:
         RunFileError: None of them can be read.
     """
-    from gradlens.storage import read_run, resolve_runs
+    from gradlens.storage import resolve_runs
+    from gradlens.terminal.working import working
 
     paths = resolve_runs(arguments, default=default)
     found: list[Run] = []
-    for path in paths:
-        try:
-            found.append(read_run(path))
-        except GradlensError as error:
-            if strict or len(paths) == 1:
-                raise
-            say(f"left out: {error.message}")
+    left_out = []
+    with working(f"reading {plural(len(paths), 'run')}") as line:
+        from gradlens.storage import read_run
+
+        for number, path in enumerate(paths, 1):
+            line.say(f"reading run {number} of {len(paths)}")
+            try:
+                found.append(read_run(path))
+            except GradlensError as error:
+                if strict or len(paths) == 1:
+                    raise
+                left_out.append(f"left out: {error.message}")
+    for text in left_out:
+        say(text)
     if not found:
         raise RunFileError(f"none of {plural(len(paths), 'file')} can be read", tip="gradlens ls lists them")
     return found
@@ -199,11 +207,17 @@ def write_figures(
         caption: The caption for the JSON file.
         look: The look that the figure is drawn with.
     """
-    from gradlens.plots.figure_files import save_figure
+    from gradlens.terminal.working import working
 
-    figure = draw()
+    with working("drawing the figure"):
+        from gradlens.plots.figure_files import save_figure
+
+        figure = draw()
     for path in outputs or (default,):
-        save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look)
+        with working(f"writing {path}"):
+            save_figure(
+                figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look
+            )
         say(f"wrote {path} and {path.with_suffix('.json').name}")
 
 

@@ -59,11 +59,12 @@ def profile(
     """
     check_figure_options(outputs, terminal)
     window = parse_steps(steps)
+    opened = open_runs(runs, default="newest")
     from gradlens.analysis.derived_metrics import with_derived
     from gradlens.analysis.groups import repeated_runs
     from gradlens.charts.curves import layer_rows, make_curves, slope_rows
 
-    found = [with_derived(run) for run in open_runs(runs, default="newest")]
+    found = [with_derived(run) for run in opened]
     for run in repeated_runs(found):
         say(f"{run.path} repeats a seed of the same model and settings: it is left out")
     curves = make_curves(found, metric, per_element=per_element, steps=window)

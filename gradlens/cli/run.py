@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from gradlens.cli.early_checks import check_data, check_model
 from gradlens.cli.experiment import find_experiment, run_experiment
 from gradlens.cli.options import GivenPath
 from gradlens.config import (
@@ -191,6 +192,8 @@ def _plan(
     model: str, recipe: str | None, seed: int, given: dict[str, Any], out: Path, resume: bool
 ) -> tuple[RunConfig, Path]:
     config = make_config(model, recipe or "quick", seed=seed, **given)
+    check_model(config.model)
+    check_data(config.data)
     path = out / f"{config.run_name}.h5"
     if resume and path.exists():
         config = _resumed(path, recipe, given)
@@ -273,7 +276,10 @@ def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: 
     from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
-    from gradlens.train import joined, train_run
+    from gradlens.terminal.working import working
+
+    with working("loading PyTorch", at_once=True):
+        from gradlens.train import joined, train_run
 
     failed: list[Path] = []
     unrecorded: dict[Path, int] = {}
