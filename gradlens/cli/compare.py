@@ -12,6 +12,7 @@ from gradlens.cli.options import (
     check_figure_options,
     figure_options,
     format_option,
+    load_plots,
     look_options,
     open_runs,
     print_rows,
@@ -82,6 +83,7 @@ def compare(
         print_rows(rows, form)
     if terminal:
         return
+    load_plots()
     from gradlens.plots import draw_compare, figure_name
     from gradlens.plots.compare import caption
     from gradlens.plots.style import make_look

@@ -11,6 +11,7 @@ from gradlens.cli.options import (
     GivenPath,
     check_figure_options,
     figure_options,
+    load_plots,
     look_options,
     metric_names,
     metrics_option,
@@ -94,6 +95,7 @@ def heatmap(
         print_heatmap(results(), found, metric, **view)
     if terminal:
         return
+    load_plots()
     from gradlens.plots import draw_heatmap, figure_name
     from gradlens.plots.heatmap import caption
     from gradlens.plots.style import make_look

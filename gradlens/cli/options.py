@@ -188,6 +188,14 @@ def command_line() -> str:
     return visible(shlex.join(["gradlens", *sys.argv[1:]]))
 
 
+def load_plots() -> None:
+    """Import what draws figures, which takes a second, and show that this is being done."""
+    from gradlens.terminal.working import working
+
+    with working("loading matplotlib"):
+        from gradlens.plots import figure_files  # noqa: F401
+
+
 def write_figures(
     draw: Callable[[], Figure],
     default: Path,

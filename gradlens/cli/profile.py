@@ -11,6 +11,7 @@ from gradlens.cli.options import (
     check_figure_options,
     figure_options,
     format_option,
+    load_plots,
     look_options,
     metrics_option,
     open_runs,
@@ -78,6 +79,7 @@ def profile(
         print_rows(slope_rows(curves) if sloped else layer_rows(curves), form)
     if terminal:
         return
+    load_plots()
     from gradlens.plots import draw_profile, figure_name
     from gradlens.plots.profile import caption
     from gradlens.plots.style import make_look
