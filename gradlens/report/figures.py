@@ -47,8 +47,8 @@ FIGURES = (
             "Akurasi dan loss selama pelatihan",
             "Garis adalah rata-rata semua seed pada epoch yang dimiliki setiap seed, pita adalah interval "
             "kepercayaan 95 % dari rata-rata, garis tipis adalah tiap seed. Jika epoch tidak dicatat, garis adalah "
-            "nilai tercatat per iterasi, masing-masing rata-rata iterasi sebelumnya. Perhatikan apakah pita terpisah, dan "
-            "di mana kurva validasi menjauh dari kurva pelatihan.",
+            "nilai tercatat per iterasi, masing-masing rata-rata iterasi sebelumnya. Perhatikan apakah pita "
+            "terpisah, dan di mana kurva validasi menjauh dari kurva pelatihan.",
         ),
     ),
     ReportFigure(
