@@ -23,7 +23,7 @@ from gradlens.analysis.groups import (
 )
 from gradlens.analysis.stats import Interval, difference_interval
 from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
-from gradlens.analysis.unequal import noted_settings, say_lengths, say_settings, say_states
+from gradlens.analysis.unequal import noted_settings, say_lengths, say_names, say_settings, say_states
 from gradlens.errors import ConfigError
 from gradlens.lazy import shown_by
 from gradlens.run import Run
@@ -176,6 +176,9 @@ def say_unequal(groups: Sequence[Group]) -> list[str]:
     named = list(zip(label_runs(runs := [r for g in groups for r in g.runs]), runs, strict=True))
     said = []
     end = groups[0].end
+    without = [name for name, run in named if not n_epochs(run)]
+    if groups[0].window is not None and 0 < len(without) < len(named):
+        said.append(f"{say_names(without)} logged no epochs, so that all are compared over steps")
     if end is not None:
         said.append(say_lengths([(name, length_of(r, groups[0].unit)) for name, r in named], groups[0].unit, end))
     said.append(say_states(named))

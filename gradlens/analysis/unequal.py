@@ -46,7 +46,7 @@ def say_states(runs: Sequence[tuple[str, Run]]) -> str:
     for status, what in (("running", "still running"), ("interrupted", "interrupted"), ("failed", "failed")):
         names = [name for name, run in runs if run.status == status]
         if names:
-            said.append(f"{_list(names)} {'is' if len(names) == 1 else 'are'} {what}")
+            said.append(f"{say_names(names)} {'is' if len(names) == 1 else 'are'} {what}")
     return "; ".join(said)
 
 
@@ -88,7 +88,8 @@ def noted_settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def _list(names: Sequence[str]) -> str:
+def say_names(names: Sequence[str]) -> str:
+    """Return a few names as a list; of more, their number."""
     if len(names) > MOST_NAMED:
         return plural(len(names), "run")
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]

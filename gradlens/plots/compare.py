@@ -134,6 +134,9 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     values = np.concatenate(all_values)
+    if not len(values):
+        axis.text(0.5, 0.5, "no value", transform=axis.transAxes, ha="center", color=current().faint)
+        axis.set(xticks=[], yticks=[])
     if "acc" in column and values.max(initial=0.0) <= 1 and values.min(initial=0.0) >= 0:
         axis.set_ylim(0, 1.02)
     elif values.min(initial=0.0) >= 0:
@@ -255,6 +258,8 @@ def _describe_lead(groups: list[Group]) -> str:
     which = "" if len(groups) == 2 else f"The two best of {len(groups)}: "
     if lead.is_shown:
         return f"{which}{best} is ahead of {other} in {quantity} {when}."
+    if lead.difference.mean == 0:
+        return f"{which}{best} and {other} are equal in {quantity} {when}."
     if lead.difference.n > 1:
         return f"{which}no difference in {quantity} between {best} and {other} is shown {when}."
     only = "one seed only" if lead.best.seeds and lead.other.seeds else "one run each"

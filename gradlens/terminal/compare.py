@@ -25,7 +25,7 @@ from gradlens.analysis.groups import Group
 from gradlens.analysis.stats import Interval
 from gradlens.format import brackets, plural
 from gradlens.run import FloatArray
-from gradlens.terminal.cards import GOOD, OPEN, Card, evidence_table, heading, print_card
+from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
 from gradlens.terminal.panels import curve_legend, curve_panel, panel_width, side_by_side
 
@@ -33,6 +33,9 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_LINES = 6
 MOST_QUANTITIES = 6
 """More columns than these do not fit into 80 characters."""
+MORE_TRAINING = (
+    "longer training may show a difference; gradlens diagnose tells a run that learns from one that does not"
+)
 POINT = 2
 """Cells of a curve of a single epoch."""
 LOG_MORE = "recorder.log(loss=loss) in each run makes them comparable"
@@ -86,6 +89,10 @@ def compare_card(groups: list[Group]) -> Card:
         known = groups[0].final(column)
         result = f"{titles[column]} {say_interval(known)}" if known.n else f"no {titles[column]} is known"
         todo = "add runs of another model to compare with"
+        ends = [(name, group.label, group.final(column)) for column, name in titles.items() for group in groups]
+        broken = [f"{name} of {label} is not finite" for name, label, end in ends if not end.n and end.left_out]
+        if broken:
+            return Card(title, broken[0], BAD, (), [("next", "gradlens diagnose finds the step and the cause")])
         if len(groups) > 1:
             return Card(title, "no accuracy or loss is known of two groups", OPEN, (), [("next", LOG_MORE)])
         return Card(title, f"{groups[0].label}: {result}", OPEN, (), [("next", todo)])
@@ -100,6 +107,8 @@ def compare_card(groups: list[Group]) -> Card:
     if lead.is_shown:
         verdict, style = f"{best.label} is ahead of {other.label} in {quantity}", GOOD
         todo = "gradlens diagnose finds the problems of each run, gradlens heatmap and gradlens profile show them"
+    elif gap.mean == 0:
+        verdict, style, todo = f"{best.label} and {other.label} are equal in {quantity}", OPEN, MORE_TRAINING
     elif gap.n > 1:
         verdict, style = f"{best.label} and {other.label}: no difference in {quantity} is shown", OPEN
         todo = "more seeds narrow the interval: gradlens run MODEL --seeds 0-9"

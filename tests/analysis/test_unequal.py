@@ -15,6 +15,7 @@ from gradlens.analysis.highlights import notable
 from gradlens.analysis.step_curves import StepWindow, logged_scalars
 from gradlens.errors import ConfigError
 from gradlens.run import Run
+from gradlens.terminal.compare import compare_card
 
 
 def with_scalars(run: Run, **scalars: np.ndarray) -> Run:
@@ -53,6 +54,9 @@ def test_an_accuracy_decides_before_a_loss_and_a_lost_number_is_no_number(make_r
     broken = with_scalars(a, loss=np.where(np.arange(20) < 15, falling, np.nan))
     found = compare([broken, with_scalars(b, accuracy=rising)])
     assert [say_interval(group.final("loss")) for group in found.groups] == ["not finite", "-"]
+    assert compare_card(list(found.groups)).verdict == "loss of a is not finite"
+    same = compare_card(list(compare([a, b]).groups))
+    assert (same.verdict, find_lead(list(compare([a, b]).groups)).difference.mean) == ("a and b are equal in loss", 0)
 
 
 def test_epochs_are_compared_at_the_last_that_all_have(make_run) -> None:
@@ -76,6 +80,7 @@ def test_runs_with_and_without_epochs_are_told_apart(make_run) -> None:
     (own,) = own_runs(make_run, 20)
     one, two = (read_run(make_run(name, model=name)) for name in ("x", "y"))
     assert compare([own, one]).unit == "step"
+    assert "a logged no epochs, so that all are compared over steps" in compare([own, one]).unequal
     both = compare([own, one, two])
     assert (both.unit, both.unequal[-1]) == ("epoch", "a has not finished an epoch: it is left out")
     assert len(compare([own, one, two], by="step").groups) == 3
