@@ -33,9 +33,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_LINES = 6
 MOST_QUANTITIES = 6
 """More columns than these do not fit into 80 characters."""
-MORE_TRAINING = (
-    "longer training may show a difference; gradlens diagnose finds a run that does not learn"
-)
+MORE_TRAINING = "longer training may show a difference; gradlens diagnose finds a run that does not learn"
 POINT = 2
 """Cells of a curve of a single epoch."""
 LOG_MORE = "recorder.log(loss=loss) in each run makes them comparable"
