@@ -42,7 +42,7 @@ def claims(runs: tuple[str, ...], detail: bool, keep: Path | None, kept: Path | 
     from gradlens import studies
 
     if kept is None:
-        found = open_runs(runs, default="all", deep=True)
+        found = open_runs(runs, default="all")
         judgement = studies.judge(found)
         if keep is not None:
             say(f"wrote {studies.keep(found, keep)}")

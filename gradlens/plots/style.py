@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.ticker import LogFormatterSciNotation
 
-from gradlens.analysis.compare import find_families
+from gradlens.analysis.groups import find_families
 from gradlens.errors import ConfigError
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from gradlens.analysis.compare import NOT_COMPARED
+from gradlens.analysis.groups import NOT_COMPARED
 from gradlens.errors import ConfigError
 from gradlens.run import Run
 from gradlens.specs import ModelSpec, parse_model
