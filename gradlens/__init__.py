@@ -53,7 +53,7 @@ PUBLIC = {
     "Evidence": "gradlens.studies",
     "Finding": "gradlens.diagnosis.findings",
     "GradlensFigure": "gradlens.plots.figure",
-    "Group": "gradlens.analysis.compare",
+    "Group": "gradlens.analysis.groups",
     "JudgedClaim": "gradlens.studies",
     "Judged": "gradlens.probe.judge",
     "Judgement": "gradlens.studies",
@@ -74,7 +74,7 @@ __all__ = sorted(PUBLIC)
 if TYPE_CHECKING:
     from gradlens._version import __version__ as __version__
     from gradlens.analysis.compare import Comparison as Comparison
-    from gradlens.analysis.compare import Group as Group
+    from gradlens.analysis.groups import Group as Group
     from gradlens.api import claims as claims
     from gradlens.api import compare as compare
     from gradlens.api import export as export

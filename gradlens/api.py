@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.format import plural
@@ -34,12 +34,11 @@ Steps = tuple[int | None, int | None]
 DEFAULT = "activation_grad_norm"
 
 
-def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
+def as_runs(runs: Runs) -> list[Run]:
     """Return a list of runs, and read those that are given by name.
 
     Args:
         runs: A run, a file, a name under ``runs/``, a folder, or several of these.
-        deep: Whether a folder also stands for the runs in the folders below it.
 
     Returns:
         The runs.
@@ -50,8 +49,8 @@ def as_runs(runs: Runs, *, deep: bool = False) -> list[Run]:
     if isinstance(runs, Run):
         return [runs]
     if isinstance(runs, str | Path):
-        return read_runs(runs, deep=deep)
-    return [run for one in runs for run in as_runs(one, deep=deep)]
+        return read_runs(runs)
+    return [run for one in runs for run in as_runs(one)]
 
 
 def summary(run: One | None = None) -> Summary:
@@ -141,42 +140,61 @@ def profile(
     return draw_profile(curves, metric, per_element=per_element, steps=steps)
 
 
-def compare(runs: Runs | None = None) -> Comparison:
-    """Compare accuracy and loss of runs over epochs; seeds of one model are put together, with intervals.
+def compare(runs: Runs | None = None, *, by: Literal["epoch", "step"] | None = None) -> Comparison:
+    """Compare accuracy and loss of runs over epochs, or logged scalars over steps where no epochs were logged.
+
+    Seeds of one model are put together, with intervals. The comparison is at the last epoch or step that all have.
 
     Args:
         runs: Those that have not finished an epoch, and repeats of a seed, are left out, and named. None is
             all runs under ``runs/``.
+        by: "epoch" or "step"; None is steps where fewer than two runs have epochs and more have logged scalars.
 
     Returns:
-        The comparison: ``print`` shows the table of the last epoch, ``.table()`` returns its numbers.
+        The comparison: ``print`` shows the table, ``.table()`` returns its numbers, ``.unequal`` says in what the runs
+        are not equal; ``.groups[0].curve("loss")`` is a curve at ``.groups[0].positions``.
 
     Raises:
-        ConfigError: No run has finished an epoch.
+        ConfigError: No run has finished an epoch, or logged a scalar.
         NoRunError: As in ``as_runs``.
     """
     from gradlens.analysis.compare import compare_runs
 
-    return compare_runs(_found(runs, default="all"))
+    return compare_runs(_found(runs, default="all"), by=by)
 
 
-def claims(runs: Runs | None = None) -> Judgement:
+def claims(
+    runs: Runs | None = None,
+    *,
+    keep: str | os.PathLike[str] | None = None,
+    kept: str | os.PathLike[str] | None = None,
+) -> Judgement:
     """Judge the original study's claims by runs of plain and residual networks that were trained alike.
 
     Args:
         runs: In any order; two seeds or more in common. A folder stands for all runs in it and below; None
             is all runs under ``runs/``.
+        keep: A folder in which to write the numbers of the runs that the claims use.
+        kept: Such a folder, instead of runs: every number is that of the runs.
 
     Returns:
         The judgement: ``.claims`` with their verdicts, ``.explanation``, ``.rows()`` with all numbers.
 
     Raises:
-        ConfigError: No run is of a plain or a residual network.
+        ConfigError: No run is of a plain or a residual network, or both ``kept`` and runs are given.
         NoRunError: As in ``as_runs``.
+        RunFileError: The kept numbers cannot be written or read.
     """
-    from gradlens.studies import judge
+    from gradlens import studies
 
-    return judge(_found(runs, default="all", deep=True))
+    if kept is not None:
+        if runs is not None or keep is not None:
+            raise ConfigError("kept numbers take the place of runs, and are kept already: give one of runs and kept")
+        return studies.judge_kept(Path(kept))
+    found = _found(runs, default="all")
+    if keep is not None:
+        studies.keep(found, Path(keep))
+    return studies.judge(found)
 
 
 def report(
@@ -209,7 +227,7 @@ def report(
 
     path = Path(output) if output is not None else DEFAULT
     check_report(path, language)
-    facts = collect(_found(runs, default="all", deep=True), command=f"gradlens report --lang {language} -o {path}")
+    facts = collect(_found(runs, default="all"), command=f"gradlens report --lang {language} -o {path}")
     return write_report(facts, path, language=language, asked=output is not None)
 
 
@@ -337,8 +355,8 @@ def export(
     return write_runs(_found(runs, default="newest"), wanted, output, overwrite=overwrite).path
 
 
-def _found(runs: Runs | None, *, default: str, deep: bool = False) -> list[Run]:
+def _found(runs: Runs | None, *, default: str) -> list[Run]:
     """Return runs; where none is named, what the command of the same name takes then."""
     if runs is None:
-        return [read_run(path) for path in resolve_runs([], default=default, deep=deep)]
-    return as_runs(runs, deep=deep)
+        return [read_run(path) for path in resolve_runs([], default=default)]
+    return as_runs(runs)

@@ -14,7 +14,7 @@ from gradlens.specs import parse_data, parse_model, parse_schedule
 OPTIMIZERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("flip", "crop", "rotation", "color")
 SPLITS = ("group", "random")
-INITS = ("he", "default")
+INITS = ("he", "default", "delta-orthogonal", "looks-linear")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 ON_RECORD_ERROR = ("stop", "continue")
@@ -105,9 +105,11 @@ class RunConfig:
     split: str = "group"
     """group keeps copies of an image on one side of the split; random does not."""
     init: str = "he"
-    """he, or default (PyTorch's own); for plain and residual models only."""
+    """he, default (PyTorch's own), delta-orthogonal or looks-linear; for plain and residual models only."""
     shortcut: str = "A"
     """A (zero-padded, no parameters) or B (projection where shapes change); for residual models only."""
+    freeze: float = 0.0
+    """Share of the convolutions and linear layers, counted from the input, that keep their initial weights."""
     skip_broken: bool = False
     allow_outside: bool = False
     """Whether a table of images may name files outside of its folder."""
@@ -117,6 +119,8 @@ class RunConfig:
     """Metrics to record in addition to the defaults and, in models with residual blocks, the metrics of their paths;
     "all", and "-NAME" to leave one out."""
     device: str = "auto"
+    norms: bool = False
+    """Whether to record norm layers, too: scaling weights cannot change the gradient at their outputs."""
     amp: bool = False
     """bfloat16 autocast in the forward pass."""
     workers: int = 0
@@ -149,6 +153,8 @@ class RunConfig:
             raise ConfigError(f"seed must be below 2^63, got {self.seed}")
         for key in ("seed", "patience", "workers", "weight_decay", "lr"):
             _at_least(key, getattr(self, key), 0)
+        if not 0 <= self.freeze < 1:
+            raise ConfigError(f"freeze must be in [0, 1), got {self.freeze}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 < self.val_fraction < 1:
@@ -160,8 +166,9 @@ class RunConfig:
         return f"{parse_model(self.model).slug}-s{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types."""
-        return {**asdict(self), "augment": list(self.augment), "metrics": list(self.metrics)}
+        """Return the fields as plain JSON types; ``freeze`` only where it is set, as runs from before it have none."""
+        found = {**asdict(self), "augment": list(self.augment), "metrics": list(self.metrics)}
+        return {key: value for key, value in found.items() if key != "freeze" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -175,6 +182,8 @@ class RunConfig:
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields that differ, each with both values."""
         mine, theirs = self.to_dict(), other.to_dict()
+        usual = {"freeze": 0.0}
+        mine, theirs = ({**usual, **values} for values in (mine, theirs))
         return [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
 
 

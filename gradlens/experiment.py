@@ -33,7 +33,7 @@ from gradlens.errors import ConfigError
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("model", "seed"))
 DEFAULTS = RunConfig("plain34")
 TOP = ("question", "measured", "seeds", "figures", "run", "group")
-FLAGS = ("skip_broken", "allow_outside", "amp")
+FLAGS = ("skip_broken", "allow_outside", "amp", "norms")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradlens.analysis.compare import FINAL_ROWS, Comparison, Group, say_interval
+from gradlens.analysis.compare import Comparison, columns_of, say_end, say_interval, say_unequal
+from gradlens.analysis.groups import Group
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
@@ -42,7 +43,7 @@ COLOURS = {
     HEALTHY: GREEN,
     UNDECIDED: GREY,
     "supported": GREEN,
-    "not supported": ORANGE,
+    "refuted": ORANGE,
     "mixed": OCHRE,
     "withheld": RED,
     "passed": GREEN,
@@ -195,8 +196,11 @@ def comparison_card(comparison: Comparison) -> str:
 
 
 def _compared(groups: Sequence[Group]) -> list[Markup]:
+    titles = columns_of(groups)
     rows = [[element("span", group.label, _faint(group.say_extent())),
-             *(_interval(group.final(column)) for column in FINAL_ROWS)] for group in groups]  # fmt: skip
+             *(_interval(group.final(column)) for column in titles)] for group in groups]  # fmt: skip
+    unequal = say_unequal(groups)
+    what = "Accuracy and loss over epochs" if groups[0].window is None else "Logged scalars over steps"
     how = "mean ± standard deviation between seeds; second line: 95 % interval of the mean"
 
     def draw() -> GradlensFigure:
@@ -205,9 +209,10 @@ def _compared(groups: Sequence[Group]) -> list[Markup]:
         return draw_small_curves(groups)
 
     return [
-        _guarded(lambda: _table(["last epoch", *FINAL_ROWS.values()], rows)),
+        _line(f"not equal: {'; '.join(unequal)}") if unequal else Markup(),
+        _guarded(lambda: _table([say_end(groups), *titles.values()], rows)),
         _line(how, faint=True) if any(len(group.runs) > 1 for group in groups) else Markup(),
-        _image(draw, f"Accuracy and loss over epochs: {', '.join(group.label for group in groups)}"),
+        _image(draw, f"{what}: {', '.join(group.label for group in groups)}"),
     ]
 
 

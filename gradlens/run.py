@@ -240,8 +240,8 @@ class Run:
 
     def __repr__(self) -> str:
         return (
-            f"Run({self.name}: {self.model or 'model'} seed {self.seed}, {len(self.steps)} rows x "
-            f"{len(self.layers)} layers, {self.status})"
+            f"Run({self.name}: {self.model or 'model'}{f' seed {self.seed}' if self.seed >= 0 else ''}, "
+            f"{len(self.steps)} rows x {len(self.layers)} layers, {self.status})"
         )
 
     _repr_html_ = shown_by("run_card")

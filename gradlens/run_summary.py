@@ -45,7 +45,7 @@ class Summary:
         return {
             "run": self.run.name,
             "model": self.run.model,
-            "seed": self.run.seed,
+            "seed": self.run.seed if self.run.seed >= 0 else None,
             "status": self.run.status,
             "rows": len(self.run.steps),
             "diagnosis": self.diagnosis.to_dict(),

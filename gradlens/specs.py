@@ -14,8 +14,9 @@ FAMILIES = ("plain", "resnet")
 IMAGENET_DEPTHS = (18, 34)
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 BOTTLENECK_DEPTHS = (50, 101, 152)
-MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-nobn", "-sigmoid")
+MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-skipinit", "-branchscale", "-nobn", "-sigmoid")
 """The endings of the names of plain and residual models, in this order."""
+HALVES, BRANCHES = MODEL_SUFFIXES[:2], MODEL_SUFFIXES[2:4]
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")
@@ -44,6 +45,8 @@ class ModelSpec:
         norm: Whether it has batch norm (registry only).
         carries: What the shortcut passes on (registry only): "both", only the forward "value" (it passes no gradient),
             or only the "gradient" (it adds nothing to the forward value).
+        branch: What the residual branch is multiplied by (registry only): nothing ("whole"), or a trained factor that
+            begins at 0 ("from zero") or at 1 / sqrt(number of blocks) ("from scale").
         activation: "relu" or "sigmoid" (registry only).
         location: Module name or file (factories), or torchvision's name.
         factory: The callable's name (factories only).
@@ -55,6 +58,7 @@ class ModelSpec:
     depth: int = 0
     norm: bool = True
     carries: Literal["both", "value", "gradient"] = "both"
+    branch: Literal["whole", "from zero", "from scale"] = "whole"
     activation: Literal["relu", "sigmoid"] = "relu"
     location: str = ""
     factory: str = ""
@@ -69,15 +73,15 @@ class ModelSpec:
 def model_names() -> list[str]:
     """Return the names of the models of the registry and of their variants, with and without ``-nobn``.
 
-    A variant changes one thing: what the shortcut passes on, or the activation function.
+    A variant changes one thing: what the shortcut passes on, the factor of the branch, or the activation function.
 
     Returns:
         The names.
     """
     depths = (*IMAGENET_DEPTHS, *CIFAR_DEPTHS)
     plain = [f"{family}{depth}" for family in FAMILIES for depth in depths]
-    halves = [f"resnet{depth}{half}" for depth in depths for half in ("-valueonly", "-gradonly")]
-    relu = [name + suffix for name in (*plain, *halves) for suffix in ("", "-nobn")]
+    variants = [f"resnet{depth}{variant}" for depth in depths for variant in (*HALVES, *BRANCHES)]
+    relu = [name + suffix for name in (*plain, *variants) for suffix in ("", "-nobn")]
     return relu + [f"{name}{suffix}-sigmoid" for name in plain for suffix in ("", "-nobn")]
 
 
@@ -118,17 +122,23 @@ def _parse_registered(name: str, family: str, depth: int, suffixes: list[str]) -
     ordered = [suffix for suffix in MODEL_SUFFIXES if suffix in suffixes]
     if suffixes != ordered:
         raise ConfigError(f"unknown model {name!r}: the correct order is {family}{depth}{''.join(ordered)}")
-    halves = [suffix for suffix in ordered if suffix in ("-valueonly", "-gradonly")]
+    halves, branches = ([suffix for suffix in ordered if suffix in kinds] for kinds in (HALVES, BRANCHES))
     if len(halves) > 1:
         raise ConfigError(f"unknown model {name!r}: a shortcut passes on only the value, or only the gradient")
-    if halves and family == "plain":
-        raise ConfigError(f"unknown model {name!r}: {halves[0]} changes shortcuts, and a plain model has none")
+    if len(branches) > 1:
+        raise ConfigError(f"unknown model {name!r}: the factor of the branch begins at 0, or at 1 / sqrt(blocks)")
+    if (halves or branches) and family == "plain":
+        changed = "changes shortcuts" if halves else "scales residual branches"
+        raise ConfigError(f"unknown model {name!r}: {(halves or branches)[0]} {changed}, and a plain model has none")
     _check_depth(name, depth)
+    branch: Literal["whole", "from zero", "from scale"] = "whole"
+    if branches:
+        branch = "from zero" if branches == ["-skipinit"] else "from scale"
     carries: Literal["both", "value", "gradient"] = "both"
     if halves:
         carries = "value" if halves == ["-valueonly"] else "gradient"
     activation: Literal["relu", "sigmoid"] = "sigmoid" if "-sigmoid" in ordered else "relu"
-    return ModelSpec(name, "registry", family, depth, "-nobn" not in ordered, carries, activation)
+    return ModelSpec(name, "registry", family, depth, "-nobn" not in ordered, carries, branch, activation)
 
 
 def _check_depth(name: str, depth: int) -> None:

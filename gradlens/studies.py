@@ -75,7 +75,7 @@ class Verdict(Protocol):
 
     @property
     def verdict(self) -> str:
-        """The outcome: supported, not supported, mixed, undecided or withheld."""
+        """The outcome: supported, refuted, mixed, undecided or withheld."""
 
     @property
     def why(self) -> str:
@@ -192,6 +192,12 @@ class Study(Protocol):
     def judge(self, runs: Sequence[Run]) -> Judgement:
         """Judge the study's claims; a ConfigError says what is missing if the runs do not allow it."""
 
+    def keep(self, runs: Sequence[Run], folder: Path) -> Path:
+        """Write the numbers of runs that the claims use into a folder, and return the file."""
+
+    def judge_kept(self, folder: Path) -> Judgement:
+        """Judge the claims by numbers that ``keep`` wrote."""
+
 
 def find_study() -> Study | None:
     """Return the study, or None if its folder is missing."""
@@ -216,10 +222,47 @@ def judge(runs: Sequence[Run]) -> Judgement:
     Raises:
         ConfigError: There is no study, or the runs do not allow a judgement.
     """
+    return _the_study().judge(runs)
+
+
+def keep(runs: Sequence[Run], folder: Path) -> Path:
+    """Write the numbers of runs that the study's claims use, so that ``judge_kept`` gives the same judgement.
+
+    Args:
+        runs: Any runs, in any order.
+        folder: Where to write them.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: There is no study.
+        RunFileError: The file cannot be written.
+    """
+    return _the_study().keep(runs, folder)
+
+
+def judge_kept(folder: Path) -> Judgement:
+    """Judge the study's claims by numbers that ``keep`` wrote.
+
+    Args:
+        folder: The folder, or the file in it.
+
+    Returns:
+        The judgement that the runs themselves give.
+
+    Raises:
+        ConfigError: There is no study, or the runs do not allow a judgement.
+        RunFileError: The file cannot be read.
+    """
+    return _the_study().judge_kept(folder)
+
+
+def _the_study() -> Study:
     study = find_study()
     if study is None:
         raise ConfigError(f"there are no claims to judge: {HOME} is not installed")
-    return study.judge(runs)
+    return study
 
 
 def judge_pairs(runs: Sequence[Run]) -> Judgement | None:

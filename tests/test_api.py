@@ -17,7 +17,8 @@ import pytest
 
 import gradlens
 from gradlens import notebook
-from gradlens.analysis.compare import Comparison, Group
+from gradlens.analysis.compare import Comparison
+from gradlens.analysis.groups import Group
 from gradlens.cli import run_command
 from gradlens.diagnosis.findings import Diagnosis, Finding
 from gradlens.errors import ConfigError, GradlensError, NoRunError, RunExistsError
@@ -95,8 +96,8 @@ def test_runs_below_a_folder_are_judged_together(make_run: Callable[..., Path]) 
             make_run(f"{model}-s{seed}", folder=f"runs/{model}", model=model, seed=seed)
     make_run("plain8-s0", model="plain8")
     assert gradlens.claims("runs").runs == 5
-    assert len(gradlens.read_runs("runs")) == 1
-    assert len(gradlens.read_runs("runs", deep=True)) == 5
+    assert len(gradlens.read_runs("runs")) == len(gradlens.compare("runs").groups) + 2 == 5  # two groups of two seeds
+    assert len(gradlens.read_runs("runs", deep=False)) == 1
 
 
 def test_figures_are_of_matplotlib_and_show_themselves(run: Run) -> None:
@@ -205,7 +206,8 @@ def test_a_comparison_says_whom_it_left_out(make_run: Callable[..., Path], run: 
     assert "fresh-s0 has not finished an epoch" in said
     assert next(row["quantity"] for row in comparison.table()) == "training accuracy"
     with pytest.raises(ConfigError, match="no run has finished an epoch"):
-        gradlens.compare("fresh-s0")
+        gradlens.compare("fresh-s0", by="epoch")
+    assert gradlens.compare("fresh-s0").unit == "step"
 
 
 def test_reading_and_judging_load_no_plotting_library(run: Run) -> None:

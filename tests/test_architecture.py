@@ -182,16 +182,21 @@ def test_no_pyplot_anywhere() -> None:
         assert all(module != "matplotlib.pyplot" for module, _ in imports(tree_of(path))), path
 
 
-def loaded_after(arguments: list[str], cwd: Path) -> set[str]:
-    code = (
+def loaded_after(arguments: list[str], cwd: Path, code: int = 0) -> set[str]:
+    program = (
         "import sys, gradlens.cli as c; code = c.run_command(sys.argv[1:]);"
         "sys.stderr.write('\\nLOADED ' + ' '.join(sorted(m for m in sys.modules if '.' not in m)));"
         "sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return set(done.stderr.rpartition("LOADED ")[2].split())
 
 
@@ -242,3 +247,24 @@ def test_the_view_wing_never_imports_torch(arguments: list[str], make_run, tmp_p
     assert ("numpy" in loaded) == (arguments != ["ls"])  # finished runs are listed without opening them
     assert not {"torch", "torchvision"} & loaded
     assert OPTIONAL & loaded == {"parquet": {"pyarrow"}, "tensorboard": {"tensorboard"}}.get(arguments[-1], set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run", "no-such-model"], 2),
+        (["run", "torchvision:nothing"], 1),
+        (["run", "plain34", "--data", "folder:nowhere"], 1),
+        (["run", "plain34"], 1),  # the run is there
+        (["probe", "torchvision:nothing"], 1),
+        (["heatmap", "no-such.h5"], 1),
+        (["report", "no-such.h5"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_mistakes_are_answered_before_anything_heavy_is_imported(
+    arguments: list[str], code: int, make_run, tmp_path: Path
+) -> None:
+    make_run("plain34-s0")
+    heavy = {"torch", "torchvision", "matplotlib", "PIL"}
+    assert not heavy & loaded_after(arguments, tmp_path, code)

@@ -17,6 +17,9 @@ import torch
 
 from experiments.device import checks, child, graphs, run, streams, study, training, values, waits
 from experiments.device.models import LSTM, MLP, Case, Silent
+from gradlens.experiment import read_experiment
+from gradlens.specs import parse_seeds
+from gradlens.study.kept import read_kept
 
 FOLDER = Path(run.__file__).parent
 ALLOWED = {"torch", "numpy", "gradlens", "experiments", *sys.stdlib_module_names}
@@ -59,7 +62,7 @@ def test_all_that_can_be_measured_on_the_cpu(tmp_path: Path, capsys: pytest.Capt
         assert timed["equal_losses"] == {"every=1": True, "every=10": True}
         assert all(timed[way]["median"] > 0 for way in ("null", "every=1", "every=10"))
         assert memory["reason"] == "no CUDA"
-    assert parts["study"]["reason"] == "the list of runs is empty"
+    assert parts["study"]["reason"] == "no --data"
     assert "12 pass" in capsys.readouterr().out
     assert [path.name for path in out.parent.iterdir()] == ["device.json"]
 
@@ -312,7 +315,10 @@ def test_streams_are_compared(gpu: checks.Part, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_list_of_the_study(tmp_path: Path) -> None:
-    assert study.read_list(FOLDER / "study.txt") == []
+    for line in study.read_list(FOLDER / "study.txt"):  # every line is one that gradlens run plans
+        name, _, seeds, *_ = line.split()
+        experiment = read_experiment(FOLDER.parent / f"{name}.toml")
+        assert len(experiment.plan(tmp_path, {}, parse_seeds(seeds))) > 1
     assert study.read_list(tmp_path / "none.txt") == []
     (tmp_path / "study.txt").write_text("# first\nplain20 --seed 0   # a run\n\nresnet20 --seed 0\n")
     options = {"study": tmp_path / "study.txt", "folder": tmp_path, "data": f"folder:{tmp_path}/none"}
@@ -325,6 +331,17 @@ def test_the_list_of_the_study(tmp_path: Path) -> None:
     assert statuses(late.found) == {"study: plain20 --seed 0": "skipped", "study: resnet20 --seed 0": "skipped"}
 
 
+def test_the_numbers_of_the_runs_are_kept_also_where_the_list_is_cut_off(tmp_path: Path, make_run: Any) -> None:
+    for model in ("plain34", "resnet34"):
+        assert make_run(f"{model}-s0", model=model, seed=0).parent == tmp_path / "runs"
+    (tmp_path / "study.txt").write_text("plain20 --seed 0\n")
+    options = {"study": tmp_path / "study.txt", "folder": tmp_path, "data": "patterns"}
+    part = checks.Part("cpu", quick=True, deadline=time.time() + study.LEAST_SECONDS, options=options)
+    study.measure(part)
+    assert statuses(part.found) == {"study: plain20 --seed 0": "skipped", "study: numbers kept": "measured"}
+    assert len(read_kept(tmp_path / "kept")) == 2
+
+
 @pytest.mark.slow
 def test_a_run_of_the_study(tmp_path: Path) -> None:
     part = make_part(options={"folder": tmp_path})
@@ -334,5 +351,10 @@ def test_a_run_of_the_study(tmp_path: Path) -> None:
     again = study.run_line(part, line, "patterns")  # the run is there
     assert (again["status"], again["exit_code"]) == ("error", 1)
     assert again["last_line"]
-    short = checks.Part("cpu", quick=True, deadline=time.time() + study.CLOSING_SECONDS + 1, options=part.options)
+    short = checks.Part(
+        "cpu",
+        quick=True,
+        deadline=time.time() + study.CLOSING_SECONDS + study.KEEPING_SECONDS + 1,
+        options=part.options,
+    )
     assert study.run_line(short, "resnet20 --epochs 50", "patterns")["status"] == "stopped"

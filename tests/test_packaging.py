@@ -68,7 +68,8 @@ def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -
     assert "--live shows one training, and an experiment has many" in " ".join(refused.stderr.split()), refused.stderr
     nonsense = call(binaries / "gradlens", "run", "nonsense", cwd=empty)
     assert nonsense.returncode == 2
-    assert "or an experiment: cause, controls, depth, full, norm, report" in " ".join(nonsense.stderr.split())
+    names = "cause, collapse, controls, depth, full, interventions, norm, report, sgd"
+    assert f"or an experiment: {names}" in " ".join(nonsense.stderr.split())
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ def test_every_registered_name_is_parsed(name: str) -> None:
     spec = parse_model(name)
     assert spec.source == "registry"
     half = {"both": "", "value": "-valueonly", "gradient": "-gradonly"}[spec.carries]
+    half += {"whole": "", "from zero": "-skipinit", "from scale": "-branchscale"}[spec.branch]
     sigmoid = "-sigmoid" if spec.activation == "sigmoid" else ""
     assert name == f"{spec.family}{spec.depth}{half}{'' if spec.norm else '-nobn'}{sigmoid}"
     assert spec.slug == name
@@ -39,10 +40,12 @@ def test_names_of_other_peoples_models(name: str, source: str, location: str, fa
         ("plane34", "unknown model 'plane34'; expected one of plain18, plain34"),
         ("plain35", "no model of depth 35; expected 18 or 34"),
         ("resnet50", "bottleneck"),
-        ("plain34-bn", "-bn is unknown; expected -valueonly, -gradonly, -nobn, -sigmoid"),
+        ("plain34-bn", "-bn is unknown; expected -valueonly, -gradonly, -skipinit, -branchscale, -nobn, -sigmoid"),
         ("resnet34-nobn-gradonly", "the correct order is resnet34-gradonly-nobn"),
         ("resnet34-nobn-nobn", "the correct order is resnet34-nobn"),
         ("resnet34-valueonly-gradonly", "only the value, or only the gradient"),
+        ("resnet34-skipinit-branchscale", "begins at 0, or at 1"),
+        ("plain34-skipinit", "-skipinit scales residual branches, and a plain model has none"),
         ("plain34-gradonly", "a plain model has none"),
         ("file.py:", "unknown model"),
         ("", "unknown model"),

@@ -1,4 +1,4 @@
-"""Carry out the runs of the study, one after another, until the time limit."""
+"""Carry out the runs of the study, one after another, until the time limit, and keep the numbers that claims use."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ LEAST_SECONDS = 30.0
 """No run is begun without so much time."""
 CLOSING_SECONDS = 10.0
 """Time that a run gets to close its file."""
+KEEPING_SECONDS = 20.0
+"""Time for reading all runs at the end, to keep their numbers."""
 
 
 def measure(part: Part) -> None:
@@ -27,8 +29,35 @@ def measure(part: Part) -> None:
         part.check("study", lambda: {"status": SKIPPED, "reason": reason}, needs=0)
         return
     for line in lines:
-        needs = LEAST_SECONDS + CLOSING_SECONDS
+        needs = LEAST_SECONDS + CLOSING_SECONDS + KEEPING_SECONDS
         part.check(f"study: {line}", lambda line=line: run_line(part, line, str(data)), needs=needs)
+    if any((runs_folder(part)).rglob("*.h5")):
+        part.check("study: numbers kept", lambda: keep_numbers(part))
+
+
+def runs_folder(part: Part) -> Path:
+    """Return the folder of the runs."""
+    return Path(part.options["folder"]) / "runs"
+
+
+def keep_numbers(part: Part) -> Found:
+    """Write the numbers of all runs that the claims use into the folder ``kept``; the runs themselves may be lost."""
+    kept = Path(part.options["folder"]) / "kept"
+    command = [sys.executable, "-m", "gradlens", "claims", str(runs_folder(part)), "--keep", str(kept)]
+    done = subprocess.run(
+        [*command, "--format", "json"], capture_output=True, text=True, timeout=max(part.left, 1.0),
+        env=environment(), check=False,
+    )  # fmt: skip
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    files = {path.name: path.stat().st_size for path in kept.iterdir()} if kept.is_dir() else {}
+    status = MEASURED if done.returncode == 0 else ERROR
+    return {"status": status, "exit_code": done.returncode, "size_bytes": files, "last_line": last}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that finds this checkout."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def read_list(path: Path | None) -> list[str]:
@@ -50,18 +79,15 @@ def _what_is_missing(data: str | None, lines: list[str]) -> str:
 
 def run_line(part: Part, line: str, data: str) -> Found:
     """Carry out one run; when the time is up it is interrupted, and closes its file."""
-    out = Path(part.options["folder"]) / "runs"
+    out = runs_folder(part)
     added = ["--data", data, "--device", part.device, "--out", str(out)]
     command = [sys.executable, "-m", "gradlens", "run", *shlex.split(line), *added]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     began = time.time()
     log = out.parent / "study.log"
     out.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
-        run = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=os.environ | {"PYTHONPATH": path}
-        )
-        code = wait(run, part.left - CLOSING_SECONDS)
+        run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment())
+        code = wait(run, part.left - CLOSING_SECONDS - KEEPING_SECONDS)
     last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
     status = MEASURED if code == 0 else STOPPED if code in (130, -signal.SIGKILL) else ERROR
     return {"status": status, "exit_code": code, "run_seconds": round(time.time() - began, 1), "last_line": last}

@@ -1,23 +1,32 @@
 """Compare accuracy and loss of several runs; seeds are grouped and give intervals.
 
-Shapes: S seeds, E epochs.
+Runs are compared over epochs, or, where no epochs were logged, by their logged scalars over steps.
+Shapes: S seeds, E epochs (over steps: the steps of ``StepWindow.grid``).
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from gradlens.analysis.stats import Interval, difference_interval, mean_interval
+from gradlens.analysis.groups import (
+    Group,
+    compared_settings,
+    group_runs,
+    label_runs,
+    length_of,
+    n_epochs,
+    repeated_runs,
+)
+from gradlens.analysis.stats import Interval, difference_interval
+from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
+from gradlens.analysis.unequal import noted_settings, say_lengths, say_names, say_settings, say_states
 from gradlens.errors import ConfigError
-from gradlens.format import plural
 from gradlens.lazy import shown_by
-from gradlens.run import FloatArray, Run
+from gradlens.run import Run
 
 # The four rows of the table of the last epoch, in order.
 FINAL_ROWS = {
@@ -26,77 +35,6 @@ FINAL_ROWS = {
     "train_loss": "training loss",
     "val_loss": "validation loss",
 }
-
-# These settings describe how a run was recorded or run, not what was trained.
-NOT_COMPARED = {
-    "seed",
-    "model",
-    "every",
-    "workers",
-    "device",
-    "data_facts",
-    "skip_broken",
-    "allow_outside",
-    "on_nonfinite",
-    "on_record_error",
-    "metrics",
-    "recipe",
-}
-
-
-LEAST_DEPTHS = 3
-"""Models of fewer depths do not form a family."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in the seed."""
-
-    label: str
-    model: str
-    runs: tuple[Run, ...]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds, in order."""
-        return sorted(run.seed for run in self.runs)
-
-    def curve(self, column: str) -> FloatArray:
-        """Return a column of the table of epochs for each run.
-
-        Args:
-            column: Name of the column.
-
-        Returns:
-            (S, E) in the column's unit; NaN where a run ended earlier.
-        """
-        length = max((len(run.epochs.get("epoch", ())) for run in self.runs), default=0)
-        curves = np.full((len(self.runs), length), np.nan)
-        for row, run in zip(curves, self.runs, strict=True):
-            values = run.epochs.get(column, np.empty(0))
-            row[: len(values)] = values
-        return curves
-
-    def mean_curve(self, column: str) -> list[Interval]:
-        """Return the mean over seeds of a column for each epoch, (E,)."""
-        return [mean_interval(values) for values in self.curve(column).T]
-
-    def say_extent(self) -> str:
-        """Return the numbers of seeds and epochs as text: ``3 seeds, 16 to 25 epochs``."""
-        counts = sorted(len(run.epochs.get("epoch", ())) for run in self.runs)
-        epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-        return f"{plural(len(self.runs), 'seed')}, {epochs} {'epoch' if epochs == '1' else 'epochs'}"
-
-    def final(self, column: str) -> Interval:
-        """Return the mean of a column over the last epochs of the runs."""
-        return mean_interval(self.lasts(column))
-
-    def lasts(self, column: str) -> FloatArray:
-        """Return a column in the last epoch of each run, (S,); runs without the column are left out."""
-        lasts = [values[-1] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
-        return np.array(lasts, dtype=np.float64)
-
-    _repr_html_ = shown_by("group_card")
 
 
 @dataclass(frozen=True)
@@ -121,15 +59,31 @@ class Comparison:
     Args:
         groups: Each holds runs that differ only in the seed.
         repeats: Runs that repeat the model, the settings and the seed of an earlier one; they are left out.
-        unfinished: Runs that have not finished an epoch; they are left out.
+        unfinished: Runs that have no finished epoch, or over steps no logged scalar; they are left out.
     """
 
     groups: tuple[Group, ...]
     repeats: tuple[Run, ...] = ()
     unfinished: tuple[Run, ...] = ()
 
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """What the runs are compared over."""
+        return self.groups[0].unit
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The compared quantities: column of the table of epochs, or scalar, to title."""
+        return columns_of(self.groups)
+
+    @property
+    def unequal(self) -> list[str]:
+        """In what the runs are not equal, a sentence each: length, state, data and settings, runs left out."""
+        missing = [sentence for sentence in self.left_out() if "seed" not in sentence]
+        return [*say_unequal(self.groups), *missing]
+
     def table(self, references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
-        """Return the table of the last epoch.
+        """Return the table at the last epoch or step that all have.
 
         Args:
             references: As in ``final_table``.
@@ -141,185 +95,118 @@ class Comparison:
 
     def left_out(self) -> list[str]:
         """Return a sentence for each run that was left out, with the reason."""
-        reasons = (("repeats a seed of the same model and settings", self.repeats),
-                   ("has not finished an epoch", self.unfinished))  # fmt: skip
+        lacks = "has not finished an epoch" if self.unit == "epoch" else "has no logged scalar"
+        reasons = (("repeats a seed of the same model and settings", self.repeats), (lacks, self.unfinished))
         return [f"{run.name} {why}: it is left out" for why, runs in reasons for run in runs]
 
     def __repr__(self) -> str:
-        """Return the groups in one line; ``print`` shows the table of the last epoch."""
+        """Return the groups in one line; ``print`` shows the table."""
         return f"Comparison({'; '.join(f'{group.label}, {group.say_extent()}' for group in self.groups)})"
 
     def __str__(self) -> str:
-        """Return the table of the last epoch as text."""
-        rows = [("last epoch", *FINAL_ROWS.values())]
-        rows += [(g.label, *(say_interval(g.final(column)) for column in FINAL_ROWS)) for g in self.groups]
+        """Return the table as text; the first line says in what the runs are not equal."""
+        rows = [(say_end(self.groups), *self.columns.values())]
+        rows += [(g.label, *(say_interval(g.final(column)) for column in self.columns)) for g in self.groups]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines + self.left_out())
+        unequal = say_unequal(self.groups)
+        return "\n".join([*(["not equal: " + "; ".join(unequal)] if unequal else []), *lines, *self.left_out()])
 
     _repr_html_ = shown_by("comparison_card")
 
 
-def compare_runs(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[Run], *, by: Literal["epoch", "step"] | None = None) -> Comparison:
     """Compare accuracy and loss of runs; runs that differ only in the seed form a group.
 
     Args:
         runs: The runs.
+        by: Compare the tables of epochs, or the logged scalars over steps. None: epochs, but steps where fewer than two
+            runs have finished an epoch and more have logged scalars.
 
     Returns:
-        The comparison; ``print`` shows the table of the last epoch.
+        The comparison, at the last epoch or step that all runs have; ``print`` shows the table.
 
     Raises:
-        ConfigError: No run has finished an epoch.
+        ConfigError: No run has finished an epoch, or logged a scalar.
     """
-    finished = [run for run in runs if len(run.epochs.get("epoch", ()))]
-    if not finished:
-        raise ConfigError("nothing to compare: no run has finished an epoch")
-    unfinished = tuple(run for run in runs if not len(run.epochs.get("epoch", ())))
-    return Comparison(tuple(group_runs(finished)), tuple(repeated_runs(finished)), unfinished)
+    finished = [run for run in runs if n_epochs(run)]
+    logged = [run for run in runs if len(run.steps) and has_scalars(run)]
+    if by is None:
+        by = "step" if len(finished) < 2 and len(logged) > len(finished) else "epoch"
+    kept = finished if by == "epoch" else logged
+    if not kept:
+        what = "finished an epoch" if by == "epoch" else "logged a scalar"
+        other = "; --by step compares logged scalars" if logged else "; --by epoch compares epochs" if finished else ""
+        tip = f"recorder.log(loss=loss) after each step is enough, recorder.log_epoch(...) adds epochs{other}"
+        raise ConfigError(f"nothing to compare: no run has {what}", tip=tip)
+    left_out = tuple(run for run in runs if all(run is not one for one in kept))
+    groups = group_runs(kept)
+    members = [run for group in groups for run in group.runs]
+    if by == "step":
+        window = make_window(members)
+        groups = [replace(group, end=window.end, window=window) for group in groups]
+    else:
+        end = min(map(n_epochs, members))
+        groups = [replace(group, end=end) for group in groups]
+    return Comparison(tuple(groups), tuple(repeated_runs(kept)), left_out)
 
 
-def repeated_runs(runs: list[Run]) -> list[Run]:
-    """Return the runs that repeat the model, the settings and the seed of an earlier one."""
-    seen: set[tuple[str, int]] = set()
-    repeats = []
-    for run in runs:
-        key = (_key(run), run.seed)
-        if key in seen:
-            repeats.append(run)
-        seen.add(key)
-    return repeats
+def columns_of(groups: Sequence[Group]) -> Mapping[str, str]:
+    """Return the compared quantities of groups: column of the table of epochs, or scalar, to title."""
+    if groups[0].window is None:
+        return FINAL_ROWS
+    return logged_scalars(run for group in groups for run in group.runs)
 
 
-def group_runs(runs: list[Run]) -> list[Group]:
-    """Group runs by model and settings.
-
-    The label of a group names only the settings in which groups of its model differ. Where runs repeat a seed, only the
-    first is kept. A run without a seed is a group of its own.
-
-    Args:
-        runs: The runs.
-
-    Returns:
-        The groups in the order of their first runs; families of models (``find_families``) are ordered by depth.
-    """
-    repeats = {id(run) for run in repeated_runs(runs)}
-    runs = [run for run in runs if id(run) not in repeats]
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(_key(run), []).append(run)
-    groups = []
-    firsts = [members[0] for members in grouped.values()]
-    for members in grouped.values():
-        label = ", ".join([_name(members[0]), *_say_differences(members[0], firsts)])
-        groups.append(Group(label, _name(members[0]), tuple(sorted(members, key=lambda run: run.seed))))
-    families = find_families([group.model for group in groups])
-    if families is None:
-        return groups
-    order = sorted(range(len(groups)), key=lambda i: (families[i].rank, families[i].depth))
-    return [groups[i] for i in order]
+def are_equally_long(groups: Sequence[Group]) -> bool:
+    """Return whether all runs of groups have the same number of epochs, or the same last step."""
+    return len({length_of(run, group.unit) for group in groups for run in group.runs}) == 1
 
 
-@dataclass(frozen=True)
-class Family:
-    """The position of a model in a family of models that differ only in depth.
-
-    Args:
-        name: Name of the family: "plain-nobn" for "plain34-nobn".
-        rank: Position of the family among the families, in order of first appearance.
-        depth: Number of layers, according to the model's name.
-        share: Position in the family, from 0 for the shallowest model to 1 for the deepest.
-    """
-
-    name: str
-    rank: int
-    depth: int
-    share: float
+def say_end(groups: Sequence[Group]) -> str:
+    """Return where groups are compared: ``last epoch``, or ``epoch 16``; over steps with the width of the window."""
+    window, end = groups[0].window, groups[0].end
+    if window is not None:
+        return f"step {window.end:,}" + (f", mean of {window.width:,} steps" if window.width > 1 else "")
+    return "last epoch" if end is None or are_equally_long(groups) else f"epoch {end:,}"
 
 
-def find_families(models: Sequence[str]) -> list[Family] | None:
-    """Sort models that differ in depth into families.
-
-    Args:
-        models: Names of models.
-
-    Returns:
-        The position of each model; None unless each belongs to a family with at least three depths.
-    """
-    matches = [re.fullmatch(r"([a-z_]+)(\d+)(\D.*)?", model) for model in models]
-    depths: dict[str, list[int]] = {}
-    found: list[tuple[str, int]] = []
-    for match in matches:
-        if match is None:
-            return None
-        found.append((match[1] + (match[3] or ""), int(match[2])))
-        depths.setdefault(found[-1][0], []).append(found[-1][1])
-    if not depths or any(len(set(members)) < LEAST_DEPTHS for members in depths.values()):
-        return None
-    ranks = {name: rank for rank, name in enumerate(depths)}
-    places = {name: sorted(set(members)) for name, members in depths.items()}
-    return [
-        Family(name, ranks[name], depth, places[name].index(depth) / (len(places[name]) - 1)) for name, depth in found
-    ]
+def say_unequal(groups: Sequence[Group]) -> list[str]:
+    """Return in what runs are not equal, a sentence each: length, state, data and settings."""
+    named = list(zip(label_runs(runs := [r for g in groups for r in g.runs]), runs, strict=True))
+    said = []
+    end = groups[0].end
+    without = [name for name, run in named if not n_epochs(run)]
+    if groups[0].window is not None and 0 < len(without) < len(named):
+        said.append(f"{say_names(without)} logged no epochs, so that all are compared over steps")
+    if end is not None:
+        said.append(say_lengths([(name, length_of(r, groups[0].unit)) for name, r in named], groups[0].unit, end))
+    said.append(say_states(named))
+    said.append(say_settings([(name, noted_settings(r) | compared_settings(r)) for name, r in named]))
+    return [sentence for sentence in said if sentence]
 
 
-def label_runs(runs: list[Run]) -> list[str]:
-    """Return a label for each run: its model, the settings in which runs of that model differ, and its seed."""
-    labels = []
-    for run in runs:
-        seed = [f"seed {run.seed}"] if run.seed >= 0 else []
-        labels.append(", ".join([_name(run), *_say_differences(run, runs), *seed]))
-    return labels
-
-
-def _say_differences(run: Run, others: list[Run]) -> list[str]:
-    """Return the settings in which runs of a run's model differ: ``split=random``."""
-    twins = [compared_settings(other) for other in others if _name(other) == _name(run)]
-    keys = sorted({key for settings in twins for key in settings})
-    varying = [key for key in keys if len({_text(settings.get(key)) for settings in twins}) > 1]
-    return [f"{key}={_show(compared_settings(run).get(key))}" for key in varying]
-
-
-def compared_settings(run: Run) -> dict[str, Any]:
-    """Return the settings by which a run is compared: all but the model, the seed, and those of recording."""
-    return {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
-
-
-def _key(run: Run) -> str:
-    return _text([_name(run), compared_settings(run)])
-
-
-def _name(run: Run) -> str:
-    """Return the name of a run's group: its model, or the run's own name where it has no seed."""
-    return (run.model or run.name) if run.seed >= 0 else run.name
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def final_table(groups: list[Group], references: Sequence[Reference] = ()) -> list[dict[str, Any]]:
+def final_table(
+    groups: list[Group], references: Sequence[Reference] = (), *, own: bool = False
+) -> list[dict[str, Any]]:
     """Return the table of the last epoch, with one row per quantity and one column per group.
 
     Args:
         groups: The columns.
         references: Numbers from other sources; columns are added for those whose model is among the groups.
+        own: Whether to take each run's own last epoch or step, not the last that all have.
 
     Returns:
         Rows with ``quantity`` and ``column``, an ``Interval`` for each group's label, and the number for each
         reference's label.
     """
     rows: list[dict[str, Any]] = []
-    for column, title in FINAL_ROWS.items():
+    for column, title in columns_of(groups).items():
         row: dict[str, Any] = {"quantity": title, "column": column}
         for group in groups:
-            row[group.label] = group.final(column)
+            row[group.label] = group.final(column, own=own)
         for reference in references:
-            if any(group.model == reference.model for group in groups):
+            if any(group.model == reference.model for group in groups) and column in reference.numbers:
                 row[reference.label] = reference.numbers[column]
         rows.append(row)
     return rows
@@ -350,19 +237,30 @@ class Lead:
 def find_lead(groups: list[Group]) -> Lead | None:
     """Compare the two best groups in validation accuracy; without it in validation loss, then in training loss.
 
+    Over steps: in a scalar whose name says accuracy, then in one whose name says loss; validation before training.
+
     Args:
         groups: The groups.
 
     Returns:
         The difference, or None where fewer than two groups have any of these.
     """
-    for column, sign in (("val_accuracy", 1), ("val_loss", -1), ("train_loss", -1)):
+    for column, sign in _judged_columns(groups):
         known = [group for group in groups if np.isfinite(group.final(column).mean)]
         if len(known) > 1:
             known.sort(key=lambda group: sign * group.final(column).mean, reverse=True)
             best, other = known[:2]
             return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)))
     return None
+
+
+def _judged_columns(groups: Sequence[Group]) -> list[tuple[str, int]]:
+    """Return the quantities that may decide which group is ahead, each with 1 where more is better, else -1."""
+    if groups[0].window is None:
+        return [("val_accuracy", 1), ("val_loss", -1), ("train_loss", -1)]
+    found = [(name, 1) for name in columns_of(groups) if "acc" in name]
+    found += [(name, -1) for name in columns_of(groups) if "loss" in name]
+    return sorted(found, key=lambda item: (-item[1], "val" not in item[0]))
 
 
 def say_interval(interval: Interval, digits: int = 3) -> str:

@@ -22,6 +22,8 @@ from gradlens.run import Run
 
 # Zhang et al. 2021 and smdebug judge overfitting by the loss; here a gap of this size in accuracy is reported.
 ACCURACY_GAP = 0.1
+LEAST_EPOCHS = 2
+"""After one epoch, a gap is no overfitting yet: training accuracy is a mean over an epoch that began untrained."""
 
 
 def notable(run: Run) -> list[str]:
@@ -131,7 +133,7 @@ def _missing(run: Run) -> list[str]:
 
 def _gap(run: Run) -> list[str]:
     train, val = (run.epochs.get(key, np.empty(0)) for key in ("train_accuracy", "val_accuracy"))
-    if not len(train) or not len(val) or not train[-1] - val[-1] > ACCURACY_GAP:
+    if min(len(train), len(val)) < LEAST_EPOCHS or not train[-1] - val[-1] > ACCURACY_GAP:
         return []
     return [f"final training accuracy is {train[-1] - val[-1]:.2f} above validation accuracy: the model overfits"]
 

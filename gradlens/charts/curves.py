@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate
-from gradlens.analysis.compare import group_runs, label_runs
 from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
 from gradlens.analysis.derived_metrics import check_metric, with_derived
 from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power
+from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
@@ -215,7 +215,10 @@ def slope_rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         for i, run in enumerate(curve.runs):
             for fit in curve.fits[i]:
                 numbers = {"slope": fit.slope, "decades": fit.decades}
-                rows.append(_head(curve, run.seed, run.name, fit.section, len(fit.layers)) | _plain(numbers))
+                rows.append(
+                    _head(curve, run.seed if run.seed >= 0 else None, run.name, fit.section, len(fit.layers))
+                    | _plain(numbers)
+                )
                 rows[-1] |= {"rows": fit.slope.rows, "zero_layers": fit.zeros, "unknown_layers": fit.left_out}
         for seed_fit in curve.seeds:
             layers = next(len(fit.layers) for fit in curve.fits[0] if fit.section == seed_fit.section)

@@ -54,11 +54,11 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
 
         click.echo(explain(kind))
         return
+    gates = parse_gates(fail_on, UNDECIDED, LEARNING)
+    found = open_runs(runs, default="newest", strict=bool(gates))
     from gradlens.diagnosis.diagnose import diagnose as judge
     from gradlens.diagnosis.other_tools import diagnose_by
 
-    gates = parse_gates(fail_on, UNDECIDED, LEARNING)
-    found = open_runs(runs, default="newest", strict=bool(gates))
     if gates:
         _check_rows(found)
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]

@@ -50,6 +50,7 @@ def export(
     which has a column run; for TensorBoard each run gets its own folder.
     """
     from gradlens.export import STDOUT, make_rows, make_wanted, write_csv, write_runs
+    from gradlens.terminal.working import working
 
     wanted = make_wanted(form, output, table, metrics, safe=safe)
     if output is not None and wanted.form != "tensorboard":
@@ -59,7 +60,8 @@ def export(
         rows = make_rows(found, wanted)
         _print_csv(lambda stream: write_csv(rows, stream, safe=safe))
         return
-    written = write_runs(found, wanted, output, overwrite=overwrite)
+    with working("writing tables"):
+        written = write_runs(found, wanted, output, overwrite=overwrite)
     events = wanted.form == "tensorboard"
     said = f"{plural(written.count, 'step' if events else 'row')} of {plural(written.runs, 'run')}"
     then = f"; next: tensorboard --logdir {written.path}" if events else ""

@@ -11,6 +11,7 @@ from gradlens.cli.options import (
     GivenPath,
     check_figure_options,
     figure_options,
+    load_plots,
     look_options,
     metric_names,
     metrics_option,
@@ -77,10 +78,10 @@ def heatmap(
     """
     check_figure_options(outputs, terminal)
     window = parse_steps(steps)
+    plain, subtracted = open_runs(runs, default="newest"), open_runs((minus,), default="newest") if minus else []
     from gradlens.analysis.derived_metrics import check_metric, with_derived
 
-    found = [with_derived(run) for run in open_runs(runs, default="newest")]
-    others = [with_derived(run) for run in open_runs((minus,), default="newest")] if minus else []
+    found, others = [with_derived(run) for run in plain], [with_derived(run) for run in subtracted]
     if len(others) > 1:
         raise ConfigError(f"--minus {minus}: expected one run, got {len(others)}")
     other = others[0] if others else None
@@ -95,6 +96,7 @@ def heatmap(
         print_heatmap(results(), found, metric, **view)
     if terminal:
         return
+    load_plots()
     from gradlens.plots import draw_heatmap, figure_name
     from gradlens.plots.heatmap import caption as say_caption
     from gradlens.plots.style import make_look

@@ -13,14 +13,16 @@ from gradlens.cli.options import GivenPath, format_option, print_rows
 @click.argument("folder", type=GivenPath(path_type=Path), default=Path("runs"))
 @format_option
 def ls(folder: Path, form: str) -> None:
-    """List the runs in FOLDER, with their state and last accuracy.
+    """List the runs in FOLDER and in the folders below it, with their state and last accuracy.
 
-    FOLDER is a folder with runs, or one whose folders hold runs; default: runs.
+    FOLDER is a folder, or the name of one under runs/; default: runs.
     """
     from gradlens.storage import find_runs
+    from gradlens.storage.locate import folder_named
     from gradlens.terminal.console import results
     from gradlens.terminal.listing import print_listing, run_rows
 
+    folder = folder_named(folder) or folder
     rows = run_rows(find_runs(folder), folder)
     if form == "table":
         print_listing(results(), folder, rows)

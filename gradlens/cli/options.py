@@ -141,13 +141,12 @@ def say(text: str) -> None:
     click.echo(visible(text), err=True)
 
 
-def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, strict: bool = False) -> list[Run]:
+def open_runs(arguments: Sequence[str], *, default: str, strict: bool = False) -> list[Run]:
     """Read the runs that the arguments name; of several files, those that cannot be read are named and left out.
 
     Args:
         arguments: Files, folders, or names under runs/.
         default: "newest" or "all": the runs that no argument stands for.
-        deep: Whether a folder stands for the runs in the folders below it too.
         strict: Whether a file that cannot be read is an error among others too.
 
     Returns:
@@ -156,17 +155,25 @@ def open_runs(arguments: Sequence[str], *, default: str, deep: bool = False, str
     Raises:
         RunFileError: None of them can be read.
     """
-    from gradlens.storage import read_run, resolve_runs
+    from gradlens.storage import resolve_runs
+    from gradlens.terminal.working import working
 
-    paths = resolve_runs(arguments, default=default, deep=deep)
+    paths = resolve_runs(arguments, default=default)
     found: list[Run] = []
-    for path in paths:
-        try:
-            found.append(read_run(path))
-        except GradlensError as error:
-            if strict or len(paths) == 1:
-                raise
-            say(f"left out: {error.message}")
+    left_out = []
+    with working(f"reading {plural(len(paths), 'run')}") as line:
+        from gradlens.storage import read_run
+
+        for number, path in enumerate(paths, 1):
+            line.say(f"reading run {number} of {len(paths)}")
+            try:
+                found.append(read_run(path))
+            except GradlensError as error:
+                if strict or len(paths) == 1:
+                    raise
+                left_out.append(f"left out: {error.message}")
+    for text in left_out:
+        say(text)
     if not found:
         raise RunFileError(f"none of {plural(len(paths), 'file')} can be read", tip="gradlens ls lists them")
     return found
@@ -183,6 +190,14 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
 def command_line() -> str:
     """Return the command as it was typed."""
     return visible(shlex.join(["gradlens", *sys.argv[1:]]))
+
+
+def load_plots() -> None:
+    """Import what draws figures, which takes a second, and show that this is being done."""
+    from gradlens.terminal.working import working
+
+    with working("loading matplotlib"):
+        from gradlens.plots import figure_files  # noqa: F401
 
 
 def write_figures(
@@ -204,11 +219,17 @@ def write_figures(
         caption: The caption for the JSON file.
         look: The look that the figure is drawn with.
     """
-    from gradlens.plots.figure_files import save_figure
+    from gradlens.terminal.working import working
 
-    figure = draw()
+    with working("drawing the figure"):
+        from gradlens.plots.figure_files import save_figure
+
+        figure = draw()
     for path in outputs or (default,):
-        save_figure(figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look)
+        with working(f"writing {path}"):
+            save_figure(
+                figure, path, command=command_line(), runs=runs, caption=caption, asked=bool(outputs), look=look
+            )
         say(f"wrote {path} and {path.with_suffix('.json').name}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradlens.cli.early_checks import check_data, check_model
 from gradlens.cli.options import format_option, print_rows
 from gradlens.config import INITS
 from gradlens.diagnosis.kinds import REGISTRY, parse_gates
@@ -100,8 +101,15 @@ def probe(
     )
     if given_seeds is None and len(plans) > 1:
         plans = [replace(plan, seeds=DEFAULT_SEEDS[:1]) for plan in plans]
-    from gradlens.probe.judge import judge
-    from gradlens.probe.measure import probe as measure
+    for plan in plans:
+        check_model(plan.model)
+        if plan.data is not None:
+            check_data(plan.data)
+    from gradlens.terminal.working import working
+
+    with working("loading PyTorch", at_once=True):
+        from gradlens.probe.judge import judge
+        from gradlens.probe.measure import probe as measure
 
     found = []
     for number, plan in enumerate(plans, 1):

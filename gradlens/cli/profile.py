@@ -11,6 +11,7 @@ from gradlens.cli.options import (
     check_figure_options,
     figure_options,
     format_option,
+    load_plots,
     look_options,
     metrics_option,
     open_runs,
@@ -60,11 +61,12 @@ def profile(
     """
     check_figure_options(outputs, terminal)
     window = parse_steps(steps)
-    from gradlens.analysis.compare import repeated_runs
+    opened = open_runs(runs, default="newest")
     from gradlens.analysis.derived_metrics import with_derived
+    from gradlens.analysis.groups import repeated_runs
     from gradlens.charts.curves import layer_rows, make_curves, slope_rows
 
-    found = [with_derived(run) for run in open_runs(runs, default="newest")]
+    found = [with_derived(run) for run in opened]
     for run in repeated_runs(found):
         say(f"{run.path} repeats a seed of the same model and settings: it is left out")
     curves = make_curves(found, metric, per_element=per_element, steps=window)
@@ -78,6 +80,7 @@ def profile(
         print_rows(slope_rows(curves) if sloped else layer_rows(curves), form)
     if terminal:
         return
+    load_plots()
     from gradlens.plots import draw_profile, figure_name
     from gradlens.plots.profile import caption as say_caption
     from gradlens.plots.style import make_look

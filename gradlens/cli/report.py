@@ -28,13 +28,17 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
     """
     from gradlens.report.content import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
+    from gradlens.terminal.working import working
 
     for path in outputs or (DEFAULT,):
         check_report(path, language)
-    facts = collect(open_runs(runs, default="all", deep=True), command=command_line())
+    found = open_runs(runs, default="all")
+    with working("reading metrics and judging runs"):
+        facts = collect(found, command=command_line())
     for path in facts.left_out:
         say(f"{path} repeats a seed of the same model and settings: it is left out")
     for path in outputs or (DEFAULT,):
-        written, *figures = write_report(facts, path, language=language, asked=bool(outputs))
+        with working(f"drawing figures and writing {path}"):
+            written, *figures = write_report(facts, path, language=language, asked=bool(outputs))
         more = f" and {plural(len(figures), 'figure')}" if figures else ""
         say(f"wrote {written}{more}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gradlens.cli.early_checks import check_data, check_model
 from gradlens.cli.experiment import find_experiment, run_experiment
 from gradlens.cli.options import GivenPath
 from gradlens.config import (
@@ -26,6 +29,9 @@ from gradlens.config import (
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
 from gradlens.specs import parse_every, parse_names, parse_seeds
+
+CHECKPOINT = ".ckpt"
+"""The ending of the checkpoint beside a run file, as ``gradlens.train.checkpoint`` writes it."""
 
 
 @click.command()
@@ -66,12 +72,19 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
 @click.option(
     "--init",
     type=click.Choice(INITS),
-    help="Initialisation of plain and residual models: he (default), or default, which is PyTorch's own.",
+    help="Initialisation of plain and residual models: he (default); default, which is PyTorch's own; "
+    "delta-orthogonal (Xiao et al. 2018); or looks-linear (Balduzzi et al. 2017).",
 )
 @click.option(
     "--shortcut",
     type=click.Choice(SHORTCUTS),
     help="Shortcut of residual models: A (zero-padded, default) or B (projection).",
+)
+@click.option(
+    "--freeze",
+    type=float,
+    metavar="SHARE",
+    help="Share of the layers, from the input, that are not trained.",
 )
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
 @click.option(
@@ -87,6 +100,7 @@ from gradlens.specs import parse_every, parse_names, parse_seeds
     metavar="LIST",
     help=f"Additional metrics to record: {', '.join(METRICS_ON_REQUEST)}, or all; -NAME leaves one out.",
 )
+@click.option("--norms", is_flag=True, default=None, help="Record norm layers, too.")
 @click.option("--device", help="Device to train on: auto (default), cpu, cuda, ...")
 @click.option("--amp", is_flag=True, default=None, help="Use bfloat16 autocast in the forward pass.")
 @click.option(
@@ -143,13 +157,15 @@ def run(
       an experiment, or a file FILE.toml        see below
 
     Plain and residual models have variants: -nobn has no batch norm, -sigmoid has sigmoid activations. In residual
-    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly). Endings
+    models the shortcut may pass on only the forward value (-valueonly) or only the gradient (-gradonly);
+    or the branch has a trained factor that begins at 0 (-skipinit) or at 1 / sqrt(blocks) (-branchscale). Endings
     are combined in the order resnet34-gradonly-nobn-sigmoid.
 
     An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current
-    folder, or as the name of an experiment of the original study: cause, controls, depth, full, norm, report. A name
-    that is also that of a model means the model. Runs are written to OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs
-    are kept, unfinished runs are continued. Options override the settings of the file.
+    folder, or as the name of an experiment of the original study: cause, collapse, controls, depth, full,
+    interventions, norm, report, sgd. A name that is also that of a model means the model. Runs are written to
+    OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs are kept, unfinished runs are continued. Options override the settings
+    of the file.
 
     With torchrun (torchrun --nproc-per-node 2 -m gradlens run MODEL) the processes share each batch.
     """  # noqa: D301
@@ -178,7 +194,7 @@ def run(
         raise ConfigError("--jobs is for experiments (gradlens run report); --seeds trains one run after another")
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
-        _refuse_existing([path for _, path in plans])
+        _refuse_existing(plans)
     _train_all(plans, overwrite=overwrite, resume=resume, live=live)
 
 
@@ -186,9 +202,11 @@ def _plan(
     model: str, recipe: str | None, seed: int, given: dict[str, Any], out: Path, resume: bool
 ) -> tuple[RunConfig, Path]:
     config = make_config(model, recipe or "quick", seed=seed, **given)
+    check_model(config.model)
+    check_data(config.data)
     path = out / f"{config.run_name}.h5"
     if resume and path.exists():
-        config = _resumed(path, recipe, given) or config
+        config = _resumed(path, recipe, given)
     elif resume:
         _say(f"{path} is not there, so --resume begins a new run")
     if config.lr == 0:
@@ -202,7 +220,7 @@ def _say(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig | None:
+def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig:
     """Return the settings that the run was started with, changed by the options given now."""
     from dataclasses import replace
 
@@ -210,22 +228,57 @@ def _resumed(path: Path, recipe: str | None, given: dict[str, Any]) -> RunConfig
 
     stored = read_run(path).config
     if "recipe" not in stored:
-        return None
+        raise ConfigError(f"{path} was not made by gradlens run, and cannot be resumed", tip=_elsewhere([path]))
     started = RunConfig.from_dict(stored)
     if recipe is not None and recipe != started.recipe:
         raise ConfigError(f"{path} was started with recipe {started.recipe}, not {recipe}", tip="omit --recipe")
     return replace(started, **given)
 
 
-def _refuse_existing(paths: list[Path]) -> None:
+def _refuse_existing(plans: list[tuple[RunConfig, Path]]) -> None:
     from gradlens.errors import RunExistsError
 
-    there = [path for path in paths if path.exists()]
-    if there:
-        raise RunExistsError(
-            f"{', '.join(map(str, there))} already exists; nothing was overwritten",
-            tip="--resume continues it, --overwrite replaces it, --out DIR writes elsewhere",
-        )
+    there = [(config, path) for config, path in plans if path.exists()]
+    if not there:
+        return
+    ways = [_elsewhere([path for _, path in plans])]
+    if not any(_is_being_written(path) for _, path in there):
+        ways.append("--overwrite replaces it")
+        if all(_can_be_resumed(config, path) for config, path in there):
+            ways.insert(0, "--resume continues it")
+    names = ", ".join(str(path) for _, path in there)
+    raise RunExistsError(f"{names} already exists; nothing was overwritten", tip="; ".join(ways))
+
+
+def _elsewhere(paths: list[Path]) -> str:
+    """Return the option for a folder below the chosen one in which none of these files is."""
+    out = paths[0].parent
+    folders = (out / f"again{'' if number == 1 else f'-{number}'}" for number in count(1))
+    folder = next(folder for folder in folders if not any((folder / path.name).exists() for path in paths))
+    return f"--out {shlex.quote(folder.as_posix())} writes to another folder"
+
+
+def _is_being_written(path: Path) -> bool:
+    from gradlens.storage.lock import check_unlocked
+
+    try:
+        check_unlocked(path)
+    except GradlensError:
+        return True
+    return False
+
+
+def _can_be_resumed(config: RunConfig, path: Path) -> bool:
+    """Return whether --resume would go on with a run: it is not complete, and has these settings and a checkpoint."""
+    from gradlens.storage import read_run
+
+    try:
+        run = read_run(path)
+        same = "recipe" in run.config and not config.differences(RunConfig.from_dict(run.config))
+    except (GradlensError, TypeError, ValueError, AttributeError):
+        return False
+    begun = len(run.epochs.get("epoch", ())) > 0
+    return same and run.status != "complete" and (not begun or path.with_suffix(CHECKPOINT).exists())
 
 
 def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool) -> None:
@@ -233,7 +286,10 @@ def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: 
     from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
-    from gradlens.train import joined, train_run
+    from gradlens.terminal.working import working
+
+    with working("loading PyTorch", at_once=True):
+        from gradlens.train import joined, train_run
 
     failed: list[Path] = []
     unrecorded: dict[Path, int] = {}

@@ -16,11 +16,11 @@ def summary(run: str | None, form: str) -> None:
 
     RUN is a file, a name under runs/, or a folder; default: the newest run.
     """
+    found = open_runs([run] if run else [], default="newest")
     from gradlens.run_summary import layer_rows, summarise
     from gradlens.terminal.console import results
     from gradlens.terminal.summary import print_summary
 
-    found = open_runs([run] if run else [], default="newest")
     if form == "json":
         facts = [summarise(item).to_dict() for item in found]
         click.echo(to_json(facts[0] if len(facts) == 1 else facts))

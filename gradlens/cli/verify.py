@@ -19,7 +19,10 @@ def verify(form: str) -> None:
     For each law, gradlens builds a model, records its gradients, and compares the measured value with that of the law.
     The exit code is 3 if a check fails. Takes about half a minute.
     """
-    from gradlens.probe.verify import verify as measure
+    from gradlens.terminal.working import working
+
+    with working("loading PyTorch", at_once=True):
+        from gradlens.probe.verify import verify as measure
     from gradlens.terminal.console import results
     from gradlens.terminal.verify import check_rows, print_checks
 

@@ -5,7 +5,7 @@ A run that is resumed at epoch 7 therefore gets the same batches as an uninterru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from gradlens.data.registry import ImageSet
 
@@ -36,20 +35,45 @@ def mix_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def make_augmentation(names: Sequence[str], side: int) -> v2.Transform | None:
+Transform = Callable[[Tensor], Tensor]
+
+
+def make_augmentation(names: Sequence[str], side: int) -> Transform | None:
     """Return the random transform of one uint8 image (3, side, side), or None if no names are given.
+
+    Importing torchvision takes as long as importing torch. The flip of the quick recipe does without it.
 
     Args:
         names: Names out of ``gradlens.config.AUGMENTATIONS``, applied in this order.
         side: Side of the square image in pixels.
     """
-    known: dict[str, v2.Transform] = {
-        "flip": v2.RandomHorizontalFlip(),
-        "crop": v2.RandomResizedCrop(side, scale=(0.7, 1.0), antialias=True),
-        "rotation": v2.RandomRotation(15),
-        "color": v2.ColorJitter(0.2, 0.2, 0.2, 0.05),
-    }
-    return v2.Compose([known[name] for name in names]) if names else None
+    known: dict[str, Transform] = {"flip": _flip}
+    if set(names) - set(known):
+        from torchvision.transforms import v2
+
+        known |= {
+            "crop": v2.RandomResizedCrop(side, scale=(0.7, 1.0), antialias=True),
+            "rotation": v2.RandomRotation(15),
+            "color": v2.ColorJitter(0.2, 0.2, 0.2, 0.05),
+        }
+    return _Sequence([known[name] for name in names]) if names else None
+
+
+def _flip(image: Tensor) -> Tensor:
+    """Mirror half of the images, as torchvision's RandomHorizontalFlip does, with the same random numbers."""
+    return image if torch.rand(1) >= 0.5 else image.flip(-1)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Transforms one after another; a class, so that it can be sent to the processes that prepare batches."""
+
+    parts: Sequence[Transform]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        for part in self.parts:
+            image = part(image)
+        return image
 
 
 @dataclass(frozen=True)
@@ -82,9 +106,7 @@ class Share:
 class _ImageDataset(Dataset[Batch]):
     """Whole batches by index; an index also holds the epoch (epoch * N + i), so that workers know the epoch."""
 
-    def __init__(
-        self, data: ImageSet, augmentation: v2.Transform | None, seed: int, share: Share | None = None
-    ) -> None:
+    def __init__(self, data: ImageSet, augmentation: Transform | None, seed: int, share: Share | None = None) -> None:
         self.data = data
         self.share = share
         self.augmentation = augmentation

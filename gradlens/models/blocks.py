@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,7 +67,8 @@ class Block(nn.Module):
     The plain block is the residual block without the addition. Two variants separate the two effects of the shortcut.
     If it carries only the value, the block's output equals that of the residual block, and no gradient returns through
     the shortcut to the block's input (but it reaches the weights of a projection). If it carries only the gradient, the
-    output equals that of the plain block, and the gradient returns as in the residual block.
+    output equals that of the plain block, and the gradient returns as in the residual block. Two more variants multiply
+    the branch by a trained factor: SkipInit, where it begins at 0 and the block begins as its shortcut.
 
     Args:
         inputs: Input channels.
@@ -76,6 +78,9 @@ class Block(nn.Module):
         norm: Whether batch norms follow the convolutions.
         carries: What the shortcut carries: "both", only the "value" or only the "gradient".
         activation: "relu" or "sigmoid".
+        branch_scale: The value at which the trained factor of the branch begins; None for a branch without one.
+
+    Source: De & Smith 2020, Batch Normalization Biases Residual Blocks Towards the Identity Function, sec. 4.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Block(nn.Module):
         norm: bool,
         carries: Carries = "both",
         activation: Activation = "relu",
+        branch_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, stride, norm=norm)
@@ -97,12 +103,15 @@ class Block(nn.Module):
         self.activation = activation_layer(activation)
         self.residual = shortcut is not None
         self.carries = carries
+        self.alpha = None if branch_scale is None else nn.Parameter(torch.tensor(branch_scale))
         self.downsample = make_shortcut(shortcut, inputs, outputs, stride, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, H/stride, W/stride) for (B, inputs, H, W)."""
         out = self.activation(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
+        if self.alpha is not None:
+            out = out * self.alpha
         if self.residual:
             out = out + self._through_shortcut(x)
         activated: Tensor = self.activation(out)

@@ -20,7 +20,7 @@ IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 IMAGENET_CHANNELS = (64, 128, 256, 512)
 CIFAR_CHANNELS = (16, 32, 64)
 
-Init = Literal["he", "default"]
+Init = Literal["he", "default", "delta-orthogonal", "looks-linear"]
 
 
 class ResidualNet(nn.Module):
@@ -35,6 +35,7 @@ class ResidualNet(nn.Module):
         num_classes: Number of outputs.
         carries: What the shortcuts carry; see ``Block``.
         activation: "relu" or "sigmoid".
+        branch_scale: As in ``Block``.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ResidualNet(nn.Module):
         num_classes: int,
         carries: Carries = "both",
         activation: Activation = "relu",
+        branch_scale: float | None = None,
     ) -> None:
         super().__init__()
         kernel, stride, padding = (7, 2, 3) if imagenet_stem else (3, 1, 1)
@@ -62,7 +64,14 @@ class ResidualNet(nn.Module):
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
                 block = Block(
-                    inputs, outputs, stride, shortcut=shortcut, norm=norm, carries=carries, activation=activation
+                    inputs,
+                    outputs,
+                    stride,
+                    shortcut=shortcut,
+                    norm=norm,
+                    carries=carries,
+                    activation=activation,
+                    branch_scale=branch_scale,
                 )
                 stage.append(block)
                 inputs = outputs
@@ -91,17 +100,18 @@ def build_from_spec(
         spec: A parsed registry name.
         num_classes: Number of outputs.
         seed: Seed of the weights.
-        init: "he", or "default" for PyTorch's own.
+        init: As in ``initialise``.
         shortcut: Shortcut option of residual models; plain models have none.
 
     Returns:
         The model, on the CPU, in training mode.
     """
     imagenet = spec.depth in IMAGENET_BLOCKS
-    per_stage = (spec.depth - 2) // 6
+    blocks = IMAGENET_BLOCKS[spec.depth] if imagenet else ((spec.depth - 2) // 6,) * 3
+    scales = {"whole": None, "from zero": 0.0, "from scale": sum(blocks) ** -0.5}
     with torch.random.fork_rng(devices=[]):  # the constructors initialise weights; keep the global random state
         model = ResidualNet(
-            IMAGENET_BLOCKS[spec.depth] if imagenet else (per_stage,) * 3,
+            blocks,
             IMAGENET_CHANNELS if imagenet else CIFAR_CHANNELS,
             imagenet_stem=imagenet,
             shortcut=shortcut if spec.family == "resnet" else None,
@@ -109,6 +119,7 @@ def build_from_spec(
             num_classes=num_classes,
             carries=spec.carries,
             activation=spec.activation,
+            branch_scale=scales[spec.branch],
         )
     initialise(model, seed, init)
     return model
@@ -123,6 +134,8 @@ def initialise(model: nn.Module, seed: int, init: Init) -> None:
         seed: Determines the values, together with each parameter's name.
         init: "he" for convolutions with Normal(0, sqrt(2 / fan_out)) and biases 0, as torchvision does it. The
             classifier, and with "default" every layer, gets Uniform(+-1 / sqrt(fan_in)), as PyTorch does it.
+            "delta-orthogonal" and "looks-linear" for convolutions as in ``delta_orthogonal_`` and ``looks_linear_``,
+            with biases 0; with the latter, the classifier's weights are mirrored, too.
 
     Source:
         He et al. 2015, Delving Deep into Rectifiers, sec. 2.2.
@@ -130,16 +143,61 @@ def initialise(model: nn.Module, seed: int, init: Init) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        weight, bias = module.weight, module.bias
-        bound = 1 / math.sqrt(weight[0].numel())
-        if init == "he" and isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=_generator(name, "w", seed))
-            if bias is not None:
-                nn.init.zeros_(bias)
-        else:
-            nn.init.uniform_(weight, -bound, bound, generator=_generator(name, "w", seed))
+        weight, bias, generator = module.weight, module.bias, _generator(name, "w", seed)
+        if init == "default" or isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(weight[0].numel())
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+            if init == "looks-linear":
+                half = weight.shape[1] // 2
+                weight[:, half:] = -weight[:, :half]
             if bias is not None:
                 nn.init.uniform_(bias, -bound, bound, generator=_generator(name, "b", seed))
+            continue
+        if init == "he":
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif init == "delta-orthogonal":
+            delta_orthogonal_(weight, math.sqrt(2), generator)
+        else:
+            looks_linear_(weight, generator)
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+
+def delta_orthogonal_(weight: Tensor, gain: float, generator: torch.Generator) -> None:
+    """Fill a convolution's weight with zeros and, at the kernel's centre, a random orthogonal matrix times ``gain``.
+
+    A gain of sqrt(2) makes up for the half of the signal that a ReLU removes.
+
+    Args:
+        weight: (outputs, inputs, K, K) with K odd.
+        gain: Factor of the matrix.
+        generator: Determines the values.
+
+    Source: Xiao et al. 2018, Dynamical Isometry and a Mean Field Theory of CNNs, algorithm 1.
+    """
+    matrix = torch.empty(weight.shape[:2], dtype=weight.dtype, device=weight.device)
+    nn.init.orthogonal_(matrix, gain, generator=generator)
+    nn.init.zeros_(weight)
+    weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = matrix
+
+
+def looks_linear_(weight: Tensor, generator: torch.Generator) -> None:
+    """Fill a convolution's weight so that a plain model without batch norm is linear between its ReLUs.
+
+    Channels come in pairs of opposite sign before each ReLU: one of a pair passes it where the other is 0, so their
+    difference is what went in. The matrix of the differences is delta-orthogonal.
+
+    Args:
+        weight: (outputs, inputs, K, K) with an even number of outputs; with an odd number of inputs (an image's
+            channels), these are no pairs.
+        generator: Determines the values.
+
+    Source: Balduzzi et al. 2017, The Shattered Gradients Problem, sec. 4.
+    """
+    outputs, inputs = weight.shape[0] // 2, weight.shape[1] // (2 if weight.shape[1] % 2 == 0 else 1)
+    delta_orthogonal_(weight[:outputs, :inputs], 1.0, generator)
+    weight[:outputs, inputs:] = -weight[:outputs, : weight.shape[1] - inputs]
+    weight[outputs:] = -weight[:outputs]
 
 
 def _generator(name: str, part: str, seed: int) -> torch.Generator:

@@ -1,33 +1,41 @@
-"""Accuracy and loss of several models over epochs, and a table of the last epoch."""
+"""Accuracy and loss of several models over epochs, or scalars over steps, and a table of the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, Reference, final_table, find_lead, group_runs, say_interval
+from gradlens.analysis.compare import (
+    Reference,
+    columns_of,
+    compare_runs,
+    final_table,
+    find_lead,
+    say_end,
+    say_interval,
+    say_unequal,
+)
+from gradlens.analysis.groups import Group, n_epochs
 from gradlens.analysis.stats import Interval
-from gradlens.errors import ConfigError
+from gradlens.analysis.step_curves import has_scalars
 from gradlens.format import plural
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of, usual_look
 from gradlens.run import FloatArray, Run
 
-PANELS = (
-    ("train_accuracy", "training accuracy"),
-    ("val_accuracy", "validation accuracy"),
-    ("train_loss", "training loss"),
-    ("val_loss", "validation loss"),
-)
 MOST_SINGLE, MOST_BANDS = 4, 6
 """With more groups than these, the lines of single seeds and the bands are left out: they would hide the means."""
 MOST_LINES = 12
 """With more single seeds than these, their lines are left out: a band shows a tangle better."""
+MOST_PANELS = 6
+"""Further quantities are in the JSON and CSV output only."""
+MOST_RAW = 2000
+"""Logged values of a run that are drawn behind its smoothed curve."""
 ROW_IN = 0.2
 """Height of a row of the legend and of the table, in inches."""
 ENDED = "after | a seed has ended: mean of the others"
@@ -36,35 +44,38 @@ FAR = 1.5
 
 
 def draw_compare(
-    runs: Sequence[Run], *, references: Sequence[Reference] = (), look: Look | None = None
+    runs: Sequence[Run],
+    *,
+    references: Sequence[Reference] = (),
+    look: Look | None = None,
+    by: Literal["epoch", "step"] | None = None,
 ) -> GradlensFigure:
-    """Draw training and validation accuracy and loss over epochs, a line per model, and a table of the last epoch.
+    """Draw accuracy and loss over epochs, or logged scalars over steps, a line per model, and a table of the end.
 
     Lines are means over seeds; where a seed has ended, the mean of the others goes on dotted. Bands are 95 % intervals
     of the mean; thin lines are single seeds. Networks that differ in depth have shades of one colour, stronger for the
     deeper ones.
 
     Args:
-        runs: Runs with a table of epochs.
+        runs: Runs with a table of epochs, or with logged scalars.
         references: Published numbers to add to the table.
         look: Theme, width and caption; light, for a screen and with a caption by default.
+        by: As in ``compare_runs``.
 
     Returns:
         The figure.
 
     Raises:
-        ConfigError: No run has finished an epoch.
+        ConfigError: No run has finished an epoch, or logged a scalar.
     """
-    groups = group_runs([run for run in runs if len(run.epochs.get("epoch", ()))])
-    if not groups:
-        raise ConfigError("nothing to compare: no run has finished an epoch")
+    groups = list(compare_runs(runs, by=by).groups)
     look = look or usual_look()
     with house_style(look):
         return _draw(groups, references, look)
 
 
 def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> GradlensFigure:
-    table = final_table(groups, references)
+    table = final_table(groups, references)[:MOST_PANELS]
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
     head = fill(_sentences(groups), width)
@@ -72,15 +83,15 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
     columns = max(1, int(width * 13 / (max(map(len, [*map(_label, groups), *ended])) + 7)))
     names = ROW_IN * -(-(len(groups) + len(ended)) // columns) + 0.1
     rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
-    panels = [2.1] * 4 if one else [2.2] * 2
+    panels = [2.1] * len(table) if one else [2.2] * -(-len(table) // 2)
     heights = [*panels, names, rows]
     figure = GradlensFigure(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(heights), 1 if one else 2, height_ratios=heights)
-    for i, (column, title) in enumerate(PANELS):
+    for i, row in enumerate(table):
         axis = figure.add_subplot(grid[i, 0] if one else grid[i // 2, i % 2])
-        _draw_panel(axis, groups, column, looks)
-        axis.set_title(title)
-        if i < len(PANELS) - (1 if one else 2):
+        _draw_panel(axis, groups, row["column"], looks)
+        axis.set_title(row["quantity"])
+        if i < len(table) - (1 if one else 2):
             axis.set_xlabel("")
     handles = [
         Line2D([], [], color=colour, linestyle=dash, label=_label(group))  # type: ignore[arg-type]
@@ -111,11 +122,13 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
     all_values = []
     for group, (colour, dash) in zip(groups, looks, strict=True):
         curves = group.curve(column)
-        epochs = np.arange(1, curves.shape[1] + 1)
+        epochs = group.positions
         stats = group.mean_curve(column)
         whole = np.array([s.n == len(group.runs) for s in stats])  # a mean over fewer seeds is another mean
         mean = np.where(whole, [s.mean for s in stats], np.nan)
-        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, **_points(len(epochs)))
+        if group.window is not None and len(group.runs) == 1 and len(groups) <= MOST_BANDS:
+            _draw_raw(axis, group.runs[0], column, colour)
+        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, **_mark_single(mean))
         if group_ends(group):
             rest = np.where(whole, np.nan, [s.mean for s in stats])
             joint = max(int(whole.sum()) - 1, 0)
@@ -123,19 +136,23 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
             axis.plot(epochs, rest, color=colour, linestyle=REST, linewidth=1.0, zorder=2.5)
             axis.plot(epochs[joint], rest[joint], "|", color=colour, markersize=7, zorder=3)
         if len(group.runs) > 1 and _shows_seeds(groups):
-            axis.plot(epochs, curves.T, color=colour, linewidth=0.6, alpha=0.6)
+            axis.plot(epochs, curves.T, color=colour, linewidth=0.6, alpha=0.6, **_mark_single(curves))
         if len(group.runs) > 1 and len(groups) <= MOST_BANDS:
             low, high = ([getattr(s, end) for s in stats] for end in ("low", "high"))
             axis.fill_between(epochs, low, high, where=whole, color=colour, alpha=0.15, linewidth=0)
         all_values.append(curves[np.isfinite(curves)])
-    axis.set_xlabel("epoch")
+    axis.set_xlabel(groups[0].unit)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.grid(color=current().faint, alpha=0.2, linewidth=0.5)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    if "accuracy" in column:
+    values = np.concatenate(all_values)
+    if not len(values):
+        axis.text(0.5, 0.5, "no value", transform=axis.transAxes, ha="center", color=current().faint)
+        axis.set(xticks=[], yticks=[])
+    if "acc" in column and values.max(initial=0.0) <= 1 and values.min(initial=0.0) >= 0:
         axis.set_ylim(0, 1.02)
-    else:
+    elif values.min(initial=0.0) >= 0:
         _limit(axis, np.concatenate(all_values))
 
 
@@ -143,19 +160,26 @@ REST = (0, (1, 1.5))
 """The dash style of a mean over the seeds that are left."""
 
 
-def _points(count: int) -> dict[str, Any]:
-    """Return the marker of a line: a single epoch is a point."""
-    return {"marker": "o", "markersize": 3.5} if count == 1 else {}
-
-
 def group_ends(group: Group) -> bool:
     """Return whether some seeds of a group have fewer epochs than others."""
-    return len({len(run.epochs.get("epoch", ())) for run in group.runs}) > 1
+    return group.unit == "epoch" and len({n_epochs(run) for run in group.runs}) > 1
 
 
 def _shows_seeds(groups: Sequence[Group]) -> bool:
     """Return whether single seeds have lines of their own."""
     return len(groups) <= MOST_SINGLE and sum(len(group.runs) for group in groups) <= MOST_LINES
+
+
+def _mark_single(values: FloatArray) -> dict[str, Any]:
+    """Return a marker for curves of one value, which a line would not show."""
+    return {"marker": "o", "markersize": 4} if values.shape[-1] == 1 else {}
+
+
+def _draw_raw(axis: Axes, run: Run, column: str, colour: str) -> None:
+    """Draw the values of a scalar as they were logged, faintly behind its smoothed curve."""
+    if column in run.scalars:
+        every = -(-len(run.steps) // MOST_RAW)
+        axis.plot(run.steps[::every], run.scalars[column][::every], color=colour, linewidth=0.5, alpha=0.25, zorder=2)
 
 
 def _limit(axis: Axes, values: FloatArray) -> None:
@@ -187,7 +211,10 @@ def _draw_table(
         rowLabels=[name.replace(", ", ",\n") if narrow else name for name in names],
         colLabels=[
             quantity.replace(" ", "\n" if narrow else " ")
-            for quantity in (*(row["quantity"] for row in rows), "seeds, epochs")
+            for quantity in (
+                *(row["quantity"] for row in rows),
+                f"{'seeds, ' if any(group.seeds for group in groups) else ''}{groups[0].unit}s",
+            )
         ],
         bbox=[0.0, 0.0, 1.0, 1.0],  # type: ignore[arg-type]
         cellLoc="center",
@@ -205,13 +232,12 @@ def _draw_table(
             cell.get_text().set_color(colours.get(names[row - 1], current().ink))
     several = any(len(group.runs) > 1 for group in groups)
     between = ", mean ± standard deviation between seeds" if several else ""
-    axis.set_title("last epoch" + (between.replace("standard deviation", "s. d.") if narrow else between))
+    axis.set_title(say_end(groups) + (between.replace("standard deviation", "s. d.") if narrow else between))
 
 
 def _extent(group: Group) -> str:
-    counts = sorted(len(run.epochs.get("epoch", ())) for run in group.runs)
-    epochs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}-{counts[-1]}"
-    return f"{len(group.runs)}, {epochs}"
+    length = group.say_length().rpartition(" ")[0].replace(" to ", "-")
+    return f"{len(group.runs)}, {length}" if group.seeds else length
 
 
 def _cell(value: Interval | float) -> str:
@@ -232,7 +258,12 @@ def caption(groups: list[Group]) -> str:
 
 def _sentences(groups: list[Group]) -> list[str]:
     """Return the sentences of the caption, the most important first."""
-    sentences = [_describe_lead(groups)]
+    unequal = say_unequal(groups)
+    sentences = [f"Not equal: {'; '.join(unequal)}."] if unequal else []
+    sentences.append(_describe_lead(groups))
+    if (window := groups[0].window) is not None and window.width > 1:
+        thin = " Thin lines are the logged values." if len(groups) <= MOST_BANDS else ""
+        sentences.append(f"Lines are smoothed: each value is the mean of the last {window.width:,} steps.{thin}")
     if any(len(group.runs) > 1 for group in groups):
         more = ", dotted where a seed has ended" if any(map(group_ends, groups)) else ""
         sentences.append(f"Lines are means over seeds{more}.")
@@ -247,17 +278,25 @@ def _describe_lead(groups: list[Group]) -> str:
     lead = find_lead(groups)
     if lead is None:
         who = _label(groups[0]) if len(groups) == 1 else plural(len(groups), "model")
-        return f"Accuracy and loss of {who} over epochs."
-    quantity, best, other = FINAL_ROWS[lead.column], lead.best.label, lead.other.label
+        what = "Accuracy and loss" if groups[0].window is None else "Logged scalars"
+        return f"{what} of {who} over {groups[0].unit}s."
+    quantity, best, other = columns_of(groups)[lead.column], lead.best.label, lead.other.label
+    end = say_end(groups).partition(",")[0]
+    when = f"after the {end}" if end.startswith("last") else f"at {end}"
     which = "" if len(groups) == 2 else f"The two best of {len(groups)}: "
     if lead.is_shown:
-        return f"{which}{best} is ahead of {other} in {quantity} after the last epoch."
+        return f"{which}{best} is ahead of {other} in {quantity} {when}."
+    if lead.difference.mean == 0:
+        return f"{which}{best} and {other} are equal in {quantity} {when}."
     if lead.difference.n > 1:
-        return f"{which}no difference in {quantity} between {best} and {other} is shown after the last epoch."
-    return f"{which}{best} is ahead of {other} in {quantity} after the last epoch, by one seed only."
+        return f"{which}no difference in {quantity} between {best} and {other} is shown {when}."
+    only = "one seed only" if lead.best.seeds and lead.other.seeds else "one run each"
+    return f"{which}{best} is ahead of {other} in {quantity} {when}, by {only}."
 
 
 def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
-    """Return the report's figure, its caption and its runs; None where no run has finished an epoch."""
-    trained = [group for group in groups if any(len(run.epochs.get("epoch", ())) for run in group.runs)]
-    return (draw_compare(runs), caption(trained), list(runs)) if trained else None
+    """Return the report's figure, its caption and its runs; None where no run has epochs or logged scalars."""
+    if not any(n_epochs(run) or has_scalars(run) for group in groups for run in group.runs):
+        return None
+    shown = list(compare_runs(runs).groups)
+    return draw_compare(runs), caption(shown), [run for group in shown for run in group.runs]

@@ -128,7 +128,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
     facts = {
         "file": run.path.name,
         "model": run.model,
-        "seed": run.seed,
+        "seed": run.seed if run.seed >= 0 else None,
         "status": run.status,
         "rows": len(run.steps),
         "last_epoch": finals,

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from gradlens.analysis.compare import Group, group_runs, label_runs
 from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.gradient_ratio import (
     GradientRatio,
@@ -25,6 +24,7 @@ from gradlens.analysis.gradient_ratio import (
     say_ratio,
     say_rows,
 )
+from gradlens.analysis.groups import Group, group_runs, label_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
 from gradlens.charts.curves import GRADIENTS
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from gradlens.analysis.compare import Group
 from gradlens.analysis.derived_metrics import say_caution
+from gradlens.analysis.groups import Group
 from gradlens.analysis.profile import ACTIVATION_GRAD, find_stages
 from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve, say_curves, say_farthest, say_theory
 from gradlens.charts.heatmap import quiet_end

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, group_runs
+from gradlens.analysis.compare import columns_of
+from gradlens.analysis.groups import Group, group_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
@@ -27,6 +28,7 @@ HEIGHT_IN, WIDTH_IN = 2.5, 7.2
 MOST_ENTRIES = 14
 """Most entries of the legend beside the profiles."""
 MOST_GROUPS = 7
+MOST_PANELS = 4
 """As many as there are colours in the palette."""
 HIGH = 10
 """A loss whose highest value is this many times its median gets a log scale."""
@@ -124,7 +126,7 @@ def _both_themes(runs: Sequence[Run]) -> set[tuple[str, str]]:
 
 
 def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:
-    """Draw accuracy and loss over epochs, four panels in a row.
+    """Draw accuracy and loss over epochs, or logged scalars over steps, at most four panels in a row.
 
     Args:
         groups: Groups of runs; at most the first ``MOST_GROUPS`` are drawn.
@@ -135,13 +137,14 @@ def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:
     Raises:
         ConfigError: No run has finished an epoch.
     """
-    shown = [group for group in groups if group.curve("epoch").shape[1]][:MOST_GROUPS]
+    shown = [group for group in groups if len(group.positions)][:MOST_GROUPS]
     if not shown:
         raise ConfigError("no run has finished an epoch")
     with house_style():
         figure = GradlensFigure(figsize=(9.6, 2.2 + 0.16 * -(-len(shown) // 2)), layout="constrained")
-        axes = figure.subplots(1, len(FINAL_ROWS))
-        for axis, (column, title) in zip(axes, FINAL_ROWS.items(), strict=True):
+        titles = list(columns_of(shown).items())[:MOST_PANELS]
+        axes = figure.subplots(1, len(titles), squeeze=False)[0]
+        for axis, (column, title) in zip(axes, titles, strict=True):
             draw_curves(axis, shown, column)
             axis.set_title(title + _use_log_scale(axis, shown, column))
         handles, labels = axes[0].get_legend_handles_labels()

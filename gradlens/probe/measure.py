@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from gradlens.config import make_config
 from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
-from gradlens.models import build_model
+from gradlens.models import Init, build_model
 from gradlens.probe.histograms import Counting, count_entries
 from gradlens.probe.plan import (
     DEFAULT_CLASSES,
@@ -119,7 +119,7 @@ def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
             plan.model,
             num_classes=classes,
             seed=seed,
-            init="he" if plan.init == "he" else "default",
+            init=cast(Init, plan.init),
             shortcut="A" if plan.shortcut == "A" else "B",
         )
     except GradlensError:

@@ -30,7 +30,7 @@ from gradlens.recorder.intervals import make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line, listed
 from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.resuming import find_continuation
+from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
 from gradlens.recorder.steps import Steps
@@ -143,7 +143,9 @@ def record(
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at))
     except RunFileError as error:
         if ranks is not None or not bare_rank():
-            if endings.find_open(path) is not None and not isinstance(error, RunExistsError):
+            if isinstance(error, RunExistsError):
+                raise RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip)) from None
+            if endings.find_open(path) is not None:
                 raise RunFileError(error.message, tip=OPEN_TIP) from None
             raise
         _warn_of_rank(error)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
-from gradlens.errors import ConfigError, RunFileError
+from gradlens.errors import ConfigError, GradlensError, RunFileError
+from gradlens.recorder.layers import LayerChoice, choose_layers
 from gradlens.recorder.notes import listed
 from gradlens.run import RESUMED
 from gradlens.storage import read_run
@@ -69,3 +71,22 @@ def find_continuation(
     if rows < count:
         epochs = min(epochs, int(run.epoch_of_step[rows]))
     return Continuation(step, rows, epochs, (*run.info.get("notes", ()), f"{RESUMED}{step}"))
+
+
+def tip_of_existing(path: str | os.PathLike[str], model: nn.Module, layers: LayerChoice, others: str | None) -> str:
+    """Return what to do where a run of this name is there; to append to it only if it is a run of this model.
+
+    Args:
+        path: The run file.
+        model: The model to be recorded.
+        layers: Which of its layers.
+        others: The tip about what is always possible.
+
+    Returns:
+        The tip.
+    """
+    try:
+        find_continuation(path, choose_layers(model, layers), None)
+    except GradlensError:
+        return others or ""
+    return f"resume=True (--resume) appends to it, as where record() is called in each epoch; {others}"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradlens.analysis.compare import Group, final_table, group_runs, label_runs, repeated_runs
+from gradlens.analysis.compare import final_table
+from gradlens.analysis.groups import Group, group_runs, label_runs, repeated_runs
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.errors import ConfigError
@@ -207,7 +208,7 @@ def settings_of(groups: Sequence[Group]) -> list[Row]:
     if any(seed >= 0 for group in groups for seed in group.seeds):
         rows.append(_plain_row("seeds", [", ".join(str(s) for s in group.seeds if s >= 0) for group in groups]))
     if any(len(run.epochs.get("epoch", ())) for group in groups for run in group.runs):
-        rows.append(_plain_row("epochs trained", [group.say_extent().partition(", ")[2] for group in groups]))
+        rows.append(_plain_row("epochs trained", [group.say_length() for group in groups]))
     rows.append(_row("optimizer steps recorded", groups, lambda run: len(run.steps)))
     rows.append(_row("layers recorded", groups, lambda run: len(run.layers)))
     rows.append(_row("parameters in them", groups, lambda run: sum(layer.param_numel for layer in run.layers)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from gradlens.analysis.compare import Group
+from gradlens.analysis.groups import Group
 from gradlens.diagnosis.kinds import REGISTRY
 from gradlens.report.translator import localise, translate
 from gradlens.run import Run
@@ -39,16 +39,18 @@ FIGURES = (
         "curves",
         "compare",
         (
-            "Accuracy and loss over epochs",
+            "Accuracy and loss during training",
             "Lines are means over seeds for the epochs that all seeds have, bands are the 95 % interval of the "
-            "mean, and thin lines are single seeds. Check whether the bands separate, and where validation departs "
-            "from training.",
+            "mean, and thin lines are single seeds. Where no epochs were logged, the lines are logged values over "
+            "steps, each the mean of the steps before it. Check whether the bands separate, and where validation "
+            "departs from training.",
         ),
         (
-            "Akurasi dan loss per epoch",
+            "Akurasi dan loss selama pelatihan",
             "Garis adalah rata-rata semua seed pada epoch yang dimiliki setiap seed, pita adalah interval "
-            "kepercayaan 95 % dari rata-rata, garis tipis adalah tiap seed. Perhatikan apakah pita terpisah, dan "
-            "di mana kurva validasi menjauh dari kurva pelatihan.",
+            "kepercayaan 95 % dari rata-rata, garis tipis adalah tiap seed. Jika epoch tidak dicatat, garis adalah "
+            "nilai tercatat per iterasi, masing-masing rata-rata iterasi sebelumnya. Perhatikan apakah pita "
+            "terpisah, dan di mana kurva validasi menjauh dari kurva pelatihan.",
         ),
     ),
     ReportFigure(

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradlens.analysis.compare import FINAL_ROWS, Group
+from gradlens.analysis.compare import FINAL_ROWS
+from gradlens.analysis.groups import Group
 from gradlens.analysis.profile import epoch_starts
 from gradlens.metrics import METRICS, METRICS_OF_PATHS, is_linear
 from gradlens.report.content import Facts

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlens.analysis.compare import FINAL_ROWS, Group, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.gradient_ratio import GradientRatio, fate_of, gradient_ratio, over_seeds, say_power, say_ratio
-from gradlens.analysis.highlights import ACCURACY_GAP
+from gradlens.analysis.groups import Group, length_of
+from gradlens.analysis.highlights import ACCURACY_GAP, LEAST_EPOCHS
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
@@ -86,8 +87,8 @@ def say_name(row: Row, words: Words) -> str:
 
 def say_extent(group: Group, words: Words) -> str:
     """Return the numbers of seeds and epochs of a group."""
-    seeds, _, epochs = group.say_extent().partition(", ")
-    return f"{_count(int(seeds.split()[0].replace(',', '')), 'seed', words)}, {say_setting(epochs, words)}"
+    seeds = [_count(len(group.runs), "seed", words)] if group.seeds else []
+    return ", ".join([*seeds, say(say_setting(group.say_length(), words), words)])
 
 
 def answers(facts: Facts, words: Words) -> list[str]:
@@ -135,14 +136,18 @@ def outcome(group: Group, seen: Sequence[Seen], words: Words) -> tuple[bool, str
 def opening(facts: Facts, words: Words) -> list[str]:
     """Return the sentences at the beginning: what was trained, the final accuracy, the gradients, the findings."""
     if len(facts.groups) > MOST_GROUPS:
-        return _opening_of_many(facts, words)
-    names = "; ".join(f"{group.label} ({_count(len(group.runs), 'seed', words)})" for group in facts.groups)
+        return [*unequal(facts, words), *_opening_of_many(facts, words)]
+    names = "; ".join(
+        f"{group.label} ({_count(len(group.runs), 'seed', words)})" if group.seeds else group.label
+        for group in facts.groups
+    )
     sentences = [
+        *unequal(facts, words),
         words["runs of settings"].format(
             runs=_capital(_count(len(facts.runs), "run", words)),
             groups=_count(len(facts.groups), "setting", words),
             names=names,
-        )
+        ),
     ]
     ends = [(group.label, group.final("val_accuracy")) for group in facts.groups]
     values = [words["value of group"].format(value=say_mean(end, words), group=label) for label, end in ends if end.n]
@@ -166,6 +171,21 @@ def _opening_of_many(facts: Facts, words: Words) -> list[str]:
             )
         )
     return [*sentences, *gradients(facts, words), diagnosis(facts, words)]
+
+
+def unequal(facts: Facts, words: Words) -> list[str]:
+    """Say first that runs have different lengths, or are not complete; nothing where they are alike."""
+    unit = "epoch" if facts.has_epochs else "step"
+    lengths = sorted({length_of(run, unit) for run in facts.runs})
+    said = []
+    if len(lengths) > 1:
+        low, high = f"{lengths[0]:,}", _count(lengths[-1], unit, words)
+        said.append(words["unequal lengths"].format(low=local(low, words), high=high))
+    for status in ("running", "interrupted", "failed"):
+        count = sum(run.status == status for run in facts.runs)
+        if count:
+            said.append(words[f"{status} runs"].format(runs=_capital(_count(count, "run", words))))
+    return said
 
 
 def analysis(facts: Facts, words: Words) -> list[str]:
@@ -237,6 +257,8 @@ def early_loss(facts: Facts, words: Words) -> str:
 
 def overfits(group: Group, words: Words) -> str:
     """Say how far validation accuracy is below training accuracy; "" for a small gap."""
+    if len(group.positions) < LEAST_EPOCHS:
+        return ""
     train, val = group.final("train_accuracy"), group.final("val_accuracy")
     gap = train.mean - val.mean
     return words["overfits"].format(group=group.label, gap=local(f"{gap:.2f}", words)) if gap > ACCURACY_GAP else ""

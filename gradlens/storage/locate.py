@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from gradlens.errors import NoRunError, RunFileError
 
 RUNS = Path("runs")
 FIRST_RUN = "gradlens run plain34 makes one"
+LIST = "gradlens ls shows the runs that there are"
 MOST_LIKE = 3
 
 
-def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
-    """List the run files in a folder, by name; where it holds none itself, those in the folders below it.
+def find_runs(folder: Path = RUNS, *, deep: bool = True) -> list[Path]:
+    """List the run files in a folder and in the folders below it, at every depth, by name.
 
     Args:
         folder: The folder.
-        deep: Also list those in the folders below where it holds some itself.
+        deep: Whether to look below the folder, too.
 
     Returns:
         The paths of the run files.
@@ -26,9 +28,8 @@ def find_runs(folder: Path = RUNS, *, deep: bool = False) -> list[Path]:
         NoRunError: There is no such folder.
     """
     if not folder.is_dir():
-        raise NoRunError(f"there is no folder {folder}", tip=FIRST_RUN)
-    here = [] if deep else _shown(folder, folder.glob("*.h5"))
-    return here or _shown(folder, folder.rglob("*.h5"))
+        raise NoRunError(f"there is no folder {folder}", tip=LIST if folder != RUNS and RUNS.is_dir() else FIRST_RUN)
+    return _shown(folder, folder.rglob("*.h5") if deep else folder.glob("*.h5"))
 
 
 def _shown(folder: Path, paths: Iterable[Path]) -> list[Path]:
@@ -59,13 +60,13 @@ def newest_run(folder: Path = RUNS) -> Path:
     return max(paths, key=lambda path: path.stat().st_mtime)
 
 
-def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = False) -> list[Path]:
+def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = True) -> list[Path]:
     """Turn the RUN arguments of a command into files.
 
     Args:
-        arguments: Files and folders; a folder stands for all runs in it.
+        arguments: Files and folders, also by their names under ``runs/``; a folder stands for all runs in it and below.
         default: What no argument means: "newest" or "all" runs under ``runs/``.
-        deep: A folder also stands for the runs in the folders below it.
+        deep: Whether a folder stands for the runs in the folders below it, too.
 
     Returns:
         The paths of the run files.
@@ -79,8 +80,9 @@ def resolve_runs(arguments: Sequence[str | Path], *, default: str, deep: bool = 
         arguments = [RUNS]
     found: list[Path] = []
     for argument in map(Path, arguments):
-        if argument.is_dir() or argument == RUNS:
-            paths = find_runs(argument, deep=deep)
+        folder = folder_named(argument)
+        if folder is not None or argument == RUNS:
+            paths = find_runs(folder or argument, deep=deep)
             if not paths:
                 raise NoRunError(f"there is no run in {argument}", tip=FIRST_RUN)
             found += paths
@@ -100,10 +102,10 @@ def _find_file(argument: Path) -> Path:
 def _tip(argument: Path) -> str:
     """Say by which names runs are found that end like the one that was not."""
     wanted = argument.as_posix().removesuffix(".h5")
-    names = [name_below(path, RUNS) for path in find_runs(deep=True)] if RUNS.is_dir() else []
+    names = [name_below(path, RUNS) for path in find_runs()] if RUNS.is_dir() else []
     like = [name for name in names if name.endswith(f"/{wanted}")]
     if not like:
-        return "gradlens ls shows the runs that there are"
+        return LIST if names else FIRST_RUN
     more = f" and {len(like) - MOST_LIKE} more" if len(like) > MOST_LIKE else ""
     return f"in folders below {RUNS} there {'is' if len(like) == 1 else 'are'} {', '.join(like[:MOST_LIKE])}{more}"
 
@@ -111,6 +113,19 @@ def _tip(argument: Path) -> str:
 def name_below(path: Path, folder: Path) -> str:
     """Return the name by which a run in a folder, or in one below it, is asked for: ``norm/plain34-s0``."""
     return path.relative_to(folder).as_posix().removesuffix(".h5")
+
+
+def folder_named(argument: Path) -> Path | None:
+    """Return the folder of that name, here or under ``runs/``; None where a file has the name, or nothing."""
+    if argument.is_dir():
+        return argument
+    return RUNS / argument if _file_named(argument) is None and (RUNS / argument).is_dir() else None
+
+
+def free_name(path: Path) -> Path:
+    """Return the first name behind that of a file that is there which is free: ``runs/a-2.h5`` behind ``runs/a.h5``."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(name for name in names if not name.exists())
 
 
 def _file_named(argument: Path) -> Path | None:
@@ -125,8 +140,8 @@ def awaited_run(argument: str | Path | None) -> Path | None:
         argument: A file, a name under ``runs/``, or a folder, of which it is the newest run; None: the newest run under
             ``runs/``.
     """
-    folder = RUNS if argument is None else Path(argument)
-    if argument is not None and not folder.is_dir():
-        return _file_named(folder)
+    folder = RUNS if argument is None else folder_named(Path(argument))
+    if folder is None:
+        return _file_named(Path(str(argument)))
     paths = find_runs(folder) if folder.is_dir() else []
     return max(paths, key=lambda path: path.stat().st_mtime, default=None)

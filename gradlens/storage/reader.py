@@ -46,12 +46,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return reading(path, _read)
 
 
-def read_runs(*places: str | os.PathLike[str], deep: bool = False) -> list[Run]:
+def read_runs(*places: str | os.PathLike[str], deep: bool = True) -> list[Run]:
     """Read several run files.
 
     Args:
         places: Files, names under ``runs/``, or folders, each for all runs in it; left out, all runs under ``runs/``.
-        deep: A folder also stands for the runs in the folders below it.
+        deep: Whether a folder also stands for the runs in the folders below it.
 
     Returns:
         The runs, those of a folder by name.

@@ -20,6 +20,7 @@ from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
 from gradlens.storage.limits import MOST_LAYERS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
+from gradlens.storage.locate import free_name
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
 from gradlens.storage.row_levels import RowChunk
@@ -115,8 +116,7 @@ class FileSink:
         elif self.path.exists() and not self._overwrite:
             raise RunExistsError(
                 f"{self._shown} already exists; nothing was overwritten",
-                tip="resume=True (--resume) appends to it, as where record() is called in each epoch; overwrite=True "
-                "(--overwrite) replaces it; or choose another name",
+                tip=f"{free_name(self._shown).as_posix()} is free; overwrite=True (--overwrite) replaces the file",
             )
         there = next(folder for folder in self.path.parents if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

@@ -13,10 +13,11 @@ from gradlens.study.claims_a_to_d import judge_end, judge_path, judge_speed, jud
 from gradlens.study.claims_e_f import judge_cause, judge_depth
 from gradlens.study.controls import Control, check_controls
 from gradlens.study.criteria import CLAIMS, Claim
-from gradlens.study.evidence import JudgedClaim, Verdict, say
+from gradlens.study.evidence import JudgedClaim, Part, Verdict, combine_parts, say
 from gradlens.study.explanation import explain
 from gradlens.study.judgement import Judgement
 from gradlens.study.run_groups import CONDITIONS, Setting, SortedRuns, sort_runs
+from gradlens.study.study_run import StudyRun
 
 JUDGES = {
     "A": judge_vanishing,
@@ -26,12 +27,14 @@ JUDGES = {
     "E": judge_depth,
     "F": judge_cause,
 }
+SMALLER_SUPPORTS = "AE"
+"""Claims that a smaller first number supports: a ratio that vanishes, an accuracy that falls with depth."""
 COPIES = 0.01
 """Above this share of validation images with a copy among the training images, validation does not count: it partly
 measures memory."""
 
 
-def judge_claims(runs: Sequence[Run]) -> Judgement:
+def judge_claims(runs: Sequence[Run | StudyRun]) -> Judgement:
     """Judge each claim of the original study by runs of plain and residual networks.
 
     Only runs with equal settings (batch norm or not, image size, split, initialisation, ...) are compared with each
@@ -97,7 +100,7 @@ def _judge(claim: Claim, sorted_runs: SortedRuns, failed: Sequence[Control]) -> 
     for condition in CONDITIONS:
         here = [verdict for verdict in verdicts if verdict.condition == condition]
         if here:
-            overall[condition] = _combine(here)
+            overall[condition] = _combine(here, larger_supports=claim.key not in SMALLER_SUPPORTS)
     return JudgedClaim(claim, overall, tuple(verdicts))
 
 
@@ -109,14 +112,14 @@ def _discounted(verdict: Verdict, setting: Setting) -> Verdict:
     return replace(verdict, counts=False, why=why)
 
 
-def _combine(verdicts: Sequence[Verdict]) -> Verdict:
-    """Combine the verdicts of all settings of a condition.
+def _combine(verdicts: Sequence[Verdict], *, larger_supports: bool) -> Verdict:
+    """Combine the verdicts of all settings of a condition; see ``combine_parts``.
 
-    The outcome is that of the decided settings if they agree and are more than half of the tested settings; it is
-    "mixed" if they contradict each other, and otherwise "undecided".
+    Settings that lack what the test needs do not count. The first number of a verdict's evidence decides whether
+    settings differ.
 
     Returns:
-        The verdict of the condition.
+        The verdict of the condition; the settings are named where they differ.
     """
     if not any(verdict.counts for verdict in verdicts):
         return replace(verdicts[0], verdict="withheld" if verdicts[0].verdict == "withheld" else "undecided")
@@ -124,19 +127,18 @@ def _combine(verdicts: Sequence[Verdict]) -> Verdict:
     verdicts = [verdict for verdict in verdicts if verdict.tested] or verdicts
     if len(verdicts) == 1:
         return verdicts[0]
-    decided = [verdict for verdict in verdicts if verdict.verdict != "undecided"]
-    outcomes = sorted({verdict.verdict for verdict in decided})
-    if not decided:
-        best = max(verdicts, key=_seeds)
-        return replace(best, why=f"in all {len(verdicts)} settings; {best.setting}: {best.why}")
-    if len(outcomes) > 1:
-        parts = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in decided)
-        return replace(decided[0], verdict="mixed", spread=True, why=f"it depends on the setting: {parts}")
-    best = max(decided, key=_seeds)
-    where = f"in {len(decided)} of {len(verdicts)} settings{_range(decided)}; {best.setting}: {best.why}"
-    if len(decided) * 2 <= len(verdicts):
-        return replace(best, verdict="undecided", partly=best.verdict, why=f"{best.verdict} {where}")
-    return replace(best, why=where)
+    if not all(verdict.evidence for verdict in verdicts):
+        return replace(verdicts[0], why=f"in all {len(verdicts)} settings; {verdicts[0].setting}: {verdicts[0].why}")
+    parts = [Part(one.setting, one.verdict, one.evidence[0]) for one in verdicts]
+    found, decided = combine_parts(parts, larger_supports=larger_supports)
+    best = max((one for one in verdicts if one.verdict == (decided or found)), key=_seeds, default=verdicts[0])
+    if len({verdict.verdict for verdict in verdicts}) == 1:
+        why = f"in all {len(verdicts)} settings{_range(verdicts)}; {best.setting}: {best.why}"
+        return replace(best, why=why)
+    each = "; ".join(f"{verdict.verdict} at {verdict.setting} ({verdict.why})" for verdict in verdicts)
+    if found == "mixed":
+        return replace(best, verdict="mixed", spread=True, partly=decided, why=f"it depends on the setting: {each}")
+    return replace(best, verdict="undecided", partly=decided, why=f"not in all settings: {each}")
 
 
 def _seeds(verdict: Verdict) -> int:

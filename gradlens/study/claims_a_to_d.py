@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from gradlens.run import Run
+from collections.abc import Sequence
+
 from gradlens.study.criteria import (
     ACCURACY_MARGIN,
     KEEPS,
     LOSS_MARGIN,
-    MAIN_PATH,
     NO_PATH,
     TARGETS,
     VANISHES,
+    Outcome,
 )
 from gradlens.study.evidence import (
     ACCURACY,
+    DECADES,
     EPOCHS,
     LOSS,
     SHARE,
     Evidence,
+    Part,
     Verdict,
     beyond,
+    combine_parts,
     common_epochs,
     decades_of,
     interval_evidence,
@@ -30,14 +34,47 @@ from gradlens.study.evidence import (
     untested,
     verdict_of,
 )
-from gradlens.study.measures import chance, epochs_to, final, mean_accuracy, paired, shortcut_share
+from gradlens.study.measures import (
+    chance,
+    epochs_to,
+    final,
+    first_ratio,
+    last_live_ratio,
+    least_share,
+    mean_accuracy,
+    paired,
+    product_ratio,
+    ratio_at_norms,
+    ratio_per_element,
+    shortcut_share,
+    shortcuts_alone,
+)
 from gradlens.study.run_groups import Seeds, Setting
+from gradlens.study.study_run import StudyRun
 
 # --- A and B: the gradient ------------------------------------------------------------------------------------
 
 
+MEDIAN, FIRST, LIVE = "the median over rows", "the first step", "the last row before the loss stays at guessing"
+WHERE = {MEDIAN: f"in {MEDIAN}", FIRST: f"at {FIRST}", LIVE: f"in {LIVE}"}
+ROWS_DIFFER = "it depends on the rows"
+INVARIANT = (
+    (ratio_per_element, "first / last hidden layer per element"),
+    (product_ratio, "first / last hidden layer by |W| |dL/dW|"),
+    (ratio_at_norms, "first / last norm's output per element"),
+)
+"""Measures that are reported next to the plain ratio; the last two do not change where scaling changes nothing."""
+
+
 def judge_vanishing(setting: Setting) -> Verdict:
-    """Judge claim A by the plain network; the evidence also shows the residual network."""
+    """Judge claim A by the plain network; the evidence also shows the residual network.
+
+    The ratio is taken at the first step, in the last row before the loss stays at the level of guessing, and as the
+    median over rows.
+
+    Returns:
+        The verdict; it names the measures on which it rests, and the invariant measures that disagree.
+    """
     plain, resnet = setting.plain.get(setting.depth, {}), setting.resnet.get(setting.depth, {})
     if not plain:
         return untested(setting, "there is no run of a plain network")
@@ -46,36 +83,92 @@ def judge_vanishing(setting: Setting) -> Verdict:
         return untested(
             setting, "the gradient of the plain network's first and last hidden layer is not known in most rows"
         )
-    evidence = [main, *([residual] if residual.n else [])]
+    others = [
+        (name, decades_of(plain, "plain network,", measure, f"first / last hidden layer, {name}"))
+        for name, measure in ((FIRST, first_ratio), (LIVE, last_live_ratio))
+    ]
+    known = [(MEDIAN, main), *((name, one) for name, one in others if one.n)]
+    invariant = [(what, decades_of(plain, "plain network,", measure, what)) for measure, what in INVARIANT]
+    starts = decades_of(resnet, "residual network,", first_ratio, f"first / last hidden layer, {FIRST}")
+    beside = (residual, *(one for _, one in others), starts, *(one for _, one in invariant))
+    evidence = [main, *(one for one in beside if one.n)]
     numbers = f"first / last hidden layer {say(main)} in the plain network"
     if residual.n:
         numbers += f", {say(residual)} in the residual one"
-    if beyond(main, below=VANISHES):
-        return verdict_of(setting, "supported", f"it vanishes: {numbers}", evidence)
-    if beyond(main, above=KEEPS):
-        does = "grows toward the input" if beyond(main, above=-KEEPS) else "keeps its size"
-        return verdict_of(setting, "not supported", f"it {does}: {numbers}", evidence)
-    if beyond(main, above=VANISHES) and beyond(main, below=KEEPS):
-        return verdict_of(setting, "mixed", f"it weakens and does not vanish: {numbers}", evidence)
-    return verdict_of(setting, "undecided", _inconclusive(main, numbers), evidence)
+    if main.n < 2:
+        return untested(setting, _inconclusive(main, numbers), evidence)
+    parts = [Part(name, _fate(one)[0], one) for name, one in known if one.n > 1]
+    verdict, _ = combine_parts(parts, larger_supports=False)
+    why = _say_parts(parts, numbers) + _say_invariant(invariant, main)
+    return verdict_of(setting, verdict, why, evidence)
+
+
+def _fate(evidence: Evidence) -> tuple[Outcome, str]:
+    """Return the verdict about claim A of one measure, and what the gradient does."""
+    if beyond(evidence, below=VANISHES):
+        return "supported", "vanishes"
+    if beyond(evidence, above=KEEPS):
+        return "refuted", "grows toward the input" if beyond(evidence, above=-KEEPS) else "keeps its size"
+    if beyond(evidence, above=VANISHES) and beyond(evidence, below=KEEPS):
+        return "mixed", "weakens and does not vanish"
+    return "undecided", "is inconclusive: the interval contains a threshold"
+
+
+def _say_parts(parts: Sequence[Part], numbers: str) -> str:
+    """State what the gradient does by each measure, and on which of them the verdict rests."""
+    fates = [_fate(part.evidence)[1] for part in parts]
+    median, rest = parts[0], parts[1:]
+    if len(set(fates)) == 1:
+        values = [f"{part.name} ({say(part.evidence)})" for part in rest]
+        return f"it {fates[0]}: {numbers}; it rests on {_enumerate([median.name, *values])}"
+    by_measure = "; ".join(f"{WHERE[part.name]} it {fate} ({say(part.evidence)})"
+                           for part, fate in zip(parts, fates, strict=True))  # fmt: skip
+    agree = len({part.verdict for part in parts}) == 1
+    head = f"{'the measures agree' if agree else ROWS_DIFFER}: {by_measure}"
+    return f"{head}; {numbers} {WHERE[median.name]}"
+
+
+def _say_invariant(invariant: Sequence[tuple[str, Evidence]], main: Evidence) -> str:
+    """Name the measures by which the median over rows would be judged otherwise; "" where there is none."""
+    apart = [f"{what} it is {_fate(one)[0]} ({say(one)})"
+             for what, one in invariant if one.n > 1 and _fate(one)[0] != _fate(main)[0]]  # fmt: skip
+    return f"; the verdict of the median hangs on the measure: by {' and by '.join(apart)}" if apart else ""
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def judge_path(setting: Setting) -> Verdict:
-    """Judge claim B by the share of the gradient that came through the shortcuts."""
+    """Judge claim B: is there a path through every shortcut, and how much of the gradient came through it?"""
     resnet = setting.resnet.get(setting.depth, {})
     if not resnet:
         return untested(setting, "there is no run of a residual network")
     main = interval_evidence("share that came through the shortcut", mean_of(over_seeds(resnet, shortcut_share)), SHARE)
     if not main.n:
         return untested(setting, "the path split (shortcut_grad_norm) was not recorded")
+    least = interval_evidence("share at the block where it is least", mean_of(over_seeds(resnet, least_share)), SHARE)
+    alone = interval_evidence(
+        "share of the first layer's gradient that came through shortcuts alone",
+        mean_of(over_seeds(resnet, shortcuts_alone)),
+        DECADES,
+        "estimate: the product of the shares over all blocks",
+    )
+    evidence = [main, least, *([alone] if alone.n else [])]
     numbers = f"the shortcut's share of the gradient at the median block is {say(main)}"
-    if beyond(main, above=MAIN_PATH):
-        return verdict_of(setting, "supported", f"it is the main path: {numbers}", [main])
+    if alone.n:
+        numbers += f"; through shortcuts alone came {say(alone)} of the first layer's gradient"
+    if main.n < 2:
+        return untested(setting, _inconclusive(main, numbers), evidence)
+    blocked = sum(least_share(run) == 0 for run in resnet.values())
+    if blocked == len(resnet):
+        return verdict_of(setting, "refuted", f"in some block no gradient comes through it: {numbers}", evidence)
     if beyond(main, below=NO_PATH):
-        return verdict_of(setting, "not supported", f"hardly any gradient comes through it: {numbers}", [main])
-    if beyond(main, above=NO_PATH) and beyond(main, below=MAIN_PATH):
-        return verdict_of(setting, "mixed", f"it is a secondary path: {numbers}", [main])
-    return verdict_of(setting, "undecided", _inconclusive(main, numbers), [main])
+        return verdict_of(setting, "refuted", f"hardly any gradient comes through it: {numbers}", evidence)
+    if beyond(main, above=NO_PATH) and not blocked:
+        return verdict_of(setting, "supported", f"there is a path through every block: {numbers}", evidence)
+    why = f"in {blocked} of {len(resnet)} runs a block passes none: {numbers}" if blocked else None
+    return verdict_of(setting, "undecided", why or _inconclusive(main, numbers), evidence)
 
 
 def _inconclusive(evidence: Evidence, numbers: str) -> str:
@@ -120,14 +213,14 @@ def judge_speed(setting: Setting) -> Verdict:
         does = "slower" if beyond(area, below=0) else f"no faster by {ACCURACY_MARGIN}"
         if shown:
             return verdict_of(setting, "mixed", f"it is {does} overall: {numbers}", evidence)
-        return verdict_of(setting, "not supported", f"it is {does}: {numbers}", evidence)
+        return verdict_of(setting, "refuted", f"it is {does}: {numbers}", evidence)
     return verdict_of(setting, "undecided", f"the interval contains 0: {numbers}", evidence)
 
 
 def _sooner(plain: Seeds, resnet: Seeds, level: float, common: int) -> Evidence:
     """Return by how many epochs the residual network reaches a level sooner, within the epochs that all runs have."""
 
-    def restricted(run: Run) -> float:
+    def restricted(run: StudyRun) -> float:
         return min(epochs_to(run, level), common)
 
     counts = [sum(epochs_to(run, level) <= common for run in seeds.values()) for seeds in (plain, resnet)]
@@ -177,7 +270,7 @@ def judge_end(setting: Setting) -> Verdict:
     if validation <= better and not worse:
         return verdict_of(setting, "supported", f"it ends better: {numbers}", evidence)
     if not better and (worse & validation or worse | none >= {name for _, name, *_ in QUANTITIES}):
-        return verdict_of(setting, "not supported", f"it ends no better: {numbers}", evidence)
+        return verdict_of(setting, "refuted", f"it ends no better: {numbers}", evidence)
     if better and (worse or none & validation):
         not_better = _list(worse | none & validation)
         return verdict_of(setting, "mixed", f"{_list(better)} better, {not_better} not: {numbers}", evidence)

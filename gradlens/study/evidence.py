@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradlens.analysis.stats import Interval, mean_interval
-from gradlens.run import Run
 from gradlens.study.criteria import FLOAT32_DECADES, Claim, Outcome
-from gradlens.study.measures import cut_decades, diverged, n_epochs, typical_ratio
+from gradlens.study.measures import cut_decades, n_epochs, typical_ratio
 from gradlens.study.run_groups import Seeds, Setting
+from gradlens.study.study_run import StudyRun
 
 DECADES, SHARE, EPOCHS = "decades", "share", "epochs"
 ACCURACY, LOSS = "accuracy difference", "loss difference"
@@ -60,8 +60,9 @@ class Verdict:
         why: The reason in a sentence, with its numbers.
         evidence: The numbers; the first one decides.
         tested: Whether everything that the test needs was trained and recorded.
-        partly: The outcome of less than half of the settings, if the verdict is undecided for that reason.
-        spread: Whether the verdict is mixed because settings contradict each other.
+        partly: The outcome of the decided settings, if others are undecided; the verdict is then "mixed" where these
+            are shown to differ from the decided ones, else "undecided".
+        spread: Whether the verdict is mixed because settings differ.
         counts: Whether it counts for the condition's verdict. It does not if the training images contain copies of
             validation images.
     """
@@ -119,7 +120,7 @@ def interval_evidence(name: str, interval: Interval, unit: str, note: str = "") 
     return Evidence(name, interval.mean, interval.low, interval.high, unit, interval.n, note)
 
 
-def over_seeds(seeds: Seeds, measure: Callable[[Run], float]) -> dict[int, float]:
+def over_seeds(seeds: Seeds, measure: Callable[[StudyRun], float]) -> dict[int, float]:
     """Measure each seed's run."""
     return {seed: measure(run) for seed, run in seeds.items()}
 
@@ -146,12 +147,23 @@ def beyond(evidence: Evidence, *, above: float | None = None, below: float | Non
     return below is not None and bool(evidence.high < below)
 
 
-def decades_of(seeds: Seeds, name: str) -> Evidence:
+def decades_of(
+    seeds: Seeds,
+    name: str,
+    measure: Callable[[StudyRun], float] = typical_ratio,
+    what: str = "first / last hidden layer",
+) -> Evidence:
     """Return the gradient ratio of the first to the last hidden layer, averaged over seeds.
 
     Ratios and their interval are cut at float32's resolution; the ratios before they are averaged.
+
+    Args:
+        seeds: Seed to run.
+        name: The network, with a comma.
+        measure: The ratio of a run, in decades.
+        what: The name of the ratio.
     """
-    values = over_seeds(seeds, typical_ratio)
+    values = over_seeds(seeds, measure)
     known = {seed: value for seed, value in values.items() if not math.isnan(value)}
     cut = sum(abs(value) >= FLOAT32_DECADES for value in known.values())
     notes = (
@@ -161,12 +173,80 @@ def decades_of(seeds: Seeds, name: str) -> Evidence:
         notes.append(f"{len(values) - len(known)} not known, left out")
     mean = mean_of({seed: cut_decades(value) for seed, value in known.items()})
     low, high = cut_decades(mean.low), cut_decades(mean.high)
-    return Evidence(f"{name} first / last hidden layer", mean.mean, low, high, DECADES, mean.n, "; ".join(notes), cut)
+    return Evidence(f"{name} {what}", mean.mean, low, high, DECADES, mean.n, "; ".join(notes), cut)
 
 
-def common_epochs(runs: Iterable[Run]) -> int:
+@dataclass(frozen=True)
+class Part:
+    """One of several answers to a claim: of a setting, of an outcome, or of a measure.
+
+    Args:
+        name: What it is about.
+        verdict: Its outcome.
+        evidence: The number that decided.
+    """
+
+    name: str
+    verdict: Outcome
+    evidence: Evidence
+
+
+def combine_parts(parts: Sequence[Part], *, larger_supports: bool) -> tuple[Outcome, Outcome | None]:
+    """Return the common verdict of several parts; no vote is taken.
+
+    * All parts have one outcome: that one.
+    * Decided parts contradict each other: "mixed".
+    * Decided parts agree and others are undecided: "mixed" where an undecided part's number is shown to differ from a
+      decided part's, against their outcome; else "undecided".
+
+    Args:
+        parts: The parts, at least one.
+        larger_supports: Whether a larger number speaks for the claim; else a smaller one does.
+
+    Returns:
+        The verdict, and the outcome of the decided parts where others are undecided; else None.
+    """
+    decided = [part for part in parts if part.verdict != "undecided"]
+    outcomes = {part.verdict for part in decided}
+    if len(outcomes) != 1:
+        return ("mixed" if outcomes else "undecided"), None
+    (outcome,) = outcomes
+    open_parts = [part for part in parts if part.verdict == "undecided"]
+    if not open_parts:
+        return outcome, None
+    less = (outcome == "supported") == larger_supports  # what speaks against the outcome
+
+    def against(one: Evidence, other: Evidence) -> bool:
+        return outcome == "mixed" or (other.value < one.value) == less
+
+    apart = any(
+        differ(one.evidence, other.evidence) and against(one.evidence, other.evidence)
+        for one in decided
+        for other in open_parts
+    )
+    return ("mixed" if apart else "undecided"), outcome
+
+
+def differ(one: Evidence, other: Evidence) -> bool:
+    """Return whether two independent means are shown to differ: the 95 % interval of their difference excludes 0.
+
+    The interval is made from the intervals of both, so that it also holds for intervals that are not symmetric. Where
+    the two are of the same runs it is too wide rather than too narrow, as long as they do not vary in opposite ways.
+
+    Source: Zou & Donner 2008, Construction of confidence limits about effect measures (MOVER), Stat. Med. 27, eq. 4.
+    """
+    ends = (one.value, one.low, one.high, other.value, other.low, other.high)
+    if not all(map(math.isfinite, ends)):
+        return False
+    difference = one.value - other.value
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
+    return difference - below > 0 or difference + above < 0
+
+
+def common_epochs(runs: Iterable[StudyRun]) -> int:
     """Return the number of epochs that all runs have; runs that diverged are ignored, they stay at chance."""
-    counts = [n_epochs(run) for run in runs if not diverged(run)]
+    counts = [n_epochs(run) for run in runs if not run.diverged]
     return min(counts, default=0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from gradlens.study.claims_a_to_d import FIRST, LIVE, MEDIAN, ROWS_DIFFER, WHERE
 from gradlens.study.criteria import VANISHES
 from gradlens.study.evidence import SHARE, Evidence, Verdict, beyond, say
 from gradlens.study.run_groups import WITH, WITHOUT
@@ -47,16 +48,32 @@ def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
         if verdict.verdict == "mixed" and verdict.spread:
             parts.append(f"{condition} it depends on the setting whether the plain network's gradient vanishes")
             continue
+        if verdict.why.startswith(ROWS_DIFFER):
+            parts.append(f"{condition} {_by_rows(verdict)}{_at(verdict, several)}")
+            continue
         ratio = f"norm at the first layer over the last hidden one: {say(verdict.evidence[0])}{_at(verdict, several)}"
         does = {
             "supported": "vanishes toward the input",
-            "not supported": "does not vanish",
+            "refuted": "does not vanish",
             "mixed": "weakens, without vanishing",
         }.get(verdict.verdict)
         gradient = "the plain network's gradient"
         sentence = f"{gradient} {does}" if does else f"it is inconclusive whether {gradient} vanishes"
         parts.append(f"{condition} {sentence} ({ratio})")
     return _sentence(", and ".join(parts))
+
+
+def _by_rows(verdict: Verdict) -> str:
+    """State the plain network's ratio by each of the measures that disagree."""
+    numbers = {one.name: say(one) for one in verdict.evidence if one.name.startswith("plain network, first / last")}
+    ratio = "plain network, first / last hidden layer"
+    named = [f"{numbers[key]} {where}" for key, where in (
+        (f"{ratio}, {FIRST}", WHERE[FIRST]), (f"{ratio}, {LIVE}", WHERE[LIVE]), (ratio, WHERE[MEDIAN]),
+    ) if key in numbers]  # fmt: skip
+    return (
+        "it depends on the rows whether the plain network's gradient vanishes (norm at the first layer over the last "
+        f"hidden one: {', '.join(named)})"
+    )
 
 
 def _training(overall: Overall, several: bool) -> str:
@@ -66,7 +83,7 @@ def _training(overall: Overall, several: bool) -> str:
         effects = []
         speed, end = overall["C"].get(condition), overall["D"].get(condition)
         if speed is not None and speed.tested:
-            does = {"supported": "learns faster", "not supported": "learns no faster"}.get(
+            does = {"supported": "learns faster", "refuted": "learns no faster"}.get(
                 speed.partly or speed.verdict, "is not clearly shown to learn faster"
             )
             effects.append(
@@ -84,7 +101,7 @@ def _partly(verdict: Verdict) -> str:
 
 
 def _ends(end: Verdict) -> str:
-    does = {"supported": "ends better", "not supported": "ends no better", "mixed": "ends better in part"}
+    does = {"supported": "ends better", "refuted": "ends no better", "mixed": "ends better in part"}
     known = does.get(end.partly or end.verdict)
     if known:
         return known
@@ -103,10 +120,12 @@ def _cause(overall: Overall, several: bool) -> str:
     """State which half of the shortcut closes the gap; without such runs, how much gradient came through shortcuts."""
     for condition, verdict in overall.get("F", {}).items():
         if verdict.tested and all(math.isfinite(end) for one in verdict.evidence[:2] for end in (one.low, one.high)):
-            grad, value = verdict.evidence[:2]
+            grad, value, *unseen = verdict.evidence[:4]
+            shares = [_percent(one) for one in unseen if math.isfinite(one.low) and math.isfinite(one.high)]
+            also = f" (on unseen images {' and '.join(shares)})" if len(shares) == 2 else ""
             return _sentence(
                 f"{condition}, a shortcut that passes only the gradient closes {_percent(grad)} of the gap in "
-                f"training between the two networks, one that passes only the value {_percent(value)}"
+                f"training between the two networks, one that passes only the value {_percent(value)}{also}"
                 f"{_at(verdict, several)}"
             )
     parts = [
@@ -145,15 +164,17 @@ def _reason(one: ByClaim) -> str:
     """State for one setting whether the original study's explanation holds; "" if the setting does not show it."""
     helped = any(one[key].verdict == "supported" and one[key].counts for key in "CD")
     vanishes, cause = one["A"].verdict, one.get("F")
-    if not helped or vanishes not in ("supported", "not supported"):
+    if not helped or vanishes not in ("supported", "refuted"):
         return ""
-    if vanishes == "not supported":
+    if vanishes == "refuted":
         return "the shortcut helps although nothing vanishes: the original study's explanation is wrong there"
     if cause is None or not cause.tested:
         return f"the original study's explanation fits the observations, but was not tested{_but(cause)}"
     return {
         "supported": "the original study's explanation holds: an alternative path for the gradient cures the network",
-        "not supported": "the gradient vanishes, but an alternative path for it does not cure the network",
+        "refuted": "the gradient vanishes, but an alternative path for it does not cure the network",
+        "mixed": "the gradient vanishes, and it depends on the outcome whether an alternative path for it cures the "
+        "network",
     }.get(cause.verdict, "the original study's explanation fits the observations, but its test is undecided") + _but(
         cause
     )

@@ -11,7 +11,9 @@ from gradlens.study.controls import Control
 from gradlens.study.evidence import JudgedClaim
 from gradlens.study.next_experiments import listed, names_experiment, trained_conditions, what_decides
 
-REACHED = ("not supported", "supported", "mixed")
+REACHED = ("refuted", "supported", "mixed")
+SCHEMA = 2
+"""Of ``to_dict``. In 1, which was not named in the output, "refuted" was "not supported"."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,13 @@ class Judgement:
         return ", ".join(f"{listed(keys)} {verdict}" for verdict, keys in reached.items() if verdict in REACHED)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the judgement as values for JSON; NaN as None, infinities as text."""
+        """Return the judgement as values for JSON; NaN as None, infinities as text.
+
+        Returns:
+            ``schema`` (2; it rises when a key changes its meaning or goes), ``conditions``, ``controls``, ``claims``
+            (each with its criteria, ``overall`` by condition, and ``verdicts`` by setting; a verdict is "supported",
+            "refuted", "mixed", "undecided" or "withheld"), ``explanation``, ``notes`` and ``runs``.
+        """
         claims = [
             {
                 **asdict(judged.claim),
@@ -81,6 +89,7 @@ class Judgement:
             for judged in self.claims
         ]
         return {
+            "schema": SCHEMA,
             "conditions": self.conditions,
             "controls": [asdict(control) for control in self.controls],
             "claims": claims,

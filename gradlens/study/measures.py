@@ -3,37 +3,69 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 
-from gradlens.analysis.gradient_ratio import gradient_ratio
-from gradlens.analysis.profile import layer_values
-from gradlens.analysis.stats import Interval, mean_interval, t_975
-from gradlens.metrics import METRICS_OF_PATHS
-from gradlens.run import FloatArray, Run
-from gradlens.study.criteria import FLOAT32_DECADES
+from gradlens.analysis.stats import Interval, mean_interval, median, t_975
+from gradlens.run import FloatArray
+from gradlens.study.criteria import FLOAT32_DECADES, GUESSING
+from gradlens.study.study_run import StudyRun
 
 LAST_EPOCHS = 5
 """Number of epochs at the end over which the fall of the training loss is measured."""
 
 
-def diverged(run: Run) -> bool:
-    """Return whether a run ended because its loss was not finite."""
-    loss = np.asarray(run.scalars.get("loss", np.empty(0)), dtype=np.float64)
-    return run.status == "failed" and len(loss) > 0 and not np.isfinite(loss[-1])
-
-
-def typical_ratio(run: Run) -> float:
+def typical_ratio(run: StudyRun) -> float:
     """Return log10 of the gradient norm at the first layer's output over that at the last hidden layer's.
 
     This is the median over rows, see ``gradlens.analysis.gradient_ratio``. It is NaN if the ratio is unknown in most
     rows, because gradients were not recorded, not finite, or exactly 0 in all layers.
     """
-    ratio = gradient_ratio(run)
-    if ratio is None or ratio.rows_known * 2 <= len(run.steps):
+    found = run.gradients
+    return math.nan if found is None or found.known * 2 <= found.rows else float(median(found.ratio))
+
+
+def first_ratio(run: StudyRun) -> float:
+    """Return the ratio before any training, at step 0; NaN where that step was not recorded."""
+    found = run.gradients
+    return math.nan if found is None or not len(found.steps) or found.steps[0] != 0 else float(found.ratio[0])
+
+
+def last_live_ratio(run: StudyRun) -> float:
+    """Return the ratio in the last row before the loss stays at the level of guessing.
+
+    From the row after it, the loss is never again lower than that of guessing by ``GUESSING``, and later ratios are
+    those of a network that has collapsed. For a loss that never was lower, it is the first row.
+
+    Returns:
+        The ratio in decades; NaN for a run that does not end at the level of guessing, and where the loss or the number
+        of classes is not known.
+    """
+    found, guess = run.gradients, chance(run)
+    if found is None or not len(found.loss) or not 0 < guess < 1 or np.isnan(found.loss).all():
         return math.nan
-    return ratio.typical()
+    below = np.flatnonzero(found.loss < -math.log(guess) - GUESSING)
+    last = int(below[-1]) if len(below) else 0
+    return math.nan if last == len(found.loss) - 1 else float(found.ratio[last])
+
+
+def ratio_per_element(run: StudyRun) -> float:
+    """Return the typical ratio of root mean squares per element instead of L2 norms."""
+    found = run.gradients
+    return math.nan if found is None else typical_ratio(run) + found.elements
+
+
+def product_ratio(run: StudyRun) -> float:
+    """Return the ratio of |W| |dL/dW|, the median over the rows in which it was recorded; see ``read_gradients``."""
+    return math.nan if run.gradients is None else float(median(run.gradients.product))
+
+
+def ratio_at_norms(run: StudyRun) -> float:
+    """Return the ratio of gradients per element at the outputs of the first and last norm layer, median over rows.
+
+    What a norm outputs is the same if the weights before it are multiplied by c, and so is the gradient there.
+    """
+    return math.nan if run.gradients is None else float(median(run.gradients.at_norms))
 
 
 def cut_decades(decades: float) -> float:
@@ -41,60 +73,70 @@ def cut_decades(decades: float) -> float:
     return min(max(decades, -FLOAT32_DECADES), FLOAT32_DECADES) if not math.isnan(decades) else decades
 
 
-def shortcut_share(run: Run) -> float:
+def shortcut_share(run: StudyRun) -> float:
     """Return the share of the gradient at a residual block's input that came through its shortcut.
 
-    The result is the median over blocks of the median over rows. Let S and B be the norms of the parts through shortcut
-    and branch, and c their cosine. The sum of both has the squared norm S^2 + B^2 + 2cSB. The projection of the
-    shortcut's part on the sum contributes S^2 + cSB to it. Both shares add up to 1; a share is above 1 if the other
-    part points against the sum.
+    The result is the median over blocks of the median over rows; see ``block_shares``.
     """
-    if not all(name in run.metrics for name in METRICS_OF_PATHS):
+    return float(median(median(run.shares, axis=0))) if run.shares.size else math.nan
+
+
+def least_share(run: StudyRun) -> float:
+    """Return the share of the block whose shortcut passed least, the median over rows; 0 where one passes nothing."""
+    return float(median(run.shares, axis=0).min()) if run.shares.size else math.nan
+
+
+def shortcuts_alone(run: StudyRun) -> float:
+    """Return log10 of the share of the first layer's gradient that came through shortcuts alone, through all blocks.
+
+    The gradient before B blocks is the sum over 2^B paths. Where each block passes the gradient of any path on in the
+    shares s_b of its shortcut and 1 - s_b of its branch, the path through shortcuts alone has the share s_1 s_2 ... s_B
+    (Veit et al. 2016, Residual Networks Behave Like Ensembles of Relatively Shallow Networks, sec. 3 and 4.2). Recorded
+    are the shares of the whole gradient, not of single paths, so the product is an estimate.
+
+    Returns:
+        Decades, the median over rows of the product; NaN where a product is not positive in most rows.
+    """
+    if not run.shares.size:
         return math.nan
-    short, branch, cosine = (layer_values(run, name) for name in METRICS_OF_PATHS)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # layers that are in no block
-        largest = np.maximum(short, branch)
-        short, branch = short / largest, branch / largest  # squares of tiny norms would underflow
-        whole = short**2 + branch**2 + 2 * cosine * short * branch
-        shares = np.where(whole > 0, (short**2 + cosine * short * branch) / whole, np.nan)
-        blocks = np.nanmedian(shares, axis=0) if len(shares) else np.empty(0)
-    known = blocks[np.isfinite(blocks)]
-    return float(np.median(known)) if len(known) else math.nan
+    products = np.where((run.shares > 0).all(axis=1), run.shares.prod(axis=1), np.nan)
+    if np.isnan(products).mean() > 0.5:
+        return math.nan
+    return math.log10(float(median(products)))
 
 
-def final(run: Run, column: str) -> float:
+def final(run: StudyRun, column: str) -> float:
     """Return a column's value in the last epoch; for a run that diverged, chance as accuracy and NaN as loss."""
-    if diverged(run):
+    if run.diverged:
         return chance(run) if column.endswith("accuracy") else math.nan
     values = run.epochs.get(column, np.empty(0))
     return float(values[-1]) if len(values) else math.nan
 
 
-def n_epochs(run: Run) -> int:
+def n_epochs(run: StudyRun) -> int:
     """Return the number of epochs of a run."""
     return len(run.epochs.get("train_accuracy", ()))
 
 
-def mean_accuracy(run: Run, epochs: int) -> float:
+def mean_accuracy(run: StudyRun, epochs: int) -> float:
     """Return the area under the training accuracy over the first epochs, divided by their number.
 
     A run that diverged counts with chance for the missing epochs.
     """
     values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)[:epochs]
-    if diverged(run):
+    if run.diverged:
         values = np.append(values, np.full(epochs - len(values), chance(run)))
     return float(values.mean()) if len(values) == epochs and epochs else math.nan
 
 
-def epochs_to(run: Run, accuracy: float) -> float:
+def epochs_to(run: StudyRun, accuracy: float) -> float:
     """Return the first epoch, counted from 1, that reaches a training accuracy; inf if none does."""
     values = np.asarray(run.epochs.get("train_accuracy", np.empty(0)), dtype=np.float64)
     reached = np.flatnonzero(values >= accuracy)
     return float(reached[0] + 1) if len(reached) else math.inf
 
 
-def chance(run: Run) -> float:
+def chance(run: StudyRun) -> float:
     """Return the accuracy of guessing; 0 if the number of classes is unknown."""
     facts = run.config.get("data_facts", {})
     classes = facts.get("classes", ()) if isinstance(facts, dict) else ()
@@ -102,18 +144,18 @@ def chance(run: Run) -> float:
     return 1 / len(classes) if classes else 0.0
 
 
-def gap(run: Run) -> float:
+def gap(run: StudyRun) -> float:
     """Return the final training accuracy minus the final validation accuracy."""
     return final(run, "train_accuracy") - final(run, "val_accuracy")
 
 
-def end_loss(run: Run) -> float:
+def end_loss(run: StudyRun) -> float:
     """Return the training loss at the end: the median of the last epochs."""
     losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
-    return float(np.median(losses)) if len(losses) and not diverged(run) else math.nan
+    return float(np.median(losses)) if len(losses) and not run.diverged else math.nan
 
 
-def still_falls(run: Run) -> float:
+def still_falls(run: StudyRun) -> float:
     """Return the fall of the training loss per epoch over the last epochs: 0 on a plateau.
 
     A plateau can mean that nothing is left to learn, that nothing can be learnt, or that the learning rate became

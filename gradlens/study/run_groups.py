@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
-from gradlens.analysis.compare import compared_settings, repeated_runs
+from gradlens.analysis.groups import NOT_COMPARED
 from gradlens.errors import ConfigError
 from gradlens.run import Run
 from gradlens.specs import ModelSpec, parse_model
 from gradlens.study.criteria import SHALLOW
-from gradlens.study.measures import diverged
+from gradlens.study.study_run import StudyRun, as_study_run
 
 WITH, WITHOUT = "with batch norm", "without batch norm"
 CONDITIONS = (WITH, WITHOUT)
-Seeds = dict[int, Run]
+Seeds = dict[int, StudyRun]
 COPIES = ("val_share_exact_copy_in_train", "val_share_any_copy_in_train")
 
 
@@ -76,16 +77,16 @@ class SortedRuns:
     """
 
     settings: list[Setting] = field(default_factory=list)
-    positive: list[Run] = field(default_factory=list)
-    negative: list[Run] = field(default_factory=list)
-    others: list[Run] = field(default_factory=list)
-    unfinished: list[Run] = field(default_factory=list)
-    broken: list[Run] = field(default_factory=list)
-    repeats: list[Run] = field(default_factory=list)
-    unmatched: list[Run] = field(default_factory=list)
+    positive: list[StudyRun] = field(default_factory=list)
+    negative: list[StudyRun] = field(default_factory=list)
+    others: list[StudyRun] = field(default_factory=list)
+    unfinished: list[StudyRun] = field(default_factory=list)
+    broken: list[StudyRun] = field(default_factory=list)
+    repeats: list[StudyRun] = field(default_factory=list)
+    unmatched: list[StudyRun] = field(default_factory=list)
 
 
-def sort_runs(runs: Sequence[Run]) -> SortedRuns:
+def sort_runs(runs: Sequence[Run | StudyRun]) -> SortedRuns:
     """Sort runs by what they can be evidence for; their order does not matter.
 
     Complete runs count. Runs that ended because their loss was not finite count too, as this is a result. Runs that
@@ -99,21 +100,24 @@ def sort_runs(runs: Sequence[Run]) -> SortedRuns:
         The runs by their settings, and the controls.
     """
     sorted_runs = SortedRuns()
-    counted = []
-    order = sorted(runs, key=lambda run: (run.model, run.seed, run.status != "complete", str(run.path)))
+    order = sorted(map(as_study_run, runs), key=lambda run: (run.model, run.seed, run.status != "complete", run.place))
+    data = short_data(map(data_of, order))
+    found: dict[tuple[str, str], Setting] = {}
+    seen: set[tuple[str, int, str]] = set()
     for run in order:
+        settings = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+        if "data" in settings:
+            settings["data"] = data[data_of(run)]
+        key = (run.model or run.name, run.seed, _text(settings))
         if run.status == "running":
             sorted_runs.unfinished.append(run)
-        elif run.status == "complete" or diverged(run):
-            counted.append(run)
-        else:
+        elif run.status != "complete" and not run.diverged:
             sorted_runs.broken.append(run)
-    sorted_runs.repeats = repeated_runs(counted)
-    left_out = {id(run) for run in sorted_runs.repeats}
-    found: dict[tuple[str, str], Setting] = {}
-    for run in counted:
-        if id(run) not in left_out:
-            _place(run, _spec(run), sorted_runs, found)
+        elif key in seen:
+            sorted_runs.repeats.append(run)
+        else:
+            seen.add(key)
+            _place(run, settings, sorted_runs, found)
     every = list(found.values())
     _share_plain(every)
     sorted_runs.settings = sorted(
@@ -132,9 +136,11 @@ def sort_runs(runs: Sequence[Run]) -> SortedRuns:
     return sorted_runs
 
 
-def _place(run: Run, spec: ModelSpec | None, sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]) -> None:
-    settings = compared_settings(run)
-    if spec is None or run.seed < 0:
+def _place(
+    run: StudyRun, settings: dict[str, Any], sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]
+) -> None:
+    spec = spec_of(run.model)
+    if spec is None or spec.branch != "whole" or run.seed < 0:
         sorted_runs.others.append(run)
     elif spec.activation == "sigmoid":
         (sorted_runs.others if spec.norm or spec.family == "resnet" else sorted_runs.positive).append(run)
@@ -165,12 +171,34 @@ def _share_plain(settings: list[Setting]) -> None:
     settings[:] = [one for one in settings if "shortcut" in one.settings or id(one.plain) not in placed or one.resnet]
 
 
-def _spec(run: Run) -> ModelSpec | None:
+def spec_of(model: str) -> ModelSpec | None:
+    """Return the parts of the name of a plain or residual network; None for another model."""
     try:
-        spec = parse_model(run.model)
+        spec = parse_model(model)
     except ConfigError:
         return None
     return spec if spec.source == "registry" else None
+
+
+def data_of(run: StudyRun) -> str:
+    """Return the data that a run was trained on, as a SPEC; "" where unknown."""
+    return str(run.config.get("data", ""))
+
+
+def short_data(specs: Iterable[str]) -> dict[str, str]:
+    """Return names of data for people, without the folders that all of them share: ``csv:train.csv``.
+
+    Args:
+        specs: Specs of data.
+    """
+    specs = sorted(set(specs))
+    files = [spec for spec in specs if spec.startswith(("csv:", "folder:"))]
+    parts = {spec: PurePath(spec.partition(":")[2].replace("\\", "/")).parts for spec in files}
+    depth = 1
+    while len({part[-depth:] for part in parts.values()}) < len(set(parts.values())):
+        depth += 1
+    short = {spec: f"{spec.partition(':')[0]}:{'/'.join(parts[spec][-depth:])}" for spec in files}
+    return {spec: short.get(spec, spec) for spec in specs}
 
 
 def _set_labels(settings: list[Setting]) -> None:

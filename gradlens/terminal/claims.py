@@ -16,7 +16,7 @@ from gradlens.terminal.console import has_colour
 
 STYLES = {
     "supported": "bold green",
-    "not supported": "bold dark_orange3",
+    "refuted": "bold dark_orange3",
     "mixed": "bold yellow",
     "undecided": "dim",
     "withheld": "bold red",

@@ -49,6 +49,7 @@ def _row(path: Path, name: str) -> dict[str, Any]:
     return {
         "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
+        "seed": card["seed"] if card["seed"] >= 0 else None,
         "note": "no sign of life for a minute: killed?" if stale else "",
     }
 

@@ -12,6 +12,8 @@ from rich.text import Text
 from gradlens.run import FloatArray
 from gradlens.terminal.braille import braille, stretched
 
+POINT_DOTS = 4
+"""Dots of the only value of a curve, two cells wide."""
 CURVE_STYLES = ("dark_orange3", "deep_sky_blue1", "dark_cyan", "orange1", "pink3", "sky_blue2", "default")
 
 
@@ -52,7 +54,9 @@ def curve_panel(
     axis = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}{' log' if log else ''}"][:height]
     gutter = max(map(len, axis))
     cells = max(width - gutter - 1, 8)
-    characters, numbers = braille([stretched(values, 2 * cells) for values in scaled], floor, ceiling, cells, height)
+    # A single value is a point, not a line over the whole panel that would claim more values.
+    dots = [stretched(values, 2 * cells) if len(values) != 1 else np.repeat(values, POINT_DOTS) for values in scaled]
+    characters, numbers = braille([_padded(values, 2 * cells) for values in dots], floor, ceiling, cells, height)
     lines = [head]
     for label, row, row_numbers in zip(axis, characters.tolist(), numbers.tolist(), strict=True):
         line = Text(f"{label:>{gutter}} ", style="dim")
@@ -60,6 +64,10 @@ def curve_panel(
             line.append(chr(char), _curve_style(number, colour))
         lines.append(line)
     return Text("\n").join(lines)
+
+
+def _padded(values: FloatArray, length: int) -> FloatArray:
+    return np.append(values, np.full(max(length - len(values), 0), np.nan))
 
 
 def _curve_style(number: int, colour: bool) -> str:

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.spinner import Spinner
 from rich.text import Text
 
 from gradlens.events import Ended, EpochDone, Event, NonFinite, Note, Started, StepDone
@@ -43,6 +44,8 @@ class TrainingView:
         )
         self._profile: FloatArray | None = None
         self._steps = 1
+        self._ended = False
+        self._preparing = Spinner("dots", "preparing data and model")
         self._nonfinite_shown = False
 
     def __enter__(self) -> TrainingView:
@@ -74,7 +77,7 @@ class TrainingView:
 
     def _start(self, event: Started) -> None:
         config = event.config
-        self._steps = event.steps_per_epoch
+        self._steps, self._ended = event.steps_per_epoch, False
         self._profile = None
         self._nonfinite_shown = False
         self.console.print(
@@ -125,11 +128,11 @@ class TrainingView:
         self.console.print(Text(text + (f" ({event.reason})" if event.reason else ""), style="bold"))
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
-        self._profile = None
+        self._profile, self._ended = None, True
 
     def _render(self) -> RenderableType:
         if not self._progress.task_ids:
-            return Text("")
+            return Text("") if self._ended else self._preparing
         if self._profile is None:
             return self._progress
         most = max(self.console.width - 34, 10)

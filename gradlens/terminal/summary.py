@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import depth_profile
+from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.format import plural, say_magnitude, say_seconds, say_share
 from gradlens.run import EPOCH_COLUMNS, Run
@@ -23,6 +24,7 @@ from gradlens.terminal.panels import curve_panel, panel_width, side_by_side
 
 MOST_EPOCHS = 6
 CURVE_LINES = 5
+MOST_SCALARS = 4
 MOST_LAYERS = 48
 
 
@@ -35,6 +37,8 @@ def print_summary(console: Console, run: Run) -> None:
         if panels:
             console.print(side_by_side(console, panels, panel_width(console, len(panels))))
         console.print(_epoch_table(run))
+    elif len(run.steps) and has_scalars(run):
+        _print_scalars(console, run)
     if len(run.steps):
         console.print()
         console.print(_profile_table(console, run))
@@ -42,7 +46,7 @@ def print_summary(console: Console, run: Run) -> None:
 
 def summary_card(run: Run) -> Card:
     """Return the card: the diagnosis, its reason, what to do, other notable facts, and how the run was made."""
-    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.model or run.name
+    title = f"{run.model or run.name}, seed {run.seed}" if run.seed >= 0 else run.name
     card = diagnosis_card(diagnose(run), title)
     lines = [(label, text) for label, text in card.lines if label != "note"]
     lines += [("also", sentence) for sentence in notable(run)]
@@ -80,6 +84,20 @@ def _curve_panels(console: Console, run: Run) -> list[RenderableType]:
             if some:
                 panels.append(curve_panel(kind, some, width, CURVE_LINES, colour=colour))
     return panels
+
+
+def _print_scalars(console: Console, run: Run) -> None:
+    """Print curves of what was logged, where no epochs were: over steps, smoothed as in ``gradlens compare``."""
+    window = make_window([run])
+    smooth = f"; each value is the mean of the last {window.width:,} steps" if window.width > 1 else ""
+    console.print(heading(f"Training, over steps{smooth}"))
+    titles = list(logged_scalars([run]).items())[:MOST_SCALARS]
+    width, colour = panel_width(console, len(titles)), has_colour(console)
+    panels = [
+        curve_panel(title, [("", window.curve(run, name))], width, CURVE_LINES, colour=colour, named=False)
+        for name, title in titles
+    ]
+    console.print(side_by_side(console, panels, width))
 
 
 def _epoch_table(run: Run) -> Table:

@@ -94,7 +94,7 @@ def _family(run: Run) -> tuple[bool, bool, str, str] | None:
         spec = parse_model(run.model)
     except ConfigError:
         return None
-    if spec.source == "registry" and (spec.carries, spec.activation) != ("both", "relu"):
+    if spec.source == "registry" and (spec.carries, spec.branch, spec.activation) != ("both", "whole", "relu"):
         return None  # there is no theory of these variants here
     if spec.source == "registry":
         init, shortcut = (str(run.config.get(key, "")) for key in ("init", "shortcut"))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,9 +20,11 @@ from gradlens.data import Share, Splits, load_data, make_batches
 from gradlens.errors import ConfigError, GradlensError, ModelError
 from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.metrics import METRICS_OF_PATHS, choose_metrics
-from gradlens.models import build_model
-from gradlens.recorder import Recorder
+from gradlens.models import Init, build_model
+from gradlens.models.blocks import Block
+from gradlens.recorder import Recorder, with_norms
 from gradlens.recorder.gradient_through_time import default_metrics
+from gradlens.recorder.layers import LayerChoice, is_norm
 from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Status
 from gradlens.specs import parse_data, parse_model, parse_schedule
@@ -91,6 +93,7 @@ def _prepare(
         optimizer=trainer.optimizer,
         metrics=metrics_of(config, net),
         every=config.every,
+        layers=choose_recorded(config),
         info={
             "model": config.model,
             "seed": config.seed,
@@ -112,6 +115,17 @@ def _prepare(
     if world.shared:
         listener(Note(_say_processes(net, world)))
     return trainer, recorder, checkpoints
+
+
+def choose_recorded(config: RunConfig) -> LayerChoice:
+    """Return which layers to record: the usual ones, norm layers on request, and no block for its branch's factor."""
+    if not config.norms and parse_model(config.model).branch == "whole":
+        return None
+
+    def choose(name: str, module: nn.Module) -> bool:
+        return with_norms(name, module) and not isinstance(module, Block) and (config.norms or not is_norm(module))
+
+    return choose
 
 
 def metrics_of(config: RunConfig, model: nn.Module) -> tuple[str, ...]:
@@ -168,11 +182,12 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
         config.model,
         num_classes=len(data.classes),
         seed=config.seed,
-        init="he" if config.init == "he" else "default",
+        init=cast(Init, config.init),
         shortcut="A" if config.shortcut == "A" else "B",
     ).to(device)
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{config.model} has no parameters: there is nothing to train")
+    freeze_layers(model, config.freeze)
     optimizer = make_optimizer(config, model)
     train_batches, val_batches = make_batches(
         data.train,
@@ -267,6 +282,25 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used: {reason}", tip="--device cpu works everywhere") from None
     return device
+
+
+def freeze_layers(model: nn.Module, share: float) -> None:
+    """Keep the first layers as they are: their parameters, and those of the norms between them, get no gradient.
+
+    Args:
+        model: A model whose modules are in order of execution, as those of plain and residual models are.
+        share: Share of the convolutions and linear layers; rounded down to a whole number of them.
+    """
+    weighted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    frozen = weighted[: int(share * len(weighted))]
+    left = set(map(id, frozen))
+    for module in model.modules():
+        if not left and isinstance(module, nn.Conv2d | nn.Linear):
+            return
+        left.discard(id(module))
+        if frozen and not any(True for _ in module.children()):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:

@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradlens import read_run
-from gradlens.analysis.compare import (
-    FINAL_ROWS,
-    final_table,
-    group_runs,
-    label_runs,
-    repeated_runs,
-    say_interval,
-)
+from gradlens.analysis.compare import FINAL_ROWS, final_table, say_interval
 from gradlens.analysis.gradient_ratio import gradient_ratio, say_fate
+from gradlens.analysis.groups import group_runs, label_runs, repeated_runs
 from gradlens.analysis.highlights import notable
 from gradlens.analysis.profile import (
     depth_profile,

@@ -41,11 +41,11 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out
     row = next(line for line in out.splitlines() if line.startswith((" A", "A ")))
-    assert re.search(r"not supported\s+supported", row)
+    assert re.search(r"refuted\s+supported", row)
     assert out.count("control passed") == 2
     words = " ".join(out.replace("│", " ").split())
     assert out.startswith("╭─ The original study's claims, by 10 runs ─")
-    assert "│ A, C and D not supported with batch norm; A supported without batch norm · " in out
+    assert "│ A, C and D refuted with batch norm; A supported without batch norm · " in out
     order = [" check positive control", " why ", " next ", " Verdicts ", " Evidence "]
     assert sorted(order, key=words.index) == order
     assert words.count("gradlens run cause") == 1
@@ -69,7 +69,7 @@ def test_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["claim"] for row in rows} == set("ABCDE")
     first = rows[0]
-    assert (first["verdict"], first["unit"], first["n"]) == ("not supported", "decades", "2")
+    assert (first["verdict"], first["unit"], first["n"]) == ("refuted", "decades", "2")
     assert float(first["value"]) == pytest.approx(2.0, abs=0.05)
 
 

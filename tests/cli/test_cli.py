@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 
 from gradlens import read_run
 from gradlens.cli import cli, run_command
+from gradlens.config import make_config
 from tests.conftest import SAMPLE
 from tests.processes import PATIENCE
 
@@ -38,6 +41,37 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert len(cli.commands[name].help or "") > 20
 
 
+def options_of_tip(err: str) -> list[list[str]]:
+    """Return the options that a tip names, each with its value."""
+    tip = re.search(r"Tip: (.*)", err)
+    assert tip is not None
+    return [shlex.split(way) for way in re.findall(r"(--\S+(?: \S+)?) (?:writes|replaces|continues) ", tip[1])]
+
+
+def test_a_tip_names_only_ways_that_are_open(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    own = make_run("plain8-s0", seed=-1)
+    before = own.read_bytes()
+    for option in ([], ["--resume"]):  # a run that gradlens did not make is never continued, nor replaced by it
+        assert run_command(["run", "plain8", *option]) != 0
+        assert ["--out", "runs/again"] in (ways := options_of_tip(capsys.readouterr().err))
+        assert ["--resume"] not in ways
+    assert own.read_bytes() == before
+    config = make_config("plain8", "quick").to_dict()
+    own.unlink()
+    own = make_run("plain8-s0", status="interrupted", config=config, model="plain8")
+    for resumable in (False, True):
+        if resumable:
+            own.with_suffix(".ckpt").write_bytes(b"")
+        assert run_command(["run", "plain8"]) != 0
+        assert (["--resume"] in options_of_tip(capsys.readouterr().err)) == resumable
+    assert run_command(["run", "plain8", "--lr", "0.5"]) != 0
+    assert ["--resume"] not in options_of_tip(capsys.readouterr().err)  # another learning rate: it would be refused
+    Path("runs/again").mkdir()
+    Path("runs/again/plain8-s0.h5").write_bytes(b"")
+    assert run_command(["run", "plain8"]) != 0
+    assert ["--out", "runs/again-2"] in options_of_tip(capsys.readouterr().err)
+
+
 @pytest.mark.usefixtures("few_patterns")
 def test_run_writes_a_file_and_shows_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["run", "plain8", *TINY]) == 0
@@ -49,8 +83,14 @@ def test_run_writes_a_file_and_shows_its_summary(capsys: pytest.CaptureFixture[s
     assert run_command(["run", "plain8", *TINY]) == 1
     err = capsys.readouterr().err
     assert "Error: runs/plain8-s0.h5 already exists" in err
-    assert "Tip: --resume continues it" in err
-    assert run_command(["run", "plain8", *TINY, "--overwrite"]) == 0
+    ways = options_of_tip(err)
+    assert ways == [["--out", "runs/again"], ["--overwrite"]]  # a complete run cannot be resumed
+    for way in ways:
+        assert run_command(["run", "plain8", *TINY, *way]) == 0
+    assert read_run("runs/again/plain8-s0.h5").status == "complete"
+    capsys.readouterr()
+    assert run_command(["ls", "--format", "json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == ["again/plain8-s0", "plain8-s0"]
     assert run_command(["run", "plain8", "--resume"]) == 0
     assert "nothing to resume" in capsys.readouterr().err
 

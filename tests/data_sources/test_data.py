@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from torchvision.transforms import v2
 
 from gradlens.config import AUGMENTATIONS, make_config
 from gradlens.data import load_data, make_batches
 from gradlens.data.copies import find_copies
 from gradlens.data.images import grey_differences, open_image
+from gradlens.data.loaders import make_augmentation
 from gradlens.data.patterns import CLASSES, make_patterns
 from gradlens.data.registry import FileImages
 from gradlens.data.split import split_groups, split_random
@@ -417,3 +419,17 @@ def test_one_image_under_two_labels_is_said(photos: Path) -> None:
 def test_a_name_that_is_none_ends_in_a_line(photos: Path) -> None:
     with pytest.raises(DataError, match="row 14"):
         read_csv(write_table(photos, f"{'x' * 5000}.png,cat"))
+
+
+def test_the_flip_is_that_of_torchvision_with_its_random_numbers() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    ours, theirs = make_augmentation(["flip"], 4), v2.RandomHorizontalFlip()
+    flipped = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mine, after = ours(images[0]), torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(mine, theirs(images[0]))
+        assert torch.equal(after, torch.rand(1))
+        flipped += not torch.equal(mine, images[0])
+    assert 0 < flipped < 20

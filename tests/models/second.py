@@ -72,6 +72,8 @@ class SecondNet:
     def block(self, name: str, x: Tensor, stride: int) -> Tensor:
         branch = self.act(self.conv(f"{name}conv1", f"{name}bn1", x, stride))
         branch = self.conv(f"{name}conv2", f"{name}bn2", branch, 1)
+        if f"{name}alpha" in self.weights:
+            branch = self.weights[f"{name}alpha"] * branch
         if not self.residual:
             return self.act(branch)
         if "valueonly" in self.words:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
+from gradlens.config import INITS
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.models.blocks import PadShortcut
@@ -22,7 +23,12 @@ def parameters(model: nn.Module) -> int:
 
 
 LARGE = [n for n in model_names() if not n.lstrip("plainrest").startswith("20") and n not in ("plain18", "resnet18")]
-CHECKED = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()]
+DEPTHS_OF_BRANCHES = ("resnet20", "resnet34")
+"""A factor of the branch is the same in every block: two depths are enough."""
+CHECKED = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in model_names()
+    if parse_model(name).branch == "whole" or name.startswith(DEPTHS_OF_BRANCHES)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKED)
@@ -50,6 +56,8 @@ def test_values_and_gradients_are_those_of_a_second_implementation(name: str, op
             nn.init.uniform_(module.weight, 0.5, 1.5)
         if getattr(module, "bias", None) is not None:
             nn.init.normal_(module.bias, 0, 0.2)
+        if getattr(module, "alpha", None) is not None:
+            nn.init.constant_(module.alpha, 0.7)
     weights = {key: p.detach().clone().requires_grad_() for key, p in net.named_parameters()}
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     factors = torch.randn(3, 3, dtype=torch.float64)
@@ -78,6 +86,24 @@ def test_variants_start_from_equal_weights_and_keep_one_half_of_the_shortcut(suf
     assert torch.equal(out["both"], out["value"])  # bit for bit
     assert torch.equal(out["none"], out["gradient"])
     assert not torch.equal(out["both"], out["none"])
+
+
+def test_the_factor_of_a_branch_begins_at_zero_or_at_its_scale() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    zero = build_model("resnet20-skipinit-nobn", num_classes=5, seed=3)
+    alphas = {key: value.item() for key, value in zero.state_dict().items() if key.endswith("alpha")}
+    assert len(alphas) == 9
+    assert set(alphas.values()) == {0.0}
+    streams = []
+    zero.layer1.register_forward_hook(lambda module, given, output: streams.extend([given[0], output]))
+    zero(images).square().sum().backward()
+    torch.testing.assert_close(*streams, rtol=0, atol=0)  # ReLU of what a ReLU gave
+    assert all(p.grad.abs().max() > 0 for key, p in zero.named_parameters() if key.endswith("alpha"))
+    assert not zero.layer1[0].conv1.weight.grad.any()
+    scaled = build_model("resnet20-branchscale", num_classes=5, seed=3)
+    assert scaled.layer1[0].alpha.item() == pytest.approx(1 / 3)
+    whole = build_model("resnet20", num_classes=5, seed=3).state_dict()
+    assert all(torch.equal(whole[key], value) for key, value in scaled.state_dict().items() if "alpha" not in key)
 
 
 def test_a_projection_learns_though_the_gradient_through_it_is_cut() -> None:
@@ -173,6 +199,38 @@ def test_initialisations_have_the_variance_they_claim() -> None:
     assert default.std().item() == pytest.approx((1 / (3 * 256 * 9)) ** 0.5, rel=0.01)
     reference = nn.Conv2d(256, 256, 3).weight
     assert default.std().item() == pytest.approx(reference.std().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_every_initialisation_trains_every_family(init: str) -> None:
+    for name in ("plain20", "resnet20-nobn", "plain18-nobn"):
+        net = build_model(name, num_classes=3, seed=1, init=init)
+        net(torch.randn(2, 3, 32, 32)).square().sum().backward()
+        assert all(torch.isfinite(p).all() and p.grad is not None for p in net.parameters())
+        again = dict(build_model(name, num_classes=3, seed=1, init=init).named_parameters())
+        assert all(torch.equal(value, again[key]) for key, value in net.named_parameters())
+
+
+def test_a_delta_orthogonal_layer_keeps_norms_times_the_gain() -> None:
+    conv = build_model("plain34-nobn", num_classes=5, init="delta-orthogonal").layer2[0].conv1  # 64 to 128, stride 2
+    x = torch.randn(3, 64, 8, 8)
+    seen = conv(x)
+    assert seen.square().sum().item() == pytest.approx(2 * x[:, :, ::2, ::2].square().sum().item(), rel=1e-5)
+    other = build_model("plain34-nobn", num_classes=5, seed=1, init="delta-orthogonal").layer2[0].conv1
+    assert not torch.allclose(conv.weight, other.weight)
+
+
+@pytest.mark.parametrize("name", ["plain20-nobn", "plain56-nobn"])
+def test_a_looks_linear_model_is_linear_at_its_initialisation(name: str) -> None:
+    net = build_model(name, num_classes=5, init="looks-linear").double()
+    x, y = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    zero = net(torch.zeros_like(x))
+    with torch.no_grad():
+        torch.testing.assert_close(net(2 * x - 3 * y) - zero, 2 * (net(x) - zero) - 3 * (net(y) - zero))
+        assert (net(x) - zero).abs().max() > 0.01
+    usual = build_model(name, num_classes=5).double()
+    with torch.no_grad():
+        assert not torch.allclose(usual(x + y) - usual(x), usual(y) - usual(torch.zeros_like(x)), atol=1e-6)
 
 
 def test_other_peoples_models(tmp_path: Path) -> None:

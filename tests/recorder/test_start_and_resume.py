@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,6 +178,13 @@ def test_the_tip_for_a_file_that_exists_appends_first() -> None:
         gradlens.record(mlp(), "a.h5")
     assert caught.value.tip is not None
     assert caught.value.tip.startswith("resume=True (--resume) appends to it")
+    free = re.search(r"(\S+) is free", caught.value.tip)
+    assert free is not None
+    assert free[1] == "a-2.h5"
+    whole_run(free[1], 2)
+    with pytest.raises(RunExistsError) as caught:
+        gradlens.record(nn.Linear(4, 3), "a.h5")
+    assert caught.value.tip == "a-3.h5 is free; overwrite=True (--overwrite) replaces the file"
     with pytest.raises(ConfigError, match="choose one of them"):
         gradlens.record(mlp(), "a.h5", resume=True, overwrite=True)
 

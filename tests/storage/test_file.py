@@ -343,6 +343,13 @@ def test_runs_are_found_by_what_a_user_names(make_run, tmp_path: Path) -> None:
     assert resolve_runs(["a", str(second), "runs"], default="all") == [Path("runs/a.h5"), second, Path("runs/b.h5")]
     with pytest.raises(NoRunError, match="no such run"):
         resolve_runs(["c"], default="all")
+    deep = make_run("c", folder="runs/x/y")
+    os.utime(deep, (4e9, 4e9))
+    assert newest_run() == Path("runs/x/y/c.h5")
+    assert find_runs() == [Path("runs/a.h5"), Path("runs/b.h5"), Path("runs/x/y/c.h5")]
+    assert find_runs(deep=False) == [Path("runs/a.h5"), Path("runs/b.h5")]
+    for named in ("x", "x/y", "x/y/c", "runs/x"):
+        assert resolve_runs([named], default="all") == [Path("runs/x/y/c.h5")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoRunError, match="there is no run in empty"):
         resolve_runs(["empty"], default="all")

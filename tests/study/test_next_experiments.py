@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gradlens.study import (
     CLAIMS,
+    OUTCOMES,
     Control,
     Evidence,
     JudgedClaim,
@@ -16,7 +17,8 @@ from gradlens.study import (
     listed,
 )
 from gradlens.study.run_groups import WITH, WITHOUT
-from gradlens.terminal.claims import claims_card
+from gradlens.study.words import WORDS
+from gradlens.terminal.claims import STYLES, claims_card
 
 NUMBER = Evidence("share", 0.5, 0.4, 0.6, "share", 5)
 PASSED = Control("positive", "must vanish", 3, True, "it does")
@@ -79,13 +81,19 @@ def test_controls_come_first_and_where_they_fail_nothing_else_is_said() -> None:
 
 
 def test_the_card_says_what_is_decided_and_a_sentence_of_why_in_each_line() -> None:
-    found = judged(*((key, shown("not supported")) for key in "ABF"), ("C", shown("mixed", WITHOUT)))
+    found = judged(*((key, shown("refuted")) for key in "ABF"), ("C", shown("mixed", WITHOUT)))
     card = claims_card(found)
-    assert card.verdict == "A, B and F not supported with batch norm; C mixed without batch norm"
+    assert card.verdict == "A, B and F refuted with batch norm; C mixed without batch norm"
     assert card.lines[1:3] == [("why", "This is so."), ("why", "That is not.")]  # behind the control
     assert not card.beside
     open_ = claims_card(judged(("A", replace(shown("undecided"), evidence=(replace(NUMBER, low=math.nan),)))))
     assert (open_.verdict, open_.beside) == ("nothing is decided", ["1 of 1 undecided"])
+
+
+def test_a_reader_finds_every_verdict_in_their_language() -> None:
+    """English words are the outcomes themselves."""
+    assert {f"verdict {one}" for one in OUTCOMES} == {key for key in WORDS["id"] if key.startswith("verdict ")}
+    assert set(STYLES) == set(OUTCOMES)
 
 
 def test_letters_are_read_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from gradlens import read_run
-from gradlens.analysis.compare import group_runs
+from gradlens.analysis.compare import compare_runs
 from gradlens.charts.curves import make_curves
 from gradlens.config import make_config
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
@@ -52,7 +52,7 @@ def test_every_view_fits_the_window(view: str, width: int, colour: bool, make_ru
             for run in runs:
                 print_summary(out, run)
         case "compare":
-            print_compare(out, group_runs(runs))
+            print_compare(out, compare_runs(runs))
         case "ls":
             print_listing(out, SAMPLE.parent, run_rows([run.path for run in runs]))
     lines = plain_lines(out)
@@ -134,7 +134,7 @@ def test_names_from_a_file_are_never_markup(make_run) -> None:
     out = console(100, colour=False)
     print_summary(out, run)
     print_heatmap(out, [run], "activation_grad_norm")
-    print_compare(out, group_runs([run]))
+    print_compare(out, compare_runs([run]))
     print_listing(out, SAMPLE.parent, run_rows([run.path]))
     text = out.file.getvalue()
     assert text.count("[red]x") >= 2

@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 from gradlens import read_run
+from gradlens.analysis.paths import main_path
 from gradlens.config import OPTIMIZERS, make_config
 from gradlens.errors import ConfigError, ModelError, RunExistsError, RunFileError
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
+from gradlens.models import build_model
 from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path
 from gradlens.train.loop import find_logits
-from gradlens.train.session import choose_device, make_optimizer, make_scheduler
+from gradlens.train.session import choose_device, freeze_layers, make_optimizer, make_scheduler
 from tests.train import distributed_cases
 
 
@@ -67,6 +69,37 @@ def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
     assert not checkpoint_path(tmp_path / "a.h5").exists()
     with pytest.raises(RunExistsError, match="already exists"):
         train_run(config(), tmp_path / "a.h5")
+
+
+def test_frozen_layers_keep_their_weights_and_norm_layers_are_recorded_on_request(tmp_path: Path) -> None:
+    made = config("resnet8", epochs=1, freeze=0.4, norms=True)
+    model = build_model("resnet8", num_classes=5)
+    freeze_layers(model, made.freeze)
+    frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
+    assert {key.rsplit(".", 1)[0] for key in frozen} == {  # 3 of 8 layers, and the norms behind them
+        "conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2",
+    }  # fmt: skip
+    train_run(made, tmp_path / "a.h5")
+    run = read_run(tmp_path / "a.h5")
+    assert run.config["freeze"] == 0.4
+    assert "freeze" not in config().to_dict()
+    assert [layer.name for layer in run.layers if layer.role == "norm"][:2] == ["bn1", "layer1.0.bn1"]
+    weights = run.metric("param_norm")[~np.isnan(run.metric("param_norm")).all(axis=1)]
+    assert weights.shape[1] == 15
+    grads = dict(zip([layer.name for layer in run.layers], run.metric("param_grad_norm")[-1], strict=True))
+    assert np.isnan(grads["layer1.0.conv2"])
+    assert grads["layer2.0.conv1"] > 0
+
+
+def test_a_run_with_scaled_branches_has_the_layers_of_the_residual_model(tmp_path: Path) -> None:
+    train_run(config("resnet8-branchscale", epochs=1), tmp_path / "a.h5")
+    train_run(config("resnet8", epochs=1), tmp_path / "b.h5")
+    scaled, usual = (read_run(tmp_path / name) for name in ("a.h5", "b.h5"))
+    path = [scaled.layers[i].name for i in main_path(scaled)]
+    assert path == [usual.layers[i].name for i in main_path(usual)]
+    assert set(METRICS_OF_PATHS) <= set(scaled.metrics)
+    blocks = [i for i in range(len(scaled.layers)) if np.isfinite(scaled.metric("shortcut_grad_norm")[0, i])]
+    assert [scaled.layers[i].name for i in blocks] == [f"layer{n}.0.conv1" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("model", ["plain8", "resnet8-nobn"])

@@ -20,6 +20,7 @@ import select
 import signal
 import sys
 import time
+from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,7 +29,7 @@ from gradlens.terminal.live.canvas import Canvas, Painter
 try:
     import termios
     import tty
-except ImportError:  # Windows: a view without keys; Ctrl-C ends it
+except ImportError:  # Windows: keys are asked for, see _wait_for_console
     termios = tty = None  # type: ignore[assignment]
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
@@ -38,6 +39,10 @@ NAMED = {
     "\x1b[C": "right", "\x1b[D": "left", "\x1bOC": "right", "\x1bOD": "left", "\x1b": "escape", " ": "space",
     "\r": "enter", "\n": "enter", "\x04": "q",
 }  # fmt: skip
+CONSOLE_KEYS = {"H": "up", "P": "down", "I": "pageup", "Q": "pagedown", "M": "right", "K": "left"}
+"""The second character of keys that are no character, as msvcrt.getwch returns them on Windows."""
+ASK_S = 0.05
+"""On Windows, nothing waits for keys and for time at once: keys and the window's size are asked for this often."""
 
 
 class Screen:
@@ -170,8 +175,7 @@ class Screen:
             The keys that were pressed, and "resize" if the window changed; none if the time has passed.
         """
         if self._wake is None:
-            time.sleep(max(seconds, 0.0))
-            return []
+            return self._wait_for_console(seconds)
         sources = [self._wake[0]] + ([] if self._in is None else [self._in])
         ready, _, _ = select.select(sources, [], [], max(seconds, 0.0))
         keys: list[str] = []
@@ -184,6 +188,44 @@ class Screen:
                 self._in = None  # stdin is closed: no more keys
             keys += split_keys(data.decode("utf-8", "replace"))
         return keys
+
+    def _wait_for_console(self, seconds: float) -> list[str]:
+        """Wait for keys where the system has no terminals, as on Windows; without a console, only wait."""
+        try:
+            console: Any = import_module("msvcrt") if self._in is not None else None
+        except ImportError:
+            console = None
+        size, until = self.size, time.monotonic() + max(seconds, 0.0)
+        while (left := until - time.monotonic()) > 0:
+            keys = [] if console is None else console_keys(console)
+            if size != self.size:
+                self._painter.forget()
+                keys.append("resize")
+            if keys:
+                return keys
+            time.sleep(min(ASK_S, left))
+        return []
+
+
+def console_keys(console: Any) -> list[str]:
+    """Return the keys that were pressed in a console of Windows.
+
+    Args:
+        console: The module msvcrt.
+
+    Returns:
+        The keys, with names as in ``split_keys``.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    keys = []
+    while console.kbhit():
+        key = console.getwch()
+        if key == "\x03":
+            raise KeyboardInterrupt
+        keys.append(CONSOLE_KEYS.get(console.getwch(), "") if key in ("\x00", "\xe0") else NAMED.get(key, key))
+    return [key for key in keys if key]
 
 
 def split_keys(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from gradlens.terminal.braille import braille, stretched
 from gradlens.terminal.live.canvas import BOLD, CYAN, DEFAULT, Canvas, Painter, sgr
 from gradlens.terminal.live.cells import AT_MISSING, AT_NONFINITE, AT_ZERO, PALETTE, STEPS, Scale, draw_bars, fit_layers
 from gradlens.terminal.live.layout import SPANS, Choice, draw_watch
-from gradlens.terminal.live.screen import split_keys
+from gradlens.terminal.live.screen import console_keys, split_keys
 from gradlens.terminal.live.watch import epoch_line, known_metrics, ratio_line, waiting_lines
 from gradlens.terminal.live.watched_run import Judge, Watched
 from tests.conftest import SAMPLE, make_layers
@@ -66,6 +66,26 @@ def test_text_that_does_not_fit_is_cut_and_each_character_takes_one_cell() -> No
 def test_keys() -> None:
     assert split_keys("q m\x1b[A\x1b[6~\x1bOB\x1b") == ["q", "space", "m", "up", "pagedown", "down", "escape"]
     assert split_keys("\x1b[<0;1;1M") == ["\x1b[<0;1;1M"]
+
+
+class Console:
+    """What msvcrt offers of a console of Windows, with keys that were pressed."""
+
+    def __init__(self, pressed: str) -> None:
+        self.pressed = list(pressed)
+
+    def kbhit(self) -> bool:
+        return bool(self.pressed)
+
+    def getwch(self) -> str:
+        return self.pressed.pop(0)
+
+
+def test_keys_of_a_windows_console() -> None:
+    assert console_keys(Console("q m\xe0H\x00Q\xe0G\x1b\r")) == ["q", "space", "m", "up", "pagedown", "escape", "enter"]
+    assert console_keys(Console("")) == []
+    with pytest.raises(KeyboardInterrupt):
+        console_keys(Console("\x03"))
 
 
 # --- curves, scales, bars ---------------------------------------------------------------------------------
