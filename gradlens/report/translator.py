@@ -17,6 +17,8 @@ PLACE = re.compile(r"\{(\w+)\}")
 ONE = r"[<>~±+-]?(?:\d[\d,]*(?:\.\d+)?|inf)(?:e[+-]?\d+)?"
 NUMBER = rf"(?:(?:below|above) )?(?:10\^|1/)?{ONE}(?:\^-?[\d.]+)?(?: ?%| px)?(?: \[{ONE}, {ONE}\])?"
 NUMBERS = re.compile(rf"{NUMBER}|\[{ONE}, {ONE}\]")
+QUOTED = "quoted"
+"""The place between quotation marks: it stays as it is."""
 WHOLE = ("fix", "clip")
 """Places that hold sentences of their own; all others end with the sentence."""
 SENTENCES = (
@@ -79,7 +81,9 @@ class Translator:
         """
         for pattern, other, is_written_so in self._by_word.get(word, ()):
             if match := pattern.fullmatch(text):
-                said = PLACE.sub(lambda place, match=match: self(match[place[1]]), other)  # type: ignore[misc]
+                said = PLACE.sub(
+                    lambda place, match=match: match[place[1]] if place[1] == QUOTED else self(match[place[1]]), other
+                )  # type: ignore[misc]
                 return said[:1].upper() + said[1:] if capital and not is_written_so else said
         return ""
 
@@ -110,6 +114,8 @@ class Translator:
 def _place(name: str) -> str:
     if re.fullmatch("n[0-9]*", name):
         return f"(?P<{name}>{NUMBER})"
+    if name == QUOTED:
+        return f"(?P<{name}>[^']+)"
     return f"(?P<{name}>.+?)" if name in WHOLE else rf"(?P<{name}>(?:(?!\. [A-Z]).)+?)"
 
 

@@ -108,6 +108,8 @@ def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
         say("Why not. Block has 2.5 rows (why not); x") == "Mengapa tidak. Block memiliki 2,5 baris (mengapa tidak); x"
     )
     assert say("a.b has no rows") == "a.b has no rows"
+    said = translate("layer '0.1', layer '2', layer '4' and 8 more", "id")
+    assert said == "lapisan '0.1', lapisan '2', lapisan '4' dan 8 lainnya"
     assert say("+0.090 [-0.749, +0.929]") == "+0,090 [-0,749; +0,929]"
 
 
