@@ -207,7 +207,7 @@ def report(
             of the same model and settings is left out.
         output: A name that ends in .html, .md or .pdf; a file of this name is replaced. None is ``report.html``, and
             only a page of gradlens is replaced.
-        language: "en", or "id" (Indonesian) for Markdown.
+        language: "en", or "id" (Indonesian).
 
     Returns:
         The files that were written: the report first, then the figures of a Markdown report.

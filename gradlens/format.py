@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of characters that are not shown but do something: controls, marks of direction, line ends."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """The beginnings of a cell that a spreadsheet computes."""
+ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:~?/|[A-Za-z]:\\)(?:[^\s/\\'\",;]+[/\\])+[^\s/\\'\",;]*")
+"""An absolute path of two names or more."""
 MOST_FILE_NAME = 120
 """Characters of the name of a file that is made of names of runs."""
 
@@ -39,6 +42,16 @@ def visible(text: str) -> str:
 def _is_hidden(char: str) -> bool:
     code = ord(char)
     return unicodedata.category(char) in HIDDEN or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+
+
+def without_folders(text: str) -> str:
+    """Return a text without the folders of absolute paths, which tell about a machine: ``/home/me/runs/a.h5`` is
+    ``a.h5``.
+
+    Args:
+        text: A path, a command, or a setting such as ``folder:/data/food``.
+    """
+    return ABSOLUTE.sub(lambda path: re.split(r"[/\\\\]", path[0].rstrip("/\\"))[-1] or path[0], text)
 
 
 def safe_cell(value: Any) -> Any:

@@ -58,6 +58,22 @@ RATIOS = {
     "ratio inf": "the gradient norm of {last} is exactly 0, that of {first} is not",
 }
 """Sentences that compare two gradient norms."""
+MESSAGES = {
+    "ratio times": "the gradient at the first layer is about {number} times the last one's",
+    "ratio part": "the gradient at the first layer is 1/{number} of the last one's",
+    "ratio power": "the gradient at the first layer is {power} times the last one's",
+    "ratio zero": "the gradient at the first layer is exactly 0",
+    "ratio inf": "the gradient at the last hidden layer is exactly 0, at the first layer it is not",
+}
+"""The same without names, for titles; the last one is the last hidden layer."""
+SHORT_MESSAGES = {
+    "ratio times": "first layer {number} times the last",
+    "ratio part": "first layer 1/{number} of the last",
+    "ratio power": "first layer {power} times the last",
+    "ratio zero": "first layer exactly 0",
+    "ratio inf": "last layer exactly 0",
+}
+"""The same for titles of small panels."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +359,29 @@ def say_ratio(first: str, last: str, decades: float, words: Mapping[str, str] = 
     """
     form, number = _for_people(decades)
     return words[f"ratio {form}"].format(first=first, last=last, number=number, power=say_power(decades))
+
+
+def say_message(ratio: GradientRatio | None, rows: int, *, short: bool = False) -> str:
+    """Return the message of a run's gradient for a title: "the gradient at the first layer is 1/126 of the last one's".
+
+    Args:
+        ratio: The ratio, or None.
+        rows: Total number of rows.
+        short: Whether the title is that of a small panel.
+
+    Returns:
+        The sentence; "" where the ratio is not known.
+    """
+    if ratio is None:
+        return ""
+    if 2 * ratio.rows_all_zero >= rows > 0:
+        return "all exactly 0" if short else "all gradients are exactly 0 in most rows"
+    typical = ratio.typical()
+    said = "" if math.isnan(typical) else say_ratio("", "", typical, SHORT_MESSAGES if short else MESSAGES)
+    if short:
+        return said
+    collapse = f"all gradients are exactly 0 in {say_rows(ratio.rows_all_zero, rows)}" if ratio.rows_all_zero else ""
+    return "; ".join(filter(None, [said, collapse]))
 
 
 def _for_people(decades: float) -> tuple[str, str]:

@@ -47,6 +47,7 @@ def compare(
     form: str,
     theme: str,
     width: str,
+    caption: bool,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -85,17 +86,17 @@ def compare(
         return
     load_plots()
     from gradlens.plots import draw_compare, figure_name
-    from gradlens.plots.compare import caption
+    from gradlens.plots.compare import caption as say_caption
     from gradlens.plots.style import make_look
 
-    look = make_look(theme, width)
+    look = make_look(theme, width, caption=caption)
     kept = [run for group in groups for run in group.runs]
     write_figures(
         lambda: draw_compare(found, references=published, look=look, by=by),
         figure_name("compare", kept, *([f"{by}s"] if by else []), *look.details()),
         outputs,
         runs=kept,
-        caption=caption(groups),
+        caption=say_caption(groups),
         look=look,
     )
 

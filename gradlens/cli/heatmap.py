@@ -67,6 +67,7 @@ def heatmap(
     marks: bool,
     theme: str,
     width: str,
+    caption: bool,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -97,10 +98,10 @@ def heatmap(
         return
     load_plots()
     from gradlens.plots import draw_heatmap, figure_name
-    from gradlens.plots.heatmap import caption
+    from gradlens.plots.heatmap import caption as say_caption
     from gradlens.plots.style import make_look
 
-    look = make_look(theme, width)
+    look = make_look(theme, width, caption=caption)
     details = [
         *metric_names(metrics, DEFAULT),
         *(["per-element"] if per_element else []),
@@ -116,5 +117,5 @@ def heatmap(
         outputs,
         runs=[*found, *others],
         look=look,
-        caption=caption(found, metrics, **view).replace("\n", " "),
+        caption=say_caption(found, metrics, **view).replace("\n", " "),
     )

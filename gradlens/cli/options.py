@@ -118,7 +118,11 @@ def metric_names(metrics: Sequence[str], default: Sequence[str]) -> list[str]:
 
 
 def look_options(command: Command) -> Command:
-    """Add the options for the theme and the width of a figure."""
+    """Add the options for the theme, the width and the caption of a figure."""
+    command = click.option(
+        "--caption/--no-caption", default=True, show_default=True,
+        help="Write the caption into the figure; without it, for papers, it is in the metadata and the JSON file only.",
+    )(command)  # fmt: skip
     command = click.option(
         "--theme",
         type=click.Choice(["light", "dark"]),

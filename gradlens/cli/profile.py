@@ -51,6 +51,7 @@ def profile(
     form: str,
     theme: str,
     width: str,
+    caption: bool,
     outputs: tuple[Path, ...],
     terminal: bool,
 ) -> None:
@@ -81,10 +82,10 @@ def profile(
         return
     load_plots()
     from gradlens.plots import draw_profile, figure_name
-    from gradlens.plots.profile import caption
+    from gradlens.plots.profile import caption as say_caption
     from gradlens.plots.style import make_look
 
-    look = make_look(theme, width)
+    look = make_look(theme, width, caption=caption)
     details = [
         *([metric] if metric != "activation_grad_norm" else []),
         *(["per-element"] if per_element else []),
@@ -97,6 +98,6 @@ def profile(
         figure_name("profile", found, *details),
         outputs,
         runs=found,
-        caption=caption(curves, metric).replace("\n", " "),
+        caption=say_caption(curves, metric).replace("\n", " "),
         look=look,
     )

@@ -18,7 +18,7 @@ from gradlens.format import plural
 )  # fmt: skip
 @click.option(
     "--lang", "language", type=click.Choice(["en", "id"]), default="en", show_default=True,
-    help="Language of a Markdown report: English or Indonesian.",
+    help="Language of the report: English or Indonesian.",
 )  # fmt: skip
 def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> None:
     """Write a report of RUNS: claims, findings, heatmaps, curves, hyper-parameters.

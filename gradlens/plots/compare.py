@@ -20,12 +20,12 @@ from gradlens.analysis.compare import (
     say_interval,
     say_unequal,
 )
-from gradlens.analysis.groups import Group, n_epochs
+from gradlens.analysis.groups import Group, length_of, n_epochs
 from gradlens.analysis.stats import Interval
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.format import plural
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of
+from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of, usual_look
 from gradlens.run import FloatArray, Run
 
 MOST_SINGLE, MOST_BANDS = 4, 6
@@ -34,8 +34,11 @@ MOST_PANELS = 6
 """Further quantities are in the JSON and CSV output only."""
 MOST_RAW = 2000
 """Logged values of a run that are drawn behind its smoothed curve."""
+MOST_LINES = 12
+"""With more single seeds than these, their lines are left out: a band shows a tangle better."""
 ROW_IN = 0.2
 """Height of a row of the legend and of the table, in inches."""
+ENDED = "after | a seed has ended: mean of the others"
 FAR = 1.5
 """The axis of a loss is cut when its highest value is this many times the upper end of 95 % of the values."""
 
@@ -49,13 +52,14 @@ def draw_compare(
 ) -> GradlensFigure:
     """Draw accuracy and loss over epochs, or logged scalars over steps, a line per model, and a table of the end.
 
-    Lines are means over seeds, while all seeds run; bands are 95 % intervals of the mean; thin lines are single seeds.
-    Models of one family that differ in depth have shades of one colour, stronger for the deeper ones.
+    Lines are means over seeds; where a seed has ended, the mean of the others goes on dotted. Bands are 95 % intervals
+    of the mean; thin lines are single seeds. Networks that differ in depth have shades of one colour, stronger for the
+    deeper ones.
 
     Args:
         runs: Runs with a table of epochs, or with logged scalars.
         references: Published numbers to add to the table.
-        look: Theme and width; light and for a screen by default.
+        look: Theme, width and caption; light, for a screen and with a caption by default.
         by: As in ``compare_runs``.
 
     Returns:
@@ -65,7 +69,7 @@ def draw_compare(
         ConfigError: No run has finished an epoch, or logged a scalar.
     """
     groups = list(compare_runs(runs, by=by).groups)
-    look = look or Look()
+    look = look or usual_look()
     with house_style(look):
         return _draw(groups, references, look)
 
@@ -75,8 +79,9 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
     width, one = look.inches(7.2), look.width == "one"
     looks = looks_of([group.model for group in groups])
     head = fill(_sentences(groups), width)
-    columns = max(1, int(width * 13 / (max(len(_label(group)) for group in groups) + 7)))
-    names = ROW_IN * -(-len(groups) // columns) + 0.1
+    ended = [ENDED] if any(group_ends(group) for group in groups) else []
+    columns = max(1, int(width * 13 / (max(map(len, [*map(_label, groups), *ended])) + 7)))
+    names = ROW_IN * -(-(len(groups) + len(ended)) // columns) + 0.1
     rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
     panels = [2.1] * len(table) if one else [2.2] * -(-len(table) // 2)
     heights = [*panels, names, rows]
@@ -92,6 +97,8 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
         Line2D([], [], color=colour, linestyle=dash, label=_label(group))  # type: ignore[arg-type]
         for group, (colour, dash) in zip(groups, looks, strict=True)
     ]
+    if any(group_ends(group) for group in groups):
+        handles.append(Line2D([], [], color=current().ink, linestyle=REST, linewidth=1.0, label=ENDED))
     legend = figure.add_subplot(grid[-2, :])
     legend.axis("off")
     legend.legend(handles=handles, loc="center", ncols=columns)
@@ -122,7 +129,13 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         if group.window is not None and len(group.runs) == 1 and len(groups) <= MOST_BANDS:
             _draw_raw(axis, group.runs[0], column, colour)
         axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, **_mark_single(mean))
-        if len(group.runs) > 1 and len(groups) <= MOST_SINGLE:
+        if group_ends(group):
+            rest = np.where(whole, np.nan, [s.mean for s in stats])
+            joint = max(int(whole.sum()) - 1, 0)
+            rest[joint] = mean[joint] if whole.any() else rest[joint]
+            axis.plot(epochs, rest, color=colour, linestyle=REST, linewidth=1.0, zorder=2.5)
+            axis.plot(epochs[joint], rest[joint], "|", color=colour, markersize=7, zorder=3)
+        if len(group.runs) > 1 and _shows_seeds(groups):
             axis.plot(epochs, curves.T, color=colour, linewidth=0.6, alpha=0.6, **_mark_single(curves))
         if len(group.runs) > 1 and len(groups) <= MOST_BANDS:
             low, high = ([getattr(s, end) for s in stats] for end in ("low", "high"))
@@ -153,6 +166,20 @@ def _draw_raw(axis: Axes, run: Run, column: str, colour: str) -> None:
     if column in run.scalars:
         every = -(-len(run.steps) // MOST_RAW)
         axis.plot(run.steps[::every], run.scalars[column][::every], color=colour, linewidth=0.5, alpha=0.25, zorder=2)
+
+
+REST = (0, (1, 1.5))
+"""The dash style of a mean over the seeds that are left."""
+
+
+def group_ends(group: Group) -> bool:
+    """Return whether some seeds of a group have fewer epochs, or steps, than others."""
+    return len({length_of(run, group.unit) for run in group.runs}) > 1
+
+
+def _shows_seeds(groups: Sequence[Group]) -> bool:
+    """Return whether single seeds have lines of their own."""
+    return len(groups) <= MOST_SINGLE and sum(len(group.runs) for group in groups) <= MOST_LINES
 
 
 def _limit(axis: Axes, values: FloatArray) -> None:
@@ -238,10 +265,11 @@ def _sentences(groups: list[Group]) -> list[str]:
         thin = " Thin lines are the logged values." if len(groups) <= MOST_BANDS else ""
         sentences.append(f"Lines are smoothed: each value is the mean of the last {window.width:,} steps.{thin}")
     if any(len(group.runs) > 1 for group in groups):
-        sentences.append("Lines are means over seeds, drawn while all seeds run.")
+        more = ", dotted where a seed has ended" if any(map(group_ends, groups)) else ""
+        sentences.append(f"Lines are means over seeds{more}.")
         if len(groups) <= MOST_BANDS:
             sentences.append("Bands are 95 % intervals of the mean.")
-        if len(groups) <= MOST_SINGLE:
+        if _shows_seeds(groups):
             sentences.append("Thin lines are single seeds.")
     return sentences
 

@@ -19,6 +19,7 @@ from gradlens.analysis.gradient_ratio import (
     over_seeds,
     say_all_zero,
     say_fate,
+    say_message,
     say_power,
     say_ratio,
     say_rows,
@@ -33,7 +34,7 @@ from gradlens.format import plural
 from gradlens.metrics import is_linear
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
-from gradlens.plots.style import Look, fill, head_inches, house_style
+from gradlens.plots.style import Look, fill, head_inches, house_style, usual_look
 from gradlens.run import Run
 
 COLUMNS = 1600
@@ -73,7 +74,7 @@ def draw_heatmap(
         minus: Show the difference from this run; for magnitudes, log10 of the ratio.
         by: What the horizontal axis counts: optimizer steps, or epochs, which compares runs of different batch sizes.
         marks: Mark drops of the learning rate, resumes, columns that are not finite, and the layers of findings.
-        look: Theme and width; light and for a screen by default.
+        look: Theme, width and caption; light, for a screen and with a caption by default.
 
     Returns:
         The figure; save it with ``save_figure``.
@@ -84,7 +85,7 @@ def draw_heatmap(
     """
     if not runs:
         raise ConfigError("a heatmap needs at least one run")
-    look = look or Look()
+    look = look or usual_look()
     names = [metric] if isinstance(metric, str) else list(metric)
     views = [View(name, per_element, relative, steps) for name in names]
     panels = [[make_panel(run, view, columns=COLUMNS, minus=minus) for view in views] for run in runs]
@@ -146,11 +147,11 @@ def _panel_height(panels: Sequence[Panel], most: float) -> float:
 def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> GradlensFigure:
     """Draw one metric: panels in rows, with one colour bar."""
     seeds = _columns_of_seeds([panel.run for panel in panels])
-    most = {"one": 1, "two": 3}.get(look.width, PANELS_PER_ROW)
+    most = {"one": 1, "two": 3 if len(panels) == 3 else 2}.get(look.width, PANELS_PER_ROW)
     columns = seeds if 1 < seeds <= 5 and look.width != "one" else min(len(panels), most)
     columns = math.ceil(len(panels) / math.ceil(len(panels) / columns))  # four panels are two by two, not three and one
     rows = math.ceil(len(panels) / columns)
-    height = _panel_height(panels, 6.5 if rows < 3 else 3.2)
+    height = _panel_height(panels, 6.5 if rows < 3 else 2.5 if look.width == "two" else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
     head = _head(panels, width, look)
     figure = GradlensFigure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
@@ -167,7 +168,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
         draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
             axis.set_ylabel("layer, from the input (top) to the output (bottom)")
-        axis.set_title(_wrapped(titles[i], each), fontweight="bold")
+        axis.set_title(_title(panels[i], titles[i], each, short=len(panels) > 1), fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
     bar = draw_colour_bar(figure, axes, panels, scale, below=False, inches=height * rows - 0.6)
@@ -211,6 +212,17 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
     draw_key(figure, all_panels, [*mark_handles([one for row in marks for one in row]), *unique])
     figure.suptitle(head, x=0.01, ha="left", fontsize=8)
     return figure
+
+
+def _title(panel: Panel, label: str, inches: float, *, short: bool) -> str:
+    """Return the title of a panel: the run, and the message of its gradient."""
+    if panel.view.metric not in GRADIENTS or panel.minus is not None:
+        return _wrapped(label, inches)
+    rows = rows_within(panel.run, *panel.view.steps)
+    message = say_message(_ratio(panel.run, panel.view), rows.stop - rows.start, short=short)
+    if short:
+        return "\n".join(_wrapped(text, inches) for text in (label, message) if text)
+    return _wrapped(f"{label}: {message}" if message else label, inches)
 
 
 def _names(panel: Panel) -> list[str]:

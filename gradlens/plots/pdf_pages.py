@@ -1,7 +1,8 @@
-"""A PDF of several pages: headings, paragraphs and tables flow over the pages, each figure has its own page."""
+"""A PDF of several pages: headings, paragraphs, tables and figures flow over the pages."""
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -9,9 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from PIL import Image
 
 from gradlens.plots.style import FAINT, INK, house_style
 
@@ -21,6 +25,11 @@ EM_SHARE = 0.54
 """Mean width of a character over the font size; a bold one is a tenth wider."""
 SPACING = 1.4
 """Distance of lines over the font size."""
+FOOT, FOOT_IN = 6.5, 0.4
+"""Font size of the last lines, and how far they may reach into the margin, in inches."""
+SHARP_DPI = 250
+MOST_HIGH_IN = 7.5
+"""Most height of a figure."""
 TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
 """Font sizes in points."""
 
@@ -40,6 +49,7 @@ class Pages:
         self._file = PdfPages(self._stream, metadata=facts)
         self._page: Figure | None = None
         self._y = 0.0
+        self._waiting: list[tuple[Figure, str, str, float]] = []
         self.count = 0
 
     def __enter__(self) -> Pages:
@@ -51,6 +61,9 @@ class Pages:
         with self._stream:
             if kind is None:
                 self._finish_page()
+                while self._waiting:
+                    self._place(*self._waiting.pop(0))
+                self._finish_page()
             self._file.close()  # type: ignore[no-untyped-call]
 
     def title(self, text: str) -> None:
@@ -61,9 +74,19 @@ class Pages:
     def heading(self, text: str) -> None:
         """Write a heading; it is never the last line of a page."""
         self._y -= 0.16
-        self._page_with(1.1)
+        self._page_with(1.7)
         self._lines(text, HEAD, weight="bold")
         self._y -= 0.04
+
+    def footer(self, text: str) -> None:
+        """Write the last lines, into the margin of the page rather than on a page of their own."""
+        self._y += FOOT_IN
+        self._page_with(FOOT_IN)
+        self._y -= FOOT_IN
+        page = self._page_with(-FOOT_IN)
+        for line in _wrap(text, int((WIDTH_IN - 2 * MARGIN_IN) * POINTS / (FOOT * EM_SHARE))):
+            self._text(page, MARGIN_IN, line, FOOT, "normal", FAINT)
+            self._y -= FOOT * SPACING / POINTS
 
     def paragraph(self, text: str, *, faint: bool = False) -> None:
         """Write a paragraph."""
@@ -83,19 +106,52 @@ class Pages:
         """
         whole = WIDTH_IN - 2 * MARGIN_IN
         widths = [whole * share / sum(shares) for share in shares]
+        self._page_with(sum(self._row_inches(cells, widths, bold=True) for cells in (head, *rows[:1])))
         self._row(head, widths, bold=True, rule=0.8)
         for i, row in enumerate(rows):
             self._row(row, widths, bold=bool(marked) and marked[i], rule=0.3)
         self._y -= 0.1
 
-    def figure(self, figure: Figure) -> None:
-        """Add a page of the figure's size with the figure."""
-        self._finish_page()
-        self._save(figure)
+    def figure(self, figure: Figure, title: str = "", text: str = "") -> None:
+        """Place a figure with its title above it and a text below: here, or at the top of the next page.
+
+        What follows fills the current page.
+
+        Args:
+            figure: The figure; it is made smaller where it is wider than the text, or higher than most of a page.
+            title: Its title.
+            text: How to read it.
+        """
+        wide, high = figure.get_size_inches()
+        share = min((WIDTH_IN - 2 * MARGIN_IN) / wide, MOST_HIGH_IN / high, 1.0)
+        needed = high * share + 0.52 + (0.6 if text else 0.0)
+        if self._page is not None and self._y - needed < MARGIN_IN:
+            self._waiting.append((figure, title, text, share))
+        else:
+            self._place(figure, title, text, share)
+
+    def _place(self, figure: Figure, title: str, text: str, share: float) -> None:
+        width, height = (inches * share for inches in figure.get_size_inches())
+        self._page_with(height + 0.52 + (0.6 if text else 0.0))
+        self._y -= 0.12
+        if title:
+            self._lines(title, HEAD, weight="bold")
+            self._y -= 0.04
+        page = self._page_with(height)
+        place = (MARGIN_IN / WIDTH_IN, (self._y - height) / HEIGHT_IN, width / WIDTH_IN, height / HEIGHT_IN)
+        axes = page.add_axes(place)
+        axes.imshow(_raster(figure, width), aspect="auto", interpolation="none")
+        axes.axis("off")
+        self._y -= height + 0.06
+        if text:
+            self.paragraph(text, faint=True)
+
+    def _row_inches(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool) -> float:
+        lines = max(len(_wrap(cell, _letters(width, bold))) for cell, width in zip(cells, widths, strict=True))
+        return min(lines, 60) * CELL * SPACING / POINTS + 0.13
 
     def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
-        most = [max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4) for width in widths]
-        wrapped = [_wrap(cell, count) for cell, count in zip(cells, most, strict=True)]
+        wrapped = [_wrap(cell, _letters(width, bold)) for cell, width in zip(cells, widths, strict=True)]
         step = CELL * SPACING / POINTS
         lines = max(map(len, wrapped))
         self._page_with(min(lines, 60) * step + 0.08)
@@ -133,6 +189,8 @@ class Pages:
             with house_style():
                 self._page = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
             self._y = HEIGHT_IN - MARGIN_IN
+            if self._waiting:  # one figure for each page, and text between them
+                self._place(*self._waiting.pop(0))
         return self._page
 
     def _finish_page(self) -> None:
@@ -146,8 +204,21 @@ class Pages:
                 3  # of type 42, matplotlib 3.11 writes ligatures and bullets with a stray dash
             )
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
-            self._file.savefig(figure)  # type: ignore[no-untyped-call]
+            self._file.savefig(figure, dpi=SHARP_DPI)  # type: ignore[no-untyped-call]
         self.count += 1
+
+
+def _letters(width: float, bold: bool) -> int:
+    """Return how many characters a cell of a width in inches holds in a line."""
+    return max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4)
+
+
+def _raster(figure: Figure, width_in: float) -> NDArray[np.uint8]:
+    """Return a figure as an image that is sharp at a width in print."""
+    out = io.BytesIO()
+    with house_style():
+        figure.savefig(out, format="png", dpi=SHARP_DPI * width_in / figure.get_figwidth())
+    return np.asarray(Image.open(out).convert("RGB"))
 
 
 def _wrap(text: str, most: int) -> list[str]:

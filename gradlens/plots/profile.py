@@ -21,7 +21,17 @@ from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve,
 from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.style import Look, PlainPowers, current, fill, head_inches, house_style, looks_of
+from gradlens.plots.style import (
+    Look,
+    PlainPowers,
+    current,
+    fill,
+    head_inches,
+    house_style,
+    look_name,
+    looks_of,
+    usual_look,
+)
 from gradlens.run import FloatArray, Run
 
 MOST_SENTENCES = 4
@@ -49,12 +59,12 @@ def draw_profile(
         metric: Their metric.
         per_element: Whether they are the root mean square per element.
         steps: Their first and last optimizer step; None is the beginning, or the end.
-        look: Theme and width; light and for a screen by default.
+        look: Theme, width and caption; light, for a screen and with a caption by default.
 
     Returns:
         The figure; save it with ``save_figure``.
     """
-    look = look or Look()
+    look = look or usual_look()
     with house_style(look):
         return _draw(list(curves), metric, per_element, steps, look)
 
@@ -69,15 +79,15 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
     panels = 2 if with_theory else 1
     axes = figure.subplots(panels if stacked else 1, 1 if stacked else panels, squeeze=False).ravel()
     inches = width / (1 if stacked else panels)
-    looks = looks_of([curve.runs[0].model for curve in curves])
+    looks = looks_of([look_name(curve.runs[0]) for curve in curves])
     for curve, line in zip(curves, looks, strict=True):
-        draw_curve(axes[0], curve, *line)
+        draw_curve(axes[0], curve, *line, floor=find_floor(curves))
     title = say_metric(metric, per_element=per_element)
     title = title if is_linear(metric) else f"log10 of the {title}"
     axes[0].set_ylabel("\n".join(textwrap.wrap(title, {"screen": 48, "two": 36}.get(look.width, 26))))
     axes[0].set_title(_say_steps(steps), fontweight="bold")
     scale_axis(axes[0], curves, metric)
-    _place_legend(axes[0], _handles(curves), inches)
+    _place_legend(axes[0], curve_handles(curves), inches)
     if with_theory:
         for curve, line in zip(curves, looks, strict=True):
             if curve.theory is not None:
@@ -97,7 +107,9 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
 
 def _place_legend(axis: Axes, handles: Sequence[Any], inches: float) -> None:
     """Put a short legend inside the panel, and a long one below it, where it hides no line."""
-    letters = max(len(handle.get_label()) for handle in handles)
+    for handle in handles:  # a long entry would make the panel narrow
+        handle.set_label("\n".join(textwrap.wrap(handle.get_label(), max(int(inches * 12) - 6, 12))))
+    letters = max(len(line) for handle in handles for line in handle.get_label().split("\n"))
     if len(handles) <= MOST_INSIDE and letters < inches * 8:
         axis.legend(handles=handles, loc="best")
         return
@@ -137,26 +149,37 @@ def _say_steps(steps: Steps) -> str:
     return f"steps {first or 0} to {'the end' if last is None else last}"
 
 
-def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str) -> None:
-    """Draw a profile with its band; exact zeros are marked at the lower edge.
+def find_floor(curves: Sequence[Curve]) -> float:
+    """Return the height at which exact zeros of magnitudes are drawn: below all other values."""
+    known = np.concatenate([np.concatenate([curve.centre, curve.low, curve.high]) for curve in curves])
+    known = known[np.isfinite(known)]
+    return float(known.min() - 0.06 * max(np.ptp(known), 1.0)) if len(known) else 0.0
+
+
+def draw_curve(axis: Axes, curve: Curve, colour: str, dash: str, floor: float = 0.0) -> None:
+    """Draw a profile with its band; exact zeros are drawn at a floor below all other values.
+
+    A layer whose gradient is exactly 0 in most rows has a filled triangle there; one whose band reaches 0 (in a tenth
+    of the rows or more) has an open one.
 
     Args:
         axis: The axes to draw on.
         curve: The profile: (L,) centre, low and high ends, in decades or in the unit of a linear metric.
         colour: The colour of line and band.
         dash: The dash style of the line.
+        floor: The height of exact zeros.
     """
     x = curve.places
     shown = np.where(np.isfinite(curve.centre), curve.centre, np.nan)
     points: dict[str, Any] = {"marker": ".", "markersize": 4} if len(x) <= MOST_POINTS else {}
     axis.plot(x, shown, color=colour, linestyle=dash, **points)
-    band = np.isfinite(curve.low) & np.isfinite(curve.high)
-    axis.fill_between(x, curve.low, curve.high, where=band, color=colour, alpha=0.15, linewidth=0)
+    low, high = (np.where(np.isneginf(end), floor, end) for end in (curve.low, curve.high))
+    band = np.isfinite(low) & np.isfinite(high)
+    axis.fill_between(x, low, high, where=band, color=colour, alpha=0.15, linewidth=0)
     zeros = np.isneginf(curve.centre)
-    if zeros.any():  # minus infinity is below every axis
-        axis.plot(
-            x[zeros], np.full(zeros.sum(), 0.02), "v", color=colour, markersize=4, transform=axis.get_xaxis_transform()
-        )
+    for here, face in ((zeros, colour), (np.isneginf(curve.low) & ~zeros, "none")):
+        if here.any():
+            axis.plot(x[here], np.full(here.sum(), floor), "v", color=colour, markersize=4, markerfacecolor=face)
 
 
 def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: bool) -> None:
@@ -173,14 +196,16 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: b
         axis.plot(x, shown, "o", color=colour, markersize=2.8, markerfacecolor="none", markeredgewidth=0.8)
 
 
-def _handles(curves: list[Curve]) -> list[Line2D]:
+def curve_handles(curves: Sequence[Curve]) -> list[Line2D]:
+    """Return legend handles of the profiles, and of the marks of exact zeros."""
     handles = []
-    for curve, (colour, dash) in zip(curves, looks_of([curve.runs[0].model for curve in curves]), strict=True):
+    for curve, (colour, dash) in zip(curves, looks_of([look_name(curve.runs[0]) for curve in curves]), strict=True):
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]
+    mark: dict[str, Any] = {"color": current().ink, "linestyle": "none", "marker": "v", "markersize": 4}
     if any(np.isneginf(curve.centre).any() for curve in curves):
-        handles.append(
-            Line2D([], [], color=current().ink, linestyle="none", marker="v", markersize=4, label="exactly 0")
-        )
+        handles.append(Line2D([], [], label="exactly 0 in most rows", **mark))
+    if any((np.isneginf(curve.low) & ~np.isneginf(curve.centre)).any() for curve in curves):
+        handles.append(Line2D([], [], label="exactly 0 in a tenth of the rows or more", markerfacecolor="none", **mark))
     return handles
 
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from gradlens.analysis.compare import columns_of
-from gradlens.analysis.groups import Group
+from gradlens.analysis.groups import Group, group_runs
+from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
+from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
 from gradlens.errors import ConfigError
 from gradlens.plots.compare import draw_curves
-from gradlens.plots.figure import GradlensFigure
+from gradlens.plots.figure import CSS_DPI, GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
-from gradlens.plots.style import PlainPowers, house_style
+from gradlens.plots.profile import curve_handles, draw_curve, dress_axis, find_floor
+from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, look_name, looks_of
 from gradlens.run import Run
 
 COLUMNS = 400
 """Most columns of the small heatmap; more would not be seen at its width."""
 HEIGHT_IN, WIDTH_IN = 2.5, 7.2
+MOST_ENTRIES = 14
+"""Most entries of the legend beside the profiles."""
 MOST_GROUPS = 7
 MOST_PANELS = 4
 """As many as there are colours in the palette."""
@@ -51,6 +58,71 @@ def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
         draw_colour_bar(figure, axis, [panel], scale, below=False, inches=HEIGHT_IN - 0.7)
         draw_key(figure, [panel])
     return figure
+
+
+def draw_answer(runs: Sequence[Run]) -> GradlensFigure | None:
+    """Draw the figure of a report's first screen: the heatmap of one run, or the profiles of several.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The figure, without a caption; None where nothing is recorded.
+    """
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
+    measured = [run for run in measured if not np.isnan(heat_matrix(run, ACTIVATION_GRAD, columns=1).values).all()]
+    if not measured:
+        return None
+    return draw_small_heatmap(measured[0], ACTIVATION_GRAD) if len(measured) == 1 else _draw_profiles(measured)
+
+
+def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
+    curves = make_curves(runs, ACTIVATION_GRAD)
+    looks = looks_of([look_name(curve.runs[0]) for curve in curves])
+    with house_style():
+        figure = GradlensFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        axis = figure.add_subplot()
+        for curve, line in zip(curves, looks, strict=True):
+            draw_curve(axis, curve, *line, floor=find_floor(curves))
+        axis.set_title("gradient norm over depth, median over rows", fontweight="bold")
+        axis.set_ylabel("log10")
+        dress_axis(axis, curves, WIDTH_IN - 2)
+        handles = curve_handles(curves)
+        figure.legend(handles=handles[:MOST_ENTRIES], loc="outside right upper")
+    return figure
+
+
+def svg(figure: GradlensFigure, runs: Sequence[Run]) -> str:
+    """Return a figure as SVG to be placed into a page, whose colours it takes, those of lines in either theme.
+
+    Args:
+        figure: A figure in the light theme.
+        runs: Its runs.
+
+    Returns:
+        The element, without metadata.
+    """
+    out = io.StringIO()
+    with house_style():
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, dpi=CSS_DPI * 2)
+    text = out.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    theme = THEMES["light"]
+    for colour, name in ((theme.ink, "ink"), (theme.faint, "faint"), (theme.paper, "paper")):
+        text = re.sub(rf"((?:fill|stroke): ?){colour}\b", rf"\1var(--{name})", text, flags=re.IGNORECASE)
+    for light, dark in _both_themes(runs):
+        text = re.sub(rf"((?:fill|stroke): ?){light}\b", rf"\1light-dark({light}, {dark})", text, flags=re.IGNORECASE)
+    return text.replace("<svg ", '<svg focusable="false" aria-hidden="true" ', 1)
+
+
+def _both_themes(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """Return the colours of runs in the light and in the dark theme."""
+    names = [group.model for group in group_runs(list(runs))]
+    with house_style(Look("light")):
+        light = looks_of(names)
+    with house_style(Look("dark")):
+        dark = looks_of(names)
+    return {(one, other) for (one, _), (other, _) in zip(light, dark, strict=True)}
 
 
 def draw_small_curves(groups: Sequence[Group]) -> GradlensFigure:

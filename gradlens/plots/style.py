@@ -14,8 +14,8 @@ import matplotlib as mpl
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.ticker import LogFormatterSciNotation
 
-from gradlens.analysis.groups import find_families
 from gradlens.errors import ConfigError
+from gradlens.run import Run
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -65,6 +65,7 @@ THEMES = {
 }  # fmt: skip
 
 _theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
+_caption: ContextVar[bool] = ContextVar("caption", default=True)
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ class Look:
     Args:
         theme: "light" or "dark".
         width: "one" or "two" columns of print, or "screen": as wide as the content needs.
+        caption: Whether the figure has its caption in it; it is in the metadata and in the JSON file in any case.
     """
 
     theme: ThemeName = "light"
     width: Width = "screen"
+    caption: bool = True
 
     def inches(self, wanted: float) -> float:
         """Return the width of the figure in inches: that of the columns of print, or ``wanted`` for a screen."""
@@ -88,15 +91,17 @@ class Look:
         return [
             *(["dark"] if self.theme == "dark" else []),
             *([] if self.width == "screen" else [f"{self.width}-column"]),
+            *([] if self.caption else ["no-caption"]),
         ]
 
 
-def make_look(theme: str, width: str) -> Look:
+def make_look(theme: str, width: str, *, caption: bool = True) -> Look:
     """Return a look for the names of a theme and a width.
 
     Args:
         theme: "light" or "dark".
         width: "one", "two" or "screen".
+        caption: Whether the figure has its caption in it.
 
     Returns:
         The look.
@@ -109,8 +114,28 @@ def make_look(theme: str, width: str) -> Look:
     if width not in (*WIDTHS_IN, "screen"):
         raise ConfigError(f"width {width!r}: expected one of {', '.join(WIDTHS_IN)}, screen")
     return Look(
-        "dark" if theme == "dark" else "light", "one" if width == "one" else "two" if width == "two" else "screen"
+        "dark" if theme == "dark" else "light",
+        "one" if width == "one" else "two" if width == "two" else "screen",
+        caption,
     )
+
+
+_usual: ContextVar[Look] = ContextVar("usual")
+
+
+def usual_look() -> Look:
+    """Return the look of figures for which none is named: light, for a screen, with a caption, or that of a report."""
+    return _usual.get(Look())
+
+
+@contextmanager
+def drawn_with(look: Look) -> Iterator[None]:
+    """Draw the figures inside a ``with`` block with this look where none is named."""
+    token = _usual.set(look)
+    try:
+        yield
+    finally:
+        _usual.reset(token)
 
 
 def current() -> Theme:
@@ -149,7 +174,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
 def house_style(look: Look | None = None) -> Iterator[None]:
     """Use the style of gradlens inside a ``with`` block, whatever the user's own matplotlib settings are."""
     theme = THEMES[look.theme if look else "light"]
-    token = _theme.set(theme)
+    token, other = _theme.set(theme), _caption.set(look is None or look.caption)
     try:
         with mpl.rc_context():
             mpl.rcdefaults()
@@ -158,6 +183,7 @@ def house_style(look: Look | None = None) -> Iterator[None]:
             yield
     finally:
         _theme.reset(token)
+        _caption.reset(other)
 
 
 POWER = re.compile(r"10\^\{(-?\d+)\}")
@@ -187,6 +213,12 @@ def signed_colours() -> Colormap:
 
 
 DASHES = ("-", "--", "-.", ":")
+NAME = re.compile(r"([a-z_]+?)(\d+)((?:-[a-z]+)*)")
+"""A name of the registry: family, depth and endings, as in "resnet34-gradonly-nobn"."""
+CONDITIONS = {"": 0, "-nobn": 1, "-nobn-sigmoid": 2, "-sigmoid": 3}
+"""Endings that change the condition of a network, to the number of its dash; others make another network."""
+COLOURS = {"plain": 0, "resnet": 1, "resnet-gradonly": 2, "resnet-valueonly": 3}
+"""The networks of the original study to the number of their colour, in every figure."""
 
 
 def look_of(number: int) -> tuple[str, str]:
@@ -198,20 +230,51 @@ def look_of(number: int) -> tuple[str, str]:
 def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
     """Return the colour and the dash style of each model's line.
 
-    If models of several families differ in depth, each family has one colour and dash style, and its deeper members
-    stand out more from the background.
+    A network of the registry has one colour in all figures, and a condition (without batch norm, with sigmoid) one
+    dash. Other models have the colours that are left, in their order. Where networks differ in depth, the deeper ones
+    stand out more from the background. Lines that would look the same get other dashes.
     """
-    families = find_families(models)
-    if families is None:
-        return [look_of(i) for i in range(len(models))]
-    palette, paper, ink = current().palette, to_rgb(current().paper), to_rgb(current().ink)
-    looks = []
-    for family in families:
-        pure = to_rgb(palette[family.rank % len(palette)])
-        target, share = (paper, 0.7 * (0.5 - family.share)) if family.share < 0.5 else (ink, 0.9 * (family.share - 0.5))
-        red, green, blue = ((1 - share) * a + share * b for a, b in zip(pure, target, strict=True))
-        looks.append((to_hex((red, green, blue)), DASHES[family.rank % len(DASHES)]))
+    palette, parts = current().palette, [_parts(model) for model in models]
+    kinds = list(dict.fromkeys(part[0] for part in parts))
+    free = [i for i in range(len(palette)) if i not in {COLOURS[kind] for kind in kinds if kind in COLOURS}]
+    others = [kind for kind in kinds if kind not in COLOURS]
+    numbers = COLOURS | {kind: free[i % len(free)] for i, kind in enumerate(others)}
+    laps = {kind: i // len(free) for i, kind in enumerate(others)}
+    looks: list[tuple[str, str]] = []
+    for kind, condition, depth in parts:
+        colour = palette[numbers[kind]]
+        depths = sorted({other[2] for other in parts if other[0] == kind})
+        if len(depths) > 1:
+            colour = _shade(colour, depths.index(depth) / (len(depths) - 1))
+        dash = CONDITIONS.get(condition, 0) + laps.get(kind, 0)
+        taken = [look[1] for look in looks if look[0] == colour]
+        order = [DASHES[(dash + more) % len(DASHES)] for more in range(len(DASHES))]
+        looks.append((colour, next((one for one in order if one not in taken), order[0])))
     return looks
+
+
+def look_name(run: Run) -> str:
+    """Return what a run's colour belongs to: its model, or the run itself where it has no seed."""
+    return (run.model or run.name) if run.seed >= 0 else run.name
+
+
+def _parts(model: str) -> tuple[str, str, int]:
+    """Return which network a model is, without its depth and condition; its condition; and its depth, 0 if unknown."""
+    match = NAME.fullmatch(model)
+    if match is None:
+        return model, "", 0
+    endings = [ending for ending in match[3].split("-") if ending]
+    condition = "".join(f"-{ending}" for ending in sorted(endings) if ending in ("nobn", "sigmoid"))
+    kind = "-".join([match[1], *(ending for ending in endings if ending not in ("nobn", "sigmoid"))])
+    return (kind, condition, int(match[2])) if kind in COLOURS else (match[1] + match[3], "", int(match[2]))
+
+
+def _shade(colour: str, share: float) -> str:
+    """Return a shade of a colour: nearer to the background for the shallowest model, and to the ink for the deepest."""
+    pure, paper, ink = to_rgb(colour), to_rgb(current().paper), to_rgb(current().ink)
+    target, part = (paper, 0.7 * (0.5 - share)) if share < 0.5 else (ink, 0.9 * (share - 0.5))
+    red, green, blue = ((1 - part) * a + part * b for a, b in zip(pure, target, strict=True))
+    return to_hex((red, green, blue))
 
 
 def head_inches(text: str) -> float:
@@ -231,8 +294,10 @@ def fill(sentences: Iterable[str], inches: float, most: int = CAPTION_LINES) -> 
 
     Returns:
         The caption, its lines separated by line breaks; at most ``most`` lines. Only a first sentence that is longer
-        than all lines is cut, which "…" marks.
+        than all lines is cut, which "…" marks. "" for a look without captions.
     """
+    if not _caption.get():
+        return ""
     width, sentences = int(inches * LETTERS_PER_INCH), list(sentences)
     lines = [line for sentence in sentences for line in textwrap.wrap(sentence, width)]
     if len(lines) <= most:

@@ -13,7 +13,7 @@ from gradlens.analysis.groups import Group, group_runs, label_runs, repeated_run
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, say_layers, say_steps
 from gradlens.errors import ConfigError
-from gradlens.format import visible
+from gradlens.format import visible, without_folders
 from gradlens.provenance import commit, versions
 from gradlens.run import Run
 from gradlens.studies import Judgement, judge_pairs, references
@@ -24,6 +24,15 @@ SETTINGS_FIRST = (
     "every", "metrics",
 )  # fmt: skip
 """The order of hyper-parameters; others follow by name."""
+FIRST_SETTINGS = (
+    "model", "data", "image_size", "data: training images", "data: validation images", "batch_size", "optimizer", "lr",
+    "schedule", "epochs trained", "seeds", "parameters in them", "layers recorded", "weight_decay", "init",
+)  # fmt: skip
+"""The settings that a reader asks for first."""
+SHORT_COMMIT = 12
+"""Characters of a commit's name that are shown."""
+MOST_SETTINGS = 12
+"""Rows of settings that are shown at once; the others are folded, or follow at the end."""
 IN_OWN_ROWS = {"data_facts", "seed"}
 """Keys of the configuration that have rows of their own in the table of settings."""
 DATA_FACTS = (
@@ -45,6 +54,7 @@ class Seen:
         each: For each run: its name, the layers and steps, and what was measured.
         threshold: The threshold and its source; "" where there is no finding.
         remedy: What to do next; "" where there is no finding.
+        learning: Why it is known whether the first run learns, or why not.
     """
 
     group: str
@@ -55,6 +65,7 @@ class Seen:
     each: tuple[tuple[str, str, str], ...]
     threshold: str
     remedy: str
+    learning: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         )
     groups = group_runs(usable)
     kept = [run for group in groups for run in group.runs]
-    made = commit()
+    made = (commit() or "").partition("-")
     return Facts(
         groups=tuple(groups),
         runs=tuple(kept),
@@ -145,8 +156,8 @@ def collect(runs: Sequence[Run], *, command: str) -> Facts:
         finals=tuple(final_table(groups, references())),
         settings=tuple(settings_of(groups)),
         environment=tuple(environment_of(groups)),
-        command=command,
-        made_with=versions() | ({"commit": made} if made else {}),
+        command=without_folders(command),
+        made_with=versions() | ({"commit": made[0][:SHORT_COMMIT] + made[1] + made[2]} if made[0] else {}),
     )
 
 
@@ -181,6 +192,7 @@ def findings_of(group: Group) -> list[Seen]:
                 each=tuple(each),
                 threshold=f"{first.threshold} ({first.source})" if first else "",
                 remedy=first.remedy if first else "",
+                learning=members[0][1].learning_evidence,
             )
         )
     return seen
@@ -193,8 +205,10 @@ def settings_of(groups: Sequence[Group]) -> list[Row]:
     rows = [_row(key, groups, _config(key)) for key in ordered]
     if "model" not in found:
         rows.insert(0, _row("model", groups, lambda run: run.model or run.name))
-    rows.append(_plain_row("seeds", [", ".join(str(seed) for seed in group.seeds if seed >= 0) for group in groups]))
-    rows.append(_plain_row("epochs trained", [group.say_length() for group in groups]))
+    if any(seed >= 0 for group in groups for seed in group.seeds):
+        rows.append(_plain_row("seeds", [", ".join(str(s) for s in group.seeds if s >= 0) for group in groups]))
+    if any(len(run.epochs.get("epoch", ())) for group in groups for run in group.runs):
+        rows.append(_plain_row("epochs trained", [group.say_length() for group in groups]))
     rows.append(_row("optimizer steps recorded", groups, lambda run: len(run.steps)))
     rows.append(_row("layers recorded", groups, lambda run: len(run.layers)))
     rows.append(_row("parameters in them", groups, lambda run: sum(layer.param_numel for layer in run.layers)))
@@ -219,8 +233,28 @@ def environment_of(groups: Sequence[Group]) -> list[Row]:
     rows = [_row(key.replace("_", " "), groups, _environment_value(key)) for key in ordered]
     rows.append(_row("recorded on", groups, lambda run: str(run.info.get("created", ""))[:10]))
     rows.append(_row("status", groups, lambda run: run.status))
-    rows.append(_row("files", groups, lambda run: visible(str(run.path)), marked=False))
+    rows.append(_row("files", groups, lambda run: visible(shown_path(run.path)), marked=False))
     return rows
+
+
+def shown_path(path: Path) -> str:
+    """Return the path of a run's file as the user gave it, or below the current folder; else its last two names."""
+    if path.is_absolute():
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-2:]))
+    return str(path)
+
+
+def split_settings(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows that are shown at once, at most ``MOST_SETTINGS``, and the others.
+
+    Rows in which the groups differ come first, then those that a reader asks for first.
+    """
+    names = [row.name for row in rows]
+    wanted = [row.name for row in rows if row.differs]
+    wanted += [name for name in FIRST_SETTINGS if name in names and name not in wanted]
+    wanted += [name for name in names if name not in wanted]
+    chosen = set(wanted[:MOST_SETTINGS])
+    return [row for row in rows if row.name in chosen], [row for row in rows if row.name not in chosen]
 
 
 def _environment(run: Run) -> Mapping[str, Any]:
@@ -235,7 +269,7 @@ def _row(name: str, groups: Sequence[Group], value: Callable[[Run], Any], *, mar
 def _say_all(values: Sequence[Any]) -> str:
     """Write the values of several runs: equal values once, different counts as a range."""
     if len(set(map(str, values))) > 1 and all(type(value) is int for value in values):
-        return f"{min(values)} to {max(values)}"
+        return f"{min(values):,} to {max(values):,}"
     return "; ".join(dict.fromkeys(map(say_value, values)))
 
 
@@ -248,7 +282,14 @@ def _data_fact(key: str) -> Callable[[Run], Any]:
 
 
 def _environment_value(key: str) -> Callable[[Run], Any]:
-    return lambda run: _environment(run).get(key)
+    def value(run: Run) -> Any:
+        found = _environment(run).get(key)
+        if key == "commit" and isinstance(found, str):
+            commit, dirty, _ = found.partition("-dirty")
+            return commit[:SHORT_COMMIT] + dirty
+        return found
+
+    return value
 
 
 def _plain_row(name: str, values: Sequence[str], *, marked: bool = True) -> Row:
@@ -261,10 +302,12 @@ def say_value(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(say_value(item) for item in value) or "none"
     if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    return str(value)
+        return without_folders(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+    return without_folders(str(value))

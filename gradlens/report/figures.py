@@ -6,12 +6,14 @@ where these runs do not allow the figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from gradlens.analysis.groups import Group
+from gradlens.diagnosis.kinds import REGISTRY
+from gradlens.report.translator import localise, translate
 from gradlens.run import Run
 
 
@@ -93,13 +95,38 @@ def figure_words(language: str) -> dict[str, str]:
     return {key: text for kind, (title, read) in texts.items() for key, text in ((kind, title), (f"{kind} read", read))}
 
 
-def report_figures(runs: Sequence[Run], groups: Sequence[Group]) -> Iterator[tuple[str, Any, str, list[Run]]]:
-    """Draw the report's figures one by one.
+def report_figures(
+    runs: Sequence[Run], groups: Sequence[Group], words: Mapping[str, str] | None = None, width: str = "screen"
+) -> Iterator[tuple[str, Any, str, list[Run]]]:
+    """Draw the report's figures one by one, without captions, in the language of the report.
+
+    Args:
+        runs: The runs of the report.
+        groups: Their groups.
+        words: The words of the language; English by default.
+        width: "screen", or "two" for a page of paper.
 
     Yields:
         Kind, figure, caption, and the runs that the figure shows.
     """
+    from gradlens.plots.style import drawn_with, make_look
+
     for figure in FIGURES:
-        drawn = import_module(f"gradlens.plots.{figure.module}").for_report(runs, groups)
+        with drawn_with(make_look("light", width, caption=False)):
+            drawn = import_module(f"gradlens.plots.{figure.module}").for_report(runs, groups)
         if drawn is not None:
-            yield figure.kind, *drawn
+            translate_figure(drawn[0], words)
+            yield figure.kind, drawn[0], _say(drawn[1], words), drawn[2]
+
+
+def translate_figure(figure: Any, words: Mapping[str, str] | None) -> None:
+    """Translate the texts of a figure, and give its numbers the decimal mark of the language."""
+    if words is not None and words["language"] != "en":
+        from gradlens.plots.texts import rewrite
+
+        kinds = {kind.name: words[f"kind {kind.name}"] for kind in REGISTRY}
+        rewrite(figure, lambda text: _say(text, words), localise, kinds)
+
+
+def _say(text: str, words: Mapping[str, str] | None) -> str:
+    return "\n".join(translate(line, words["language"]) for line in text.split("\n")) if words else text

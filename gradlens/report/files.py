@@ -18,10 +18,10 @@ def check_report(path: Path, language: str) -> None:
 
     Args:
         path: The report's file.
-        language: "en"; for Markdown also "id".
+        language: "en" or "id".
 
     Raises:
-        ConfigError: The ending is unknown, or the format does not have the language.
+        ConfigError: The ending or the language is unknown.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -30,11 +30,6 @@ def check_report(path: Path, language: str) -> None:
             tip="gradlens report -o report.html",
         )
     words_of(language)
-    if language != "en" and ending != ".md":
-        raise ConfigError(
-            f"--lang {language} works for Markdown reports only: expected a name that ends in .md, got {path}",
-            tip=f"gradlens report --lang {language} -o {path.with_suffix('.md').name}",
-        )
 
 
 def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool = True) -> list[Path]:
@@ -43,7 +38,7 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
     Args:
         facts: What the report says.
         path: A name that ends in .html, .md or .pdf.
-        language: "en"; for Markdown also "id".
+        language: "en" or "id".
         asked: Whether the user named this file. If not, only a report of gradlens is replaced.
 
     Returns:
@@ -68,18 +63,18 @@ def _write(facts: Facts, path: Path, language: str) -> list[Path]:
     if ending == ".md":
         from gradlens.report.markdown import make_markdown, save_figures
 
-        written = save_figures(facts, path)
+        written = save_figures(facts, path, language)
         write_text(path, make_markdown(facts, written, language))
         return [path, *written.values()]
     if ending == ".pdf":
         from gradlens.report.pdf import write_paper
 
         with whole_file(path) as temporary:
-            write_paper(facts, temporary)
+            write_paper(facts, temporary, language)
         return [path]
     from gradlens.report.html import make_page
 
-    write_text(path, make_page(facts))
+    write_text(path, make_page(facts, language))
     return [path]
 
 

@@ -13,35 +13,52 @@ from typing import Any
 
 from gradlens._version import __version__
 from gradlens.report.content import Facts
+from gradlens.report.figures import translate_figure
 from gradlens.report.html_data import payload, safe_json
 from gradlens.report.html_sections import Section, sections
-from gradlens.report.sentences import opening
-from gradlens.report.translations import ENGLISH
+from gradlens.report.sentences import Words, answers
+from gradlens.report.translations import words_of
 
 ECHARTS = "6.0.0"
 GENERATOR = "gradlens report"
 """The generator named in the head of the page. A file with this generator may be replaced by another report."""
 
 
-def make_page(facts: Facts) -> str:
-    """Return the page as text."""
-    figures = payload(facts)
-    found = sections(facts, figures)
+def make_page(facts: Facts, language: str = "en") -> str:
+    """Return the page as text.
+
+    Args:
+        facts: What the report says.
+        language: "en" or "id".
+    """
+    words = words_of(language)
+    figures = payload(facts, words)
+    found = sections(facts, figures, words)
     library, script = library_code(), _part("page.js")
+    texts = {
+        "language": language,
+        "generator": f"{GENERATOR} {__version__}",
+        "title": title_of(facts, words),
+        "to_content": words["to title"],
+        "section_names": words["sections"],
+        "light_or_dark": words["light or dark"],
+        "no_scripts": words["no scripts"],
+        "made_by": words["made by"],
+        "command": facts.command,
+        "made_with": ", ".join(f"{name} {version}" for name, version in facts.made_with.items()),
+        "precision": say_precision(figures, words),
+        "about_charts": words["about charts"].format(version=ECHARTS),
+        "policy": policy(library, script),
+    }
     return fill(
         _part("page.html"),
-        {
-            "policy": escape(policy(library, script)),
-            "generator": escape(f"{GENERATOR} {__version__}"),
-            "title": escape(title_of(facts)),
+        {name: escape(text) for name, text in texts.items()}
+        | {
             "style": _part("page.css"),
-            "opening": escape(" ".join(opening(facts, ENGLISH))),
+            "answers": "".join(f"<li>{_bold(answer, facts)}</li>" for answer in answers(facts, words)),
+            "figure": first_figure(facts, words),
             "navigation": "".join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in found),
             "sections": "\n".join(_section(section) for section in found),
-            "command": escape(facts.command),
-            "made_with": escape(", ".join(f"{name} {version}" for name, version in facts.made_with.items())),
-            "precision": escape(say_precision(figures)),
-            "echarts": ECHARTS,
             "data": safe_json(figures),
             "library": library,
             "script": script,
@@ -49,24 +66,38 @@ def make_page(facts: Facts) -> str:
     )
 
 
-def title_of(facts: Facts) -> str:
+def _bold(answer: str, facts: Facts) -> str:
+    """Return a sentence with the name of its group in bold."""
+    name = next((name for name in sorted(facts.names, key=len, reverse=True) if answer.startswith(f"{name}: ")), "")
+    return f"<b>{escape(name)}</b>{escape(answer.removeprefix(name))}"
+
+
+def title_of(facts: Facts, words: Words) -> str:
     """Return the report's title, which names its models."""
     models = list(dict.fromkeys(group.model for group in facts.groups))
-    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{ENGLISH['title']}: {shown}"
+    shown = ", ".join(models[:4])
+    if len(models) > 4:
+        shown = words["and more"].format(names=shown, n=len(models) - 4)
+    return f"{words['title']}: {shown}"
 
 
-def say_precision(figures: Mapping[str, Any]) -> str:
+def first_figure(facts: Facts, words: Words) -> str:
+    """Return the figure of the first screen as SVG in the colours of the page; "" where nothing is recorded."""
+    from gradlens.plots.small_figures import draw_answer, svg
+
+    figure = draw_answer(facts.runs)
+    if figure is None:
+        return ""
+    translate_figure(figure, words)
+    alternative = escape(" ".join(answers(facts, words)))
+    return f'<figure class="answer" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
+
+
+def say_precision(figures: Mapping[str, Any], words: Words) -> str:
     """State how exactly the page holds the numbers, and what it leaves out."""
-    said = (
-        f"The heatmaps hold up to {figures['columns']} columns of steps per run; where a run has more rows, neighbours "
-        "are averaged (magnitudes geometrically). Values shown on hover are within 0.2 % of the values in the file (of "
-        "the range for shares and cosines). A panel shows at most 160 columns: choose fewer steps to see more detail."
-    )
     left_out = figures["left_out"]
-    runs = "1 more run has" if left_out == 1 else f"{left_out} more runs have"
-    more = f" {runs} no heatmap here: name fewer runs to see them." if left_out else ""
-    return said + more
+    more = words["one left out" if left_out == 1 else "left out"].format(n=left_out) if left_out else ""
+    return words["precision"].format(columns=figures["columns"]) + more
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from gradlens.analysis.compare import say_interval
 from gradlens.analysis.stats import Interval
-from gradlens.report.content import Facts, Row, Seen
-from gradlens.report.sentences import say_seeds
+from gradlens.diagnosis.kinds import HEALTHY
+from gradlens.report.content import Facts, Row, Seen, split_settings
+from gradlens.report.sentences import (
+    Words,
+    local,
+    opening,
+    outcome,
+    say,
+    say_extent,
+    say_kind,
+    say_mean,
+    say_name,
+    say_seeds,
+    say_setting,
+)
 from gradlens.report.translations import ENGLISH, words_of
 from gradlens.studies import Control, Evidence, JudgedClaim, Judgement
 
@@ -31,16 +44,18 @@ class Section:
     body: str
 
 
-def sections(facts: Facts, figures: Mapping[str, Any]) -> list[Section]:
+def sections(facts: Facts, figures: Mapping[str, Any], words: Words) -> list[Section]:
     """Return the page's sections in order; empty sections are left out."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in opening(facts, words))
     found = [
-        Section("claims", "Claims", claims_table(facts.claims) if facts.claims else ""),
-        Section("findings", "Findings", findings_table(facts.seen)),
-        Section("metrics", "Last epoch", finals_table(facts) if facts.has_epochs else ""),
-        Section("heatmaps", "Gradients by layer and step", HEATMAPS if figures["runs"] else ""),
-        Section("curves", "Curves", curves(figures) if figures["curves"] else ""),
-        Section("settings", "Hyper-parameters", settings_table(facts.settings, facts.names)),
-        Section("environment", "Environment", settings_table(facts.environment, facts.names, heading="environment")),
+        Section("claims", words.get("Claims", ""), claims_table(facts.claims, words) if facts.claims else ""),
+        Section("summary", words["summary"], f"<ul>{lines}</ul>"),
+        Section("findings", words["Findings"], findings_table(facts, words)),
+        Section("metrics", words["Last epoch"], finals_table(facts, words) if facts.has_epochs else ""),
+        Section("heatmaps", words["Gradients"], heatmaps(words) if figures["runs"] else ""),
+        Section("curves", words["Curves"], curves(figures, words) if figures["curves"] else ""),
+        Section("settings", words["Hyper-parameters"], folded_settings(facts, words)),
+        Section("environment", words["Environment"], folded_environment(facts, words)),
     ]
     return [section for section in found if section.body]
 
@@ -63,180 +78,219 @@ def table(head: Sequence[str], rows: Sequence[str], *, kind: str = "") -> str:
     return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
-def _kind(kind: str) -> str:
-    return f'<span class="kind {escape(kind.replace(" ", "-"))}">{escape(kind)}</span>'
+def _kind(kind: str, shown: str = "") -> str:
+    return f'<span class="kind {escape(kind.replace(" ", "-"))}">{escape(shown or kind)}</span>'
 
 
-def findings_table(seen: Sequence[Seen]) -> str:
+def findings_table(facts: Facts, words: Words) -> str:
     """Return the table of findings, one row per experiment and kind."""
     rows = []
-    for item in seen:
+    for item in facts.seen:
         first, *others = item.each
-        more = "".join(f"<li>{_evidence(each)}</li>" for each in others)
-        rest = f"<details><summary>{len(others)} more</summary><ul class=evidence>{more}</ul></details>"
-        why = f"{_evidence(first)}{rest if others else ''}"
-        line = f"<p class=read>Threshold: {escape(item.threshold)}</p>" if item.threshold else ""
+        more = "".join(f"<li>{_evidence(each, words)}</li>" for each in others)
+        summary = escape(words["n more"].format(n=len(others)))
+        rest = f"<details><summary>{summary}</summary><ul class=evidence>{more}</ul></details>" if others else ""
+        why = f"{_evidence(first, words)}{rest}"
+        if item.threshold:
+            why += f"<p class=read>{escape(words['threshold'].format(text=say(item.threshold, words)))}</p>"
+        good, learns = True, ""
+        if item.kind == HEALTHY:
+            group = next(group for group in facts.groups if group.label == item.group)
+            good, learns = outcome(group, [item], words)
+        kind = _kind(item.kind if good else "undecided", say_kind(item.kind, words))
         rows.append(
-            f'<tr><th scope="row">{escape(item.group)}</th><td>{_kind(item.kind)}<br>'
-            f"<small>{escape(say_seeds(item, ENGLISH))}</small></td><td>{why}{line}</td>"
-            f"<td data-head=next>{escape(item.remedy or '–')}</td></tr>"
+            f'<tr><th scope="row">{escape(item.group)}</th><td>{kind}<br>'
+            f"<small>{escape(say_seeds(item, words))}</small>{'<br>' + escape(learns) if learns else ''}</td>"
+            f'<td>{why}</td><td data-head="{escape(words["next step"])}">{escape(say_remedy(item, words))}</td></tr>'
         )
-    read = (
-        "Each seed is judged on its own, over the later half of its steps. Healthy means that no rule of the diagnosis "
-        "finds a fault; a gradient that grows toward the input is not a fault."
-    )
-    return table(["experiment", "finding", "why", "next step"], rows, kind="cards") + f"<p class=read>{read}</p>"
+    head = [words[key] for key in ("group", "finding", "why it is so", "next step")]
+    return table(head, rows, kind="cards") + f"<p class=read>{escape(words['judged alone'])}</p>"
 
 
-def _evidence(each: tuple[str, str, str]) -> str:
+def say_remedy(item: Seen, words: Words) -> str:
+    """Return what to do next, or a dash."""
+    return say(item.remedy, words) or "–"
+
+
+def _evidence(each: tuple[str, str, str], words: Words) -> str:
     run, where, what = each
-    place = f" ({escape(where)})" if where else ""
-    return f"<b>{escape(run)}</b>{place}: {escape(what)}"
+    place = f" ({escape(say(where, words))})" if where else ""
+    return f"<b>{escape(run)}</b>{place}: {escape(say(what, words))}"
 
 
-def finals_table(facts: Facts) -> str:
+def finals_table(facts: Facts, words: Words) -> str:
     """Return the table of the last epoch, with the study's own numbers next to the models that it trained."""
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
-    extents = {group.label: group.say_extent() for group in facts.groups}
+    extents = {group.label: say_extent(group, words) for group in facts.groups}
     heads = "".join(
-        f'<th scope="col">{escape(name)}<br><small>{escape(extents.get(name, "one run"))}</small></th>'
+        f'<th scope="col">{escape(name if name in extents else words.get(f"reference {name}", name))}<br>'
+        f"<small>{escape(extents.get(name, words['one run']))}</small></th>"
         for name in columns
     )
     body = "\n".join(
-        f'<tr><th scope="row">{escape(row["quantity"])}</th>{"".join(_number(row[name]) for name in columns)}</tr>'
+        f'<tr><th scope="row">{escape(words[row["quantity"]])}</th>'
+        f"{''.join(_number(row[name], words) for name in columns)}</tr>"
         for row in facts.finals
     )
-    published = f" {words_of('en')['published']}" if len(columns) > len(facts.groups) else ""
+    published = f" {words['published']}" if len(columns) > len(facts.groups) else ""
     return (
         f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
-        f"<p class=read>{escape(ENGLISH['last epoch'] + published)}</p>"
+        f"<p class=read>{escape(words['last epoch'] + published)}</p>"
     )
 
 
-def _number(value: Interval | float) -> str:
+def _number(value: Interval | float, words: Words) -> str:
     if not isinstance(value, Interval):
-        return f'<td class="number">{value:.4g}</td>'
-    interval = f"<small>{value.low:.3f} to {value.high:.3f}</small>" if math.isfinite(value.low) else ""
-    return f'<td class="number">{escape(say_interval(value))}{interval}</td>'
+        return f'<td class="number">{local(f"{value:.4g}", words)}</td>'
+    interval = ""
+    if math.isfinite(value.low):
+        low, high = (local(f"{end:.3f}", words) for end in (value.low, value.high))
+        interval = f"<small>{escape(words['range'].format(low=low, high=high))}</small>"
+    return f'<td class="number">{escape(say_mean(value, words))}{interval}</td>'
 
 
-def settings_table(rows: Sequence[Row], names: Sequence[str], heading: str = "setting") -> str:
+def folded_settings(facts: Facts, words: Words) -> str:
+    """Return the table of settings: at most twelve rows, the others folded."""
+    first, rest = split_settings(facts.settings)
+    marked = sum(row.differs for row in facts.settings)
+    note = words["one differs" if marked == 1 else "some differ" if marked else "none differs"].format(n=marked)
+    shown = settings_table(first, facts.names, words) + (f"<p class=read>{escape(note)}</p>" if facts.names[1:] else "")
+    return shown + _folded(words["more settings"], settings_table(rest, facts.names, words) if rest else "")
+
+
+def folded_environment(facts: Facts, words: Words) -> str:
+    """Return the table of hardware, software and files, folded."""
+    return _folded(words["environment rows"], settings_table(facts.environment, facts.names, words, numbers=False))
+
+
+def _folded(title: str, body: str) -> str:
+    return f'<details class="folded"><summary>{escape(title)}</summary>{body}</details>' if body else ""
+
+
+def settings_table(rows: Sequence[Row], names: Sequence[str], words: Words, *, numbers: bool = True) -> str:
     """Return a table with one column per experiment and the differing rows marked."""
     body = []
     for row in rows:
         mark = ' class="differs"' if row.differs else ""
-        values = "".join(f"<td>{escape(value)}</td>" for value in row.values)
-        body.append(f'<tr{mark}><th scope="row">{escape(row.name.replace("_", " "))}</th>{values}</tr>')
-    marked = sum(row.differs for row in rows)
-    note = "The experiments do not differ here."
-    if marked:
-        differ = "row differs" if marked == 1 else "rows differ"
-        note = f"{marked} {differ} between the experiments and {'is' if marked == 1 else 'are'} marked."
-    return table([heading, *names], body, kind="fit" if len(names) < 3 else "") + (
-        f"<p class=read>{note}</p>" if len(names) > 1 else ""
-    )
+        values = "".join(f"<td>{escape(say_setting(value, words, numbers=numbers))}</td>" for value in row.values)
+        body.append(f'<tr{mark}><th scope="row">{escape(say_name(row, words))}</th>{values}</tr>')
+    return table([words["setting"], *names], body, kind="fit" if len(names) < 3 else "")
 
 
 # --- claims ---------------------------------------------------------------------------------------------------
 
 
-def claims_table(judgement: Judgement) -> str:
+def claims_table(judgement: Judgement, words: Words | None = None) -> str:
     """Return the table of the study's claims with test, verdict under each condition, and evidence."""
+    words = words or words_of("en")
+    conditions = [say(condition, words) for condition in judgement.conditions]
     rows = []
     for judged in judgement.claims:
         cells = "".join(
-            f'<td data-head="{escape(condition)}">{_verdict(judged, condition)}</td>'
-            for condition in judgement.conditions
+            f'<td data-head="{escape(shown)}">{_verdict(judged, condition, words)}</td>'
+            for condition, shown in zip(judgement.conditions, conditions, strict=True)
         )
         claim = judged.claim
         test = "".join(
-            f"<p class=read>{name}: {escape(text)}</p>"
-            for name, text in (
-                ("Supported if", claim.supports),
-                ("Refuted if", claim.refutes),
-                ("Reason", claim.reason),
+            f"<p class=read>{escape(words[key].format(text=say(text, words)))}</p>"
+            for key, text in (
+                ("supported if", claim.supports),
+                ("refuted if", claim.refutes),
+                ("reason", claim.reason),
             )
         )
-        said = f"<b>{escape(claim.key)}.</b> {escape(claim.text)}"
-        rows.append(f"<tr><td>{said}<details><summary>the test</summary>{test}</details></td>{cells}</tr>")
-    controls = "".join(f"<li>{escape(say_control(control))}</li>" for control in judgement.controls)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in judgement.notes)
+        said = f"<b>{escape(claim.key)}.</b> {escape(words.get(f'claim {claim.key}', claim.text))}"
+        why = words.get(f"explain {claim.key}", "")
+        command = words.get(f"next {claim.key}", "")
+        told = f"<p class=read>{escape(why)} <code>{escape(command)}</code></p>" if why else ""
+        test = f"<details><summary>{escape(words['the test'])}</summary>{test}</details>"
+        rows.append(f"<tr><td>{said}{told}{test}</td>{cells}</tr>")
+    controls = "".join(f"<li>{escape(say(say_control(control), words))}</li>" for control in judgement.controls)
+    notes = "".join(f"<li>{escape(say(note, words))}</li>" for note in judgement.notes)
     return (
-        f"<p>{escape(judgement.explanation)}</p>{table(['claim', *judgement.conditions], rows, kind='cards')}"
-        f"<ul class=read>{controls}{notes}</ul>"
+        f"<p>{escape(say(judgement.explanation, words))}</p>"
+        f"{table([words['claim'], *conditions], rows, kind='cards')}<ul class=read>{controls}{notes}</ul>"
+        f"{_next_steps(judgement, words)}"
     )
 
 
-def _verdict(judged: JudgedClaim, condition: str) -> str:
+def _next_steps(judgement: Judgement, words: Words) -> str:
+    steps = "".join(f"<li>{escape(say(step, words))}</li>" for step in judgement.next_steps)
+    return f"<h3>{escape(words['next experiments'])}</h3><ul>{steps}</ul>" if steps else ""
+
+
+def _verdict(judged: JudgedClaim, condition: str, words: Words) -> str:
     whole = judged.overall.get(condition)
     if whole is None:
-        return _kind("not trained")
+        return _kind("not trained", words["not trained"])
     items = "".join(
-        f"<li>{escape(verdict.setting)}: {escape(verdict.verdict)}; {escape(verdict.why)}"
-        f"<ul>{''.join(f'<li>{escape(say_evidence(one))}</li>' for one in verdict.evidence)}</ul></li>"
+        f"<li>{escape(say(verdict.setting, words))}: {escape(say(verdict.verdict, words))}; "
+        f"{escape(say(verdict.why, words))}"
+        f"<ul>{''.join(f'<li>{escape(say_evidence(one, words))}</li>' for one in verdict.evidence)}</ul></li>"
         for verdict in judged.verdicts
         if verdict.condition == condition
     )
-    evidence = f"<details><summary>evidence</summary><ul class=evidence>{items}</ul></details>" if items else ""
-    return f"{_kind(whole.verdict)}<br>{escape(whole.why)}{evidence}"
+    summary = escape(words["evidence"])
+    evidence = f"<details><summary>{summary}</summary><ul class=evidence>{items}</ul></details>" if items else ""
+    return f"{_kind(whole.verdict, say(whole.verdict, words))}<br>{escape(say(whole.why, words))}{evidence}"
 
 
-def say_evidence(one: Evidence) -> str:
+def say_evidence(one: Evidence, words: Words = ENGLISH) -> str:
     """Write a number with its interval, its name and the number of seeds."""
-    note = f"; {one.note}" if one.note else ""
-    return f"{one.name}: {one} (n = {one.n}{note})"
+    note = f"; {say(one.note, words)}" if one.note else ""
+    return f"{say(one.name, words)}: {say(str(one), words)} {words['seeds of evidence'].format(n=one.n, note=note)}"
 
 
 def say_control(control: Control) -> str:
     """Write the outcome of a control."""
-    outcome = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
-    return f"{control.key} control {outcome}: {control.text}; {control.detail}"
+    result = {True: "passed", False: "FAILED", None: "missing"}[control.passed]
+    return f"{control.key} control {result}: {control.text}; {control.detail}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------
 
 HEATMAPS = """<div class="controls">
-<label>Metric<select id="metric"></select></label>
-<label>Left<select id="run-left"></select></label>
-<label>Right<select id="run-right"></select></label>
-<label class="tick"><input type="checkbox" id="per-element"> per element (RMS)</label>
-<label>From step<input type="number" id="from" min="0" value="0" step="1"></label>
-<label>to step<input type="number" id="to" min="0" step="1"></label>
-<button type="button" id="all-steps">All steps</button>
+<label>{Metric}<select id="metric"></select></label>
+<label>{Left}<select id="run-left"></select></label>
+<label>{Right}<select id="run-right"></select></label>
+<label class="tick"><input type="checkbox" id="per-element"> {per element}</label>
+<label>{From step}<input type="number" id="from" min="0" value="0" step="1"></label>
+<label>{to step}<input type="number" id="to" min="0" step="1"></label>
+<button type="button" id="all-steps">{All steps}</button>
 </div>
 <p class="faint" id="metric-title"></p>
 <div class="panels">
 <figure id="left-figure"><figcaption id="left-title"></figcaption>
-<div class="chart" id="left" tabindex="0" role="application" aria-label="Heatmap of the left run"
+<div class="chart" id="left" tabindex="0" role="application" aria-label="{left heatmap}"
  aria-describedby="readout"></div></figure>
 <figure id="right-figure"><figcaption id="right-title"></figcaption>
-<div class="chart" id="right" tabindex="0" role="application" aria-label="Heatmap of the right run"
+<div class="chart" id="right" tabindex="0" role="application" aria-label="{right heatmap}"
  aria-describedby="readout"></div></figure>
-<figure><figcaption>Depth profile at the cursor</figcaption><div class="chart" id="profile" role="img"
- aria-label="Depth profile at the cursor"></div></figure>
+<figure><figcaption>{profile at the cursor}</figcaption><div class="chart" id="profile" role="img"
+ aria-label="{profile at the cursor}"></div></figure>
 </div>
 <div class="controls">
-<label class="slide">Step <span id="step-value"></span><input type="range" id="step" min="0" value="0"></label>
-<label class="slide">Layer <span id="layer-value"></span><input type="range" id="layer" min="0" value="0"></label>
+<label class="slide">{Step} <span id="step-value"></span><input type="range" id="step" min="0" value="0"></label>
+<label class="slide">{Layer} <span id="layer-value"></span><input type="range" id="layer" min="0" value="0"></label>
 </div>
 <output id="readout" aria-live="polite"></output>
-<p class="key"><span><i class="zero"></i>exactly 0</span><span><i class="missing"></i>not recorded</span>
-<span><i class="broken"></i>not finite</span></p>
-<p class="read">Each row is a layer, with the input at the top. Each column is an optimizer step. Both runs share one
-colour scale. A vanishing gradient gets darker toward the top, an exploding one gets brighter.
-<span id="metric-reading"></span></p>
-<p class="read">Point at a cell to see its layer, step and value. Drag across a heatmap to choose a range of steps;
-double-click to show all steps. Keyboard: the arrow keys move the cursor (with Shift by ten), Home and End go to the
-first and last step, Escape shows all steps. The profile shows the column at the cursor (solid) and the median of the
-steps shown (dashed).</p>
+<p class="key"><span><i class="zero"></i>{exactly 0}</span><span><i class="missing"></i>{not recorded}</span>
+<span><i class="broken"></i>{not finite}</span></p>
+<p class="read">{heatmaps read} <span id="metric-reading"></span></p>
+<p class="read">{heatmaps use}</p>
 """
 
 
-def curves(figures: Mapping[str, Any]) -> str:
+def heatmaps(words: Words) -> str:
+    """Return the markup in which the page draws heatmaps, with its controls."""
+    return re.sub(r"\{([^}]+)\}", lambda place: escape(words[place[1]]), HEATMAPS)
+
+
+def curves(figures: Mapping[str, Any], words: Words) -> str:
     """Return the markup in which the page draws the curves over epochs."""
     drawn = "".join(
         f'<figure><figcaption>{escape(curve["title"])}</figcaption><div class="chart" id="curve-{i}" role="img" '
-        f'aria-label="{escape(curve["title"])} over epochs"></div></figure>\n'
+        f'aria-label="{escape(words["over epochs"].format(title=curve["title"]))}"></div></figure>\n'
         for i, curve in enumerate(figures["curves"])
     )
-    return f'<div class="curves">{drawn}</div><p class="read">{escape(ENGLISH["curves read"])}</p>'
+    return f'<div class="curves">{drawn}</div><p class="read">{escape(words["curves read"])}</p>'

@@ -11,16 +11,27 @@ from urllib.parse import quote
 
 from gradlens.analysis.compare import FINAL_ROWS
 from gradlens.analysis.stats import Interval
-from gradlens.report.content import Facts, Row
+from gradlens.diagnosis.kinds import HEALTHY
+from gradlens.report.content import Facts, Row, Seen, split_settings
 from gradlens.report.figures import FIGURES, report_figures
-from gradlens.report.html_sections import say_control
-from gradlens.report.sentences import Words, analysis, local, opening, say_kind, say_mean, say_seeds
+from gradlens.report.html import title_of
+from gradlens.report.html_sections import say_control, say_remedy
+from gradlens.report.sentences import (
+    Words,
+    analysis,
+    answers,
+    local,
+    opening,
+    outcome,
+    say,
+    say_kind,
+    say_mean,
+    say_name,
+    say_seeds,
+    say_setting,
+)
 from gradlens.report.translations import words_of
 from gradlens.studies import Judgement
-
-"""Heatmaps in one figure: the first run of each group."""
-RANGE = re.compile(r"(\d+) to (\d+)( epochs)?")
-EPOCHS = re.compile(r"(\d+) epochs?")
 
 
 def make_markdown(facts: Facts, written: Mapping[str, Path], language: str) -> str:
@@ -35,28 +46,42 @@ def make_markdown(facts: Facts, written: Mapping[str, Path], language: str) -> s
         ConfigError: The language is unknown.
     """
     words = words_of(language)
-    models = ", ".join(dict.fromkeys(group.model for group in facts.groups))
-    parts = [f"# {plain(words['title'])}: {plain(models)}", plain(" ".join(opening(facts, words)))]
+    parts = [f"# {plain(title_of(facts, words))}", listing(plain(sentence) for sentence in answers(facts, words))]
+    parts += figures(written, words, only=first_kind(facts))
+    parts.append(plain(" ".join(opening(facts, words)[:2])))
     if facts.claims:
-        parts += [f"## {words['Claims']}{words['language of claims']}", claims(facts.claims, words)]
+        parts += [f"## {words['Claims']}", claims(facts.claims, words)]
     if facts.has_epochs:
         parts += [f"## {words['Metric comparison']}", finals(facts, words)]
-    parts += [f"## {words['Simple graph']}", *figures(written, words)]
+    parts += [f"## {words['Simple graph']}", *figures(written, words, but=first_kind(facts))]
     parts += [f"## {words['Brief analysis']}", listing(plain(sentence) for sentence in analysis(facts, words))]
-    parts += [f"### {words['Findings']}{words['language of evidence']}", findings(facts, words)]
-    parts += [f"## {words['Hyper-parameters']}", side_by_side(facts.settings, facts.names, words), words["differs"]]
-    parts += [f"### {words['Environment']}", side_by_side(facts.environment, facts.names, words)]
+    parts += [f"### {words['Findings']}", findings(facts, words), words["judged alone"]]
+    first, rest = split_settings(facts.settings)
+    parts += [f"## {words['Hyper-parameters']}", side_by_side(first, facts.names, words), words["differs"]]
+    parts += folded(words["more settings"], side_by_side(rest, facts.names, words) if rest else "")
+    parts += folded(words["environment rows"], side_by_side(facts.environment, facts.names, words, numbers=False))
     made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
     parts.append(f"{words['made by']} {code(facts.command)} ({plain(made)}).")
     return "\n\n".join(parts) + "\n"
 
 
-def save_figures(facts: Facts, path: Path) -> dict[str, Path]:
+def first_kind(facts: Facts) -> str:
+    """Return the kind of the figure that comes first: the heatmap of one run, or the profiles of several."""
+    return "heatmap" if len(facts.runs) == 1 else "profile"
+
+
+def folded(title: str, body: str) -> list[str]:
+    """Return a part that a reader opens."""
+    return [f"<details><summary>{plain(title)}</summary>", body, "</details>"] if body else []
+
+
+def save_figures(facts: Facts, path: Path, language: str = "en") -> dict[str, Path]:
     """Save the report's figures next to it, each with a JSON file that says how it was made.
 
     Args:
         facts: What the report says.
         path: The report's file.
+        language: "en" or "id".
 
     Returns:
         Kind to file, for the figures that these runs allow.
@@ -68,7 +93,7 @@ def save_figures(facts: Facts, path: Path) -> dict[str, Path]:
     from gradlens.plots import save_figure
 
     written = {}
-    for kind, figure, caption, runs in report_figures(facts.runs, facts.groups):
+    for kind, figure, caption, runs in report_figures(facts.runs, facts.groups, words_of(language)):
         file = path.with_name(f"{path.stem}-{kind}.png")
         one_line = caption.replace("\n", " ")
         save_figure(figure, file, command=facts.command, runs=runs, caption=one_line, asked=False)
@@ -79,14 +104,14 @@ def save_figures(facts: Facts, path: Path) -> dict[str, Path]:
 # --- parts ----------------------------------------------------------------------------------------------------
 
 
-def figures(written: Mapping[str, Path], words: Words) -> list[str]:
+def figures(written: Mapping[str, Path], words: Words, *, only: str = "", but: str = "") -> list[str]:
     """Return the figures, each with a text that says how to read it."""
     parts = []
-    for kind in (figure.kind for figure in FIGURES):
+    for kind in (figure.kind for figure in FIGURES if figure.kind != but and (not only or figure.kind == only)):
         if kind in written:
             name = quote(written[kind].name)
             parts += [f"### {words[kind]}", f"![{words[kind]}]({name})", words[f"{kind} read"]]
-    return parts or [words["none"]]
+    return parts or ([] if only else [words["none"]])
 
 
 def finals(facts: Facts, words: Words) -> str:
@@ -114,50 +139,67 @@ def say_number(value: Interval | float, words: Words) -> str:
 
 def findings(facts: Facts, words: Words) -> str:
     """Return the table of findings, one row per experiment and kind."""
-    rows = [
-        [item.group, f"{say_kind(item.kind, words)}, {say_seeds(item, words)}", item.each[0][2], item.remedy or "–"]
+    return table([words[key] for key in ("group", "finding", "evidence", "next")], list(finding_rows(facts, words)))
+
+
+def finding_rows(facts: Facts, words: Words) -> list[list[str]]:
+    """Return the rows of the table of findings."""
+    return [
+        [
+            item.group,
+            f"{say_kind(item.kind, words)}, {say_seeds(item, words)}{_learns(facts, item, words)}",
+            say(item.each[0][2], words),
+            say_remedy(item, words),
+        ]
         for item in facts.seen
     ]
-    return table([words[key] for key in ("group", "finding", "evidence", "next")], rows)
 
 
-def side_by_side(rows: Sequence[Row], names: Sequence[str], words: Words) -> str:
+def _learns(facts: Facts, item: Seen, words: Words) -> str:
+    """Return whether a group with healthy gradients learns, after a semicolon; "" for a finding."""
+    group = next(group for group in facts.groups if group.label == item.group)
+    said = outcome(group, [item], words)[1] if item.kind == HEALTHY else ""
+    return f"; {said}" if said else ""
+
+
+def side_by_side(rows: Sequence[Row], names: Sequence[str], words: Words, *, numbers: bool = True) -> str:
     """Return a table with one column per experiment and the differing values in bold."""
     body = []
     for row in rows:
         mark = "**" if row.differs else ""
-        cells = [f"{mark}{cell(say_setting(value, words))}{mark}" for value in row.values]
-        name = words.get(f"row {row.name}", row.name.replace("_", " "))
-        body.append(f"| {cell(name)} | {' | '.join(cells)} |")
+        cells = [f"{mark}{cell(say_setting(value, words, numbers=numbers))}{mark}" for value in row.values]
+        body.append(f"| {cell(say_name(row, words))} | {' | '.join(cells)} |")
     head = [words["setting"], *names]
     return "\n".join([f"| {' | '.join(map(cell, head))} |", "|---" * len(head) + "|", *body])
 
 
-def say_setting(value: str, words: Words) -> str:
-    """Write a value of the tables of settings and environment in the language; names and numbers stay as they are."""
-    if found := RANGE.fullmatch(value):
-        text = words["range"].format(low=found[1], high=found[2])
-        return words["epochs"].format(n=text) if found[3] else text
-    if found := EPOCHS.fullmatch(value):
-        return words["one epoch"] if found[1] == "1" else words["epochs"].format(n=found[1])
-    return words.get(f"value {value}", value)
-
-
 def claims(judgement: Judgement, words: Words) -> str:
-    """Return the study's claims with their verdicts."""
-    rows = [
+    """Return the study's claims with their verdicts, what they mean, and what to run next."""
+    head = [words[key] for key in ("claim", "condition", "verdict", "why")]
+    parts = [plain(say(judgement.explanation, words)), table(head, claim_rows(judgement, words))]
+    for judged in judgement.claims:
+        key = judged.claim.key
+        if why := words.get(f"explain {key}", ""):
+            parts.append(f"**{key}.** {plain(why)} {code(words[f'next {key}'])}")
+    notes = (*map(say_control, judgement.controls), *judgement.notes)
+    parts.append(listing(plain(say(text, words)) for text in notes))
+    if judgement.next_steps:
+        parts += [f"### {words['next experiments']}", listing(plain(say(text, words)) for text in judgement.next_steps)]
+    return "\n\n".join(parts)
+
+
+def claim_rows(judgement: Judgement, words: Words) -> list[list[str]]:
+    """Return the rows of the table of claims."""
+    return [
         [
             f"{judged.claim.key}. {words.get(f'claim {judged.claim.key}', judged.claim.text)}",
-            words.get(f"condition {condition}", condition),
-            words.get(f"verdict {found.verdict}", found.verdict),
-            found.why,
+            say(condition, words),
+            say(found.verdict, words),
+            say(found.why, words),
         ]
         for judged in judgement.claims
         for condition, found in judged.overall.items()
     ]
-    head = [words[key] for key in ("claim", "condition", "verdict", "why")]
-    notes = listing(plain(text) for text in (*map(say_control, judgement.controls), *judgement.notes))
-    return f"{plain(judgement.explanation)}\n\n{table(head, rows)}\n\n{notes}"
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------

@@ -8,7 +8,11 @@
   const MISSING = 0, ZERO = 65534, INFINITE = 65535, LAST = 65533;
   // Limits of columns and cells in a panel; beyond them, neighbouring columns are averaged until fewer steps are chosen.
   const WIDEST = 160, CELLS = 8000, NARROWEST = 48;
-  const DASHES = ["solid", "dashed", "dotted"];
+  // The words of the page's language; {a}, {b}, ... are places.
+  const words = data.words;
+  const t = (key, ...parts) => words[key].replace(/\{([a-d])\}/g, (_, place) => parts["abcd".indexOf(place)]);
+  const mark = (text) => (words["decimal mark"] === "," ? text.replace(/(\d)\.(\d)/g, "$1,$2") : text);
+  const count = (n) => n.toLocaleString(words.language === "id" ? "id-ID" : "en-US");
   const charts = new Map();
   let printing = false;
 
@@ -17,7 +21,7 @@
   const ink = () => getComputedStyle(root).getPropertyValue("--ink").trim();
   const cssValue = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const theme = () => data.themes[dark() ? "dark" : "light"];
-  const colour = (i) => theme().palette[i % theme().palette.length];
+  const colourOf = (look) => look[dark() ? "dark" : "light"];
   const chartAt = (id) => {
     if (!charts.has(id)) charts.set(id, echarts.init(byId(id), null, { renderer: "canvas" }));
     return charts.get(id);
@@ -117,17 +121,17 @@
     return 0.5 * Math.log10(Math.max(layers[data.metrics[metric].size][layer], 1));
   }
   function say(value, linear) {
-    if (value === undefined || Number.isNaN(value)) return "not recorded";
-    if (value === Infinity) return "not finite";
-    if (value === -Infinity) return "exactly 0";
-    return linear ? value.toPrecision(3) : (10 ** value).toExponential(2);
+    if (value === undefined || Number.isNaN(value)) return t("not recorded");
+    if (value === Infinity) return t("not finite");
+    if (value === -Infinity) return t("exactly 0");
+    return mark(linear ? value.toPrecision(3) : (10 ** value).toExponential(2));
   }
-  const saySpan = (first, last) => (last > first ? `steps ${first} to ${last}` : `step ${first}`);
+  const saySpan = (first, last) => (last > first ? t("steps", count(first), count(last)) : t("step", count(first)));
   function epochOf(run, step) {
     const starts = data.runs[run].epochs;
     let epoch = 0;
     while (epoch < starts.length && starts[epoch] <= step) epoch++;
-    return epoch ? `, epoch ${epoch}` : "";
+    return epoch ? t("epoch", epoch) : "";
   }
   function columnAt(view, step) {
     let column = 0;
@@ -159,8 +163,8 @@
     moveCursor(state.step, state.layer);
   }
   const titleOf = (described) => {
-    const title = state.perElement && described.size ? described.title.replace("L2 norm", "RMS per element") : described.title;
-    return described.linear ? title : `log10 of the ${title}`;
+    const title = state.perElement && described.size ? described.per_element : described.title;
+    return described.linear ? title : t("log10", title);
   };
 
   function drawPanel(side, run, low, high, described) {
@@ -170,7 +174,7 @@
     byId(`${SIDES[side]}-title`).textContent = data.runs[run].label;
     const chart = chartAt(SIDES[side]), view = views[side];
     if (!view) {
-      chart.setOption({ title: { text: "not recorded", left: "center", top: "middle",
+      chart.setOption({ title: { text: t("not recorded"), left: "center", top: "middle",
         textStyle: { color: cssValue("faint"), fontSize: 14, fontWeight: "normal" } } }, true);
       return;
     }
@@ -193,12 +197,12 @@
   function heatOption(view, run, low, high, described) {
     const narrow = byId("left").clientWidth < 420;
     const base = axisStyle();
-    const digits = (value) => (described.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
+    const digits = (value) => mark(described.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
     return {
       animation: false,
-      aria: { enabled: true, label: { description: `${titleOf(described)}: ${data.runs[run].label}, ${view.count} layers by ${view.shown} columns of steps` } },
+      aria: { enabled: true, label: { description: t("cells", titleOf(described), data.runs[run].label, view.count, view.shown) } },
       grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: theme().missing, borderWidth: 0 },
-      xAxis: { type: "category", data: view.starts.map(String), name: "optimizer step", nameLocation: "middle", nameGap: 24, ...base,
+      xAxis: { type: "category", data: view.starts.map(count), name: t("step axis"), nameLocation: "middle", nameGap: 24, ...base,
         splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
       yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
         axisLabel: nameLabels("left", view.count, narrow ? 14 : 18, 86) },
@@ -225,7 +229,7 @@
     state.layer = Math.min(Math.max(layer, 0), view.count - 1);
     byId("step").value = state.step;
     byId("layer").value = state.layer;
-    byId("step-value").textContent = String(state.step);
+    byId("step-value").textContent = count(state.step);
     byId("layer-value").textContent = view.names[state.layer];
     const readings = [];
     state.runs.forEach((run, side) => {
@@ -305,17 +309,19 @@
         medians.push([known.length ? known[known.length >> 1] : null, layer]);
       }
       const name = data.runs[state.runs[side]].label;
-      series.push(lineOf(`${name}, ${saySpan(view.starts[column], view.ends[column])}`, here, colour(side), 2, "solid", true));
-      series.push(lineOf(`${name}, median`, medians, colour(side), 1, "dashed", false));
+      const looks = state.runs.map((other) => (other < 0 ? "" : colourOf(data.runs[other].look)));
+      const lineColour = side && looks[0] === looks[1] ? theme().palette[4] : looks[side]; // two seeds of a model
+      series.push(lineOf(`${name}, ${saySpan(view.starts[column], view.ends[column])}`, here, lineColour, 2, "solid", true));
+      series.push(lineOf(t("median", name), medians, lineColour, 1, "dashed", false));
     }
     const base = axisStyle(), title = titleOf(described);
     chartAt("profile").setOption({
       animation: false,
-      aria: { enabled: true, label: { description: `${title} over the layers at step ${state.step}` } },
+      aria: { enabled: true, label: { description: t("profile", title, count(state.step)) } },
       legend: { top: 0, left: 0, orient: "vertical", itemGap: 3, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 46) },
       grid: { left: 112, right: 16, top: 20 * series.length + 6, bottom: 46 },
-      xAxis: { type: "value", scale: true, name: described.linear ? "value" : "log10", nameLocation: "middle", nameGap: 26, ...base },
-      yAxis: { type: "category", inverse: true, data: same ? longest.names : longest.names.map((_, i) => `layer ${i + 1}`), ...base,
+      xAxis: { type: "value", scale: true, name: described.linear ? t("value") : "log10", nameLocation: "middle", nameGap: 26, ...base },
+      yAxis: { type: "category", inverse: true, data: same ? longest.names : longest.names.map((_, i) => t("layer", i + 1)), ...base,
         splitLine: { show: false }, axisLabel: nameLabels("profile", longest.count, 18, 20 * series.length + 52) },
       tooltip: { trigger: "axis", axisPointer: { type: "line" }, ...tooltipStyle(), formatter: (hits) => lines([
         hits.length ? longest.names[hits[0].value[1]] : "",
@@ -333,7 +339,7 @@
     data.curves.forEach((curve, place) => {
       const base = axisStyle(), series = [];
       curve.groups.forEach((group, i) => {
-        const lineColour = colour(i), dash = DASHES[Math.floor(i / theme().palette.length) % DASHES.length];
+        const lineColour = colourOf(group.look), dash = group.look.dash;
         if (group.low) {
           const band = { type: "line", stack: `band ${i}`, stackStrategy: "all", symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, emphasis: { disabled: true } };
           series.push({ ...band, name: `low ${i}`, data: group.low });
@@ -342,17 +348,20 @@
             series.push({ type: "line", name: `seed ${i}`, data: seed, symbol: "none", lineStyle: { color: lineColour, width: 0.7, opacity: 0.6 }, silent: true, emphasis: { disabled: true } });
           }
         }
+        if (group.rest) {
+          series.push({ name: t("mean of the others").replace("{group}", group.label), type: "line", data: group.rest, symbol: "none", itemStyle: { color: lineColour }, lineStyle: { color: lineColour, width: 1.2, type: [1, 3] }, emphasis: { disabled: true } });
+        }
         series.push({ name: group.label, type: "line", data: group.mean, symbolSize: 4, showSymbol: group.mean.length < 2, itemStyle: { color: lineColour }, lineStyle: { color: lineColour, width: 2, type: dash }, emphasis: { disabled: true } });
       });
-      const names = curve.groups.map((group) => group.label);
+      const names = curve.groups.flatMap((group) => (group.rest ? [group.label, t("mean of the others").replace("{group}", group.label)] : [group.label]));
       chartAt(`curve-${place}`).setOption({
         animation: false,
-        aria: { enabled: true, label: { description: `${curve.title} over epochs: ${names.join(", ")}` } },
+        aria: { enabled: true, label: { description: t("curve", curve.title, names.join(", ")) } },
         legend: { data: names, top: 0, left: 0, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 40) },
         grid: { left: 46, right: 14, top: 20 + 18 * Math.ceil(names.length / 3), bottom: 42 },
-        xAxis: { type: "category", data: curve.epochs, name: "epoch", nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
-        yAxis: { type: "value", min: 0, max: curve.share ? 1 : null, ...base },
-        tooltip: { trigger: "axis", ...tooltipStyle(), formatter: (hits) => lines([`epoch ${hits[0].axisValue}`,
+        xAxis: { type: "category", data: curve.epochs, name: t("epoch axis"), nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
+        yAxis: { type: "value", min: 0, max: curve.share ? 1 : null, ...base, axisLabel: { ...base.axisLabel, formatter: (value) => mark(String(value)) } },
+        tooltip: { trigger: "axis", ...tooltipStyle(), formatter: (hits) => lines([`${t("epoch axis")} ${hits[0].axisValue}`,
           ...curve.groups.map((group) => `${group.label}: ${group.said[hits[0].dataIndex] || "–"}`)]) },
         series,
       }, true);
@@ -366,7 +375,7 @@
       byId("run-left").append(option(i, run.label));
       byId("run-right").append(option(i, run.label));
     });
-    byId("run-right").append(option(-1, "none"));
+    byId("run-right").append(option(-1, t("none")));
     state.metric = byId("metric").value;
     state.runs = [0, data.second];
     byId("run-left").value = "0";
@@ -402,7 +411,7 @@
   }
   function choose(name) {
     root.dataset.theme = name;
-    byId("theme").textContent = name === "dark" ? "Light" : "Dark";
+    byId("theme").textContent = name === "dark" ? t("Light") : t("Dark");
     for (const kind of ["zero", "missing", "nonfinite"]) root.style.setProperty(`--${kind}`, data.themes[name][kind]);
   }
 

@@ -16,13 +16,17 @@ from gradlens.analysis.groups import Group, length_of
 from gradlens.analysis.highlights import ACCURACY_GAP, LEAST_EPOCHS
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import Interval, mean_interval
-from gradlens.report.content import Facts, Seen, data_facts
+from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
+from gradlens.report.content import Facts, Row, Seen, data_facts
+from gradlens.report.translator import translate
 from gradlens.run import Layer
 from gradlens.studies import pairs
 
 Words = Mapping[str, str]
 MOST_GROUPS = 4
 """Up to this many groups the sentences name each group; beyond, they count groups, and only the tables name them."""
+MUCH = 0.5
+"""A network has learnt little below this share of the way from guessing to a validation accuracy of 1."""
 EARLY_EPOCHS = 5
 """After this many epochs the training losses are compared: early enough to show which model learns faster."""
 
@@ -43,6 +47,90 @@ def say_mean(interval: Interval, words: Words) -> str:
     if not interval.left_out:
         return text
     return words["part of values"].format(mean=text, n=interval.n, total=interval.n + interval.left_out)
+
+
+def say(text: str, words: Words) -> str:
+    """Return an English text of gradlens in the language of the words."""
+    return translate(text, words["language"])
+
+
+RANGE = re.compile(r"([\d,]+) to ([\d,]+)( epochs)?")
+EPOCHS = re.compile(r"(\d+) epochs?")
+PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def say_setting(value: str, words: Words, *, numbers: bool = True) -> str:
+    """Write a value of the tables of settings and environment in the language; names stay as they are.
+
+    Args:
+        value: The value in English.
+        words: The words of the language.
+        numbers: Whether a number gets the decimal mark of the language; the number of a version does not.
+
+    Returns:
+        The value as text.
+    """
+    if found := RANGE.fullmatch(value):
+        text = words["range"].format(low=local(found[1], words), high=local(found[2], words))
+        return words["epochs"].format(n=text) if found[3] else text
+    if found := EPOCHS.fullmatch(value):
+        return words["one epoch"] if found[1] == "1" else words["epochs"].format(n=found[1])
+    if numbers and PLAIN_NUMBER.fullmatch(value):
+        return local(value, words)
+    return words.get(f"value {value}", value)
+
+
+def say_name(row: Row, words: Words) -> str:
+    """Return the name of a row of the tables of settings and environment in the language."""
+    return words.get(f"row {row.name}", row.name.replace("_", " "))
+
+
+def say_extent(group: Group, words: Words) -> str:
+    """Return the numbers of seeds and epochs of a group."""
+    seeds, _, epochs = group.say_extent().partition(", ")
+    return f"{_count(int(seeds.split()[0].replace(',', '')), 'seed', words)}, {say_setting(epochs, words)}"
+
+
+def answers(facts: Facts, words: Words) -> list[str]:
+    """Return the answer of the report: a sentence per group on its gradients and on whether it learns."""
+    if len(facts.groups) > MOST_GROUPS:
+        return [*gradients(facts, words), diagnosis(facts, words)]
+    return [answer(group, facts.seen, words) for group in facts.groups]
+
+
+def answer(group: Group, seen: Sequence[Seen], words: Words) -> str:
+    """Return a sentence on what was found in a group of seeds, and whether it learns."""
+    own = [item for item in seen if item.group == group.label]
+    faults = [item for item in own if item.kind not in (HEALTHY, UNDECIDED)]
+    said = [f"{say_kind(item.kind, words)} ({say_seeds(item, words)})" for item in faults]
+    if not faults:
+        said = [words["gradients healthy" if own and own[0].kind == HEALTHY else "nothing decided"]]
+    known = _typical(_ratios(group))
+    if known and faults:
+        said.append(words[fate_of(over_seeds(known))])
+    _, result = outcome(group, own, words)
+    return f"{group.label}: {'; '.join([*said, *filter(None, [result])])}."
+
+
+def outcome(group: Group, seen: Sequence[Seen], words: Words) -> tuple[bool, str]:
+    """Return whether a group learns and generalises; healthy gradients alone do not make a good network.
+
+    Returns:
+        Whether it does, and the sentence; "" where nothing is known.
+    """
+    train, val = group.final("train_accuracy"), group.final("val_accuracy")
+    if not val.n:
+        evidence = next((item.learning for item in seen if item.learning), "")
+        return True, say(evidence, words)
+    numbers = {"train": local(f"{train.mean:.2f}", words), "val": local(f"{val.mean:.2f}", words)}
+    if train.mean - val.mean > ACCURACY_GAP:
+        return False, words["does not generalise"].format(**numbers)
+    classes = data_facts(group.runs[0]).get("classes", ())
+    chance = 1 / len(classes) if isinstance(classes, list | tuple) and len(classes) > 1 else 0.0
+    if val.mean < chance + MUCH * (1 - chance):
+        guess = words["guessing"].format(chance=local(f"{chance:.2f}", words)) if chance else ""
+        return False, words["learnt little"].format(**numbers) + guess
+    return True, words["learns well"].format(**numbers)
 
 
 def opening(facts: Facts, words: Words) -> list[str]:

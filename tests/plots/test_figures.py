@@ -18,6 +18,7 @@ from gradlens import read_run
 from gradlens.analysis.derived_metrics import with_derived
 from gradlens.charts.curves import make_curves
 from gradlens.charts.layer_names import shorten_names
+from gradlens.cli import run_command
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.plots import draw_compare, draw_heatmap, draw_profile, figure_name, save_figure
 from gradlens.plots.heatmap import caption
@@ -318,11 +319,66 @@ def test_a_depth_sweep_has_a_colour_per_family_and_is_sorted_by_depth(make_run) 
     column = [cell.get_text().get_text() for (_, at), cell in sorted(table.get_celld().items()) if at == -1]
     assert column == ["plain20", "plain32", "plain110", "resnet20", "resnet56", "resnet110"]
     dashes = [line.get_linestyle() for line in figure.axes[0].lines]
-    assert dashes == ["-"] * 3 + ["--"] * 3
+    assert dashes == ["-"] * 6  # one condition
     shades = [to_rgb(line.get_color()) for line in figure.axes[0].lines]
     assert [sum(shade) for shade in shades[:3]] == sorted((sum(shade) for shade in shades[:3]), reverse=True)
-    mixed = [read_run(path) for path in (make_run("other-s0", model="other"),)]
-    assert looks_of([run.model for run in [*runs, *mixed]])[1] == look_of(1)
+
+
+def test_a_network_has_one_colour_and_a_condition_one_dash_in_every_figure() -> None:
+    plain, residual = look_of(0)[0], look_of(1)[0]
+    assert looks_of(["resnet34"]) == [(residual, "-")]
+    assert looks_of(["resnet34-nobn", "plain34-nobn"]) == [(residual, "--"), (plain, "--")]
+    study = ["plain34", "resnet34", "resnet34-gradonly", "resnet34-valueonly", "plain34-nobn", "mine", "plain34"]
+    looks = looks_of(study)
+    assert looks[0] == (plain, "-")
+    assert looks[4] == (plain, "--")
+    assert len({colour for colour, _ in looks}) == 5
+    assert len(set(looks)) == len(study)  # the same model with other settings has another dash
+    assert len(set(looks_of([f"model{letter}" for letter in "abcdefghijk"]))) == 11
+
+
+def test_a_mean_goes_on_dotted_where_a_seed_has_ended_and_the_legend_says_so(make_run) -> None:
+    runs = [read_run(make_run(f"a-s{s}", model="a", seed=s, steps=20, epochs=3 + 2 * s)) for s in (0, 1)]
+    figure = draw_compare(runs)
+    assert "after | a seed has ended: mean of the others" in [
+        t for a in figure.axes if a.get_legend() for t in legend_texts(a)
+    ]
+    lines = figure.axes[0].lines
+    means = [np.isfinite(np.asarray(line.get_ydata(), float)).sum() for line in lines[:2]]
+    assert means == [3, 3]  # three epochs of both, then from the third to the fifth
+    assert "dotted where a seed has ended" in figure.get_suptitle().replace("\n", " ")
+    assert "dotted" not in draw_compare(runs[:1]).get_suptitle()
+
+
+def test_many_single_seeds_become_bands(make_run) -> None:
+    run = read_run(make_run())
+    runs = [replace(run, name=f"a-s{s}", info=dict(run.info) | {"model": "a", "seed": s}) for s in range(20)]
+    few, many = draw_compare(runs[:5]).axes[0], draw_compare(runs).axes[0]
+    assert (len(few.lines), len(many.lines)) == (6, 1)
+    assert len(many.collections) == 1
+
+
+def test_a_figure_for_a_paper_has_its_caption_in_the_metadata(make_run, tmp_path: Path, capsys) -> None:
+    make_run("plain34-s0", model="plain34", decades=-2.0)
+    assert run_command(["heatmap", "--no-caption", "-o", "a.png", "-o", "a.svg"]) == 0
+    said = json.loads(Path("a.json").read_text())["caption"]
+    assert said.startswith("plain34, seed 0: the gradient shrinks")
+    assert Image.open("a.png").text["Title"] == said
+    assert said[:60] in " ".join(Path("a.svg").read_text().split())
+    assert (
+        draw_heatmap(
+            [read_run(Path("runs/plain34-s0.h5"))], look=make_look("light", "one", caption=False)
+        ).get_suptitle()
+        == ""
+    )
+
+
+def test_the_title_has_the_message(make_run) -> None:
+    runs = [read_run(make_run(f"{m}-s0", model=m, decades=-2.0)) for m in ("a", "b")]
+    title = " ".join(draw_heatmap(runs[:1]).axes[0].get_title(loc="left").split())
+    assert title == "a, seed 0: the gradient at the first layer is 1/40 of the last one's"
+    assert draw_heatmap(runs).axes[0].get_title(loc="left") == "a, seed 0\nfirst layer 1/40 of the last"
+    assert draw_heatmap(runs[:1], "param_norm").axes[0].get_title(loc="left") == "a, seed 0"
 
 
 def test_twenty_runs_in_two_groups_are_two_lines_and_two_rows(make_run) -> None:

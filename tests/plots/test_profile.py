@@ -16,7 +16,7 @@ from rich.text import Text
 from gradlens import read_run
 from gradlens.charts.curves import layer_rows, make_curves, say_theory
 from gradlens.cli import run_command
-from gradlens.plots import draw_profile
+from gradlens.plots import draw_heatmap, draw_profile
 from gradlens.plots.profile import caption
 from gradlens.plots.style import Look
 from gradlens.run import Layer, Run
@@ -90,6 +90,39 @@ def test_odd_values_are_marked_and_do_not_break_the_scale(make_run, tmp_path: Pa
     assert "exactly 0 at the first layer" in caption(curves, METRIC)
     draw_profile(make_curves([read_run(make_run("zero", change=lambda grid: grid * 0))], METRIC), METRIC)
     draw_profile(make_curves([read_run(make_run("one", layers=1, steps=1))], METRIC), METRIC)
+
+
+def test_a_long_entry_of_the_legend_does_not_make_a_narrow_panel() -> None:
+    figure = draw_profile(make_curves([read_run(SAMPLE)], METRIC), METRIC, look=Look(width="one", caption=False))
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
+    assert min(axis.get_position().width for axis in figure.axes) > 0.6
+
+
+def collapsed(share: float):
+    def change(grid: np.ndarray) -> np.ndarray:
+        grid[int(len(grid) * (1 - share)) :] = 0
+        return grid
+
+    return change
+
+
+def test_a_collapse_is_seen_at_the_floor_and_the_legend_says_so(make_run) -> None:
+    runs = [read_run(make_run(f"c{i}", change=collapsed(share), steps=40)) for i, share in enumerate((0.0, 0.3, 0.8))]
+    labels = ("", "exactly 0 in a tenth of the rows or more", "exactly 0 in most rows")
+    for run, label in zip(runs, labels, strict=True):
+        curves = make_curves([run], METRIC)
+        figure = draw_profile(curves, METRIC)
+        marks = [line for line in figure.axes[0].lines if line.get_marker() == "v"]
+        assert [label] * bool(label) == [text for text in texts(figure).split("\n") if "exactly" in text]
+        assert bool(marks) == bool(label)
+        if marks:
+            heights = np.asarray(marks[0].get_ydata())
+            known = np.concatenate([curves[0].centre, curves[0].high])
+            assert len(heights) == len(run.layers)
+            assert heights.max() < known[np.isfinite(known)].min()
+    title = " ".join(draw_heatmap(runs[1:2]).axes[0].get_title("left").split())
+    assert "all gradients are exactly 0 in 12 of 40 rows" in title
 
 
 @pytest.mark.parametrize(("width", "colour"), [(60, True), (100, False)])

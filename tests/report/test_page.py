@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from gradlens import read_run
 from gradlens.errors import ConfigError
 from gradlens.format import visible
 from gradlens.report import collect
+from gradlens.report.content import MOST_SETTINGS, split_settings
 from gradlens.report.html import ECHARTS, fill, library_code, make_page
 from gradlens.report.html_data import payload, safe_json
 from gradlens.report.html_sections import claims_table
-from gradlens.report.sentences import analysis, compared_groups, opening
+from gradlens.report.markdown import make_markdown
+from gradlens.report.sentences import analysis, answers, compared_groups, opening
 from gradlens.report.translations import ENGLISH
 from gradlens.study import Claim, Control, Evidence, JudgedClaim, Judgement, Verdict, judge_claims
 from tests.conftest import SAMPLE
@@ -109,7 +112,7 @@ def test_the_sections_are_in_order(make_run) -> None:
     ]
     reader = Reader(page_of(*runs))
     heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
-    assert heads == ["findings", "metrics", "heatmaps", "curves", "settings", "environment"]
+    assert heads == ["summary", "findings", "metrics", "heatmaps", "curves", "settings", "environment"]
     assert "original study, plain34" in reader.text
     assert "0.6712" in reader.text
     assert "4 runs of 2 settings" in reader.text
@@ -149,7 +152,8 @@ def test_the_texts_of_a_judgement_are_escaped() -> None:
 
 def test_a_run_without_epochs_and_one_without_rows(make_run) -> None:
     reader = Reader(page_of(make_run(epochs=0)))
-    assert [a["id"] for tag, a in reader.elements if tag == "h2"] == ["findings", "heatmaps", "settings", "environment"]
+    heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
+    assert heads == ["summary", "findings", "heatmaps", "settings", "environment"]
     with pytest.raises(ConfigError, match="nothing to report: expected a run with rows or epochs, got empty"):
         page_of(make_run("empty", steps=0, epochs=0))
 
@@ -165,6 +169,73 @@ def test_paths_are_those_that_the_user_gave(make_run, tmp_path: Path) -> None:
     page = page_of(Path("runs/net-s0.h5"))
     assert "runs/net-s0.h5" in page
     assert str(tmp_path) not in page
+
+
+def test_no_absolute_path_is_on_the_page_in_markdown_or_beside_a_figure(make_run, tmp_path: Path) -> None:
+    config = {
+        "data": "folder:/home/me/photos of food/train",
+        "cache": ["/scratch/me/x"],
+        "other": {"path": "/data/a/b"},
+    }
+    run = read_run(make_run(config=config).resolve())
+    assert run.path.is_absolute()
+    facts = collect([run], command=f"gradlens report {run.path} -o /tmp/out/report.html")
+    for text in (make_page(facts), make_page(facts, "id"), make_markdown(facts, {}, "en")):
+        shown = Reader(text).text if text.startswith("<!doctype") else text
+        assert not re.findall(r"(?<![\w.<])/(?:[\w.-]+/)+[\w.-]*", shown)
+        assert "gradlens report net-s0.h5 -o report.html" in shown
+        assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(("language", "number"), [("en", "1,234,560"), ("id", "1.234.560")])
+def test_thousands_are_separated(language: str, number: str, make_run) -> None:
+    run = read_run(make_run(config={"warm_up": 1234560, "seed_of_data": 20000}))
+    text = Reader(make_page(collect([run], command="gradlens report"), language)).text
+    assert number in text
+    assert not re.findall(r"(?<![\w.,-])\d{5,}(?![\w.-])", text)
+
+
+def test_twelve_rows_of_settings_are_shown_and_the_others_are_folded(make_run) -> None:
+    config = {f"setting_{i}": i for i in range(30)} | {"lr": 0.1, "batch_size": 32, "image_size": 64}
+    runs = [read_run(make_run(f"{m}-s0", model=m, config=config | {"setting_7": m})) for m in ("a", "b")]
+    facts = collect(runs, command="gradlens report")
+    first, rest = split_settings(facts.settings)
+    assert len(first) == MOST_SETTINGS == 12
+    names = [row.name for row in first]
+    assert {"model", "setting_7", "lr", "batch_size", "image_size"} <= set(
+        names
+    )  # those that differ, and the usual ones
+    assert len(rest) == len(facts.settings) - 12
+    page = make_page(facts)
+    assert page.index("batch size (images)") < page.index('<details class="folded">') < page.index("setting 3")
+
+
+def test_a_network_that_does_not_generalise_is_not_called_healthy(make_run) -> None:
+    run = read_run(make_run(steps=60, epochs=2, decades=-0.2))
+    classes = {"data_facts": {"classes": list("abcde")}}
+    for train, val, said in (
+        (0.95, 0.39, "it does not generalise: training accuracy 0.95, validation accuracy 0.39"),
+        (0.41, 0.39, "it has learnt little: validation accuracy 0.39, where guessing gives 0.20"),
+        (0.95, 0.93, "it learns: validation accuracy 0.93"),
+    ):
+        epochs = dict(run.epochs) | {"train_accuracy": np.array([train] * 2), "val_accuracy": np.array([val] * 2)}
+        info = dict(run.info) | {"config": classes}
+        facts = collect([replace(run, epochs=epochs, info=info)], command="gradlens report")
+        assert facts.seen[0].kind == "healthy"
+        assert answers(facts, ENGLISH) == [f"net: its gradients are healthy; {said}."]
+        reader = Reader(make_page(facts))
+        assert said in reader.text
+        assert ("kind healthy" in [a.get("class") for _, a in reader.elements]) == (val > 0.9)
+
+
+def test_the_first_screen_has_the_answer_and_a_figure_in_the_colours_of_the_page(make_run) -> None:
+    page = page_of(make_run())
+    assert page.index('<ul class="lead">') < page.index("<svg ") < page.index("<nav ")
+    figure = page[page.index("<svg ") : page.index("</svg>")]
+    assert "var(--ink)" in figure
+    assert "#222222" not in figure
+    assert "<metadata" not in figure
+    assert "<svg " not in page_of(make_run("none", change=lambda grid: grid * np.nan))
 
 
 def test_the_library_is_as_published_and_its_licence_travels_with_it() -> None:

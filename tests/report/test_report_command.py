@@ -35,7 +35,8 @@ def test_by_default_it_reports_all_runs_as_a_page(study, capsys) -> None:
     assert "4 runs of 2 settings" in page
     out, err = capsys.readouterr()
     assert (out, err) == ("", "wrote report.html\n")
-    assert sorted(path.name for path in Path().iterdir()) == ["report.html", "runs"]
+    names = {path.name for path in Path().iterdir()} - {"cache"}  # matplotlib keeps its list of fonts there
+    assert names == {"report.html", "runs"}
     assert run_command(["report"]) == 0  # its own page is replaced
 
 
@@ -91,11 +92,13 @@ def test_settings_and_values_have_indonesian_words() -> None:
         "1 epoch": "1 epoch",
         "yes": "ya",
         "complete": "selesai",
-        "0.1": "0.1",
+        "0.1": "0,1",
+        "1,234,560": "1.234.560",
         "step:6,0.1": "step:6,0.1",
     }
     assert {value: say_setting(value, words) for value in cases} == cases
     assert all(say_setting(value, words_of("en")) == value for value in cases)
+    assert say_setting("3.11", words, numbers=False) == "3.11"  # a version
 
 
 def test_both_languages_say_the_same_things() -> None:
@@ -110,8 +113,10 @@ def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
     assert run_command(["report", "-o", "r.pdf"]) == 0
     data = Path("r.pdf").read_bytes()
     assert data.startswith(b"%PDF")
-    assert data.count(b"/Type /Page ") + data.count(b"/Type /Page\n") >= 4
-    assert sorted(path.name for path in Path().iterdir()) == ["r.pdf", "runs"]
+    pages = data.count(b"/Type /Page ") + data.count(b"/Type /Page\n")
+    assert 3 <= pages <= 6
+    assert data.count(b"/Subtype /Image") >= 3
+    assert {path.name for path in Path().iterdir()} - {"cache"} == {"r.pdf", "runs"}
 
 
 @pytest.mark.slow
@@ -125,11 +130,6 @@ def test_several_forms_at_once(study, capsys) -> None:
     [
         (["-o", "r.docx"], 2, "expected a name that ends in .html, .md, .pdf, got '.docx'"),
         (["-o", "r"], 2, "got ''"),
-        (
-            ["--lang", "id"],
-            2,
-            "--lang id works for Markdown reports only: expected a name that ends in .md, got report.html",
-        ),
         (["--lang", "de", "-o", "r.md"], 2, "'de' is not one of"),
         (["nothing"], 1, "nothing: there is no such run"),
         (["-o", "runs/plain34-s0.h5/r.html"], 1, "cannot be written"),

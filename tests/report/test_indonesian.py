@@ -1,0 +1,116 @@
+"""``--lang id`` is whole: no English sentence is left on the page, in Markdown, in figures, or in the catalogue."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib.text import Text
+
+from gradlens import read_run
+from gradlens.metrics import SHOWN_METRICS
+from gradlens.report import collect
+from gradlens.report.figures import report_figures
+from gradlens.report.html import make_page
+from gradlens.report.markdown import make_markdown
+from gradlens.report.translations import words_of
+from gradlens.report.translator import Translator, read_pairs, translate
+from gradlens.run import Run
+from gradlens.study.criteria import CLAIMS
+from tests.report.english_words import english_in, sentences_in
+from tests.report.test_page import Reader
+
+ROOT = Path(__file__).parents[2] / "gradlens"
+FRAGMENTS = {
+    "too few rows: conv1, but at least 7 are needed", "and 7 more", "steps 7 to conv1", "conv1: it conv1",
+    "(it changes every 7)", "(in a recurrent network it grows with every time step)",
+    "gradients arrive at conv1 of conv1",
+    "(conv1 over conv1)", "(7 of them never called)", "and the loss falls by 7",
+}  # fmt: skip
+"""Parts of sentences, and sentences whose numbers stand in for names here: their wholes are in the catalogue."""
+
+
+@pytest.fixture
+def runs(make_run) -> list[Run]:
+    study = [
+        read_run(make_run(f"{model}-s{seed}", model=model, seed=seed, accuracy=accuracy, decades=decades, steps=40,
+                          epochs=2, config={"lr": 0.001, "batch_size": 1024, "data": "folder:/home/me/food"}))
+        for model, accuracy, decades in (("plain34", 0.4, -3.6), ("resnet34", 0.9, -0.1))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    odd = read_run(make_run("odd-s0", model="odd", steps=40, epochs=0, change=lambda grid: grid * 0))
+    return [*study, odd]
+
+
+OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
+"""Beginnings of texts that are in no report."""
+MODULES = (
+    "clipping", "cut", "dead", "diagnose", "exploding", "findings", "frozen", "incoherent", "intended", "learning",
+    "network", "nonfinite", "plateau", "saturated", "setup", "through_time", "uncleared", "unused", "vanishing",
+    "zero_gradient",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_sentence_of_the_diagnosis_has_a_translation(module: str) -> None:
+    for text in sentences_in(ROOT / "diagnosis" / f"{module}.py", least=4):
+        if text not in FRAGMENTS and not text.startswith(
+            ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
+        ):
+            assert not english_in(translate(text, "id")), f"{text} -> {translate(text, 'id')}"
+
+
+def test_claims_and_metrics_have_a_translation() -> None:
+    texts = [text for claim in CLAIMS for text in (claim.supports, claim.refutes, claim.reason)]
+    texts += [text for metric in SHOWN_METRICS.values() for text in (metric.title, metric.reading)]
+    for text in texts:
+        assert not english_in(translate(text, "id")), text
+
+
+def test_the_page_has_no_english_sentence(runs: list[Run]) -> None:
+    reader = Reader(make_page(collect(runs, command="gradlens report --lang id"), "id"))
+    assert dict(reader.elements)["html"] == {"lang": "id"}
+    texts = [*reader.texts, *(a[key] for _, a in reader.elements for key in ("aria-label", "data-head") if key in a)]
+    texts += list(reader.data["words"].values())
+    texts += [text for metric in reader.data["metrics"].values() for text in (metric["title"], metric["reading"])]
+    for text in texts:
+        assert not english_in(text), text
+    said = reader.text
+    assert "jaringan plain" in said
+    assert "0,001" in said
+    said = re.sub(r"stage\d\.\d", "", said.rsplit("Lingkungan", 1)[0])  # versions have dots
+    assert not re.findall(r"\S*\d\.\d(?!\d\d)\S*", said)
+
+
+def test_markdown_has_no_english_sentence(runs: list[Run]) -> None:
+    text = make_markdown(collect(runs, command="gradlens report"), {}, "id")
+    for line in re.sub(r"</?(?:details|summary)>", "", text).splitlines():
+        assert not english_in(line), line
+
+
+def test_figures_have_no_english_text(runs: list[Run]) -> None:
+    facts = collect(runs, command="gradlens report")
+    for _, figure, caption, _ in report_figures(facts.runs, facts.groups, words_of("id")):
+        texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+        texts += [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
+        for text in [*texts, caption]:
+            assert not english_in(" ".join(text.split())), text
+        formatters = [axes.yaxis.get_major_formatter() for axes in figure.axes]
+        labels = [label for formatter in formatters for label in formatter.format_ticks([0.25, 0.5])]
+        assert not [label for label in labels if re.search(r"\d\.\d", label)]
+
+
+def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
+    say = Translator(read_pairs("{layer} has {n} rows\n= {layer} memiliki {n} baris\nwhy not\n= mengapa tidak\n"))
+    assert say("layer1.0.conv has 1,250 rows") == "layer1.0.conv memiliki 1.250 baris"
+    assert (
+        say("Why not. Block has 2.5 rows (why not); x") == "Mengapa tidak. Block memiliki 2,5 baris (mengapa tidak); x"
+    )
+    assert say("a.b has no rows") == "a.b has no rows"
+    assert say("+0.090 [-0.749, +0.929]") == "+0,090 [-0,749; +0,929]"
+
+
+def test_what_is_english_is_found() -> None:
+    assert english_in("the gradient of conv1") == ["the", "gradient", "of"]
+    assert not english_in("Panggil optimizer.zero_grad() sebelum loss.backward()")
