@@ -20,7 +20,7 @@ from gradlens.analysis.compare import (
     say_interval,
     say_unequal,
 )
-from gradlens.analysis.groups import Group, n_epochs
+from gradlens.analysis.groups import Group, length_of, n_epochs
 from gradlens.analysis.stats import Interval
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.format import plural
@@ -30,12 +30,12 @@ from gradlens.run import FloatArray, Run
 
 MOST_SINGLE, MOST_BANDS = 4, 6
 """With more groups than these, the lines of single seeds and the bands are left out: they would hide the means."""
-MOST_LINES = 12
-"""With more single seeds than these, their lines are left out: a band shows a tangle better."""
 MOST_PANELS = 6
 """Further quantities are in the JSON and CSV output only."""
 MOST_RAW = 2000
 """Logged values of a run that are drawn behind its smoothed curve."""
+MOST_LINES = 12
+"""With more single seeds than these, their lines are left out: a band shows a tangle better."""
 ROW_IN = 0.2
 """Height of a row of the legend and of the table, in inches."""
 ENDED = "after | a seed has ended: mean of the others"
@@ -156,20 +156,6 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         _limit(axis, np.concatenate(all_values))
 
 
-REST = (0, (1, 1.5))
-"""The dash style of a mean over the seeds that are left."""
-
-
-def group_ends(group: Group) -> bool:
-    """Return whether some seeds of a group have fewer epochs than others."""
-    return group.unit == "epoch" and len({n_epochs(run) for run in group.runs}) > 1
-
-
-def _shows_seeds(groups: Sequence[Group]) -> bool:
-    """Return whether single seeds have lines of their own."""
-    return len(groups) <= MOST_SINGLE and sum(len(group.runs) for group in groups) <= MOST_LINES
-
-
 def _mark_single(values: FloatArray) -> dict[str, Any]:
     """Return a marker for curves of one value, which a line would not show."""
     return {"marker": "o", "markersize": 4} if values.shape[-1] == 1 else {}
@@ -180,6 +166,20 @@ def _draw_raw(axis: Axes, run: Run, column: str, colour: str) -> None:
     if column in run.scalars:
         every = -(-len(run.steps) // MOST_RAW)
         axis.plot(run.steps[::every], run.scalars[column][::every], color=colour, linewidth=0.5, alpha=0.25, zorder=2)
+
+
+REST = (0, (1, 1.5))
+"""The dash style of a mean over the seeds that are left."""
+
+
+def group_ends(group: Group) -> bool:
+    """Return whether some seeds of a group have fewer epochs, or steps, than others."""
+    return len({length_of(run, group.unit) for run in group.runs}) > 1
+
+
+def _shows_seeds(groups: Sequence[Group]) -> bool:
+    """Return whether single seeds have lines of their own."""
+    return len(groups) <= MOST_SINGLE and sum(len(group.runs) for group in groups) <= MOST_LINES
 
 
 def _limit(axis: Axes, values: FloatArray) -> None:
