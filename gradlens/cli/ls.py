@@ -17,11 +17,10 @@ def ls(folder: Path, form: str) -> None:
 
     FOLDER is a folder with runs, or one whose folders hold runs; default: runs.
     """
-    from gradlens.storage import find_runs
     from gradlens.terminal.console import results
-    from gradlens.terminal.listing import print_listing, run_rows
+    from gradlens.terminal.listing import folder_rows, print_listing
 
-    rows = run_rows(find_runs(folder), folder)
+    rows = folder_rows(folder)
     if form == "table":
         print_listing(results(), folder, rows)
     else:
