@@ -56,6 +56,9 @@ def carry_out(jobs: Sequence[Job], engine: Engine, retries: int, view: View) -> 
         retries: How often a job that failed is started again.
         view: Called with each job that starts or ends, and with None when progress may be shown.
     """
+    for job in jobs:
+        if job.state == "kept":
+            remove_note(job.path)  # of a process that was killed
     driver = _Driver([job for job in jobs if job.state == "waiting"], engine, retries, view)
     with _stoppable(driver):
         driver.submit(driver.open)

@@ -71,7 +71,7 @@ class LocalEngine:
             try:
                 for process in list(self._processes.values()):
                     process.send_signal(number)
-                wait(self._futures.values())
+                wait([future for future in self._futures.values() if not future.cancelled()])
             except KeyboardInterrupt:
                 continue
             break
