@@ -2,11 +2,11 @@
 
 Usage:
   faults.py table [--runs 200] [--engine local slurm] [--fault NAME ...] [--json FILE]
-  faults.py drive ENGINE FOLDER RUNS [--seconds S] [--at-once N] [--retries N]
+  faults.py drive ENGINE FOLDER RUNS [--seconds S] [--at-once N] [--retries N] [--minutes N]
 
-``drive`` carries out short runs (``short_run.py``) with an engine, as ``gradlens run FILE.toml --engine`` does; ``table``
-starts it as a process of its own, does what the fault says, starts it again until it ends with exit code 0, and
-counts. Slurm is started for it: see ``tests/engines/slurm_cluster.py``.
+``drive`` carries out short runs (``short_run.py``) with an engine, as ``gradlens run FILE.toml --engine`` does.
+``table`` starts it as a process of its own, does what the fault says, starts it again until it ends well, and counts.
+Slurm is started for it: see ``tests/engines/slurm_cluster.py``.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def make_short_jobs(folder: Path, runs: int, seconds: float) -> list[Job]:
     return jobs
 
 
-def drive(engine: str, folder: Path, runs: int, seconds: float, at_once: int, retries: int) -> int:
+def drive(engine: str, folder: Path, runs: int, seconds: float, at_once: int, retries: int, minutes: int) -> int:
     """Carry out the short runs; return 0 if all are complete."""
     (folder / "group").mkdir(parents=True, exist_ok=True)
     jobs = make_short_jobs(folder, runs, seconds)
-    settings = EngineSettings(engine, at_once=at_once, retries=retries, minutes=5)
+    settings = EngineSettings(engine, at_once=at_once, retries=retries, minutes=minutes)
     carry_out(jobs, make_engine(settings, folder, runs), retries, lambda job: None)
     for job in jobs:
         if job.state == "failed":
@@ -123,11 +123,21 @@ class Trial:
     def end(self) -> None:
         """Wait for all drivers, and start another one until one ends well."""
         for driver in self.drivers:
-            driver.wait(GIVE_UP_S)
+            self.wait(driver)
         for _ in range(3):
             if self.drivers[-1].returncode == 0:
                 return
-            self.start().wait(GIVE_UP_S)
+            self.wait(self.start())
+
+    def wait(self, driver: subprocess.Popen[bytes]) -> None:
+        """Wait for a driver; Slurm would start jobs that were put back into its queue after two minutes only."""
+        end = time.monotonic() + GIVE_UP_S
+        while driver.poll() is None:
+            if time.monotonic() > end:
+                driver.kill()
+            time.sleep(1)
+            if self.cluster is not None:
+                self.cluster.start_requeued()
 
 
 def nothing(trial: Trial) -> None:
@@ -175,7 +185,8 @@ def time_limit(trial: Trial) -> None:
     trial.start()
     for i in range(3):
         trial.wait_for((i + 1) / 5)
-        trial.cluster.call("scancel", "--signal=USR2", "--state=RUNNING", "-u", "root")
+        for job in trial.cluster.call("squeue", "-h", "-t", "RUNNING", "-o", "%A").split():
+            trial.cluster.call("scancel", "--signal=USR2", job)
 
 
 def preempted(trial: Trial) -> None:
@@ -264,6 +275,7 @@ def main() -> int:
     one.add_argument("--seconds", type=float, default=0.1)
     one.add_argument("--at-once", type=int, default=4)
     one.add_argument("--retries", type=int, default=3)
+    one.add_argument("--minutes", type=int, default=5, help="time limit")
     many = verbs.add_parser("table")
     many.add_argument("--runs", type=int, default=200)
     many.add_argument("--engine", nargs="+", default=["local", "slurm"])
@@ -271,7 +283,7 @@ def main() -> int:
     many.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.verb == "drive":
-        return drive(given.engine, given.folder, given.runs, given.seconds, given.at_once, given.retries)
+        return drive(given.engine, given.folder, given.runs, given.seconds, given.at_once, given.retries, given.minutes)
     table(given.engine, given.fault, given.runs, given.json)
     return 0
 

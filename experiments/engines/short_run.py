@@ -1,7 +1,7 @@
 """A run of about a second that trains nothing: it writes its run file as ``gradlens run --resume`` does.
 
 It takes the file's lock, resumes after the last finished epoch, flushes every row, closes the file as "interrupted"
-after SIGINT, and appends a line to a journal when it starts an epoch and when it is complete.
+after SIGINT or SIGTERM, and appends a line to a journal when it starts an epoch and when it is complete.
 
 Usage: short_run.py FILE JOURNAL [SECONDS_PER_EPOCH] [EPOCHS]
 """
@@ -45,7 +45,8 @@ def main(path: Path, journal: Path, seconds: float = 0.1, epochs: int = 3) -> in
         nonlocal asked
         asked = True
 
-    signal.signal(signal.SIGINT, ask)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
     run = read_run(path) if path.exists() else None
     if run is not None and run.status == "complete":
         return 0

@@ -9,7 +9,7 @@ event on the node                              what becomes of the run
 =============================================  ==========================================================
 the time limit is near (SIGUSR2)               it closes its file; the job is put into the queue again
 the same, and no epoch was finished            it closes its file; the job ends, with this reason
-preemption, scancel (SIGTERM)                  it closes its file; Slurm puts the job back, or ends it
+preemption, scancel (SIGTERM to all)           it closes its file; Slurm puts the job back, or ends it
 the process, the job or the node is killed     its file holds all but the last rows; the next attempt resumes
 =============================================  ==========================================================
 """
@@ -205,23 +205,27 @@ class _OnNode:
     """What submitit runs on the node: the command of a run, in a process of its own."""
 
     def __call__(self, work: tuple[list[str], str]) -> int:
-        """Run the command, pass SIGTERM on to it, and return its exit code."""
+        """Run the command and return its exit code; after a SIGTERM, which it gets as well, requeue the job."""
         command, self.path = work
         self.epochs = _count_epochs(self.path)
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-        usual = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # is inherited; Slurm sends it to all processes
+        usual = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # is inherited: Slurm sends it to every process
         self.process = subprocess.Popen(command, env=environment(int(cores)), start_new_session=True)
         signal.signal(signal.SIGUSR2, usual)
-        signal.signal(signal.SIGTERM, lambda number, frame: self._stop())
+        terminated: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
         while (code := self.process.poll()) is None:
             time.sleep(LOOK_S)
+        if terminated:
+            _requeue_unless_cancelled()
         if code:
             print(f"exit code {code}", flush=True)  # noqa: T201
         return code
 
     def checkpoint(self, work: tuple[list[str], str]) -> Any:
         """Close the run file before the time limit; return the rest of the work, or None if nothing was achieved."""
-        self._stop()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGINT)
         with contextlib.suppress(ChildProcessError):  # leave the exit code to the loop that may be asking for it
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         if _count_epochs(self.path) <= self.epochs:
@@ -229,9 +233,13 @@ class _OnNode:
             return None
         return importlib.import_module("submitit").helpers.DelayedSubmission(_OnNode(), work)
 
-    def _stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGINT)
+
+def _requeue_unless_cancelled() -> None:
+    """Put this job back into the queue if it was preempted, before its grace time ends; a cancelled one runs no more."""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    with contextlib.suppress(GradlensError):
+        if _call("squeue", "--noheader", "--jobs", number, "--format", "%T").strip() == "RUNNING":
+            _call("scontrol", "requeue", number)
 
 
 def _count_epochs(path: str) -> int:
