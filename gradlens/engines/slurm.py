@@ -235,7 +235,7 @@ class _OnNode:
 
 
 def _requeue_unless_cancelled() -> None:
-    """Put this job back into the queue if it was preempted, before its grace time ends; a cancelled one runs no more."""
+    """Put this job back into the queue if it was preempted, before its grace time ends, not if it was cancelled."""
     number = os.environ.get("SLURM_JOB_ID", "")
     with contextlib.suppress(GradlensError):
         if _call("squeue", "--noheader", "--jobs", number, "--format", "%T").strip() == "RUNNING":
