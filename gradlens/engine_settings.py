@@ -26,7 +26,7 @@ from gradlens.specs import ENGINES
 
 TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 """Days, hours, minutes and seconds of a time limit."""
-TEXTS = ("partition", "address")
+TEXTS = ("partition",)
 NUMBERS: dict[str, tuple[float, bool]] = {
     "at_once": (1, True), "retries": (0, True), "cores": (1, True), "gpus": (0, False), "memory_gb": (0.1, False),
 }  # fmt: skip
@@ -55,15 +55,14 @@ class EngineSettings:
     """Where and how the runs of an experiment are carried out.
 
     Args:
-        name: The engine: local, slurm or ray.
+        name: The engine: local or slurm.
         at_once: Runs at the same time; None leaves it to the engine.
         retries: How often a run that failed is started again, where it stopped.
         cores: Cores of a run; None means an equal share of this machine's (local), or one.
-        gpus: GPUs of a run; below 1 a share of one (local, ray). None means one if there is any (local), or none.
-        memory_gb: Memory of a run (slurm, ray).
+        gpus: GPUs of a run; below 1 a share of one (local). None means one if there is any (local), or none.
+        memory_gb: Memory of a run (slurm).
         minutes: Time limit of a job (slurm); a run that needs longer continues in the next job.
         partition: The partition of the cluster (slurm); "" means its default.
-        address: The address of the Ray cluster (ray); "" means one on this machine.
         slurm: Further options of ``sbatch``, by their long names.
     """
 
@@ -75,7 +74,6 @@ class EngineSettings:
     memory_gb: float | None = None
     minutes: int | None = None
     partition: str = ""
-    address: str = ""
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ BOTTLENECK_DEPTHS = (50, 101, 152)
 MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-nobn", "-sigmoid")
 """The endings of the names of plain and residual models, in this order."""
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
-ENGINES = ("local", "slurm", "ray")
+ENGINES = ("local", "slurm")
 """Where the runs of an experiment are carried out."""
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,6 @@ def _sbatch_options(settings: EngineSettings) -> dict[str, Any]:
         "partition": settings.partition or None,
         "cpus_per_task": settings.cores,
         "mem": None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
-        "gpus_per_node": None if settings.gpus is None else int(settings.gpus),
+        "gpus_per_node": None if settings.gpus is None else math.ceil(settings.gpus),
     }
     return {**{key: value for key, value in found.items() if value}, "additional_parameters": dict(settings.slurm)}

@@ -21,6 +21,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "runuser")
 NODES = ("n1", "n2")
 START_S = 60.0
+CALL_S = 10.0
 CONF = """
 ClusterName=gradlens
 SlurmctldHost={host}(127.0.0.1)
@@ -119,8 +120,13 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def call(self, *command: str) -> str:
-        """Return what a command of Slurm prints; "" if it fails."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        """Return what a command of Slurm prints; "" if it fails, or hangs as scancel does on a job that is ending."""
+        try:
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=CALL_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return ""
         return done.stdout if done.returncode == 0 else ""
 
     def start_requeued(self) -> None:
