@@ -245,6 +245,8 @@ def try_out(engine: str, fault: str, runs: int, cluster: Any) -> dict[str, Any]:
         FAULTS[fault](trial)
         trial.end()
         seconds = time.monotonic() - began
+        for left in trial.folder.rglob(".*"):
+            print(f"left behind: {left}", *left.glob("**/*"), file=sys.stderr)
         return {"engine": engine, "fault": fault, "runs": runs, **count(trial.folder, runs), "seconds": round(seconds)}
 
 

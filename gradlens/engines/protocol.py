@@ -13,7 +13,7 @@ class Report(NamedTuple):
 
     Args:
         state: "ended" is reported once.
-        reason: Of one that has ended: why it failed, if it failed; else its last line, or "".
+        reason: Why it ended, or its last line; "" if it printed nothing.
     """
 
     state: Literal["waiting", "running", "ended"]

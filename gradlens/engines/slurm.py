@@ -196,7 +196,8 @@ class SlurmEngine:
         for name, labels in list(self._arrays.items()):
             if name not in busy and not self._held & set(labels):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-                del self._arrays[name]
+                if not (self.folder / name).exists():  # else a log that is being closed; it is tried again
+                    del self._arrays[name]
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
