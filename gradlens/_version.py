@@ -1,3 +1,3 @@
 """The version of gradlens, where every part of it may look it up."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

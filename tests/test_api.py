@@ -385,3 +385,14 @@ def test_a_loss_that_began_high_does_not_hide_the_rest(make_run: Callable[..., P
         for runs in (calm.groups[0].runs, high)
     ]
     assert scales == [["linear"] * 4, ["linear", "linear", "linear", "log"]]
+
+
+def test_a_run_is_diagnosed_by_its_file_or_its_name(make_run: Callable[..., Path]) -> None:
+    path = make_run("net-s0")
+    expected = gradlens.diagnose(gradlens.read_run(path)).to_dict()
+    assert gradlens.diagnose(path).to_dict() == gradlens.diagnose("net-s0").to_dict() == expected
+    with pytest.raises(NoRunError):
+        gradlens.diagnose("nothing")
+    make_run("net-s1", seed=1)
+    with pytest.raises(ConfigError, match="expected one run, got 2 in runs"):
+        gradlens.diagnose("runs")

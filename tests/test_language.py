@@ -18,6 +18,7 @@ CODE = sorted((ROOT / "gradlens").rglob("*.py"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "gradlens" / "skill.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *(page for page in sorted((ROOT / "experiments").rglob("*.md")) if "results" not in page.parts),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gradlens._version import __version__
 from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +42,7 @@ def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         for file in (ROOT / "experiments").glob("*.toml"):
             assert archive.read(f"gradlens/study/experiments/{file.name}") == file.read_bytes()
-        assert "gradlens/report/page.css" in archive.namelist()
+        assert {"gradlens/report/page.css", "gradlens/skill.md"} <= set(archive.namelist())
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     installed = call(binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
@@ -77,5 +79,15 @@ def test_the_source_archive_holds_the_manual(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
-    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
-    assert held >= {*pages, "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "tests/test_public.py"}
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    texts = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "LICENSE"}
+    assert held >= {*pages, *texts, "docs/site/build.py", "tests/test_public.py"}
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changes, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    version, date = re.findall(r"^## (\S+), (\S+?)(?:,|$)", changes, flags=re.M)[0]
+    assert version == __version__
+    assert dict(re.findall(r"^(version|date-released): (\S+)$", citation, flags=re.M)) == {
+        "version": version, "date-released": date,
+    }  # fmt: skip

@@ -1,62 +1,79 @@
-"""The README is the manual: its commands parse, its code runs, every command is in it, every picture is there."""
+"""The README is the front door: short, its commands parse, its code runs, its card and its numbers are true."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
-import shlex
+import statistics
 from pathlib import Path
 
-import click
 import pytest
-import torch
-from torch import nn
 
-from gradlens.cli import cli
+import gradlens
+from tests.test_guides import parse, python_blocks, shell_lines, your_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARDS = ROOT / "docs" / "symptoms" / "first-layers-do-not-learn.md"
+RESULTS = ROOT / "experiments" / "beside" / "results.json"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def test_it_is_short() -> None:
+    lines = README.splitlines()
+    assert len(README.split()) <= 1200
+    assert len(lines) <= 200
+    assert statistics.median(len(line) for line in lines if line) <= 80
 
 
-def gradlens_commands() -> list[list[str]]:
-    lines = [part for block in blocks("sh") for line in block.splitlines() for part in line.split("&&")]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [w[1:] for w in words if w and Path(w[0]).name == "gradlens"]
+@pytest.mark.parametrize("line", shell_lines(ROOT / "README.md"))
+def test_every_command_line_parses(line: str) -> None:
+    parse(line)
 
 
-@pytest.mark.parametrize("arguments", gradlens_commands(), ids=" ".join)
-def test_every_command_line_parses(arguments: list[str]) -> None:
-    command = cli.commands[arguments[0]]
-    with click.Context(command, info_name=arguments[0]) as context:
-        assert command.make_context(arguments[0], list(arguments[1:]), parent=context).params
-
-
-def test_every_command_is_shown() -> None:
-    assert {arguments[0] for arguments in gradlens_commands()} == set(cli.commands)
-
-
-def test_the_code_runs() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
-    names = {
-        "model": model,
-        "optimizer": torch.optim.Adam(model.parameters()),
-        "criterion": nn.CrossEntropyLoss(),
-        "loader": [(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]))] * 4,
-    }
-    loop, reader = blocks("python")
-    exec(loop, names)
-    run = names["run"]
-    exec(reader, names)
-    assert (names["norms"] == run.metric("activation_grad_norm")).all()
-    assert names["names"].tolist() == [layer.name for layer in run.layers]
-    assert names["loss"].tolist() == run.scalars["loss"].tolist()
-    assert set(names["epochs"]) == set(run.epochs)
-    assert run.metric("activation_grad_norm").shape == (4, 2)
+def test_the_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (loop,) = python_blocks(ROOT / "README.md")
+    names = your_names()
+    exec(compile(loop, "README.md", "exec"), names)
+    run = gradlens.read_run("run.h5")
+    assert run.metric("activation_grad_norm").shape == (len(names["loader"]), 2)
     assert run.status == "complete"
+    assert capsys.readouterr().out.startswith("run: undecided")
+
+
+def test_the_card_is_the_one_that_the_program_of_the_page_prints() -> None:
+    """``tests/test_symptoms.py`` runs that program."""
+    (card,) = re.findall(r"^```text\n(.*?)^```$", README, flags=re.M | re.S)
+    assert card in CARDS.read_text(encoding="utf-8")
+
+
+def test_the_numbers_of_the_comparison_are_those_that_were_measured() -> None:
+    rows = {row[0]: row[1:] for line in README.splitlines() if (row := [c.strip() for c in line.split("|")[1:-1]])}
+    answers = list(json.loads(RESULTS.read_text(encoding="utf-8"))["answers"].values())
+    left = next(row for title, row in rows.items() if title.startswith("killed after"))
+    assert left == [str(answer["kill"]["rows"]) for answer in answers]
+    moment = next(row for title, row in rows.items() if title.startswith("4 micro-batches"))
+    assert [float(cell.split(",")[0]) for cell in moment] == [answer["moment"]["per_step"] for answer in answers]
+    assert answers[0]["moment"]["largest_error"] < 1e-6
+    cost = next(row for title, row in rows.items() if title.startswith("step time"))
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    for cell, name in zip(cost, ("gradlens, every step", "p.grad.norm", "wandb.watch", "TensorBoard"), strict=True):
+        line = next(line for line in page.splitlines() if line.startswith("|") and name in line)
+        for ratio in cell.split(", "):
+            assert f" {ratio} (" in line, (ratio, line)
+
+
+def test_the_comparison_can_be_measured_again() -> None:
+    spec = importlib.util.spec_from_file_location("beside", RESULTS.with_name("measure.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    measure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measure)
+    ours, by_hand = (measure.ask(way, parts=4, clip=True) for way in (measure.Gradlens, measure.ByHand))
+    assert (ours["per_step"], by_hand["per_step"]) == (1, 4)
+    assert ours["largest_error"] < 1e-6 < 0.1 < by_hand["largest_error"]
+    assert measure.ask(measure.Gradlens, inner=True)["per_step"] == 1
+    assert measure.ask(measure.Gradlens, nan=True)["at_nan"] == ["inf"]
 
 
 def test_the_two_commands_stand_on_the_first_screen() -> None:
@@ -66,13 +83,10 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
     assert "<!-- the test command -->" in first
 
 
-def test_every_picture_and_link_is_there() -> None:
+def test_every_link_leads_somewhere_and_every_figure_has_its_facts() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / picture).with_suffix(".json").exists(), f"{picture}: no JSON beside it"
-
-
-def test_every_figure_has_its_facts() -> None:
-    for picture in (ROOT / "figures").glob("*.png"):
-        assert picture.with_suffix(".json").exists(), picture.name
+    for figure in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / figure).with_suffix(".json").exists(), f"{figure}: no JSON beside it"
+    for figure in (ROOT / "figures").glob("*.png"):
+        assert figure.with_suffix(".json").exists(), figure.name

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -31,6 +32,14 @@ SIGNALS = 128
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gradlens")
+@click.option(
+    "--skill",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, given: _print_skill(context, given),
+    help="Print what an agent needs to know to use gradlens, as Markdown, and exit.",
+)
 def cli() -> None:
     """Record and inspect the gradients of each layer of a PyTorch model.
 
@@ -97,6 +106,12 @@ def run_command(arguments: list[str] | None = None) -> int:
             raise
         _print_error(GradlensError(f"{error.filename or 'a file'}: {error.strerror}"[:MOST_SHOWN]))
         return FAILED
+
+
+def _print_skill(context: click.Context, given: bool) -> None:
+    if given:
+        click.echo((Path(__file__).parents[1] / "skill.md").read_text(encoding="utf-8"), nl=False)
+        context.exit()
 
 
 def _wait_for_the_first() -> None:

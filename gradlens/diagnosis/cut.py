@@ -5,10 +5,13 @@ from __future__ import annotations
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.zero_gradient import pass_gradient, say_flat, zero_layers
 from gradlens.format import plural
 
 LEAST_PASSES = 2
 """Passes with new parameters from which on they count as made anew; a second model's parameters stay the same."""
+RECURRENT = ("RNN", "LSTM", "GRU")
+DRAWN = "a drawn sample passes no gradient"
 HOW = {
     "detached": "its output is taken out of the graph (.detach(), .data, .item(), .numpy() or a new tensor)",
     "no_grad": "it runs without a graph (torch.no_grad, inference_mode or requires_grad_(False) on what it gets)",
@@ -27,7 +30,52 @@ def cut(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_no_graph(rec), *_behind_a_cut(rec), *_not_registered(rec), *_made_anew(rec)]
+    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn, _state_detached)
+    return [finding for rule in rules for finding in rule(rec)]
+
+
+def _drawn(rec: Recording) -> list[Finding]:
+    """Find layers on both sides of a normal sample that passes no gradient; zero gradients are another rule's."""
+    zero = set(rec.names(zero_layers(rec)))
+    return [
+        exact_finding(
+            "cut",
+            (item.text("layer"),),
+            (item.whole("since"), rec.last_step),
+            f"from step {item.whole('since')} on, between {quoted(item.text('layer'))} and {quoted(item.text('next'))} "
+            f"is {say_flat(item.text('op'))}: "
+            "what follows cannot train what comes before",
+            pass_gradient(item.text("op")),
+            DRAWN,
+        )
+        for item in rec.setup.graph.entries("flat")[:1]
+        if item.text("op") == "Normal" and item.text("layer") and item.text("next") and item.text("layer") not in zero
+    ]
+
+
+def _state_detached(rec: Recording) -> list[Finding]:
+    """Find a recurrent layer that ran many times in a pass of which the loss reaches only the last."""
+    few = {item.text("layer"): item for item in rec.setup.graph.entries("unreached_calls")}
+    others = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True)) - set(few)
+    recurrent = [
+        layer.name for layer in rec.run.layers if layer.name in few and any(kind in layer.kind for kind in RECURRENT)
+    ]
+    if not recurrent or not others:
+        return []  # where all layers ran more often, passes were made that no loss used
+    calls, reached = few[recurrent[0]].whole("calls"), few[recurrent[0]].whole("reached")
+    return [
+        exact_finding(
+            "cut",
+            tuple(recurrent),
+            (int(rec.run.steps[0]), rec.last_step),
+            f"{quoted(recurrent[0])} ran {calls} times in the first steps, and the loss reaches {reached} of its "
+            "outputs: its state is taken out of the graph (.detach(), .data or a new tensor) from call to call, so "
+            "that nothing is learnt over more than one step of the sequence",
+            "Keep the state in the graph within a sequence; detach it only between chunks of many steps (truncated "
+            "backpropagation through time).",
+            "the state is detached at each step",
+        )
+    ]
 
 
 def _no_graph(rec: Recording) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.diagnosis.clipping import clipping
-from gradlens.diagnosis.cut import cut
+from gradlens.diagnosis.cut import DRAWN, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
@@ -34,6 +35,7 @@ from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.zero_gradient import is_satisfied, rounded_off, zero_gradient
+from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import Layer, Run
 
@@ -45,7 +47,7 @@ CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
 
-def diagnose(run: Run) -> Diagnosis:
+def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     """Diagnose a run: find its faults, with evidence, threshold, source and remedy.
 
     The rules judge ratios, laws and exact values, so that the verdict does not depend on the size of the loss. A model
@@ -55,12 +57,22 @@ def diagnose(run: Run) -> Diagnosis:
     diagnosed; a long run is read in chunks of rows.
 
     Args:
-        run: A run from ``gradlens.read_run``.
+        run: A run from ``gradlens.read_run``, a file, or a name under ``runs/``.
 
     Returns:
         The diagnosis; ``print`` shows it as a report. Its kind is "healthy" where no fault is found, and "undecided"
         where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
+
+    Raises:
+        ConfigError: A folder with several runs was given.
+        NoRunError: The file or the folder is not there, or has no run.
+
+    Example::
+
+        print(gradlens.diagnose("runs/plain34-s0.h5"))
     """
+    if isinstance(run, str | os.PathLike):
+        run = _open(run)
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = [*cut(rec), *setup(rec), *clipping(rec, learning)]
@@ -69,6 +81,9 @@ def diagnose(run: Run) -> Diagnosis:
         explained |= set(rec.names(range(len(rec.run.layers))))
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
+    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
+        findings = [finding for finding in findings if finding.kind != "vanishing"]
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]
     if not findings and not exact:
@@ -88,6 +103,15 @@ def diagnose(run: Run) -> Diagnosis:
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _open(place: str | os.PathLike[str]) -> Run:
+    from gradlens.storage import read_runs
+
+    runs = read_runs(place)
+    if len(runs) != 1:
+        raise ConfigError(f"expected one run, got {len(runs)} in {place}")
+    return runs[0]
 
 
 def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learning:

@@ -73,7 +73,8 @@ def _rate_is_zero(rec: Recording) -> list[Finding]:
     found = _finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))
     schedule = Network(rec).schedule
     if not schedule:
-        return [found]
+        fix = "Set a learning rate above 0. If a schedule sets it, look at its factor: whole-number division gives 0."
+        return [replace(found, remedy=fix)]
     fix = f"Look at {schedule}: a whole-number division, a warm-up from 0 that never ends, or its end makes 0 of it."
     return [replace(found, evidence=f"{found.evidence}, as {schedule} sets it", remedy=fix)]
 

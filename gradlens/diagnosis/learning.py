@@ -256,7 +256,8 @@ def trained_before(rec: Recording) -> str:
         return f"the first row is step {int(rec.run.steps[0])}: the model was trained before"
     loss, classes = rec.scalar("loss"), classes_of(rec)
     loss = loss[np.isfinite(loss)][:FIRST_ROWS]
-    if classes > 1 and len(loss) and float(loss.mean()) < UNTRAINED * math.log(classes):
+    scaled = any(item.flag("scaled") for item in rec.setup.graph.entries("losses"))  # then ln C is no level
+    if classes > 1 and not scaled and len(loss) and float(loss.mean()) < UNTRAINED * math.log(classes):
         return "the loss is below the level of guessing from the first row on: the model was trained before"
     return ""
 

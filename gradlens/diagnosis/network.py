@@ -113,12 +113,17 @@ class Network:
             for group in item.entries("groups")
         ]
         name, decay = max(decays, key=lambda pair: pair[1] if pair[1] > 0 else 0.0, default=("", 0.0))
-        if not decay > 0 or not self._rec.has(PARAM_NORM):
+        losses = self._rec.setup.graph.entries("losses")
+        terms = bool(losses) and not any(item.flag("alone") for item in losses)
+        if not (decay > 0 or terms) or not self._rec.has(PARAM_NORM):
             return "", ""
         norms = self._rec.series(PARAM_NORM).values[:, self._rec.run.main_layers()]
         known = norms[:, (norms > 0).all(axis=0)]
         if len(known) < 2 or not known.size or not (left := float(np.median(known[-1] / known[0]))) < SHRUNK:
             return "", ""
+        if not decay > 0:
+            said = f"the weights shrink to {left:.1g} of their first norm, and the loss has another term than its error"
+            return said, "If that term is a penalty on the weights, divide its factor by 10 to 1000."
         said = f"the weights shrink to {left:.1g} of their first norm, and weight_decay is {decay:.3g}"
         return said, f"Lower weight_decay of {name} ({decay:.3g}): values from 1e-5 to 0.1 are common."
 

@@ -36,7 +36,10 @@ def setup(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_negated, _twice, _no_logs, _softmax_dim, _broadcast, _cleared, _kept, _momentum, _evaluates, _scaled)
+    rules = (
+        _no_backward, _negated, _twice, _no_logs, _outside, _softmax_dim, _broadcast, _cleared, _kept, _momentum,
+        _evaluates, _scaled,
+    )  # fmt: skip
     return [finding for rule in rules for finding in rule(rec)]
 
 
@@ -48,6 +51,46 @@ def _found(
 
 def _named(item: Entry, key: str = "layer") -> tuple[str, ...]:
     return (item.text(key),) if item.text(key) else ()
+
+
+def _no_backward(rec: Recording) -> list[Finding]:
+    """Find that the optimizer steps although no backward pass was seen and no parameter ever had a gradient."""
+    states = rec.setup.states(in_optimizer=True, requires_grad=True)
+    graph = rec.setup.graph
+    if graph.text("source") == "backward" or not states or any(item.texts("seen") != ("none",) for item in states):
+        return []
+    return [
+        _found(
+            rec,
+            states[0],
+            f"the optimizer steps, and none of {plural(len(states), 'parameter')} has a gradient in any step: no "
+            "backward pass was seen",
+            "Call loss.backward() before optimizer.step().",
+            "no backward pass",
+            _layers(list(states)),
+        )
+    ]
+
+
+def _outside(rec: Recording) -> list[Finding]:
+    """Find a binary cross entropy below 0, which no targets between 0 and 1 can give."""
+    loss = rec.scalar("loss")
+    below = int((np.nan_to_num(loss) < 0).sum())
+    if not below or below < len(loss) / 10:
+        return []
+    return [
+        _found(
+            rec,
+            item,
+            f"the loss is a binary cross entropy, and below 0 in {plural(below, 'row')} (down to "
+            f"{float(np.nanmin(loss)):.3g}): only targets outside 0 to 1 do that, and it then falls without bound",
+            "Give this loss targets from 0 to 1: divide images by 255; for more than two classes use F.cross_entropy "
+            "with an output per class.",
+            "targets outside 0 to 1",
+        )
+        for item in rec.setup.graph.entries("losses")
+        if item.text("op").startswith("BinaryCrossEntropy") and item.flag("alone") is True
+    ]
 
 
 def _negated(rec: Recording) -> list[Finding]:

@@ -226,6 +226,44 @@ def _half(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int)
     )
 
 
+def _flat(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """An operation whose derivative is 0 everywhere comes after the zeros."""
+    names = set(rec.names(layers))
+    found = [item for item in rec.setup.graph.entries("flat") if item.text("layer") in names]
+    if not found or row > 0:
+        return None
+    op, layer = found[-1].text("op"), found[-1].text("layer")
+    return f"{op.lower()} passes no gradient", f"after {quoted(layer)} comes {say_flat(op)}", pass_gradient(op)
+
+
+def say_flat(op: str) -> str:
+    """Return what an operation without a derivative does.
+
+    Args:
+        op: One of ``flat`` in docs/facts.md.
+    """
+    if op in DRAWS:
+        return f"a sample ({DRAWS[op]}), which passes no gradient to what it is drawn from"
+    return f"{op.lower()}, whose derivative is 0 everywhere"
+
+
+def pass_gradient(op: str) -> str:
+    """Return the remedy for an operation without a derivative.
+
+    Args:
+        op: One of ``flat`` in docs/facts.md.
+    """
+    if op == "Normal":
+        return "Draw with mean + std * torch.randn_like(std), or rsample() of torch.distributions (reparameterisation)."
+    if op in DRAWS:
+        return (
+            "Use a relaxed sample (gumbel_softmax, RelaxedBernoulli), a straight-through estimator, "
+            "(sample - p).detach() + p, or a score-function estimator."
+        )
+    name = f"torch.{op.lower()}(x)"
+    return f"Use a straight-through estimator, x + ({name} - x).detach(), or a smooth function."
+
+
 def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
     """The layer after the zeros gets a gradient at its output: what lies between passes none."""
     last = dead_end(rec, layers)
@@ -280,7 +318,12 @@ def _revive(rec: Recording, row: int) -> str:
     return "Check biases and initialisation of the last of these layers, and lower the learning rate if it began later."
 
 
+DRAWS = {
+    "Normal": "torch.normal", "Bernoulli": "torch.bernoulli", "Poisson": "torch.poisson", "Binomial": "torch.binomial",
+}  # fmt: skip
+"""Operations that draw a sample."""
+
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _relu_at_the_end, _half, _off, _collapsed, _unknown,
+    _zero_weights, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

@@ -7,6 +7,7 @@ labels that a forward hook leaves on the nodes (``Node.metadata``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ ACTIVATIONS = {
     "Relu", "Softmax", "LogSoftmax", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Gelu", "Silu", "Softplus", "Hardtanh",
     "Threshold", "PreluKernel", "Hardsigmoid", "Hardswish", "Clamp", "ClampMin",
 }  # fmt: skip
+FLAT = {"Round", "Sign", "Floor", "Ceil", "Trunc", "Bernoulli", "Normal", "Poisson", "Binomial"}
+"""Operations whose derivative is 0 everywhere (torch, tools/autograd/derivatives.yaml): they pass no gradient."""
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
@@ -99,12 +102,14 @@ def through_views(node: Any) -> tuple[Any, list[str]]:
 class Reading:
     """What one pass through a graph shows."""
 
-    modules: set[str] = field(default_factory=set)
-    """Names of modules whose output is reached."""
+    modules: Counter[str] = field(default_factory=Counter)
+    """Names of modules whose output is reached, and how many outputs of theirs."""
     leaves: dict[int, Tensor] = field(default_factory=dict)
     """Tensors that receive the gradient, by ``id``."""
     between: set[int] = field(default_factory=set)
     """Leaves with modules of the model on both sides: toward the input and toward the loss."""
+    flat: list[Facts] = field(default_factory=list)
+    """Operations of ``FLAT``, each with the nearest modules toward the input and toward the loss."""
     softmax_dims: list[Facts] = field(default_factory=list)
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
@@ -125,10 +130,14 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
     has_module: set[Any] = set()
     only_leaf: dict[Any, int] = {}
     joins: dict[Any, list[int]] = {}
+    before: dict[Any, str] = {}
     for node in order:
         below = [child for child, _ in children(node)]
         names, op = labels_of(node), op_of(node)
         found.modules.update(names)
+        near = names[-1:] or [before[child] for child in below if child in before]
+        if near:
+            before[node] = near[0]
         if names or any(child in has_module for child in below):
             has_module.add(node)
         if op == "AccumulateGrad":
@@ -142,7 +151,14 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
         _note_operation(node, op, names, found)
     under: set[Any] = set()
+    after: dict[Any, str] = {}
     for node in reversed(order):
+        above = labels_of(node)[:1] or ([after[node]] if node in after else [])
+        for child, _ in children(node) if above else ():
+            after.setdefault(child, above[0])
+        if op_of(node) in FLAT:
+            nearest = next((before[child] for child, _ in children(node) if child in before), None)
+            found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node)})
         if node in joins and node in under:
             found.between.update(joins[node])
         if node in under or labels_of(node):
@@ -236,20 +252,28 @@ def read_loss(root: Any) -> LossReading:
     if not found.losses and "op" in top:
         found.losses.append(top)
     for fact in found.losses:
-        fact["negated"] = len(found.losses) == 1 and _is_negated(root)
+        fact |= {"negated": False, "alone": False, "scaled": False} | (_above(root) if len(found.losses) == 1 else {})
     return found
 
 
-def _is_negated(node: Any) -> bool:
-    """Return whether the root is minus a loss and nothing else: averages and divisions may lie between."""
-    signs = 0
-    while node is not None and op_of(node) in (*SCALINGS, *REDUCTIONS, "Neg", *VIEWS):
+def _above(node: Any) -> Facts:
+    """Return what is between the root and the only loss, where that is no sum.
+
+    Returns:
+        negated: the root is minus the loss; alone: it is the loss, averaged or divided at most; scaled: it is
+        multiplied or divided by a number. All three are missing where other terms take part.
+    """
+    signs, scalings = 0, []
+    while op_of(node) in (*SCALINGS, *REDUCTIONS, "Neg", *VIEWS):
         signs += op_of(node) == "Neg"
+        scalings += [op_of(node)] if op_of(node) in SCALINGS else []
         below = children(node)
         if len(below) != 1:
-            return False
+            return {}
         node = below[0][0]
-    return bool(signs % 2) and node is not None and op_of(node) in LOSSES
+    if op_of(node) not in LOSSES:
+        return {}
+    return {"negated": bool(signs % 2), "alone": not signs and "Mul" not in scalings, "scaled": bool(scalings)}
 
 
 def _input_shape(node: Any) -> Shape:

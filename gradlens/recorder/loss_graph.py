@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from gradlens.recorder.graph_reading import Facts, Reading, label, read_graph, read_loss
+
+OFTEN = 4
+"""A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
 
 
 def find_holders(model: nn.Module) -> dict[int, str]:
@@ -59,6 +62,8 @@ class LossGraph:
         self.without_graph: set[str] = set()
         """Those that ran without a graph, and never with one."""
         self._order: list[str] = []
+        self._calls: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        """Name of a module to its calls with a graph, and how many outputs of theirs losses reached."""
         self._facts: dict[str, list[Facts]] = defaultdict(list)
         self._keys: dict[tuple[str, str], Facts] = {}
         self._leaves: dict[Any, Facts] = {}
@@ -82,6 +87,7 @@ class LossGraph:
             label(tensor, name)
         if name not in self._order:
             self._order.append(name)
+        self._calls[name][0] += bool(graphs)
         if trains and tensors:
             if graphs:
                 self.without_graph.discard(name)
@@ -108,7 +114,7 @@ class LossGraph:
         """
         roots = list({tensor.grad_fn: None for tensor in tensors if tensor.grad_fn is not None})
         if is_inner:
-            self.reached |= read_graph(roots, self._names).modules
+            self._reach(read_graph(roots, self._names).modules)
             return
         self._source = self._source or source
         self._steps.append(step)
@@ -120,10 +126,12 @@ class LossGraph:
         if not roots:
             return
         graph = read_graph(roots, self._names)
-        self.reached |= graph.modules
+        self._reach(graph.modules)
         self._complete &= graph.complete
         for fact in graph.softmax_dims:
             self._add("softmax_dims", fact, step)
+        for fact in graph.flat:
+            self._add("flat", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -132,6 +140,11 @@ class LossGraph:
             for kind, facts in vars(loss).items():
                 for fact in facts:
                     self._add(kind, fact, step)
+
+    def _reach(self, modules: Counter[str]) -> None:
+        self.reached.update(modules)
+        for name, count in modules.items():
+            self._calls[name][1] += count
 
     def _add(self, kind: str, fact: Facts, step: int) -> None:
         """Add a fact, or count it if it is known; shapes may differ from step to step."""
@@ -167,7 +180,7 @@ class LossGraph:
         """
         if not self._steps:
             return {}
-        kinds = ("losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast")
+        kinds = ("losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat")
         return {
             "source": self._source,
             "step": self._steps[0],
@@ -178,6 +191,11 @@ class LossGraph:
             "unregistered": self._group_leaves(),
             "cut": self._cuts(with_gradient) if self._complete and not self._no_graph else [],
             "no_graph": self._no_graph,
+            "unreached_calls": [
+                {"layer": name, "calls": calls, "reached": reached}
+                for name, (calls, reached) in self._calls.items()
+                if 0 < reached <= calls // OFTEN and self._complete
+            ][:16],
             "normalisation": self._facts["normalisation"],
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import math
 import os
@@ -22,7 +23,7 @@ from gradlens.errors import RunExistsError, RunFileError
 from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, crc, seal, state_crc
 from gradlens.storage.row_levels import Growth, RowChunk
-from gradlens.storage.schema import column_names, create_layout, metric_names, notes_bytes
+from gradlens.storage.schema import LIBVER, column_names, create_layout, metric_names, notes_bytes
 from gradlens.storage.stored_facts import FACTS_BYTES
 
 STATUS_BYTES = 16
@@ -235,13 +236,12 @@ def _new_file(
     temporary: Path, header: Header, scalars: Iterable[str], epoch_columns: Iterable[str], created: str | None
 ) -> h5py.File:
     """Lay a file out in memory, write it, and open it: for HDF5's own writes see ``close_unwritten``."""
-    with h5py.File(temporary, "w", libver="latest", driver="core", backing_store=False) as file:
+    image = io.BytesIO()  # HDF5 1.14's own images of files that are open have a wrong checksum
+    with h5py.File(image, "w", libver=LIBVER) as file:
         create_layout(file, header, scalars, epoch_columns, created)
-        file.flush()
-        image = file.id.get_file_image()
     try:
-        temporary.write_bytes(image)
-        return h5py.File(temporary, "r+", libver="latest", locking=False)
+        temporary.write_bytes(image.getbuffer())
+        return h5py.File(temporary, "r+", libver=LIBVER, locking=False)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -24,6 +24,7 @@ from gradlens.storage.live_file import KeptFile
 from gradlens.storage.row_levels import Growth, RowChunk
 from gradlens.storage.run_file import StoredFile
 from gradlens.storage.schema import (
+    LIBVER,
     create_column,
     create_epochs,
     create_level,
@@ -117,7 +118,7 @@ def pack(
         DamagedError: The file is damaged, and nothing was to be salvaged.
         OSError: The copy cannot be written.
     """
-    with KeptFile(target, "w", libver="latest", locking=False) as file:
+    with KeptFile(target, "w", libver=LIBVER, locking=False) as file:
         try:
             with ThreadPoolExecutor(THREADS) as pool:
                 _copy(source, file, ChunkWriter(pool), salvaged)

@@ -62,6 +62,8 @@ from gradlens.storage.stored_facts import FACTS_BYTES
 
 FORMAT = "gradlens"
 FORMAT_VERSION = 1
+LIBVER = ("v110", "v110")
+"""Versions of HDF5's own format: SWMR needs that of 1.10, and what is newer an older h5py does not read."""
 CHUNK_ROWS = 64
 LEVEL_CHUNK = 16
 """Chunks of rows in an HDF5 chunk of a level, while it is written."""

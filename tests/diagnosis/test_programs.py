@@ -594,3 +594,118 @@ def test_rows_with_a_loss_of_nan_are_noted(tmp_path: Path) -> None:
 
     found = train(tmp_path / "run.h5", mlp(), loss)
     assert any("the loss is NaN" in note and "ignored" in note for note in found.notes), found
+
+
+class Between(nn.Module):
+    """A model with something between its two layers."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], out: int = CLASSES) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.spread, self.last = nn.Linear(INPUTS, 24), nn.Linear(24, 24), nn.Linear(24, out)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.spread(torch.relu(self.first(x)))))
+
+
+@both
+def test_an_operation_without_a_derivative(tmp_path: Path, faulty: bool) -> None:
+    def straight_through(x: Tensor) -> Tensor:
+        return x + (torch.round(x) - x).detach()
+
+    found = train(tmp_path / "run.h5", Between(torch.round if faulty else straight_through))
+    expect(found, faulty, "zero_gradient", "after spread comes round, whose derivative is 0.*straight-through")
+
+
+@both
+@pytest.mark.parametrize("other_gradients", [True, False])
+def test_a_sample_that_passes_no_gradient(tmp_path: Path, faulty: bool, other_gradients: bool) -> None:
+    """An autoencoder whose code is drawn; a second term of the loss may reach the encoder all the same."""
+    model = Between(lambda mean: torch.normal(mean, 0.1) if faulty else mean + 0.1 * torch.randn_like(mean), INPUTS)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        size = model.spread(torch.relu(model.first(x))).square().mean() if other_gradients else 0.0
+        return functional.mse_loss(model(x), x) + 1e-3 * size
+
+    found = train(tmp_path / "run.h5", model, loss)
+    kind = "cut" if other_gradients else "zero_gradient"
+    expect(found, faulty, kind, r"a sample \(torch.normal\), which passes no gradient.*rsample")
+
+
+@both
+def test_a_state_that_is_detached_at_each_step(tmp_path: Path, faulty: bool) -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cell, self.head = nn.GRUCell(1, 24), nn.Linear(24, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(len(x), 24)
+            for t in range(INPUTS):
+                state = self.cell(x[:, t : t + 1], state.detach() if faulty else state)
+            return self.head(state)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x), (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long())
+
+    model = Remembers()
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.Adam(model.parameters(), lr=2e-2), steps=300)
+    expect(found, faulty, "cut", "cell ran 36 times .* reaches 3 of its outputs.*detach")
+
+
+@both
+def test_targets_of_a_binary_cross_entropy(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.float() if faulty else (y > 1).float())
+
+    found = train(tmp_path / "run.h5", mlp(out=1), loss)
+    expect(found, faulty, "setup", "below 0 in .* rows.*targets outside 0 to 1")
+
+
+def test_a_negative_sum_of_losses_is_no_target_outside(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out = model(x)
+        return functional.binary_cross_entropy_with_logits(out[:, 0], (y > 1).float()) - torch.tanh(out[:, 1]).mean()
+
+    check(train(tmp_path / "run.h5", mlp(out=2), loss), "healthy")
+
+
+def test_an_optimizer_that_steps_without_a_backward_pass(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(60):
+            optimizer.zero_grad()
+            value = cross_entropy(model, *batch(step))
+            optimizer.step()
+            recorder.log(loss=value)
+    expect(diagnose(read_run(tmp_path / "run.h5")), True, "setup", "no backward pass was seen.*Call loss.backward")
+
+
+def test_a_loss_that_is_divided_stands_for_itself(tmp_path: Path) -> None:
+    model = mlp()
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model, x, y) / 50_000  # below ln C from the first row on, and not trained before
+
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.SGD(model.parameters(), lr=0.1))
+    check(found, "plateau")
+    assert "steps are too small" in found.findings[0].evidence
+
+
+@both
+def test_a_penalty_that_takes_the_weights(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        penalty = sum(parameter.square().sum() for parameter in model.parameters())
+        return cross_entropy(model, x, y) + (1.0 if faulty else 1e-5) * penalty
+
+    model = mlp()
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.SGD(model.parameters(), lr=0.1), steps=240)
+    if faulty:
+        assert found.learning == "no"
+        main = found.findings[0]
+        assert re.search("weights shrink.*another term.*divide its factor", f"{main.evidence} {main.remedy}")
+    else:
+        check(found, "healthy")

@@ -33,6 +33,8 @@ def test_a_plain_classifier_shows_its_loss_and_nothing_else() -> None:
             "classes": 3,
             "shape": [16, 3],
             "negated": False,
+            "alone": True,
+            "scaled": False,
             "passes": 3,
             "since": 0,
         }

@@ -1,0 +1,1 @@
+"""Long fuzzing of the reader: ``python -m tests.fuzz structure|bytes``."""

@@ -1,0 +1,66 @@
+"""Fuzz the reader for long: ``python -m tests.fuzz structure --cases 100000`` or ``bytes --seconds 3600``.
+
+``structure`` changes what a file says of itself (see ``structure.py``). ``bytes`` changes its bytes, guided by the
+reader's coverage, with atheris (``pip install atheris``). Whatever a reader raises that is no GradlensError, a hang, a
+crash or too much memory ends the run with the fewest changes or the bytes that show it; from these a case in
+``tests/storage/hostile_files.py`` is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def structure(cases: int) -> None:
+    """Check so many changed files, half of each base."""
+    from tests.fuzz.check import BASES, check_structures
+
+    started, found = time.monotonic(), collections.Counter[str]()
+    for make in BASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found += check_structures(make, Path(folder), cases // len(BASES))
+    seconds = time.monotonic() - started
+    print(f"{found.total()} files in {seconds:.0f} s: " + ", ".join(f"{n} {kind}" for kind, n in found.most_common()))
+
+
+def by_bytes(seconds: int) -> None:
+    """Let atheris change bytes for so long."""
+    import atheris
+
+    with atheris.instrument_imports(include=["gradlens"]):  # what is imported earlier is not guided by
+        from tests.storage.test_fuzz import finished, killed, old, outcome
+
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    corpus, copy = folder / "corpus", folder / "copy.h5"
+    corpus.mkdir()
+    for make in (finished, killed, old):
+        (corpus / make.__name__).write_bytes(make(folder).read_bytes())
+
+    def one(data: bytes) -> None:
+        copy.write_bytes(data)
+        os.utime(copy, (1, 1))
+        said = outcome(copy, "")
+        if said.split(":")[0] not in ("error", "WRONG"):
+            raise AssertionError(said)
+
+    limits = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=200000", "-len_control=0"]
+    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={os.getcwd()}/", str(corpus)], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("what", choices=["structure", "bytes"])
+    parser.add_argument("--cases", type=int, default=100_000, help="files to change (structure)")
+    parser.add_argument("--seconds", type=int, default=3600, help="how long (bytes)")
+    chosen = parser.parse_args()
+    if chosen.what == "structure":
+        structure(chosen.cases)
+    else:
+        by_bytes(chosen.seconds)
