@@ -44,6 +44,8 @@ SHARE = 0.02
 """So much of the time that has passed lies between two questions, within these bounds."""
 MOST_SILENCE_S = 600.0
 """Seconds without an answer of Slurm after which this process gives up; the jobs go on."""
+ABSENT_S = 3.0
+"""Seconds that a job must be missing in the queue to have ended: one that is put back is not listed for a moment."""
 ANSWER_S = 60.0
 """Seconds after which a command of Slurm is given up."""
 WARNING_S = 90
@@ -93,6 +95,8 @@ class SlurmEngine:
         self._arrays = {path.parent.name: _read_labels(path) for path in self.folder.glob("*/jobs.json")}
         self._began = self._answered = time.monotonic()
         self._queue = self._ask()
+        self._absent: dict[str, float] = {}
+        """Label of a job that is missing in the queue to the time since when."""
         self._held = set(self._queue)
         """Labels of jobs that were submitted, here or earlier, and whose end was not reported."""
 
@@ -149,10 +153,12 @@ class SlurmEngine:
             if time.monotonic() - self._answered > MOST_SILENCE_S:
                 raise
             return {}
-        ended = self._held - self._queue.keys()
+        absent, now = self._held - self._queue.keys(), time.monotonic()
+        self._absent = {label: self._absent.get(label, now) for label in absent}
+        ended = {label for label, since in self._absent.items() if now - since >= ABSENT_S}
         self._held -= ended
         found = {label: Report("ended", self._reason(label)) for label in ended}
-        found |= {label: self._queue[label][1] for label in self._held}
+        found |= {label: self._queue[label][1] for label in self._held - absent}
         self._remove_folders()
         return found
 

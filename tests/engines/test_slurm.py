@@ -128,6 +128,7 @@ def test_a_run_is_closed_and_goes_on_in_the_next_job(event: str, cluster: Cluste
     else:
         cluster.call("sbatch", "-p", "first", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
     wait_for(lambda: read_run(folder / "group" / "run000.h5").status == "interrupted")
+    time.sleep(8)  # the first job must have left its node
     finish(cluster, driver)
     assert read_run(folder / "group" / "run000.h5").status == "complete"
     assert journal(folder).count("run000.h5 epoch 0") == 1  # it continued
