@@ -15,6 +15,9 @@
     models = ["plain34", "resnet34"]
     split = "group"             # settings of this group; it may have its own seeds
 
+    [engine]                    # where and how the runs are carried out; see gradlens.engine_settings
+    at_once = 2
+
 Options of the command line override the settings of a group, and those override ``[run]``.
 """
 
@@ -23,16 +26,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gradlens.config import RunConfig, make_config
+from gradlens.engine_settings import EngineSettings, read_engine_settings
 from gradlens.errors import ConfigError
 
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("model", "seed"))
 DEFAULTS = RunConfig("plain34")
-TOP = ("question", "measured", "seeds", "figures", "run", "group")
+TOP = ("question", "measured", "seeds", "figures", "run", "group", "engine")
 FLAGS = ("skip_broken", "allow_outside", "amp", "norms")
 
 
@@ -93,6 +97,7 @@ class Experiment:
         measured: What is measured to answer it, in a sentence.
         figures: Commands that draw the figures; ``{runs}`` stands for the folder of the experiment.
         groups: The groups of runs.
+        engine: Where and how they are carried out.
     """
 
     path: Path
@@ -100,6 +105,7 @@ class Experiment:
     measured: str
     figures: tuple[str, ...]
     groups: tuple[Group, ...]
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def name(self) -> str:
@@ -121,9 +127,6 @@ class Experiment:
             out: Folder for the runs of all experiments.
             overrides: Settings that replace those of the file.
             seeds: Seeds that replace those of the file; None keeps them.
-
-        Returns:
-            The runs.
 
         Returns:
             The planned runs.
@@ -162,9 +165,6 @@ def read_experiment(path: Path) -> Experiment:
     Returns:
         The experiment.
 
-    Returns:
-        The experiment.
-
     Raises:
         ConfigError: The file cannot be read or is no TOML, or a key is unknown, missing or of the wrong type.
     """
@@ -188,6 +188,7 @@ def read_experiment(path: Path) -> Experiment:
         reader.text("measured", table.get("measured", "")),
         reader.texts("figures", table.get("figures", [])),
         tuple(reader.group(name, value, common, seeds) for name, value in groups.items()),
+        read_engine_settings(path, table.get("engine", {})),
     )
 
 

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"_version", "errors", "lazy"},
     {"atomic", "format"},
     {"row_chunks", "metrics", "specs", "launch", "provenance"},
-    {"run", "config"},
+    {"run", "config", "engine_settings"},
     {"sinks", "events", "experiment"},
     {"storage"},
     {"analysis"},

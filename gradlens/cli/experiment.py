@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,25 @@ def _find_by_name(name: str, unknown: ConfigError) -> Path:
     raise ConfigError(f"{unknown.message}; or an experiment: {', '.join(shipped)}, or FILE.toml", tip=unknown.tip)
 
 
+@dataclass(frozen=True)
+class Carrying:
+    """How the runs of an experiment are carried out, as the command line says it.
+
+    Args:
+        engine: The engine; None means that of the file.
+        jobs: Runs at a time; None means what the file says.
+        cancel: End the runs in the engine's queue instead.
+        overwrite: Train all runs again.
+    """
+
+    engine: str | None = None
+    jobs: int | None = None
+    cancel: bool = False
+    overwrite: bool = False
+
+
 def run_experiment(
-    file: Path,
-    overrides: dict[str, Any],
-    *,
-    seeds: tuple[int, ...] | None,
-    out: Path,
-    jobs: int | None,
-    overwrite: bool,
+    file: Path, overrides: dict[str, Any], *, seeds: tuple[int, ...] | None, out: Path, how: Carrying
 ) -> None:
     """Train the runs of an experiment that are not complete yet.
 
@@ -64,14 +76,15 @@ def run_experiment(
         overrides: Settings that replace those of the file.
         seeds: Seeds that replace those of the file; None keeps them.
         out: Folder for the runs of all experiments.
-        jobs: Processes at a time; None means one per core, at most one per run.
-        overwrite: Train all runs again.
+        how: How the runs are carried out.
 
     Raises:
         ConfigError: The file or an option is wrong.
         GradlensError: Some runs failed; the message names them.
     """
-    from gradlens.engines.local import count_cores, make_jobs, run_jobs
+    from gradlens.engines.choose import make_engine
+    from gradlens.engines.driver import carry_out
+    from gradlens.engines.jobs import make_jobs, remove_runs
     from gradlens.experiment import read_experiment
     from gradlens.terminal.console import messages
     from gradlens.terminal.experiment import ExperimentView
@@ -79,18 +92,34 @@ def run_experiment(
     if os.environ.keys() >= set(LAUNCH_VARIABLES):
         raise ConfigError(f"{file}: an experiment starts its own processes, so run it without torchrun")
     experiment = read_experiment(file)
-    all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=overwrite)
+    settings = experiment.engine
+    settings = replace(settings, name=how.engine or settings.name, at_once=how.jobs or settings.at_once)
+    all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=how.overwrite)
     todo = sum(job.state == "waiting" for job in all_jobs)
-    cores = count_cores()
-    at_once = min(jobs or cores, max(todo, 1))
+    engine = make_engine(settings, experiment.folder(out), todo)
     console = messages()
+    if how.cancel:
+        if not engine.outlives:
+            raise ConfigError(
+                f"--cancel: runs of the engine {engine.name} end with their command",
+                tip="Ctrl-C in its terminal closes their files; --engine slurm --cancel ends those in Slurm's queue",
+            )
+        engine.cancel()
+        console.print(f"{experiment.name}: nothing is left in the queue; the same command continues", markup=False)
+        return
+    if how.overwrite:
+        remove_runs(all_jobs)
     console.print(f"{experiment.name}: {experiment.question}", style="bold", markup=False)
     console.print(
-        f"{plural(len(all_jobs), 'run')}, {todo} to train, {at_once} at a time, in {experiment.folder(out)}",
-        markup=False,
+        f"{plural(len(all_jobs), 'run')}, {todo} to train, {engine.place}, in {experiment.folder(out)}", markup=False
     )
-    with ExperimentView(console, all_jobs) as view:
-        run_jobs(all_jobs, at_once, cores, view)
+    try:
+        with ExperimentView(console, all_jobs) as view:
+            carry_out(all_jobs, engine, settings.retries, view)
+    except KeyboardInterrupt:
+        if engine.outlives:
+            console.print("the runs stay in the queue: the same command shows them, with --cancel it ends them")
+        raise
     failed = [job for job in all_jobs if job.state == "failed"]
     if not failed:
         _show([job.path for job in all_jobs], experiment.commands(out))

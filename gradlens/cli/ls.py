@@ -17,13 +17,12 @@ def ls(folder: Path, form: str) -> None:
 
     FOLDER is a folder, or the name of one under runs/; default: runs.
     """
-    from gradlens.storage import find_runs
     from gradlens.storage.locate import folder_named
     from gradlens.terminal.console import results
-    from gradlens.terminal.listing import print_listing, run_rows
+    from gradlens.terminal.listing import folder_rows, print_listing
 
     folder = folder_named(folder) or folder
-    rows = run_rows(find_runs(folder), folder)
+    rows = folder_rows(folder)
     if form == "table":
         print_listing(results(), folder, rows)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from gradlens.cli.early_checks import check_data, check_model
-from gradlens.cli.experiment import find_experiment, run_experiment
+from gradlens.cli.experiment import Carrying, find_experiment, run_experiment
 from gradlens.cli.options import GivenPath
 from gradlens.config import (
     AUGMENTATIONS,
@@ -28,7 +28,7 @@ from gradlens.config import (
 )
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
-from gradlens.specs import parse_every, parse_names, parse_seeds
+from gradlens.specs import ENGINES, parse_every, parse_names, parse_seeds
 
 CHECKPOINT = ".ckpt"
 """The ending of the checkpoint beside a run file, as ``gradlens.train.checkpoint`` writes it."""
@@ -128,6 +128,12 @@ CHECKPOINT = ".ckpt"
     type=click.IntRange(min=1),
     help="For an experiment: runs at the same time (default: the number of cores).",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="For an experiment: where its runs are carried out: local (default), on this machine; or slurm.",
+)
+@click.option("--cancel", is_flag=True, help="For an experiment: end its runs in Slurm's queue; each closes its file.")
 @click.option("--live", is_flag=True, help="Show the run in full screen, as gradlens watch does; q returns to lines.")
 @click.option("--resume", is_flag=True, help="Continue a stopped run after its last finished epoch.")
 @click.option("--overwrite", is_flag=True, help="Replace existing runs.")
@@ -141,6 +147,8 @@ def run(
     every: str | None,
     out: Path,
     jobs: int | None,
+    engine: str | None,
+    cancel: bool,
     live: bool,
     resume: bool,
     overwrite: bool,
@@ -188,10 +196,13 @@ def run(
                 "--live shows one training, and an experiment has many: gradlens watch RUN shows one of them"
             )
         given |= {} if recipe is None else {"recipe": recipe}
-        run_experiment(experiment, given, seeds=chosen, out=out, jobs=jobs, overwrite=overwrite)
+        how = Carrying(engine, jobs, cancel=cancel, overwrite=overwrite)
+        run_experiment(experiment, given, seeds=chosen, out=out, how=how)
         return
-    if jobs is not None:
-        raise ConfigError("--jobs is for experiments (gradlens run report); --seeds trains one run after another")
+    for option, value in (("--jobs", jobs), ("--engine", engine), ("--cancel", cancel or None)):
+        if value is not None:
+            tip = "--seeds trains one run after another" if option == "--jobs" else None
+            raise ConfigError(f"{option} is for experiments (gradlens run report)", tip=tip)
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing(plans)

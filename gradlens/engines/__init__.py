@@ -1,1 +1,1 @@
-"""Engines that carry out the runs of an experiment, one file each."""
+"""Engines that carry out the runs of an experiment, one file each; the driver treats all of them alike."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 
 PLACE = re.compile(r"\{(\w+)\}")
@@ -81,11 +81,14 @@ class Translator:
         """
         for pattern, other, is_written_so in self._by_word.get(word, ()):
             if match := pattern.fullmatch(text):
-                said = PLACE.sub(
-                    lambda place, match=match: match[place[1]] if place[1] == QUOTED else self(match[place[1]]), other
-                )  # type: ignore[misc]
+                said = PLACE.sub(partial(self._fill, match), other)
                 return said[:1].upper() + said[1:] if capital and not is_written_so else said
         return ""
+
+    def _fill(self, match: re.Match[str], place: re.Match[str]) -> str:
+        """Return what stands in a place of a sentence, translated unless it is quoted."""
+        found = match[place[1]]
+        return found if place[1] == QUOTED else self(found)
 
     def _in_parts(self, text: str) -> str:
         """Translate the parts of a text between separators and brackets."""

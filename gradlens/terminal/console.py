@@ -12,7 +12,7 @@ from rich.segment import Segment
 
 from gradlens.format import visible
 
-STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
+STATUS_STYLE = {"complete": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "waiting": "dim"}
 
 
 class _TextConsole(Console):

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.engines.local import Job
+from gradlens.engines.jobs import Job
 from gradlens.format import say_seconds
 from gradlens.terminal.console import start_live
 
@@ -19,7 +19,7 @@ STYLES = {"complete": "green", "kept": "dim", "failed": "red", "interrupted": "y
 
 
 class ExperimentView:
-    """Shows the progress of jobs on a console; a context manager, and the ``view`` of ``run_jobs``.
+    """Shows the progress of jobs on a console; a context manager, and the ``view`` of ``carry_out``.
 
     Args:
         console: The console to print to.

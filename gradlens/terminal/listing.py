@@ -12,9 +12,10 @@ from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
+from gradlens.engines.notes import RunNote, find_noted, read_note
 from gradlens.errors import GradlensError
 from gradlens.format import plural, visible
-from gradlens.storage import read_card
+from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
@@ -30,6 +31,27 @@ LEAST_DATA = 10
 FIRST_RUN = "gradlens run plain34 makes one"
 
 
+HANDED = ("waiting", "failed")
+ABANDONED = "nobody starts it any more; the same gradlens run does"
+
+
+def folder_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return a row of facts per run in a folder, and per run of an experiment that waits there or failed to start.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The rows, by name.
+
+    Raises:
+        NoRunError: There is no such folder.
+    """
+    paths = find_runs(folder)
+    noted = [path for path in find_noted(folder) if not path.exists()]
+    return run_rows(sorted([*paths, *noted]), folder)
+
+
 def run_rows(paths: list[Path], folder: Path | None = None) -> list[dict[str, Any]]:
     """Return a row of facts per run file; a file that cannot be read has a note that says why.
 
@@ -41,17 +63,33 @@ def run_rows(paths: list[Path], folder: Path | None = None) -> list[dict[str, An
 
 
 def _row(path: Path, name: str) -> dict[str, Any]:
+    job = read_note(path)
+    if job is not None and not path.exists():
+        return {"run": visible(name), "status": "failed" if job.failed else "waiting", "note": _why(job)}
     try:
         card = read_card(path)
     except GradlensError as error:
         return {"run": visible(name), "status": "unreadable", "note": visible(error.message)}
     stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
-    return {
+    row = {
         "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
         "seed": card["seed"] if card["seed"] >= 0 else None,
         "note": "no sign of life for a minute: killed?" if stale else "",
     }
+    if job is not None and card["status"] != "complete" and (job.failed or stale):
+        row |= {"status": "failed" if job.failed else card["status"], "note": _why(job) or row["note"]}
+    return row
+
+
+def _why(job: RunNote) -> str:
+    """Return why a run of an experiment failed, or waits after a failure."""
+    reason = visible(job.reasons[-1]) if job.reasons else ""
+    if job.failed:
+        return reason if len(job.reasons) < 2 else f"{reason} (attempt {len(job.reasons)})"
+    if job.abandoned:
+        return ABANDONED
+    return f"attempt {len(job.reasons) + 1}, after: {reason}" if reason else ""
 
 
 def print_listing(console: Console, folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -91,7 +129,9 @@ def _card(title: str, rows: list[dict[str, Any]]) -> Card:
     lines += [("", f"and {len(wrong) - MOST_NOTES} more")] if len(wrong) > MOST_NOTES else []
     data = _common_data(rows)
     lines += [("data", data)] if data else []
-    if wrong:
+    if any(row["note"] == ABANDONED for row in wrong) or (wrong and all(row["status"] in HANDED for row in wrong)):
+        todo = "the same gradlens run continues"
+    elif wrong:
         todo = "gradlens recover repairs the file of a killed run"
     elif counts["running"]:
         todo = "gradlens watch follows the newest run"

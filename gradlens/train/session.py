@@ -162,7 +162,7 @@ def _run(trainer: Trainer, recorder: Recorder, checkpoints: CheckpointWriter, pa
         return status
 
     try:
-        with _deferred_interrupt() as interrupted, recorder:
+        with _deferred_interrupt(alone=not trainer.world.shared) as interrupted, recorder:
             trainer.interrupted = interrupted
             reason = trainer.train(recorder)
     except StoppedError as stopped:
@@ -326,23 +326,38 @@ def _unchanged(epoch: int) -> float:
 
 
 @contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C take effect between two steps, so that no step is half recorded; a second one takes effect at once."""
+def _deferred_interrupt(*, alone: bool) -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C take effect between two steps, so that no step is half recorded; a second one takes effect at once.
+
+    Args:
+        alone: No other process trains along. Then SIGTERM, which kill, containers and Slurm send, has the same effect;
+            torchrun sends it to processes whose fellow has died, and those end at once.
+
+    Yields:
+        A function that returns whether the training is to stop.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     asked = False
-    usual = signal.getsignal(signal.SIGINT)
+    usual = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        usual[signal.SIGTERM] = signal.SIG_DFL
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
         if asked:
-            signal.signal(signal.SIGINT, usual)
+            set_back()
             raise KeyboardInterrupt
         asked = True
 
-    signal.signal(signal.SIGINT, ask)
+    def set_back() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    for number in usual:
+        signal.signal(number, ask)
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, usual)
+        set_back()

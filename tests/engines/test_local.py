@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -19,10 +21,18 @@ from rich.console import Console
 from gradlens import read_run
 from gradlens.cli import cli, run_command
 from gradlens.config import RunConfig
-from gradlens.engines.local import Job, Progress, make_jobs, run_jobs
-from gradlens.errors import ConfigError
+from gradlens.engine_settings import EngineSettings
+from gradlens.engines.driver import View, carry_out
+from gradlens.engines.jobs import Job, Progress, make_jobs, remove_runs
+from gradlens.engines.local import LocalEngine, gpu_shares
+from gradlens.engines.notes import note_path, read_note
+from gradlens.errors import ConfigError, RunFileError
 from gradlens.experiment import DEFAULTS, SETTINGS, Planned, read_experiment
+from gradlens.run import Header, Layer
+from gradlens.storage import FileSink
 from gradlens.terminal.experiment import ExperimentView
+from gradlens.terminal.listing import folder_rows
+from tests.conftest import RunMaker
 from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +150,16 @@ def test_a_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path) -> N
         ("image_size = 16", "image_size = ", "tiny.toml is no TOML"),
         ("image_size = 16", "amp = 1", "run.amp must be true or false, got 1"),
         ("image_size = 16", 'metrics = ["nothing"]', "group.small: unknown metric 'nothing'"),
+        ("[run]", "[engine]\npartion = 1\n[run]", "engine.partion is not known; expected one of name, at_once"),
+        ("[run]", "[engine]\npartion = 1\n[run]", "did you mean engine.partition?"),
+        ("[run]", '[engine]\nname = "pbs"\n[run]', "engine.name must be one of local, slurm, got 'pbs'"),
+        ("[run]", '[engine]\ntime = "4 hours"\n[run]', 'engine.time must be a time such as "4:00:00"'),
+        ("[run]", "[engine]\nat_once = 0\n[run]", "engine.at_once must be a whole number of at least 1, got 0"),
+        ("[run]", "[engine]\ngpus = 1.5\n[run]", "engine.gpus must be a whole number, or a share below 1"),
+        ("[run]", "[engine]\ncores = true\n[run]", "engine.cores must be a whole number of at least 1, got True"),
+        ("[run]", "[engine.slurm]\nmem = 1\n[run]", "engine.slurm.mem cannot be set: engine.memory_gb is the memory"),
+        ("[run]", "[engine.slurm]\nqos = [1]\n[run]", "engine.slurm.qos must be a text of one line, got [1]"),
+        ("[run]", "[[engine]]\n[run]", "engine must be a table [engine]"),
     ],
 )
 def test_a_wrong_file_is_told_in_a_line_with_its_key(old: str, new: str, said: str, tmp_path: Path) -> None:
@@ -157,6 +177,14 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--jobs is for experiments" in capsys.readouterr().err
 
 
+def test_the_engine_of_a_file(tmp_path: Path) -> None:
+    table = '[engine]\nname = "slurm"\ntime = "1-02:03:04"\ngpus = 0.5\n[engine.slurm]\naccount = "lab"\n[run]'
+    assert read_experiment(write(tmp_path, TINY.replace("[run]", table))).engine == EngineSettings(
+        "slurm", minutes=26 * 60 + 4, gpus=0.5, slurm={"account": "lab"}
+    )
+    assert read_experiment(write(tmp_path)).engine == EngineSettings()
+
+
 def test_every_setting_has_a_type_that_is_checked() -> None:
     assert {type(getattr(DEFAULTS, key)) for key in SETTINGS} == {str, int, float, bool, tuple}
 
@@ -164,31 +192,84 @@ def test_every_setting_has_a_type_that_is_checked() -> None:
 # --- processes, with others in the place of trainings ----------------------------------------------------------
 
 
+COMPLETE = """
+import sys
+from gradlens.run import Header, Layer
+from gradlens.storage import FileSink
+sink = FileSink(sys.argv[1], overwrite=True)
+sink.open(Header((Layer("layer", "Linear", "main", 1, 1, 1),), {"param_grad_norm": 1}))
+sink.flush()
+sink.close("complete")
+"""
+
+
 def job(label: str, code: str, folder: Path) -> Job:
-    return Job(label, folder / f"{label}.h5", 2, [sys.executable, "-c", code])
+    path = folder / f"{label}.h5"
+    return Job(label, path, 2, [sys.executable, "-c", code, str(path)])
+
+
+def carry(jobs: list[Job], at_once: int, view: View = lambda one: None, *, cores: int = 1, retries: int = 0) -> None:
+    carry_out(jobs, LocalEngine(at_once, cores, None), retries, view)
 
 
 def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path) -> None:
     jobs = [
         job("bad", "import sys; sys.exit('Error: no luck')", tmp_path),
         job("worse", "import os; os.abort()", tmp_path),
-        job("good", "import os; assert os.environ['OMP_NUM_THREADS'] == '4'", tmp_path),
+        job("good", f"import os; assert os.environ['OMP_NUM_THREADS'] == '4'\n{COMPLETE}", tmp_path),
+        job("silent", "pass", tmp_path),
         job("kept", "raise SystemExit(1)", tmp_path),
     ]
-    jobs[3].state = "kept"
+    jobs[4].state = "kept"
     seen = []
     console = Console(width=100, record=True, file=io.StringIO())
     with ExperimentView(console, jobs) as view:
-        run_jobs(jobs, 2, 8, lambda one: (view(one), seen.append(one and (one.label, one.state)))[0])
-    assert [one.state for one in jobs] == ["failed", "failed", "complete", "kept"]
+        carry(jobs, 2, lambda one: (view(one), seen.append(one and (one.label, one.state)))[0], cores=4)
+    assert [one.state for one in jobs] == ["failed", "failed", "complete", "failed", "kept"]
     assert [one.error for one in jobs[:3]] == ["no luck", "killed by signal 6", ""]
-    assert [each for each in seen if each][:3] == [("bad", "running"), ("worse", "running"), ("bad", "failed")]
+    assert jobs[3].error == "it ended without an error, but its run file is not complete"  # an exit code is no proof
+    assert ("bad", "failed") in seen
     said = console.export_text()
     assert "kept: kept, as it is complete" in said
     assert "bad: failed: no luck" in said
     assert "good: complete" in said
+    rows = {row["run"]: row for row in folder_rows(tmp_path)}
+    assert (rows["bad"]["status"], rows["bad"]["note"]) == ("failed", "no luck")
+    assert rows["good"]["status"] == "complete"
+    assert not note_path(jobs[2].path).exists()
 
 
+def test_a_failed_one_is_started_again_and_its_reasons_are_kept(tmp_path: Path) -> None:
+    once = "import pathlib, sys\nmark = pathlib.Path(sys.argv[1] + '.mark')\nif not mark.exists():\n"
+    once += "    mark.touch()\n    sys.exit('Error: the first time')\n"
+    jobs = [job("late", once + COMPLETE, tmp_path), job("never", "import sys; sys.exit('Error: again')", tmp_path)]
+    carry(jobs, 2, retries=2)
+    assert [(one.state, one.reasons) for one in jobs] == [("complete", ["the first time"]), ("failed", ["again"] * 3)]
+    assert jobs[1].error == "again (attempt 3)"
+    note = read_note(jobs[1].path)
+    assert note is not None
+    assert (note.failed, note.reasons) == (True, ("again",) * 3)
+
+
+def test_one_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    mine = job("mine", COMPLETE, tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", SLOW, str(mine.path)], env=environment(), stdin=subprocess.PIPE)
+    end = time.monotonic() + PATIENCE
+    while not mine.is_written():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    seen = []
+    assert other.stdin is not None
+    other.stdin.close()  # it ends in a second
+    carry([mine], 1, lambda one: seen.append(one.state) if one else None)
+    assert other.wait() == 0
+    assert seen == ["running", "complete"]
+    assert (mine.reasons, read_run(mine.path).seed) == ([], 7)
+
+
+SLOW = COMPLETE.replace('"param_grad_norm": 1}', '"param_grad_norm": 1}, seed=7').replace(
+    'sink.close("', 'import time; sys.stdin.read(); time.sleep(1)\nsink.close("'
+)
 WAITS = """
 import signal, sys, time, pathlib
 def end(*_):
@@ -203,17 +284,76 @@ time.sleep(300)
 def test_all_are_stopped_where_this_one_is(number: int, tmp_path: Path) -> None:
     files = [tmp_path / "a", tmp_path / "b"]
     jobs = [Job(f.name, tmp_path / f"{f.name}.h5", 2, [sys.executable, "-c", WAITS, str(f)]) for f in files]
-    jobs.append(job("later", "pass", tmp_path))
+    jobs += [job(name, "pass", tmp_path) for name in ("later", "last")]
 
     def view(one: Job | None) -> None:
         if one is None and all(f.exists() and f.read_text() == "open" for f in files):
             os.kill(os.getpid(), number)
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, 2, 2, view)
+        carry(jobs, 2, view)
     assert [f.read_text() for f in files] == ["closed", "closed"]
-    assert [one.state for one in jobs] == ["interrupted", "interrupted", "waiting"]
+    assert [one.state for one in jobs] == ["interrupted", "interrupted", "waiting", "waiting"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert {(row["run"], row["status"]) for row in folder_rows(tmp_path)} >= {("later", "waiting"), ("last", "waiting")}
+
+
+def test_a_waiting_run_that_nobody_starts_is_listed_so(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name, process in (("dead", dead.pid), ("alive", os.getpid())):
+        note = {"engine": "local", "reasons": [], "host": platform.node(), "process": process}
+        note_path(tmp_path / f"{name}.h5").write_text(json.dumps(note))
+    note_path(tmp_path / "broken.h5").write_text("{")
+    rows = {row["run"]: (row["status"], row["note"]) for row in folder_rows(tmp_path)}
+    assert rows["alive"] == ("waiting", "")
+    assert rows["dead"] == ("waiting", "nobody starts it any more; the same gradlens run does")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "shares"),
+    [
+        (None, [], []),
+        (None, ["0", "1"], ["0", "1"]),
+        (0, ["0"], []),
+        (1, ["0", "3"], ["0", "3"]),
+        (0.5, ["0", "1"], ["0", "1", "0", "1"]),
+        (2, ["0", "1", "2", "3", "4"], ["0,1", "2,3"]),
+    ],
+)
+def test_gpus_are_shared(gpus: float | None, there: list[str], shares: list[str]) -> None:
+    assert gpu_shares(gpus, there) == shares
+
+
+def test_every_run_gets_its_share_of_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    tell = "import os, sys, time; time.sleep(0.5); sys.exit('Error: ' + os.environ['CUDA_VISIBLE_DEVICES'])"
+    jobs = [job(name, tell, tmp_path) for name in "abcd"]
+    engine = LocalEngine(8, None, 1)
+    assert engine.at_once == 2  # not more than there are GPUs
+    carry_out(jobs, engine, 0, lambda one: None)
+    assert sorted(one.error for one in jobs) == ["4", "4", "7", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"engine\.gpus is 1, and this machine shows 0"):
+        LocalEngine(1, None, 1)
+
+
+def test_slurm_without_its_commands_or_without_submitit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_command(["run", "tiny.toml", "--engine", "slurm"]) == 2
+    assert "the command sbatch was not found\nTip: log in where jobs are submitted" in capsys.readouterr().err
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert run_command(["run", "tiny.toml", "--engine", "slurm"]) == 1
+    assert (
+        "needs submitit, which is not installed\nTip: pip install 'gradlens-toolkit[slurm]'" in capsys.readouterr().err
+    )
+    assert run_command(["run", "tiny.toml", "--cancel"]) == 2
+    assert "--cancel: runs of the engine local end with their command" in capsys.readouterr().err
 
 
 def test_the_view_tells_epochs_loss_and_time(tmp_path: Path) -> None:
@@ -312,4 +452,18 @@ def test_jobs_are_made_of_what_is_missing(tmp_path: Path) -> None:
     assert [one.state for one in jobs] == ["waiting"] * 4
     assert jobs[0].command[1:5] == ["-m", "gradlens", "run", "plain8"]
     assert jobs[0].command[-1] == "--resume"
-    assert make_jobs(planned, overwrite=True)[0].command[-1] == "--overwrite"
+    assert make_jobs(planned, overwrite=True)[0].command[-1] == "--resume"  # the old file is removed once
+
+
+def test_runs_to_be_replaced_are_removed_but_none_that_is_written(tmp_path: Path, make_run: RunMaker) -> None:
+    jobs = [job(name, "", tmp_path / "runs") for name in ("a", "b")]
+    paths = [make_run(name) for name in ("a", "b")] + [tmp_path / "runs" / "a.ckpt"]
+    paths[2].touch()
+    sink = FileSink(paths[1], overwrite=True)
+    sink.open(Header((Layer("layer", "Linear", "main", 1, 1, 1),), {"param_grad_norm": 1}))
+    with pytest.raises(RunFileError, match=r"b\.h5 is being written, so it is not replaced"):
+        remove_runs(jobs)
+    assert all(path.exists() for path in paths)
+    sink.close("complete")
+    remove_runs(jobs)
+    assert not any(path.exists() for path in paths)

@@ -140,14 +140,21 @@ def test_a_run_begun_without_a_metric_goes_on_with_it(tmp_path: Path, monkeypatc
 class Stop:
     """Interrupt after a number of steps, as Ctrl-C does."""
 
-    def __init__(self, after: int) -> None:
-        self.left = after
+    def __init__(self, after: int, number: int = signal.SIGINT) -> None:
+        self.left, self.number = after, number
 
     def __call__(self, event: object) -> None:
         if isinstance(event, StepDone):
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
+
+
+def test_sigterm_closes_the_file_as_ctrl_c_does(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(), tmp_path / "run.h5", listener=Stop(2, signal.SIGTERM))
+    assert read_run(tmp_path / "run.h5").status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("after", [2, 4, 6, 8, 11])
