@@ -47,6 +47,18 @@ def runs(make_run) -> list[Run]:
     return [*study, odd]
 
 
+@pytest.fixture
+def runs_over_steps(make_run) -> list[Run]:
+    """Runs without epochs, of different length and settings, of which one was interrupted."""
+    return [
+        read_run(make_run(f"{model}-s{seed}", model=model, seed=seed, steps=steps, epochs=0, status=status,
+                          config={"batch_size": size}))
+        for model, seed, steps, status, size in (
+            ("plain34", 0, 40, "complete", 32), ("plain34", 1, 60, "complete", 32), ("resnet34", 0, 50, "failed", 64),
+        )
+    ]  # fmt: skip
+
+
 OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
 """Beginnings of texts that are in no report."""
 MODULES = (
@@ -136,8 +148,9 @@ def test_markdown_has_no_english_sentence(runs: list[Run]) -> None:
         assert not english_in(line), line
 
 
-def test_figures_have_no_english_text(runs: list[Run]) -> None:
-    facts = collect(runs, command="gradlens report")
+@pytest.mark.parametrize("fixture", ["runs", "runs_over_steps"])
+def test_figures_have_no_english_text(request: pytest.FixtureRequest, fixture: str) -> None:
+    facts = collect(request.getfixturevalue(fixture), command="gradlens report")
     for _, figure, caption, _ in report_figures(facts.runs, facts.groups, words_of("id")):
         texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
         texts += [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
