@@ -168,6 +168,11 @@ def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
         say("Why not. Block has 2.5 rows (why not); x") == "Mengapa tidak. Block memiliki 2,5 baris (mengapa tidak); x"
     )
     assert say("a.b has no rows") == "a.b has no rows"
+    assert say("Why not; conv1 has 2 rows. plain34 has 3 rows.") == (
+        "Mengapa tidak; conv1 memiliki 2 baris. plain34 memiliki 3 baris."
+    )
+    said = translate("net: exactly 0; conv1 has about 1/250 (10^-2.4) of the gradient norm of fc", "id")
+    assert said == "net: tepat 0; norma gradien conv1 sekitar 1/250 (10^-2,4) dari norma gradien fc"
     said = translate("layer '0.1', layer '2', layer '4' and 8 more", "id")
     assert said == "lapisan '0.1', lapisan '2', lapisan '4' dan 8 lainnya"
     assert say("+0.090 [-0.749, +0.929]") == "+0,090 [-0,749; +0,929]"
