@@ -153,7 +153,9 @@ def test_figures_have_no_english_text(request: pytest.FixtureRequest, fixture: s
     facts = collect(request.getfixturevalue(fixture), command="gradlens report")
     for _, figure, caption, _ in report_figures(facts.runs, facts.groups, words_of("id")):
         texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
-        texts += [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
+        cells = [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
+        assert not [text for text in cells if re.search(r"\d\.\d", text)]
+        texts += cells
         for text in [*texts, caption]:
             assert not english_in(" ".join(text.split())), text
         formatters = [axes.yaxis.get_major_formatter() for axes in figure.axes]
