@@ -178,6 +178,7 @@ def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
     said = translate("layer '0.1', layer '2', layer '4' and 8 more", "id")
     assert said == "lapisan '0.1', lapisan '2', lapisan '4' dan 8 lainnya"
     assert say("+0.090 [-0.749, +0.929]") == "+0,090 [-0,749; +0,929]"
+    assert translate("0.731 ± 0.012 (2 of 3)", "id") == "0,731 ± 0,012 (2 dari 3)"
 
 
 def test_what_is_english_is_found() -> None:
