@@ -86,7 +86,7 @@ class Translator:
         return ""
 
     def _fill(self, match: re.Match[str], place: re.Match[str]) -> str:
-        """Return what stands in a place of a sentence, translated unless it is quoted."""
+        """Return the text for a place of a sentence, translated unless it is quoted."""
         found = match[place[1]]
         return found if place[1] == QUOTED else self(found)
 
