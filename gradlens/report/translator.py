@@ -21,9 +21,11 @@ QUOTED = "quoted"
 """The place between quotation marks: it stays as it is."""
 WHOLE = ("fix", "clip")
 """Places that hold sentences of their own; all others end with the sentence."""
+END = r"\. [A-Z]|(?<=[\w\])]{2})\. [a-z]"
+"""The end of a sentence, and the beginning of the next, which may be the name of a model; "s. d." is no end."""
 SENTENCES = (
     (re.compile("; "), "; "),
-    (re.compile(r"(?<=\.) (?=[A-Z])"), " "),
+    (re.compile(r"(?<=\.) (?=[A-Z])|(?<=[\w\])]{2}\.) (?=[a-z])"), " "),
     (re.compile(r"(?<=\)), and "), ", dan "),
 )
 PHRASES = (
@@ -45,7 +47,10 @@ class Translator:
         for sentence, translation in sorted(pairs, key=lambda pair: -len(PLACE.sub("", pair[0]))):
             english, other = sentence[:1].lower() + sentence[1:].removesuffix("."), translation.removesuffix(".")
             parts = PLACE.split(english)
-            pattern = "".join(re.escape(part) if i % 2 == 0 else _place(part) for i, part in enumerate(parts))
+            pattern = "".join(
+                re.escape(part) if i % 2 == 0 else _place(part, is_first=not parts[0] and i == 1)
+                for i, part in enumerate(parts)
+            )
             word = parts[0].split(" ")[0] if " " in parts[0] or len(parts) == 1 else ""
             self._by_word.setdefault(word, []).append((re.compile(pattern, re.DOTALL), other, sentence[:1].isupper()))
 
@@ -114,12 +119,16 @@ class Translator:
         return ""
 
 
-def _place(name: str) -> str:
+def _place(name: str, *, is_first: bool) -> str:
+    """Return the pattern of a place; one that begins a sentence does not take the sentences before a semicolon."""
     if re.fullmatch("n[0-9]*", name):
         return f"(?P<{name}>{NUMBER})"
     if name == QUOTED:
         return f"(?P<{name}>[^']+)"
-    return f"(?P<{name}>.+?)" if name in WHOLE else rf"(?P<{name}>(?:(?!\. [A-Z]).)+?)"
+    if name in WHOLE:
+        return f"(?P<{name}>.+?)"
+    end = f"{END}|; " if is_first else END
+    return f"(?P<{name}>(?:(?!{end}).)+?)"
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:

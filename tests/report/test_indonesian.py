@@ -13,13 +13,17 @@ from gradlens.metrics import SHOWN_METRICS
 from gradlens.report import collect
 from gradlens.report.figures import report_figures
 from gradlens.report.html import make_page
+from gradlens.report.html_sections import say_control
 from gradlens.report.markdown import make_markdown
 from gradlens.report.translations import words_of
 from gradlens.report.translator import Translator, read_pairs, translate
 from gradlens.run import Run
+from gradlens.study import OUTCOMES, judge_claims
 from gradlens.study.criteria import CLAIMS
 from tests.report.english_words import english_in, sentences_in
 from tests.report.test_page import Reader
+from tests.study.planted_claims import CONTROLS, FAST, SLOW, curves, ends, halves, over_depth, pair, seeds
+from tests.study.test_readings_of_the_gradient import collapsing, with_weights
 
 ROOT = Path(__file__).parents[2] / "gradlens"
 FRAGMENTS = {
@@ -41,6 +45,18 @@ def runs(make_run) -> list[Run]:
     ]  # fmt: skip
     odd = read_run(make_run("odd-s0", model="odd", steps=40, epochs=0, change=lambda grid: grid * 0))
     return [*study, odd]
+
+
+@pytest.fixture
+def runs_over_steps(make_run) -> list[Run]:
+    """Runs without epochs, of different length and settings, of which one was interrupted."""
+    return [
+        read_run(make_run(f"{model}-s{seed}", model=model, seed=seed, steps=steps, epochs=0, status=status,
+                          config={"batch_size": size}))
+        for model, seed, steps, status, size in (
+            ("plain34", 0, 40, "complete", 32), ("plain34", 1, 60, "complete", 32), ("resnet34", 0, 50, "failed", 64),
+        )
+    ]  # fmt: skip
 
 
 OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
@@ -68,6 +84,49 @@ def test_claims_and_metrics_have_a_translation() -> None:
         assert not english_in(translate(text, "id")), text
 
 
+def _unseen(runs: list[Run]) -> list[Run]:
+    """Let the halves of the shortcut close the gap in validation accuracy, too."""
+    for run in runs:
+        run.epochs["val_accuracy"][:] = run.epochs["train_accuracy"]
+    return runs
+
+
+SMALL = {"image_size": 32}
+STUDIES = {
+    "vanishes": lambda: [*pair({"decades": -9.0}, {"accuracy": FAST}, "-nobn"), *pair({"decades": 0.2}, {})],
+    "grows": lambda: pair({"decades": 2.0}, {"share": 0.05}),
+    "weakens": lambda: pair({"decades": -2.0}, {"share": 0.0}),
+    "undecided": lambda: pair({"decades": [-2.0, -5.0, -1.0, -6.0, -3.0]}, {"share": [0.05, 0.2, 0.1, 0.0, 0.15]}),
+    "one seed": lambda: pair({"decades": -9.0}, {}, count=1),
+    "by rows": lambda: [*pair({}, {}), *(collapsing(seed, before=-0.6, after=-6.0) for seed in range(5))],
+    "by measure": lambda: [with_weights(run, 1e5) for run in seeds("plain34", decades=[0.1, 0.2, 0.2, 0.3, 0.2])],
+    "speed": lambda: pair({"accuracy": curves(SLOW)}, {"accuracy": curves(FAST)}),
+    "slower": lambda: pair({"accuracy": curves(FAST)}, {"accuracy": curves(SLOW)}),
+    "end": lambda: pair(ends(0.9, 0.6, 0.5, 1.0), ends(0.95, 0.7, 0.6, 0.9)),
+    "depth": lambda: over_depth(-0.1, 0.0),
+    "both cure": lambda: _unseen(halves(0.9, 0.9, plain=-6.0)),
+    "gradient cures": lambda: halves(0.9, 0.0, plain=-6.0),
+    "half": lambda: _unseen(halves(0.5, 0.0)),
+    "control fails": lambda: [*halves(0.0, 0.6), *CONTROLS[2:], *seeds("plain34-nobn-sigmoid", 2)],
+    "settings": lambda: [*halves(0.3, 0.9), *seeds("plain34", 3, decades=-5.0, settings=SMALL),
+                         *seeds("resnet34", 3, share=0.02, settings=SMALL)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_judgement_has_no_english_sentence(name: str) -> None:
+    found = judge_claims(STUDIES[name]())
+    texts = [found.explanation, *found.notes, *found.next_steps, *map(say_control, found.controls)]
+    for judged in found.claims:
+        for verdict in (*judged.overall.values(), *judged.verdicts):
+            texts += [verdict.why, verdict.setting, verdict.condition, verdict.verdict]
+            texts += [said for one in verdict.evidence for said in (one.name, one.note, str(one))]
+    for text in texts:
+        said = translate(text, "id")
+        assert not english_in(said), said
+        assert not set(OUTCOMES) & set(re.findall(r"\w+", said)), said
+
+
 def test_the_page_has_no_english_sentence(runs: list[Run]) -> None:
     reader = Reader(make_page(collect(runs, command="gradlens report --lang id"), "id"))
     assert dict(reader.elements)["html"] == {"lang": "id"}
@@ -89,11 +148,14 @@ def test_markdown_has_no_english_sentence(runs: list[Run]) -> None:
         assert not english_in(line), line
 
 
-def test_figures_have_no_english_text(runs: list[Run]) -> None:
-    facts = collect(runs, command="gradlens report")
+@pytest.mark.parametrize("fixture", ["runs", "runs_over_steps"])
+def test_figures_have_no_english_text(request: pytest.FixtureRequest, fixture: str) -> None:
+    facts = collect(request.getfixturevalue(fixture), command="gradlens report")
     for _, figure, caption, _ in report_figures(facts.runs, facts.groups, words_of("id")):
         texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
-        texts += [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
+        cells = [cell.get_text().get_text() for a in figure.axes for t in a.tables for cell in t.get_celld().values()]
+        assert not [text for text in cells if re.search(r"\d\.\d", text)]
+        texts += cells
         for text in [*texts, caption]:
             assert not english_in(" ".join(text.split())), text
         formatters = [axes.yaxis.get_major_formatter() for axes in figure.axes]
@@ -108,6 +170,11 @@ def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
         say("Why not. Block has 2.5 rows (why not); x") == "Mengapa tidak. Block memiliki 2,5 baris (mengapa tidak); x"
     )
     assert say("a.b has no rows") == "a.b has no rows"
+    assert say("Why not; conv1 has 2 rows. plain34 has 3 rows.") == (
+        "Mengapa tidak; conv1 memiliki 2 baris. plain34 memiliki 3 baris."
+    )
+    said = translate("net: exactly 0; conv1 has about 1/250 (10^-2.4) of the gradient norm of fc", "id")
+    assert said == "net: tepat 0; norma gradien conv1 sekitar 1/250 (10^-2,4) dari norma gradien fc"
     said = translate("layer '0.1', layer '2', layer '4' and 8 more", "id")
     assert said == "lapisan '0.1', lapisan '2', lapisan '4' dan 8 lainnya"
     assert say("+0.090 [-0.749, +0.929]") == "+0,090 [-0,749; +0,929]"
