@@ -157,7 +157,7 @@ def record(
         every=every,
         layers=layers,
         scaler=scaler,
-        info=info,
+        info=found.info(info) if found else info,
         on_error=on_error,
         first_step=found.step if found else first_step or 0,
         first_epoch=found.epochs if found else 0,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,6 +27,20 @@ class Continuation:
     epochs: int
     notes: tuple[str, ...]
     """The notes of the file, and one about this continuation."""
+    model: str
+    seed: int
+    config: Mapping[str, Any]
+
+    def info(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what is stored with the run: what is given now, and what the file has besides.
+
+        Args:
+            given: The argument ``info`` of ``record``.
+        """
+        given = dict(given or {})
+        config = {**self.config, **given.pop("config", {})}
+        seed = None if self.seed < 0 else self.seed
+        return {"model": self.model, "seed": seed, **given, "config": config}
 
 
 def find_continuation(
@@ -70,7 +85,9 @@ def find_continuation(
     epochs = len(run.epochs.get("epoch", ()))
     if rows < count:
         epochs = min(epochs, int(run.epoch_of_step[rows]))
-    return Continuation(step, rows, epochs, (*run.info.get("notes", ()), f"{RESUMED}{step}"))
+    return Continuation(
+        step, rows, epochs, (*run.info.get("notes", ()), f"{RESUMED}{step}"), run.model, run.seed, run.config
+    )
 
 
 def tip_of_existing(path: str | os.PathLike[str], model: nn.Module, layers: LayerChoice, others: str | None) -> str:

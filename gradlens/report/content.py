@@ -206,7 +206,9 @@ def settings_of(groups: Sequence[Group]) -> list[Row]:
     if "model" not in found:
         rows.insert(0, _row("model", groups, lambda run: run.model or run.name))
     if any(seed >= 0 for group in groups for seed in group.seeds):
-        rows.append(_plain_row("seeds", [", ".join(str(s) for s in group.seeds if s >= 0) for group in groups]))
+        rows.append(
+            _plain_row("seeds", [", ".join(str(seed) for seed in group.seeds if seed >= 0) for group in groups])
+        )
     if any(len(run.epochs.get("epoch", ())) for group in groups for run in group.runs):
         rows.append(_plain_row("epochs trained", [group.say_length() for group in groups]))
     rows.append(_row("optimizer steps recorded", groups, lambda run: len(run.steps)))

@@ -91,7 +91,7 @@ class Translator:
         return ""
 
     def _fill(self, match: re.Match[str], place: re.Match[str]) -> str:
-        """Return what is in a place of a sentence, translated unless it is quoted."""
+        """Return the text for a place of a sentence, translated unless it is quoted."""
         found = match[place[1]]
         return found if place[1] == QUOTED else self(found)
 

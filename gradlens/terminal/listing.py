@@ -32,7 +32,7 @@ FIRST_RUN = "gradlens run plain34 makes one"
 
 
 HANDED = ("waiting", "failed")
-ABANDONED = "nobody starts it any more; the same gradlens run does"
+ABANDONED = "nobody starts it any more; the same command does"
 
 
 def folder_rows(folder: Path) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _card(title: str, rows: list[dict[str, Any]]) -> Card:
     data = _common_data(rows)
     lines += [("data", data)] if data else []
     if any(row["note"] == ABANDONED for row in wrong) or (wrong and all(row["status"] in HANDED for row in wrong)):
-        todo = "the same gradlens run continues"
+        todo = "the same command continues"
     elif wrong:
         todo = "gradlens recover repairs the file of a killed run"
     elif counts["running"]:

@@ -109,6 +109,17 @@ def test_a_recorder_for_each_epoch_appends_to_one_run() -> None:
         np.testing.assert_array_equal(run.metric(name), whole.metric(name))
 
 
+def test_what_was_stored_with_a_run_is_kept_and_what_is_given_now_is_added() -> None:
+    model, optimizer = parts()
+    first = {"model": "net", "seed": 3, "config": {"lr": 0.1, "batch_size": 4}, "data": "toys"}
+    for info, steps in ((first, range(4)), (None, range(4, 8)), ({"config": {"lr": 0.2}}, range(8, 12))):
+        with gradlens.record(model, "b.h5", optimizer=optimizer, info=info, resume=True) as recorder:
+            train(model, optimizer, steps, recorder)
+    run = gradlens.read_run("b.h5")
+    assert (run.model, run.seed, len(run.steps)) == ("net", 3, 12)
+    assert run.config == {"lr": 0.2, "batch_size": 4, "data": "toys"}
+
+
 def test_rows_after_the_checkpoint_are_recorded_again() -> None:
     model, optimizer = parts()
     with gradlens.record(model, "b.h5", optimizer=optimizer) as recorder:
