@@ -24,7 +24,7 @@ def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_overhead_is_measured_and_written(tmp_path: Path) -> None:
     out, others = tmp_path / "results.json", tmp_path / "others.json"
-    arguments = ["--subject", "mlp", "--steps", "3", "--warmup", "2", "--seconds", "1"]
+    arguments = ["--subject", "mlp", "--steps", "3", "--warmup", "1", "--seconds", "1"]
     done = measure(*arguments, "--way", "gradlens", "--memory-runs", "1", "--json", str(out))
     assert done.returncode == 0, done.stderr
     told = measure(*arguments, "--way", "forum", "tensorboard", "--memory-runs", "0", "--json", str(others))

@@ -14,7 +14,7 @@ from tests.storage.test_fuzz import everything, finished
 
 
 @pytest.mark.parametrize("make", BASES)
-@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_file_whose_structure_lies_is_read_or_refused(
     make: Callable[[Path], Path], count: int, tmp_path: Path
 ) -> None:
