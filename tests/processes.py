@@ -9,8 +9,17 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def some_slow(values: Iterable[Any], every: int = 3) -> list[Any]:
+    """Return parameters of which one in so many is quick; the others are left to the slow suite."""
+    return [each if i % every == 0 else pytest.param(each, marks=pytest.mark.slow) for i, each in enumerate(values)]
+
 
 PATIENCE = 300.0
 """Seconds after which what another process is to do is given up, on however busy a machine."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gradlens
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, some_slow
 
 PACKAGE = Path(gradlens.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -222,23 +222,25 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["ls"],
-        ["summary"],
-        ["heatmap"],
-        ["profile"],
-        ["compare"],
-        ["diagnose"],
-        ["diagnose", "--format", "junit"],
-        ["diagnose", "--rules", "smdebug"],
-        ["claims"],
-        ["summary", "--format", "json"],
-        ["report"],
-        ["report", "-o", "report.md"],
-        ["export"],
-        ["export", "--to", "parquet"],
-        ["export", "--to", "tensorboard"],
-    ],
+    some_slow(
+        [
+            ["ls"],
+            ["summary"],
+            ["heatmap"],
+            ["profile"],
+            ["compare"],
+            ["diagnose"],
+            ["diagnose", "--format", "junit"],
+            ["diagnose", "--rules", "smdebug"],
+            ["claims"],
+            ["summary", "--format", "json"],
+            ["report"],
+            ["report", "-o", "report.md"],
+            ["export"],
+            ["export", "--to", "parquet"],
+            ["export", "--to", "tensorboard"],
+        ]
+    ),
     ids=" ".join,
 )
 def test_the_view_wing_never_imports_torch(arguments: list[str], make_run, tmp_path: Path) -> None:

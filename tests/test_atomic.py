@@ -25,6 +25,7 @@ from gradlens.plots import save_figure
 from gradlens.report import markdown, pdf
 from gradlens.storage import recover_run
 from gradlens.train.checkpoint import save_checkpoint
+from tests.processes import some_slow
 from tests.storage.test_levels import values_of
 from tests.storage.test_levels import write as write_rows
 
@@ -132,7 +133,7 @@ def test_a_write_that_ends_half_way_leaves_what_was_there(
     assert after == before
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", some_slow(WRITERS))
 def test_a_full_disk_at_the_end_leaves_what_was_there(
     name: str, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ from gradlens.plots.style import (
 from gradlens.studies import references
 from tests.charts.test_heatmap import run_of
 from tests.conftest import SAMPLE
+from tests.processes import some_slow
 
 METRICS_OF_THE_SAMPLE = tuple(read_run(SAMPLE).metrics)
 
@@ -53,7 +54,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("metric", METRICS_OF_THE_SAMPLE)
-@pytest.mark.parametrize("per_element", [False, True])
+@pytest.mark.parametrize("per_element", some_slow([False, True]))
 def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
     if per_element and metric == "update_ratio":
         with pytest.raises(ConfigError, match="is not a norm"):
@@ -232,7 +233,7 @@ def test_signed_colours_keep_both_sides_apart(theme: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", ["one", "two", "screen"])
+@pytest.mark.parametrize("width", some_slow(["one", "two", "screen"]))
 def test_every_ground_and_width_is_drawn(theme: str, width: str, make_run, tmp_path: Path) -> None:
     look = make_look(theme, width)
     runs = [read_run(make_run(f"{m}-s0", model=m)) for m in ("a", "b")]

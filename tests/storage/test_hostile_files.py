@@ -25,6 +25,7 @@ from gradlens.cli import run_command
 from gradlens.errors import ConfigError, DamagedError, RunFileError
 from gradlens.specs import parse_seeds
 from gradlens.storage import find_runs, read_card
+from tests.processes import some_slow
 from tests.storage import known
 from tests.storage.hostile_files import BY_NAME, make_hostile, write_hostile_texts
 
@@ -292,7 +293,7 @@ def on_terminal(arguments: list[str], folder: Path) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize(
-    "arguments", TEXT_COMMANDS, ids=lambda words: " ".join(words).encode("unicode_escape").decode()
+    "arguments", some_slow(TEXT_COMMANDS, 2), ids=lambda words: " ".join(words).encode("unicode_escape").decode()
 )
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*pty.*:DeprecationWarning")

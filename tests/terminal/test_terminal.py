@@ -24,6 +24,7 @@ from gradlens.terminal.profile import print_profile
 from gradlens.terminal.progress import TrainingView
 from gradlens.terminal.summary import print_summary
 from tests.conftest import SAMPLE
+from tests.processes import some_slow
 
 
 def console(width: int = 80, height: int = 40, *, colour: bool) -> Console:
@@ -40,7 +41,7 @@ def plain_lines(view: Console) -> list[str]:
 
 
 @pytest.mark.parametrize("colour", [True, False])
-@pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("width", some_slow([60, 80, 160]))
 @pytest.mark.parametrize("view", ["heatmap", "summary", "compare", "ls"])
 def test_every_view_fits_the_window(view: str, width: int, colour: bool, make_run) -> None:
     out = console(width, colour=colour)

@@ -25,6 +25,7 @@ from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path
 from gradlens.train.loop import find_logits
 from gradlens.train.session import choose_device, freeze_layers, make_optimizer, make_scheduler
+from tests.processes import some_slow
 from tests.train import distributed_cases
 
 
@@ -157,7 +158,7 @@ def test_sigterm_closes_the_file_as_ctrl_c_does(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize("after", [2, 4, 6, 8, 11])
+@pytest.mark.parametrize("after", some_slow([2, 4, 6, 8, 11]))
 def test_an_interrupted_run_is_closed_and_resumed_to_the_bits_of_an_unbroken_one(after: int, tmp_path: Path) -> None:
     options = {"augment": ("flip", "crop"), "schedule": "step:2,0.5", "model": "resnet8"}
     train_run(config(**options), tmp_path / "whole.h5")
