@@ -186,7 +186,8 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
         return Learning("no", f"{said}: the model is no better than guessing", True)
-    if len(losses.values) >= MANY_STEPS and classes <= FEW_CLASSES and losses.last > HARDLY_BETTER * guess:
+    may_expect_more = len(losses.values) >= MANY_STEPS and classes <= FEW_CLASSES and not _mostly_frozen(rec, losses)
+    if may_expect_more and losses.last > HARDLY_BETTER * guess:
         return Learning("no", f"{said}: after {len(losses.values)} rows the model is hardly better than guessing", True)
     return None
 

@@ -709,3 +709,21 @@ def test_a_penalty_that_takes_the_weights(tmp_path: Path, faulty: bool) -> None:
         assert re.search("weights shrink.*another term.*divide its factor", f"{main.evidence} {main.remedy}")
     else:
         check(found, "healthy")
+
+
+def test_a_probe_of_frozen_features_that_tell_little_is_no_plateau(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(*[part for _ in range(6) for part in (nn.Linear(32, 32), nn.ReLU())])
+    head = nn.Linear(32, 5)
+    for parameter in body.parameters():
+        parameter.requires_grad_(False)
+
+    rule = torch.randn(32, 5)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x = torch.randn(64, 32)
+        return functional.cross_entropy(model(x), (x @ rule).argmax(1))
+
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    found = train(tmp_path / "run.h5", nn.Sequential(body, head), loss, optimizer, steps=300)
+    check(found, "healthy")
