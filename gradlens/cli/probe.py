@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -107,32 +106,25 @@ def probe(
             check_data(plan.data)
     from gradlens.terminal.working import working
 
-    with working("loading PyTorch", at_once=True):
+    found = []
+    with working("loading PyTorch", at_once=True) as line:
         from gradlens.probe.judge import judge
         from gradlens.probe.measure import probe as measure
 
-    found = []
-    for number, plan in enumerate(plans, 1):
-        name = f"{plan.model}, model {number} of {len(plans)}" if len(plans) > 1 else plan.model
+        for number, plan in enumerate(plans, 1):
+            name = f"{plan.model}, model {number} of {len(plans)}" if len(plans) > 1 else plan.model
 
-        def show_progress(done: int, name: str = name) -> None:
-            _print_progress(f"{name}: {plural(done, 'initialisation')} done")
+            def show_progress(done: int, name: str = name) -> None:
+                line.say(f"{name}: {plural(done, 'initialisation')} done")
 
-        show_progress(0)
-        found.append(judge(measure(plan, show_progress)))
-    _print_progress("")
+            show_progress(0)
+            found.append(judge(measure(plan, show_progress)))
     _show(found, form, every_layer)
     failed = [
         f"{item.probe.plan.model} is {f.kind}" for item in found for f in item.findings if gates & {f.kind, "any"}
     ]
     if failed:
         raise GateError("; ".join(failed))
-
-
-def _print_progress(text: str) -> None:
-    """Print progress on stderr, in one line that is overwritten; nothing if stderr is no terminal."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{text}\033[K", nl=False, err=True)
 
 
 def _show(found: list[Judged], form: str, every_layer: bool) -> None:

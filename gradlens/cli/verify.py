@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
@@ -21,16 +20,17 @@ def verify(form: str) -> None:
     """
     from gradlens.terminal.working import working
 
-    with working("loading PyTorch", at_once=True):
+    with working("loading PyTorch", at_once=True) as line:
         from gradlens.probe.verify import verify as measure
+
+        started, checks = time.perf_counter(), []
+        line.say("measuring")
+        for check in measure():
+            checks.append(check)
+            line.say(f"{len(checks)} measured: {check.law}")
     from gradlens.terminal.console import results
     from gradlens.terminal.verify import check_rows, print_checks
 
-    started, checks = time.perf_counter(), []
-    for check in measure():
-        checks.append(check)
-        click.echo(f"\r{len(checks)} measured: {check.law}\033[K" if _is_terminal() else "", nl=False, err=True)
-    click.echo("\r\033[K" if _is_terminal() else "", nl=False, err=True)
     if form == "table":
         print_checks(results(), checks, time.perf_counter() - started)
     else:
@@ -38,7 +38,3 @@ def verify(form: str) -> None:
     failed = [check.law for check in checks if not check.passed]
     if failed:
         raise GateError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()

@@ -13,7 +13,7 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
 from gradlens.diagnosis.intended import is_spent, near_zero, say_schedule
-from gradlens.diagnosis.learning import ERRORS, classes_of, trained_before
+from gradlens.diagnosis.learning import ERRORS, guessing_of, trained_before
 from gradlens.diagnosis.loss import HALVED, loss_fell
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
@@ -322,12 +322,12 @@ def slow(rec: Recording) -> list[Finding]:
 
 def _knew_before(rec: Recording) -> bool:
     """Return whether the loss of a classifier lies below guessing in the first fifth already: such steps teach less."""
-    loss, classes = rec.scalar("loss"), classes_of(rec)
+    loss, guess = rec.scalar("loss"), guessing_of(rec)
     first = loss[np.isfinite(loss)][: len(loss) // 5]
-    if classes < 2 or len(first) < LEAST_ROWS:
+    if math.isnan(guess) or len(first) < LEAST_ROWS:
         return bool(trained_before(rec))
     means = np.array([part.mean() for part in np.array_split(first, 5)])
-    return bool(means.mean() + ERRORS * means.std(ddof=1) / math.sqrt(len(means)) < math.log(classes))
+    return bool(means.mean() + ERRORS * means.std(ddof=1) / math.sqrt(len(means)) < guess)
 
 
 def _warms_up(rec: Recording) -> bool:

@@ -139,6 +139,15 @@ def classes_of(rec: Recording) -> int:
     return max(losses[0].whole("classes"), 0)
 
 
+def guessing_of(rec: Recording) -> float:
+    """Return ln C, the cross entropy of equal probabilities for C classes.
+
+    NaN where the loss is no cross entropy, or is multiplied or divided: the logged number then has another level.
+    """
+    classes, losses = classes_of(rec), rec.setup.graph.entries("losses")
+    return math.log(classes) if classes > 1 and not any(item.flag("scaled") for item in losses) else math.nan
+
+
 def stands_early(rec: Recording) -> bool:
     """Return whether the loss has hardly fallen since the first fifth of the rows, and by less than a third in all."""
     values = rec.scalar("loss")
@@ -179,8 +188,7 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
 
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a classifier whose loss is no better than guessing."""
-    classes = classes_of(rec)
-    guess = math.log(classes) if classes > 1 else math.nan
+    classes, guess = classes_of(rec), guessing_of(rec)
     if not len(losses.values) >= LEAST_STEPS or _waits(rec):
         return None
     said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
@@ -255,10 +263,9 @@ def trained_before(rec: Recording) -> str:
     """
     if len(rec.run.steps) and int(rec.run.steps[0]) > 0:
         return f"the first row is step {int(rec.run.steps[0])}: the model was trained before"
-    loss, classes = rec.scalar("loss"), classes_of(rec)
+    loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)][:FIRST_ROWS]
-    scaled = any(item.flag("scaled") for item in rec.setup.graph.entries("losses"))  # then ln C is no level
-    if classes > 1 and not scaled and len(loss) and float(loss.mean()) < UNTRAINED * math.log(classes):
+    if len(loss) and float(loss.mean()) < UNTRAINED * guessing_of(rec):
         return "the loss is below the level of guessing from the first row on: the model was trained before"
     return ""
 

@@ -26,6 +26,10 @@ UNDERFLOW_DECADES = -20.0
 """The nearest gradient that is not 0 must be smaller than this for zeros to be underflow of float32 (1e-45)."""
 OUTPUT = {"Relu": "ReLU", "Hardtanh": "ReLU6 or hardtanh", "Threshold": "threshold", "Hardsigmoid": "hard sigmoid"}
 """Operations whose slope is exactly 0 on one side, and their names."""
+DRAWS = {
+    "Normal": "torch.normal", "Bernoulli": "torch.bernoulli", "Poisson": "torch.poisson", "Binomial": "torch.binomial",
+}  # fmt: skip
+"""Operations that draw a sample."""
 HALF = ("float16", "float8")
 SMALLEST_HALF = 2.0**-24
 """The smallest positive number of float16 (IEEE 754)."""
@@ -317,11 +321,6 @@ def _revive(rec: Recording, row: int) -> str:
         )
     return "Check biases and initialisation of the last of these layers, and lower the learning rate if it began later."
 
-
-DRAWS = {
-    "Normal": "torch.normal", "Bernoulli": "torch.bernoulli", "Poisson": "torch.poisson", "Binomial": "torch.binomial",
-}  # fmt: skip
-"""Operations that draw a sample."""
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
     _zero_weights, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
