@@ -15,6 +15,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.run import FloatArray
 
@@ -189,7 +190,7 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a classifier whose loss is no better than guessing."""
     classes, guess = classes_of(rec), guessing_of(rec)
-    if not len(losses.values) >= LEAST_STEPS or _waits(rec):
+    if not len(losses.values) >= LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
         return None
     said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
@@ -198,6 +199,12 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     if may_expect_more and losses.last > HARDLY_BETTER * guess:
         return Learning("no", f"{said}: after {len(losses.values)} rows the model is hardly better than guessing", True)
     return None
+
+
+def _other_terms_fall(rec: Recording, losses: Losses) -> bool:
+    """Return whether a loss with other terms falls: ln C is not its level then, unless the weights are gone."""
+    others = any(item.flag("alone") is False for item in rec.setup.graph.entries("losses"))
+    return others and losses.falls and not Network(rec).shrunk()[0]
 
 
 def _by_trend(rec: Recording, losses: Losses) -> Learning:

@@ -271,9 +271,20 @@ def _above(node: Any) -> Facts:
         if len(below) != 1:
             return {}
         node = below[0][0]
-    if op_of(node) not in LOSSES:
+    if op_of(node) not in LOSSES and not _is_smoothed(node):
         return {}
     return {"negated": bool(signs % 2), "alone": not signs and "Mul" not in scalings, "scaled": bool(scalings)}
+
+
+def _is_smoothed(node: Any) -> bool:
+    """Return whether a sum is a cross entropy with label smoothing: all its terms are of one log-softmax."""
+    ends = set()
+    for child, _ in children(node) if op_of(node) == "Add" else ():
+        end = child
+        while op_of(end) in (*SCALINGS, *REDUCTIONS, *LOSSES, *VIEWS, "Neg", "MaskedFill") and len(children(end)) == 1:
+            end = children(end)[0][0]
+        ends.add(end)
+    return len(ends) == 1 and op_of(*ends) == "LogSoftmax"
 
 
 def _input_shape(node: Any) -> Shape:

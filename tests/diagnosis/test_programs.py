@@ -727,3 +727,19 @@ def test_a_probe_of_frozen_features_that_tell_little_is_no_plateau(tmp_path: Pat
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     found = train(tmp_path / "run.h5", nn.Sequential(body, head), loss, optimizer, steps=300)
     check(found, "healthy")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(lambda out, y: 100 * functional.cross_entropy(out, y), id="scaled"),
+        pytest.param(lambda out, y: 100 * functional.cross_entropy(out, y, label_smoothing=0.1), id="scaled, smoothed"),
+        pytest.param(
+            lambda out, y: functional.cross_entropy(out, y) + 3 + out.sum(1).square().mean(), id="a second term"
+        ),
+    ],
+)
+def test_a_loss_at_another_level_than_guessing(loss: Callable[[Tensor, Tensor], Tensor], tmp_path: Path) -> None:
+    found = train(tmp_path / "run.h5", mlp(), lambda model, x, y: loss(model(x), y))
+    check(found, "healthy")
+    assert found.learning == "yes"
