@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
-from gradlens.diagnosis.intended import is_spent, near_zero, say_schedule
+from gradlens.diagnosis.intended import is_spent, near_zero, replaced, say_schedule
 from gradlens.diagnosis.learning import ERRORS, guessing_of, trained_before
 from gradlens.diagnosis.loss import HALVED, loss_fell
 from gradlens.diagnosis.network import Network
@@ -124,6 +124,20 @@ def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
     if not names or not rec.setup.states(in_optimizer=True):
         return []
     count, optimizer = sum(item.whole("numel") for item in states), Network(rec).optimizer
+    if number := replaced(rec):
+        return [
+            exact_finding(
+                "frozen",
+                names,
+                (rec.setup.whole("first_step"), rec.last_step),
+                f"{plural(number, 'parameter')} of {say_layers(names)} {'is' if number == 1 else 'are'} in no "
+                f"optimizer, and {optimizer} holds as many that the model does not have: these layers were replaced after the "
+                "optimizer was made",
+                "Make the optimizer after the last layer was replaced, loaded as a new Parameter or moved, from "
+                "model.parameters().",
+                "layers were replaced after the optimizer was made",
+            )
+        ]
     return [
         exact_finding(
             "frozen",

@@ -8,6 +8,7 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import (
     RMS,
     ZEROS,
@@ -43,6 +44,8 @@ def saturated(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
+    if fed := _fed(rec):
+        return fed
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
     series = rec.series(RMS)
@@ -64,6 +67,28 @@ def saturated(rec: Recording) -> list[Finding]:
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
             "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
             max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
+        )
+    ]
+
+
+def _fed(rec: Recording) -> list[Finding]:
+    """Find a layer whose data are so large that a tanh or sigmoid directly behind it is flat from the first step on."""
+    ops = {item.text("layer"): item.text("op").lower() for item in rec.setup.graph.entries("bounded")}
+    item = next((item for item in rec.setup.entries("inputs") if item.text("layer") in ops), None)
+    if item is None or not item.number("output_rms") > SATURATED_RMS or loss_halved(rec):
+        return []
+    layer = item.text("layer")
+    return [
+        Finding(
+            "saturated",
+            (layer,),
+            (item.whole("since"), rec.last_step),
+            f"the output of {quoted(layer)} has a root mean square of {item.number('output_rms'):.3g} before a "
+            f"{ops[layer]} in the first step, and the loss does not halve",
+            f"a root mean square above {SATURATED_RMS:.0f} at a layer that is fed with data",
+            "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
+            "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
+            0.95,
         )
     ]
 

@@ -18,6 +18,8 @@ KEY = "gradlens"
 """Key of the labels in a node's metadata."""
 MOST_NODES = 50_000
 """Larger graphs are not read to their end."""
+MOST_FACTS = 16
+"""Entries of a kind that are kept."""
 
 Shape = tuple[int, ...]
 Facts = dict[str, Any]
@@ -111,6 +113,8 @@ class Reading:
     flat: list[Facts] = field(default_factory=list)
     """Operations of ``FLAT``, each with the nearest modules toward the input and toward the loss."""
     softmax_dims: list[Facts] = field(default_factory=list)
+    bounded: list[Facts] = field(default_factory=list)
+    """Modules whose output goes into a tanh or sigmoid."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -189,6 +193,9 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
     if op in BATCH_NORMS:
         key = op, bool(getattr(node, "_saved_training", True))
         found.normalisation[key] = found.normalisation.get(key, 0) + 1
+    elif op in ("Sigmoid", "Tanh") and len(found.bounded) < MOST_FACTS:
+        made = [through_views(child)[1] for child, _ in children(node)]
+        found.bounded += [{"op": op, "layer": labels[0]} for labels in made if labels]
     elif op in ("Softmax", "LogSoftmax"):
         shape = shape_of(node)
         dim = dim_of(node, len(shape))

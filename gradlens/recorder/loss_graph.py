@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import Facts, Reading, label, read_graph, read_loss
+from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, label, read_graph, read_loss
 
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
@@ -132,6 +132,8 @@ class LossGraph:
             self._add("softmax_dims", fact, step)
         for fact in graph.flat:
             self._add("flat", fact, step)
+        for fact in graph.bounded:
+            self._add("bounded", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -152,7 +154,7 @@ class LossGraph:
         if key in self._keys:
             if kind == "losses":
                 self._keys[key]["passes"] += 1
-        elif len(self._facts[kind]) < 16:
+        elif len(self._facts[kind]) < MOST_FACTS:
             self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind == "losses" else {})
             self._facts[kind].append(self._keys[key])
 
@@ -180,7 +182,10 @@ class LossGraph:
         """
         if not self._steps:
             return {}
-        kinds = ("losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat")
+        kinds = (
+            "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
+            "bounded",
+        )  # fmt: skip
         return {
             "source": self._source,
             "step": self._steps[0],
@@ -195,7 +200,7 @@ class LossGraph:
                 {"layer": name, "calls": calls, "reached": reached}
                 for name, (calls, reached) in self._calls.items()
                 if 0 < reached <= calls // OFTEN and self._complete
-            ][:16],
+            ][:MOST_FACTS],
             "normalisation": self._facts["normalisation"],
         }
 
