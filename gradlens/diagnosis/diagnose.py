@@ -18,7 +18,7 @@ from gradlens.diagnosis.cut import DRAWN, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
-from gradlens.diagnosis.frozen import frozen, slow
+from gradlens.diagnosis.frozen import frozen, slow, steady
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
@@ -77,7 +77,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         run = _open(run)
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
-    exact = [*cut(rec), *setup(rec), *clipping(rec, learning)]
+    exact = [*cut(rec), *setup(rec, learning), *clipping(rec, learning)]
     explained = {name for layers in (*(i.layers for i in intended), *(f.layers for f in exact)) for name in layers}
     if is_satisfied(rec):
         explained |= set(rec.names(range(len(rec.run.layers))))
@@ -89,7 +89,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]
     if not findings and not exact:
-        findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
+        findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":

@@ -134,13 +134,14 @@ class Network:
     def inputs(self) -> tuple[str, str]:
         """Return a sentence on data that are far from a standard deviation of 1 or not finite, and a remedy."""
         for item in self._rec.setup.entries("inputs"):
-            layer, shown = item.text("layer"), f"from {item.number('least'):.3g} to {item.number('largest'):.3g}"
+            layer = item.text("layer")
             if item.flag("finite") is False:
                 return f"the data that {quoted(layer)} gets hold NaN or Inf", "Remove NaN and Inf from the data first."
             if "float" in item.text("dtype") and item.number("rms") > LARGE_INPUT and layer not in self.norms:
                 return (
-                    f"the data that {quoted(layer)} gets reach {shown} (root mean square {item.number('rms'):.3g}), "
-                    "and are not normalised",
+                    f"the data that {quoted(layer)} gets go from {item.number('least'):.3g} to "
+                    f"{item.number('largest'):.3g} (root mean square {item.number('rms'):.3g}): they are not "
+                    "normalised",
                     "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255) first.",
                 )
         return "", ""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.findings import Finding, say_layers
 from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
@@ -18,6 +18,8 @@ from gradlens.format import plural
 SMALL_STEP = 1e-5
 """A step below this share of the weights' norm changes next to nothing in the thousands of steps of a training. A tenth
 of the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
+LITTLE = 0.02
+"""Where all steps together change a layer by less than this share of its norm, nothing can have been learnt."""
 COLLAPSED = 0.2
 """Share to which gradients fall when too large a step switches units off or saturates attention."""
 SQUARED = ("MseLoss", "SmoothL1Loss", "HuberLoss")
@@ -134,8 +136,23 @@ def _say_steps(rec: Recording) -> str:
     step = usual_update(rec)
     if not math.isfinite(step):
         return ""
-    size = "too small" if step < SMALL_STEP else "too large" if step > LARGE_STEP else "of a usual size"
+    size = "too small" if _hardly_moves(rec, step) else "too large" if step > LARGE_STEP else "of a usual size"
     return f"steps are {size} ({step:.1e} of a layer's norm)"
+
+
+def _hardly_moves(rec: Recording, step: float) -> bool:
+    """Return whether steps are tiny, or all of them together change a layer by next to nothing."""
+    steps = rec.last_step - int(rec.run.steps[0]) + 1
+    return step < SMALL_STEP or step * steps < LITTLE
+
+
+def _say_frozen(rec: Recording) -> str:
+    """Name the layers that are frozen from the first row on, if the output layer is among them, or ""."""
+    first, order = rec.setup.whole("first_step"), [layer.name for layer in rec.run.layers]
+    states = [item for item in rec.setup.states(requires_grad=False) if item.whole("since") <= first]
+    frozen = {name for item in states for name in item.texts("layers")}
+    ends = [rec.run.layers[i].name for i in rec.run.main_layers()[-1:]]
+    return say_layers(tuple(name for name in order if name in frozen)) if frozen.issuperset(ends) and ends else ""
 
 
 def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
@@ -147,9 +164,14 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
             "a minus in it. Then look at the order of arguments, and whether each optimizer has the parameters that "
             "its loss is to train."
         )
+    if layers := _say_frozen(rec):
+        return (
+            f"Set requires_grad to True on the parameters of {layers}, as far as they were not trained before (a new "
+            "output layer must learn), and give them to the optimizer."
+        )
     if too_large or step > LARGE_STEP:
         return network.slow_down()
-    if step < SMALL_STEP:
+    if _hardly_moves(rec, step):
         return f"Raise {network.say_rate()} by a factor of 10 to 100, or check its schedule."
     shapes = [item for item in rec.setup.graph.entries("losses") if item.text("op")]
     compared = (

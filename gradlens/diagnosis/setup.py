@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.unfit import (
@@ -14,9 +15,12 @@ from gradlens.diagnosis.unfit import (
     batch_second,
     batch_sizes,
     dropped,
+    few_values,
     layers_of,
     named,
+    one_class,
     out_of_range,
+    overwritten,
     same_batch,
     setup_finding,
 )
@@ -38,11 +42,12 @@ TAKES = {
 }
 
 
-def setup(rec: Recording) -> list[Finding]:
+def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """Find faults of the set-up that need no threshold.
 
     Args:
         rec: The recording.
+        learning: Whether the model learns.
 
     Returns:
         The findings; an empty list where there is no such fault.
@@ -51,7 +56,8 @@ def setup(rec: Recording) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _outside, out_of_range, _softmax_dim, dropped, _broadcast,
         batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
     )  # fmt: skip
-    return [finding for rule in rules for finding in rule(rec)]
+    found = [finding for rule in rules for finding in rule(rec)]
+    return found + [finding for rule in (few_values, one_class, overwritten) for finding in rule(rec, learning)]
 
 
 def _no_backward(rec: Recording) -> list[Finding]:

@@ -13,6 +13,9 @@ from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, label, r
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
 
+COUNTED = ("losses", "targets")
+"""Kinds of facts whose passes are counted."""
+
 
 def find_holders(model: nn.Module) -> dict[int, str]:
     """Find parameters that modules hold in plain attributes, such as a list of modules.
@@ -152,10 +155,10 @@ class LossGraph:
         """Add a fact, or count it if it is known; shapes may differ from step to step."""
         key = kind, repr({name: value for name, value in fact.items() if name not in ("shape", "output", "result")})
         if key in self._keys:
-            if kind == "losses":
+            if kind in COUNTED:
                 self._keys[key]["passes"] += 1
         elif len(self._facts[kind]) < MOST_FACTS:
-            self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind == "losses" else {})
+            self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind in COUNTED else {})
             self._facts[kind].append(self._keys[key])
 
     def _note_leaves(self, graph: Reading, step: int, in_optimizer: set[int]) -> None:
@@ -184,7 +187,7 @@ class LossGraph:
             return {}
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
-            "bounded",
+            "bounded", "targets",
         )  # fmt: skip
         return {
             "source": self._source,
