@@ -284,8 +284,8 @@ def same_batch(rec: Recording) -> list[Finding]:
             f"the first {plural(data[0].whole('calls'), 'step')} got the very same batch "
             f"({' x '.join(f'{n:.0f}' for n in data[0].numbers('shape'))}), and {said}: the model learns this batch by "
             "heart",
-            "Iterate over the loader (for x, y in loader) instead of next(iter(loader)) in every step, and let it "
-            "shuffle; if these are all the data there are, regularise: weight decay, dropout, a smaller model.",
+            "Iterate over the loader instead of calling next(iter(loader)) in every step, and let it shuffle. Where "
+            "these are all the data there are, regularise: weight decay, dropout, a smaller model.",
             "every step has the same batch",
         )
     ]

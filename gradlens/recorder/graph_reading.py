@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradlens.recorder.layer_inputs import thinned
+
 KEY = "gradlens"
 """Key of the labels in a node's metadata."""
 MOST_NODES = 50_000
@@ -324,6 +326,7 @@ def _describe_targets(node: Any, op: str) -> list[Facts]:
     if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
         return []
     fact: Facts = {"op": op, "count": values.numel(), "distinct": None, "common": None}
+    values = thinned(values)
     if not values.is_floating_point():
         counts = torch.unique(values[values >= 0], return_counts=True)[1]
         if not counts.numel():

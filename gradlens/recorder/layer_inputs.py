@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from gradlens.recorder.parameter_states import Facts, sample
 
 MOST_INPUTS = 8
+MOST_ELEMENTS = 2**20
+"""About so many elements of a tensor are looked at."""
 
 
 class LayerInputs:
@@ -21,7 +23,7 @@ class LayerInputs:
         """Some elements of the first input of each layer."""
 
     def note_call(self, name: str, module: nn.Module, inputs: Tensor, outputs: list[Tensor], step: int) -> None:
-        """Note what a module got; of each step the first call counts.
+        """Note what a module got; the first call of each step counts.
 
         Args:
             name: Its name.
@@ -58,7 +60,7 @@ class LayerInputs:
             "calls": 1,
             "same": is_data,
             **(_spread(inputs) if is_data and not inputs.is_complex() else {}),
-            "output_rms": float(made[0].detach().float().square().mean().sqrt()) if made else None,
+            "output_rms": float(thinned(made[0]).float().square().mean().sqrt()) if made else None,
         }
 
     def facts(self) -> list[Facts]:
@@ -70,9 +72,15 @@ class LayerInputs:
         self._first.clear()
 
 
+def thinned(tensor: Tensor) -> Tensor:
+    """Return a tensor's elements in a row, evenly spaced ones of a very large tensor."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(flat.numel() // MOST_ELEMENTS, 1)]
+
+
 @torch.no_grad()
 def _spread(inputs: Tensor) -> dict[str, Any]:
-    values = inputs.detach().float()
+    values = thinned(inputs).float()
     values, total = values[values.isfinite()], values.numel()
     if not values.numel():
         return {"finite": False}
