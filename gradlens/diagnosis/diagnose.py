@@ -43,7 +43,9 @@ SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
-CAUSED_BY_INPUTS = ("exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "plateau")
+CAUSED_BY_INPUTS = (
+    "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
+)  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""

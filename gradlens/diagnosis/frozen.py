@@ -37,6 +37,8 @@ ROUNDING = 2.0**-24
 """A relative change below half the spacing of float32 numbers leaves weights as they are (IEEE 754)."""
 MOVED = 0.05
 """Where all steps together change a layer by less than this share of its norm, little can have been learnt."""
+LEFT = 0.75
+"""Share of the first loss that must be left: a loss that falls by more in so few steps needs no other rate."""
 STEADY = 0.5
 """A loss that falls at the end at half of its first pace or more follows a straight line rather than a curve."""
 AGREE = 0.15
@@ -371,7 +373,7 @@ def steady(rec: Recording) -> list[Finding]:
     if not scaled and (math.isnan(guess) or _knew_before(rec)):
         return []
     means = [float(part.mean()) for part in np.array_split(loss, 5)]
-    falls = means[0] > means[-1] > (1 - HALVED) * means[0] and (means[3] - means[4]) > STEADY * (means[0] - means[1])
+    falls = means[0] > means[-1] > LEFT * means[0] and (means[3] - means[4]) > STEADY * (means[0] - means[1])
     if not falls or not Losses(loss).falls:
         return []
     main = rec.run.main_layers()

@@ -8,6 +8,7 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.learning import guessing_of, judge_learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import (
     RMS,
@@ -22,6 +23,8 @@ from gradlens.format import plural
 SATURATED_RMS = 5.0
 """DeepDiagnosis (Wardat et al. 2022): tanh and sigmoid are saturated beyond +-5, where the sigmoid's slope is 0.0066,
 1/38 of its maximum."""
+HALF = 0.5
+"""Share of the loss of guessing below which a classifier has learnt."""
 BOUNDED = ("tanh", "sigmoid")
 NO_RELU = 0.01
 """With a smaller share of zeros in its output, an activation function is not a ReLU, which outputs about half zeros."""
@@ -75,7 +78,7 @@ def _fed(rec: Recording) -> list[Finding]:
     """Find a layer whose data are so large that a tanh or sigmoid directly behind it is flat from the first step on."""
     ops = {item.text("layer"): item.text("op").lower() for item in rec.setup.graph.entries("bounded")}
     item = next((item for item in rec.setup.entries("inputs") if item.text("layer") in ops), None)
-    if item is None or not item.number("output_rms") > SATURATED_RMS or loss_halved(rec):
+    if item is None or not item.number("output_rms") > SATURATED_RMS or loss_halved(rec) or _is_good(rec):
         return []
     layer = item.text("layer")
     return [
@@ -91,6 +94,14 @@ def _fed(rec: Recording) -> list[Finding]:
             0.95,
         )
     ]
+
+
+def _is_good(rec: Recording) -> bool:
+    """Return whether a model learns whose loss is no cross entropy, or one far below guessing."""
+    loss, guess = rec.scalar("loss"), guessing_of(rec)
+    late = loss[np.isfinite(loss)][-max(len(loss) // 5, 1) :]
+    far = not len(late) or not float(np.median(late)) > HALF * guess
+    return judge_learning(rec).verdict == "yes" and far
 
 
 def _bounded(rec: Recording, layer: int) -> bool:

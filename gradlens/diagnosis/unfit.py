@@ -102,8 +102,9 @@ def out_of_range(rec: Recording) -> list[Finding]:
 
 def _targets_beyond(rec: Recording, loss: str, low: float, high: float) -> str:
     """Say that most targets of a loss lie outside a range, or ""."""
-    if loss not in MOST_APART:
-        return ""
+    made = {item.text("op") for item in rec.setup.graph.entries("outputs") if item.text("loss") == loss}
+    if loss not in MOST_APART or len(made) != 1:
+        return ""  # of several outputs, the targets may be another one's
     for item in rec.setup.graph.entries("targets"):
         size, mean = item.number("rms"), item.number("mean")
         if item.text("op") == loss and (size > OUTSIDE * max(-low, high) or not low <= mean <= high):
@@ -118,8 +119,8 @@ def few_values(rec: Recording, learning: Learning) -> list[Finding]:
     """Find batch norm over two values, which makes each of them 1 or -1; over four where the model does not learn."""
     norms = [item for item in rec.setup.entries("batch_norm") if item.text("mode") == "train"]
     few = [item for item in norms if 0 < item.whole("values") <= (FEW_VALUES if learning.verdict == "no" else 2)]
-    if not few:
-        return []
+    if not few or (learning.verdict != "no" and len(few) < len(norms)):
+        return []  # a single one of many, behind a global average, does little harm
     names = tuple(item.text("layer") for item in few)
     return [
         setup_finding(
@@ -144,7 +145,7 @@ def _forgets_classes(rec: Recording) -> bool:
 
 def one_class(rec: Recording, learning: Learning) -> list[Finding]:
     """Find batches that hold one class each, where a model does not learn or learns and forgets by turns."""
-    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op").startswith("NllLoss")]
+    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op") == "NllLoss"]
     batches = sum(item.whole("passes") for item in targets)
     if batches < LEAST_CALLS or (learning.verdict == "yes" and not _forgets_classes(rec)):
         return []
@@ -274,7 +275,7 @@ def same_batch(rec: Recording) -> list[Finding]:
     data = [item for item in rec.setup.entries("inputs") if item.flag("data")]
     if not data or not all(item.flag("same") and item.whole("calls") >= LEAST_CALLS for item in data):
         return []
-    said = overfits(rec)
+    said = overfits(rec, guessing_of(rec))
     if not said:
         return []
     return [

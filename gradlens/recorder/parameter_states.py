@@ -257,7 +257,12 @@ class ParameterStates:
 
 
 def _has_rows(tensor: Tensor) -> bool:
-    return len(tensor) > 1 and (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_sparse
+    return (
+        len(tensor) > 1
+        and tensor[0].numel() > 1
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and not tensor.is_sparse
+    )
 
 
 def _difference(a: Tensor, b: Tensor | None) -> Tensor | None:

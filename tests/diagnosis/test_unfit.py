@@ -140,7 +140,7 @@ def test_the_same_batch_in_every_step(tmp_path: Path, faulty: bool) -> None:
 @both
 def test_data_that_are_not_normalised(tmp_path: Path, faulty: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(INPUTS, 8), nn.Sigmoid(), nn.Linear(8, CLASSES))
+    model = nn.Sequential(nn.Linear(INPUTS, 4), nn.Sigmoid(), nn.Linear(4, CLASSES))
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(model, 1000 + 1000 * x if faulty else x, y)
