@@ -131,7 +131,7 @@ CHECKPOINT = ".ckpt"
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    help="For an experiment: where its runs are carried out: local (default), on this machine; or slurm.",
+    help="For an experiment: where its runs are carried out: local (default), on this machine; slurm; or ray.",
 )
 @click.option("--cancel", is_flag=True, help="For an experiment: end its runs in Slurm's queue; each closes its file.")
 @click.option("--live", is_flag=True, help="Show the run in full screen, as gradlens watch does; q returns to lines.")
