@@ -144,7 +144,7 @@ def record(
     try:
         if ranks is None or ranks.rank == 0:
             resume_at = (found.rows, found.epochs) if found else None
-            publisher = None if publish is None else Publisher(publish)
+            publisher = None if publish is None else Publisher(publish, onto=resume)
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
     except RunFileError as error:
         if ranks is not None or not bare_rank():

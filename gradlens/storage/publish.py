@@ -44,11 +44,14 @@ class Publisher:
     Args:
         folder: The folder; it is made.
         tell: Called with one line when publishing fails, once.
+        onto: Whether a copy that is there may be replaced, even where the run file is a new one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], tell: Callable[[str], None] = warn) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], tell: Callable[[str], None] = warn, *, onto: bool = False
+    ) -> None:
         self.folder = Path(folder).absolute()
-        self._tell = tell
+        self._tell, self._onto = tell, onto
         self._path = self._target = Path()
         self._began = self._moved = -MOST_S
         self._cost = 0.0
@@ -81,7 +84,7 @@ class Publisher:
             raise RunFileError(f"{self.folder}: nothing can be published there: you may not write to it")
         if self.folder.resolve() == path.parent.resolve():
             raise RunFileError(f"{self.folder} is the folder of the run itself", tip="publish to another one")
-        if self._target.exists() and not onto:
+        if self._target.exists() and not (onto or self._onto):
             raise RunExistsError(f"{self._target} already exists; nothing was overwritten", tip="another folder")
 
     def _snapshot(self) -> Path:
