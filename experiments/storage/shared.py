@@ -92,7 +92,7 @@ def try_out(way: str, options: argparse.Namespace) -> dict[str, Any]:
     while writer.poll() is None:
         if time.monotonic() > end and way.endswith("killed"):
             os.kill(writer.pid, signal.SIGKILL)
-        if there.exists():
+        if (options.write / name).exists():  # looked for earlier, the name would be unknown to the other mount for long
             look(there, seen, last)
         time.sleep(0.1)
     told = writer.communicate()[0]

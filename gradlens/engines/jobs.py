@@ -138,8 +138,8 @@ def make_jobs(planned: Sequence[Planned], *, overwrite: bool, publish: Path | No
     """
     jobs = []
     for plan in planned:
-        command = [sys.executable, "-m", "gradlens", *plan.arguments(), "--resume"]
-        command += [] if publish is None else ["--publish", str(publish / plan.path.parent.name)]
+        published = [] if publish is None else ["--publish", str(publish / plan.path.parent.name)]
+        command = [sys.executable, "-m", "gradlens", *plan.arguments(), *published, "--resume"]
         job = Job(plan.label, plan.path, plan.config.epochs, command)
         if not overwrite and plan.path.exists() and _is_finished(plan.path, plan.config):
             job.state = "kept"

@@ -1,7 +1,7 @@
 """The engine for a Ray cluster that is running: a task per run, on whichever node has room.
 
-The tasks belong to this process: Ray ends them when it ends. A switch, a small file ``OUT/EXPERIMENT/.ray/PID-HOST`` that
-all nodes see, tells them to close their run files.
+The tasks belong to this process: Ray ends them when it ends. A switch, a small file that all nodes see
+(``OUT/EXPERIMENT/.ray/PID-HOST``), tells them to close their run files.
 
 =========================================  ==================================================================
 event                                      what becomes of the run
@@ -22,6 +22,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,8 +45,10 @@ ASK_S = 1.0
 """Seconds between two looks at which runs are being written."""
 LOOK_S = 0.1
 """Seconds between two looks at the process of a run, on the node."""
-SWITCH_S = 1.0
+SWITCH_S = 0.5
 """Seconds between two looks at the switch, on the node."""
+CONNECT_S = 10.0
+"""Seconds in which a cluster must answer."""
 GO, STOP = "go", "stop"
 """What is in the switch."""
 
@@ -193,15 +196,24 @@ def _connect() -> Any:
         raise MissingLibraryError(
             "--engine ray needs Ray, which is not installed", tip="pip install 'gradlens-toolkit[ray]'"
         ) from None
+    there = os.environ.get("RAY_ADDRESS", "")
     try:
+        _check_answers(there)
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        there = os.environ.get("RAY_ADDRESS")
+        why = f"at {there} can be reached: {_first_line(error)}" if there else "is running that includes this machine"
         raise ConfigError(
-            f"--engine ray: no Ray cluster {f'at {there} ' if there else ''}can be reached: {_first_line(error)}",
+            f"--engine ray: no Ray cluster {why}",
             tip="ray start --head begins one, ray start --address=HOST:6379 adds a node; RAY_ADDRESS names another",
         ) from None
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise an OSError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _place(nodes: Sequence[Mapping[str, Any]], at_once: int | None, cores: int, gpus: float) -> str:
@@ -224,6 +236,9 @@ def run_on_node(job: Job, folder: str, cores: int, switch: str) -> str:
         folder: The working directory.
         cores: Cores of the run.
         switch: The file that tells the run to close its file.
+
+    Returns:
+        The reason, in one line; "" if the command succeeded, or if there was nothing to do.
     """
     if not Path(switch).exists() or not Path(folder).is_dir():
         missing = folder if Path(switch).exists() else str(Path(switch).parent)

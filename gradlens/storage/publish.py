@@ -131,9 +131,7 @@ class Publisher:
         return True
 
     def _start(self, copy: Path, *, remove: bool) -> None:
-        self._thread = threading.Thread(
-            target=self._send, args=(copy, remove), name="gradlens publisher", daemon=True
-        )
+        self._thread = threading.Thread(target=self._send, args=(copy, remove), name="gradlens publisher", daemon=True)
         self._thread.start()
 
     def _send(self, copy: Path, remove: bool) -> None:

@@ -39,13 +39,14 @@ class RayCluster:
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
-        self._keeper = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(cpus)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "log").open("w"),
-        )
+        with (folder / "log").open("w") as log:
+            self._keeper = subprocess.Popen(
+                [sys.executable, __file__, str(folder), str(cpus)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
         end = time.monotonic() + START_S
         while not (folder / "ready").exists():
             if self._keeper.poll() is not None or time.monotonic() > end:
@@ -95,8 +96,10 @@ def keep(folder: Path, cpus: int) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**one, "include_dashboard": False})
     second = cluster.add_node(**one)
     cluster.wait_for_nodes()
-    nodes = [[info.process.pid for infos in node.all_processes.values() for info in infos]
-             for node in (cluster.head_node, second)]
+    nodes = [
+        [info.process.pid for infos in node.all_processes.values() for info in infos]
+        for node in (cluster.head_node, second)
+    ]
     facts = {"address": cluster.address, "nodes": nodes}
     (folder / "starting").write_text(json.dumps(facts))
     (folder / "starting").rename(folder / "ready")
