@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def run_on_node(job: Job, folder: str, cores: int, switch: str) -> str:
         return f"{missing} is not there on {platform.node()}: all nodes must see this folder"
     if job.is_complete() or job.is_written():
         return ""
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, _unblocked():
         process = subprocess.Popen(
             [sys.executable, *job.command[1:]],
             cwd=folder,
@@ -258,6 +258,19 @@ def run_on_node(job: Job, folder: str, cores: int, switch: str) -> str:
         code = _wait(process, Path(switch))
         output.seek(0)
         return error_line(output.read().decode(errors="replace"), code) if code else ""
+
+
+@contextlib.contextmanager
+def _unblocked() -> Iterator[None]:
+    """Let SIGINT through to the processes that are started: Ray blocks it in its own, which would inherit that."""
+    if sys.platform == "win32":
+        yield
+        return
+    usual = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
 def _wait(process: subprocess.Popen[bytes], switch: Path) -> int:
