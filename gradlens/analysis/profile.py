@@ -208,6 +208,7 @@ def heat_matrix(
     The average of a magnitude is the geometric mean of finite positive values, that of a linear metric the arithmetic
     mean. A chunk with a non-finite value is inf; a chunk with zeros but no positive value is 0. Rows without any value
     are left out, as a metric with a longer recording interval has them: a column extends to the next row with values.
+    A column of a run that is very wide (``WIDE_NUMBERS``) has at least 64 rows.
 
     Args:
         run: The run.
@@ -228,6 +229,8 @@ def heat_matrix(
     steps = run.steps[start:stop].astype(np.float64)
     interval = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
     least = -(-columns // 4)  # each level of chunks has four times the rows of the one before
+    if (stop - start) * len(run.layers) > WIDE_NUMBERS:
+        least = min(least, max((stop - start) // LEVELS[0], WIDE_CHUNKS))
     if is_long(run, rows, least):
         chunks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
         scale = element_scale(run, metric) if per_element else 1.0

@@ -23,6 +23,8 @@ from gradlens.storage import Follower, NewRows, read_run
 
 LONG = 16_384
 """Most rows that are read one by one at the start; a longer run is read in chunks."""
+WIDE = 16_000_000
+"""Most numbers of a metric that are read so."""
 RECENT = 2048
 """Newest rows that are kept."""
 NUMBERS = 4_000_000
