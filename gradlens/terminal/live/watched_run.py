@@ -79,7 +79,7 @@ class Watched:
         keep = {name: max(min(RECENT, NUMBERS // max(width, 1)), 64) for name, width in widths.items()}
         self.recent = {name: Recent(width, keep[name]) for name, width in widths.items()}
         self._latest = Recent(0, RECENT)
-        if self.rows <= LONG:
+        if self.rows <= LONG and self.rows * len(run.layers) <= WIDE:
             self._follower = Follower(self.path)
             self.rows, self.step, self.epoch_index, self.epochs = 0, -1, 0, {}
             self._read_new(beginning=True)
