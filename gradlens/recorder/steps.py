@@ -51,6 +51,7 @@ Error in recording         Stop following steps; drop open rows; close the file 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradlens.errors import RecorderError
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.gradient_states import GradientStates, States
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
@@ -577,7 +579,8 @@ class Steps:
         if self._optimizers:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
-            state.lrs[name] = to_number(name, optimizer.param_groups[0]["lr"])
+            with contextlib.suppress(RecorderError):  # some choose their rate themselves, and hold None
+                state.lrs[name] = to_number(name, optimizer.param_groups[0].get("lr"))
             found_inf = getattr(optimizer, "found_inf", None)
             state.found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
 
