@@ -59,7 +59,7 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     waiting: list[Any] = [given]
     while waiting:
         one = waiting.pop(0)
-        if one is None or isinstance(one, Sequence | Mapping) and not isinstance(one, str):
+        if one is None or (isinstance(one, Sequence | Mapping) and not isinstance(one, str)):
             waiting[:0] = _listed(one)
             continue
         *outer, inner = _unwrap(one, scalers)

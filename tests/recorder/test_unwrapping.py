@@ -307,7 +307,7 @@ def test_what_is_no_optimizer_of_torch_is_followed(kind: Callable[[Any], Any]) -
                 x, y = data(step)
                 model.zero_grad()
                 functional.cross_entropy(model(x), y).backward()
-                optimizer.step(**{name: model for name in given})
+                optimizer.step(**dict.fromkeys(given, model))
                 recorder.log(loss=step)
         assert vars(optimizer).keys() == before.keys()  # its own step is back
         return sink
