@@ -81,7 +81,7 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
 def _refuse(thing: Any) -> Any:
     """Raise the RecorderError about something that cannot be followed."""
     kind = type(thing)
-    name = kind.__name__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__name__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__name__} of {kind.__module__}"
     raise RecorderError(
         f"optimizer must be a torch.optim.Optimizer or several, got {name}",
         tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step() after loss.backward()",

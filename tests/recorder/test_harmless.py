@@ -257,3 +257,25 @@ def test_a_wrapped_optimizer_is_refused_in_a_line() -> None:
 
     with pytest.raises(RecorderError, match="got Wrapped"):
         Recorder(mlp(), ListSink(), optimizer=Wrapped())
+
+
+def with_all_attributes(module: nn.Module) -> nn.Module:
+    """Return a module with the attributes of another one and weights of its own, as meta-learning libraries make it."""
+    new = type(module).__new__(type(module))
+    vars(new).update(vars(module))
+    new._parameters = {name: None if p is None else p * 2 for name, p in module._parameters.items()}
+    new._modules = {name: with_all_attributes(child) for name, child in module._modules.items()}
+    return new
+
+
+def test_a_copy_of_all_attributes_runs_itself() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = data(0)[0]
+    with Recorder(model, ListSink(), optimizer=optimizer, on_error="raise"):
+        for step in range(4):
+            bare = functional.linear(x, model[0].weight * 2, model[0].bias * 2)
+            torch.testing.assert_close(with_all_attributes(model)[0](x), bare)
+            model.zero_grad()
+            backward(model, step)
+            optimizer.step()
