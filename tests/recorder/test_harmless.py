@@ -128,11 +128,11 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.frozen, self.unused, self.head = (nn.Linear(4, 4) for _ in range(4))
+            self.used, self.frozen, self.unused, self.head, self.owner = (nn.Linear(4, 4) for _ in range(5))
             self.frozen.requires_grad_(False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.used(self.frozen(x)))
+            return functional.linear(self.head(self.used(self.frozen(x))), self.owner.weight)
 
     model = Net()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
@@ -143,11 +143,13 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     run = gradlens.read_run(tmp_path / "run.h5")
     assert run.info["notes"] == [
         "the output had no gradient in any row: frozen",
+        "used without a call that hooks see (a weight in a function, tied, fused): owner",
         "never called (unused, or used inside a fused operation): unused",
         "the parameters had no gradient in any row (frozen or unused): frozen, unused",
     ]
     assert run.info["overhead"] > 0
-    assert {layer.name: layer.calls for layer in run.layers} == {"frozen": 1, "unused": 0, "used": 1, "head": 1}
+    calls = {"frozen": 1, "unused": 0, "used": 1, "head": 1, "owner": 0}
+    assert {layer.name: layer.calls for layer in run.layers} == calls
 
 
 def test_memory_does_not_grow() -> None:
