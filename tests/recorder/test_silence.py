@@ -125,14 +125,16 @@ def test_an_optimizer_that_takes_over_is_named(passes: int) -> None:
     """As where a framework makes its optimizer anew for the second phase of a training."""
     model, sink = mlp(), ListSink()
     first, second = sgd(model), torch.optim.Adam(model.parameters())
-    with pytest.warns(GradlensWarning) as caught, Recorder(model, sink, optimizer=first) as recorder:
-        train(model, first)
-        for step in range(9):
-            for part in range(passes):
-                backward(model, step + part)
-            second.step()
-            second.zero_grad()
-        assert len(caught) == 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Recorder(model, sink, optimizer=first) as recorder:
+            train(model, first)
+            for step in range(9):
+                for part in range(passes):
+                    backward(model, step + part)
+                second.step()
+                second.zero_grad()
+            assert not caught
     assert len(sink.rows) == 3
     assert len(caught) == 1
     text = r"another optimizer \(Adam\) .* given \(SGD\) does not step: from row 3 on"
@@ -167,19 +169,19 @@ def test_a_step_by_hand_after_the_gradients_were_cleared(to_none: bool) -> None:
     """As where a framework steps and clears in one call: a row of zeros would be taken for a gradient of 0."""
     model, sink = mlp(), ListSink()
     optimizer = sgd(model)
-    with (
-        pytest.warns(GradlensWarning, match="after the gradients were cleared: such steps are in no row") as caught,
-        Recorder(model, sink) as recorder,
-    ):
-        for step in range(6):
-            backward(model, step)
-            if step == 5:
-                recorder.step(loss=1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=to_none)
-            if step < 5:
-                recorder.step(loss=1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Recorder(model, sink) as recorder:
+            for step in range(6):
+                backward(model, step)
+                if step == 5:
+                    recorder.step(loss=1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=to_none)
+                if step < 5:
+                    recorder.step(loss=1.0)
     assert len(caught) == 1
+    assert "after the gradients were cleared: such steps are in no row" in str(caught[0].message)
     assert [row.step for row in sink.rows] == [5]
     assert sink.metric("param_grad_norm").min() > 0
 

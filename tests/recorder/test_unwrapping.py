@@ -258,6 +258,27 @@ class InTuples(HomeMade):
         super().step()
 
 
+class Collected(HomeMade):
+    """As fastai's: collections of a class of its own, in groups that are made anew, each with its settings."""
+
+    class List:
+        def __init__(self, items: Any) -> None:
+            self.items = list(items)
+
+        def __iter__(self) -> Any:
+            return iter(self.items)
+
+        def __len__(self) -> int:
+            return len(self.items)
+
+        def __contains__(self, item: object) -> bool:
+            return any(item is each for each in self.items)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": self.List([p]), "lr": self.lr} for p in self.params]
+
+
 class Hidden:
     """As fastai's OptimWrapper: what it wraps has another name, and the groups are its own."""
 
@@ -296,7 +317,7 @@ class Rateless(torch.optim.SGD):
         self.param_groups[0]["lr"] = None
 
 
-@pytest.mark.parametrize("kind", [HomeMade, InTuples, Hidden, Together, Rateless])
+@pytest.mark.parametrize("kind", [HomeMade, InTuples, Collected, Hidden, Together, Rateless])
 def test_what_is_no_optimizer_of_torch_is_followed(kind: Callable[[Any], Any]) -> None:
     def rows(make: Callable[[Any], Any], **given: Any) -> ListSink:
         model, sink = mlp(), ListSink()

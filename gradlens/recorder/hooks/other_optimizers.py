@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+DEPTH = 4
+"""Levels of collections in which parameters are looked for."""
 RATES = ("lr", "learning_rate")
 """Attributes of a home-made optimizer that hold its learning rate."""
 
@@ -29,12 +31,15 @@ class OtherOptimizer:
         self._before: dict[int, Callable[..., Any]] = {}
         self._after: dict[int, Callable[..., Any]] = {}
         self._count = 0
+        self._found = [] if _has_groups(optimizer) else [{"params": find_parameters(optimizer)}]
         self._own_step: Any = None
         """What the object itself had as ``step``; None if it has that of its class."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameters, grouped as torch does; without a learning rate where none is known."""
+        if self._found:
+            return [each | _rate(self.optimizer) for each in self._found]
         return find_groups(self.optimizer)
 
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> Handle:
@@ -113,32 +118,45 @@ def follow(optimizer: Any) -> OtherOptimizer | None:
     """
     if not callable(getattr(optimizer, "step", None)) or not hasattr(optimizer, "__dict__"):
         return None
-    if isinstance(optimizer, nn.Module | type) or not any(group["params"] for group in find_groups(optimizer)):
+    if isinstance(optimizer, nn.Module | type):
         return None
     kind: type[OtherOptimizer] = type(type(optimizer).__name__, (OtherOptimizer,), {})
-    return kind(optimizer)
+    followed = kind(optimizer)
+    return followed if any(group["params"] for group in followed.param_groups) else None
+
+
+def _has_groups(optimizer: Any) -> bool:
+    given = getattr(optimizer, "param_groups", None)
+    return isinstance(given, list | tuple) and len(given) > 0
 
 
 def find_groups(optimizer: Any) -> list[dict[str, Any]]:
-    """Return the parameters that an object holds, as groups: its ``param_groups``, or the tensors of its attributes."""
-    given = getattr(optimizer, "param_groups", None)
-    if isinstance(given, list | tuple) and given:
-        if all(isinstance(group, Mapping) for group in given):
-            return [{**group, "params": _tensors(group.get("params"))} for group in given]
-        return [{"params": _tensors(group)} | _rate(optimizer) for group in given]
-    held = {id(p): p for value in vars(optimizer).values() for p in _tensors(value)}
-    return [{"params": list(held.values())} | _rate(optimizer)]
+    """Return the ``param_groups`` of an object as torch has them; those of others may be collections of parameters."""
+    return [
+        {**group, "params": find_parameters(group.get("params"))}
+        if isinstance(group, Mapping)
+        else {"params": find_parameters(group)} | _rate(optimizer)
+        for group in optimizer.param_groups
+    ]
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """Return the tensors that can be trained in a value: it, its entries, or those of groups in it."""
+def find_parameters(holder: Any) -> list[Tensor]:
+    """Return the tensors that can be trained in a collection, in nested ones, or in the attributes of an object."""
+    values = holder if _is_collection(holder) else getattr(holder, "__dict__", {})
+    return list({id(tensor): tensor for tensor in _tensors(values, DEPTH)}.values())
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return [value] if value.requires_grad and value.is_leaf else []
-    if isinstance(value, Mapping):
-        value = value.values()
-    if isinstance(value, list | tuple | set) or (isinstance(value, Iterable) and type(value).__name__ == "dict_values"):
-        return [tensor for each in value for tensor in _tensors(each)]
-    return []
+        if value.requires_grad and value.is_leaf:
+            yield value
+    elif depth and _is_collection(value):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each, depth - 1)
+
+
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes) and not hasattr(value, "__array__")
 
 
 def _rate(optimizer: Any) -> dict[str, float]:
