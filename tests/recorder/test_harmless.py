@@ -152,6 +152,7 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     assert {layer.name: layer.calls for layer in run.layers} == calls
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
