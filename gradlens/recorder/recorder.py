@@ -83,7 +83,8 @@ def record(
             stepped, or when one is about to step a second time. From then on they step in turn: a step after a
             backward pass of its own is a row of its own. Without an optimizer, call ``recorder.step()``.
             An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
-            recorder follows the optimizer inside.
+            recorder follows the optimizer inside. So may an object that is no optimizer of torch but has a ``step`` and
+            holds parameters or optimizers; several may be given as a list or a mapping.
         metrics: Names from ``gradlens.metrics.METRICS`` that are added to the default ones; "all" adds all, "-NAME"
             leaves one out. A string may list several, separated by commas.
         every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
