@@ -609,7 +609,8 @@ class Steps:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
             with contextlib.suppress(RecorderError):  # some choose their rate themselves, and hold None
-                state.lrs[name] = to_number(name, optimizer.param_groups[0].get("lr"))
+                rate: Any = optimizer.param_groups[0].get("lr")
+                state.lrs[name] = to_number(name, rate)
             found_inf = getattr(optimizer, "found_inf", None)
             state.found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
 

@@ -135,7 +135,7 @@ class LayerHook(ForwardHook):
         hooks = {KEY: kept.append}
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
-            caller = None if is_compiling() else frame(1).f_locals.get("self")
+            caller: Any = None if is_compiling() else frame(1).f_locals.get("self")
             if caller is not module and is_copy(caller):
                 return caller._call_impl(*args, **kwargs)
             output = call(*args, **kwargs)
