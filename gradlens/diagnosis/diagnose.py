@@ -143,7 +143,9 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     bad = np.flatnonzero(np.isnan(loss) & ~rec.skipped) if len(loss) else np.empty(0, dtype=np.int64)
     known = loss[np.isfinite(loss)]
     notes = []
-    if len(bad) and len(known) >= len(loss) / 2 and not any(finding.kind == "nonfinite" for finding in findings):
+    at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
+    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval
+    if often and not any(finding.kind == "nonfinite" for finding in findings):
         first = int(rec.run.steps[bad[0]])
         notes.append(
             f"the loss is NaN or was not logged in {plural(len(bad), 'row')}, first at step {first}, although the "

@@ -100,6 +100,8 @@ def replaced(rec: Recording) -> int:
 
 def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
     """Layers in no optimizer: all before the trained ones, or far more of them, or such that something else changes."""
+    if not rec.setup.entries("optimizers"):
+        return []  # rows are closed by hand
     names = _names(rec.setup.states(requires_grad=True, in_optimizer=False), copied)
     trained = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
     order = [layer.name for layer in rec.run.layers]

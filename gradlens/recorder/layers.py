@@ -28,11 +28,11 @@ NORMS: tuple[type[nn.Module], ...] = (
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that are never called."""
 SHORTCUT_NAME = re.compile(r"(^|\.)(downsample|shortcut|skip|identity|proj_shortcut)(\.|$)")
-WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module)(?=\.|$)")
+WRAPPERS = re.compile(r"(^|\.)(module|_module|_forward_module|_orig_mod|_fsdp_wrapped_module)(?=\.|$)")
 
 
 def clean_name(name: str) -> str:
-    """Return a module's name without the parts that wrappers (data parallel, compile) add."""
+    """Return a module's name without the parts that wrappers (data parallel, compile, Opacus, Fabric) add."""
     return WRAPPERS.sub("", name).lstrip(".")
 
 

@@ -88,13 +88,20 @@ class Notes:
                 text = f"{listed(names)}: {what} after recording began, and not recorded since then"
                 self.warn(text, "make a new recorder to record it")
 
-    def note_missing_outputs(self, last: NDArray[np.int64], n_rows: int, called: Collection[str]) -> None:
+    def note_missing_outputs(
+        self,
+        last: NDArray[np.int64],
+        n_rows: int,
+        called: Collection[str],
+        with_gradient: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Note which layers' outputs never had a gradient, or had none after some row, and why if that is known.
 
         Args:
             last: (L,) the last row in which each output had a gradient; -1 for none.
             n_rows: Rows of the run.
             called: Names of the layers that ran.
+            with_gradient: (L,) whether the layers' parameters ever had a gradient; None if that is not recorded.
         """
         if not called:
             if last.max(initial=-1) < 0:
@@ -105,6 +112,11 @@ class Notes:
         uncalled = [name for name in never if name not in called]
         if without:
             self.add(f"the output had no gradient in any row: {listed(without)}")
+        if with_gradient is not None:
+            used = [name for name in uncalled if with_gradient[self._names.index(name)]]
+            uncalled = [name for name in uncalled if name not in used]
+            if used:
+                self.add(f"used without a call that hooks see (a weight in a function, tied, fused): {listed(used)}")
         if uncalled:
             self.add(f"never called (unused, or used inside a fused operation): {listed(uncalled)}")
         newest = int(last.max(initial=-1))
@@ -226,25 +238,52 @@ class Notes:
             "call log() before log_epoch(), or pass the values to log_epoch()",
         )
 
-    def warn_of_no_step(self, passes: int, optimizers: Collection[object]) -> None:
+    def warn_of_no_step(self, passes: int, optimizers: Collection[object], other: str = "") -> None:
         """Warn, while it happens, that backward passes come and no step.
 
         Args:
             passes: Number of passes so far.
             optimizers: The optimizers that are followed.
+            other: Class of an optimizer that steps the parameters instead, if one was seen.
         """
+        steps = f" (another one, {other}, steps the model's parameters)" if other else ""
         if optimizers:
             kinds = listed([type(each).__name__ for each in optimizers])
             text, tip = (
-                f"{passes} backward passes and no step of the optimizer given ({kinds}), so no row yet",
+                f"{passes} backward passes and no step of the optimizer given ({kinds}), so no row yet{steps}",
                 "give the optimizer whose step() is called (nothing to do if it steps after more passes than that)",
             )
         else:
             text, tip = (
                 f"{passes} backward passes, and neither optimizer= was given nor recorder.step() called, so no row yet",
-                "pass optimizer=, or call recorder.step() after loss.backward()",
+                f"pass {f'the {other} that steps as ' if other else ''}optimizer=, or call recorder.step() after "
+                "loss.backward()",
             )
         self.warn(text, tip)
+
+    def warn_of_other_steps(self, name: str, optimizers: Collection[object], rows: int) -> None:
+        """Warn of steps of an optimizer that was not given, on parameters that are recorded.
+
+        Args:
+            name: Its class.
+            optimizers: The optimizers that are followed.
+            rows: Number of rows so far.
+        """
+        kinds = listed([type(each).__name__ for each in optimizers])
+        given = f"the optimizer given ({kinds}) does not step" if kinds else "recorder.step() is not called"
+        self.warn(
+            f"another optimizer ({name}) steps the model's parameters while {given}: from row {rows} on, steps of it "
+            "are in no row",
+            "make a new recorder with the optimizer that steps (resume=True appends to the file), or give both as "
+            "optimizer=[...]",
+        )
+
+    def warn_of_cleared_step(self) -> None:
+        """Warn that gradients were cleared before ``recorder.step()``."""
+        self.warn(
+            "recorder.step() came after the gradients were cleared: such steps are in no row",
+            "call it after loss.backward() and before zero_grad(), or pass the optimizer as optimizer=",
+        )
 
     def warn_of_no_row(self, cause: str, cure: str) -> None:
         """Warn that the recording ends without a row.

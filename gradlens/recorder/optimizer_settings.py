@@ -91,12 +91,12 @@ class OptimizerSettings:
     def at_step(self, k: int, step: int) -> None:
         """Compare the learning rates with those of the step before."""
         self._steps[k] += 1
-        rates = [group["lr"] for group in self._optimizers[k].param_groups]
+        rates = [_rate(group) for group in self._optimizers[k].param_groups]
         if rates != self._rates[k] or any(isinstance(rate, Tensor) for rate in rates):
             self._compare_rates(k, step)
 
     def _compare_rates(self, k: int, step: int) -> None:
-        rates = [group.get("lr", math.nan) for group in self._optimizers[k].param_groups]
+        rates = [_rate(group) for group in self._optimizers[k].param_groups]
         curves = self._curves[k]
         changed = False
         for j, rate in enumerate(map(float, rates)):
@@ -141,6 +141,12 @@ class OptimizerSettings:
             "foreign": {"count": len(foreign), "numel": sum(parameter.numel() for parameter in foreign)},
             "schedulers": self._schedules[k],
         }
+
+
+def _rate(group: Mapping[str, Any]) -> Any:
+    """Return a group's learning rate; NaN where it has none, or the optimizer chooses it itself."""
+    rate = group.get("lr")
+    return math.nan if rate is None else rate
 
 
 def _numbers(settings: Mapping[str, Any]) -> Facts:

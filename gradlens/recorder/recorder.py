@@ -84,7 +84,8 @@ def record(
             stepped, or when one is about to step a second time. From then on they step in turn: a step after a
             backward pass of its own is a row of its own. Without an optimizer, call ``recorder.step()``.
             An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
-            recorder follows the optimizer inside.
+            recorder follows the optimizer inside. So may an object that is no optimizer of torch but has a ``step`` and
+            holds parameters or optimizers; several may be given as a list or a mapping.
         metrics: Names from ``gradlens.metrics.METRICS`` that are added to the default ones; "all" adds all, "-NAME"
             leaves one out. A string may list several, separated by commas.
         every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
@@ -403,6 +404,8 @@ class Recorder:
                 self._never_started()
             return
         if state == "recording":
+            if self._table.n_rows:
+                self._guard(self._steps.warn_of_other_steps)
             self._guard(self._steps.end_started_round)
             state = self._state  # an error there has ended the recording
         self._state = "closed"
@@ -661,6 +664,8 @@ class Recorder:
     def _warn_of_no_row(self) -> None:
         """Say why nothing was recorded, and what to change."""
         steps, passes = self._steps, self._steps.passes_seen
+        if steps.cleared_steps == steps.steps_seen > 0:
+            return  # a warning has said so
         if steps.steps_seen:
             cause = f"every= chose none of {plural(steps.steps_seen, 'step')}"
             cure = "every=1 records each step; a callable gets the step's index, from 0 on"
@@ -691,7 +696,8 @@ class Recorder:
             return
         if "activation_grad_norm" in self._intervals:
             last = table.last_row_with["activation_grad_norm"]
-            self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)
+            got = table.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in self._intervals else None
+            self._notes.note_missing_outputs(last, table.n_rows, self._learned.called, got)
             self._notes.note_gaps(table.gaps, last, table.n_rows)
         unwatched = [name for name in METRICS_OF_CALLS if name in self._intervals and self._learned.compiled]
         if unwatched:

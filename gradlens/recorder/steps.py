@@ -51,6 +51,7 @@ Error in recording         Stop following steps; drop open rows; close the file 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradlens.errors import RecorderError
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.gradient_states import GradientStates, States
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
@@ -68,6 +70,7 @@ from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scale
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
+from gradlens.recorder.hooks.other_steps import OtherSteps
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
@@ -90,6 +93,8 @@ FIRST_SPREAD = 4
 """The same in the first row, where the hooks on layers detect passes too, except in code compiled earlier."""
 MANY_PASSES = 20
 """Backward passes before the first row after which a warning says that no optimizer has stepped."""
+SOME_PASSES = 3
+"""Backward passes of one step after which steps of other optimizers are counted."""
 SCALER_ROWS = 3
 """Number of first rows in which a GradScaler that was not given is looked for."""
 MANY_ROWS = 64
@@ -145,6 +150,10 @@ class Steps:
         """Backward passes that began in recorded steps."""
         self.steps_seen = 0
         """Steps that were ended."""
+        self.cleared_steps = 0
+        """Calls of ``step()`` by hand that found the gradients cleared."""
+        self.other_steps = OtherSteps(model, [*optimizers, *(wrapper for _, wrapper in wrappers)])
+        """Steps of optimizers that were not given."""
 
         self._optimizers, self._scaler, self._intervals, self._learned = optimizers, scaler, intervals, learned
         self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
@@ -244,6 +253,7 @@ class Steps:
     def stop(self) -> None:
         """Remove the hooks."""
         self.stop_following()
+        self.other_steps.end()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -256,11 +266,27 @@ class Steps:
             measurer.clear()
         self._uncollected = None
 
+    def warn_of_other_steps(self) -> None:
+        """Warn of steps of another optimizer since the last row, if there were several."""
+        if self.other_steps.count > 1:
+            self._notes.warn_of_other_steps(self.other_steps.name, self._optimizers, self._table.n_rows)
+
     def step_by_hand(self) -> None:
         """Read the gradients and close the row, where no optimizer was given."""
         self._guard(lambda: self._before_step(0, None))
+        state = self.state
+        if self.on and state.wanted and state.discarded and not (state.passes or state.inner):
+            self._guard(self._drop_cleared_row)
         if self.on:
             self._guard(lambda: self._after_step(0))
+
+    def _drop_cleared_row(self) -> None:
+        """Have no row of a step whose gradients were cleared before they could be read."""
+        self._notes.warn_of_cleared_step()
+        self.cleared_steps += 1
+        self.gradients.end_row()
+        self.forget()
+        self.state.wanted = False
 
     def end_started_round(self) -> None:
         """Close the row in progress, at the end of the run, if it is sure to be a step."""
@@ -339,6 +365,7 @@ class Steps:
                 self._auto.note_row(self.index)
             self.forget()
         self.steps_seen += 1
+        self.other_steps.end()
         several = len(self._optimizers) > 1
         self._begin_step(self.index + 1, now, [each.carry() for each in state.passes if each.left] if several else ())
 
@@ -484,8 +511,12 @@ class Steps:
             self._collect_outputs()
         if self._reads_gradients:
             self.gradients.look(self._scaler.scale, skip=state.read)
-        if state.ended == MANY_PASSES and not self.steps_seen:
-            self._notes.warn_of_no_step(state.ended, self._optimizers)
+        if state.ended == SOME_PASSES:
+            self.other_steps.begin()
+        if self.other_steps.count >= MANY_PASSES and self.steps_seen:
+            self.warn_of_other_steps()
+        elif state.ended == MANY_PASSES and not self.steps_seen:
+            self._notes.warn_of_no_step(state.ended, self._optimizers, self.other_steps.name)
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
@@ -577,7 +608,9 @@ class Steps:
         if self._optimizers:
             optimizer = self._optimizers[k]
             name = "lr" if k == 0 else f"lr_{k + 1}"
-            state.lrs[name] = to_number(name, optimizer.param_groups[0]["lr"])
+            with contextlib.suppress(RecorderError):  # some choose their rate themselves, and hold None
+                rate: Any = optimizer.param_groups[0].get("lr")
+                state.lrs[name] = to_number(name, rate)
             found_inf = getattr(optimizer, "found_inf", None)
             state.found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
 

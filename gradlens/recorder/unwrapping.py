@@ -3,19 +3,30 @@
 A wrapper is often no optimizer of its own: Accelerate's, Lightning Fabric's, DeepSpeed's and Opacus' never call
 ``Optimizer.__init__`` and so have no hooks. All of them call the step of the optimizer inside, when gradients are
 unscaled, reduced, clipped or made noisy, which is the moment when they are to be read.
+
+============================  =======================================================================================
+What is given                 What is followed
+============================  =======================================================================================
+Optimizer of torch            Itself, or the one that it holds under a name in ``INSIDE``.
+Without hooks, holds others   The one under a name in ``INSIDE``; else every optimizer among its attributes, and in
+                              lists and mappings there.
+Without hooks, holds none     Its own ``step`` (``OtherOptimizer``), if it holds parameters.
+Anything else                 Nothing: a RecorderError.
+============================  =======================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradlens.errors import RecorderError
+from gradlens.recorder.hooks.other_optimizers import follow
 
-Optimizers = Optimizer | Sequence[Optimizer] | None
+Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None
 INSIDE = ("optimizer", "original_optimizer", "base_optimizer")
 """Names under which wrappers hold what they wrap."""
 
@@ -44,19 +55,54 @@ def find_optimizers(given: Optimizers, scaler: GradScaler | None) -> Found:
     found: dict[int, Optimizer] = {}
     wrappers: list[tuple[int, Optimizer]] = []
     scalers: dict[int, GradScaler] = {}
-    for one in [] if given is None else list(given) if isinstance(given, Sequence) else [given]:
+    followed: dict[int, Any] = {}
+    waiting: list[Any] = [given]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or (isinstance(one, Sequence | Mapping) and not isinstance(one, str)):
+            waiting[:0] = _listed(one)
+            continue
         *outer, inner = _unwrap(one, scalers)
         _refuse_zero([*outer, inner])
         if not _has_hooks(inner):
-            raise RecorderError(
-                f"optimizer must be a torch.optim.Optimizer or several, got {type(inner).__name__}",
-                tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step()",
-            )
+            several = _held(inner)
+            if several:
+                waiting[:0] = several
+                continue
+            inner = followed.get(id(inner)) or follow(inner) or _refuse(inner)
+            followed[id(inner.optimizer)] = inner
         found[id(inner)] = inner
         wrappers += [(list(found).index(id(inner)), each) for each in outer if _has_hooks(each)][:1]
     if scaler is None and len(scalers) > 1:
         raise RecorderError("the optimizers carry different GradScalers", tip="pass the one in use as scaler=")
     return Found(list(found.values()), wrappers, scaler or next(iter(scalers.values()), None))
+
+
+def _refuse(thing: Any) -> Any:
+    """Raise the RecorderError about something that cannot be followed."""
+    kind = type(thing)
+    name = kind.__name__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__name__} of {kind.__module__}"
+    raise RecorderError(
+        f"optimizer must be a torch.optim.Optimizer or several, got {name}",
+        tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step() after loss.backward()",
+    )
+
+
+def _listed(several: Sequence[Any] | Mapping[str, Any] | None) -> list[Any]:
+    if several is None:
+        return []
+    return list(several.values() if isinstance(several, Mapping) else several)
+
+
+def _held(wrapper: Any) -> list[Any]:
+    """Return the optimizers among the attributes of an object, each once."""
+    found: dict[int, Any] = {}
+    for value in getattr(wrapper, "__dict__", {}).values():
+        each: Iterable[Any] = [value]
+        if isinstance(value, list | tuple | Mapping):
+            each = _listed(value)
+        found |= {id(one): one for one in each if one is not wrapper and (_is_optimizer(one) or follow(one))}
+    return list(found.values())
 
 
 def _refuse_zero(optimizers: Sequence[Any]) -> None:

@@ -228,3 +228,13 @@ def test_a_loss_that_is_infinite_from_the_first_row_on_is_no_missing_loss() -> N
     found = diagnose_arrays(gradients, scalars={"loss": np.full(120, -np.inf)})
     assert found.learning == "no"
     assert "not finite" in found.learning_evidence
+
+
+@pytest.mark.parametrize("logged_every", [2, None])
+def test_a_loss_that_is_logged_every_second_step_is_not_missing(logged_every: int | None) -> None:
+    rng = np.random.default_rng(0)
+    loss = falls(0.8)
+    missing = np.arange(N) % logged_every == 0 if logged_every else rng.random(N) < 0.3
+    gradients = {"param_grad_norm": np.exp(rng.normal(0, 0.1, (N, 3)))}
+    found = diagnose_arrays(gradients, scalars={"loss": np.where(missing, np.nan, loss)})
+    assert any("was not logged" in note for note in found.notes) == (logged_every is None)

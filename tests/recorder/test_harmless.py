@@ -128,11 +128,11 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.frozen, self.unused, self.head = (nn.Linear(4, 4) for _ in range(4))
+            self.used, self.frozen, self.unused, self.head, self.owner = (nn.Linear(4, 4) for _ in range(5))
             self.frozen.requires_grad_(False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.used(self.frozen(x)))
+            return functional.linear(self.head(self.used(self.frozen(x))), self.owner.weight)
 
     model = Net()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
@@ -143,11 +143,13 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     run = gradlens.read_run(tmp_path / "run.h5")
     assert run.info["notes"] == [
         "the output had no gradient in any row: frozen",
+        "used without a call that hooks see (a weight in a function, tied, fused): owner",
         "never called (unused, or used inside a fused operation): unused",
         "the parameters had no gradient in any row (frozen or unused): frozen, unused",
     ]
     assert run.info["overhead"] > 0
-    assert {layer.name: layer.calls for layer in run.layers} == {"frozen": 1, "unused": 0, "used": 1, "head": 1}
+    calls = {"frozen": 1, "unused": 0, "used": 1, "head": 1, "owner": 0}
+    assert {layer.name: layer.calls for layer in run.layers} == calls
 
 
 @pytest.mark.slow
@@ -258,3 +260,25 @@ def test_a_wrapped_optimizer_is_refused_in_a_line() -> None:
 
     with pytest.raises(RecorderError, match="got Wrapped"):
         Recorder(mlp(), ListSink(), optimizer=Wrapped())
+
+
+def with_all_attributes(module: nn.Module) -> nn.Module:
+    """Return a module with the attributes of another one and weights of its own, as meta-learning libraries make it."""
+    new = type(module).__new__(type(module))
+    vars(new).update(vars(module))
+    new._parameters = {name: None if p is None else p * 2 for name, p in module._parameters.items()}
+    new._modules = {name: with_all_attributes(child) for name, child in module._modules.items()}
+    return new
+
+
+def test_a_copy_of_all_attributes_runs_itself() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = data(0)[0]
+    with Recorder(model, ListSink(), optimizer=optimizer, on_error="raise"):
+        for step in range(4):
+            bare = functional.linear(x, model[0].weight * 2, model[0].bias * 2)
+            torch.testing.assert_close(with_all_attributes(model)[0](x), bare)
+            model.zero_grad()
+            backward(model, step)
+            optimizer.step()

@@ -323,7 +323,14 @@ def test_layers_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [("module.conv1", "conv1"), ("_orig_mod.a.b", "a.b"), ("module._orig_mod.a", "a"), ("modules.a", "modules.a")],
+    [
+        ("module.conv1", "conv1"),
+        ("_orig_mod.a.b", "a.b"),
+        ("module._orig_mod.a", "a"),
+        ("_forward_module.module.a", "a"),
+        ("_module.a", "a"),
+        ("modules.a", "modules.a"),
+    ],
 )
 def test_names_are_cleaned_of_wrappers(raw: str, clean: str) -> None:
     assert clean_name(raw) == clean

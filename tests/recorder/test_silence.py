@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradlens
 from gradlens.errors import GradlensWarning
@@ -116,6 +118,72 @@ def test_an_optimizer_of_other_parameters_is_named() -> None:
     recorder = Recorder(model, ListSink(), optimizer=optimizer)
     with pytest.warns(GradlensWarning, match=r"\(SGD\) holds none of the parameters of Sequential"), recorder:
         train(model, optimizer)
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_an_optimizer_that_takes_over_is_named(passes: int) -> None:
+    """As where a framework makes its optimizer anew for the second phase of a training."""
+    model, sink = mlp(), ListSink()
+    first, second = sgd(model), torch.optim.Adam(model.parameters())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Recorder(model, sink, optimizer=first) as recorder:
+            train(model, first)
+            for step in range(9):
+                for part in range(passes):
+                    backward(model, step + part)
+                second.step()
+                second.zero_grad()
+            assert not caught
+    assert len(sink.rows) == 3
+    assert len(caught) == 1
+    text = r"another optimizer \(Adam\) .* given \(SGD\) does not step: from row 3 on"
+    assert re.search(text, str(caught[0].message))
+    assert any("from row 3 on, steps of it are in no row" in note for note in recorder.notes)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["given", "not given"])
+def test_many_passes_and_steps_of_others_are_no_taking_over(own: bool) -> None:
+    """Accumulation, an attack, and an inner optimizer of other parameters or of a copy."""
+    model, sink = mlp(), ListSink()
+    optimizer, copied = sgd(model), copy.deepcopy(model)
+    others = [sgd(copied), torch.optim.Adam(nn.Linear(2, 2).parameters())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Recorder(model, sink, optimizer=optimizer if own else None) as recorder:
+            for step in range(3):
+                for part in range(30 if step else 3):
+                    backward(model, part)
+                    for other in others:
+                        other.step()
+                if not own:
+                    recorder.step()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert len(sink.rows) == 3
+    assert not _global_optimizer_pre_hooks
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_step_by_hand_after_the_gradients_were_cleared(to_none: bool) -> None:
+    """As where a framework steps and clears in one call: a row of zeros would be taken for a gradient of 0."""
+    model, sink = mlp(), ListSink()
+    optimizer = sgd(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Recorder(model, sink) as recorder:
+            for step in range(6):
+                backward(model, step)
+                if step == 5:
+                    recorder.step(loss=1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=to_none)
+                if step < 5:
+                    recorder.step(loss=1.0)
+    assert len(caught) == 1
+    assert "after the gradients were cleared: such steps are in no row" in str(caught[0].message)
+    assert [row.step for row in sink.rows] == [5]
+    assert sink.metric("param_grad_norm").min() > 0
 
 
 @pytest.mark.parametrize("unscaled", [False, True])

@@ -229,3 +229,168 @@ def test_several_wrapped_optimizers_close_one_row_together() -> None:
     with Recorder(model, sink, optimizer=halves):
         train(model, Both(), 3)  # type: ignore[arg-type]
     assert [row.step for row in sink.rows] == [0, 1, 2]
+
+
+# --- optimizers that are none of torch's ------------------------------------------------------------------------------
+
+
+class HomeMade:
+    """As students write it: a list of parameters and a rate."""
+
+    def __init__(self, parameters: Any, lr: float = 0.01) -> None:
+        self.params, self.lr = list(parameters), lr
+
+    def step(self) -> None:
+        with torch.no_grad():
+            for parameter in self.params:
+                parameter -= self.lr * parameter.grad
+
+
+class InTuples(HomeMade):
+    """As TorchOpt's: its groups are tuples of parameters, and ``step`` may be given a loss or the model."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters)
+        self.param_groups = [tuple(self.params)]
+
+    def step(self, *what: Any, model: nn.Module | None = None) -> None:
+        assert model is None or isinstance(model, nn.Sequential)
+        super().step()
+
+
+class Collected(HomeMade):
+    """As fastai's: collections of a class of its own, in groups that are made anew, each with its settings."""
+
+    class List:
+        def __init__(self, items: Any) -> None:
+            self.items = list(items)
+
+        def __iter__(self) -> Any:
+            return iter(self.items)
+
+        def __len__(self) -> int:
+            return len(self.items)
+
+        def __contains__(self, item: object) -> bool:
+            return any(item is each for each in self.items)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": self.List([p]), "lr": self.lr} for p in self.params]
+
+
+class Hidden:
+    """As fastai's OptimWrapper: what it wraps has another name, and the groups are its own."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.opt = torch.optim.SGD(parameters, 0.01)
+        self.param_groups = [dict(group) for group in self.opt.param_groups]
+
+    def step(self) -> None:
+        self.opt.step()
+
+
+class Together:
+    """Holds several and steps them one after the other, as those that give matrices to one and the rest to another."""
+
+    def __init__(self, parameters: Any) -> None:
+        own = list(parameters)
+        self.matrices = torch.optim.SGD([p for p in own if p.ndim == 2], 0.01)
+        self.rest = {"vectors": HomeMade(p for p in own if p.ndim < 2)}
+        self.param_groups: list[Any] = []
+
+    def step(self) -> None:
+        self.matrices.step()
+        self.rest["vectors"].step()
+
+
+class Rateless(torch.optim.SGD):
+    """As Adafactor: the rate is None, and chosen in ``step``."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, 0.01)
+        self.param_groups[0]["lr"] = None
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.param_groups[0]["lr"] = 0.01
+        super().step()
+        self.param_groups[0]["lr"] = None
+
+
+@pytest.mark.parametrize("kind", [HomeMade, InTuples, Collected, Hidden, Together, Rateless])
+def test_what_is_no_optimizer_of_torch_is_followed(kind: Callable[[Any], Any]) -> None:
+    def rows(make: Callable[[Any], Any], **given: Any) -> ListSink:
+        model, sink = mlp(), ListSink()
+        optimizer = make(model.parameters())
+        before = dict(vars(optimizer))
+        with Recorder(model, sink, optimizer=optimizer, on_error="raise") as recorder:
+            for step in range(4):
+                x, y = data(step)
+                model.zero_grad()
+                functional.cross_entropy(model(x), y).backward()
+                optimizer.step(**dict.fromkeys(given, model))
+                recorder.log(loss=step)
+        assert vars(optimizer).keys() == before.keys()  # its own step is back
+        return sink
+
+    bare = rows(lambda parameters: torch.optim.SGD(parameters, 0.01))
+    other = rows(kind, **{"model": True} if kind is InTuples else {})
+    assert [row.step for row in other.rows] == [0, 1, 2, 3]
+    assert all(("lr" in row.scalars) == (kind is not Rateless) for row in other.rows)
+    assert other.rows[0].scalars.get("lr", 0.01) == 0.01
+    for metric in ("param_grad_norm", "activation_grad_norm", "update_ratio"):
+        np.testing.assert_allclose(other.metric(metric), bare.metric(metric), rtol=1e-6)
+    assert not other.notes
+
+
+def test_a_mapping_of_optimizers() -> None:
+    model = mlp()
+    halves = {name: torch.optim.SGD(model[k].parameters(), 0.1) for name, k in (("first", 0), ("last", -1))}
+    assert find_optimizers(halves, None).optimizers == list(halves.values())
+    with pytest.raises(RecorderError, match=r"got tests\.recorder\.small\.Nothing|got .*Nothing"):
+        find_optimizers(type("Nothing", (), {"step": lambda self: None})(), None)  # type: ignore[arg-type]
+
+
+class Wrapping(torch.optim.SGD):
+    """Calls ``step`` of its base class, whose hooks torch calls too once an SGD was made."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if self.fails:
+            raise ValueError("no step")
+        super().step(closure)
+
+
+@pytest.mark.parametrize("by_closure", [False, True])
+def test_a_step_that_calls_that_of_its_base_class_is_one_step(by_closure: bool) -> None:
+    def rows(kind: type[torch.optim.SGD]) -> ListSink:
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)  # puts hooks around SGD.step
+        model, sink = mlp(), ListSink()
+        optimizer = kind(model.parameters(), 0.01)
+        with Recorder(model, sink, optimizer=optimizer, on_error="raise") as recorder:
+            for step in range(5):
+
+                def closure(step: int = step) -> torch.Tensor:
+                    x, y = data(step)
+                    model.zero_grad()
+                    loss = functional.cross_entropy(model(x), y)
+                    loss.backward()
+                    return loss
+
+                optimizer.fails = step == 2
+                loss = None if by_closure else closure()
+                if step != 2:
+                    optimizer.step(closure if by_closure else None)
+                elif kind is Wrapping:
+                    with pytest.raises(ValueError, match="no step"):
+                        optimizer.step()
+                recorder.log(loss=step if loss is None else loss)
+        return sink
+
+    bare, twice = rows(torch.optim.SGD), rows(Wrapping)
+    assert [row.step for row in twice.rows] == [row.step for row in bare.rows] == [0, 1, 2, 3]
+    rows_without_failure = [0, 1, 3]
+    for metric in ("param_grad_norm", "activation_grad_norm", "update_ratio"):
+        got, expected = (sink.metric(metric)[rows_without_failure] for sink in (twice, bare))
+        np.testing.assert_array_equal(got, expected)

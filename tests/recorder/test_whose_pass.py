@@ -471,3 +471,24 @@ def test_random_programs(seed: int) -> None:
 def test_three_hundred_random_programs() -> None:
     for seed in range(25, 325):
         random_program(seed)
+
+
+def test_parts_that_are_frozen_while_the_other_steps_by_a_closure() -> None:
+    """As Lightning does with two optimizers: ``toggle_optimizer`` around each step, and a closure in it."""
+    torch.manual_seed(0)
+    both = nn.ModuleDict({"g": nn.Linear(4, 8), "d": nn.Linear(8, 1)})
+    optimizers = {name: torch.optim.SGD(part.parameters(), 0.1) for name, part in both.items()}
+    sink, expected = ListSink(), []
+    with Recorder(both, sink, optimizer=list(optimizers.values()), on_error="raise"):
+        for step in range(4):
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+            norms = []
+            for name, other in (("g", "d"), ("d", "g")):
+                both[name].requires_grad_(True)
+                both[other].requires_grad_(False)
+                optimizers[name].zero_grad()
+                functional.softplus(both["d"](both["g"](x))).mean().backward()
+                norms.append(float(torch.cat([p.grad.flatten() for p in both[name].parameters()]).double().norm()))
+                optimizers[name].step(lambda: None)
+            expected.append(norms)
+    np.testing.assert_allclose(sink.metric("param_grad_norm"), expected, rtol=1e-6)

@@ -95,5 +95,12 @@ class BackwardWatch:
 
 
 def _place(parameter: Tensor, hook: Callable[[Tensor], None]) -> Any:
+    """Place a hook, also on a parameter that is frozen at this moment, as the discriminator while a generator steps."""
     place: Any = parameter.register_post_accumulate_grad_hook
-    return place(hook)
+    if parameter.requires_grad:
+        return place(hook)
+    parameter.requires_grad_(True)  # torch refuses the hook otherwise
+    try:
+        return place(hook)
+    finally:
+        parameter.requires_grad_(False)

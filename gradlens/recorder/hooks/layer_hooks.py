@@ -9,7 +9,8 @@ collect facts about the layers (``LearningHook``). Later rows use ``LayerHook``,
 - It is called from the attribute in which ``nn.Module`` looks for a compiled version of itself
   (``_compiled_call_impl``), because any forward hook makes ``nn.Module._call_impl`` 8 microseconds slower.
   ``nn.Module`` leaves the attribute out of copies and pickles. Where the attribute is in use, or may be copied (data
-  parallelism over several GPUs), a forward hook is used instead.
+  parallelism over several GPUs), a forward hook is used instead. A copy of all attributes (as ``higher`` makes it) has
+  it nevertheless: it runs itself, as if there were no hook.
 - The tensor hook of an output that is not large is the ``append`` of a list, which autograd calls without any Python
   code. The dictionary of hooks is registered as ``Tensor.register_hook`` does it, but without a handle.
 """
@@ -18,17 +19,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from gradlens.recorder.hooks.compiled import must_stay_whole, outside_graphs
 from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.output_gradients import KEPT, OutputGradients
 
 KEY = "gradlens"
+PLACE = "_compiled_call_impl"
+"""Attribute of a module that torch calls instead of its usual call; torch stores a compiled call there."""
 
 
 class _Hooks(dict[Any, Any]):
@@ -126,10 +131,13 @@ class LayerHook(ForwardHook):
         """Return the module's call followed by this hook; the usual case has its own short code."""
         call: Callable[..., Any] = module._call_impl
         kept, most, fail = self._kept, -1 if self._on_base or self._on_pass else KEPT, self._on_error
-        transformed = torch._C._functorch.is_functorch_wrapped_tensor
+        transformed, frame = torch._C._functorch.is_functorch_wrapped_tensor, sys._getframe
         hooks = {KEY: kept.append}
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
+            caller: Any = None if is_compiling() else frame(1).f_locals.get("self")
+            if caller is not module and is_copy(caller):
+                return caller._call_impl(*args, **kwargs)
             output = call(*args, **kwargs)
             if type(output) is Tensor and output.numel() <= most and not kept and output._backward_hooks is None:
                 node = output.grad_fn
@@ -142,6 +150,10 @@ class LayerHook(ForwardHook):
                     return output
             self.after_forward(module, output)
             return output
+
+        def is_copy(caller: Any) -> bool:
+            """Return whether another module got all attributes of this one, as in meta-learning libraries."""
+            return isinstance(caller, nn.Module) and vars(caller).get(PLACE) is hooked
 
         hooked.is_hook = True  # type: ignore[attr-defined]
         return hooked

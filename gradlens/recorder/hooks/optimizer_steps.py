@@ -1,13 +1,24 @@
-"""The hooks on optimizers: before and after each step, and after a closure."""
+"""The hooks on optimizers: before and after each step, and after a closure.
+
+Torch calls hooks in ``step`` of every class of which an optimizer was ever made. So where a class calls ``step`` of its
+base class, they are called twice: those of the inner call are left out.
+"""
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from gradlens.recorder.hooks.compiled import outside_graphs
+
+AROUND_STEP = Optimizer.profile_hook_step.__code__.co_filename
+"""The file of torch's function around ``step``."""
 
 
 def place_step_hooks(
@@ -29,9 +40,40 @@ def place_step_hooks(
     """
     handles: list[Any] = []
     for k, optimizer in enumerate(optimizers):
-        handles.append(optimizer.register_step_pre_hook(_before(k, on_step, on_closure)))
-        handles.append(optimizer.register_step_post_hook(_after(k, on_stepped)))
+        nesting = _Nesting()
+        handles.append(optimizer.register_step_pre_hook(_before(k, on_step, on_closure, nesting)))
+        handles.append(optimizer.register_step_post_hook(_after(k, on_stepped, nesting)))
     return handles
+
+
+class _Nesting:
+    """Tells the step of an optimizer from that of its base class within it."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def begin(self, optimizer: Optimizer) -> bool:
+        """Return whether the step that begins is within another one."""
+        if self._depth and not _is_stepping(optimizer):
+            self._depth = 0  # that step failed
+        self._depth += 1
+        return self._depth > 1
+
+    def end(self) -> bool:
+        """Return whether the step that ends is within another one."""
+        self._depth = max(self._depth - 1, 0)
+        return self._depth > 0
+
+
+def _is_stepping(optimizer: Optimizer) -> bool:
+    """Return whether torch's function around ``step`` is called for an optimizer twice at this moment."""
+    frame: FrameType | None = sys._getframe(1)
+    found = 0
+    while frame is not None and found < 2:
+        if frame.f_code.co_filename == AROUND_STEP:
+            found += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return found > 1
 
 
 def place_wrapper_hooks(
@@ -53,12 +95,16 @@ def place_wrapper_hooks(
     return handles
 
 
-def _before(k: int, on_step: Callable[[int, Optimizer], None], on_closure: Callable[[int], None]) -> Callable[..., Any]:
+def _before(
+    k: int, on_step: Callable[[int, Optimizer], None], on_closure: Callable[[int], None], nesting: _Nesting
+) -> Callable[..., Any]:
     """Return the hook before a step; it wraps a closure, because the closure computes the gradients."""
 
     @outside_graphs
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        closure = next((value for value in (*args[1:], *kwargs.values()) if callable(value)), None)
+        if nesting.begin(optimizer):
+            return None
+        closure = next((value for value in (*args[1:], *kwargs.values()) if _is_closure(value)), None)
         if closure is None:
             on_step(k, optimizer)
             return None
@@ -69,12 +115,18 @@ def _before(k: int, on_step: Callable[[int, Optimizer], None], on_closure: Calla
     return before
 
 
-def _watch(closure: Callable[[], Any], k: int, on_closure: Callable[[int], None]) -> Callable[[], Any]:
+def _is_closure(value: Any) -> bool:
+    """Return whether an argument of ``step`` is a closure; some optimizers are given their model there."""
+    return callable(value) and not isinstance(value, nn.Module | type)
+
+
+def _watch(closure: Callable[..., Any], k: int, on_closure: Callable[[int], None]) -> Callable[..., Any]:
     first = True
 
-    def watched() -> Any:
+    @functools.wraps(closure)
+    def watched(*args: Any, **kwargs: Any) -> Any:
         nonlocal first
-        result = closure()
+        result = closure(*args, **kwargs)
         if first:
             first = False
             on_closure(k)
@@ -83,9 +135,10 @@ def _watch(closure: Callable[[], Any], k: int, on_closure: Callable[[int], None]
     return watched
 
 
-def _after(k: int, on_stepped: Callable[[int], None]) -> Callable[..., None]:
+def _after(k: int, on_stepped: Callable[[int], None], nesting: _Nesting) -> Callable[..., None]:
     @outside_graphs
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        on_stepped(k)
+        if not nesting.end():
+            on_stepped(k)
 
     return after

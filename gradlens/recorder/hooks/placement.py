@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from gradlens.recorder.distributed import Ranks
-from gradlens.recorder.hooks.layer_hooks import ForwardHook, LayerHook, LearningHook, OnError
+from gradlens.recorder.hooks.layer_hooks import PLACE, ForwardHook, LayerHook, LearningHook, OnError
 from gradlens.recorder.layers import Learned
 from gradlens.recorder.output_gradients import OutputGradients
-
-PLACE = "_compiled_call_impl"
-"""Attribute of a module that torch calls instead of its usual call; torch stores a compiled call there."""
 
 
 class LayerHooks:
