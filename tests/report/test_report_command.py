@@ -135,7 +135,7 @@ def test_a_document_for_word_is_whole_in_indonesian(study, capsys) -> None:
     texts = [paragraph.text for paragraph in document.paragraphs]
     cells = [cell.text for table in document.tables for row in table.rows for cell in row.cells]
     assert len(cells) > 50
-    for text in [*texts, *cells]:
+    for text in [*texts[:-1], *cells]:  # the last one names the command
         assert not english_in(text.replace("Vanishing gradient", "")), text
     assert document.core_properties.language == "id-ID"
     alone = [shape._inline.docPr.get("descr") for shape in document.inline_shapes]
