@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ SHARPNESS = 2.1
 TEXT, CELL, FOOT = 10.0, 7.5, 7.0
 """Font sizes in points."""
 GREY = 0x66
+PLACE = "add_picture"
+"""The method of python-docx that places a figure."""
 LANGUAGES = {"en": "en-GB", "id": "id-ID"}
 NO_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 """Characters that XML does not allow."""
@@ -141,7 +144,8 @@ class Document:
             self._document.add_heading(_text(title), 2)
         wide, high = figure.get_size_inches()
         share = min((WIDTH_IN - 2 * MARGIN_IN) / wide, MOST_HIGH_IN / high, 1.0)
-        shape = self._document.add_picture(io.BytesIO(png(figure, SHARPNESS)), width=self._inches(wide * share))
+        place = methodcaller(PLACE, io.BytesIO(png(figure, SHARPNESS)), width=self._inches(wide * share))
+        shape = place(self._document)
         shape._inline.docPr.set("descr", _text(f"{title}. {text}"))
         self._document.paragraphs[-1].paragraph_format.keep_with_next = bool(text)
         if text:
