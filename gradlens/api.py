@@ -205,8 +205,8 @@ def report(
     Args:
         runs: A folder stands for all runs in it and below; None for all under ``runs/``. A run that repeats a seed
             of the same model and settings is left out.
-        output: A name that ends in .html, .md or .pdf; a file of this name is replaced. None is ``report.html``, and
-            only a page of gradlens is replaced.
+        output: A name that ends in .html, .md, .pdf or .docx; a file of this name is replaced. None is
+            ``report.html``, and only a page of gradlens is replaced.
         language: "en", or "id" (Indonesian).
 
     Returns:
@@ -214,6 +214,7 @@ def report(
 
     Raises:
         ConfigError: The ending or the language is not known, or no run has a row.
+        MissingLibraryError: A .docx file was asked for and python-docx is not installed.
         NoRunError: As in ``as_runs``.
         RunExistsError: ``report.html`` is there, and is not of gradlens.
         RunFileError: The file cannot be written.

@@ -130,9 +130,24 @@ METRICS: dict[str, Metric] = {
             50,
             "of_the_sums",
             "For linear layers and 2-d convolutions. Near 1 the examples agree; near 0 noise dominates. The halves are "
-            "independent only without batch norm, which shares its statistics between them.",
+            "independent only without batch norm, which shares its statistics between them; with it, use "
+            "batch_coherence.",
             (-1.0, 1.0),
             measured_by="activations",
+        ),
+        Metric(
+            "batch_coherence",
+            "cosine between the parameter gradients of two batches in succession",
+            "linear",
+            50,
+            "of_the_sums",
+            "The cosine stiffness between batches (Fort et al. 2019); below 0 the batches work against each other: "
+            "gradient confusion (Sankararaman et al. 2020). Each batch has a backward pass of its own, so that it is "
+            "sound under batch norm. Near 0 noise dominates; single values scatter, so judge their mean over rows. It "
+            "grows with the batch size. The step between the two batches lowers it a little: less with a smaller "
+            "learning rate.",
+            (-1.0, 1.0),
+            measured_by="batch_coherence",
         ),
         Metric(
             "shortcut_grad_norm",
@@ -187,6 +202,7 @@ DEFAULT_METRICS: tuple[str, ...] = (
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
 DEAD_UNITS = "dead_fraction"
+BATCH_COHERENCE = "batch_coherence"
 METRIC_OF_TIME = "gradient_through_time"
 """Recorded for every model that has recurrent layers."""
 METRICS_OF_SOME_LAYERS: tuple[str, ...] = (*METRICS_OF_PATHS, METRIC_OF_TIME, DEAD_UNITS)

@@ -50,9 +50,10 @@ HOMES = {
     "click": {"cli"},
     "pyarrow": {"export"},
     "tensorboard": {"export"},
+    "docx": {"report"},
     "scipy": set(),  # a second truth for tests alone
 }
-OPTIONAL = {"pyarrow", "tensorboard"}
+OPTIONAL = {"docx", "pyarrow", "tensorboard"}
 
 
 def room(path: Path) -> str:

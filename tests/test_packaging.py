@@ -33,12 +33,28 @@ def call(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="builds the wheel; it is among the extras of dev")
-    built = call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist", cwd=ROOT)
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and the source archive."""
+    pytest.importorskip("hatchling", reason="builds them; it is among the extras of dev")
+    folder = tmp_path_factory.mktemp("dist")
+    built = call(sys.executable, "-m", "hatchling", "build", "-d", folder, cwd=ROOT)
     assert built.returncode == 0, built.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    return folder
+
+
+@pytest.mark.slow
+def test_an_index_would_accept_both(dist: Path) -> None:
+    pytest.importorskip("twine", reason="checks them; it is among the extras of dev")
+    files = sorted(dist.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    checked = call(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=dist)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_experiments_and_runs_them_by_name(dist: Path, tmp_path: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for file in (ROOT / "experiments").glob("*.toml"):
             assert archive.read(f"gradlens/study/experiments/{file.name}") == file.read_bytes()
@@ -73,16 +89,13 @@ def test_the_wheel_holds_the_experiments_and_runs_them_by_name(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_source_archive_holds_the_manual(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="builds the archive; it is among the extras of dev")
-    built = call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
-    assert built.returncode == 0, built.stderr
-    (archive,) = tmp_path.glob("*.tar.gz")
+def test_the_source_archive_holds_the_manual_and_what_its_tests_read(dist: Path) -> None:
+    (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
     pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
     texts = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "LICENSE"}
-    assert held >= {*pages, *texts, "docs/site/build.py", "tests/test_public.py"}
+    assert held >= {*pages, *texts, "docs/site/build.py", "tests/test_public.py", ".ci/run", "figures/story.json"}
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.analysis.stats import Interval, mean_interval, seeds_for_power
 from gradlens.run import FloatArray
 
 RATES = {"third": 2e-4, "tenth": 6e-5, "thirtieth": 2e-5, "looks-linear-tenth": 6e-5}
@@ -146,10 +146,10 @@ def mean_over(values: Sequence[float]) -> Interval:
 def needed_seeds(interval: Interval, margin: float) -> int:
     """Return how many seeds give the distance of a mean from a margin a power of 0.8, two-sided at 5 %.
 
-    The normal approximation (1.96 + 0.84)^2 (std / distance)^2, plus 2 for Student's t.
+    See ``gradlens.analysis.stats.seeds_for_power``.
     """
-    distance = abs(interval.mean - margin)
-    return math.ceil((2.8 * interval.std / distance) ** 2) + 2 if distance > 0 else sys.maxsize
+    needed = seeds_for_power(interval.std, abs(interval.mean - margin))
+    return int(needed) if math.isfinite(needed) else sys.maxsize
 
 
 def print_order(runs: Sequence[Steps]) -> None:

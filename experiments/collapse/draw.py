@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.collapse.analyse import Steps, read_steps
 from gradlens.plots.figure_files import save_figure
-from gradlens.plots.style import house_style, look_of
+from gradlens.plots.style import current, house_style, look_of
 
 GROUPS = {"recipe": "learning rate 6e-4", "tenth": "learning rate 6e-5"}
 PANELS = (
@@ -25,6 +26,7 @@ PANELS = (
     ("gradient, first / last hidden layer (log10)", lambda run: run.ratio),
     ("conv1's update / learning rate", lambda run: run.update),
 )
+LOST = "from here on, the spread is\nbelow a tenth of its first value"
 CAPTION = (
     "plain34 without batch norm, embedded patterns, 48 px, the first 40 steps; a line is a seed, a dot is the step "
     "from which the spread stays below a tenth of its first value."
@@ -46,7 +48,9 @@ def draw(runs: list[Steps]) -> Figure:
                     panel.plot(lost, values[lost], "o", color=colour, markersize=4)
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("optimizer step")
-    panels[0].legend(fontsize=8)
+    lines, labels = panels[0].get_legend_handles_labels()
+    dot = Line2D([], [], color=current().ink, marker="o", markersize=4, linestyle="none")
+    panels[0].legend([*lines, dot], [*labels, LOST], fontsize=8, title="a line is a seed", alignment="left")
     return figure
 
 

@@ -50,7 +50,8 @@ def say_caution(metric: str) -> str:
         return ""
     return (
         "Both halves are from one batch. Under batch norm their gradients sum to 0 in the direction that all images "
-        "share, which lowers the cosine: a value below 0 then does not mean that images disagree."
+        "share, which lowers the cosine: a value below 0 then does not mean that images disagree. "
+        "batch_coherence compares whole batches."
     )
 
 

@@ -137,6 +137,29 @@ def difference_interval(first: FloatArray, second: FloatArray) -> Interval:
     return Interval(mean, error, mean - half, mean + half, n, left_out)
 
 
+POWER_Z = 1.9600 + 0.8416
+"""Normal quantiles of 97.5 % and 80 %: a two-sided test at 5 % with a power of 0.8."""
+
+
+def seeds_for_power(std: float, distance: float) -> float:
+    """Return how many independent values give a mean that lies so far from a threshold a power of 0.8.
+
+    The normal approximation, and 2 more for Student's t; two-sided at 5 %.
+
+    Args:
+        std: The standard deviation of a value.
+        distance: The distance of the mean from the threshold.
+
+    Returns:
+        The number, at least 3; infinite without a distance, NaN where the standard deviation is not known.
+
+    Source: Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, section 2.4.
+    """
+    if math.isnan(std) or math.isnan(distance):
+        return math.nan
+    return math.inf if distance == 0 else max(3.0, math.ceil((POWER_Z * std / distance) ** 2) + 2.0)
+
+
 def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     """Return the median along an axis; NaN is left out, and infinities count as values.
 

@@ -17,7 +17,7 @@ from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.depth import DepthFit, SeedFit, fit_depth, over_seeds
 from gradlens.analysis.derived_metrics import check_metric, with_derived
 from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
-from gradlens.analysis.gradient_ratio import say_fate, say_power
+from gradlens.analysis.gradient_ratio import say_fate, say_power, say_ratio, say_times
 from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
@@ -289,16 +289,32 @@ def say_curve(curve: Curve, metric: str) -> str:
         return f"{curve.label}: no slope, because there are fewer than three hidden layers"
     estimate: Estimate | Interval
     if curve.seeds:
-        estimate, total, seeds = curve.seeds[0].slope, _total(curve), f"; {plural(len(curve.runs), 'seed')}"
+        estimate, total, seeds = curve.seeds[0].slope, _total(curve), f" ({plural(len(curve.runs), 'seed')})"
         slope = estimate.mean
     else:
         fit = curve.fits[0][0]
         estimate, slope, total, seeds = fit.slope, fit.slope.value, fit.decades.value, ""
     first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].ends)
-    fate = f": {say_fate(total)}" if metric in GRADIENTS else ""
-    interval = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if np.isfinite(estimate.low) else ""
-    steep = f"; {slope:+.3f}{interval} decades per layer" if np.isfinite(slope) else ""
-    return f"{curve.label}{fate} ({first} / {last}: {say_power(total)}{steep}{seeds})"
+    if metric in GRADIENTS:
+        said = say_fate(total) + (f"; {say_ratio(first, last, total)}" if np.isfinite(total) else "")
+    else:
+        said = f"{first} / {last} is {say_times(total)}"
+    return f"{curve.label}{seeds}: {said}{_say_steep(slope, estimate, total)}"
+
+
+def _say_steep(slope: float, estimate: Estimate | Interval, total: float) -> str:
+    """Return by how much each layer toward the input multiplies the value; "" where that is not known.
+
+    Args:
+        slope: Decades per layer toward the input.
+        estimate: The slope with its interval.
+        total: Decades from the last hidden layer to the first.
+    """
+    if not (np.isfinite(slope) and np.isfinite(total)):
+        return ""
+    low, high = (10.0**end if np.isfinite(end) else end for end in (estimate.low, estimate.high))
+    interval = f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"; each layer toward the input multiplies it by {10.0**slope:.3g}{interval}"
 
 
 def _total(curve: Curve) -> float:

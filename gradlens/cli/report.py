@@ -14,7 +14,7 @@ from gradlens.format import plural
 @runs_argument
 @click.option(
     "-o", "--output", "outputs", multiple=True, type=GivenFile(dir_okay=False, path_type=Path),
-    help="Write the report to this file (.html, .md, .pdf); repeatable. Default: report.html.",
+    help="Write the report to this file (.html, .md, .pdf, .docx); repeatable. Default: report.html.",
 )  # fmt: skip
 @click.option(
     "--lang", "language", type=click.Choice(["en", "id"]), default="en", show_default=True,

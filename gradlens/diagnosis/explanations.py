@@ -157,7 +157,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "incoherent": Explanation(
         "Gradients of parts of the batch have a cosine below 0.005 from the first rows on, the norms are healthy, and "
-        "the loss is stuck; from 8 layers on (needs grad_coherence). Behind batch norm only micro-batches count.",
+        "the loss is stuck; from 8 layers on (needs grad_coherence). Behind batch norm the cosine is that between "
+        "batches in succession (batch_coherence), or between micro-batches.",
         "Balduzzi et al. 2017; measured at initialisation.",
         (("depth without shortcuts", "add them, enlarge the batch, or remove layers"),),
     ),

@@ -17,6 +17,7 @@ from gradlens.diagnosis.learning import ERRORS, LEAST_STEPS, Losses, guessing_of
 from gradlens.diagnosis.loss import HALVED, loss_fell
 from gradlens.diagnosis.network import Network, usual_update
 from gradlens.diagnosis.recorded_rows import (
+    BATCHES,
     COHERENCE,
     LEAST_VALUES,
     PARAM_GRAD,
@@ -311,8 +312,8 @@ def slow(rec: Recording) -> list[Finding]:
     """Find a learning rate that is far too small: weights hardly change although halves of the batch agree.
 
     The finding's kind is "frozen", because relative steps below 1e-4 teach next to nothing. The rule needs
-    grad_coherence and the loss to exclude convergence, and a model that was not trained before: fine-tuning may want
-    small steps. A learning rate that rises is a warm-up and is excluded.
+    grad_coherence (which batch norm lowers) or batch_coherence, and the loss to exclude convergence, and a model that
+    was not trained before: fine-tuning may want small steps. A learning rate that rises is a warm-up and is excluded.
     Confidence: the share of resampled medians of the cosine beyond the threshold.
 
     Args:
@@ -321,9 +322,10 @@ def slow(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    if not (rec.has(UPDATE) and rec.has(COHERENCE)) or _knew_before(rec):
+    name = rec.coherence or COHERENCE
+    if not (rec.has(UPDATE) and rec.has(name)) or _knew_before(rec):
         return []
-    series, agreement = rec.series(UPDATE), rec.series(COHERENCE)
+    series, agreement = rec.series(UPDATE), rec.series(name)
     if min(len(series), len(agreement)) < LEAST_VALUES or _warms_up(rec):
         return []
     main = rec.run.main_layers()
@@ -332,6 +334,7 @@ def slow(rec: Recording) -> list[Finding]:
     if not moving.any():
         return []
     step = float(np.median(median(moved[:, moving], axis=0)))
+    what = "two batches in succession" if name == BATCHES else "two halves of the batch"
     fell, cosines = loss_fell(rec), median(agreement.values[:, main])
     if not (step < SMALL_STEP and np.nanmedian(cosines) > AGREE) or math.isnan(fell) or fell >= HALVED:
         return []
@@ -341,8 +344,7 @@ def slow(rec: Recording) -> list[Finding]:
             rec.names(rec.in_order(main[moving])),
             (int(series.steps[0]), rec.last_step),
             f"one step changes a layer by {step:.1e} of its norm (median over layers and rows), while the gradients of "
-            f"two halves of the batch agree (cosine {float(np.nanmedian(cosines)):.2f}) and the loss falls by only "
-            f"{max(fell, 0):.0%}",
+            f"{what} agree (cosine {float(np.nanmedian(cosines)):.2f}) and the loss falls by only {max(fell, 0):.0%}",
             f"update_ratio below {SMALL_STEP:.0e}, a cosine above {AGREE}, and a loss that does not halve",
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; at a minimum the gradients "
             "of the halves cancel",

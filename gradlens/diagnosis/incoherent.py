@@ -11,7 +11,7 @@ from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.recorded_rows import (
-    COHERENCE,
+    BATCHES,
     Recording,
     share_beyond,
 )
@@ -20,6 +20,9 @@ from gradlens.run import FloatArray
 COHERENT = 0.005
 """The geometric mean of two mean cosines over layers, measured at initialisation between disjoint batches of 32 images:
 0.001 for plain34 with batch norm, whose gradients are shattered, and 0.028 for resnet34."""
+OPPOSED = 0.05
+"""Gradients of batches in succession that oppose each other by more have a direction in common: that of a step that was
+too large. Ten times the threshold above."""
 SHATTERED_LAYERS = 8
 """Balduzzi et al. 2017: without shortcuts the correlation falls like (1/2)^L. So fewer than 8 layers cannot bring it
 below 0.005 = (1/2)^7.6, and a lower cosine in a shallower model is noise. Without this limit, a regression with four
@@ -32,8 +35,9 @@ def incoherent(rec: Recording) -> list[Finding]:
     Near convergence noise outweighs the signal in any model. So low cosines count only if the first fifth of the rows
     shows them too, the loss does not fall and has not halved before, and the model is deep enough for shattered
     gradients. Halves of one batch share its statistics behind batch norm, so their cosine is no evidence there: it
-    needs micro-batches. (Without these conditions a ResNet-34 that had learnt all images in a tenth of the rows was
-    called incoherent.) Confidence: the share of resampled medians below the threshold.
+    needs micro-batches, or the cosine between batches in succession (batch_coherence). (Without these conditions a
+    ResNet-34 that had learnt all images in a tenth of the rows was called incoherent.) Confidence: the share of
+    resampled medians below the threshold.
 
     Args:
         rec: The recording.
@@ -41,17 +45,18 @@ def incoherent(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    if not rec.has(COHERENCE) or len(rec.series(COHERENCE)) < LEAST_ROWS // 2:
+    name = rec.coherence
+    if not name or len(rec.series(name)) < LEAST_ROWS // 2:
         return []
-    if _are_halves(rec):
-        return []
-    series = rec.series(COHERENCE)
+    series = rec.series(name)
     main = rec.run.main_layers()
     if (~np.isnan(series.values[:, main])).any(axis=0).sum() < SHATTERED_LAYERS:
         return []
     cosines = _row_medians(series.values[:, main])
     early = cosines[: max(len(cosines) // 5, 3)]
     fell = loss_fell(rec)
+    if name == BATCHES and np.nanmedian(cosines) < -OPPOSED:
+        return []
     if not (np.nanmedian(cosines) < COHERENT and np.nanmedian(early) < COHERENT) or fell >= FELL or loss_halved(rec):
         return []
     typical = median(series.values, axis=0)
@@ -62,8 +67,8 @@ def incoherent(rec: Recording) -> list[Finding]:
             "incoherent",
             rec.names(layers),
             (int(series.steps[0]), rec.last_step),
-            f"the cosine between gradients of parts of the batch is {float(np.nanmedian(cosines)):.4f} (median over "
-            f"layers and rows), and below {COHERENT} at {len(layers)} of {len(main)} layers{loss}",
+            f"the cosine between gradients of {rec.compared_gradients} is {float(np.nanmedian(cosines)):.4f} (median "
+            f"over layers and rows), and below {COHERENT} at {len(layers)} of {len(main)} layers{loss}",
             f"a cosine below {COHERENT} from the first rows on",
             "measured at initialisation: plain34 0.001, resnet34 0.028; Balduzzi et al. 2017, The Shattered Gradients "
             "Problem, sec. 2",
@@ -75,12 +80,3 @@ def incoherent(rec: Recording) -> list[Finding]:
 
 def _row_medians(values: FloatArray) -> FloatArray:
     return median(values)
-
-
-def _are_halves(rec: Recording) -> bool:
-    """Return whether the cosine is between halves of one batch that batch norm has mixed: each layer ran once."""
-    layers = rec.run.layers
-    kinds = [layer.kind for layer in layers if layer.role == "norm"]
-    kinds += [kind for item in rec.setup.entries("modes") for kind in item.texts("kinds")]
-    once = max((layer.calls for layer in layers if layer.role == "main"), default=1) <= 1
-    return once and any("BatchNorm" in kind for kind in kinds)

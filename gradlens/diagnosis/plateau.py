@@ -12,7 +12,7 @@ from gradlens.diagnosis.findings import Finding, say_layers
 from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
-from gradlens.diagnosis.recorded_rows import COHERENCE, PARAM_GRAD, Recording
+from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
 from gradlens.format import plural
 
 SMALL_STEP = 1e-5
@@ -124,12 +124,16 @@ def _say_gradients(rec: Recording) -> str:
 
 
 def _say_directions(rec: Recording) -> str:
-    if not rec.has(COHERENCE):
+    if not rec.coherence:
         return ""
-    values = rec.series(COHERENCE).values[:, rec.run.main_layers()]
+    values = rec.series(rec.coherence).values[:, rec.run.main_layers()]
     cosine = float(np.nanmedian(values)) if values.size else math.nan
     said = "agree" if cosine > AGREE else "do not agree" if cosine < DISAGREE else "hardly agree"
-    return f"gradients of parts of a batch {said} (cosine {cosine:.2f})" if math.isfinite(cosine) else ""
+    if not math.isfinite(cosine):
+        return ""
+    if rec.coherence == BATCHES:
+        return f"gradients of batches in succession {said} (cosine {cosine:.2f})"
+    return f"gradients of parts of a batch {said} (cosine {cosine:.2f})"
 
 
 def _say_steps(rec: Recording) -> str:

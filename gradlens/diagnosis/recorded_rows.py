@@ -30,6 +30,7 @@ from gradlens.run import FloatArray, Layer, Run
 
 PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
 COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
+BATCHES = "batch_coherence"
 UNSEEN_DATA = {"val", "valid", "validation", "test", "eval", "dev"}
 """Words in the name of a loss that is not the one of the training."""
 LEAST_VALUES = 3
@@ -155,6 +156,31 @@ class Recording:
         others = [name for name in names if name not in recorded and not name.startswith("(")]
         single = [name for name in others if not any(other.startswith(f"{name}.") for other in (*names, *recorded))]
         return (*(name for name, role in recorded.items() if role == "norm"), *single)
+
+    @cached_property
+    def mixes_batch(self) -> bool:
+        """Whether batch norm mixes the halves of one batch: each layer ran once."""
+        layers = self.run.layers
+        kinds = [layer.kind for layer in layers if layer.role == "norm"]
+        kinds += [kind for item in self.setup.entries("modes") for kind in item.texts("kinds")]
+        once = max((layer.calls for layer in layers if layer.role == "main"), default=1) <= 1
+        return once and any("BatchNorm" in kind for kind in kinds)
+
+    @cached_property
+    def coherence(self) -> str:
+        """The metric by which gradients agree or not, "" where none is sound.
+
+        Between the parts of a batch; between two batches where batch norm mixes these parts, or where it is the only
+        one recorded.
+        """
+        if self.has(BATCHES) and (self.mixes_batch or not self.has(COHERENCE)):
+            return BATCHES
+        return COHERENCE if self.has(COHERENCE) and not self.mixes_batch else ""
+
+    @property
+    def compared_gradients(self) -> str:
+        """What ``coherence`` compares, in words."""
+        return "batches in succession" if self.coherence == BATCHES else "parts of the batch"
 
     def is_behind_norm(self, layer: int) -> bool:
         """Return whether a norm follows a layer directly: scaling its weights or inputs then changes nothing."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from gradlens.errors import MissingLibraryError
 
-LIBRARIES = {"parquet": "pyarrow", "tensorboard": "tensorboard"}
-"""Format, which is also the name of the extra, to the library that writes it; CSV needs none."""
+LIBRARIES = {"docx": "docx", "parquet": "pyarrow", "tensorboard": "tensorboard"}
+"""Format, which is also the name of the extra, to the library that writes it; CSV, HTML and PDF need none."""
 
 
 @contextlib.contextmanager

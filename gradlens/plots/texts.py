@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter
 
 Rewrite = Callable[[str], str]
+NUMBER = re.compile(r"[<>−+-]?[\d.,]+(?:e[−+-]?\d+)?\s?%?")
+"""A label of a tick that is a number, and no name."""
+LONGER = 1.15
+"""A translation that is longer than the text by more is wrapped to about the length of the text."""
 
 
 class Localised(Formatter):
@@ -26,11 +31,14 @@ class Localised(Formatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Return the label of a tick."""
-        return self._localise(str(self._plain(x, pos)))
+        return self._say(str(self._plain(x, pos)))
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         """Return the labels of all ticks."""
-        return [self._localise(text) for text in self._plain.format_ticks(list(values))]
+        return [self._say(text) for text in self._plain.format_ticks(list(values))]
+
+    def _say(self, text: str) -> str:
+        return self._localise(text) if NUMBER.fullmatch(text) else text  # names of layers have dots, too
 
     def set_locs(self, locs: Sequence[float]) -> None:
         """Set the places of the ticks."""
@@ -73,7 +81,17 @@ def _wrapped(text: str, say: Rewrite) -> str:
     lines = text.split("\n")
     said = [say(line) for line in lines]
     if len(lines) == 1 or all(one != line for one, line in zip(said, lines, strict=True)):
-        return "\n".join(said)
+        return "\n".join(_fitted(said, max(map(len, lines))))
     whole = " ".join(lines)
     new = say(whole)
-    return "\n".join(textwrap.wrap(new, max(map(len, lines)) + 2)) if new != whole else "\n".join(said)
+    return (
+        "\n".join(textwrap.wrap(new, max(map(len, lines)) + 2))
+        if new != whole
+        else "\n".join(_fitted(said, max(map(len, lines))))
+    )
+
+
+def _fitted(lines: Sequence[str], width: int) -> list[str]:
+    """Return lines, wrapped where one is much longer than the longest line of the text that was translated."""
+    most = max(width + 2, 16)
+    return [part for line in lines for part in (textwrap.wrap(line, most) if len(line) > most * LONGER else [line])]

@@ -115,6 +115,9 @@ class Measurer:
     def clear(self) -> None:
         """Forget the step in progress, and release its tensors."""
 
+    def stop(self) -> None:
+        """Release what is kept for later rows: the recording ends."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is remembered from earlier rows, which a resumed recording needs for the same values."""
         return {}

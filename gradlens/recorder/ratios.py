@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gradlens.metrics import DEAD_UNITS, METRIC_OF_TIME, METRICS
+from gradlens.metrics import BATCH_COHERENCE, DEAD_UNITS, METRIC_OF_TIME, METRICS
 from gradlens.recorder.norms import HostNorms
 
 CHANGE = "change"
@@ -21,6 +21,8 @@ SIGNAL, NOISE = "signal", "noise"
 SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
 PATH_PRODUCT = "path_product"
 """The inner product of the gradients that return through a block's shortcut and through its branch."""
+BATCH_PRODUCT, BATCH_NORM, NEXT_BATCH_NORM = "batch_product", "batch_grad_norm", "next_batch_grad_norm"
+"""Inner product and norms of the gradients of two batches in succession."""
 OFF, UNITS = "units_off", "units"
 """Units without a gradient in several recordings, and all units of a layer."""
 FIRST_STATE, LAST_STATE = "first_state_grad_norm", "last_state_grad_norm"
@@ -33,11 +35,14 @@ ADDENDS: dict[str, tuple[str, ...]] = {
     "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
     DEAD_UNITS: (OFF, UNITS),
     METRIC_OF_TIME: (FIRST_STATE, LAST_STATE),
+    BATCH_COHERENCE: (BATCH_PRODUCT, BATCH_NORM, NEXT_BATCH_NORM),
     "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
     **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }
 """Metric to its addends, which are not stored themselves. A metric that is not listed is its own addend."""
-COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, OFF, UNITS, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT)
+OF_TWO_NORMS = ("path_cosine", BATCH_COHERENCE)
+"""Metrics whose first addend is divided by both others: cosines."""
+COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, OFF, UNITS, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT, BATCH_PRODUCT)
 """Addends that are summed as they are; others are norms, whose squares are summed."""
 
 
@@ -71,12 +76,12 @@ def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) ->
     top, bottom = columns[above], columns[below]
     if metric == "activation_rms":
         bottom = np.sqrt(bottom)
-    if metric == "path_cosine":
-        bottom = bottom * columns.get(BRANCH_NORM, unknown)
+    if metric in OF_TWO_NORMS:
+        bottom = bottom * columns.get(ADDENDS[metric][2], unknown)
     missing = np.where(np.isinf(top), np.inf, np.nan)
     usable = (bottom != 0) & ~np.isnan(bottom) & ~np.isinf(top)
     found: HostNorms = np.divide(top, bottom, out=missing, where=usable)
-    if metric == "path_cosine":
+    if metric in OF_TWO_NORMS:
         np.clip(found, -1, 1, out=found, where=np.isfinite(found))  # rounding
     return found
 

@@ -248,6 +248,8 @@ class Steps:
         self.on = self._outputs.armed = self._learned.open = False
         self._hooks.remove()
         self._begin_measuring(())
+        for measurer in self.measurers:
+            measurer.stop()
         self._watch.stop()
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradlens.recorder.measured_row import Part
@@ -46,14 +47,8 @@ class Weights(Measurer):
     def groups(self) -> list[Owners]:
         """The parameters of groups of layers that are copied together."""
         if not self._groups:
-            sizes = [sum(_bytes(parameter) for parameter in own) for own in self.context.own]
-            group_of = np.zeros(len(sizes), dtype=np.int64)
-            held = group = 0
-            for layer, size in enumerate(sizes):
-                if held and held + size > MOST_COPIED:
-                    held, group = 0, group + 1
-                held, group_of[layer] = held + size, group
-            for each in range(group + 1):
+            group_of = group_by_size(self.context.own)
+            for each in range(int(group_of.max(initial=0)) + 1):
                 mine = [own if g == each else () for own, g in zip(self.context.own, group_of, strict=True)]
                 self._groups.append(group_by_optimizer(mine, ())[0])
         return self._groups
@@ -112,6 +107,21 @@ class Weights(Measurer):
         """Return the norms that were read, and those of updates."""
         found = {"param_norm": self._norms, CHANGE: self._changes}
         return {name: [part] for name, part in found.items() if part is not None}
+
+
+def group_by_size(own: Sequence[Sequence[nn.Parameter]]) -> NDArray[np.int64]:
+    """Return the group of each layer (L,), so that the parameters of a group take at most ``MOST_COPIED`` bytes.
+
+    Args:
+        own: (L,) the parameters of each layer; a layer with more is a group of its own.
+    """
+    group_of = np.zeros(len(own), dtype=np.int64)
+    held = group = 0
+    for layer, size in enumerate(sum(map(_bytes, each)) for each in own):
+        if held and held + size > MOST_COPIED:
+            held, group = 0, group + 1
+        held, group_of[layer] = held + size, group
+    return group_of
 
 
 def _bytes(parameter: nn.Parameter) -> int:

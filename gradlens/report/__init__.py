@@ -1,4 +1,4 @@
-"""Reports about runs as HTML, Markdown or PDF, made from run files alone."""
+"""Reports about runs as HTML, Markdown, PDF or for Word, made from run files alone."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from gradlens.atomic import whole_file, write_errors, write_text
 from gradlens.errors import ConfigError, RunExistsError
+from gradlens.export.optional_libraries import check_library
 from gradlens.report.content import Facts
 from gradlens.report.translations import words_of
 
-ENDINGS = (".html", ".md", ".pdf")
+ENDINGS = (".html", ".md", ".pdf", ".docx")
 DEFAULT = Path("report.html")
 
 
@@ -22,6 +23,7 @@ def check_report(path: Path, language: str) -> None:
 
     Raises:
         ConfigError: The ending or the language is unknown.
+        MissingLibraryError: The library that writes this format is not installed.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -30,6 +32,7 @@ def check_report(path: Path, language: str) -> None:
             tip="gradlens report -o report.html",
         )
     words_of(language)
+    check_library(ending.removeprefix("."))
 
 
 def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool = True) -> list[Path]:
@@ -37,7 +40,7 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
 
     Args:
         facts: What the report says.
-        path: A name that ends in .html, .md or .pdf.
+        path: A name that ends in .html, .md, .pdf or .docx.
         language: "en" or "id".
         asked: Whether the user named this file. If not, only a report of gradlens is replaced.
 
@@ -46,6 +49,7 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
 
     Raises:
         ConfigError: The ending or the language is unknown, or the path is a run.
+        MissingLibraryError: The library that writes this format is not installed.
         RunExistsError: A file that gradlens did not write has this name.
         RunFileError: The file cannot be written.
     """
@@ -71,6 +75,12 @@ def _write(facts: Facts, path: Path, language: str) -> list[Path]:
 
         with whole_file(path) as temporary:
             write_paper(facts, temporary, language)
+        return [path]
+    if ending == ".docx":
+        from gradlens.report.docx import write_document
+
+        with whole_file(path) as temporary:
+            write_document(facts, temporary, language)
         return [path]
     from gradlens.report.html import make_page
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gradlens.analysis.compare import FINAL_ROWS
+from gradlens.analysis.compare import FINAL_ROWS, compare_runs
 from gradlens.analysis.groups import Group
 from gradlens.analysis.profile import epoch_starts
+from gradlens.analysis.step_curves import has_scalars
 from gradlens.metrics import METRICS, METRICS_OF_PATHS, is_linear
 from gradlens.report.content import Facts
 from gradlens.report.embedded_metrics import choose_columns, pack_run
@@ -67,7 +68,7 @@ def payload(facts: Facts, words: Words = ENGLISH) -> dict[str, Any]:
         "runs": runs,
         "layers": layers,
         "metrics": {name: _describe(name, words) for name in names},
-        "curves": _curves(facts.groups, words),
+        "curves": _curves(facts, words),
         "words": _page_words(words),
         "second": _second(facts, shown),
         "last_step": max((edges[-1] - 1 for run in runs for edges in run["edges"]), default=0),
@@ -160,9 +161,17 @@ def _second(facts: Facts, runs: list[Run]) -> int:
     return others[0] if others else 1 if len(runs) > 1 else -1
 
 
-def _curves(groups: tuple[Group, ...], words: Words) -> list[dict[str, Any]]:
+def _curves(facts: Facts, words: Words) -> list[dict[str, Any]]:
+    """Return the curves over epochs; over steps, of logged scalars, where no run has epochs."""
     from gradlens.plots.style import Look, house_style, looks_of
 
+    groups, columns, unit = facts.groups, {column: words[title] for column, title in FINAL_ROWS.items()}, "epoch"
+    if not facts.has_epochs:
+        if not any(len(run.steps) and has_scalars(run) for run in facts.runs):
+            return []
+        compared = compare_runs(facts.runs, by="step")
+        groups, unit = compared.groups, "step"
+        columns = {column: say(title, words) for column, title in compared.columns.items()}
     models = [group.model for group in groups]
     both = []
     for theme in ("light", "dark"):
@@ -173,16 +182,17 @@ def _curves(groups: tuple[Group, ...], words: Words) -> list[dict[str, Any]]:
         for light, dark in zip(*both, strict=True)
     ]
     curves = []
-    for column, title in FINAL_ROWS.items():
+    for column, title in columns.items():
         drawn = [_curve(group, column, look, words) for group, look in zip(groups, looks, strict=True)]
         drawn = [curve for curve in drawn if any(value is not None for value in curve["mean"])]
         if drawn:
-            longest = max(len(curve["mean"]) for curve in drawn)
+            places = max((group.positions for group in groups), key=len)
             curves.append(
                 {
-                    "title": words[title],
-                    "share": "accuracy" in column,
-                    "epochs": list(range(1, longest + 1)),
+                    "title": title,
+                    "unit": unit,
+                    "share": unit == "epoch" and "accuracy" in column,
+                    "places": [round(place) for place in places],
                     "groups": drawn,
                 }
             )

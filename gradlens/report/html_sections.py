@@ -287,10 +287,11 @@ def heatmaps(words: Words) -> str:
 
 
 def curves(figures: Mapping[str, Any], words: Words) -> str:
-    """Return the markup in which the page draws the curves over epochs."""
+    """Return the markup in which the page draws the curves over epochs or steps."""
+    over = {"epoch": words["over epochs"], "step": words["over steps"]}
     drawn = "".join(
         f'<figure><figcaption>{escape(curve["title"])}</figcaption><div class="chart" id="curve-{i}" role="img" '
-        f'aria-label="{escape(words["over epochs"].format(title=curve["title"]))}"></div></figure>\n'
+        f'aria-label="{escape(over[curve["unit"]].format(title=curve["title"]))}"></div></figure>\n'
         for i, curve in enumerate(figures["curves"])
     )
     return f'<div class="curves">{drawn}</div><p class="read">{escape(words["curves read"])}</p>'

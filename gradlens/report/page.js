@@ -359,9 +359,9 @@
         aria: { enabled: true, label: { description: t("curve", curve.title, names.join(", ")) } },
         legend: { data: names, top: 0, left: 0, itemHeight: 8, textStyle: { color: ink(), fontSize: 11 }, formatter: (name) => clip(name, 40) },
         grid: { left: 46, right: 14, top: 20 + 18 * Math.ceil(names.length / 3), bottom: 42 },
-        xAxis: { type: "category", data: curve.epochs, name: t("epoch axis"), nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
-        yAxis: { type: "value", min: 0, max: curve.share ? 1 : null, ...base, axisLabel: { ...base.axisLabel, formatter: (value) => mark(String(value)) } },
-        tooltip: { trigger: "axis", ...tooltipStyle(), formatter: (hits) => lines([`${t("epoch axis")} ${hits[0].axisValue}`,
+        xAxis: { type: "category", data: curve.places, name: t(`${curve.unit} axis`), nameLocation: "middle", nameGap: 26, ...base, splitLine: { show: false } },
+        yAxis: { type: "value", min: curve.unit === "epoch" ? 0 : null, scale: curve.unit === "step", max: curve.share ? 1 : null, ...base, axisLabel: { ...base.axisLabel, formatter: (value) => mark(String(value)) } },
+        tooltip: { trigger: "axis", ...tooltipStyle(), formatter: (hits) => lines([`${t(`${curve.unit} axis`)} ${hits[0].axisValue}`,
           ...curve.groups.map((group) => `${group.label}: ${group.said[hits[0].dataIndex] || "–"}`)]) },
         series,
       }, true);

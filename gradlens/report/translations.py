@@ -83,6 +83,7 @@ ENGLISH: dict[str, str] = {
     "End go to the first and last step, Escape shows all steps. The profile shows the column at the cursor (solid) "
     "and the median of the steps shown (dashed).",
     "over epochs": "{title} over epochs",
+    "over steps": "{title} over steps",
     "seeds of group": "{group} ({n} seeds)",
     "mean of the others": "{group}: a seed has ended, mean of the others",
     "seed of run": "{label}, seed {n}",
@@ -244,6 +245,7 @@ INDONESIAN = {
     "Shift sepuluh sekaligus), Home dan End menuju iterasi pertama dan terakhir, Escape menampilkan semua iterasi. "
     "Profil menampilkan kolom pada kursor (garis penuh) dan median iterasi yang tampil (garis putus-putus).",
     "over epochs": "{title} per epoch",
+    "over steps": "{title} per iterasi",
     "seeds of group": "{group} ({n} seed)",
     "mean of the others": "{group}: satu seed berakhir, rata-rata seed lainnya",
     "seed of run": "{label}, seed {n}",

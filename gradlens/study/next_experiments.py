@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+from gradlens.analysis.stats import seeds_for_power, t_975
 from gradlens.study.controls import Control
-from gradlens.study.criteria import VANISHES
-from gradlens.study.evidence import JudgedClaim, Verdict, beyond
+from gradlens.study.criteria import DEPTH_MARGIN, HALF, KEEPS, NO_PATH, VANISHES
+from gradlens.study.evidence import Evidence, JudgedClaim, Verdict, beyond
 from gradlens.study.run_groups import CONDITIONS, WITH, WITHOUT
 
 BOTH_NETWORKS = {WITH: "report", WITHOUT: "norm"}
 """Condition to the experiment that trains both networks with equal settings and several seeds."""
 COMMAND = "gradlens run "
 SEEDS = "more seeds of both networks, to narrow the intervals (--seeds 0-9)"
+MOST_SEEDS = 200
+"""Where more seeds than this would be needed, seeds are not the answer."""
+TOO_NEAR = (
+    f"more than {MOST_SEEDS} seeds would be needed for a power of 0.8 because the mean is next to the threshold, so "
+    "that another outcome is the better question"
+)
+THRESHOLDS: Mapping[str, Mapping[int, tuple[float, ...]]] = {
+    "A": {0: (VANISHES, KEEPS)},
+    "B": {0: (NO_PATH,)},
+    "C": {0: (0.0,)},
+    "D": {0: (0.0,), 1: (0.0,)},
+    "E": {0: (0.0,), 2: (-DEPTH_MARGIN,), 3: (DEPTH_MARGIN,)},
+    "F": {0: (HALF,), 2: (HALF,)},
+}
+"""Claim to the numbers of its evidence that decide, by their places, and the thresholds that they must leave."""
 
 
 def what_decides(claims: Sequence[JudgedClaim], controls: Sequence[Control], notes: Sequence[str]) -> list[str]:
@@ -70,7 +87,7 @@ def _need(key: str, condition: str, verdict: Verdict) -> str:
     if key == "F":
         return _need_of_cause(verdict)
     if verdict.tested:
-        return SEEDS
+        return _need_of_seeds(key, verdict.evidence)
     if key == "E" and condition == WITH:
         return f"{COMMAND}depth trains both networks at five depths"
     if key == "E":
@@ -83,4 +100,37 @@ def _need_of_cause(verdict: Verdict) -> str:
         return f"{COMMAND}cause trains networks with half a shortcut"
     if beyond(verdict.evidence[4], below=VANISHES):
         return "a shortcut that passes only the gradient and keeps it alive; with this one it vanishes, too"
-    return SEEDS
+    return _need_of_seeds("F", verdict.evidence)
+
+
+def _need_of_seeds(key: str, evidence: Sequence[Evidence]) -> str:
+    """Return how many seeds decide a claim with a power of 0.8, if means and scatter stay as they are."""
+    needed = seeds_that_decide(key, evidence)
+    if math.isnan(needed):
+        return SEEDS
+    if needed > MOST_SEEDS:
+        return TOO_NEAR
+    return (
+        f"the same experiment with --seeds 0-{needed - 1:.0f}, as many as a power of 0.8 needs if mean and scatter "
+        "stay the same"
+    )
+
+
+def seeds_that_decide(key: str, evidence: Sequence[Evidence]) -> float:
+    """Return how many seeds bring every number that is next to a threshold to one side of it, with a power of 0.8.
+
+    Args:
+        key: The letter of the claim.
+        evidence: Its evidence.
+
+    Returns:
+        The number; NaN where no interval contains a threshold.
+    """
+    needed = [
+        seeds_for_power((one.high - one.low) / 2 / t_975(one.n - 1) * math.sqrt(one.n), abs(one.value - threshold))
+        for place, thresholds in THRESHOLDS[key].items()
+        for one in evidence[place : place + 1]
+        for threshold in thresholds
+        if one.n > 1 and one.low < threshold < one.high and math.isfinite(one.high - one.low)
+    ]
+    return max(needed, default=math.nan)

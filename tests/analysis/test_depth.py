@@ -15,7 +15,9 @@ from gradlens.analysis.bootstrap import Estimate
 from gradlens.analysis.depth import DepthFit, fit_depth, over_seeds, theil_sen
 from gradlens.charts.curves import layer_rows, make_curves, say_curve, slope_rows
 from gradlens.errors import ConfigError
+from gradlens.report.translator import translate
 from tests.analysis.test_bootstrap import ar1, obvious_middle
+from tests.report.english_words import english_in
 
 METRIC = "activation_grad_norm"
 
@@ -162,7 +164,11 @@ def test_seeds_are_grouped_with_a_band_and_single_runs_have_their_own_curve(make
     assert (grouped.low[:-1] < grouped.centre[:-1]).all()
     rows = slope_rows([grouped, single])
     assert [row["run"] for row in rows if row["section"] == "all"] == ["net-s0", "net-s1", "net-s2", None, "other-s0"]
-    assert "3 seeds" in say_curve(grouped, METRIC)
+    said = say_curve(grouped, METRIC)
+    assert said.startswith("net (3 seeds): the gradient shrinks toward the input; stage0.0 has about 1/")
+    assert said.endswith("; each layer toward the input multiplies it by 0.229 [0.182, 0.288]")
+    assert 10 ** grouped.seeds[0].slope.low == pytest.approx(0.182, abs=1e-3)
+    assert not english_in(translate(f"{said}.", "id"))
     layers = layer_rows([grouped, single])
     assert len(layers) == 12
     assert "predicted_decades" not in layers[0]

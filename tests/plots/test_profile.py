@@ -155,7 +155,7 @@ def test_the_command_shows_and_writes(make_run, capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert "net (2 seeds)" in out
     assert "wrote figures/profile-net-s0-net-s1.png" in err
-    assert json.loads(Path("figures/profile-net-s0-net-s1.json").read_text())["caption"].startswith("net: ")
+    assert json.loads(Path("figures/profile-net-s0-net-s1.json").read_text())["caption"].startswith("net (2 seeds): ")
     assert run_command(["profile", "net-s0", "--per-element", "--steps", "3:9", "-o", "a.svg"]) == 0
     assert Path("a.svg").exists()
     capsys.readouterr()

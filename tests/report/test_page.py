@@ -122,6 +122,7 @@ def test_the_sections_are_in_order(make_run) -> None:
     data = reader.data
     assert [run["label"] for run in data["runs"]] == [f"{m}, seed {s}" for m in ("plain34", "resnet34") for s in (0, 1)]
     assert data["second"] == 2
+    assert {curve["unit"] for curve in data["curves"]} == {"epoch"}
     assert [curve["title"] for curve in data["curves"]][:2] == ["training accuracy", "validation accuracy"]
     assert set(data["metrics"]) == {"activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio"}
 
@@ -153,7 +154,7 @@ def test_the_texts_of_a_judgement_are_escaped() -> None:
 def test_a_run_without_epochs_and_one_without_rows(make_run) -> None:
     reader = Reader(page_of(make_run(epochs=0)))
     heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
-    assert heads == ["summary", "findings", "heatmaps", "settings", "environment"]
+    assert heads == ["summary", "findings", "heatmaps", "curves", "settings", "environment"]
     with pytest.raises(ConfigError, match="nothing to report: expected a run with rows or epochs, got empty"):
         page_of(make_run("empty", steps=0, epochs=0))
 
@@ -291,3 +292,14 @@ def test_the_first_runs_of_two_settings_are_shown_together_even_if_one_recorded_
     assert found["last_step"] == 19
     one = payload(collect([read_run(runs[0])], command="gradlens report"))
     assert one["second"] == -1
+
+
+def test_where_no_epochs_were_logged_the_curves_are_scalars_over_steps(make_run) -> None:
+    runs = [read_run(make_run(f"net-s{seed}", seed=seed, steps=40, epochs=0)) for seed in (0, 1)]
+    reader = Reader(make_page(collect(runs, command="gradlens report"), "en"))
+    loss = reader.data["curves"][0]
+    assert (loss["title"], loss["unit"], loss["places"]) == ("loss", "step", list(range(40)))
+    (group,) = loss["groups"]
+    assert len(group["mean"]) == len(group["said"]) == 40
+    assert group["mean"][0] == pytest.approx(np.mean([run.scalars["loss"][0] for run in runs]), abs=1e-4)
+    assert "loss over steps" in [attributes.get("aria-label") for _, attributes in reader.elements]

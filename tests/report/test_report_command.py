@@ -1,9 +1,11 @@
-"""Test ``gradlens report``: three formats, two languages, named and default files, and errors in one line."""
+"""Test ``gradlens report``: four formats, two languages, named and default files, and errors in one line."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from gradlens import read_run
 from gradlens.cli import run_command
 from gradlens.report import collect
+from gradlens.report.docx import Document
 from gradlens.report.markdown import code, finals, make_markdown, plain, say_setting
 from gradlens.report.sentences import analysis, opening
 from gradlens.report.translations import LANGUAGES, words_of
+from tests.report.english_words import english_in
 from tests.report.hostile import ATTACK, write_hostile
 
 SECTIONS = {
@@ -121,6 +125,44 @@ def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
 
 
 @pytest.mark.slow
+def test_a_document_for_word_is_whole_in_indonesian(study, capsys) -> None:
+    docx = pytest.importorskip("docx", reason="needs python-docx")
+    assert run_command(["report", "--lang", "id", "-o", "r.docx"]) == 0
+    document = docx.Document("r.docx")
+    parts = [child for child in document.element.body if child.tag.endswith(("}p", "}tbl"))]
+    kinds = ["figure" if part.findall(".//{*}blip") else part.tag.rpartition("}")[2] for part in parts]
+    assert kinds.count("figure") == 3
+    assert kinds.index("figure") < kinds.index("tbl")  # the answer and its figure first
+    texts = [paragraph.text for paragraph in document.paragraphs]
+    cells = [cell.text for table in document.tables for row in table.rows for cell in row.cells]
+    assert len(cells) > 50
+    for text in [*texts[:-1], *cells]:  # the last one names the command
+        assert not english_in(text.replace("Vanishing gradient", "")), text
+    assert document.core_properties.language == "id-ID"
+    alone = [shape._inline.docPr.get("descr") for shape in document.inline_shapes]
+    assert all(len(text) > 50 for text in alone)
+
+
+def test_a_document_for_word_holds_any_text() -> None:
+    docx = pytest.importorskip("docx", reason="needs python-docx")
+    page = Document("a\x00b", ATTACK, "en-GB")
+    page.paragraph(f"{ATTACK} \x1b[1m \ufffe")
+    page.table(["a\x08", "b"], [[ATTACK, "c"]], [1, 2])
+    out = io.BytesIO()
+    page.save(out)
+    read = docx.Document(out)
+    assert read.paragraphs[0].text == f"{ATTACK} \ufffd[1m \ufffd"
+    assert read.tables[0].cell(1, 0).text == ATTACK
+
+
+def test_what_a_document_for_word_needs_is_said_at_once(study, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "docx", None)
+    assert run_command(["report", "-o", "r.docx"]) == 1
+    assert "pip install 'gradlens-toolkit[docx]'" in " ".join(capsys.readouterr().err.split())
+    assert not Path("r.docx").exists()
+
+
+@pytest.mark.slow
 def test_several_forms_at_once(study, capsys) -> None:
     assert run_command(["report", "runs/plain34-s0.h5", "-o", "a.html", "-o", "a.pdf"]) == 0
     assert capsys.readouterr().err == "wrote a.html\nwrote a.pdf\n"
@@ -129,7 +171,7 @@ def test_several_forms_at_once(study, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code_", "message"),
     [
-        (["-o", "r.docx"], 2, "expected a name that ends in .html, .md, .pdf, got '.docx'"),
+        (["-o", "r.odt"], 2, "expected a name that ends in .html, .md, .pdf, .docx, got '.odt'"),
         (["-o", "r"], 2, "got ''"),
         (["--lang", "de", "-o", "r.md"], 2, "'de' is not one of"),
         (["nothing"], 1, "nothing: there is no such run"),

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+from scipy.stats import nct, t
+
+from gradlens.analysis.stats import mean_interval, seeds_for_power
+from gradlens.report.translator import translate
 from gradlens.study import (
     CLAIMS,
     OUTCOMES,
@@ -16,9 +21,11 @@ from gradlens.study import (
     Verdict,
     listed,
 )
+from gradlens.study.next_experiments import seeds_that_decide
 from gradlens.study.run_groups import WITH, WITHOUT
 from gradlens.study.words import WORDS
 from gradlens.terminal.claims import STYLES, claims_card
+from tests.report.english_words import english_in
 
 NUMBER = Evidence("share", 0.5, 0.4, 0.6, "share", 5)
 PASSED = Control("positive", "must vanish", 3, True, "it does")
@@ -48,6 +55,30 @@ def test_undecided_claims_that_need_the_same_stand_together() -> None:
     ]
 
 
+def test_seeds_are_counted_for_a_power_of_08() -> None:
+    """scipy's power of Student's t test, two-sided at 5 %, is the second truth."""
+    margin = 0.02
+    values = np.array([0.07, 0.02, 0.11, 0.05, -0.01, 0.08, 0.0, 0.06])
+    seen = mean_interval(values - 0.01)
+    one = Evidence("difference", seen.mean, seen.low, seen.high, "accuracy difference", seen.n)
+    wide = replace(one, low=-0.01)
+    needed = int(seeds_for_power(seen.std, seen.mean - margin))
+    for count, enough in ((needed, True), (needed - 3, False)):
+        away = (seen.mean - margin) / seen.std * math.sqrt(count)
+        power = nct.sf(t.ppf(0.975, count - 1), count - 1, away)
+        assert (power > 0.79) == enough
+    assert math.isnan(seeds_that_decide("C", [one])) == (one.low > 0)
+    half = (wide.high - wide.low) / 2
+    expected = seeds_for_power(half / t.ppf(0.975, wide.n - 1) * math.sqrt(wide.n), wide.value)
+    assert seeds_that_decide("C", [wide]) == expected
+    (said,) = judged(("C", replace(shown("undecided"), evidence=(wide,))), ("A", shown("mixed", WITHOUT))).next_steps
+    assert said.startswith(f"C with batch norm: the same experiment with --seeds 0-{expected - 1:.0f}, as many as")
+    near = replace(wide, value=1e-4)
+    (said,) = judged(("C", replace(shown("undecided"), evidence=(near,))), ("A", shown("mixed", WITHOUT))).next_steps
+    assert "more than 200 seeds" in said
+    assert not english_in(translate(said, "id"))
+
+
 def test_each_need_names_its_experiment() -> None:
     def need(key: str, verdict: Verdict) -> str:
         (said,) = judged((key, verdict), ("C", shown("supported")), ("C", shown("mixed", WITHOUT))).next_steps
@@ -62,8 +93,8 @@ def test_each_need_names_its_experiment() -> None:
     gone = Evidence("gradient alone", -5.0, -6.0, -4.0, "decades", 5)
     assert "it vanishes, too" in need("F", replace(shown("undecided"), evidence=(*[NUMBER] * 4, gone, gone, gone)))
     alive = replace(gone, value=0.0, low=-1.0, high=1.0)
-    assert "more seeds" in need("F", replace(shown("undecided"), evidence=(*[NUMBER] * 4, alive, gone, gone)))
-    assert "more seeds" in need("F", replace(UNTESTED, evidence=(*[NUMBER] * 4, alive, gone, gone)))
+    assert "more than 200 seeds" in need("F", replace(shown("undecided"), evidence=(*[NUMBER] * 4, alive, gone, gone)))
+    assert "more than 200 seeds" in need("F", replace(UNTESTED, evidence=(*[NUMBER] * 4, alive, gone, gone)))
 
 
 def test_controls_come_first_and_where_they_fail_nothing_else_is_said() -> None:
