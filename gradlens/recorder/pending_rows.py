@@ -18,6 +18,7 @@ from gradlens.recorder.measured_row import MeasuredRow, clip_coefficient, make_r
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
 from gradlens.recorder.schedule import AutoEvery
+from gradlens.recorder.tensor_layouts import ShardedGradients
 from gradlens.run import Header, Layer, Row
 from gradlens.sinks import Sink
 from gradlens.storage import BackgroundSink
@@ -47,6 +48,7 @@ class Table:
         make_header: Returns the run's header for its layers.
         gradients: Its ``changes_seen`` is set when clipping is detected.
         ranks: The processes that record together.
+        sharded: Adds up gradients that are partial sums on each rank.
         auto: The rule "auto", for which rank 0 decides.
         n_rows: Rows already in the file.
     """
@@ -60,6 +62,7 @@ class Table:
         make_header: Callable[[tuple[Layer, ...]], Header],
         gradients: ParameterGradients,
         ranks: Ranks | None,
+        sharded: ShardedGradients | None,
         auto: AutoEvery | None,
         n_rows: int,
     ) -> None:
@@ -81,7 +84,7 @@ class Table:
         self._n_layers = n_layers
         self._make_header = make_header
         self._gradients = gradients
-        self._ranks = ranks
+        self._ranks, self._sharded = ranks, sharded
         self._auto = auto
         self._order = np.arange(n_layers)
         self._measured: MeasuredRow | None = None
@@ -324,14 +327,20 @@ class Table:
             self._auto.note_row(self.last_step)
         next_step = self._auto.next if self._auto is not None and self._ranks.rank == 0 else 0
         flags = [error is not None, self._gradients.changes_seen, next_step]
-        extra = np.array([*totals, *flags, *([] if self._have_combined else self._out_numel)])
+        summed = np.zeros(0 if self._sharded is None else self._sharded.size)
+        for addend, scale in measured.summed if measured is not None else ():
+            summed += addend.cpu().numpy() / (1 if scale is None else float(scale))
+        sizes = np.zeros(0) if self._have_combined else self._out_numel / self._ranks.copies(self._n_layers)
+        extra = np.array([*totals, *flags, *summed, *sizes])
         self.ended = True  # stays True if the collective fails
         columns, sums = self._ranks.combine(self._metrics, columns, self._n_layers, extra)
         self.ended = bool(sums[2] > 0)
         if self.ended:
             raise error or RecorderError("recording failed on another rank")
+        if self._sharded is not None:
+            self._sharded.add(columns, sums[5 : 5 + len(summed)])
         if not self._have_combined and not self._is_open:
-            self._set_out_numel(sums[5:])
+            self._set_out_numel(sums[5 + len(summed) :])
         self._have_combined = True
         self._gradients.changes_seen = bool(sums[3] > 0)
         if self._auto is not None:

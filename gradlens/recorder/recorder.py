@@ -252,6 +252,8 @@ class Recorder:
         )
         self._modules = choose_layers(model, layers)
         self._learned = Learned(self._modules)
+        if self._ranks is not None:
+            self._learned.note_layout = self._ranks.note_output
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
@@ -279,6 +281,7 @@ class Recorder:
             self._make_header,
             self._steps.gradients,
             self._ranks,
+            self._steps.sharded,
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
@@ -684,6 +687,11 @@ class Recorder:
             self._notes.note_other_changes(table.changed_otherwise)
         if not table.n_rows:
             return
+        if self._ranks is not None:
+            sharded = self._steps.sharded
+            self._notes.note_partial_sums(self._ranks.partial_outputs, sharded.left_out if sharded else ())
+            if "grad_coherence" in self._intervals and self._ranks.batch_parts < self._ranks.world:
+                self._notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
         if "activation_grad_norm" in self._intervals:
             last = table.last_row_with["activation_grad_norm"]
             self._notes.note_missing_outputs(last, table.n_rows, self._learned.called)

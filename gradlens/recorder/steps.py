@@ -81,6 +81,7 @@ from gradlens.recorder.ratios import addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.schedule import AutoEvery, Clock
 from gradlens.recorder.step_state import BackwardPass, StepState, add_logged, only
+from gradlens.recorder.tensor_layouts import ShardedGradients, is_distributed
 from gradlens.run import Status
 
 SPREAD = 16
@@ -149,14 +150,23 @@ class Steps:
         self._optimizers, self._scaler, self._intervals, self._learned = optimizers, scaler, intervals, learned
         self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
         self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
-        self._outputs = OutputGradients(len(modules))
+        self._outputs = OutputGradients(len(modules), None if ranks is None else ranks.takes)
         owned = [own_parameters(module) for module in modules.values()]
         self._own = [[p for p in own if ranks is None or ranks.reads(p)] for own in owned]
+        self._with_gradient = [[p for p in own if ranks is None or ranks.reads_gradient(p)] for own in owned]
+        self.sharded = (
+            None
+            if ranks is None or not any(map(is_distributed, model.parameters()))
+            else ShardedGradients(owned, ranks.world)
+        )
+        """Makes of gradients what is added up over the ranks; None where no parameter is distributed."""
         self._group_sizes = self._count_groups()
         self._states = GradientStates(model, self._grouped_ids())
         self._own_indices = [frozenset(self._states.indices(map(id, own))) for own in owned]
         count = "nonfinite_count" in intervals
-        self.gradients = ParameterGradients(self._find_owners(), count_nonfinite=count, always_early=scaler.present)
+        self.gradients = ParameterGradients(
+            self._find_owners(), count_nonfinite=count, always_early=scaler.present, sharded=self.sharded
+        )
         self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
@@ -198,7 +208,7 @@ class Steps:
         return [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
 
     def _find_owners(self) -> list[Owners]:
-        return group_by_optimizer(self._own, self._grouped_ids())
+        return group_by_optimizer(self._with_gradient, self._grouped_ids())
 
     @property
     def index(self) -> int:
@@ -700,6 +710,7 @@ class Steps:
             scalars,
             self.gradients.parts_before,
             self.gradients.parts if self.gradients.parts_before else [],
+            summed=self.gradients.summed,
         )
         self.gradients.end_row()
         if self._watch.missed_compiled_pass:
