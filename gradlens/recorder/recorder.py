@@ -30,6 +30,7 @@ from gradlens.recorder.intervals import make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line, listed
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.rank_agreement import RankAgreement
 from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
@@ -252,8 +253,10 @@ class Recorder:
         )
         self._modules = choose_layers(model, layers)
         self._learned = Learned(self._modules)
+        self._agreement: RankAgreement | None = None
         if self._ranks is not None:
             self._learned.note_layout = self._ranks.note_output
+            self._agreement = RankAgreement(model, self._modules, self._ranks.rank, self._ranks.world)
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
@@ -282,6 +285,7 @@ class Recorder:
             self._steps.gradients,
             self._ranks,
             self._steps.sharded,
+            self._agreement,
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
@@ -342,6 +346,8 @@ class Recorder:
                     raise
                 _warn_of_rank(error)
                 self._table.sink = NullSink()
+            if self._ranks is not None:
+                self._ranks.connect()
             claimed = True
             self._steps.start(self._table, self._write_state)
             if self._ranks is None or self._ranks.rank == 0:
@@ -426,7 +432,7 @@ class Recorder:
                 table.sink.flush()
                 self._note_missing()
                 table.sink.write_state(self.overhead, self.notes)
-                table.sink.write_facts(self._facts.facts)
+                table.sink.write_facts(self._find_facts())
                 self._write_epochs()
             table.sink.close(status)
         except (KeyboardInterrupt, SystemExit):
@@ -439,6 +445,8 @@ class Recorder:
             self._report_error(error)
         finally:
             self._steps.forget()
+            if self._ranks is not None and not self._table.ended:
+                self._ranks.disconnect()
         if status != "failed" and not table.n_rows:
             self._warn_of_no_row()
 
@@ -591,11 +599,18 @@ class Recorder:
     def _write_state(self) -> None:
         self._notes.look_for_changes()
         self._table.sink.write_state(self.overhead, self.notes)
-        self._table.sink.write_facts(self._facts.facts)
+        self._table.sink.write_facts(self._find_facts())
+
+    def _find_facts(self) -> dict[str, Any]:
+        ranks = self._ranks
+        if ranks is None or self._agreement is None:
+            return self._facts.facts
+        found = self._agreement.facts(ranks.world, ranks.silent, self._steps.index)
+        return {**self._facts.facts, "ranks": found}
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         if self._state == "recording":
-            self._guard(lambda: self._table.sink.write_facts(facts))
+            self._guard(lambda: self._table.sink.write_facts({**facts, **self._find_facts()}))
 
     @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
@@ -730,6 +745,8 @@ class Recorder:
         self._notes.add(f"recording ended at step {self._steps.index}: {line(error)}")
         with contextlib.suppress(Exception):  # the file itself may have failed
             self._table.sink.write_state(self.overhead, self.notes)
+            if self._ranks is not None:
+                self._table.sink.write_facts(self._find_facts())
         with contextlib.suppress(Exception):
             self._table.sink.close("failed")
         self._report_error(error)

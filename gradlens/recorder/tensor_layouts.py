@@ -116,7 +116,7 @@ class ShardedGradients:
         self._layers_of: dict[int, list[int]] = {}
         self.size = 0
         """Numbers that each rank sends for the gradients that are added up."""
-        whole = {id(p): p for mine in own for p in mine if is_distributed(p) and _is_whole(p)}
+        whole = {id(p): p for mine in own for p in mine if is_distributed(p) and is_whole(p)}
         if sum(p.numel() + 1 for p in whole.values()) <= MOST_SUMMED:
             for key, parameter in whole.items():
                 self._slots[key] = slice(self.size, self.size + 1 + parameter.numel())
@@ -205,6 +205,6 @@ class ShardedGradients:
                 norms[layer] = math.nan
 
 
-def _is_whole(parameter: Any) -> bool:
+def is_whole(parameter: Any) -> bool:
     """Return whether every rank holds all of a distributed parameter."""
     return all(placement.is_replicate() for placement in parameter.placements)
