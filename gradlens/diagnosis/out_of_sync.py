@@ -47,7 +47,7 @@ def _silent(silent: Entry) -> Finding:
         (),
         (step, step),
         f"rank {who} did not take step {step} with the others",
-        "Let every rank take every step, also where its own loss is not finite; where it was killed or is slow, its own "
-        "log says why.",
+        "Let every rank take every step, also where its own loss is not finite; where it was killed or is slow, its "
+        "own log says why.",
         "a rank that misses a step",
     )

@@ -55,9 +55,13 @@ class Ranks:
     Args:
         ranks: The processes, by their ranks in the default group; None is all of them.
         batch_parts: Among how many ranks the batch is shared; None is all of them.
+        wrapper: The DistributedDataParallel module, if there is one.
     """
 
-    def __init__(self, ranks: Sequence[int] | None = None, batch_parts: int | None = None) -> None:
+    def __init__(
+        self, ranks: Sequence[int] | None = None, batch_parts: int | None = None, wrapper: nn.Module | None = None
+    ) -> None:
+        self._wrapper = wrapper
         self.patience = find_patience()
         """Seconds that a rank waits for the others."""
         self._ranks = tuple(range(dist.get_world_size()) if ranks is None else ranks)
@@ -152,6 +156,15 @@ class Ranks:
     def reads_gradient(self, parameter: nn.Parameter) -> bool:
         """Return whether this rank reads the gradient of a parameter, or its part of it (see ``ShardedGradients``)."""
         return self.rank == 0 or is_distributed(parameter)
+
+    def find_refusal(self) -> RecorderError | None:
+        """Return why no row can be combined, which all ranks find at the same row."""
+        if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
+            return RecorderError(
+                "DistributedDataParallel.join() lets the ranks take different numbers of steps, so no row has all of "
+                "them"
+            )
+        return None
 
     # --- gradients of outputs -------------------------------------------------------------------------------
 
@@ -340,15 +353,15 @@ def find_ranks(model: nn.Module) -> Ranks | None:
                 tip="use torch.distributed.fsdp.fully_shard, which keeps the parameters of each layer",
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            return Ranks(dist.get_process_group_ranks(module.process_group))
+            return Ranks(dist.get_process_group_ranks(module.process_group), wrapper=module)
     mesh = largest_mesh(model.parameters())
     if mesh:
         return Ranks(mesh, count_batch_parts(model))
     if dist.get_world_size() > 1:
         warnings.warn(
             f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
-            "training, so each process records its own model; if they train one model together, pass the "
-            "DistributedDataParallel model itself",
+            "training, so each process records its own model, as the stages of a pipeline should, each in its own file; "
+            "if they train one model together, pass the DistributedDataParallel model itself",
             GradlensWarning,
             stacklevel=4,
         )

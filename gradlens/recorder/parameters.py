@@ -229,6 +229,17 @@ class ParameterGradients:
         for reading in self._before.values():
             reading.part.scale = scale
 
+    def divide_early_reading(self, number: float) -> None:
+        """Note that the gradients were divided by a number since the early reading, which is no clipping.
+
+        Args:
+            number: The number.
+        """
+        self._signatures.clear()
+        self._thin.clear()
+        for part in [reading.part for reading in self._before.values()]:
+            part.scale = number if part.scale is None else part.scale * number
+
     @property
     def shrunk(self) -> Tensor | None:
         """0-d, whether no sampled element grew or changed its sign since the backward pass; None where unknown."""

@@ -68,6 +68,7 @@ from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scale
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
+from gradlens.recorder.hooks.pipeline_scaling import PipelineWatch
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
@@ -170,6 +171,7 @@ class Steps:
         self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
+        self._pipeline = PipelineWatch(model, self._divide)
         self._hooks = LayerHooks(
             modules,
             self._outputs,
@@ -240,6 +242,7 @@ class Steps:
         seconds_per_hook()
         self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
         self._handles += place_wrapper_hooks(self._wrappers, self._on_wrapper)
+        self._pipeline.put()
         spread = SPREAD if self._learned.compiled else FIRST_SPREAD
         self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
         self._begin_step(self.index)
@@ -254,6 +257,7 @@ class Steps:
     def stop(self) -> None:
         """Remove the hooks."""
         self.stop_following()
+        self._pipeline.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -496,6 +500,19 @@ class Steps:
             self.gradients.look(self._scaler.scale, skip=state.read)
         if state.ended == MANY_PASSES and not self.steps_seen:
             self._notes.warn_of_no_step(state.ended, self._optimizers)
+
+    def _divide(self, number: float) -> None:
+        """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
+        if self.on and self.state.wanted:
+            self._guard(lambda: self._handle_division(number))
+
+    @torch.no_grad()
+    def _handle_division(self, number: float) -> None:
+        self._collect_outputs()
+        for each in [*self.state.passes, *self.state.inner]:
+            for part in each.parts:
+                part.scale = number if part.scale is None else part.scale * number
+        self.gradients.divide_early_reading(number)
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
@@ -774,7 +791,8 @@ class Steps:
 
     def _combine_ranks(self) -> None:
         """Combine the row just closed with those of the other ranks."""
-        error, self.local_error = self.local_error, None
+        assert self._ranks is not None
+        error, self.local_error = self.local_error or self._ranks.find_refusal(), None
         try:
             self._table.combine_ranks(error)
         except Exception as failure:

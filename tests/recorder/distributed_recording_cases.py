@@ -91,6 +91,7 @@ CASES: dict[str, Case] = {
     "scaler-last": Case(scaler=True, first_skipped=STEPS - 1, log_on_first=True),
     "every": Case(every=4, steps=10, log_on_first=True),
     "auto": Case("adam", every="auto", steps=20),
+    "zero": Case("zero"),
 }
 
 FAILING = Case("adam", steps=8)
@@ -108,7 +109,11 @@ def data(step: int) -> tuple[Tensor, Tensor]:
 
 
 def make_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
-    if case.optimizer == "adam":
+    if case.optimizer == "zero" and dist.is_initialized():
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=1e-3, eps=1e-4)
+    if case.optimizer in ("adam", "zero"):
         return torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4)
     return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
@@ -188,6 +193,10 @@ def run(case: Case, model: nn.Module, path: Path, rank: int = 0, world: int = 1,
 
 
 def wrap(kind: str, model: nn.Module, *, unused: bool) -> nn.Module:
+    if kind == "static":
+        return DistributedDataParallel(model, static_graph=True)
+    if kind == "view":
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     if kind == "ddp":
         return DistributedDataParallel(model, find_unused_parameters=unused)
     from torch.distributed.device_mesh import init_device_mesh  # these cost three seconds

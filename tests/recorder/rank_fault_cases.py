@@ -21,7 +21,7 @@ import gradlens
 from tests.processes import run_all
 
 WORLD, STEPS, FAULT, PATIENCE_S = 3, 6, 2, 2.0
-TASKS = ("right", "bypassed", "other-rate", "skips", "leaves", "alone")
+TASKS = ("right", "bypassed", "other-rate", "skips", "leaves", "alone", "join")
 
 
 def build(seed: int = 0) -> nn.Module:
@@ -40,6 +40,8 @@ def train(task: str, path: Path, rank: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
+            if task == "join":
+                stack.enter_context(model.join())
             try:
                 if task != "alone" or rank == 0:
                     recorder = stack.enter_context(gradlens.record(model, path, optimizer=optimizer))

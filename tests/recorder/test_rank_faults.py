@@ -81,6 +81,15 @@ class TestFaults:
         assert finding.steps == (FAULT, FAULT)
         assert "rank 1" in finding.evidence
 
+    def test_join_is_refused_in_one_line(self, folder: Path) -> None:
+        for rank in range(WORLD):
+            found = json.loads((folder / f"rank{rank}.json").read_text())["join"]
+            assert found["seconds"] < PATIENCE_S
+            assert found["said"] == [
+                "gradlens: recording ended at step 0, training goes on: DistributedDataParallel.join() lets the ranks "
+                "take different numbers of steps, so no row has all of them"
+            ]
+
     def test_a_recorder_on_one_rank_alone_is_refused_in_time(self, folder: Path) -> None:
         said = json.loads((folder / "rank0.json").read_text())["alone"]["said"]
         assert len(said) == 1
