@@ -360,8 +360,8 @@ def find_ranks(model: nn.Module) -> Ranks | None:
     if dist.get_world_size() > 1:
         warnings.warn(
             f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
-            "training, so each process records its own model, as the stages of a pipeline should, each in its own file; "
-            "if they train one model together, pass the DistributedDataParallel model itself",
+            "training, so each process records its own model, as the stages of a pipeline should, each in its own "
+            "file; if they train one model together, pass the DistributedDataParallel model itself",
             GradlensWarning,
             stacklevel=4,
         )

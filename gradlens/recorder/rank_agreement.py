@@ -23,7 +23,7 @@ from gradlens.recorder.layers import own_parameters
 from gradlens.recorder.norms import HostNorms, local_part
 from gradlens.recorder.tensor_layouts import is_distributed, is_whole
 
-SAMPLE = 1024
+SAMPLE = 256
 """Elements of each parameter that are compared in a row."""
 APART = 1e-5
 """Relative distance from which ranks are out of sync: about a hundred roundings of float32. The projection itself is
@@ -49,11 +49,12 @@ class RankAgreement:
         self._rank, self._world, self._names = rank, world, list(modules)
         self._ignored = _ignored_parameters(model)
         comparable = [] if _differs_by_design(model) else [self._comparable(module) for module in modules.values()]
+        comparable = [[p for p in own if p.numel()] for own in comparable]
         kept = {layer: own for layer, own in enumerate(comparable) if own}
         self._layers = list(kept)
         self._parameters = [parameter for own in kept.values() for parameter in own]
         self._layer_of = [place for place, own in enumerate(kept.values()) for _ in own]
-        self._signs = torch.randint(0, 2, (SAMPLE,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        self._signs = np.random.default_rng(0).choice([-1.0, 1.0], SAMPLE)
         self._limits = np.array([max(map(_limit, own)) for own in kept.values()])
         self._facts: dict[str, Any] = {}
 
@@ -80,11 +81,13 @@ class RankAgreement:
         sizes = [len(sample) for sample in samples]
         numbers = torch.cat(samples).cpu().double().numpy()
         numbers = np.nan_to_num(numbers, nan=LARGE, posinf=2 * LARGE, neginf=-2 * LARGE)
-        signs = self._signs.double().numpy()
-        places = np.repeat(self._layer_of, sizes)
-        signed = numbers * np.concatenate([signs[:size] for size in sizes])
-        np.add.at(found[0], places, signed)
-        np.add.at(found[3], places, np.square(numbers))
+        starts = np.cumsum([0, *sizes[:-1]])
+        np.add.at(
+            found[0],
+            self._layer_of,
+            np.add.reduceat(numbers * np.concatenate([self._signs[:n] for n in sizes]), starts),
+        )
+        np.add.at(found[3], self._layer_of, np.add.reduceat(np.square(numbers), starts))
         found[1] = np.square(found[0])
         found[2] = self._rank * found[0]
         self._own = found[0]

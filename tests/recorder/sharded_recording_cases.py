@@ -19,6 +19,7 @@ import gradlens
 from tests.processes import run_all
 
 WORDS, LENGTH, WIDTH, CLASSES, BATCH, STEPS = 11, 8, 8, 6, 8, 3
+PIPELINES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
 TRUE = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "activation_rms")
 
 
@@ -53,6 +54,28 @@ class Model(nn.Module):
         return self.head(self.norm(x))
 
 
+class Front(nn.Module):
+    """The first stage of a pipeline; names are those of the model."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.embed, self.blocks = model.embed, nn.ModuleDict({"0": model.blocks[0]})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks["0"](self.embed(x))
+
+
+class Back(nn.Module):
+    """The second stage."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.blocks, self.norm, self.head = nn.ModuleDict({"1": model.blocks[1]}), model.norm, model.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks["1"](x)))
+
+
 def build() -> Model:
     torch.manual_seed(0)
     model = Model()
@@ -77,6 +100,9 @@ def loss_of(logits: Any, y: Tensor) -> Tensor:
 def choose(name: str, module: nn.Module) -> bool:
     """Take layers, norm layers and activation functions."""
     return not list(module.children())
+
+
+OPTIONS: dict[str, Any] = {"metrics": TRUE, "every": dict.fromkeys(TRUE, 1), "layers": choose}
 
 
 def truth() -> dict[str, dict[str, list[float]]]:
@@ -184,13 +210,33 @@ def wrap(way: str, model: Model, world: int) -> tuple[nn.Module, int, int]:
     return model, mesh["dp"].get_local_rank(), world // 2
 
 
-def train(way: str, path: Path, world: int) -> list[str]:
-    model, part, parts = wrap(way, build(), world)
+def train_stage(way: str, path: Path, rank: int) -> list[str]:
+    """Train one stage of a pipeline of two, and record it into a file of its own."""
+    from torch.distributed import pipelining
+
+    model = (Front, Back)[rank](build())
+    stage = pipelining.PipelineStage(model, rank, 2, torch.device("cpu"))
+    schedule = getattr(pipelining, PIPELINES[way])(stage, n_microbatches=4, loss_fn=loss_of)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    options: dict[str, Any] = {"metrics": TRUE, "every": dict.fromkeys(TRUE, 1), "layers": choose}
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        with gradlens.record(model, path, optimizer=optimizer, on_error="raise", **options) as recorder:
+        with gradlens.record(model, path, optimizer=optimizer, on_error="raise", **OPTIONS):
+            for step in range(STEPS):
+                x, y = data(step)
+                optimizer.zero_grad()
+                schedule.step(x) if rank == 0 else schedule.step(target=y)
+                optimizer.step()
+    return [str(one.message) for one in warned if issubclass(one.category, gradlens.GradlensWarning)]
+
+
+def train(way: str, path: Path, world: int) -> list[str]:
+    if way in PIPELINES:
+        return train_stage(way, path, dist.get_rank())
+    model, part, parts = wrap(way, build(), world)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with gradlens.record(model, path, optimizer=optimizer, on_error="raise", **OPTIONS) as recorder:
             for step in range(STEPS):
                 x, y = (each[part::parts] for each in data(step))
                 optimizer.zero_grad()

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 import gradlens
+from gradlens.errors import ConfigError
 from gradlens.recorder.distributed import TIMEOUT, find_patience
 from tests.processes import PATIENCE
 from tests.recorder.rank_fault_cases import FAULT, PATIENCE_S, STEPS, TASKS, WORLD
@@ -100,5 +101,5 @@ class TestFaults:
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "inf", "nan"])
 def test_the_time_limit_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TIMEOUT, text)
-    with pytest.raises(gradlens.ConfigError, match="must be a number of seconds above 0"):
+    with pytest.raises(ConfigError, match="must be a number of seconds above 0"):
         find_patience()

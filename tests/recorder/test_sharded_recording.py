@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import gradlens
 from tests.processes import PATIENCE
-from tests.recorder.sharded_recording_cases import BATCH, CLASSES, LENGTH, TRUE, WIDTH, truth
+from tests.recorder.sharded_recording_cases import BATCH, CLASSES, LENGTH, PIPELINES, TRUE, WIDTH, truth
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-WAYS = {2: ("columns", "sequence", "tensors"), 4: ("fsdp+sequence",)}
+WAYS = {2: ("columns", "sequence", "tensors", *PIPELINES), 4: ("fsdp+sequence",)}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def true() -> dict[str, dict[str, list[float]]]:
     return truth()
 
 
-@pytest.mark.parametrize(("world", "way"), [(world, way) for world, ways in WAYS.items() for way in ways])
+@pytest.mark.parametrize(
+    ("world", "way"), [(world, way) for world, ways in WAYS.items() for way in ways if way not in PIPELINES]
+)
 def test_norms_are_those_of_the_whole_model(world: int, way: str, sharded, true) -> None:
     run = gradlens.read_run(sharded(world) / "of-rank-0" / f"{way}.h5")
     partial = {"blocks.0.norm", "blocks.1.norm", "norm"} if way == "tensors" else set()
@@ -76,9 +78,26 @@ def test_norms_are_those_of_the_whole_model(world: int, way: str, sharded, true)
     assert all(name in said[0] for name in partial)
 
 
+@pytest.mark.parametrize("way", PIPELINES)
+def test_each_stage_of_a_pipeline_records_what_the_whole_model_has(way: str, sharded, true) -> None:
+    seen = set()
+    for rank in range(2):
+        run = gradlens.read_run(sharded(2) / f"of-rank-{rank}" / f"{way}.h5")
+        assert "clip_coefficient" not in run.scalars
+        seen |= {layer.name for layer in run.layers}
+        for metric in ("activation_grad_norm", "param_grad_norm", "param_norm"):
+            for i, layer in enumerate(run.layers):
+                if layer.name in true[metric]:
+                    np.testing.assert_allclose(run.metric(metric)[:, i], true[metric][layer.name], rtol=1e-5)
+    assert seen == set(true["activation_grad_norm"])
+
+
 @pytest.mark.parametrize("world", WAYS)
 def test_nothing_is_said_and_one_rank_writes(world: int, sharded) -> None:
     folder = sharded(world)
-    assert [path.name for path in folder.glob("of-rank-*")] == ["of-rank-0"]
+    files = {path.name for path in folder.glob("of-rank-[1-9]/*.h5")}
+    assert files == ({f"{way}.h5" for way in PIPELINES} if world == 2 else set())
     for rank in range(world):
-        assert json.loads((folder / f"rank{rank}.json").read_text()) == {way: [] for way in WAYS[world]}
+        said = json.loads((folder / f"rank{rank}.json").read_text())
+        assert {way for way in WAYS[world] if said[way]} == set(PIPELINES).intersection(said)
+        assert all("as the stages of a pipeline should" in text for way in PIPELINES for text in said.get(way, ()))
