@@ -75,9 +75,9 @@ def record(
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, make the
             recorder before the first compiled call; with ``fullgraph=True`` gradients of outputs are missing. With
-            DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, if it
-            gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its ``log()`` and
-            ``log_epoch()`` count.
+            DistributedDataParallel (without ``join()``), ``fully_shard`` or tensor parallelism, every rank makes a
+            recorder and, if it gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its
+            ``log()`` and ``log_epoch()`` count.
         path: The run file; it appears with the first row. A relative path counts from the working directory at the time
             of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has

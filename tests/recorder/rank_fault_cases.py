@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import sys
@@ -75,6 +76,8 @@ def work(folder: Path, tasks: list[str], rank: int) -> None:
 
 
 if __name__ == "__main__":
+    for name in ("gradlens.recorder.recorder", "gradlens.storage", "torch._dynamo"):  # here once for all processes
+        importlib.import_module(name)
     os.environ["GRADLENS_RANK_TIMEOUT"] = str(PATIENCE_S)
     here = Path(sys.argv[1])
     codes = run_all(here, WORLD, functools.partial(work, here, sys.argv[2:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 import warnings
@@ -256,6 +257,9 @@ def work(folder: Path, world: int, tasks: list[str], do: Callable[[str, Path, in
 
 
 if __name__ == "__main__":
+    parts = [f"torch.distributed.{name}" for name in ("fsdp", "pipelining", "tensor.parallel")]
+    for name in ("gradlens.recorder.recorder", "gradlens.storage", "torch._dynamo", *parts):
+        importlib.import_module(name)  # these cost seconds: here once for all processes
     here, ranks = Path(sys.argv[1]), int(sys.argv[2])
     codes = run_all(here, ranks, functools.partial(work, here, ranks, sys.argv[3:], train))
     sys.exit(0 if codes == [0] * ranks else "".join((here / f"rank{i}.txt").read_text() for i in range(ranks)))
