@@ -33,6 +33,7 @@ from gradlens.recorder.tensor_layouts import (
 )
 
 T = TypeVar("T")
+_c10d: Any = dist.distributed_c10d if dist.is_available() else None
 TIMEOUT = "GRADLENS_RANK_TIMEOUT"
 """The environment variable with the number of seconds that a rank waits for the others."""
 PATIENCE_S = 60.0
@@ -92,9 +93,9 @@ class Ranks:
         """
         limit = datetime.timedelta(seconds=self.patience)
         try:
-            store = dist.PrefixStore(f"gradlens/{self._ranks}", dist.distributed_c10d._get_default_store())
-            self._store = dist.PrefixStore(self._choose_name(store, limit), store)
-            self.group = dist.ProcessGroupGloo(self._store, self.rank, self.world, limit)
+            store = _c10d.PrefixStore(f"gradlens/{self._ranks}", _c10d._get_default_store())
+            self._store = _c10d.PrefixStore(self._choose_name(store, limit), store)
+            self.group = _c10d.ProcessGroupGloo(self._store, self.rank, self.world, limit)
         except (RuntimeError, AttributeError) as error:  # torch may be built without gloo
             raise RecorderError(
                 f"the {self.world} processes that train the model could not connect within {self.patience:g} s "
@@ -135,9 +136,9 @@ class Ranks:
         self.connect()
         try:
             if self.rank == 0:
-                self._store.set("found", pickle.dumps(found))
+                self._store.set("found", pickle.dumps(found).hex())
             self._store.wait(["found"], datetime.timedelta(seconds=self.patience))
-            return pickle.loads(self._store.get("found"))
+            return pickle.loads(bytes.fromhex(self._store.get("found").decode()))
         except RuntimeError as error:
             raise RecorderError(f"rank 0 did not say where the recording goes on ({_cause(error)})") from error
         finally:
