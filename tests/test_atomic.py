@@ -113,7 +113,7 @@ def largest_file(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", some_slow(WRITERS, 2))
 def test_a_write_that_ends_half_way_leaves_what_was_there(
     name: str, make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ def watch(tmp_path: Path, code: str, seconds: float) -> tuple[dict[str, Any], di
     return ended, taken
 
 
+@pytest.mark.slow
 def test_a_process_over_its_time_is_killed_and_what_it_found_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

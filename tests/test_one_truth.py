@@ -27,6 +27,7 @@ from gradlens.study.measures import typical_ratio
 from gradlens.study.study_run import DECIMALS, as_study_run
 from gradlens.terminal.live.watch import ratio_line
 from gradlens.terminal.live.watched_run import Watched
+from tests.processes import some_slow
 
 ROWS = 60
 METRIC = "activation_grad_norm"
@@ -140,7 +141,7 @@ def fates(text: str) -> set[str]:
     return {name for name, words in FATES.items() if words in text}
 
 
-@pytest.mark.parametrize("odd", [name for name in ODD if name != "one layer"])
+@pytest.mark.parametrize("odd", some_slow([name for name in ODD if name != "one layer"], 2))
 def test_one_number_and_one_word(odd: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
     run = read_run(make_run(steps=ROWS, **ODD[odd]))
     ratio = gradient_ratio(run)

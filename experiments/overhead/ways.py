@@ -15,6 +15,7 @@ from subjects import Trained
 from torch import Tensor, nn
 
 import gradlens
+from gradlens.metrics import DEFAULT_METRICS
 
 
 class Way:
@@ -141,18 +142,23 @@ class GradlensAuto(GradlensEvery10):
     options: ClassVar[dict[str, Any]] = {"every": "auto"}
 
 
+def _without_others(name: str) -> tuple[str, ...]:
+    """Return what takes all default metrics away but one."""
+    return tuple(f"-{each}" for each in DEFAULT_METRICS if each != name)
+
+
 class GradlensActivations(Gradlens):
     """One metric."""
 
     title = "gradlens, activation_grad_norm alone"
-    options: ClassVar[dict[str, Any]] = {"metrics": ("activation_grad_norm",)}
+    options: ClassVar[dict[str, Any]] = {"metrics": _without_others("activation_grad_norm")}
 
 
 class GradlensParameters(Gradlens):
     """One metric."""
 
     title = "gradlens, param_grad_norm alone"
-    options: ClassVar[dict[str, Any]] = {"metrics": ("param_grad_norm",)}
+    options: ClassVar[dict[str, Any]] = {"metrics": _without_others("param_grad_norm")}
 
 
 class Forum(Way):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradlens.metrics import DEAD_UNITS
@@ -26,6 +27,12 @@ from gradlens.recorder.ratios import OFF, UNITS
 
 WINDOW = 3
 """Recordings in succession in which a dead unit is off; so few because the diagnosis judges it over several values."""
+
+ON_HOST = (torch.float32, torch.float64, torch.float16)
+"""Types of gradients on the CPU that numpy reads."""
+CPU = torch.device("cpu")
+Units = Tensor | NDArray[np.bool_]
+"""Whether each unit had a gradient: an array on the CPU where numpy can read the gradients."""
 
 
 class DeadUnits(Measurer):
@@ -43,12 +50,12 @@ class DeadUnits(Measurer):
             for i, module in enumerate(context.modules.values())
             if _has_units(module) and id(module.weight) in read[i]
         ]
-        self._active: dict[int, deque[Tensor]] = {i: deque(maxlen=WINDOW) for i, _ in self._layers}
+        self._active: dict[int, deque[Units]] = {i: deque(maxlen=WINDOW) for i, _ in self._layers}
         self.clear()
 
     def clear(self) -> None:
         """Forget the step in progress."""
-        self._off: list[tuple[int, Tensor, int]] = []
+        self._off: list[tuple[int, Tensor | int, int]] = []
 
     def before_step(self, due: Sequence[str], row: int) -> None:
         """Read which units have a gradient, if the metric is due."""
@@ -58,35 +65,38 @@ class DeadUnits(Measurer):
                 known.clear()
             if now is None:
                 continue
-            if known and known[-1].device != now.device:
-                moved = [each.to(now.device) for each in known]
+            if known and _device(known[-1]) != _device(now):
+                moved = [_move(each, _device(now)) for each in known]
                 known.clear()
                 known.extend(moved)
             known.append(now)
             if len(known) == WINDOW:
-                ever = torch.stack(list(known)).any(dim=0)
-                self._off.append((layer, len(ever) - torch.count_nonzero(ever), len(ever)))
+                self._off.append((layer, _count_off(known), len(now)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the last recordings: layer name to (k, U) whether a unit had a gradient, k <= ``WINDOW``."""
         names = list(self.context.modules)
-        return {names[i]: torch.stack(list(known)).cpu() for i, known in self._active.items() if known}
+        return {
+            names[i]: torch.stack([_move(each, CPU) for each in known]) for i, known in self._active.items() if known
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Remember the recordings that ``state_dict`` returned."""
         names = list(self.context.modules)
         for i, known in self._active.items():
             known.clear()
-            known.extend(state[names[i]].bool() if names[i] in state else ())
+            known.extend(state[names[i]].bool().cpu().numpy() if names[i] in state else ())
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
         """Return the number of units that are off, and of all units."""
         if not self._off:
             return {}
         layers, off, units = zip(*self._off, strict=True)
-        counts = torch.stack([each.to(off[0].device) for each in off]).float()
         where = np.array(layers)
-        values: Any = counts.double().numpy() if counts.is_cpu else counts
+        on_device = next((each.device for each in off if isinstance(each, Tensor)), None)
+        values: Any = np.array(off, dtype=np.float64) if on_device is None else None
+        if on_device is not None:
+            values = torch.stack([torch.as_tensor(each).to(on_device) for each in off]).float()
         return {OFF: [Part(where, values)], UNITS: [Part(where, np.array(units, dtype=np.float64))]}
 
 
@@ -99,7 +109,15 @@ def _has_units(module: Any) -> bool:
     return bool(outputs == weight.shape[0]) and not getattr(module, "transposed", False)
 
 
-def _active_units(module: Any) -> Tensor | None:
+def _device(units: Units) -> torch.device:
+    return units.device if isinstance(units, Tensor) else CPU
+
+
+def _move(units: Units, device: torch.device) -> Tensor:
+    return torch.as_tensor(units).to(device)
+
+
+def _active_units(module: Any) -> Units | None:
     """Return (U,) whether a unit's weights or bias have a gradient other than 0; None where there is no gradient."""
     weight = module.weight
     grad = weight.grad
@@ -108,12 +126,33 @@ def _active_units(module: Any) -> Tensor | None:
     rows = local_part(grad).detach()
     if rows.shape[1:] != weight.shape[1:] or not rows.numel():  # sharded within units
         return None
-    active: Tensor = torch.linalg.vector_norm(rows.flatten(1), ord=float("inf"), dim=1) != 0
     bias = getattr(module, "bias", None)
-    if isinstance(bias, nn.Parameter) and bias.grad is not None:
-        own = local_part(bias.grad).detach()
-        active = active | (own != 0) if own.shape == active.shape else active
-    return active
+    own = local_part(bias.grad).detach() if isinstance(bias, nn.Parameter) and bias.grad is not None else None
+    if own is not None and own.shape != rows.shape[:1]:
+        own = None
+    if rows.is_cpu and rows.dtype in ON_HOST:
+        return _active_on_host(rows, own)
+    active: Tensor = torch.linalg.vector_norm(rows.flatten(1), ord=float("inf"), dim=1) != 0
+    return active if own is None else active | (own != 0)
+
+
+def _active_on_host(rows: Tensor, own: Tensor | None) -> NDArray[np.bool_]:
+    """Return the same by numpy, whose calls are short and which stops at the first number other than 0.
+
+    Args:
+        rows: (U, ...) gradient of the weight.
+        own: (U,) gradient of the bias.
+    """
+    active: NDArray[np.bool_] = np.zeros(len(rows), bool) if own is None else np.not_equal(own.numpy(), 0)
+    return active if active.all() else active | rows.flatten(1).numpy().any(axis=1)
+
+
+def _count_off(known: Sequence[Units]) -> Tensor | int:
+    """Return how many units had no gradient in any recording: a number where the recordings are on the CPU."""
+    if all(isinstance(each, np.ndarray) for each in known):
+        return len(known[0]) - int(np.count_nonzero(np.logical_or.reduce(known)))
+    ever = torch.stack([torch.as_tensor(each) for each in known]).any(dim=0)
+    return len(ever) - torch.count_nonzero(ever)
 
 
 MEASURER = DeadUnits

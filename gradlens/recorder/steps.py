@@ -643,8 +643,9 @@ class Steps:
         state = self.state
         if state.wanted:
             self._run_part(self._table.hand_over)
-            for measurer in self.measurers:
-                self._run_part(torch.no_grad()(measurer.after_step))
+            with torch.no_grad():
+                for measurer in self.measurers:
+                    self._run_part(measurer.after_step)
             scalars = dict(state.lrs)
             if self._scaler.present:
                 scalars["skipped"] = 0.0 if state.found_inf is None else state.found_inf.reshape(())

@@ -8,6 +8,7 @@ import pytest
 
 from gradlens.cli import cli, run_command
 from gradlens.cli.options import GivenPath
+from tests.processes import some_slow
 
 WITH_RUN = ("summary", "heatmap", "profile", "compare", "diagnose", "claims", "report", "watch", "recover", "export")
 
@@ -136,6 +137,7 @@ def test_a_span_of_one_step_is_said(command: str, make_run, capsys: pytest.Captu
 FACTORIES = """
 import sys
 from torch import nn
+from tests.processes import some_slow
 
 def exits(): sys.exit(0)
 def exits_with_text(): raise SystemExit("no\\nand more")
@@ -152,7 +154,7 @@ def ends(): return Ends()
 """
 
 
-@pytest.mark.parametrize("command", ["run", "probe"])
+@pytest.mark.parametrize("command", some_slow(["run", "probe"]))
 def test_a_factory_that_exits_is_an_error(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nets.py").write_text(FACTORIES)
     Path("top.py").write_text("import sys\nsys.exit(0)\n")

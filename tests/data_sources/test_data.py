@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -259,10 +260,16 @@ def test_copies_stay_on_one_side_unless_asked_otherwise(photos: Path) -> None:
 # --- batches ----------------------------------------------------------------------------------------------
 
 
-def batches(seed: int = 0, workers: int = 0, augment=AUGMENTATIONS):
+@functools.cache
+def few_patterns():
     splits = load_data(config("patterns"))
     splits.train.images = splits.train.images[:33]
     splits.train.labels = splits.train.labels[:33]
+    return splits
+
+
+def batches(seed: int = 0, workers: int = 0, augment=AUGMENTATIONS):
+    splits = few_patterns()
     return make_batches(
         splits.train, splits.val, batch_size=8, seed=seed, augment=augment, side=32, workers=workers
     )  # fmt: skip

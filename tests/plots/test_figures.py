@@ -53,7 +53,7 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
-@pytest.mark.parametrize("metric", METRICS_OF_THE_SAMPLE)
+@pytest.mark.parametrize("metric", some_slow(METRICS_OF_THE_SAMPLE, 2))
 @pytest.mark.parametrize("per_element", some_slow([False, True]))
 def test_every_metric_of_a_real_run_is_drawn(metric: str, per_element: bool, tmp_path: Path) -> None:
     if per_element and metric == "update_ratio":
@@ -143,7 +143,7 @@ def test_labels_never_overlap(count: int, make_run) -> None:
     assert chosen[0] == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4, 7))])
 def test_any_number_of_runs(count: int, make_run, tmp_path: Path) -> None:
     runs = [read_run(make_run(f"r{i}", seed=i, steps=2)) for i in range(count)]
     render(draw_heatmap(runs), tmp_path / "h.png")
@@ -232,7 +232,7 @@ def test_signed_colours_keep_both_sides_apart(theme: str, kind: str) -> None:
     assert half == sorted(half, reverse=theme == "dark")  # away from 0 only ever further from the ground
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", some_slow(THEMES, 2))
 @pytest.mark.parametrize("width", some_slow(["one", "two", "screen"]))
 def test_every_ground_and_width_is_drawn(theme: str, width: str, make_run, tmp_path: Path) -> None:
     look = make_look(theme, width)
@@ -471,7 +471,7 @@ def test_a_caption_takes_whole_sentences_while_three_lines_hold_them() -> None:
     assert cut[-1].endswith("…")
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", some_slow([2, 1, 5]))
 def test_captions_have_three_lines_at_most(count: int, make_run) -> None:
     runs = [read_run(make_run(f"plain{n}-s0", model=f"plain{n}", steps=12)) for n in range(20, 20 + count)]
     curves = make_curves(runs, "activation_grad_norm")

@@ -390,6 +390,7 @@ def test_a_wrapper_by_others_stays_and_works() -> None:
         torch.autograd.backward = original
 
 
+@pytest.mark.slow
 def test_a_model_that_is_compiled_later_is_neither_warned_of_nor_compiled_more_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -150,6 +150,7 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     assert {layer.name: layer.calls for layer in run.layers} == {"frozen": 1, "unused": 0, "used": 1, "head": 1}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

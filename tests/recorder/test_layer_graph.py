@@ -454,6 +454,7 @@ def test_torchvision(make: Callable[..., nn.Module], last_hidden: str, head: str
     assert set(path) <= {layer.name for layer in run.layers if layer.role == "main"}  # a block may own a LayerScale
 
 
+@pytest.mark.slow
 def test_a_model_of_2500_layers_is_set_up_in_half_a_second(one_thread: None) -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2500)))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)

@@ -20,6 +20,7 @@ from gradlens.report.translator import Translator, read_pairs, translate
 from gradlens.run import Run
 from gradlens.study import OUTCOMES, judge_claims
 from gradlens.study.criteria import CLAIMS
+from tests.processes import some_slow
 from tests.report.english_words import english_in, sentences_in
 from tests.report.test_page import Reader
 from tests.study.planted_claims import CONTROLS, FAST, SLOW, curves, ends, halves, over_depth, pair, seeds
@@ -148,7 +149,7 @@ def test_markdown_has_no_english_sentence(runs: list[Run]) -> None:
         assert not english_in(line), line
 
 
-@pytest.mark.parametrize("fixture", ["runs", "runs_over_steps"])
+@pytest.mark.parametrize("fixture", some_slow(["runs", "runs_over_steps"]))
 def test_figures_have_no_english_text(request: pytest.FixtureRequest, fixture: str) -> None:
     facts = collect(request.getfixturevalue(fixture), command="gradlens report")
     for _, figure, caption, _ in report_figures(facts.runs, facts.groups, words_of("id")):

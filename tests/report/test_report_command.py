@@ -109,6 +109,7 @@ def test_both_languages_say_the_same_things() -> None:
         assert places == {part.split("}")[0] for part in indonesian[key].split("{")[1:]}, key
 
 
+@pytest.mark.slow
 def test_a_pdf_has_a_cover_and_the_figures(study, capsys) -> None:
     assert run_command(["report", "-o", "r.pdf"]) == 0
     data = Path("r.pdf").read_bytes()

@@ -58,6 +58,7 @@ def start(path: Path, rows: int, rate: float, end: str) -> subprocess.Popen:
     return writer
 
 
+@pytest.mark.slow
 def test_a_run_of_a_thousand_rows_a_second_is_followed_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     writer = start(path, 3000, 1000, "close")

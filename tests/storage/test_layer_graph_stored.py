@@ -84,6 +84,7 @@ def test_a_graph_that_is_not_that_of_a_model_is_refused(parents: list[str], mess
         read_run(path)
 
 
+@pytest.mark.slow
 def test_a_long_chain_is_checked_quickly() -> None:
     chain = [[], *([i] for i in range(200_000))]
     assert checked_graph(chain)[-1] == (199_999,)

@@ -106,6 +106,7 @@ def test_what_is_kept_is_what_the_rows_say(rows: int, closed: bool, tmp_path: Pa
     sink.close("complete")
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 150), st.integers(0, 3))
 def test_how_it_was_flushed_makes_no_difference(tmp_path_factory, rows: int, flush_rows: int, seed: int) -> None:

@@ -20,6 +20,7 @@ from gradlens.storage import FileSink, read_card, recover_run
 from gradlens.storage.contents import Contents
 from gradlens.storage.superblock import ClosedView
 from tests.conftest import SAMPLE
+from tests.processes import some_slow
 from tests.storage import known
 
 SECRET = 777_777
@@ -224,7 +225,7 @@ def test_every_command_is_tested() -> None:
     assert set(COMMANDS) | NO_READERS == set(cli.commands)
 
 
-@pytest.mark.parametrize("way", SHAPED)
+@pytest.mark.parametrize("way", some_slow(SHAPED, 2))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_in_one_line(
     command: str, way: Way, run: Path, capsys: pytest.CaptureFixture[str]

@@ -404,12 +404,14 @@ def random_pair(rng: np.random.Generator) -> list[Run]:
     return runs
 
 
+@pytest.mark.slow
 def test_the_null_is_seldom_called_supported() -> None:
     """By Student's t 2.5 % lie above; with twice the standard error of 400 trials 0.041 (by the Normal's z: 0.06)."""
     assert share_supported(judge_speed, random_pair) <= 0.041
     assert share_supported(judge_end, random_pair) <= 0.02  # two quantities must agree
 
 
+@pytest.mark.slow
 def test_a_gradient_at_the_line_is_seldom_called_vanished() -> None:
     def at_the_line(rng: np.random.Generator) -> list[Run]:
         return [planted("plain34", seed, decades=float(-3.0 + rng.normal(0, 0.5))) for seed in range(5)]

@@ -197,6 +197,7 @@ def test_who_is_ahead_is_said_with_how_sure_that_is(make_run) -> None:
     assert "a difference of +0.200 [+0.177, +0.223]" in shown.lines[0][1]
 
 
+@pytest.mark.slow
 def test_a_difference_that_is_not_shown_is_not_claimed(make_run) -> None:
     card = compare_card(groups_of(make_run, (0.3, 0.6, 0.9), (0.4, 0.5, 0.95), (0.1, 0.1, 0.1)))
     assert card.verdict == "net1 and net0: no difference in validation accuracy is shown"

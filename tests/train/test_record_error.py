@@ -58,7 +58,9 @@ def failing(after: int, error: Exception) -> type[FileSink]:
 FULL = RunFileError("a.h5 cannot be written: No space left on device", tip="is there room?")
 
 
-@pytest.mark.parametrize(("choice", "rows"), [("stop", 6), ("continue", 2), ("continue", 6)])
+@pytest.mark.parametrize(
+    ("choice", "rows"), [("stop", 6), pytest.param("continue", 2, marks=pytest.mark.slow), ("continue", 6)]
+)
 def test_an_error_of_recording_ends_the_training_or_not_and_the_run_goes_on(
     choice: str, rows: int, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

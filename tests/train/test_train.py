@@ -103,7 +103,7 @@ def test_a_run_with_scaled_branches_has_the_layers_of_the_residual_model(tmp_pat
     assert [scaled.layers[i].name for i in blocks] == [f"layer{n}.0.conv1" for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("model", ["plain8", "resnet8-nobn"])
+@pytest.mark.parametrize("model", some_slow(["resnet8-nobn", "plain8"]))
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(model: str, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_run(config(model, seed=seed, epochs=2, augment=("flip", "color")), tmp_path / f"{name}.h5")
