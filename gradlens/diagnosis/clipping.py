@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.diagnosis.findings import Finding, exact_finding
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import HALVED, loss_fell
 from gradlens.diagnosis.network import Network, usual_update
-from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.format import plural
 
 LITTLE = 0.1
 """Clipping that always leaves less than a tenth of the gradient is a lower learning rate, not a protection. Pascanu et
 al. 2013, On the difficulty of training recurrent neural networks, sec. 3.2: the threshold is 0.5 to 10 times the
 average norm."""
 
+ONE_SIZE = 0.8
+"""Gradients whose root mean square per entry differs so little between layers and rows do so only where all entries are
+cut off at one value; no outside source."""
 TINY = 1e-3
 """Where a usual step changes a layer by more than a thousandth, strong clipping is balanced by a high learning rate, as
 in normalised gradient descent. Ten times the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
@@ -42,7 +49,34 @@ def clipping(rec: Recording, learning: Learning) -> list[Finding]:
             found.append(_late(rec, item))
         elif _too_strong(rec, item):
             found.append(_strong(rec, item))
-    return found
+    return found or _by_value(rec)
+
+
+def _by_value(rec: Recording) -> list[Finding]:
+    """Find gradients whose entries all have one size, in all layers and rows: they are cut off at a tiny value."""
+    fell, main = loss_fell(rec), rec.run.main_layers()
+    if not rec.has(PARAM_GRAD) or Network(rec).rescales or fell >= HALVED or not usual_update(rec) < TINY:
+        return []
+    counts = np.array([max(rec.run.layers[i].param_numel, 1) for i in main])
+    sizes = rec.series(PARAM_GRAD).values[:, main] / np.sqrt(counts)
+    if not len(main) or len(sizes) < LEAST_ROWS or not np.isfinite(sizes).all():
+        return []
+    largest = float(sizes.max())
+    if not largest > 0 or sizes.min() < ONE_SIZE * largest:
+        return []
+    return [
+        exact_finding(
+            "clipping",
+            rec.names(main),
+            (int(rec.run.steps[0]), rec.last_step),
+            f"the entries of the gradient have one size, about {largest:.2g}, at {plural(len(main), 'layer')} in all "
+            f"{plural(len(sizes), 'row')}: they are clipped by value (clip_grad_value_), and "
+            f"{Network(rec).say_rate()} leaves steps of {usual_update(rec):.1g} of a layer's norm",
+            "Raise the value of clip_grad_value_ far above the usual entry, or clip the norm (clip_grad_norm_) at its "
+            "usual size.",
+            "clipping by value leaves next to nothing of every gradient",
+        )
+    ]
 
 
 def _too_strong(rec: Recording, item: Entry) -> bool:

@@ -18,7 +18,7 @@ from gradlens.diagnosis.cut import DRAWN, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
-from gradlens.diagnosis.frozen import frozen, slow
+from gradlens.diagnosis.frozen import frozen, slow, steady
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
@@ -43,6 +43,10 @@ SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
+CAUSED_BY_INPUTS = (
+    "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
+)  # fmt: skip
+"""Kinds that data of a wrong scale can cause."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
@@ -75,7 +79,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         run = _open(run)
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
-    exact = [*cut(rec), *setup(rec), *clipping(rec, learning)]
+    exact = [*cut(rec), *setup(rec, learning), *clipping(rec, learning)]
     explained = {name for layers in (*(i.layers for i in intended), *(f.layers for f in exact)) for name in layers}
     if is_satisfied(rec):
         explained |= set(rec.names(range(len(rec.run.layers))))
@@ -87,12 +91,12 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     learning = _unless_all_zero(learning, findings)
     unchanged = [*frozen(rec, explained), *unused(rec, explained)]
     if not findings and not exact:
-        findings = [*incoherent(rec), *([] if unchanged else slow(rec))]
+        findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
-    findings = [_with_decay(rec, learning, finding) for finding in findings]
+    findings = [_with_inputs(rec, _with_decay(rec, learning, finding)) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
@@ -178,6 +182,14 @@ def _with_decay(rec: Recording, learning: Learning, finding: Finding) -> Finding
     return (
         replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
     )
+
+
+def _with_inputs(rec: Recording, finding: Finding) -> Finding:
+    """Add to a finding without an exact cause that the data are not normalised or not finite."""
+    said, fix = Network(rec).inputs()
+    if finding.cause or finding.kind not in CAUSED_BY_INPUTS or not said:
+        return finding
+    return replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}")
 
 
 def rule_of(kind: Kind) -> Callable[[Recording], list[Finding]]:
@@ -283,10 +295,21 @@ def _missing(rec: Recording, explained: Collection[str]) -> str:
         if known < LEAST_ROWS:
             found = f"the gradients of both the first and the last hidden layer are known in {plural(known, 'row')}"
             return f"{found}: at least {LEAST_ROWS} are needed"
-    elif len(set(rec.names(rec.run.main_layers())).difference(explained)) >= 3:
+    elif _has_unknown_layers(rec, explained):
         found = plural(len(rec.path), "main layer")
         return f"the gradient is known in most rows for {found} only: at least 3 are needed"
     return ""
+
+
+def _has_unknown_layers(rec: Recording, explained: Collection[str]) -> bool:
+    """Return whether of three main layers or more, without those that a note explains, hardly any gradient is known.
+
+    Layers beside the longest path (heads) are known although they are not on it.
+    """
+    main = [int(i) for i in rec.run.main_layers() if rec.run.layers[i].name not in explained]
+    values = rec.series(rec.gradient).values[:, main]
+    known = int(((~np.isnan(values)).mean(axis=0) > 0.5).sum())
+    return len(main) >= 3 and known < 3
 
 
 def _say_loss(rec: Recording) -> str:

@@ -42,15 +42,23 @@ EXPLANATIONS: dict[str, Explanation] = {
         ),
     ),
     "setup": Explanation(
-        "Read from the graph of the loss, from the state of each gradient at the optimizer's step, and from the mode "
-        "of each module. A log-softmax applied twice, a softmax over the first of two dimensions, and single batch "
-        "norms in eval mode change nothing or may be meant, and do not count.",
+        "Read from the graph of the loss, from its targets and the data in the first steps, from the state of each "
+        "gradient at the optimizer's step, and from the mode of each module. A log-softmax applied twice, a softmax "
+        "over the first of two dimensions, and single batch norms in eval mode change nothing or may be meant, and do "
+        "not count.",
         FACTS,
         (
             ("softmax or sigmoid before a loss that applies its own", "remove it from the model"),
             ("shapes are broadcast in the loss", "give output and target the same shape"),
             ("gradients are cleared before the step, or never", "call zero_grad() once, before backward()"),
             ("batch norm never updates its statistics", "set momentum to 0.1"),
+            ("batch norm over two values", "use larger batches, or group norm"),
+            ("dropout after the last layer", "put it between hidden layers"),
+            ("targets outside the range of a tanh or sigmoid at the end", "remove it, or scale the targets"),
+            ("a recurrent or attention layer takes the batch for time", "set batch_first"),
+            ("all weights start as one constant", "initialise them at random"),
+            ("weights are overwritten between steps", "initialise them once, before the training"),
+            ("every batch has one class, or every step the same data", "shuffle, and iterate over the loader"),
             ("the model trains in eval mode", "call model.train() after each validation"),
             ("a GradScaler that the recorder does not know", "pass scaler= to gradlens.record"),
         ),
@@ -71,10 +79,11 @@ EXPLANATIONS: dict[str, Explanation] = {
     "clipping": Explanation(
         "Calls of clip_grad_norm_ are observed. A coefficient that is always below 0.1 counts if the loss has not "
         "halved and the optimizer does not divide gradients by their size; clipping after the step counts if the "
-        "model does not learn.",
+        "model does not learn. Clipping by value shows in entries of one size in all layers and rows.",
         "Pascanu et al. 2013, sec. 3.2: the threshold is 0.5 to 10 times the average norm.",
         (
             ("the limit is far below the usual norm", "raise max_norm to the usual norm"),
+            ("the value of clip_grad_value_ is far below the usual entry", "raise it"),
             ("clipping after the step", "clip between backward() and step()"),
             ("clipping before unscaling", "call scaler.unscale_(optimizer) first"),
         ),
@@ -111,7 +120,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         ),
     ),
     "saturated": Explanation(
-        "The input of a tanh or sigmoid has a root mean square above 5 at the end (needs activation_rms).",
+        "The input of a tanh or sigmoid has a root mean square above 5 at the end (needs activation_rms), or in the "
+        "first step where it is a layer's that gets data, and the loss does not halve.",
         "Wardat et al. 2022, DeepDiagnosis.",
         (("weights or inputs are too large", "use Glorot initialisation, or normalise before the function"),),
     ),
@@ -140,10 +150,13 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "frozen": Explanation(
         "Weights that do not change at all in the last fifth of the rows, or by less than 1e-4 per step while halves "
-        "of the batch agree. Layers that are frozen from the start and in no optimizer are a note.",
+        "of the batch agree or the loss of an untrained model falls along a straight line. Layers that are frozen from "
+        "the start and in no optimizer are a note.",
         "Exact, from facts or from update_ratio; Ben Braiek & Khomh 2023, TheDeepChecker, for the size of steps.",
         (
             ("parameters are not in the optimizer", "add them to a group"),
+            ("layers were replaced after the optimizer was made", "make it afterwards"),
+            ("a mean loss is divided again", "do not divide it, and raise the learning rate"),
             ("requires_grad is off", "set it to True, or leave the parameters out of the optimizer"),
             ("a schedule ends too early", "step it once per epoch, or set its length to that of the training"),
             ("the optimizer holds another model's parameters", "make it from this model's parameters()"),
@@ -164,12 +177,15 @@ EXPLANATIONS: dict[str, Explanation] = {
     "plateau": Explanation(
         "No other rule finds anything, and the model does not learn: in at least 100 rows the loss does not fall, "
         "rises in classification, or is no better than guessing (ln C for C classes). Or: the first update was above "
-        "a tenth of the weights' norm, and the loss stands since the first fifth of the rows. A resumed or mostly "
-        "frozen model, a warm-up, moving targets and several models in one loss are no evidence.",
+        "a tenth of the weights' norm, and the loss stands since the first fifth of the rows; or the error of a "
+        "squared loss is more than 1,000 times what Adam can move a weight in all steps. A resumed or mostly frozen "
+        "model, a warm-up, moving targets and several models in one loss are no evidence.",
         "ln C: the cross entropy of equal probabilities; 3 standard errors; TheDeepChecker for the size of steps.",
         (
             ("inputs and targets do not belong together", "train on ten examples: it works, so check the data"),
             ("the loss compares the wrong things", "check shapes, activation functions and the order of arguments"),
+            ("targets far from the outputs", "scale them to mean 0 and standard deviation 1"),
+            ("the output layer is frozen", "set requires_grad to True on it"),
             ("steps of the wrong size", "try a learning rate ten times larger and smaller"),
         ),
     ),

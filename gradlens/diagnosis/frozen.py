@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
-from gradlens.diagnosis.intended import is_spent, near_zero, say_schedule
-from gradlens.diagnosis.learning import ERRORS, guessing_of, trained_before
+from gradlens.diagnosis.intended import is_spent, near_zero, replaced, say_schedule
+from gradlens.diagnosis.learning import ERRORS, LEAST_STEPS, Losses, guessing_of, trained_before
 from gradlens.diagnosis.loss import HALVED, loss_fell
-from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.network import Network, usual_update
 from gradlens.diagnosis.recorded_rows import (
     COHERENCE,
     LEAST_VALUES,
@@ -35,6 +35,12 @@ SMALL_STEP = 1e-4
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
 ROUNDING = 2.0**-24
 """A relative change below half the spacing of float32 numbers leaves weights as they are (IEEE 754)."""
+MOVED = 0.05
+"""Where all steps together change a layer by less than this share of its norm, little can have been learnt."""
+LEFT = 0.75
+"""Share of the first loss that must be left: a loss that falls by more in so few steps needs no other rate."""
+STEADY = 0.5
+"""A loss that falls at the end at half of its first pace or more follows a straight line rather than a curve."""
 AGREE = 0.15
 """At a minimum the gradients of two halves of a batch cancel: small steps while the halves agree are not convergence.
 Measured on experiments/scorecard, seeds 0 to 2: a cosine of -0.06 to 0.07 near convergence, 0.42 to 0.53 with a
@@ -124,6 +130,20 @@ def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
     if not names or not rec.setup.states(in_optimizer=True):
         return []
     count, optimizer = sum(item.whole("numel") for item in states), Network(rec).optimizer
+    if number := replaced(rec):
+        return [
+            exact_finding(
+                "frozen",
+                names,
+                (rec.setup.whole("first_step"), rec.last_step),
+                f"{plural(number, 'parameter')} of {say_layers(names)} {'is' if number == 1 else 'are'} in no "
+                f"optimizer, and {optimizer} holds as many that the model does not have: these layers were replaced "
+                "after the optimizer was made",
+                "Make the optimizer after the last layer was replaced, loaded as a new Parameter or moved, from "
+                "model.parameters().",
+                "layers were replaced after the optimizer was made",
+            )
+        ]
     return [
         exact_finding(
             "frozen",
@@ -253,7 +273,7 @@ def _finding(rec: Recording, layers: NDArray[np.int64], row: int, evidence: str,
 def _unchanged_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None, str]:
     """Return the layers whose weights do not change in the last fifth of the rows, the metric's series and its name."""
     if rec.has(UPDATE):
-        series = rec.series(UPDATE)
+        series = _where_trained(rec)
         late = series.values[-max(len(series) // 5, LEAST_VALUES) :]
         unchanged = (late == 0).any(axis=0) & ~(np.nan_to_num(late) > 0).any(axis=0)
         enough = (series.values == 0).sum(axis=0) >= LEAST_VALUES
@@ -265,6 +285,18 @@ def _unchanged_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None,
         enough = (series.values.astype(np.float32) == late[-1]).sum(axis=0) >= LEAST_VALUES
         return np.flatnonzero(same & enough), series, PARAM_NORM
     return np.empty(0, dtype=np.int64), None, ""
+
+
+def _where_trained(rec: Recording) -> Series:
+    """Return the updates, NaN where a layer had no gradient in that row: a block that was skipped is not frozen."""
+    series = rec.series(UPDATE)
+    if not rec.has(PARAM_GRAD) or rec.long:
+        return series
+    grads = rec.series(PARAM_GRAD)
+    at = np.searchsorted(grads.rows, series.rows).clip(max=len(grads) - 1)
+    same = grads.rows[at] == series.rows
+    absent = same[:, None] & np.isnan(grads.values[at]) & ~np.isnan(grads.values).all(axis=0)
+    return Series(np.where(absent, np.nan, series.values), series.steps, series.rows)
 
 
 def _has_gradients(rec: Recording) -> NDArray[np.bool_]:
@@ -316,6 +348,53 @@ def slow(rec: Recording) -> list[Finding]:
             "of the halves cancel",
             "Raise the learning rate by a factor of 10 to 100, or check its schedule.",
             share_beyond(cosines, AGREE, below=False),
+        )
+    ]
+
+
+def steady(rec: Recording) -> list[Finding]:
+    """Find steps so small that the loss of an untrained model falls along a straight line to the end.
+
+    Needs a reason to hold small steps against a model: a classifier that begins at the level of guessing, or a loss
+    that is multiplied or divided by a number. Confidence: that of the fall, three standard errors.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    loss, step = rec.scalar("loss"), usual_update(rec)
+    loss = loss[np.isfinite(loss)]
+    if len(loss) < LEAST_STEPS or _warms_up(rec) or not step < SMALL_STEP or not step * rec.last_step < MOVED:
+        return []
+    scaled = [item for item in rec.setup.graph.entries("losses") if item.flag("scaled") and item.flag("alone")]
+    guess = guessing_of(rec)
+    if not scaled and (math.isnan(guess) or _knew_before(rec)):
+        return []
+    means = [float(part.mean()) for part in np.array_split(loss, 5)]
+    falls = means[0] > means[-1] > LEFT * means[0] and (means[3] - means[4]) > STEADY * (means[0] - means[1])
+    if not falls or not Losses(loss).falls:
+        return []
+    main = rec.run.main_layers()
+    why = f"; {scaled[0].text('op')} is multiplied or divided by a number before the backward pass" if scaled else ""
+    average = (
+        "Do not divide a loss that is a mean already by the number of examples or elements again. " if scaled else ""
+    )
+    remedy = f"Raise {Network(rec).say_rate()} by a factor of 10 to 100, or check its schedule."
+    return [
+        Finding(
+            "frozen",
+            rec.names(rec.in_order(main)),
+            (int(rec.run.steps[0]), rec.last_step),
+            f"one step changes a layer by {step:.1e} of its norm, all steps together by at most "
+            f"{step * rec.last_step:.1%}, and the loss falls along a straight line: from {means[0]:.4g} to "
+            f"{means[-1]:.4g} (first and last fifth){why}",
+            f"update_ratio below {SMALL_STEP:.0e}, and a loss that falls in the last fifth at half of its first pace "
+            "or more",
+            "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]",
+            f"{average}{remedy}",
+            0.997,
         )
     ]
 

@@ -88,6 +88,16 @@ def _frozen_later(rec: Recording, copied: set[str]) -> list[Intended]:
     return found
 
 
+def replaced(rec: Recording) -> int:
+    """Return the number of parameters that optimizers hold and the model no longer has, if it has as many without one.
+
+    Layers that were replaced after the optimizer was made leave the old ones in it.
+    """
+    strangers = sum(item.entry("foreign").whole("count") for item in rec.setup.entries("optimizers"))
+    lost = sum(item.whole("count") for item in rec.setup.states(requires_grad=True, in_optimizer=False))
+    return strangers if strangers == lost else 0
+
+
 def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
     """Layers in no optimizer: all before the trained ones, or far more of them, or such that something else changes."""
     names = _names(rec.setup.states(requires_grad=True, in_optimizer=False), copied)
@@ -97,7 +107,11 @@ def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
     ends = [order.index(name) for name in trained if name in order]
     changed = {name for item in rec.setup.entries("changed_outside") for name in item.texts("layers")}
     first = bool(places and ends) and max(places) < min(ends) and _share_trained(rec) < MOSTLY
-    if not names or not (first or changed.intersection(names) or _share_trained(rec) < ADAPTED or _adapts(rec)):
+    if (
+        not names
+        or replaced(rec)
+        or not (first or changed.intersection(names) or _share_trained(rec) < ADAPTED or _adapts(rec))
+    ):
         return []
     what = "another optimizer, or code of yours, changes them" if changed.intersection(names) else "they do not change"
     return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]

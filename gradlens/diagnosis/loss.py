@@ -18,6 +18,11 @@ HALVED = 0.5
 seeds 0 to 2: it falls by 6 % to 20 % with a learning rate 1,000 times too small, by 68 % to 75 % with a suitable
 one."""
 
+POOR = 0.6
+"""A validation loss below this share of that of guessing tells of a model that works, overfitted or not."""
+FAR_ABOVE = 10
+"""A validation loss so many times that in training is not noise; no outside source."""
+
 
 def loss_fell(rec: Recording) -> float:
     """Return the share by which the loss fell from the second to the last fifth of the rows; NaN where unknown."""
@@ -45,6 +50,25 @@ def loss_halved(rec: Recording) -> bool:
         return False
     first = max(min(part // 4, FIRST_ROWS), 2)
     return bool(np.median(loss[-part:]) <= 0.5 * np.median(loss[:first]))
+
+
+def overfits(rec: Recording, guess: float) -> str:
+    """Return a sentence on a validation loss that stands far above the training's, or "".
+
+    Args:
+        rec: The recording.
+        guess: The loss of guessing, of which it must be a large part; NaN where unknown.
+    """
+    table = rec.run.epochs
+    seen = next((table[name] for name in ("train_loss", "loss") if name in table), rec.scalar("loss"))
+    unseen = next((table[name] for name in ("val_loss", "valid_loss", "test_loss") if name in table), np.empty(0))
+    unseen, seen = unseen[np.isfinite(unseen)], seen[np.isfinite(seen)]
+    if len(unseen) < 3 or not len(seen):
+        return ""
+    here, there = float(np.median(seen[-max(len(seen) // 5, 1) :])), float(unseen[-1])
+    if not (0 <= here < there / FAR_ABOVE) or there < POOR * guess or there < float(unseen[-max(len(unseen) // 3, 2)]):
+        return ""
+    return f"the validation loss ends at {there:.3g}, while that in training is {here:.2g}"
 
 
 def falls_after(rec: Recording, row: int) -> float:

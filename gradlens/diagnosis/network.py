@@ -7,10 +7,14 @@ import math
 import numpy as np
 
 from gradlens.analysis.stats import median
+from gradlens.diagnosis.findings import quoted
 from gradlens.diagnosis.recorded_rows import PARAM_NORM, UPDATE, Recording
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
 """Optimizers that divide each gradient by a size of its own, by their names."""
+LARGE_INPUT = 10.0
+"""Initialisations assume inputs with a root mean square of about 1: LeCun et al. 1998, Efficient BackProp, sec. 4.3; a
+tenfold input is a tenfold output, and a hundredfold curvature of the loss."""
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""
@@ -126,6 +130,21 @@ class Network:
             return said, "If that term is a penalty on the weights, divide its factor by 10 to 1000."
         said = f"the weights shrink to {left:.1g} of their first norm, and weight_decay is {decay:.3g}"
         return said, f"Lower weight_decay of {name} ({decay:.3g}): values from 1e-5 to 0.1 are common."
+
+    def inputs(self) -> tuple[str, str]:
+        """Return a sentence on data that are far from a standard deviation of 1 or not finite, and a remedy."""
+        for item in self._rec.setup.entries("inputs"):
+            layer = item.text("layer")
+            if item.flag("finite") is False:
+                return f"the data that {quoted(layer)} gets hold NaN or Inf", "Remove NaN and Inf from the data first."
+            if "float" in item.text("dtype") and item.number("rms") > LARGE_INPUT and layer not in self.norms:
+                return (
+                    f"the data that {quoted(layer)} gets go from {item.number('least'):.3g} to "
+                    f"{item.number('largest'):.3g} (root mean square {item.number('rms'):.3g}): they are not "
+                    "normalised",
+                    "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255) first.",
+                )
+        return "", ""
 
     def sum_of_losses(self) -> str:
         """Return a sentence on a loss that is a sum over elements, or ""."""

@@ -8,8 +8,9 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.findings import Finding, say_layers
 from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
+from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import COHERENCE, PARAM_GRAD, Recording
 from gradlens.format import plural
@@ -17,8 +18,18 @@ from gradlens.format import plural
 SMALL_STEP = 1e-5
 """A step below this share of the weights' norm changes next to nothing in the thousands of steps of a training. A tenth
 of the lowest healthy value of Ben Braiek & Khomh 2023, TheDeepChecker."""
+LITTLE = 0.02
+"""Where all steps together change a layer by less than this share of its norm, nothing can have been learnt."""
 COLLAPSED = 0.2
 """Share to which gradients fall when too large a step switches units off or saturates attention."""
+SQUARED = ("MseLoss", "SmoothL1Loss", "HuberLoss")
+FAR = 1000
+"""An error so many times what a weight can move in all steps is out of reach; a wide layer adds up many weights, so the
+factor is large. No outside source."""
+FAR_REMEDY = (
+    "Scale the targets to mean 0 and standard deviation 1 (and scale predictions back), or begin with the mean target "
+    "as the bias of the last layer. "
+)
 AGREE, DISAGREE = 0.1, 0.02
 """Cosines between gradients of parts of a batch: measured at initialisation, 0.03 to 0.4 where a common direction
 exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
@@ -37,11 +48,11 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    too_large = _leapt(rec)
-    if learning.verdict != "no" and not too_large:
+    too_large, far = _leapt(rec), "" if learning.verdict == "yes" else _out_of_reach(rec)
+    if learning.verdict != "no" and not too_large and not far:
         return []
     out = "; ".join(part for part in (_say_gradients(rec), _say_directions(rec), _say_steps(rec)) if part)
-    evidence = f"{learning.evidence}; {too_large or 'the model does not learn'}" + (f"; {out}" if out else "")
+    evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
     threshold = (
         f"the first update above {LARGE_STEP} of the weights' norm, and a loss that stands since the first fifth of "
         "the rows"
@@ -57,7 +68,7 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
             threshold,
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; ln C is the cross entropy "
             "of equal probabilities for C classes",
-            _next(rec, learning, bool(too_large)),
+            (FAR_REMEDY if far else "") + _next(rec, learning, bool(too_large)),
             0.997,
         )
     ]
@@ -71,6 +82,24 @@ def _leapt(rec: Recording) -> str:
     return (
         "since the first fifth of the rows the loss stands; the first step changed a layer by "
         f"{first:.0%} of its norm, and the gradients fell to less than a fifth soon after"
+    )
+
+
+def _out_of_reach(rec: Recording) -> str:
+    """Say that targets are too far away for an optimizer that moves each weight by about its rate per step, or ""."""
+    losses = [item for item in rec.setup.graph.entries("losses") if item.text("op") in SQUARED]
+    loss, network = rec.scalar("loss"), Network(rec)
+    loss = loss[np.isfinite(loss)]
+    if len(losses) != 1 or not losses[0].flag("alone") or losses[0].flag("scaled") or not network.rescales:
+        return ""
+    steps = rec.last_step - int(rec.run.steps[0]) + 1
+    reach, stays = network.rate * steps, len(loss) >= LEAST_STEPS and not loss_halved(rec)
+    error = math.sqrt(max(float(np.median(loss)), 0)) if stays else 0.0
+    if not error > FAR * reach:
+        return ""
+    return (
+        f"the error is about {error:.3g} (the root of the loss), while {network.optimizer} moves each weight by about "
+        f"{network.rate:.3g} per step, {reach:.2g} in {steps} steps: the targets are out of reach"
     )
 
 
@@ -107,8 +136,23 @@ def _say_steps(rec: Recording) -> str:
     step = usual_update(rec)
     if not math.isfinite(step):
         return ""
-    size = "too small" if step < SMALL_STEP else "too large" if step > LARGE_STEP else "of a usual size"
+    size = "too small" if _hardly_moves(rec, step) else "too large" if step > LARGE_STEP else "of a usual size"
     return f"steps are {size} ({step:.1e} of a layer's norm)"
+
+
+def _hardly_moves(rec: Recording, step: float) -> bool:
+    """Return whether steps are tiny, or all of them together change a layer by next to nothing."""
+    steps = rec.last_step - int(rec.run.steps[0]) + 1
+    return step < SMALL_STEP or step * steps < LITTLE
+
+
+def _say_frozen(rec: Recording) -> str:
+    """Name the layers that are frozen from the first row on, if the output layer is among them, or ""."""
+    first, order = rec.setup.whole("first_step"), [layer.name for layer in rec.run.layers]
+    states = [item for item in rec.setup.states(requires_grad=False) if item.whole("since") <= first]
+    frozen = {name for item in states for name in item.texts("layers")}
+    ends = [rec.run.layers[i].name for i in rec.run.main_layers()[-1:]]
+    return say_layers(tuple(name for name in order if name in frozen)) if frozen.issuperset(ends) and ends else ""
 
 
 def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
@@ -120,9 +164,14 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
             "a minus in it. Then look at the order of arguments, and whether each optimizer has the parameters that "
             "its loss is to train."
         )
+    if layers := _say_frozen(rec):
+        return (
+            f"Set requires_grad to True on the parameters of {layers}, as far as they were not trained before (a new "
+            "output layer must learn), and give them to the optimizer."
+        )
     if too_large or step > LARGE_STEP:
         return network.slow_down()
-    if step < SMALL_STEP:
+    if _hardly_moves(rec, step):
         return f"Raise {network.say_rate()} by a factor of 10 to 100, or check its schedule."
     shapes = [item for item in rec.setup.graph.entries("losses") if item.text("op")]
     compared = (

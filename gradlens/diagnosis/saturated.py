@@ -8,6 +8,8 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.learning import guessing_of, judge_learning
+from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import (
     RMS,
     ZEROS,
@@ -21,6 +23,8 @@ from gradlens.format import plural
 SATURATED_RMS = 5.0
 """DeepDiagnosis (Wardat et al. 2022): tanh and sigmoid are saturated beyond +-5, where the sigmoid's slope is 0.0066,
 1/38 of its maximum."""
+HALF = 0.5
+"""Share of the loss of guessing below which a classifier has learnt."""
 BOUNDED = ("tanh", "sigmoid")
 NO_RELU = 0.01
 """With a smaller share of zeros in its output, an activation function is not a ReLU, which outputs about half zeros."""
@@ -43,6 +47,8 @@ def saturated(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
+    if fed := _fed(rec):
+        return fed
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
     series = rec.series(RMS)
@@ -66,6 +72,36 @@ def saturated(rec: Recording) -> list[Finding]:
             max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
         )
     ]
+
+
+def _fed(rec: Recording) -> list[Finding]:
+    """Find a layer whose data are so large that a tanh or sigmoid directly behind it is flat from the first step on."""
+    ops = {item.text("layer"): item.text("op").lower() for item in rec.setup.graph.entries("bounded")}
+    item = next((item for item in rec.setup.entries("inputs") if item.text("layer") in ops), None)
+    if item is None or not item.number("output_rms") > SATURATED_RMS or loss_halved(rec) or _is_good(rec):
+        return []
+    layer = item.text("layer")
+    return [
+        Finding(
+            "saturated",
+            (layer,),
+            (item.whole("since"), rec.last_step),
+            f"the output of {quoted(layer)} has a root mean square of {item.number('output_rms'):.3g} before a "
+            f"{ops[layer]} in the first step, and the loss does not halve",
+            f"a root mean square above {SATURATED_RMS:.0f} at a layer that is fed with data",
+            "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
+            "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
+            0.95,
+        )
+    ]
+
+
+def _is_good(rec: Recording) -> bool:
+    """Return whether a model learns whose loss is no cross entropy, or one far below guessing."""
+    loss, guess = rec.scalar("loss"), guessing_of(rec)
+    late = loss[np.isfinite(loss)][-max(len(loss) // 5, 1) :]
+    far = not len(late) or not float(np.median(late)) > HALF * guess
+    return judge_learning(rec).verdict == "yes" and far
 
 
 def _bounded(rec: Recording, layer: int) -> bool:

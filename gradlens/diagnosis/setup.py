@@ -6,9 +6,24 @@ import math
 
 import numpy as np
 
-from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.unfit import (
+    alike,
+    batch_second,
+    batch_sizes,
+    dropped,
+    few_values,
+    layers_of,
+    named,
+    one_class,
+    out_of_range,
+    overwritten,
+    same_batch,
+    setup_finding,
+)
 from gradlens.format import plural
 
 MOST = 0.5
@@ -27,30 +42,22 @@ TAKES = {
 }
 
 
-def setup(rec: Recording) -> list[Finding]:
+def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """Find faults of the set-up that need no threshold.
 
     Args:
         rec: The recording.
+        learning: Whether the model learns.
 
     Returns:
         The findings; an empty list where there is no such fault.
     """
     rules = (
-        _no_backward, _negated, _twice, _no_logs, _outside, _softmax_dim, _broadcast, _cleared, _kept, _momentum,
-        _evaluates, _scaled,
+        _no_backward, _negated, _twice, _no_logs, _outside, out_of_range, _softmax_dim, dropped, _broadcast,
+        batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
     )  # fmt: skip
-    return [finding for rule in rules for finding in rule(rec)]
-
-
-def _found(
-    rec: Recording, item: Entry, evidence: str, remedy: str, cause: str, layers: tuple[str, ...] = ()
-) -> Finding:
-    return exact_finding("setup", layers, (item.whole("since"), rec.last_step), evidence, remedy, cause)
-
-
-def _named(item: Entry, key: str = "layer") -> tuple[str, ...]:
-    return (item.text(key),) if item.text(key) else ()
+    found = [finding for rule in rules for finding in rule(rec)]
+    return found + [finding for rule in (few_values, one_class, overwritten) for finding in rule(rec, learning)]
 
 
 def _no_backward(rec: Recording) -> list[Finding]:
@@ -60,14 +67,14 @@ def _no_backward(rec: Recording) -> list[Finding]:
     if graph.text("source") == "backward" or not states or any(item.texts("seen") != ("none",) for item in states):
         return []
     return [
-        _found(
+        setup_finding(
             rec,
             states[0],
             f"the optimizer steps, and none of {plural(len(states), 'parameter')} has a gradient in any step: no "
             "backward pass was seen",
             "Call loss.backward() before optimizer.step().",
             "no backward pass",
-            _layers(list(states)),
+            layers_of(list(states)),
         )
     ]
 
@@ -79,7 +86,7 @@ def _outside(rec: Recording) -> list[Finding]:
     if not below or below < len(loss) / 10:
         return []
     return [
-        _found(
+        setup_finding(
             rec,
             item,
             f"the loss is a binary cross entropy, and below 0 in {plural(below, 'row')} (down to "
@@ -95,7 +102,7 @@ def _outside(rec: Recording) -> list[Finding]:
 
 def _negated(rec: Recording) -> list[Finding]:
     return [
-        _found(
+        setup_finding(
             rec,
             item,
             f"the loss is minus {item.text('op')} and nothing else, from step {item.whole('since')} on: an optimizer "
@@ -129,20 +136,22 @@ def _twice(rec: Recording) -> list[Finding]:
         remedy = (
             f"Remove the {op}{where} from the model while it trains: the loss expects logits. Apply it in prediction."
         )
-        found.append(_found(rec, item, evidence, remedy, f"{op} before a loss that applies its own", _named(item)))
+        found.append(
+            setup_finding(rec, item, evidence, remedy, f"{op} before a loss that applies its own", named(item))
+        )
     return found
 
 
 def _no_logs(rec: Recording) -> list[Finding]:
     return [
-        _found(
+        setup_finding(
             rec,
             item,
             f"the loss ({item.text('loss')}) expects log-probabilities (at most 0), and gets the output of "
             f"{item.text('op') or 'a layer'}",
             "Use F.cross_entropy on the logits, or apply log_softmax before this loss.",
             "no log-softmax before the loss",
-            _named(item),
+            named(item),
         )
         for item in rec.setup.graph.entries("probabilities_as_logs")
         if item.text("op") in NO_LOGS
@@ -151,7 +160,7 @@ def _no_logs(rec: Recording) -> list[Finding]:
 
 def _softmax_dim(rec: Recording) -> list[Finding]:
     """Find a softmax over the batch, or over the only element of the model's output."""
-    found, batches = [], _batch_sizes(rec)
+    found, batches = [], batch_sizes(rec)
     for item in rec.setup.graph.entries("softmax_dims"):
         shape, elements = item.numbers("shape"), item.whole("elements")
         said = " x ".join(f"{size:.0f}" for size in shape)
@@ -163,18 +172,18 @@ def _softmax_dim(rec: Recording) -> list[Finding]:
             fix = (
                 "Let the softmax run over the last dimension (dim=-1): examples of a batch may not share probabilities."
             )
-            found.append(_found(rec, item, what, fix, "softmax over the batch", _named(item)))
+            found.append(setup_finding(rec, item, what, fix, "softmax over the batch", named(item)))
         elif item.text("op") == "LogSoftmax" and item.whole("dim", -1) == 0 and _goes_into_nll(rec, shape):
             what = (
                 f"the log-softmax{where} runs over the first dimension of {said}, and the loss (NllLoss) takes the "
                 "second one for the classes"
             )
             fix = "Let the log-softmax run over the classes (dim=1 for outputs of batch x classes)."
-            found.append(_found(rec, item, what, fix, "softmax over the wrong dimension", _named(item)))
+            found.append(setup_finding(rec, item, what, fix, "softmax over the wrong dimension", named(item)))
         elif elements == 1 and any(out.text("op") == item.text("op") for out in rec.setup.graph.entries("outputs")):
             what = f"the model's output is a softmax{where} over one element ({said}): it is always exactly 1"
             fix = "Use a sigmoid, or binary_cross_entropy_with_logits on the logit, for a single output."
-            found.append(_found(rec, item, what, fix, "softmax over one element", _named(item)))
+            found.append(setup_finding(rec, item, what, fix, "softmax over one element", named(item)))
     return found
 
 
@@ -185,21 +194,12 @@ def _goes_into_nll(rec: Recording, shape: tuple[float, ...]) -> bool:
     return made and len(shape) > 1 and any(tuple(loss.numbers("shape")) == tuple(shape) for loss in losses)
 
 
-def _batch_sizes(rec: Recording) -> set[int]:
-    """Return the number of examples, from outputs of two dimensions; the first dimension of others may be time.
-
-    Over the first of two dimensions a softmax may be meant: attention over a set.
-    """
-    shapes = [item.numbers("shape") for item in rec.setup.graph.entries("outputs")]
-    return {int(shape[0]) for shape in shapes if len(shape) == 2 and shape[0] > 1}
-
-
 def _broadcast(rec: Recording) -> list[Finding]:
     found = []
     for item in rec.setup.graph.entries("broadcast"):
         output, result = (" x ".join(f"{size:.0f}" for size in item.numbers(key)) for key in ("output", "result"))
         found.append(
-            _found(
+            setup_finding(
                 rec,
                 item,
                 f"the loss ({item.text('op')}) compares shapes that differ: the model's output of shape {output} is "
@@ -219,23 +219,19 @@ def _share(rec: Recording, gradient: str) -> tuple[list[Entry], float]:
     return found, sum(item.whole("numel") for item in found) / total if total else 0.0
 
 
-def _layers(items: list[Entry]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for item in items for name in item.texts("layers")))
-
-
 def _cleared(rec: Recording) -> list[Finding]:
     found, share = _share(rec, "cleared")
     if share <= MOST:
         return []
     return [
-        _found(
+        setup_finding(
             rec,
             found[0],
-            f"the gradients of {say_layers(_layers(found))} are cleared between the backward pass and the optimizer's "
-            "step: the step gets no gradient",
+            f"the gradients of {say_layers(layers_of(found))} are cleared between the backward pass and the "
+            "optimizer's step: the step gets no gradient",
             "Call optimizer.zero_grad() before loss.backward() or after optimizer.step(), not between them.",
             "gradients are cleared before the step",
-            _layers(found),
+            layers_of(found),
         )
     ]
 
@@ -246,14 +242,14 @@ def _kept(rec: Recording) -> list[Finding]:
     if share <= MOST or not lasting:
         return []
     return [
-        _found(
+        setup_finding(
             rec,
             lasting[0],
-            f"the gradients of {say_layers(_layers(found))} are never cleared: since step {lasting[0].whole('since')} "
-            "each backward pass adds to the gradients of all steps before",
+            f"the gradients of {say_layers(layers_of(found))} are never cleared: since step "
+            f"{lasting[0].whole('since')} each backward pass adds to the gradients of all steps before",
             "Call optimizer.zero_grad() once per step, before the backward pass.",
             "gradients are never cleared",
-            _layers(found),
+            layers_of(found),
         )
     ]
 
@@ -264,7 +260,7 @@ def _momentum(rec: Recording) -> list[Finding]:
     if not far:
         return []  # statistics that fit may be kept on purpose, with a pretrained model
     return [
-        _found(
+        setup_finding(
             rec,
             far[0],
             f"batch norm has momentum 0 at {say_layers(_norm_names(norms))}: its running statistics stay as they were "
@@ -321,7 +317,7 @@ def _evaluates(rec: Recording) -> list[Finding]:
     since = f"since step {item.whole('since')}" if switched else "from the first step on"
     statistics = f"; {say_statistics(far[0])}" if far else ""
     return [
-        _found(
+        setup_finding(
             rec,
             item,
             f"{say_layers(names)} ({', '.join(dict.fromkeys(item.texts('kinds')))}) "
@@ -344,7 +340,7 @@ def _scaled(rec: Recording) -> list[Finding]:
         return []
     scale = f" of {scaling.number('scale'):,.0f}" if np.isfinite(scaling.number("scale")) else ""
     return [
-        _found(
+        setup_finding(
             rec,
             scaling,
             f"a GradScaler steps the optimizer, and the recorder does not know it: activation gradients are recorded "

@@ -7,7 +7,8 @@ twice the distance each time, so that the cost of all looks grows with the logar
 Event                      What happens
 =========================  ==========================================================================================
 A look begins              Place the forward hooks, and observe backward passes and clipping. Keep samples of weights.
-Module runs (look)         First three steps: note the call, label the output's node. Batch norm: compare statistics.
+Module runs (look)         First three steps: note the call and the data, label the output's node. Batch norm: compare
+                           statistics.
 Backward pass (look)       Before: note gradients that are there; first three steps: read the loss's graph. After: note
                            which gradients were written.
 Before an optimizer step   Compare learning rates and training modes; in a look, note the states of gradients, and
@@ -40,6 +41,7 @@ from gradlens.recorder.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_backward, observe_clipping
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
+from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
 from gradlens.recorder.loss_graph import LossGraph
 from gradlens.recorder.module_modes import BatchNorms, Modes
@@ -135,6 +137,7 @@ class FactFinder:
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
         self._copies = Copies(self._model, self._parameters)
+        self._inputs = LayerInputs()
         names = {key: state.layer for key, state in self._parameters.states.items()}
         self._graph = LossGraph(self._model, names)
         self._step_handles = place_step_hooks(self._optimizers, self._on_step, self._before_step, self._after_step)
@@ -176,6 +179,7 @@ class FactFinder:
                 "scaling": self._scaling.facts(),
                 "changed_outside": parameters.changed_outside(groups),
                 "copies": self._copies.facts(),
+                "inputs": self._inputs.facts(),
                 "graph": self._graph.facts(parameters.with_gradient),
             }
         )
@@ -220,8 +224,11 @@ class FactFinder:
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())
         if self._round < GRAPH_LOOKS:
-            trains = any(parameter.requires_grad for parameter in own_parameters(module))
-            self._graph.note_call(name, output_tensors(output), trains=trains, step=self._index())
+            own, outputs = own_parameters(module), output_tensors(output)
+            trains = any(parameter.requires_grad for parameter in own)
+            self._graph.note_call(name, outputs, trains=trains, step=self._index())
+            if own and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
+                self._inputs.note_call(name, module, args[0], outputs, self._index())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -328,7 +335,7 @@ class FactFinder:
             others = [key for key in self._parameters.states if key not in self._settings.groups]
             if self._optimizers:
                 self._parameters.at_step(others, self._step, passes_seen=self._passes > 0)
-            self._parameters.note_zero_weights()
+            self._parameters.note_odd_weights()
             self._copies.look(self._step, self._settings.groups)
             self._put_away()
             self._parameters.end_look()
@@ -339,6 +346,8 @@ class FactFinder:
         self._passes = self._depth = 0
         self._stepped.clear()
         if looked:
+            if self._round == GRAPH_LOOKS:
+                self._inputs.forget()
             self._write(self.facts)
             if not self._needs_calls:
                 self._calls.remove()

@@ -1,8 +1,8 @@
 """Read the graph of a loss: which modules and parameters it reaches, and how the loss is made.
 
 The edges of the graph and the sizes of its results stay readable after the backward pass, when saved tensors are freed.
-No saved tensor is read here, because that could run a checkpointed part of the model once more. Modules are found by
-labels that a forward hook leaves on the nodes (``Node.metadata``).
+No saved tensor is unpacked here, because that could run a checkpointed part of the model once more. Modules are
+found by labels that a forward hook leaves on the nodes (``Node.metadata``).
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from gradlens.recorder.layer_inputs import thinned
 
 KEY = "gradlens"
 """Key of the labels in a node's metadata."""
 MOST_NODES = 50_000
 """Larger graphs are not read to their end."""
+MOST_FACTS = 16
+"""Entries of a kind that are kept."""
 
 Shape = tuple[int, ...]
 Facts = dict[str, Any]
@@ -111,6 +116,8 @@ class Reading:
     flat: list[Facts] = field(default_factory=list)
     """Operations of ``FLAT``, each with the nearest modules toward the input and toward the loss."""
     softmax_dims: list[Facts] = field(default_factory=list)
+    bounded: list[Facts] = field(default_factory=list)
+    """Modules whose output goes into a tanh or sigmoid."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -189,6 +196,9 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
     if op in BATCH_NORMS:
         key = op, bool(getattr(node, "_saved_training", True))
         found.normalisation[key] = found.normalisation.get(key, 0) + 1
+    elif op in ("Sigmoid", "Tanh") and len(found.bounded) < MOST_FACTS:
+        made = [through_views(child)[1] for child, _ in children(node)]
+        found.bounded += [{"op": op, "layer": labels[0]} for labels in made if labels]
     elif op in ("Softmax", "LogSoftmax"):
         shape = shape_of(node)
         dim = dim_of(node, len(shape))
@@ -208,6 +218,7 @@ class LossReading:
     softmax_twice: list[Facts] = field(default_factory=list)
     probabilities_as_logs: list[Facts] = field(default_factory=list)
     broadcast: list[Facts] = field(default_factory=list)
+    targets: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -229,6 +240,7 @@ def read_loss(root: Any) -> LossReading:
         if op in LOSSES:
             loss = op
             found.losses.append(_describe_loss(node, op))
+            found.targets += _describe_targets(node, op)
             _look_under_loss(node, op, found)
         elif op in REDUCTIONS and not top:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
@@ -301,6 +313,33 @@ def _describe_loss(node: Any, op: str) -> Facts:
             dim = dim_of(under, len(size)) if op_of(under) == "LogSoftmax" else min(1, len(size) - 1)
             classes = size[dim] if dim is not None and size else None
     return {"op": op, "reduction": reduction, "classes": classes, "shape": list(shape)}
+
+
+@torch.no_grad()
+def _describe_targets(node: Any, op: str) -> list[Facts]:
+    """Describe the targets that a loss has saved, where no hook on saved tensors would have to run."""
+    try:
+        saved = node._raw_saved_target
+        values = saved.data if saved.unpack_hook is None else None
+    except (AttributeError, RuntimeError):  # another loss, an older torch, or freed by the backward pass
+        return []
+    if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
+        return []
+    fact: Facts = {"op": op, "count": values.numel(), "distinct": None, "common": None}
+    values = thinned(values)
+    if not values.is_floating_point():
+        counts = torch.unique(values[values >= 0], return_counts=True)[1]
+        if not counts.numel():
+            return []
+        fact |= {"distinct": counts.numel(), "common": float(counts.max() / counts.sum())}
+    values = values.float()
+    spread = {
+        "least": values.min(),
+        "largest": values.max(),
+        "mean": values.mean(),
+        "rms": values.square().mean().sqrt(),
+    }
+    return [fact | {name: float(value) for name, value in spread.items()}]
 
 
 def _describe_output(node: Any, loss: str | None) -> Facts:

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import Facts, Reading, label, read_graph, read_loss
+from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, label, read_graph, read_loss
 
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
+
+COUNTED = ("losses", "targets")
+"""Kinds of facts whose passes are counted."""
 
 
 def find_holders(model: nn.Module) -> dict[int, str]:
@@ -132,6 +135,8 @@ class LossGraph:
             self._add("softmax_dims", fact, step)
         for fact in graph.flat:
             self._add("flat", fact, step)
+        for fact in graph.bounded:
+            self._add("bounded", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -150,10 +155,10 @@ class LossGraph:
         """Add a fact, or count it if it is known; shapes may differ from step to step."""
         key = kind, repr({name: value for name, value in fact.items() if name not in ("shape", "output", "result")})
         if key in self._keys:
-            if kind == "losses":
+            if kind in COUNTED:
                 self._keys[key]["passes"] += 1
-        elif len(self._facts[kind]) < 16:
-            self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind == "losses" else {})
+        elif len(self._facts[kind]) < MOST_FACTS:
+            self._keys[key] = fact | {"since": step} | ({"passes": 1} if kind in COUNTED else {})
             self._facts[kind].append(self._keys[key])
 
     def _note_leaves(self, graph: Reading, step: int, in_optimizer: set[int]) -> None:
@@ -180,7 +185,10 @@ class LossGraph:
         """
         if not self._steps:
             return {}
-        kinds = ("losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat")
+        kinds = (
+            "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
+            "bounded", "targets",
+        )  # fmt: skip
         return {
             "source": self._source,
             "step": self._steps[0],
@@ -195,7 +203,7 @@ class LossGraph:
                 {"layer": name, "calls": calls, "reached": reached}
                 for name, (calls, reached) in self._calls.items()
                 if 0 < reached <= calls // OFTEN and self._complete
-            ][:16],
+            ][:MOST_FACTS],
             "normalisation": self._facts["normalisation"],
         }
 

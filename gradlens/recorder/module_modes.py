@@ -92,6 +92,7 @@ class BatchNorms:
             "momentum": module.momentum,
             "tracks": module.running_mean is not None,
             "mode": "train" if module.training else "eval",
+            "values": inputs.shape[0] * inputs[0, 0].numel(),
             "mean_distance": None,
             "variance_ratio": None,
             "step": step,

@@ -17,6 +17,8 @@ SAMPLE = 256
 """Elements of each parameter that are compared between two steps."""
 NEAR_COPY = 0.5
 """A module is a copy of another if their weights ever differed by less than this part of their norm."""
+ALIKE = 1e-3
+"""Rows of weights count as the same where they differ by less than this share; rounding drives equal units apart."""
 MOST_MODULES = 2000
 
 Facts = dict[str, Any]
@@ -66,6 +68,8 @@ class ParameterState:
     since: int = 0
     seen: set[str] = field(default_factory=set)
     weights_zero: bool = False
+    rows_alike: bool = False
+    """Whether all rows of these weights are the same (within ``ALIKE``) at the last look, and not 0."""
     sample: Tensor | None = None
     """Some of its elements after the last step before a look."""
     written: bool = False
@@ -185,11 +189,18 @@ class ParameterStates:
         for state in self.states.values():
             state.note_state(state.gradient, step)
 
-    def note_zero_weights(self) -> None:
-        """Note which weights are all 0."""
+    def note_odd_weights(self) -> None:
+        """Note which weights are all 0, and in which all rows are the same: first two rows, then the few others."""
         matrices = [state for state in self.states.values() if state.parameter.dim() > 1]
         for state, there in zip(matrices, nonzero([state.parameter for state in matrices]), strict=True):
-            state.weights_zero = not there
+            state.weights_zero, state.rows_alike = not there, False
+        several = [state for state in matrices if _has_rows(state.parameter) and not state.weights_zero]
+        for rows in (slice(1, 2), slice(1, None)):
+            weights = [state.parameter.detach() for state in several]
+            differ = nonzero([~((w[rows] - w[0]).abs() <= ALIKE * w[0].abs().mean()) for w in weights])
+            several = [state for state, does in zip(several, differ, strict=True) if not does]
+        for state in several:
+            state.rows_alike = True
 
     def facts(self, groups: Mapping[int, tuple[int, int]]) -> list[Facts]:
         """Return parameters by their state.
@@ -207,9 +218,20 @@ class ParameterStates:
                 state.since,
                 tuple(sorted(state.seen)),
                 state.weights_zero,
+                state.rows_alike,
             )
             found.setdefault(traits, []).append(state)
-        names = ("requires_grad", "optimizer", "group", "dtype", "gradient", "since", "seen", "weights_zero")
+        names = (
+            "requires_grad",
+            "optimizer",
+            "group",
+            "dtype",
+            "gradient",
+            "since",
+            "seen",
+            "weights_zero",
+            "rows_alike",
+        )
         return [listed_states(states) | dict(zip(names, traits, strict=True)) for traits, states in found.items()]
 
     def changed_outside(self, groups: Mapping[int, tuple[int, int]]) -> list[Facts]:
@@ -232,6 +254,15 @@ class ParameterStates:
             "in_optimizer": sum(size for key, size in sizes.items() if key in groups),
             "without_optimizer": sum(sizes[key] for key in needed if key not in groups),
         }
+
+
+def _has_rows(tensor: Tensor) -> bool:
+    return (
+        len(tensor) > 1
+        and tensor[0].numel() > 1
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and not tensor.is_sparse
+    )
 
 
 def _difference(a: Tensor, b: Tensor | None) -> Tensor | None:

@@ -418,3 +418,41 @@ def test_a_model_that_is_compiled_later_is_neither_warned_of_nor_compiled_more_o
     assert facts["graph"]["cut"] == []
     monkeypatch.setattr(gradlens.recorder.fact_finder.FactFinder, "start", lambda self: None)
     assert train() == (count, {}, said)
+
+
+def test_what_layers_get_in_the_first_steps() -> None:
+    class Cells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cells, self.head = nn.Linear(4, 5), nn.GRU(5, 3), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.cells(self.first(x).view(4, 4, 5))[0][-1])
+            return out
+
+    torch.manual_seed(0)
+    model = Cells()
+    one, same = 50 * inputs(0, 16, 4), 3 * torch.ones(16, 4)
+    facts = follow(model, lambda step: model(one + step).square().mean())["inputs"]
+    first, cells = facts
+    assert [(each["layer"], each["data"], each["batch_first"]) for each in facts] == [
+        ("first", True, None), ("cells", False, False)
+    ]  # fmt: skip
+    assert (first["shape"], cells["shape"], first["same"], first["calls"]) == ([16, 4], [4, 4, 5], False, 3)
+    for key, value in (("least", one.min()), ("largest", one.max()), ("mean", one.mean()), ("rms", one.norm() / 8)):
+        assert first[key] == pytest.approx(float(value), rel=1e-5), key
+    assert "least" not in cells
+    assert follow(model, lambda step: model(same).square().mean())["inputs"][0]["same"] is True
+    same[0, 0] = float("nan")
+    assert follow(model, lambda step: model(same).square().mean())["inputs"][0]["finite"] is False
+
+
+def test_weights_whose_rows_are_all_the_same() -> None:
+    model = mlp()
+    nn.init.constant_(model[0].weight, 0.1)
+    alike = [each["rows_alike"] for each in follow(model, lambda step: cross_entropy(model, step))["parameters"]]
+    assert alike == [False]  # random weights behind them tell the units apart
+    nn.init.constant_(model[0].weight, 0.1)
+    nn.init.constant_(model[2].weight, 0.1)
+    found = follow(model, lambda step: 0 * cross_entropy(model, step))["parameters"]
+    assert sorted((each["rows_alike"], each["count"]) for each in found) == [(False, 2), (True, 2)]

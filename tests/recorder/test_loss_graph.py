@@ -290,3 +290,27 @@ def test_no_graph_and_no_tensor_stays_alive() -> None:
             del out, loss
             gc.collect()
             assert [ref() for ref in kept] == [None, None]
+
+
+def test_the_targets_of_a_loss_are_read_unless_a_hook_would_have_to_run() -> None:
+    y = torch.tensor([0, 0, 0, 2] * 4)
+    found = graph_of(mlp(), lambda out, step: functional.cross_entropy(out, y))["targets"]
+    assert [(each["op"], each["count"], each["distinct"], each["common"], each["passes"]) for each in found] == [
+        ("NllLoss", 16, 2, 0.75, 3)
+    ]
+    target = torch.linspace(-3, 5, 48).view(16, 3)
+    (number,) = graph_of(mlp(), lambda out, step: functional.mse_loss(out, target))["targets"]
+    assert (number["least"], number["largest"], number["distinct"]) == (-3, 5, None)
+    assert number["rms"] == pytest.approx(float(target.square().mean().sqrt()))
+    unpacked: list[Tensor] = []
+
+    def hooked(out: Tensor, step: int) -> Tensor:
+        def unpack(tensor: Tensor) -> Tensor:
+            unpacked.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+            return functional.mse_loss(out, target)
+
+    assert graph_of(mlp(), hooked, steps=1)["targets"] == []
+    assert len(unpacked) == 2  # by the backward pass alone: output and target
