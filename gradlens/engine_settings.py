@@ -55,12 +55,12 @@ class EngineSettings:
     """Where and how the runs of an experiment are carried out.
 
     Args:
-        name: The engine: local or slurm.
+        name: The engine: local, slurm or ray.
         at_once: Runs at the same time; None leaves it to the engine.
         retries: How often a run that failed is started again, where it stopped.
         cores: Cores of a run; None means an equal share of this machine's (local), or one.
-        gpus: GPUs of a run; below 1 a share of one (local). None means one if there is any (local), or none.
-        memory_gb: Memory of a run (slurm).
+        gpus: GPUs of a run; below 1 a share of one (local, ray). None means one if there is any (local), or none.
+        memory_gb: Memory of a run (slurm, ray).
         minutes: Time limit of a job (slurm); a run that needs longer continues in the next job.
         partition: The partition of the cluster (slurm); "" means its default.
         slurm: Further options of ``sbatch``, by their long names.

@@ -18,7 +18,7 @@ MODEL_SUFFIXES = ("-valueonly", "-gradonly", "-skipinit", "-branchscale", "-nobn
 """The endings of the names of plain and residual models, in this order."""
 HALVES, BRANCHES = MODEL_SUFFIXES[:2], MODEL_SUFFIXES[2:4]
 FIGURE_ENDINGS = (".png", ".svg", ".pdf")
-ENGINES = ("local", "slurm")
+ENGINES = ("local", "slurm", "ray")
 """Where the runs of an experiment are carried out."""
 EXPORT_FORMS = ("csv", "parquet", "tensorboard")
 EXPORT_TABLES = ("metrics", "scalars", "epochs", "layers")

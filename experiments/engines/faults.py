@@ -1,12 +1,12 @@
 """What becomes of many short runs when processes, drivers, jobs and nodes are killed: a table of engines x faults.
 
 Usage:
-  faults.py table [--runs 200] [--engine local slurm] [--fault NAME ...] [--json FILE]
+  faults.py table [--runs 200] [--engine local slurm ray] [--fault NAME ...] [--json FILE]
   faults.py drive ENGINE FOLDER RUNS [--seconds S] [--at-once N] [--retries N] [--minutes N]
 
 ``drive`` carries out short runs (``short_run.py``) with an engine, as ``gradlens run FILE.toml --engine`` does.
 ``table`` starts it as a process of its own, does what the fault says, starts it again until it ends well, and counts.
-Slurm is started for it: see ``tests/engines/slurm_cluster.py``.
+Slurm and Ray are started for it: see ``tests/engines/slurm_cluster.py`` and ``ray_cluster.py``.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Trial:
             if time.monotonic() > end:
                 driver.kill()
             time.sleep(1)
-            if self.cluster is not None:
+            if self.engine == "slurm":
                 self.cluster.start_requeued()
 
 
@@ -197,9 +197,12 @@ def preempted(trial: Trial) -> None:
 
 
 def node_lost(trial: Trial) -> None:
-    """Kill all that runs on a node, and start the node again."""
+    """Kill all that runs on a node, and start the node again (Slurm)."""
     trial.start()
     trial.wait_for(0.3)
+    if trial.engine == "ray":
+        trial.cluster.kill_node()
+        return
     trial.cluster.kill_node("n2")
     time.sleep(1)
     trial.cluster.start_node("n2")
@@ -215,24 +218,30 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "preempted": preempted,
     "node lost": node_lost,
 }
-OF_SLURM = ("time limit", "preempted", "node lost")
+ONLY = {"time limit": ("slurm",), "preempted": ("slurm",), "node lost": ("slurm", "ray")}
+"""Engines that a fault is for; the others are for all. A lost node of Ray stays lost, so this is the last one."""
 
 
 @contextlib.contextmanager
 def cluster_for(engine: str) -> Iterator[Any]:
-    """Yield a cluster of Slurm if the engine needs one."""
-    if engine != "slurm":
+    """Yield a cluster of Slurm or Ray if the engine needs one."""
+    if engine == "local":
         yield None
         return
     sys.path.insert(0, str(HERE.parents[1]))
-    from tests.engines.slurm_cluster import missing, running_cluster
+    from tests.engines import ray_cluster, slurm_cluster
     from tests.processes import free_port
 
-    if missing():
-        sys.exit(missing())
+    missing = slurm_cluster.missing() if engine == "slurm" else ray_cluster.missing()
+    if missing:
+        sys.exit(missing)
     folder = Path(tempfile.mkdtemp(prefix="gl"))
     folder.chmod(0o755)
-    with running_cluster(folder / "s", [free_port() for _ in range(3)]) as cluster:
+    if engine == "slurm":
+        started = slurm_cluster.running_cluster(folder / "s", [free_port() for _ in range(3)])
+    else:
+        started = ray_cluster.running_cluster(folder)
+    with started as cluster:
         yield cluster
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -256,7 +265,7 @@ def table(engines: list[str], faults: list[str], runs: int, out: Path | None) ->
     for engine in engines:
         with cluster_for(engine) as cluster:
             for fault in faults or FAULTS:
-                if fault in OF_SLURM and engine != "slurm":
+                if engine not in ONLY.get(fault, (engine,)):
                     continue
                 rows.append(try_out(engine, fault, runs, cluster))
                 if len(rows) == 1:

@@ -22,6 +22,10 @@ EXACT_NUMBERS = 4_000_000
 """If a metric has more values than this (20,000 rows of 200 layers), chunks of rows are read instead of rows."""
 LONG_CHUNKS = 256
 """Minimum number of chunks; a run with fewer chunks is short enough to be read row by row."""
+WIDE_NUMBERS = 16_000_000
+"""A metric with more values than this (128 MB in float64) is read by chunks even where they are few,"""
+WIDE_CHUNKS = 32
+"""but not fewer than these."""
 ALL_ROWS = slice(None)
 
 
@@ -94,11 +98,13 @@ def is_long(run: Run, rows: slice = ALL_ROWS, least: int | None = None) -> bool:
     Args:
         run: The run.
         rows: The rows of interest.
-        least: Minimum number of chunks; None for ``LONG_CHUNKS``.
+        least: Minimum number of chunks; None for ``LONG_CHUNKS``, or ``WIDE_CHUNKS`` of a run that is very wide.
     """
     start, stop, _ = rows.indices(len(run.steps))
-    whole = (stop - start) // LEVELS[0]
-    return (stop - start) * len(run.layers) > EXACT_NUMBERS and whole >= (LONG_CHUNKS if least is None else least)
+    whole, numbers = (stop - start) // LEVELS[0], (stop - start) * len(run.layers)
+    if least is None:
+        least = WIDE_CHUNKS if numbers > WIDE_NUMBERS else LONG_CHUNKS
+    return numbers > EXACT_NUMBERS and whole >= least
 
 
 def long_chunks(run: Run, metric: str, rows: slice = ALL_ROWS) -> RowChunks:
@@ -110,7 +116,8 @@ def long_chunks(run: Run, metric: str, rows: slice = ALL_ROWS) -> RowChunks:
         rows: The rows of interest.
     """
     start, stop, _ = rows.indices(len(run.steps))
-    return run.row_chunks(metric, least=LONG_CHUNKS, start=start, stop=stop)
+    least = min(LONG_CHUNKS, max((stop - start) // LEVELS[0], 1))
+    return run.row_chunks(metric, least=least, start=start, stop=stop)
 
 
 def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
@@ -201,6 +208,7 @@ def heat_matrix(
     The average of a magnitude is the geometric mean of finite positive values, that of a linear metric the arithmetic
     mean. A chunk with a non-finite value is inf; a chunk with zeros but no positive value is 0. Rows without any value
     are left out, as a metric with a longer recording interval has them: a column extends to the next row with values.
+    A column of a run that is very wide (``WIDE_NUMBERS``) has at least 64 rows.
 
     Args:
         run: The run.
@@ -221,6 +229,8 @@ def heat_matrix(
     steps = run.steps[start:stop].astype(np.float64)
     interval = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
     least = -(-columns // 4)  # each level of chunks has four times the rows of the one before
+    if (stop - start) * len(run.layers) > WIDE_NUMBERS:
+        least = min(least, max((stop - start) // LEVELS[0], WIDE_CHUNKS))
     if is_long(run, rows, least):
         chunks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
         scale = element_scale(run, metric) if per_element else 1.0

@@ -58,12 +58,14 @@ class Carrying:
         jobs: Runs at a time; None means what the file says.
         cancel: End the runs in the engine's queue instead.
         overwrite: Train all runs again.
+        publish: A folder to which copies of the run files are sent while they are written.
     """
 
     engine: str | None = None
     jobs: int | None = None
     cancel: bool = False
     overwrite: bool = False
+    publish: Path | None = None
 
 
 def run_experiment(
@@ -94,7 +96,8 @@ def run_experiment(
     experiment = read_experiment(file)
     settings = experiment.engine
     settings = replace(settings, name=how.engine or settings.name, at_once=how.jobs or settings.at_once)
-    all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=how.overwrite)
+    publish = None if how.publish is None else experiment.folder(how.publish)
+    all_jobs = make_jobs(experiment.plan(out, overrides, seeds), overwrite=how.overwrite, publish=publish)
     todo = sum(job.state == "waiting" for job in all_jobs)
     engine = make_engine(settings, experiment.folder(out), todo)
     console = messages()

@@ -124,6 +124,12 @@ CHECKPOINT = ".ckpt"
     help="Folder for the run files.",
 )
 @click.option(
+    "--publish",
+    type=GivenPath(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Send whole copies of the run file there while it is written, such as to a shared file system.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(min=1),
     help="For an experiment: runs at the same time (default: the number of cores).",
@@ -131,7 +137,7 @@ CHECKPOINT = ".ckpt"
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    help="For an experiment: where its runs are carried out: local (default), on this machine; or slurm.",
+    help="For an experiment: where its runs are carried out: local (default), on this machine; slurm; or ray.",
 )
 @click.option("--cancel", is_flag=True, help="For an experiment: end its runs in Slurm's queue; each closes its file.")
 @click.option("--live", is_flag=True, help="Show the run in full screen, as gradlens watch does; q returns to lines.")
@@ -146,6 +152,7 @@ def run(
     metrics: str | None,
     every: str | None,
     out: Path,
+    publish: Path | None,
     jobs: int | None,
     engine: str | None,
     cancel: bool,
@@ -196,7 +203,7 @@ def run(
                 "--live shows one training, and an experiment has many: gradlens watch RUN shows one of them"
             )
         given |= {} if recipe is None else {"recipe": recipe}
-        how = Carrying(engine, jobs, cancel=cancel, overwrite=overwrite)
+        how = Carrying(engine, jobs, cancel=cancel, overwrite=overwrite, publish=publish)
         run_experiment(experiment, given, seeds=chosen, out=out, how=how)
         return
     for option, value in (("--jobs", jobs), ("--engine", engine), ("--cancel", cancel or None)):
@@ -206,7 +213,7 @@ def run(
     plans = [_plan(model, recipe, number, given, out, resume) for number in chosen or (0,)]
     if not resume and not overwrite:
         _refuse_existing(plans)
-    _train_all(plans, overwrite=overwrite, resume=resume, live=live)
+    _train_all(plans, overwrite=overwrite, resume=resume, live=live, publish=publish)
 
 
 def _plan(
@@ -292,7 +299,9 @@ def _can_be_resumed(config: RunConfig, path: Path) -> bool:
     return same and run.status != "complete" and (not begun or path.with_suffix(CHECKPOINT).exists())
 
 
-def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool) -> None:
+def _train_all(
+    plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: bool, live: bool, publish: Path | None
+) -> None:
     from gradlens.events import Ended, Event, ignore
     from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
@@ -314,7 +323,8 @@ def _train_all(plans: list[tuple[RunConfig, Path]], *, overwrite: bool, resume: 
                 if isinstance(event, Ended) and event.recorded_until is not None:
                     unrecorded[path] = event.recorded_until
 
-            if train_run(config, path, overwrite=overwrite, resume=resume, listener=listen) == "failed":
+            ended = train_run(config, path, overwrite=overwrite, resume=resume, listener=listen, publish=publish)
+            if ended == "failed":
                 failed.append(path)
     recorded = [path for _, path in plans if path not in unrecorded]
     if world.first and recorded:

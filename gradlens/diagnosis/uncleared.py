@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
@@ -22,6 +23,8 @@ all others 0.9 or more; gradients that are never cleared have 0.3 after 50 rows 
 ADDED_UP = 3.0
 """Factor by which the gradient must also grow. Over 50 rows, a sum of independent gradients grows by a factor of 7, the
 square root of 50, and a sum of equal gradients by 50."""
+PART = 512
+"""Layers that are looked at at once."""
 SUM_ROWS = 50
 """With fewer rows a sum is not yet smooth."""
 
@@ -44,21 +47,25 @@ def uncleared(rec: Recording) -> list[Finding]:
         return []
     clip = rec.scalar("clip_coefficient")
     clip = np.where(clip > 0, clip, np.nan)[:, None] if len(clip) else np.ones((1, 1))
-    grads = [np.asarray(rec.run.metric(name), dtype=np.float64) for name in (PARAM_GRAD, ACTIVATION_GRAD)]
-    params, outputs = grads[0][~rec.skipped] / (clip[~rec.skipped] if len(clip) > 1 else clip), grads[1][~rec.skipped]
+    clip = clip[~rec.skipped] if len(clip) > 1 else clip
+    grads = [np.asarray(rec.run.metric(name))[~rec.skipped] for name in (PARAM_GRAD, ACTIVATION_GRAD)]
     known = rec.path
-    moves, expected = (_changes(values[:, known]) for values in (params, outputs))
-    usual = median(expected, axis=0)
-    ratio = median(moves, axis=0) / np.where(usual > 0, usual, np.nan)
+
+    def params_of(layers: NDArray[np.int64]) -> FloatArray:
+        return np.asarray(grads[0][:, layers].astype(np.float64) / clip)
+
+    parts = [known[i : i + PART] for i in range(0, max(len(known), 1), PART)]
+    usual = np.concatenate([median(_changes(grads[1][:, part].astype(np.float64)), axis=0) for part in parts])
+    moved = np.concatenate([median(_changes(params_of(part)), axis=0) for part in parts])
+    ratio = moved / np.where(usual > 0, usual, np.nan)
     layers = known[np.nan_to_num(ratio, nan=np.inf) < SMOOTH]
     if len(layers) < 2 or len(layers) <= len(known) / 2:
         return []
-    grown = float(
-        np.nanmedian(median(params[-LEAST_ROWS:, layers], axis=0) / median(params[:LEAST_ROWS, layers], axis=0))
-    )
+    params = params_of(layers)
+    grown = float(np.nanmedian(median(params[-LEAST_ROWS:], axis=0) / median(params[:LEAST_ROWS], axis=0)))
     if not grown > ADDED_UP:
         return []
-    typical = median(moves[:, np.isin(known, layers)]) / float(np.nanmedian(usual))
+    typical = median(_changes(params)) / float(np.nanmedian(usual))
     return [
         Finding(
             "exploding",

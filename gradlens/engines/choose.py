@@ -23,13 +23,17 @@ def make_engine(settings: EngineSettings, folder: Path, runs: int) -> Engine:
         The engine, which has started nothing yet.
 
     Raises:
-        ConfigError: This machine does not have what the engine needs.
+        ConfigError: This machine does not have what the engine needs, or no cluster can be reached.
         MissingLibraryError: A library that the engine needs is not installed.
     """
     if settings.name == "slurm":
         from gradlens.engines.slurm import SlurmEngine
 
         return SlurmEngine(folder, settings.at_once, _sbatch_options(settings))
+    if settings.name == "ray":
+        from gradlens.engines.ray import RayEngine
+
+        return RayEngine(folder, settings.at_once, settings.cores, settings.gpus, settings.memory_gb)
     from gradlens.engines.local import LocalEngine
 
     at_once = settings.at_once or max(count_cores() // (settings.cores or 1), 1)

@@ -121,12 +121,13 @@ def _progress(path: Path, epochs: int) -> Progress:
     return Progress(len(seconds), epochs, float(losses.mean()) if len(losses) else math.nan, left)
 
 
-def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
+def make_jobs(planned: Sequence[Planned], *, overwrite: bool, publish: Path | None = None) -> list[Job]:
     """Return a job per run; jobs of complete runs are in the state "kept".
 
     Args:
         planned: The runs of the experiment.
         overwrite: Whether to train complete runs again.
+        publish: A folder to which copies of the run files are sent while they are written, in a folder per group.
 
     Returns:
         A job per run, in the order of the experiment.
@@ -137,7 +138,8 @@ def make_jobs(planned: Sequence[Planned], *, overwrite: bool) -> list[Job]:
     """
     jobs = []
     for plan in planned:
-        command = [sys.executable, "-m", "gradlens", *plan.arguments(), "--resume"]
+        published = [] if publish is None else ["--publish", str(publish / plan.path.parent.name)]
+        command = [sys.executable, "-m", "gradlens", *plan.arguments(), *published, "--resume"]
         job = Job(plan.label, plan.path, plan.config.epochs, command)
         if not overwrite and plan.path.exists() and _is_finished(plan.path, plan.config):
             job.state = "kept"

@@ -41,15 +41,20 @@ class RunNote:
     @property
     def abandoned(self) -> bool:
         """Whether nobody starts the run any more; False where that cannot be known from this machine."""
-        if self.outlives or self.host != platform.node() or os.name != "posix":
-            return False
-        try:
-            os.kill(self.process, 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except OSError:
-            pass
+        return not self.outlives and self.host == platform.node() and process_has_ended(self.process)
+
+
+def process_has_ended(process: int) -> bool:
+    """Return whether a process of this machine has ended; False where that cannot be known."""
+    if os.name != "posix":
         return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def note_path(path: Path) -> Path:

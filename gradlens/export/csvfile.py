@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from typing import Any, TextIO
 
 import numpy as np
@@ -26,25 +27,37 @@ def write_csv(table: Table, stream: TextIO, *, safe: bool = True) -> int:
         The number of rows.
     """
     cell = safe_cell if safe else str
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(cell(column.name) for column in table.columns)
-    named = {column.name: list(map(cell, column.texts)) for column in table.columns if column.kind == "text"}
-    count = 0
+    csv.writer(stream, lineterminator="\n").writerow(cell(column.name) for column in table.columns)
+    named = {
+        column.name: np.array([_quoted(cell(text)) for text in column.texts], object)
+        for column in table.columns
+        if column.kind == "text"
+    }
+    count, single = 0, len(table.columns) == 1
     for chunk in table.chunks(CHUNK_ROWS):
         texts = [_texts(column, chunk[column.name], named) for column in table.columns]
-        writer.writerows(zip(*texts, strict=True))
+        lines = [text or '""' for text in texts[0]] if single else map(",".join, zip(*texts, strict=True))
+        stream.write("\n".join(lines) + "\n")  # the csv module would look for what to quote in every number again
         count += len(texts[0])
     return count
 
 
-def _texts(column: Column, values: NDArray[Any], named: dict[str, list[str]]) -> list[Any]:
-    """Convert values to the printed texts; ``str`` of a numpy number is its shortest exact text."""
+def _quoted(text: str) -> str:
+    """Return a field as the csv module writes it among others."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow([text, "0"])
+    return stream.getvalue().removesuffix(",0")
+
+
+def _texts(column: Column, values: NDArray[Any], named: dict[str, NDArray[Any]]) -> list[str]:
+    """Return values as printed; ``str`` of a numpy number is its shortest exact text, and steps and zeros recur."""
     if column.kind == "text":
-        return list(map(named[column.name].__getitem__, values.tolist()))
-    if column.kind == "int" and not np.issubdtype(values.dtype, np.floating):
-        return list(values.tolist())
-    texts = np.full(len(values), "", object)
-    there = ~np.isnan(values)
-    numbers = values[there]
-    texts[there] = numbers.astype(np.int64).tolist() if column.kind == "int" else list(map(str, numbers))
-    return list(texts)
+        return list(named[column.name][values])
+    bits, places = np.unique(np.ascontiguousarray(values).view(f"u{values.itemsize}"), return_inverse=True)
+    if len(bits) > len(values) // 2:
+        return [_text(value, column.kind) for value in values]
+    return list(np.array([_text(value, column.kind) for value in bits.view(values.dtype)], object)[places])
+
+
+def _text(value: Any, kind: str) -> str:
+    return "" if value != value else str(int(value)) if kind == "int" else str(value)

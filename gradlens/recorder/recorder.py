@@ -38,7 +38,7 @@ from gradlens.recorder.steps import Steps
 from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
-from gradlens.storage import BackgroundSink, FileSink, finish_abandoned
+from gradlens.storage import BackgroundSink, FileSink, Publisher, finish_abandoned
 
 DISABLED = "GRADLENS_DISABLED"
 """The environment variable that switches all recording off."""
@@ -63,6 +63,7 @@ def record(
     resume: bool = False,
     first_step: int | None = None,
     on_error: OnError = "warn",
+    publish: str | os.PathLike[str] | None = None,
 ) -> Recorder:
     """Record a model's gradients into a file while it trains.
 
@@ -105,6 +106,9 @@ def record(
             from there on are recorded again.
         on_error: What an error in recording does after training has begun: "warn" ends the recording with one warning,
             and training goes on; "raise" raises the error; a function is called with the error, and may raise.
+        publish: A folder, such as one on a shared file system, to which a whole copy of the run file is sent every few
+            seconds, after every epoch and at the end, for readers on other machines. If that fails, one warning says
+            so, and recording goes on.
 
     Returns:
         The recorder. With the environment variable GRADLENS_DISABLED=1 it does nothing.
@@ -141,7 +145,8 @@ def record(
     try:
         if ranks is None or ranks.rank == 0:
             resume_at = (found.rows, found.epochs) if found else None
-            sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at))
+            publisher = None if publish is None else Publisher(publish, onto=resume)
+            sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
     except RunFileError as error:
         if ranks is not None or not bare_rank():
             if isinstance(error, RunExistsError):

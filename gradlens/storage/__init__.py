@@ -11,6 +11,7 @@ _HOME = {
     "FileSink": "gradlens.storage.writer",
     "Follower": "gradlens.storage.follow",
     "NewRows": "gradlens.storage.follow",
+    "Publisher": "gradlens.storage.publish",
     "Recovery": "gradlens.storage.recover",
     "awaited_run": "gradlens.storage.locate",
     "finish_abandoned": "gradlens.storage.background_writer",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gradlens.storage.locate import newest_run as newest_run
     from gradlens.storage.locate import resolve_runs as resolve_runs
     from gradlens.storage.lock import lock_path as lock_path
+    from gradlens.storage.publish import Publisher as Publisher
     from gradlens.storage.reader import read_run as read_run
     from gradlens.storage.reader import read_runs as read_runs
     from gradlens.storage.recover import Recovery as Recovery

@@ -23,6 +23,7 @@ from gradlens.storage.live_file import LiveFile
 from gradlens.storage.locate import free_name
 from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.packing import pack
+from gradlens.storage.publish import Publisher
 from gradlens.storage.row_levels import RowChunk
 from gradlens.storage.run_file import StoredFile, open_run_file
 from gradlens.storage.schema import MISSING_SCALARS, SCALARS, as_float32
@@ -64,9 +65,10 @@ class FileSink:
         resume_at: (rows, epochs) to keep of the file that is there, and append to.
         flush_rows: Flush after so many rows,
         flush_seconds: or with the first row so long after the last flush.
+        publisher: Sends copies of the file to another folder.
 
     Raises:
-        RunExistsError: The file is there, and neither ``overwrite`` nor ``resume_at`` was given.
+        RunExistsError: The file (or its copy) is there, and neither ``overwrite`` nor ``resume_at`` was given.
         RunFileError: The folder cannot be written to, or somebody else is writing the file.
     """
 
@@ -78,6 +80,7 @@ class FileSink:
         resume_at: tuple[int, int] | None = None,
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = FLUSH_SECONDS,
+        publisher: Publisher | None = None,
     ) -> None:
         self._shown = Path(path)
         with _file_errors(self._shown):
@@ -86,6 +89,7 @@ class FileSink:
         self._resume_at = resume_at
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
+        self._publisher = publisher
         self._header: Header | None = None
         self._lock: WriterLock | None = None
         self._file: LiveFile | None = None
@@ -99,6 +103,8 @@ class FileSink:
         self._order: NDArray[np.int64] | None = None
         """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
         self._check_place()
+        if publisher is not None:
+            publisher.claim(self.path, onto=overwrite or resume_at is not None)
 
     def _check_place(self) -> None:
         with _file_errors(self._shown):
@@ -182,7 +188,7 @@ class FileSink:
     def write_epoch(self, values: Mapping[str, float]) -> None:
         """Keep one row of the table of epochs, and flush."""
         self._epochs.append(dict(values))
-        self.flush()
+        self._flush(self._make_ready, epoch=True)
 
     def write_state(self, overhead: float, notes: Sequence[str]) -> None:
         """Keep overhead and notes; they go to the file with the next flush."""
@@ -200,7 +206,7 @@ class FileSink:
         """
         self._flush(self._make_ready)
 
-    def _flush(self, make_ready: Callable[[], None]) -> None:
+    def _flush(self, make_ready: Callable[[], None], *, epoch: bool = False) -> None:
         check_process(self._process)
         if self._lost is not None:
             raise self._lost
@@ -210,6 +216,8 @@ class FileSink:
             make_ready()
             self._abandon_if(self._write)
         self._last_flush = time.monotonic()
+        if self._publisher is not None:
+            self._publisher.offer(epoch=epoch)
 
     def _abandon_if(self, act: Callable[[], None]) -> None:
         """Do something with the file; after an error it is not written any more."""
@@ -260,6 +268,8 @@ class FileSink:
             try:
                 if file is not None:
                     file.abandon(status)
+                if self._publisher is not None:
+                    self._publisher.finish()
             finally:
                 self._release()
 

@@ -23,7 +23,7 @@ from gradlens.events import Listener, Note
 from gradlens.format import plural
 from gradlens.run import RESUMED, Run
 from gradlens.sinks import NullSink, Sink
-from gradlens.storage import BackgroundSink, FileSink, read_run
+from gradlens.storage import BackgroundSink, FileSink, Publisher, read_run
 from gradlens.train.checkpoint import State, checkpoint_path, load_checkpoint, remove_stale
 from gradlens.train.distributed import World
 
@@ -52,7 +52,15 @@ class Start:
         return (int(self.state["rows"]), int(self.state["progress"]["epoch"])) if self.state else None
 
 
-def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, listener: Listener, world: World) -> Start:
+def find_start(
+    config: RunConfig,
+    path: Path,
+    overwrite: bool,
+    resume: bool,
+    listener: Listener,
+    world: World,
+    publish: Path | None = None,
+) -> Start:
     """Find the start of a run, and open the run file on the first process.
 
     Args:
@@ -62,6 +70,7 @@ def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, lis
         resume: Continue where a run stopped.
         listener: Is called with a note about where the run continues.
         world: The processes that train together.
+        publish: A folder to which copies of the run file are sent.
 
     Returns:
         The start; on the first process with the open sink.
@@ -80,7 +89,9 @@ def find_start(config: RunConfig, path: Path, overwrite: bool, resume: bool, lis
             return start
     if world.first:
         remove_stale(checkpoint_path(path))
-        start.sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=start.counts))
+        publisher = None if publish is None else Publisher(publish, lambda text: listener(Note(text)), onto=resume)
+        sink = FileSink(path, overwrite=overwrite, resume_at=start.counts, publisher=publisher)
+        start.sink = BackgroundSink(sink)
     return start
 
 

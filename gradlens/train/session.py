@@ -43,6 +43,7 @@ def train_run(
     overwrite: bool = False,
     resume: bool = False,
     listener: Listener = ignore,
+    publish: Path | None = None,
 ) -> Status:
     """Train one model with one seed and record it, together with other processes if torchrun started them.
 
@@ -52,6 +53,7 @@ def train_run(
         overwrite: Replace an existing run.
         resume: Continue a run after its last finished epoch.
         listener: Is called with the events of the training, on the first process only.
+        publish: A folder to which whole copies of the run file are sent while it is written.
 
     Returns:
         "complete"; or "failed" after a loss that was not finite, or if recording ended while training continued.
@@ -63,7 +65,7 @@ def train_run(
     with joined(config.device) as world:
         listener = listener if world.first else ignore
         world.gather(None)  # wait until rank 0 has closed the file of the previous run
-        start = world.together(lambda: find_start(config, path, overwrite, resume, listener, world))
+        start = world.together(lambda: find_start(config, path, overwrite, resume, listener, world, publish))
         if start.complete:
             return "complete"
         check_starts(path, start, world)

@@ -155,7 +155,7 @@ def test_a_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path) -> N
         ("image_size = 16", 'metrics = ["nothing"]', "group.small: unknown metric 'nothing'"),
         ("[run]", "[engine]\npartion = 1\n[run]", "engine.partion is not known; expected one of name, at_once"),
         ("[run]", "[engine]\npartion = 1\n[run]", "did you mean engine.partition?"),
-        ("[run]", '[engine]\nname = "pbs"\n[run]', "engine.name must be one of local, slurm, got 'pbs'"),
+        ("[run]", '[engine]\nname = "pbs"\n[run]', "engine.name must be one of local, slurm, ray, got 'pbs'"),
         ("[run]", '[engine]\ntime = "4 hours"\n[run]', 'engine.time must be a time such as "4:00:00"'),
         ("[run]", "[engine]\nat_once = 0\n[run]", "engine.at_once must be a whole number of at least 1, got 0"),
         ("[run]", "[engine]\ngpus = 1.5\n[run]", "engine.gpus must be a whole number, or a share below 1"),

@@ -138,7 +138,8 @@ def test_a_resumed_run_has_the_levels_of_an_unbroken_one(tmp_path: Path) -> None
     assert_blocks(run.row_chunks("activation_grad_norm", least=1), np.concatenate([first, values[300:]]))
 
 
-def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_long_run_is_judged_by_its_blocks(wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     rows, depth = 5000, np.array([-4.0, -3, -2, -1, 0, 0])
     values = 10.0 ** (depth + rng.normal(0, 0.1, (rows, 6)))
@@ -156,7 +157,10 @@ def test_a_long_run_is_judged_by_its_blocks(tmp_path: Path, monkeypatch: pytest.
     )
     assert way is not None
     monkeypatch.setattr("gradlens.analysis.profile.EXACT_NUMBERS", 1000)
-    monkeypatch.setattr("gradlens.analysis.profile.LONG_CHUNKS", 50)
+    if wide:  # 5,000 rows have fewer chunks than a long run, but very many numbers
+        monkeypatch.setattr("gradlens.analysis.profile.WIDE_NUMBERS", 10_000)
+    else:
+        monkeypatch.setattr("gradlens.analysis.profile.LONG_CHUNKS", 50)
     monkeypatch.setattr("gradlens.storage.reader.AT_ONCE", 1000)
     monkeypatch.setattr(Run, "metric", lambda *_: pytest.fail("all rows were read"))
     long = read_run(path)

@@ -23,6 +23,8 @@ from gradlens.storage import Follower, NewRows, read_run
 
 LONG = 16_384
 """Most rows that are read one by one at the start; a longer run is read in chunks."""
+WIDE = 16_000_000
+"""Most numbers of a metric that are read so."""
 RECENT = 2048
 """Newest rows that are kept."""
 NUMBERS = 4_000_000
@@ -77,7 +79,7 @@ class Watched:
         keep = {name: max(min(RECENT, NUMBERS // max(width, 1)), 64) for name, width in widths.items()}
         self.recent = {name: Recent(width, keep[name]) for name, width in widths.items()}
         self._latest = Recent(0, RECENT)
-        if self.rows <= LONG:
+        if self.rows <= LONG and self.rows * len(run.layers) <= WIDE:
             self._follower = Follower(self.path)
             self.rows, self.step, self.epoch_index, self.epochs = 0, -1, 0, {}
             self._read_new(beginning=True)
