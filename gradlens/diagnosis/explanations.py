@@ -63,6 +63,19 @@ EXPLANATIONS: dict[str, Explanation] = {
             ("a GradScaler that the recorder does not know", "pass scaler= to gradlens.record"),
         ),
     ),
+    "out_of_sync": Explanation(
+        "After each recorded step, all ranks compare a moving sample of every layer's weights, where these should be "
+        "equal (DistributedDataParallel, whole parameters of tensor parallelism). More than 1e-5 of the norm counts, "
+        "a hundred roundings of float32; and a rank that does not come to a row in time. Buffers and sharded "
+        "parameters are not compared.",
+        "Measured: ranks that agree differ by less than 1e-7; one step with another gradient by about 1e-3.",
+        (
+            ("the model inside the wrapper is called (.module)", "call the wrapped model"),
+            ("a rank skips optimizer.step()", "decide on all ranks together, for example by an all_reduce of a flag"),
+            ("ranks begin with different weights", "wrap the model, or use the same seed before it is made"),
+            ("learning rates or other settings differ by rank", "read them on rank 0 and broadcast them"),
+        ),
+    ),
     "clipping": Explanation(
         "Calls of clip_grad_norm_ are observed. A coefficient that is always below 0.1 counts if the loss has not "
         "halved and the optimizer does not divide gradients by their size; clipping after the step counts if the "

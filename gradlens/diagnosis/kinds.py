@@ -38,6 +38,8 @@ class Kind:
 REGISTRY = (
     Kind("cut", "the loss does not reach what it should train", "graf terputus (cut)"),
     Kind("setup", "the loss, its inputs, modes or clearing are set up wrongly", "pengaturan keliru (setup)"),
+    Kind("out_of_sync", "ranks that train one model have different weights", "rank tidak sinkron (out_of_sync)",
+         on_its_own=True),
     Kind("clipping", "clipping leaves next to nothing, or comes too late", "pemotongan gradien keliru (clipping)"),
     Kind("exploding", "gradients or outputs grow more than the layers explain", "gradien meledak (exploding)", True),
     Kind("nonfinite", "a gradient, an output or the loss is NaN or infinite", "nilai tak hingga (nonfinite)", True),

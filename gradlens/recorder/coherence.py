@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from gradlens.recorder.norms import NO_FLOAT64
 from gradlens.recorder.ratios import COSINES, NOISE, PAIRS, SIGNAL
+from gradlens.recorder.tensor_layouts import is_distributed
 
 FORWARDS = (nn.Linear.forward, nn.Conv2d.forward)
 STEPS_TO_WEIGHT = ("TBackward0", "ToCopyBackward0", "TransposeBackward0", "PermuteBackward0")
@@ -80,7 +81,7 @@ class Coherence:
         ours = type(module).forward in FORWARDS and "forward" not in module.__dict__
         if not (ours and isinstance(x, Tensor) and isinstance(output, Tensor)):
             return None
-        if weight is None or not weight.requires_grad or weight.is_complex():
+        if weight is None or not weight.requires_grad or weight.is_complex() or is_distributed(weight):
             return None
         node: Any = output.grad_fn
         for _ in range(STEPS_TO_NODE):

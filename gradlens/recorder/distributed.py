@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import math
+import os
+import pickle
+import re
+import threading
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -9,13 +17,30 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from gradlens.errors import GradlensError, GradlensWarning, RecorderError
+from gradlens.errors import ConfigError, GradlensError, GradlensWarning, RecorderError
 from gradlens.recorder.norms import HostNorms
+from gradlens.recorder.notes import line
 from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
+from gradlens.recorder.tensor_layouts import (
+    count_batch_parts,
+    count_output_parts,
+    count_parts,
+    is_distributed,
+    is_partial,
+    largest_mesh,
+)
 
 T = TypeVar("T")
+_c10d: Any = dist.distributed_c10d if dist.is_available() else None
+TIMEOUT = "GRADLENS_RANK_TIMEOUT"
+"""The environment variable with the number of seconds that a rank waits for the others."""
+PATIENCE_S = 60.0
+"""The same where it is not set. Ranks come to a row within milliseconds of each other, because the reduction of the
+gradients right before it waits for all of them."""
+ROLL_CALL_S = 2.0
+"""Seconds in which ranks that gave up tell rank 0, which then knows who is missing."""
 OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
 """Addends that are measured on a rank's own loss, and the power of the gradient in them."""
 
@@ -24,20 +49,100 @@ class Ranks:
     """The processes that train one model.
 
     Rank 0 reads parameters that are equal on all ranks. Each rank reads its part of sharded parameters, and the
-    gradients of outputs for its part of the batch. The common loss is the mean of the ranks' losses, so activation
-    gradients are divided by the number of ranks.
+    gradients of outputs for its part of the batch. The common loss is the mean over the parts of the batch, so
+    activation gradients are divided by their number. Ranks that share a part of the batch (tensor parallelism) each
+    have a shard of a gradient or the same gradient; what is the same is counted once.
 
     Args:
-        group: The process group; None is the default one.
+        ranks: The processes, by their ranks in the default group; None is all of them.
+        batch_parts: Among how many ranks the batch is shared; None is all of them.
+        wrapper: The DistributedDataParallel module, if there is one.
     """
 
-    def __init__(self, group: Any = None) -> None:
-        self.group = group
-        self.first = 0 if group is None else dist.get_global_rank(group, 0)
+    def __init__(
+        self, ranks: Sequence[int] | None = None, batch_parts: int | None = None, wrapper: nn.Module | None = None
+    ) -> None:
+        self._wrapper = wrapper
+        self.patience = find_patience()
+        """Seconds that a rank waits for the others."""
+        self._ranks = tuple(range(dist.get_world_size()) if ranks is None else ranks)
+        self.first = self._ranks[0]
         """Rank 0 of the group, in the default group."""
-        self.rank = dist.get_rank(group)
-        self.world = dist.get_world_size(group)
-        self._device = torch.device("cuda") if "nccl" in str(dist.get_backend(group)) else torch.device("cpu")
+        self.rank = self._ranks.index(dist.get_rank())
+        self.world = len(self._ranks)
+        self.group: Any = None
+        """The recorder's own group, after ``connect``."""
+        self.batch_parts = self.world if batch_parts is None else batch_parts
+        self.partial_outputs: set[int] = set()
+        """Layers whose output has a gradient that is a partial sum on each rank."""
+        self._output_parts: dict[int, int] = {}
+        """Layer to the number of different shards of its output's gradient, for one part of the batch."""
+        self.silent: list[int] = []
+        """Ranks that did not bring a row in time."""
+        self._collectives = 0
+
+    def connect(self) -> None:
+        """Make a group for the recorder alone; every rank must call this.
+
+        In the group of the training, a rank that skips a step would give its row where another gives gradients. This
+        group works on the host, gives up after ``patience``, and is unknown to ``torch.distributed``, whose names of
+        later groups it would change.
+
+        Raises:
+            RecorderError: Not every rank came.
+        """
+        limit = datetime.timedelta(seconds=self.patience)
+        try:
+            store = _c10d.PrefixStore(f"gradlens/{self._ranks}", _c10d._get_default_store())
+            self._store = _c10d.PrefixStore(self._choose_name(store, limit), store)
+            self.group = _c10d.ProcessGroupGloo(self._store, self.rank, self.world, limit)
+        except (RuntimeError, AttributeError) as error:  # torch may be built without gloo
+            raise RecorderError(
+                f"the {self.world} processes that train the model could not connect within {self.patience:g} s "
+                f"({_cause(error)})",
+                tip="every process makes a recorder; GLOO_SOCKET_IFNAME names the network interface",
+            ) from error
+
+    def _choose_name(self, store: Any, limit: datetime.timedelta) -> str:
+        """Return a new name, chosen by rank 0, once every rank knows it."""
+        if self.rank:
+            store.wait(["open"], limit)
+            name = str(store.get("open").decode())
+            store.set(f"{name}/{self.rank}", "here")
+            store.wait([f"{name}/all"], limit)
+            return name
+        name = uuid.uuid4().hex
+        store.set("open", name)
+        try:
+            store.wait([f"{name}/{rank}" for rank in range(1, self.world)], limit)
+        finally:
+            store.delete_key("open")
+        store.set(f"{name}/all", "here")
+        return name
+
+    def disconnect(self) -> None:
+        """Release the group, after the last row."""
+        self.group = None
+
+    def share(self, found: Any) -> Any:
+        """Return what rank 0 gives, on all ranks; every rank must call this.
+
+        Args:
+            found: Anything that can be pickled.
+
+        Raises:
+            RecorderError: Rank 0 did not answer within ``patience``.
+        """
+        self.connect()
+        try:
+            if self.rank == 0:
+                self._store.set("found", pickle.dumps(found).hex())
+            self._store.wait(["found"], datetime.timedelta(seconds=self.patience))
+            return pickle.loads(bytes.fromhex(self._store.get("found").decode()))
+        except RuntimeError as error:
+            raise RecorderError(f"rank 0 did not say where the recording goes on ({_cause(error)})") from error
+        finally:
+            self.disconnect()
 
     def reads(self, parameter: nn.Parameter) -> bool:
         """Return whether this rank reads a parameter, or its part of it."""
@@ -46,7 +151,58 @@ class Ranks:
             return self.rank == 0
         place = mesh.get_coordinate()
         copies = [i for i, placement in enumerate(parameter.placements) if placement.is_replicate()]  # type: ignore[attr-defined]
-        return place is not None and all(place[i] == 0 for i in copies)
+        on_first = mesh.size() == self.world or self.first in mesh.mesh.flatten().tolist()  # else another mesh has it
+        return on_first and place is not None and all(place[i] == 0 for i in copies)
+
+    def reads_gradient(self, parameter: nn.Parameter) -> bool:
+        """Return whether this rank reads the gradient of a parameter, or its part of it (see ``ShardedGradients``)."""
+        return self.rank == 0 or is_distributed(parameter)
+
+    def find_refusal(self) -> RecorderError | None:
+        """Return why no row can be combined, which all ranks find at the same row."""
+        if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
+            return RecorderError(
+                "DistributedDataParallel.join() lets the ranks take different numbers of steps, so no row has all of "
+                "them"
+            )
+        return None
+
+    # --- gradients of outputs -------------------------------------------------------------------------------
+
+    def note_output(self, layer: int, tensors: Sequence[Tensor]) -> None:
+        """Note how the outputs of a layer are sharded; called in the first row."""
+        if self.batch_parts < self.world:
+            found = [count_output_parts(tensor) for tensor in tensors]
+            known = [parts for parts in found if parts is not None]
+            if known:
+                self._output_parts[layer] = max(known)
+
+    def takes(self, layer: int, grad: Tensor) -> bool:
+        """Note how the gradient of an output is sharded.
+
+        Args:
+            layer: The layer's index.
+            grad: A distributed tensor, or any other.
+
+        Returns:
+            Whether it can be counted.
+        """
+        if not is_distributed(grad):
+            return True
+        self._output_parts[layer] = count_parts(grad.device_mesh, grad.placements)  # type: ignore[attr-defined]
+        if is_partial(grad):
+            self.partial_outputs.add(layer)
+        return layer not in self.partial_outputs
+
+    def copies(self, n_layers: int) -> HostNorms:
+        """Return (L,) how many ranks have the same gradient of a layer's output."""
+        each = self.world / self.batch_parts
+        parts = np.ones(n_layers)
+        for layer, count in self._output_parts.items():
+            parts[layer] = count
+        return np.maximum(each / parts, 1)
+
+    # --- rows -----------------------------------------------------------------------------------------------
 
     def combine(
         self, metrics: Sequence[str], columns: Mapping[str, HostNorms], n_layers: int, extra: HostNorms
@@ -61,6 +217,9 @@ class Ranks:
 
         Returns:
             Addend to (L,) over all ranks, and the sums (n,) of ``extra``.
+
+        Raises:
+            RecorderError: Another rank has ended, or did not come within ``patience``.
         """
         names = addends(metrics)
         packed = np.zeros((len(names), 2, n_layers))
@@ -71,12 +230,11 @@ class Ranks:
             there[:] = ~np.isnan(column)
             values[:] = np.where(np.isnan(column), 0, column)
             if name in OF_ACTIVATIONS:
-                values /= self.world ** OF_ACTIVATIONS[name]
+                copies = self.copies(n_layers) if name == "activation_grad_norm" else self.world / self.batch_parts
+                values /= (self.batch_parts * np.sqrt(copies)) ** OF_ACTIVATIONS[name]
             if not adds(name):
                 np.square(values, out=values)
-        sums = torch.from_numpy(np.concatenate([packed.ravel(), extra])).to(self._device)
-        dist.all_reduce(sums, group=self.group)
-        total = sums.cpu().numpy()
+        total = self._add_up(np.concatenate([packed.ravel(), extra]))
         packed = total[: packed.size].reshape(packed.shape)
         found: dict[str, HostNorms] = {}
         for (values, there), name in zip(packed, names, strict=True):
@@ -84,6 +242,69 @@ class Ranks:
             if there.any() or name in columns:
                 found[name] = np.where(there > 0, np.where(np.isnan(value), np.inf, value), np.nan)
         return found, total[packed.size :]
+
+    def _add_up(self, numbers: HostNorms) -> HostNorms:
+        """Return the sums over all ranks, by one collective."""
+        sums, started = torch.from_numpy(numbers), time.monotonic()
+        self._collectives += 1
+        try:
+            self.group.allreduce([sums]).wait()
+        except RuntimeError as error:
+            if time.monotonic() - started < 0.9 * self.patience:
+                raise RecorderError(f"another rank has ended, or has ended its recording ({_cause(error)})") from error
+            self._call_roll()
+            raise RecorderError(_say_silent(self.silent, self.patience)) from error
+        return sums.numpy()
+
+    def _call_roll(self) -> None:
+        """Find which ranks did not come; in a thread, because the store may have ended with another rank."""
+        thread = threading.Thread(target=self._find_silent, daemon=True)
+        thread.start()
+        thread.join(2 * ROLL_CALL_S)
+
+    def _find_silent(self) -> None:
+        try:
+            store = self._store
+            keys = [f"{self._collectives}/{rank}" for rank in range(self.world)]
+            store.set(keys[self.rank], "here")
+            ends = time.monotonic() + ROLL_CALL_S
+            missing = list(range(self.world))
+            while self.rank == 0 and missing and time.monotonic() < ends:
+                time.sleep(0.1)
+                missing = [rank for rank in missing if not store.check([keys[rank]])]
+            if self.rank == 0:
+                self.silent = missing
+        except Exception:
+            return  # then nobody is named
+
+
+def _cause(error: Exception) -> str:
+    """Return the first sentence of an error of torch, without the place in its source."""
+    return re.sub(r"\[/\S+\]\s*", "", line(error)).split(". ")[0]
+
+
+def _say_silent(silent: Sequence[int], patience: float) -> str:
+    who = f"rank {', '.join(map(str, silent))}" if silent else "another rank"
+    return (
+        f"{who} did not bring this row within {patience:g} s ({TIMEOUT}): it skipped optimizer.step(), is slow, or has "
+        "ended"
+    )
+
+
+def find_patience() -> float:
+    """Return how many seconds a rank waits for the others (``GRADLENS_RANK_TIMEOUT``).
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(TIMEOUT, "")
+    try:
+        seconds = float(text or PATIENCE_S)
+    except ValueError:
+        seconds = math.nan
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise ConfigError(f"{TIMEOUT} must be a number of seconds above 0, got {text!r}")
+    return seconds
 
 
 def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
@@ -95,16 +316,17 @@ def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
 
     Raises:
         GradlensError: Finding failed on rank 0.
+        RecorderError: Rank 0 did not answer within ``patience``.
     """
     if ranks is None:
         return find()
-    found: list[Any] = [None, None]
+    found: Any = [None, None]
     if ranks.rank == 0:
         try:
             found[0] = find()
         except GradlensError as error:
             found[1] = error
-    dist.broadcast_object_list(found, src=ranks.first, group=ranks.group)
+    found = ranks.share(found)
     if found[1] is not None:
         raise found[1]
     return cast("T", found[0])
@@ -132,14 +354,15 @@ def find_ranks(model: nn.Module) -> Ranks | None:
                 tip="use torch.distributed.fsdp.fully_shard, which keeps the parameters of each layer",
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            return Ranks(module.process_group)
-    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-        return Ranks()
+            return Ranks(dist.get_process_group_ranks(module.process_group), wrapper=module)
+    mesh = largest_mesh(model.parameters())
+    if mesh:
+        return Ranks(mesh, count_batch_parts(model))
     if dist.get_world_size() > 1:
         warnings.warn(
             f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
-            "training, so each process records its own model; if they train one model together, pass the "
-            "DistributedDataParallel model itself",
+            "training, so each process records its own model, as the stages of a pipeline should, each in its own "
+            "file; if they train one model together, pass the DistributedDataParallel model itself",
             GradlensWarning,
             stacklevel=4,
         )

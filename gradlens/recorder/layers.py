@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from gradlens.errors import RecorderError
 from gradlens.recorder.layer_graph import LayerGraph
 from gradlens.recorder.layer_tags import find_tags, holds_packed_weight
+from gradlens.recorder.norms import local_part
 from gradlens.run import Layer, Role
 
 LayerChoice = str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None
@@ -154,6 +155,8 @@ class Learned:
         """Whether the learning hooks stay on after the first row, so that the end of each pass is detected."""
         self.replicated = False
         """Whether copies of the layers run instead of them (``nn.DataParallel``)."""
+        self.note_layout: Callable[[int, Sequence[Tensor]], None] = lambda layer, tensors: None
+        """Is called with each layer's outputs in the first row."""
         self.graph = LayerGraph()
         """Which layer's output feeds which layer."""
         self.on_base: set[int] = set()
@@ -174,9 +177,10 @@ class Learned:
             tensors: Its outputs.
             counts: Whether the call is part of a recorded step.
         """
+        self.note_layout(layer, tensors)
         before = self._forward_numel.setdefault(layer, 0)
         if before == 0 or counts:
-            self._forward_numel[layer] = before + sum(tensor.numel() for tensor in tensors)
+            self._forward_numel[layer] = before + sum(local_part(tensor).numel() for tensor in tensors)
 
     def note_grad(self, layer: int, grad: Tensor, *, new_call: bool) -> None:
         """Note the number of output elements and calls of a layer in a step.
@@ -184,7 +188,7 @@ class Learned:
         They are counted when gradients arrive, so evaluations and the second forward pass of a checkpoint do not count.
         """
         numel, calls = self._pass.get(layer, (0, 0))
-        self._pass[layer] = numel + grad.numel(), calls + new_call
+        self._pass[layer] = numel + local_part(grad).numel(), calls + new_call
 
     def note_order(self, taken: Pass) -> None:
         """Note in which order gradients arrived in a backward pass.

@@ -78,6 +78,7 @@ class MeasuredRow:
         after: The same norms at the optimizer step.
         index: Index of the row in the run.
         changes_seen: Whether a change of gradients between backward pass and step was detected by then.
+        summed: This rank's addends of gradients that are added up over the ranks, each with its loss scale.
     """
 
     step: int
@@ -89,6 +90,7 @@ class MeasuredRow:
     after: list[Part] = field(default_factory=list)
     index: int = 0
     changes_seen: bool = False
+    summed: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     _fetched: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ class Notes:
         self._names = list(modules)
         self._texts: dict[str, None] = {}
         self._replaced: set[str] = set()
+        self._partial: set[str] = set()
         self._inner_passes_from: int | None = None
         self.discarded_seen = False
         """Whether a backward pass was discarded."""
@@ -107,7 +108,7 @@ class Notes:
             if last.max(initial=-1) < 0:
                 self.add("activation_grad_norm is missing in every row")
             return
-        never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
+        never = [name for name, row in zip(self._names, last, strict=True) if row < 0 and name not in self._partial]
         without = [name for name in never if name in called]
         uncalled = [name for name in never if name not in called]
         if without:
@@ -123,6 +124,24 @@ class Notes:
         stopped = newest >= 0 and newest < n_rows - 1
         if stopped:
             self.add(f"activation_grad_norm is missing from row {newest + 1} on: hooks no longer fire")
+
+    def note_partial_sums(self, outputs: Iterable[int], parameters: Iterable[int]) -> None:
+        """Note the layers whose gradients are partial sums on each rank, which the recorder does not add up.
+
+        Args:
+            outputs: Layers with such a gradient of their output.
+            parameters: Layers with such a gradient of a parameter.
+        """
+        layers = [self._names[i] for i in sorted(outputs)]
+        self._partial |= set(layers)
+        if layers:
+            self.add(
+                "activation_grad_norm is missing where each rank holds a partial sum of the gradient, as of outputs "
+                f"that stay distributed tensors (use_local_output=False): {listed(layers)}"
+            )
+        layers = [self._names[i] for i in sorted(parameters)]
+        if layers:
+            self.add(f"param_grad_norm is missing where each rank holds a partial sum: {listed(layers)}")
 
     def note_gaps(self, gaps: NDArray[np.int64], last: NDArray[np.int64], n_rows: int) -> None:
         """Note which layers' outputs had no gradient in some rows, although their parameters had one.

@@ -39,9 +39,12 @@ class OutputGradients:
 
     Args:
         n_layers: L.
+        takes: Returns whether the gradient of a layer's output can be counted; called with those of a subclass of
+            Tensor.
     """
 
-    def __init__(self, n_layers: int) -> None:
+    def __init__(self, n_layers: int, takes: Callable[[int, Tensor], bool] | None = None) -> None:
+        self._takes = takes
         self.armed = False
         """Whether the step in progress is recorded."""
         self.kept: list[list[Tensor]] = [[] for _ in range(n_layers)]
@@ -90,6 +93,8 @@ class OutputGradients:
     def take(self, layer: int, grad: Tensor) -> None:
         """Take the gradient of one output of a layer."""
         if type(grad) is not Tensor:
+            if self._takes is not None and not self._takes(layer, grad):
+                return
             grad = local_part(grad)
         if grad.numel() <= KEPT:
             self.kept[layer].append(grad)

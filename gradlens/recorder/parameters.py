@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradlens.recorder.layers import spread_out
 from gradlens.recorder.measured_row import Indices, Part
 from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, plain
+from gradlens.recorder.tensor_layouts import ShardedGradients
 
 EARLY_ROWS = 3
 """Number of first rows in which gradients are also read at the end of the backward pass, to detect clipping."""
@@ -96,6 +97,8 @@ class _Reading:
 
     part: Part
     counts: Part | None
+    summed: tuple[Tensor, Tensor | None] | None = None
+    """See ``ShardedGradients.pack``, and the loss scale."""
 
 
 class ParameterGradients:
@@ -110,10 +113,18 @@ class ParameterGradients:
         owners: See ``group_by_optimizer``.
         count_nonfinite: Whether NaN and Inf entries are counted.
         always_early: Whether every row is read at the end of the backward pass too.
+        sharded: Makes of gradients what is added up over the ranks.
     """
 
-    def __init__(self, owners: Sequence[Owners], *, count_nonfinite: bool, always_early: bool) -> None:
-        self._owners = owners
+    def __init__(
+        self,
+        owners: Sequence[Owners],
+        *,
+        count_nonfinite: bool,
+        always_early: bool,
+        sharded: ShardedGradients | None = None,
+    ) -> None:
+        self._owners, self._sharded = owners, sharded
         self._samples = [spread_out(each.parameters, SAMPLES) for each in owners]
         self.count_nonfinite = count_nonfinite
         self._reducer = Reducer()
@@ -218,6 +229,17 @@ class ParameterGradients:
         for reading in self._before.values():
             reading.part.scale = scale
 
+    def divide_early_reading(self, number: float) -> None:
+        """Note that the gradients were divided by a number since the early reading, which is no clipping.
+
+        Args:
+            number: The number.
+        """
+        self._signatures.clear()
+        self._thin.clear()
+        for part in [reading.part for reading in self._before.values()]:
+            part.scale = number if part.scale is None else part.scale * number
+
     @property
     def shrunk(self) -> Tensor | None:
         """0-d, whether no sampled element grew or changed its sign since the backward pass; None where unknown."""
@@ -247,13 +269,28 @@ class ParameterGradients:
         self.some_missing = (there is not None and len(there) < len(owners.parameters)) or (
             isinstance(mine, np.ndarray) and not mine.all()
         )
-        counts = owners.part(_count(found[n:], mine), there) if self.count_nonfinite else None
-        return _Reading(owners.part(mine, there, scale), counts), values[:n]
+        counts = _count(found[n:], mine) if self.count_nonfinite else None
+        summed = None
+        if self._sharded is not None and len(found) > n:
+            read = owners.parameters if there is None else [owners.parameters[i] for i in there]
+            mine = self._sharded.weigh(mine, read, found[n:], 2)
+            counts = None if counts is None else self._sharded.weigh(counts, read, found[n:], 1)
+            packed = self._sharded.pack(read, found[n:])
+            summed = None if packed is None else (packed, scale)
+        reading = _Reading(
+            owners.part(mine, there, scale), None if counts is None else owners.part(counts, there), summed
+        )
+        return reading, values[:n]
 
     @property
     def parts(self) -> list[Part]:
         """The readings at the optimizer steps."""
         return [reading.part for reading in self._after.values()]
+
+    @property
+    def summed(self) -> list[tuple[Tensor, Tensor | None]]:
+        """What the readings add to gradients that are added up over the ranks, and the loss scales."""
+        return [reading.summed for reading in self._after.values() if reading.summed is not None]
 
     @property
     def count_parts(self) -> list[Part]:

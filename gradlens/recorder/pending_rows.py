@@ -17,7 +17,9 @@ from gradlens.recorder.layers import Learned
 from gradlens.recorder.measured_row import MeasuredRow, clip_coefficient, make_row
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
+from gradlens.recorder.rank_agreement import RankAgreement
 from gradlens.recorder.schedule import AutoEvery
+from gradlens.recorder.tensor_layouts import ShardedGradients
 from gradlens.run import Header, Layer, Row
 from gradlens.sinks import Sink
 from gradlens.storage import BackgroundSink
@@ -47,6 +49,8 @@ class Table:
         make_header: Returns the run's header for its layers.
         gradients: Its ``changes_seen`` is set when clipping is detected.
         ranks: The processes that record together.
+        sharded: Adds up gradients that are partial sums on each rank.
+        agreement: Compares the weights of the ranks.
         auto: The rule "auto", for which rank 0 decides.
         n_rows: Rows already in the file.
     """
@@ -60,6 +64,8 @@ class Table:
         make_header: Callable[[tuple[Layer, ...]], Header],
         gradients: ParameterGradients,
         ranks: Ranks | None,
+        sharded: ShardedGradients | None,
+        agreement: RankAgreement | None,
         auto: AutoEvery | None,
         n_rows: int,
     ) -> None:
@@ -81,7 +87,7 @@ class Table:
         self._n_layers = n_layers
         self._make_header = make_header
         self._gradients = gradients
-        self._ranks = ranks
+        self._ranks, self._sharded, self._agreement = ranks, sharded, agreement
         self._auto = auto
         self._order = np.arange(n_layers)
         self._measured: MeasuredRow | None = None
@@ -302,7 +308,7 @@ class Table:
             self._finish_together(newest, error)
 
     def _finish_together(self, newest: MeasuredRow | None, error: Exception | None) -> None:
-        added = self._add_up(newest, error)
+        added = self._add_up(newest, error, compare=True)
         waiting, self._waiting = self._waiting, []
         rows = [self._make_row(measured, *self._add_up(measured, None)) for measured in waiting]
         if newest is not None:
@@ -311,7 +317,9 @@ class Table:
         for row in rows:
             self.sink.write_row(row)
 
-    def _add_up(self, measured: MeasuredRow | None, error: Exception | None) -> tuple[dict[str, HostNorms], HostNorms]:
+    def _add_up(
+        self, measured: MeasuredRow | None, error: Exception | None, *, compare: bool = False
+    ) -> tuple[dict[str, HostNorms], HostNorms]:
         """Return the columns and the totals of a row over all ranks, by one collective."""
         assert self._ranks is not None
         columns, totals = {}, np.full(2, math.nan)
@@ -324,14 +332,29 @@ class Table:
             self._auto.note_row(self.last_step)
         next_step = self._auto.next if self._auto is not None and self._ranks.rank == 0 else 0
         flags = [error is not None, self._gradients.changes_seen, next_step]
-        extra = np.array([*totals, *flags, *([] if self._have_combined else self._out_numel)])
+        compared = np.zeros(self._agreement.size if compare and self._agreement is not None else 0)
+        if measured is not None and compare and self._agreement is not None and error is None:
+            try:
+                compared = self._agreement.measure(measured.index)
+            except Exception as failure:
+                error = failure
+        summed = np.zeros(0 if self._sharded is None else self._sharded.size)
+        for addend, scale in measured.summed if measured is not None else ():
+            summed += addend.cpu().numpy() / (1 if scale is None else float(scale))
+        sizes = np.zeros(0) if self._have_combined else self._out_numel / self._ranks.copies(self._n_layers)
+        extra = np.array([*totals, *flags, *compared, *summed, *sizes])
         self.ended = True  # stays True if the collective fails
         columns, sums = self._ranks.combine(self._metrics, columns, self._n_layers, extra)
         self.ended = bool(sums[2] > 0)
         if self.ended:
             raise error or RecorderError("recording failed on another rank")
+        _, compared, summed, sizes = np.split(sums, np.cumsum([5, len(compared), len(summed)]))
+        if measured is not None and compare and self._agreement is not None:
+            self._agreement.judge(compared, measured.step)
+        if self._sharded is not None:
+            self._sharded.add(columns, summed)
         if not self._have_combined and not self._is_open:
-            self._set_out_numel(sums[5:])
+            self._set_out_numel(sizes)
         self._have_combined = True
         self._gradients.changes_seen = bool(sums[3] > 0)
         if self._auto is not None:

@@ -30,6 +30,7 @@ from gradlens.recorder.intervals import make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line, listed
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.rank_agreement import RankAgreement
 from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
@@ -75,9 +76,9 @@ def record(
     Args:
         model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, make the
             recorder before the first compiled call; with ``fullgraph=True`` gradients of outputs are missing. With
-            DistributedDataParallel (without ``join()``) or ``fully_shard``, every rank makes a recorder and, if it
-            gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its ``log()`` and
-            ``log_epoch()`` count.
+            DistributedDataParallel (without ``join()``), ``fully_shard`` or tensor parallelism, every rank makes a
+            recorder and, if it gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its
+            ``log()`` and ``log_epoch()`` count.
         path: The run file; it appears with the first row. A relative path counts from the working directory at the time
             of this call, even if that changes later.
         optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
@@ -258,6 +259,10 @@ class Recorder:
         )
         self._modules = choose_layers(model, layers)
         self._learned = Learned(self._modules)
+        self._agreement: RankAgreement | None = None
+        if self._ranks is not None:
+            self._learned.note_layout = self._ranks.note_output
+            self._agreement = RankAgreement(model, self._modules, self._ranks.rank, self._ranks.world)
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
@@ -285,6 +290,8 @@ class Recorder:
             self._make_header,
             self._steps.gradients,
             self._ranks,
+            self._steps.sharded,
+            self._agreement,
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
@@ -345,6 +352,8 @@ class Recorder:
                     raise
                 _warn_of_rank(error)
                 self._table.sink = NullSink()
+            if self._ranks is not None:
+                self._ranks.connect()
             claimed = True
             self._steps.start(self._table, self._write_state)
             if self._ranks is None or self._ranks.rank == 0:
@@ -431,7 +440,7 @@ class Recorder:
                 table.sink.flush()
                 self._note_missing()
                 table.sink.write_state(self.overhead, self.notes)
-                table.sink.write_facts(self._facts.facts)
+                table.sink.write_facts(self._find_facts())
                 self._write_epochs()
             table.sink.close(status)
         except (KeyboardInterrupt, SystemExit):
@@ -444,6 +453,8 @@ class Recorder:
             self._report_error(error)
         finally:
             self._steps.forget()
+            if self._ranks is not None and not self._table.ended:
+                self._ranks.disconnect()
         if status != "failed" and not table.n_rows:
             self._warn_of_no_row()
 
@@ -596,11 +607,18 @@ class Recorder:
     def _write_state(self) -> None:
         self._notes.look_for_changes()
         self._table.sink.write_state(self.overhead, self.notes)
-        self._table.sink.write_facts(self._facts.facts)
+        self._table.sink.write_facts(self._find_facts())
+
+    def _find_facts(self) -> dict[str, Any]:
+        ranks = self._ranks
+        if ranks is None or self._agreement is None:
+            return self._facts.facts
+        found = self._agreement.facts(ranks.world, ranks.silent, self._steps.index)
+        return {**self._facts.facts, "ranks": found}
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         if self._state == "recording":
-            self._guard(lambda: self._table.sink.write_facts(facts))
+            self._guard(lambda: self._table.sink.write_facts({**facts, **self._find_facts()}))
 
     @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
@@ -694,6 +712,11 @@ class Recorder:
             self._notes.note_other_changes(table.changed_otherwise)
         if not table.n_rows:
             return
+        if self._ranks is not None:
+            sharded = self._steps.sharded
+            self._notes.note_partial_sums(self._ranks.partial_outputs, sharded.left_out if sharded else ())
+            if "grad_coherence" in self._intervals and self._ranks.batch_parts < self._ranks.world:
+                self._notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
         if "activation_grad_norm" in self._intervals:
             last = table.last_row_with["activation_grad_norm"]
             got = table.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in self._intervals else None
@@ -733,6 +756,8 @@ class Recorder:
         self._notes.add(f"recording ended at step {self._steps.index}: {line(error)}")
         with contextlib.suppress(Exception):  # the file itself may have failed
             self._table.sink.write_state(self.overhead, self.notes)
+            if self._ranks is not None:
+                self._table.sink.write_facts(self._find_facts())
         with contextlib.suppress(Exception):
             self._table.sink.close("failed")
         self._report_error(error)

@@ -71,6 +71,7 @@ from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.inner_passes import InnerPasses
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks, place_wrapper_hooks
 from gradlens.recorder.hooks.other_steps import OtherSteps
+from gradlens.recorder.hooks.pipeline_scaling import PipelineWatch
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out
@@ -84,6 +85,7 @@ from gradlens.recorder.ratios import addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.schedule import AutoEvery, Clock
 from gradlens.recorder.step_state import BackwardPass, StepState, add_logged, only
+from gradlens.recorder.tensor_layouts import ShardedGradients, is_distributed
 from gradlens.run import Status
 
 SPREAD = 16
@@ -158,17 +160,27 @@ class Steps:
         self._optimizers, self._scaler, self._intervals, self._learned = optimizers, scaler, intervals, learned
         self._wanted, self._clock, self._ranks, self._notes, self._guard = wanted, clock, ranks, notes, guard
         self._auto = wanted if isinstance(wanted, AutoEvery) and ranks is None else None
-        self._outputs = OutputGradients(len(modules))
+        self._outputs = OutputGradients(len(modules), None if ranks is None else ranks.takes)
         owned = [own_parameters(module) for module in modules.values()]
         self._own = [[p for p in own if ranks is None or ranks.reads(p)] for own in owned]
+        self._with_gradient = [[p for p in own if ranks is None or ranks.reads_gradient(p)] for own in owned]
+        self.sharded = (
+            None
+            if ranks is None or not any(map(is_distributed, model.parameters()))
+            else ShardedGradients(owned, ranks.world)
+        )
+        """Makes of gradients what is added up over the ranks; None where no parameter is distributed."""
         self._group_sizes = self._count_groups()
         self._states = GradientStates(model, self._grouped_ids())
         self._own_indices = [frozenset(self._states.indices(map(id, own))) for own in owned]
         count = "nonfinite_count" in intervals
-        self.gradients = ParameterGradients(self._find_owners(), count_nonfinite=count, always_early=scaler.present)
+        self.gradients = ParameterGradients(
+            self._find_owners(), count_nonfinite=count, always_early=scaler.present, sharded=self.sharded
+        )
         self._inner_passes = InnerPasses()
         self._reads_gradients = "param_grad_norm" in intervals or count
         self._watch = BackwardWatch(self._begin_backward, self._end_backward)
+        self._pipeline = PipelineWatch(model, self._divide)
         self._hooks = LayerHooks(
             modules,
             self._outputs,
@@ -207,7 +219,7 @@ class Steps:
         return [{id(p) for group in o.param_groups for p in group["params"]} for o in self._optimizers]
 
     def _find_owners(self) -> list[Owners]:
-        return group_by_optimizer(self._own, self._grouped_ids())
+        return group_by_optimizer(self._with_gradient, self._grouped_ids())
 
     @property
     def index(self) -> int:
@@ -239,6 +251,7 @@ class Steps:
         seconds_per_hook()
         self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
         self._handles += place_wrapper_hooks(self._wrappers, self._on_wrapper)
+        self._pipeline.put()
         spread = SPREAD if self._learned.compiled else FIRST_SPREAD
         self._watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
         self._begin_step(self.index)
@@ -256,6 +269,7 @@ class Steps:
         """Remove the hooks."""
         self.stop_following()
         self.other_steps.end()
+        self._pipeline.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -520,6 +534,19 @@ class Steps:
         elif state.ended == MANY_PASSES and not self.steps_seen:
             self._notes.warn_of_no_step(state.ended, self._optimizers, self.other_steps.name)
 
+    def _divide(self, number: float) -> None:
+        """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
+        if self.on and self.state.wanted:
+            self._guard(lambda: self._handle_division(number))
+
+    @torch.no_grad()
+    def _handle_division(self, number: float) -> None:
+        self._collect_outputs()
+        for each in [*self.state.passes, *self.state.inner]:
+            for part in each.parts:
+                part.scale = number if part.scale is None else part.scale * number
+        self.gradients.divide_early_reading(number)
+
     # --- the optimizer ------------------------------------------------------------------------------------
 
     def _on_step(self, k: int, optimizer: Optimizer) -> None:
@@ -736,6 +763,7 @@ class Steps:
             scalars,
             self.gradients.parts_before,
             self.gradients.parts if self.gradients.parts_before else [],
+            summed=self.gradients.summed,
         )
         self.gradients.end_row()
         if self._watch.missed_compiled_pass:
@@ -799,7 +827,8 @@ class Steps:
 
     def _combine_ranks(self) -> None:
         """Combine the row just closed with those of the other ranks."""
-        error, self.local_error = self.local_error, None
+        assert self._ranks is not None
+        error, self.local_error = self.local_error or self._ranks.find_refusal(), None
         try:
             self._table.combine_ranks(error)
         except Exception as failure:

@@ -1,0 +1,103 @@
+"""Tensor parallelism records what float64 in one process shows of the whole model (sharded_recording_cases.py)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+import gradlens
+from tests.processes import PATIENCE
+from tests.recorder.sharded_recording_cases import BATCH, CLASSES, LENGTH, PIPELINES, TRUE, WIDTH, truth
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="no gloo"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+ROOT = Path(__file__).parents[2]
+WAYS = {2: ("columns", "sequence", "tensors", *PIPELINES), 4: ("fsdp+sequence",)}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function from a number of processes to the folder of their files."""
+
+    @functools.cache
+    def train(world: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"sharded-{world}")
+        command = [
+            sys.executable,
+            "-m",
+            "tests.recorder.sharded_recording_cases",
+            str(folder),
+            str(world),
+            *WAYS[world],
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def true() -> dict[str, dict[str, list[float]]]:
+    return truth()
+
+
+@pytest.mark.parametrize(
+    ("world", "way"), [(world, way) for world, ways in WAYS.items() for way in ways if way not in PIPELINES]
+)
+def test_norms_are_those_of_the_whole_model(world: int, way: str, sharded, true) -> None:
+    run = gradlens.read_run(sharded(world) / "of-rank-0" / f"{way}.h5")
+    partial = {"blocks.0.norm", "blocks.1.norm", "norm"} if way == "tensors" else set()
+    layers = [layer.name for layer in run.layers]
+    for metric in TRUE:
+        names = set(true[metric]) - (partial if metric == "activation_grad_norm" else set())
+        expected = {name: values for name, values in true[metric].items() if name in names}
+        got = {name: run.metric(metric)[:, layers.index(name)].tolist() for name in names}
+        rtol = 1e-4 if metric == "update_ratio" else 1e-5  # the update is a small difference of float32 weights
+        np.testing.assert_allclose(
+            [got[name] for name in sorted(names)], [expected[name] for name in sorted(names)], rtol=rtol, err_msg=metric
+        )
+    numel = {layer.name: layer.out_numel for layer in run.layers}
+    width = {"head": CLASSES, **{name: 2 * WIDTH for name in numel if name.endswith((".up", ".act"))}}
+    assert numel == {name: BATCH * LENGTH * width.get(name, WIDTH) for name in numel}
+    said = [note for note in run.info["notes"] if "partial sum" in note]
+    assert len(said) == bool(partial)
+    assert all(name in said[0] for name in partial)
+
+
+@pytest.mark.parametrize("way", PIPELINES)
+def test_each_stage_of_a_pipeline_records_what_the_whole_model_has(way: str, sharded, true) -> None:
+    seen = set()
+    for rank in range(2):
+        run = gradlens.read_run(sharded(2) / f"of-rank-{rank}" / f"{way}.h5")
+        assert "clip_coefficient" not in run.scalars
+        seen |= {layer.name for layer in run.layers}
+        for metric in ("activation_grad_norm", "param_grad_norm", "param_norm"):
+            for i, layer in enumerate(run.layers):
+                if layer.name in true[metric]:
+                    np.testing.assert_allclose(run.metric(metric)[:, i], true[metric][layer.name], rtol=1e-5)
+    assert seen == set(true["activation_grad_norm"])
+
+
+@pytest.mark.parametrize("world", WAYS)
+def test_nothing_is_said_and_one_rank_writes(world: int, sharded) -> None:
+    folder = sharded(world)
+    files = {path.name for path in folder.glob("of-rank-[1-9]/*.h5")}
+    assert files == ({f"{way}.h5" for way in PIPELINES} if world == 2 else set())
+    for rank in range(world):
+        said = json.loads((folder / f"rank{rank}.json").read_text())
+        assert {way for way in WAYS[world] if said[way]} == set(PIPELINES).intersection(said)
+        assert all("as the stages of a pipeline should" in text for way in PIPELINES for text in said.get(way, ()))
