@@ -57,6 +57,23 @@ def _runs(process: int) -> bool:
     return True
 
 
+def replaceable(path: Path) -> Path:
+    """Return the place that a new file or folder is renamed to: the target of a link, because the link stays.
+
+    Args:
+        path: The file or folder; it need not exist.
+
+    Raises:
+        RunFileError: A device, a pipe or a socket is there: renaming would remove it, for all programs of the system.
+    """
+    there = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RunFileError(
+            f"{path} cannot be written: it is a device or a pipe, not a plain file", tip="name a file in a folder"
+        )
+    return there
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name to write to; it is renamed to the file on success and removed on failure.
@@ -70,7 +87,9 @@ def whole_file(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
     Raises:
         OSError: The file cannot be written; an existing file is unchanged.
+        RunFileError: What is there is no plain file.
     """
+    path = replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -100,8 +119,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: The folder cannot be written; an existing folder is unchanged.
+        RunFileError: What is there is no plain file and no folder.
     """
-    path = path.resolve()  # the target of a link; the link stays
+    path = replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -153,6 +153,29 @@ def test_a_full_disk_at_the_end_leaves_what_was_there(
     assert after.keys() == before.keys()
 
 
+@pytest.mark.parametrize("name", ["figure.png", "report.html", "report.md", "table.csv", "events", "a.ckpt"])
+def test_a_pipe_or_a_device_is_not_replaced(
+    name: str, make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(RunFileError) as error:
+        WRITERS[name](path)
+    assert "plain file" in str(error.value) + capsys.readouterr().err
+    assert path.is_fifo()
+    assert name == "report.md" or list(path.parent.iterdir()) == [path]  # the figures of that are written before it
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to("target.txt")
+    write_text(tmp_path / "link.txt", "a")
+    write_text(tmp_path / "link.txt", "b")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "target.txt").read_text() == "b"
+
+
 def test_the_facts_of_a_figure_fail_alone(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
     before = written_once("facts.json", make_run, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
+from gradlens.diagnosis.intended import side_branch
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.zero_gradient import pass_gradient, say_flat, zero_layers
@@ -101,7 +102,7 @@ def _behind_a_cut(rec: Recording) -> list[Finding]:
     copies = {item.text("layer") for item in rec.setup.entries("copies")}
     for item in rec.setup.graph.entries("cut"):
         layers = tuple(name for name in item.texts("layers") if _lost(rec, name) and name not in copies)
-        if not layers:
+        if not layers or side_branch(rec, item):
             continue
         last, following = item.text("last") or layers[-1], item.text("next")
         before = f", before {quoted(following)}" if following else ""

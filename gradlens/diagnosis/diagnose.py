@@ -154,6 +154,8 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((float(np.median(part)) for part in parts), default=math.nan)  # late losses may be tiny and scatter
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
+    if len(high):
+        high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
     if 0 < len(high) < len(loss) / 10:
         notes.append(
             f"in {plural(len(high), 'row')}, first at step {int(rec.run.steps[high[0]])}, the loss is more than "

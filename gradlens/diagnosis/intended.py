@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from gradlens.diagnosis.findings import say_layers
+from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
@@ -21,6 +22,9 @@ MOSTLY = 0.5
 ADAPTED = 0.1
 """Where less than a tenth of what requires a gradient is in an optimizer, the rest was left out on purpose (adapters,
 prompts, a new head)."""
+
+BRANCH = 0.1
+"""A part whose output nothing uses, such as a pooler or an auxiliary head, has less than a tenth of what is trained."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def find_intended(rec: Recording) -> list[Intended]:
     """
     copies = _copies(rec)
     copied = {name for item in copies for name in item.layers}
-    rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen)
+    rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen, _side_branches)
     found = [item for rule in rules for item in rule(rec, copied)]
     return [*copies, *found, *_schedule(rec), *_norms(rec), *_listed(rec)]
 
@@ -153,6 +157,33 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
     names = rec.names(idle)
     return [
         Intended(f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(names)}", names)
+    ]
+
+
+def side_branch(rec: Recording, item: Entry) -> bool:
+    """Return whether modules that the loss does not reach may be a branch that nothing uses, rather than cut off.
+
+    They are a small part, ran with a graph after others that the loss reaches and before none, and the network learns.
+
+    Args:
+        rec: The recording.
+        item: What the graph says of them; see "cut" in ``docs/facts.md``.
+    """
+    if item.text("next") or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
+        return False
+    states = rec.setup.states(requires_grad=True, in_optimizer=True)
+    inside = set(item.texts("layers"))
+    own = sum(state.whole("numel") for state in states if inside.intersection(state.texts("layers")))
+    return own < BRANCH * sum(state.whole("numel") for state in states)
+
+
+def _side_branches(rec: Recording, copied: set[str]) -> list[Intended]:
+    cut = [item for item in rec.setup.graph.entries("cut") if side_branch(rec, item)]
+    names = tuple(name for item in cut for name in item.texts("layers") if name not in copied)
+    if not names:
+        return []
+    return [
+        Intended(f"the loss does not reach the output of these (not used, or cut off?): {say_layers(names)}", names)
     ]
 
 

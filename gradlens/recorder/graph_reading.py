@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from gradlens.recorder.layer_inputs import thinned
@@ -240,7 +240,7 @@ def read_loss(root: Any) -> LossReading:
         if op in LOSSES:
             loss = op
             found.losses.append(_describe_loss(node, op))
-            found.targets += _describe_targets(node, op)
+            found.targets += _take_targets(node, op)
             _look_under_loss(node, op, found)
         elif op in REDUCTIONS and not top:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
@@ -315,9 +315,8 @@ def _describe_loss(node: Any, op: str) -> Facts:
     return {"op": op, "reduction": reduction, "classes": classes, "shape": list(shape)}
 
 
-@torch.no_grad()
-def _describe_targets(node: Any, op: str) -> list[Facts]:
-    """Describe the targets that a loss has saved, where no hook on saved tensors would have to run."""
+def _take_targets(node: Any, op: str) -> list[Facts]:
+    """Copy the targets that a loss has saved, unread, where no hook on saved tensors would have to run."""
     try:
         saved = node._raw_saved_target
         values = saved.data if saved.unpack_hook is None else None
@@ -325,21 +324,34 @@ def _describe_targets(node: Any, op: str) -> list[Facts]:
         return []
     if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
         return []
-    fact: Facts = {"op": op, "count": values.numel(), "distinct": None, "common": None}
-    values = thinned(values)
+    return [{"op": op, "count": values.numel(), "values": thinned(values).clone()}]
+
+
+def describe_targets(op: str, count: int, values: Tensor) -> Facts | None:
+    """Return what the targets of a loss are; this waits for an accelerator.
+
+    Args:
+        op: The operation that makes the loss.
+        count: The number of targets.
+        values: (n,) copies of evenly spaced ones.
+
+    Returns:
+        Their facts; None where all classes are negative, as those that are to be left out are.
+    """
+    fact: Facts = {"op": op, "count": count, "distinct": None, "common": None}
+    numbers = (values.float() if values.is_floating_point() else values).cpu().numpy()
     if not values.is_floating_point():
-        counts = torch.unique(values[values >= 0], return_counts=True)[1]
-        if not counts.numel():
-            return []
-        fact |= {"distinct": counts.numel(), "common": float(counts.max() / counts.sum())}
-    values = values.float()
-    spread = {
-        "least": values.min(),
-        "largest": values.max(),
-        "mean": values.mean(),
-        "rms": values.square().mean().sqrt(),
+        counts = np.unique(numbers[numbers >= 0], return_counts=True)[1]
+        if not len(counts):
+            return None
+        fact |= {"distinct": len(counts), "common": float(counts.max() / counts.sum())}
+    wide = numbers.astype(np.float64)
+    return fact | {
+        "least": float(wide.min()),
+        "largest": float(wide.max()),
+        "mean": float(wide.mean()),
+        "rms": float(np.sqrt(np.square(wide).mean())),
     }
-    return [fact | {name: float(value) for name, value in spread.items()}]
 
 
 def _describe_output(node: Any, loss: str | None) -> Facts:

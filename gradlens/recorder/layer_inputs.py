@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gradlens.recorder.parameter_states import Facts, sample
 
 MOST_INPUTS = 8
+STATISTICS = ("least", "largest", "mean", "rms")
 MOST_ELEMENTS = 2**20
 """About so many elements of a tensor are looked at."""
 
@@ -21,6 +22,10 @@ class LayerInputs:
         self._facts: dict[str, Facts] = {}
         self._first: dict[str, Tensor] = {}
         """Some elements of the first input of each layer."""
+        self._equal: list[tuple[str, Tensor]] = []
+        """For calls that are not read yet: the layer, and whether its input was the first one."""
+        self._unread: dict[str, Tensor] = {}
+        self._rms: dict[str, Tensor] = {}
 
     def note_call(self, name: str, module: nn.Module, inputs: Tensor, outputs: list[Tensor], step: int) -> None:
         """Note what a module got; the first call of each step counts.
@@ -43,7 +48,9 @@ class LayerInputs:
             fact["last_step"], fact["calls"] = step, fact["calls"] + 1
             if fact["same"] and is_data:
                 now, then = sample(inputs), self._first[name]
-                fact["same"] = now.shape == then.shape and now.device == then.device and bool((now == then).all())
+                fact["same"] = now.shape == then.shape and now.device == then.device
+                if fact["same"]:
+                    self._equal.append((name, (now == then).all()))
             return
         if len(self._facts) >= MOST_INPUTS:
             return
@@ -59,12 +66,27 @@ class LayerInputs:
             "last_step": step,
             "calls": 1,
             "same": is_data,
-            **(_spread(inputs) if is_data and not inputs.is_complex() else {}),
-            "output_rms": float(thinned(made[0]).float().square().mean().sqrt()) if made else None,
+            "output_rms": None,
         }
+        if is_data and not inputs.is_complex():
+            self._unread[name] = _spread(inputs)
+            self._facts[name]["dtype"] = str(inputs.dtype).removeprefix("torch.")
+        if made:
+            self._rms[name] = _rms(thinned(made[0]).float())
 
     def facts(self) -> list[Facts]:
-        """Return what is stored."""
+        """Return what is stored; this waits for an accelerator where calls were noted since."""
+        for name, equal in self._equal:
+            self._facts[name]["same"] &= bool(equal.tolist())
+        for name, stats in self._unread.items():
+            finite, *values = stats.tolist()
+            known = math.isfinite(values[0])
+            self._facts[name] |= {"finite": bool(finite)} | (
+                dict(zip(STATISTICS, values, strict=True)) if known else {}
+            )
+        for name, rms in self._rms.items():
+            self._facts[name]["output_rms"] = rms.tolist()
+        self._equal, self._unread, self._rms = [], {}, {}
         return list(self._facts.values())
 
     def forget(self) -> None:
@@ -79,16 +101,18 @@ def thinned(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _spread(inputs: Tensor) -> dict[str, Any]:
+def _spread(inputs: Tensor) -> Tensor:
+    """Return (5,): whether all values are finite, and the ``STATISTICS`` of those that are; no value is looked at."""
     values = thinned(inputs).float()
-    values, total = values[values.isfinite()], values.numel()
-    if not values.numel():
-        return {"finite": False}
-    return {
-        "finite": values.numel() == total,
-        "dtype": str(inputs.dtype).removeprefix("torch."),
-        "least": float(values.min()),
-        "largest": float(values.max()),
-        "mean": float(values.mean()),
-        "rms": float(values.square().mean().sqrt()),
-    }
+    finite = values.isfinite()
+    count, zeros = finite.sum(), torch.where(finite, values, 0.0)
+    least, largest = (torch.where(finite, values, end * math.inf) for end in (1, -1))
+    mean = zeros.sum() / count
+    rms = (zeros.square().sum() / count).sqrt()
+    parts = (finite.all(), least.min(), largest.max(), mean, rms)
+    return torch.stack([each.float() for each in parts])
+
+
+@torch.no_grad()
+def _rms(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, label, read_graph, read_loss
+from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, describe_targets, label, read_graph, read_loss
 
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
@@ -69,6 +69,8 @@ class LossGraph:
         """Name of a module to its calls with a graph, and how many outputs of theirs losses reached."""
         self._facts: dict[str, list[Facts]] = defaultdict(list)
         self._keys: dict[tuple[str, str], Facts] = {}
+        self._targets: list[tuple[Facts, int]] = []
+        """Copies of targets that are not read yet, and their steps."""
         self._leaves: dict[Any, Facts] = {}
         self._no_graph: Facts | None = None
         self._source = ""
@@ -144,7 +146,17 @@ class LossGraph:
             loss = read_loss(root)
             for kind, facts in vars(loss).items():
                 for fact in facts:
-                    self._add(kind, fact, step)
+                    if kind == "targets":
+                        self._targets.append((fact, step))
+                    else:
+                        self._add(kind, fact, step)
+
+    def _read_targets(self) -> None:
+        """Read the values that passes have left, and let go of them."""
+        taken, self._targets = self._targets, []
+        for fact, step in taken:
+            if (described := describe_targets(**fact)) is not None:
+                self._add("targets", described, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -185,6 +197,7 @@ class LossGraph:
         """
         if not self._steps:
             return {}
+        self._read_targets()
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets",

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.atomic import temporary_name
+from gradlens.atomic import replaceable, temporary_name
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.run import Header, Status
 from gradlens.storage.checksums import Slot, crc, seal, state_crc
@@ -334,8 +334,10 @@ def move(temporary: Path, path: Path, *, onto: bool, shown: Path) -> None:
     Raises:
         OSError: The disk is full.
         RunExistsError: There is one already.
+        RunFileError: A device or a pipe is there.
     """
     if onto:
+        replaceable(path)
         os.replace(temporary, path)
         return
     try:

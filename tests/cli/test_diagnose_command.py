@@ -53,8 +53,8 @@ def test_junit(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "runs", "--format", "junit"]) == 0
     root = ElementTree.fromstring(capsys.readouterr().out)
     assert [(s.get("name"), s.get("tests"), s.get("failures")) for s in root] == [
-        ("fine", "13", "0"),
-        ("odd", "13", "1"),
+        ("fine", "14", "0"),
+        ("odd", "14", "1"),
     ]
     assert [case.get("name") for case in root[1]] == list(KINDS)
     failed = [case for case in root[1] if case.find("failure") is not None]
@@ -66,7 +66,7 @@ def test_junit_of_odd_names_and_undecided_runs(make_run, capsys: pytest.CaptureF
     make_run("few", steps=3)
     assert run_command(["diagnose", "few", "--format", "junit"]) == 0
     root = ElementTree.fromstring(capsys.readouterr().out)
-    assert root.get("skipped") == "13"
+    assert root.get("skipped") == "14"
     from gradlens.diagnosis.findings import Diagnosis
 
     assert ElementTree.fromstring(junit([Diagnosis("a\x00<b>&\u00e9", (), 0, "")]))[0].get("name") == "a?<b>&\u00e9"

@@ -77,7 +77,7 @@ def expect(found: Diagnosis, faulty: bool, kind: str, says: str) -> None:
     assert re.search(says, f"{main.evidence} {main.remedy} {main.cause}", re.IGNORECASE), str(found)
 
 
-both = pytest.mark.parametrize("faulty", [True, False])
+both = pytest.mark.parametrize("faulty", [True, pytest.param(False, marks=pytest.mark.slow)])
 
 
 @both
@@ -743,3 +743,36 @@ def test_a_loss_at_another_level_than_guessing(loss: Callable[[Tensor, Tensor], 
     found = train(tmp_path / "run.h5", mlp(), lambda model, x, y: loss(model(x), y))
     check(found, "healthy")
     assert found.learning == "yes"
+
+
+class Pooled(nn.Module):
+    """Classes from the trunk; a pooler runs behind it, and what it puts out is used by nobody or by a detached loss."""
+
+    def __init__(self, pooler: int) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.trunk, self.head = (
+            nn.Sequential(nn.Linear(INPUTS, 64), nn.ReLU(), nn.Linear(64, 64)),
+            nn.Linear(64, CLASSES),
+        )
+        self.pooler = nn.Sequential(nn.Linear(64, pooler), nn.Tanh(), nn.Linear(pooler, INPUTS))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.trunk(x)
+        return self.head(h), self.pooler(h)
+
+
+def test_a_small_part_that_nothing_uses_is_a_note(tmp_path: Path) -> None:
+    found = train(tmp_path / "run.h5", Pooled(4), lambda net, x, y: functional.cross_entropy(net(x)[0], y))
+    expect(found, False, "", "")
+    assert any("not reach the output of these" in note and "pooler.0, pooler.2" in note for note in found.notes), (
+        found.notes
+    )
+
+
+def test_half_of_a_net_that_the_loss_does_not_reach_is_cut_off_though_the_loss_falls(tmp_path: Path) -> None:
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        classes, again = net(x)
+        return functional.cross_entropy(classes, y) + (again.detach() - x).square().mean()
+
+    check(train(tmp_path / "run.h5", Pooled(64), loss), "cut")
