@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pty
 import re
-import resource
-import signal
 import socket
-import sys
-import time
-import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +19,9 @@ from gradlens.specs import parse_seeds
 from gradlens.storage import find_runs, read_card
 from tests.processes import some_slow
 from tests.storage import known
+from tests.storage.command_server import Commands
 from tests.storage.hostile_files import BY_NAME, make_hostile, write_hostile_texts
 
-SECONDS, MEGABYTES = 10.0, 500
-COMMAND_MEGABYTES = 100
-"""What a command has imported before it does anything; a worker that runs tests may hold more."""
 LARGEST = 5_000_000
 COMMANDS = [
     ["ls"], ["ls", "--format", "json"], ["summary"], ["summary", "--format", "json"], ["heatmap", "-o", "x.png"],
@@ -46,76 +36,20 @@ SAMPLE = [
 SAMPLE_COMMANDS = [["ls"], ["summary"], ["recover"]]
 
 
-def resident() -> float:
-    """Return the memory of this process in megabytes: a forked one begins with it."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    started = Commands(tmp_path_factory.mktemp("cache"))
+    yield started
+    started.close()
 
 
-def cell(arguments: list[str], folder: Path) -> tuple[str, float, float, str]:
-    """Run a command in a forked process; return what came of it, seconds, megabytes and what it said."""
-    said = folder / "said.txt"
-    began = time.monotonic()
-    inherited = max(resident() - COMMAND_MEGABYTES, 0.0)
-    child = known.fork()
-    if not child:
-        code = 99
-        with contextlib.suppress(BaseException):
-            os.chdir(folder)
-            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            write_to(1, 2)
-            resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-            try:
-                code = run_command(arguments)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    ended = 0
-    while not ended and time.monotonic() - began < 6 * SECONDS:
-        ended, status, used = os.wait4(child, os.WNOHANG)
-        time.sleep(0.005)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return "HANG", time.monotonic() - began, 0.0, ""
-    text = said.read_text(errors="replace")
-    code = os.waitstatus_to_exitcode(status)
-    verdict = "ok"
-    if code < 0:
-        verdict = "CRASH"
-    elif "Traceback" in text or code == 99:
-        verdict = "TRACEBACK"
-    elif used.ru_utime + used.ru_stime > SECONDS:
-        verdict = "SLOW"
-    elif used.ru_maxrss / 1024 > MEGABYTES + inherited:
-        verdict = "LARGE"
-    elif code and not any("Error:" in line for line in text.splitlines()):
-        verdict = "SILENT"
-    return verdict, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text
-
-
-def write_to(out: int, err: int) -> None:
-    """In a forked process: let stdout and stderr be these, and warnings be as they are outside of tests."""
-    warnings.resetwarnings()
-    sys.stdout = os.fdopen(out, "w", closefd=False, encoding="utf-8")
-    sys.stderr = os.fdopen(err, "w", closefd=False, encoding="utf-8")
-
-
-def preload() -> None:
-    """Import what commands import, so that a forked process need not."""
-    import gradlens.terminal.live.watch  # noqa: F401
-
-
-def failures(files: dict[str, Path], commands: list[list[str]]) -> list[str]:
+def failures(files: dict[str, Path], to_run: list[list[str]], commands: Commands) -> list[str]:
     found = []
     for name, path in files.items():
         before = path.read_bytes()
         assert len(before) < LARGEST, (name, len(before))
-        for arguments in commands:
-            verdict, seconds, megabytes, said = cell(arguments, path.parent.parent)
+        for arguments in to_run:
+            verdict, seconds, megabytes, said = commands.cell(arguments, path.parent.parent)
             if verdict != "ok":
                 found.append(
                     f"{name} {' '.join(arguments)}: {verdict} {seconds:.1f} s {megabytes:.0f} MB {said[-300:]}"
@@ -124,15 +58,14 @@ def failures(files: dict[str, Path], commands: list[list[str]]) -> list[str]:
     return found
 
 
-def test_a_sample_of_hostile_files_ends_in_lines(tmp_path: Path) -> None:
-    assert not failures(make_hostile(tmp_path, SAMPLE), SAMPLE_COMMANDS)
+def test_a_sample_of_hostile_files_ends_in_lines(commands: Commands, tmp_path: Path) -> None:
+    assert not failures(make_hostile(tmp_path, SAMPLE), SAMPLE_COMMANDS, commands)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
-def test_every_command_on_every_hostile_file(name: str, tmp_path: Path) -> None:
-    preload()
-    assert not failures(make_hostile(tmp_path, [name]), COMMANDS)
+def test_every_command_on_every_hostile_file(name: str, commands: Commands, tmp_path: Path) -> None:
+    assert not failures(make_hostile(tmp_path, [name]), COMMANDS, commands)
 
 
 @pytest.mark.parametrize(
@@ -267,40 +200,15 @@ def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_terminal(arguments: list[str], folder: Path) -> tuple[int, bytes]:
-    """Run a command on a terminal; return its exit code and the bytes that reach the terminal."""
-    preload()
-    child, terminal = pty.fork()
-    if not child:
-        code = 99
-        with contextlib.suppress(BaseException):
-            os.chdir(folder)
-            os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
-            write_to(1, 2)
-            try:
-                code = run_command(arguments)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    said = b""
-    with contextlib.suppress(OSError):
-        while part := os.read(terminal, 65536):
-            said += part
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
-
-
 @pytest.mark.parametrize(
     "arguments", some_slow(TEXT_COMMANDS, 2), ids=lambda words: " ".join(words).encode("unicode_escape").decode()
 )
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*pty.*:DeprecationWarning")
-def test_no_text_of_a_run_reaches_a_terminal_as_a_command(arguments: list[str], hostile_runs: Path) -> None:
+def test_no_text_of_a_run_reaches_a_terminal_as_a_command(
+    arguments: list[str], commands: Commands, hostile_runs: Path
+) -> None:
     runs = [] if any(word.startswith("runs") for word in arguments) or arguments[0] == "ls" else ["runs"]
     extra = ["--overwrite"] if arguments[0] == "export" and "-" not in arguments else []
-    code, said = on_terminal([*arguments, *runs, *extra], hostile_runs)
+    code, said = commands.on_terminal([*arguments, *runs, *extra], hostile_runs)
     assert b"Traceback" not in said, said[-2000:].decode(errors="replace")
     assert code in (0, 1, 2), said[-500:]
     said = said.replace(SPINNER, b"")
