@@ -30,6 +30,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection, which else goes through torch's 500,000 objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Run in an empty folder and environment, and leave no HDF5 file open."""
