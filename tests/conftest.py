@@ -30,10 +30,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 
+LONGEST = (
+    "storage/test_hostile_files", "test_notebook", "train/test_distributed", "recorder/test_compile",
+    "recorder/test_distributed_recording", "test_experiments", "engines/test_local", "recorder/test_real_life",
+    "engines/test_ray", "diagnosis/test_programs", "train/test_resume", "storage/test_kills", "engines/test_slurm",
+    "storage/test_fuzz", "plots/test_figures", "terminal/live/test_live_training", "test_scorecard",
+    "integrations/test_ranks", "recorder/test_start_and_resume", "recorder/test_whose_pass", "test_device_script",
+    "train/test_record_error", "test_extending", "probe/test_verify", "recorder/test_residual_paths",
+    "train/test_train", "test_public", "report/test_page", "report/test_report_command", "cli/test_cli",
+    "diagnosis/test_unfit", "test_api", "test_architecture", "test_atomic",
+)  # fmt: skip
+"""Files that take longest, first: with a long one at the end, one of two workers would have nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; ``--no-loadscope-reorder`` keeps this order."""
+    folder = Path(__file__).parent
+    places = {folder / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_collection_finish() -> None:
     """Exempt what is imported by now from garbage collection, which else goes through torch's 500,000 objects."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the end of the interpreter collect all."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

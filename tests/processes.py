@@ -6,8 +6,11 @@ Those are forked from one that has imported all they need, which costs seconds.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,6 +48,29 @@ def run_all(folder: Path, world: int, work: Callable[[int], object]) -> list[int
     folder.mkdir(parents=True, exist_ok=True)
     children = [start(folder, rank, work) for rank in range(world)]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def in_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of a module of tests in a new process, and return what it returns, by way of JSON.
+
+    For what forks often: a process that has run many tests holds gigabytes, and forking it takes long.
+    """
+    root = Path(__file__).parents[1]
+    module = ".".join(Path(work.__code__.co_filename).relative_to(root).with_suffix("").parts)
+    code = (
+        "import importlib, json, sys; module, name, given = sys.argv[1:];"
+        "print(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(given))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, module, work.__name__, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def free_port() -> int:

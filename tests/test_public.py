@@ -80,22 +80,27 @@ def test_nothing_is_public_by_accident() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "first",
-    [
+def test_functions_win_over_packages_of_their_name() -> None:
+    """Whichever is imported first: each in a process forked from one that has imported torch."""
+    firsts = (
         "import gradlens.report.files, gradlens.export.tables, gradlens.probe.measure",
         "import gradlens; gradlens.report, gradlens.export, gradlens.probe",
-    ],
-)
-def test_functions_win_over_packages_of_their_name(first: str) -> None:
-    code = (
-        f"{first}; import gradlens; from gradlens.report.content import collect; from gradlens.export import tables;"
+    )
+    then = (
+        "import gradlens; from gradlens.report.content import collect; from gradlens.export import tables;"
         "from gradlens.probe.measure import probe; assert probe is not gradlens.probe;"
         "faces = gradlens.report, gradlens.export, gradlens.probe;"
         "assert {face.__module__ for face in faces} == {'gradlens.api'};"
         "assert gradlens.storage.__name__ == 'gradlens.storage'"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        "import os, sys, torch\n"
+        "for first in sys.argv[1:]:\n"
+        "    if not os.fork(): exec(first); os._exit(0)\n"
+        "    if os.wait()[1]: sys.exit(first)\n"
+    )
+    programs = [f"{first}; {then}" for first in firsts]
+    done = subprocess.run([sys.executable, "-c", code, *programs], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -23,7 +23,7 @@ from gradlens.errors import DamagedError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import BackgroundSink, FileSink
 from gradlens.storage.superblock import ClosedView
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, in_new_process
 from tests.storage import known
 
 MESSAGE = struct.Struct("3q")
@@ -140,8 +140,9 @@ def go_on(path: Path, left: tuple[int, int, int] | None) -> None:
     assert known.hidden(path) == []
 
 
-def kill_many(folder: Path, kills: int) -> collections.Counter[str]:
+def kill_many(within: str, kills: int) -> collections.Counter[str]:
     """Kill so many writers; return how often there was what."""
+    folder = Path(within)
     found: collections.Counter[str] = collections.Counter()
     for seed in range(kills):
         when, background = WHENS[seed % 3], seed // 3 % 2 == 1
@@ -159,12 +160,12 @@ def kill_many(folder: Path, kills: int) -> collections.Counter[str]:
 
 
 def test_kills_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
-    assert kill_many(tmp_path, 6)["readable"] >= 4
+    assert in_new_process(kill_many, str(tmp_path), 6)["readable"] >= 4
 
 
 @pytest.mark.slow
 def test_two_hundred_kills_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
-    found = kill_many(tmp_path, 201)
+    found = in_new_process(kill_many, str(tmp_path), 201)
     assert found["readable"] >= 150
 
 

@@ -35,6 +35,8 @@ HERE = "tests.train.resume_cases"
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 10, "epochs": 3, "workers": 0, "seed": 0}
 ALL = {"augment": ("flip", "crop", "rotation", "color"), "schedule": "step:2,0.5"}
 DEEP: dict[str, Any] = {"image_size": 16, "batch_size": 8, "epochs": 4, "optimizer": "sgd", **ALL}
+DEEP_MODELS = ("plain56", "resnet56")
+"""Deeper than those with 34 layers, whose checkpoints of 250 MB cost most of the time."""
 PEEK = 0.01
 
 
@@ -274,12 +276,12 @@ def points(folder: Path) -> dict[str, Any]:
 
 
 def deep(folder: Path) -> dict[str, Any]:
-    """Train both 34-layer models, without workers and with some; workers change nothing in an unbroken run."""
+    """Train both deep models, without workers and with some; workers change nothing in an unbroken run."""
     few(40)
     found = {"pair": side_by_side(folder / "pair", model="resnet8", **ALL)}
     few(16)
     points = {0: ["flushed", "writing", "written", None, None], 2: ["step", "flushed", "writing", None]}
-    for seed, (model, workers) in enumerate((m, w) for m in ("plain34", "resnet34") for w in points):
+    for seed, (model, workers) in enumerate((m, w) for m in DEEP_MODELS for w in points):
         place, options = folder / f"{model}-{workers}", {"model": model, **DEEP}
         if workers == 0:
             found[f"{model}-whole"] = {"codes": [ended(train(folder / model, "whole", **options))]}

@@ -251,7 +251,7 @@ def test_a_mistake_is_said_once(arguments: list[str], said: str) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -> None:
-    arguments = ["run", "plain8", *TRAIN[:4], "--epochs", "8"]
+    arguments = ["run", "plain8", *TRAIN[:4], "--epochs", "5"]
     process = subprocess.Popen(
         command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     )
@@ -265,11 +265,11 @@ def test_ctrl_c_ends_all_and_the_run_goes_on_with_other_numbers_of_processes() -
     run = read_run("runs/plain8-s0.h5")
     assert run.status == "interrupted"
     done = len(run.epochs["epoch"])
-    assert 1 <= done < 8
+    assert 1 <= done < 5
     resume = ["run", "plain8", "--resume"]
     alone = [sys.executable, "-m", "gradlens", *resume]
     ended = subprocess.run(alone, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
     assert f"continuing after epoch {done}" in ended.stderr
     run = read_run("runs/plain8-s0.h5")
-    assert (run.status, run.epochs["epoch"].tolist()) == ("complete", list(range(1, 9)))
+    assert (run.status, run.epochs["epoch"].tolist()) == ("complete", list(range(1, 6)))

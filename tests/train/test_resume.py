@@ -23,7 +23,7 @@ from gradlens.models import build_model
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path, load_checkpoint, remove_stale, save_checkpoint
 from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
-from tests.train.resume_cases import HERE, cases
+from tests.train.resume_cases import DEEP_MODELS, HERE, cases
 from tests.train.test_train import assert_equal_runs
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -86,7 +86,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 @needs_fork
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["plain34", "resnet34"])
+@pytest.mark.parametrize("model", DEEP_MODELS)
 def test_a_deep_net_killed_at_random_goes_on_to_the_bits_of_an_unbroken_one(
     model: str, deep: tuple[Path, dict[str, Any]]
 ) -> None:
