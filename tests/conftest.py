@@ -70,7 +70,13 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     monkeypatch.setenv("LINES", "40")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
     yield
+    for name in os.environ.keys() ^ before.keys() | {name for name in before if os.environ.get(name) != before[name]}:
+        if name not in before:  # libraries leave their settings there
+            del os.environ[name]
+        elif name != "PYTEST_CURRENT_TEST":
+            os.environ[name] = before[name]
     left = open_files()
     if left:  # perhaps only garbage in a cycle; collecting after every test would cost half the suite's time
         gc.collect()

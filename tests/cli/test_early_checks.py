@@ -12,6 +12,7 @@ from torchvision import models
 from gradlens.cli.early_checks import check_data, check_model, torchvision_models
 from gradlens.errors import DataError, ModelError
 from gradlens.terminal.working import CLEAR, working
+from tests.processes import PATIENCE
 
 
 def test_the_names_of_torchvision_are_read_from_its_files() -> None:
@@ -41,14 +42,21 @@ class Terminal(io.StringIO):
         return True
 
 
+def wait_for(text: str, terminal: Terminal) -> None:
+    end = time.monotonic() + PATIENCE
+    while text not in terminal.getvalue():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_terminal_sees_what_is_being_done_and_a_pipe_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, pipe = Terminal(), io.StringIO()
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     monkeypatch.setattr(sys, "stderr", terminal)
     with working("loading \x1b[31m", at_once=True) as line:
-        time.sleep(0.02)
+        wait_for("loading", terminal)
         line.say("drawing")
-        time.sleep(0.25)
+        wait_for("drawing", terminal)
     shown = terminal.getvalue()
     assert "\\x1b[31m" in shown.split(CLEAR)[1]  # a name cannot colour the terminal
     assert shown.split(CLEAR)[-2].endswith("drawing")

@@ -24,12 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlens
+from gradlens.errors import RunFileError
 from gradlens.recorder import parameters, weights
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.hooks import layer_hooks
 from gradlens.recorder.measured_row import MeasuredRow
 from gradlens.storage import FileSink
-from tests.processes import run_all
+from tests.processes import PATIENCE, run_all
 from tests.recorder.case import KNOWN_METRICS
 
 BATCH, CLASSES, STEPS = 24, 5, 6
@@ -321,7 +322,7 @@ def do_all(tasks: list[str], folder: Path, rank: int, world: int) -> dict[str, A
                 path,
                 rank,
                 world,
-                on_step=Death(rank, more),
+                on_step=Death(rank, more, path),
             )
         else:
             case = CASES["-".join([what, *more])]
@@ -330,15 +331,22 @@ def do_all(tasks: list[str], folder: Path, rank: int, world: int) -> dict[str, A
 
 
 class Death:
-    """Kills one rank in the midst of a training."""
+    """Kills one rank in the midst of a training, when what was recorded so far is in the file."""
 
-    def __init__(self, rank: int, dying: list[str]) -> None:
-        self.dies = rank == int(dying[0])
+    def __init__(self, rank: int, dying: list[str], path: Path) -> None:
+        self.dies, self.path = rank == int(dying[0]), path
 
     def __call__(self, step: int) -> None:
         if step == 12 and self.dies:
-            time.sleep(2)  # what was recorded so far is in the file within a second
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end and self._rows() < 11:
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _rows(self) -> int:
+        with contextlib.suppress(RunFileError):
+            return len(gradlens.read_run(self.path).steps)
+        return 0
 
 
 def work(folder: Path, world: int, tasks: list[str], rank: int) -> None:

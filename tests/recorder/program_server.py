@@ -7,6 +7,7 @@ with the interpreter's own end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ import torch
 from torch import nn
 
 import gradlens
+from gradlens.errors import RunFileError
+from tests.processes import PATIENCE
 
 torch.set_num_threads(1)
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
@@ -41,6 +44,16 @@ def train(model, optimizer, steps: int, recorder=None, pause: float = 0.0) -> No
             recorder.log(loss=loss)
         if pause:
             time.sleep(pause)
+
+
+def wait_for_rows(count: int) -> None:
+    """Wait until so many rows are in the file, however busy the machine is."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(RunFileError):
+            if len(gradlens.read_run("run.h5").steps) >= count:
+                return
+        time.sleep(0.05)
 
 
 def answer(number: int) -> None:

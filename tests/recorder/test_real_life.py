@@ -278,7 +278,7 @@ def test_a_program_that_ends_without_close_keeps_every_row(
 
 @pytest.mark.slow
 def test_an_exit_past_python_keeps_what_was_flushed(programs: Programs, tmp_path: Path) -> None:
-    ended = programs(START + "time.sleep(2)\nos._exit(4)", tmp_path)
+    ended = programs(START + "wait_for_rows(200)\nos._exit(4)", tmp_path)
     assert ended.code == 4
     assert ended.run() == (200, "running", [])
 
@@ -333,7 +333,7 @@ def work():
     with gradlens.record(m, "run.h5", optimizer=o) as r:
         train(m, o, 10**9, r)
 threading.Thread(target=work, daemon=True).start()
-time.sleep(2)
+wait_for_rows(11)
 """
     ended = programs(program, tmp_path)
     rows, status, notes = ended.run()
