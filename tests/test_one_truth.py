@@ -141,7 +141,7 @@ def fates(text: str) -> set[str]:
     return {name for name, words in FATES.items() if words in text}
 
 
-@pytest.mark.parametrize("odd", some_slow([name for name in ODD if name != "one layer"], 2))
+@pytest.mark.parametrize("odd", some_slow([name for name in ODD if name != "one layer"], 4))
 def test_one_number_and_one_word(odd: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
     run = read_run(make_run(steps=ROWS, **ODD[odd]))
     ratio = gradient_ratio(run)

@@ -78,6 +78,10 @@ def expect(found: Diagnosis, faulty: bool, kind: str, says: str) -> None:
 
 
 both = pytest.mark.parametrize("faulty", [True, pytest.param(False, marks=pytest.mark.slow)])
+both_slowly = pytest.mark.parametrize(
+    "faulty", [pytest.param(faulty, marks=pytest.mark.slow) for faulty in (True, False)]
+)
+"""For faults of which others of the same kind are quick."""
 
 
 @both
@@ -94,7 +98,7 @@ def test_a_log_softmax_that_is_applied_twice_changes_nothing(tmp_path: Path) -> 
     expect(train(tmp_path / "run.h5", nn.Sequential(mlp(), nn.LogSoftmax(1))), False, "", "")
 
 
-@both
+@both_slowly
 def test_the_negative_log_likelihood_of_probabilities(tmp_path: Path, faulty: bool) -> None:
     last = nn.Softmax(1) if faulty else nn.LogSoftmax(1)
 
@@ -114,7 +118,7 @@ def test_a_target_of_another_shape(tmp_path: Path, faulty: bool) -> None:
     expect(train(tmp_path / "run.h5", mlp(out=1), loss), faulty, "setup", "same shape")
 
 
-@both
+@both_slowly
 def test_a_gate_whose_softmax_runs_over_images(tmp_path: Path, faulty: bool) -> None:
     class Pool(nn.Module):
         def __init__(self) -> None:
@@ -138,14 +142,14 @@ def test_a_gradient_that_is_cleared_before_the_step(tmp_path: Path, faulty: bool
     assert not faulty or len(found.findings) == 1  # that nothing changes is a consequence
 
 
-@both
+@both_slowly
 def test_gradients_that_add_up_under_rmsprop(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
     optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
     expect(train(tmp_path / "run.h5", model, optimizer=optimizer, clear=not faulty), faulty, "setup", "never cleared")
 
 
-@both
+@both_slowly
 def test_a_batch_norm_whose_statistics_stay_as_they_were(tmp_path: Path, faulty: bool) -> None:
     model = mlp(nn.BatchNorm1d(24, momentum=0.0 if faulty else 0.1))
     expect(train(tmp_path / "run.h5", model), faulty, "setup", "momentum 0.*running")
@@ -185,6 +189,7 @@ def test_clipping_to_a_thousandth(tmp_path: Path, faulty: bool) -> None:
     expect(found, faulty, "clipping", "max_norm from 0.001 to about")
 
 
+@pytest.mark.slow
 def test_strong_clipping_under_an_optimizer_that_rescales_is_no_fault(tmp_path: Path) -> None:
     model = mlp()
     clip = nn.utils.clip_grad_norm_
@@ -253,7 +258,7 @@ def test_a_layer_in_the_middle_that_no_group_has(tmp_path: Path, faulty: bool) -
 
 
 @pytest.mark.filterwarnings("ignore:gradlens. the optimizer given:gradlens.errors.GradlensWarning")
-@both
+@both_slowly
 def test_an_optimizer_of_the_model_before_it_was_copied(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -295,7 +300,7 @@ def test_two_factors_that_are_initialised_to_0(tmp_path: Path, faulty: bool) -> 
     expect(found, faulty, "zero_gradient", "left, right are initialised with weights of exactly 0")
 
 
-@both
+@both_slowly
 def test_an_output_that_is_bounded(tmp_path: Path, faulty: bool) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         out = model(x) - 5
@@ -309,7 +314,7 @@ def test_an_output_that_is_bounded(tmp_path: Path, faulty: bool) -> None:
     )
 
 
-@both
+@both_slowly
 def test_a_rate_that_switches_every_unit_off(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=60.0 if faulty else 0.05)
@@ -331,6 +336,7 @@ def test_labels_that_do_not_belong_to_their_examples(tmp_path: Path, faulty: boo
     assert found.learning == ("no" if faulty else "yes")
 
 
+@pytest.mark.slow
 def test_two_models_against_each_other_need_no_falling_loss(tmp_path: Path) -> None:
     class Game(nn.Module):
         def __init__(self) -> None:
@@ -359,6 +365,7 @@ def test_two_models_against_each_other_need_no_falling_loss(tmp_path: Path) -> N
     assert found.learning != "no"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_follows_is_a_note(tmp_path: Path) -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -382,6 +389,7 @@ def test_a_teacher_that_follows_is_a_note(tmp_path: Path) -> None:
     assert any("teacher is built like student" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_attention_over_time_may_have_time_first(tmp_path: Path) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -433,6 +441,7 @@ def test_batch_norms_that_fit_may_be_frozen_after_a_while(tmp_path: Path) -> Non
     check(train(tmp_path / "run.h5", model, before=freeze), "healthy")
 
 
+@pytest.mark.slow
 def test_noisy_labels_under_a_usual_rate_are_no_plateau(tmp_path: Path) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(int(1e4 * x[0, 0].abs()))) < 0.5
@@ -443,6 +452,7 @@ def test_noisy_labels_under_a_usual_rate_are_no_plateau(tmp_path: Path) -> None:
     check(found, "healthy")
 
 
+@pytest.mark.slow
 def test_a_hinge_that_is_satisfied_is_learnt(tmp_path: Path) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         centres = 4 * torch.eye(CLASSES, INPUTS)
@@ -455,7 +465,7 @@ def test_a_hinge_that_is_satisfied_is_learnt(tmp_path: Path) -> None:
     assert any("the loss is learnt" in note for note in found.notes)
 
 
-@both
+@both_slowly
 def test_layers_made_in_forward(tmp_path: Path, faulty: bool) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -491,7 +501,7 @@ def test_a_score_that_falls(tmp_path: Path, faulty: bool) -> None:
     expect(diagnose(read_run(tmp_path / "run.h5")), faulty, "plateau", "reward falls.*sign")
 
 
-@both
+@both_slowly
 def test_targets_shuffled_apart_in_a_small_set(tmp_path: Path, faulty: bool) -> None:
     x, y = batch(0, 512)
     y = y[torch.randperm(512, generator=torch.Generator().manual_seed(3))] if faulty else y
@@ -506,7 +516,7 @@ def test_targets_shuffled_apart_in_a_small_set(tmp_path: Path, faulty: bool) -> 
     expect(train(tmp_path / "run.h5", model, loss, optimizer, steps=240), faulty, "plateau", "guessing")
 
 
-@both
+@both_slowly
 def test_steps_that_are_lost_in_rounding(tmp_path: Path, faulty: bool) -> None:
     scale = 1e-5 if faulty else 1.0
     model = mlp()
@@ -567,7 +577,7 @@ def test_a_minus_inside_a_loss_or_before_a_part_of_it_is_no_fault(tmp_path: Path
     check(train(tmp_path / "run.h5", mlp(), loss), "healthy")
 
 
-@both
+@both_slowly
 def test_a_log_softmax_over_the_batch(tmp_path: Path, faulty: bool) -> None:
     model = mlp(width=24)
     model.append(nn.LogSoftmax(dim=0 if faulty else 1))
@@ -609,7 +619,7 @@ class Between(nn.Module):
         return self.last(self.between(self.spread(torch.relu(self.first(x)))))
 
 
-@both
+@both_slowly
 def test_an_operation_without_a_derivative(tmp_path: Path, faulty: bool) -> None:
     def straight_through(x: Tensor) -> Tensor:
         return x + (torch.round(x) - x).detach()
@@ -618,7 +628,7 @@ def test_an_operation_without_a_derivative(tmp_path: Path, faulty: bool) -> None
     expect(found, faulty, "zero_gradient", "after spread comes round, whose derivative is 0.*straight-through")
 
 
-@both
+@both_slowly
 @pytest.mark.parametrize("other_gradients", [True, False])
 def test_a_sample_that_passes_no_gradient(tmp_path: Path, faulty: bool, other_gradients: bool) -> None:
     """An autoencoder whose code is drawn; a second term of the loss may reach the encoder all the same."""
@@ -633,7 +643,7 @@ def test_a_sample_that_passes_no_gradient(tmp_path: Path, faulty: bool, other_gr
     expect(found, faulty, kind, r"a sample \(torch.normal\), which passes no gradient.*rsample")
 
 
-@both
+@both_slowly
 def test_a_state_that_is_detached_at_each_step(tmp_path: Path, faulty: bool) -> None:
     class Remembers(nn.Module):
         def __init__(self) -> None:
@@ -655,7 +665,7 @@ def test_a_state_that_is_detached_at_each_step(tmp_path: Path, faulty: bool) -> 
     expect(found, faulty, "cut", "cell ran 36 times .* reaches 3 of its outputs.*detach")
 
 
-@both
+@both_slowly
 def test_targets_of_a_binary_cross_entropy(tmp_path: Path, faulty: bool) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.float() if faulty else (y > 1).float())
@@ -664,6 +674,7 @@ def test_targets_of_a_binary_cross_entropy(tmp_path: Path, faulty: bool) -> None
     expect(found, faulty, "setup", "below 0 in .* rows.*targets outside 0 to 1")
 
 
+@pytest.mark.slow
 def test_a_negative_sum_of_losses_is_no_target_outside(tmp_path: Path) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         out = model(x)
@@ -695,7 +706,7 @@ def test_a_loss_that_is_divided_stands_for_itself(tmp_path: Path) -> None:
     assert "steps are too small" in found.findings[0].evidence
 
 
-@both
+@both_slowly
 def test_a_penalty_that_takes_the_weights(tmp_path: Path, faulty: bool) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         penalty = sum(parameter.square().sum() for parameter in model.parameters())
@@ -711,6 +722,7 @@ def test_a_penalty_that_takes_the_weights(tmp_path: Path, faulty: bool) -> None:
         check(found, "healthy")
 
 
+@pytest.mark.slow
 def test_a_probe_of_frozen_features_that_tell_little_is_no_plateau(tmp_path: Path) -> None:
     torch.manual_seed(0)
     body = nn.Sequential(*[part for _ in range(6) for part in (nn.Linear(32, 32), nn.ReLU())])
@@ -739,6 +751,7 @@ def test_a_probe_of_frozen_features_that_tell_little_is_no_plateau(tmp_path: Pat
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_loss_at_another_level_than_guessing(loss: Callable[[Tensor, Tensor], Tensor], tmp_path: Path) -> None:
     found = train(tmp_path / "run.h5", mlp(), lambda model, x, y: loss(model(x), y))
     check(found, "healthy")
@@ -770,6 +783,7 @@ def test_a_small_part_that_nothing_uses_is_a_note(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_half_of_a_net_that_the_loss_does_not_reach_is_cut_off_though_the_loss_falls(tmp_path: Path) -> None:
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         classes, again = net(x)

@@ -13,7 +13,18 @@ from torch.nn import functional
 import gradlens
 from gradlens import Diagnosis, diagnose, read_run
 from tests.diagnosis.recordings import check
-from tests.diagnosis.test_programs import CLASSES, INPUTS, STEPS, batch, both, cross_entropy, expect, mlp, train
+from tests.diagnosis.test_programs import (
+    CLASSES,
+    INPUTS,
+    STEPS,
+    batch,
+    both,
+    both_slowly,
+    cross_entropy,
+    expect,
+    mlp,
+    train,
+)
 
 
 def noisy_sum(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +69,7 @@ class LastOutput(nn.Module):
         return logits
 
 
-@both
+@both_slowly
 def test_a_batch_that_is_taken_for_time(tmp_path: Path, faulty: bool) -> None:
     torch.manual_seed(0)
 
@@ -69,7 +80,7 @@ def test_a_batch_that_is_taken_for_time(tmp_path: Path, faulty: bool) -> None:
     expect(found, faulty, "setup", "takes the batch for time")
 
 
-@both
+@both_slowly
 def test_a_batch_norm_over_two_values(tmp_path: Path, faulty: bool) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(model, x[:2], y[:2]) if faulty else cross_entropy(model, x, y)
@@ -77,7 +88,7 @@ def test_a_batch_norm_over_two_values(tmp_path: Path, faulty: bool) -> None:
     expect(train(tmp_path / "run.h5", mlp(nn.BatchNorm1d(24)), loss), faulty, "setup", "2 values per channel")
 
 
-@both
+@both_slowly
 def test_data_that_come_class_by_class(tmp_path: Path, faulty: bool) -> None:
     turn = iter(range(STEPS))
 
@@ -92,7 +103,7 @@ def test_data_that_come_class_by_class(tmp_path: Path, faulty: bool) -> None:
     expect(train(tmp_path / "run.h5", model, loss, optimizer), faulty, "setup", "sorted by class")
 
 
-@both
+@both_slowly
 def test_weights_that_are_made_anew_in_each_step(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
 
@@ -104,7 +115,7 @@ def test_weights_that_are_made_anew_in_each_step(tmp_path: Path, faulty: bool) -
     expect(train(tmp_path / "run.h5", model, before=reset), faulty, "setup", "overwritten")
 
 
-@both
+@both_slowly
 def test_layers_that_are_replaced_after_the_optimizer_was_made(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -176,7 +187,7 @@ def test_gradients_that_are_clipped_to_a_tiny_value(tmp_path: Path, faulty: bool
         assert "clipping" not in found.kinds
 
 
-@both
+@both_slowly
 def test_a_mean_loss_that_is_divided_again(tmp_path: Path, faulty: bool) -> None:
     model = mlp(out=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

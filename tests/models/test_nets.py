@@ -154,7 +154,7 @@ def test_multiply_adds_are_the_papers(name: str, billions: float) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-nobn"])
-@pytest.mark.parametrize("depth", [18, 34, 20, pytest.param(56, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [18, 20, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (34, 56))])
 @pytest.mark.parametrize("init", ["he", "default"])
 def test_plain_and_residual_start_from_equal_weights(depth: int, suffix: str, init: str) -> None:
     plain = build_model(f"plain{depth}{suffix}", num_classes=5, seed=3, init=init).state_dict()

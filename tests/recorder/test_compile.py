@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from gradlens.errors import GradlensWarning
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink
+from tests.processes import some_slow
 from tests.recorder.case import GRADIENTS_AND_WEIGHTS
 from tests.recorder.compile_ways import WAYS, Net, Outcome, Session, Way, inputs, run_way
 
@@ -60,7 +61,7 @@ def assert_right_or_noted(outcome: Outcome, way: Way, bound: float) -> None:
         assert outcome.said == list(way.notes)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", some_slow(QUICK, 2))
 def test_quick_ways(name: str) -> None:
     assert_right_or_noted(run_way(WAYS[name], "eager"), WAYS[name], BOUND["eager"])
 
@@ -98,7 +99,7 @@ def test_a_skipped_step_under_compiled_autograd_has_a_note() -> None:
         assert len(recorder.notes) == 1
 
 
-@pytest.mark.parametrize("function", [False, True], ids=["a model", "a function"])
+@pytest.mark.parametrize("function", some_slow([False, True]), ids=["a model", "a function"])
 def test_after_the_recorder_the_code_is_whole_again(function: bool) -> None:
     session, optimizer = start("eager")
     if function:

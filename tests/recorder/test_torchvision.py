@@ -12,7 +12,9 @@ STEPS = 3
 STEPS_OF_SLOW = 2  # the first is recorded by other hooks than the later ones
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else []) for name in QUICK]
+)
 def test_every_metric_of_a_quick_model(name: str) -> None:
     assert_right(QUICK[name], *record_case(QUICK[name], STEPS))
 

@@ -61,7 +61,7 @@ def test_labels_stand_in_a_column_and_what_they_say_wraps_beside_them() -> None:
     assert {len(line) for line in lines} == {40}
 
 
-@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize("width", [40, pytest.param(80, marks=pytest.mark.slow), 160])
 @pytest.mark.parametrize("colour", [True, False])
 def test_every_card_fits_the_window(width: int, colour: bool, make_run) -> None:
     paths = [SAMPLE, make_run("a-run-of-a-rather-long-name-s0", change=broken, epochs=8, steps=80)]

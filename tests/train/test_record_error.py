@@ -98,7 +98,7 @@ def test_any_error_of_recording_ends_in_a_line(tmp_path: Path, monkeypatch: pyte
         train_run(config(), tmp_path / "a.h5")
 
 
-@pytest.mark.parametrize("choice", ["stop", "continue"])
+@pytest.mark.parametrize("choice", ["stop", pytest.param("continue", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_cannot_be_written_ends_the_training_or_not(
     choice: str, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

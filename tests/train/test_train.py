@@ -158,7 +158,7 @@ def test_sigterm_closes_the_file_as_ctrl_c_does(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize("after", some_slow([2, 4, 6, 8, 11]))
+@pytest.mark.parametrize("after", some_slow([2, 4, 6, 8, 11], 5))
 def test_an_interrupted_run_is_closed_and_resumed_to_the_bits_of_an_unbroken_one(after: int, tmp_path: Path) -> None:
     options = {"augment": ("flip", "crop"), "schedule": "step:2,0.5", "model": "resnet8"}
     train_run(config(**options), tmp_path / "whole.h5")
