@@ -322,7 +322,7 @@ def do_all(tasks: list[str], folder: Path, rank: int, world: int) -> dict[str, A
                 path,
                 rank,
                 world,
-                on_step=Death(rank, more, path),
+                on_step=Death(rank, more, folder / "of-rank-0" / path.name),
             )
         else:
             case = CASES["-".join([what, *more])]
