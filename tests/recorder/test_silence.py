@@ -248,7 +248,7 @@ def averaged_from_copies(model: nn.Module, step: int) -> None:
 def test_layers_that_were_not_called_are_not_said_to_be_compiled(
     build, make_gradients, match: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(steps, "has_compiled", lambda: False)  # other tests of this process may have compiled something
+    monkeypatch.setattr(measuring, "has_compiled", lambda: False)  # other tests of this process may have compiled something
     model, sink = build(), ListSink()
     optimizer = sgd(model)
     got = []
