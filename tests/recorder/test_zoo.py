@@ -19,8 +19,16 @@ STEPS = 4  # the first is recorded by other hooks than the later ones
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
-@pytest.mark.parametrize("directly", [True, False], ids=["directly", "by-forward-hook"])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    ("name", "directly"),
+    [
+        *(pytest.param(name, True, id=f"{name}-directly") for name in ZOO),
+        *(
+            pytest.param(name, False, id=f"{name}-by-forward-hook", marks=[pytest.mark.slow] if place % 4 else [])
+            for place, name in enumerate(ZOO)
+        ),
+    ],
+)
 def test_every_metric_of_every_odd_model(name: str, directly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not directly:
         monkeypatch.setattr(placement, "_allows_direct_place", lambda module: False)
