@@ -70,7 +70,7 @@ def fill(pages: Paper, facts: Facts, figures: Mapping[str, Any], words: Words) -
         pages.paragraph(f"{ITEM}{sentence}")
     pages.heading(words["Findings"])
     head = [words[key] for key in ("group", "finding", "evidence", "next")]
-    pages.table(head, finding_rows(facts, words), [1.2, 2.2, 4, 2.2])
+    pages.table(head, finding_rows(facts, words), [1.5, 2.1, 3.9, 2.2])
     pages.paragraph(words["judged alone"], faint=True)
     first, rest = split_settings(facts.settings)
     pages.heading(words["Hyper-parameters"])

@@ -137,7 +137,13 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
         (["compare"], 1, "there is no folder runs"),
         (["ls", "none"], 1, "there is no folder none"),
         (["paint"], 2, "No such command 'paint'"),
-        (["heatmap", "--metric", "loss"], 2, "'loss' is not one of"),
+        (["heatmap", "--metric", "loss"], 2, "Logged scalars, such as the loss, are shown by gradlens summary"),
+        (["profile", "--metric", "grad_norm"], 2, "Did you mean 'param_grad_norm'?"),
+        (["run", "plain34", "--lr", "0,1"], 2, "Write 0.1 with a point"),
+        (["run", "plan34"], 2, "did you mean plain34?"),
+        (["run", "net.py"], 2, "expected net.py:FACTORY"),
+        (["run", "plain34", "--data", "."], 2, "Tip: --data folder:."),
+        (["run", "torchvision:resnet19"], 1, "expected resnet18"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_its_code(
