@@ -94,6 +94,9 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except SystemExit as error:
+        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):  # click's own answer to a pipe without a reader
+            sys.stderr.close()
+            return OK
         if isinstance(error.code, int) and error.code > SIGNALS:
             return error.code
         # In the user's own code, such as a model's forward: never the exit code of success.

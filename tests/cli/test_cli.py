@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -307,3 +309,15 @@ def test_heatmap_takes_metrics_looks_and_another_run(capsys: pytest.CaptureFixtu
     assert "lacks grad_coherence" in capsys.readouterr().err
     assert run_command(["heatmap", "net-s0", "--metric", "param_norm,nothing"]) == 2
     assert "'nothing' is not one of" in capsys.readouterr().err
+
+
+def test_a_pipe_whose_reader_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(**_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli.commands["ls"], "callback", write)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None, close=lambda: None))
+    assert run_command(["ls"]) == 0
+    assert not said
