@@ -94,7 +94,7 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except SystemExit as error:
-        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):  # click's own answer to a pipe without a reader
+        if "PacifyFlush" in type(sys.stdout).__name__:  # click's own answer to a pipe without a reader
             sys.stderr.close()
             return OK
         if isinstance(error.code, int) and error.code > SIGNALS:
