@@ -28,7 +28,7 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
     """
     from gradlens.report.content import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     for path in outputs or (DEFAULT,):
         check_report(path, language)

@@ -335,7 +335,7 @@ def _train_all(
     from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     with working("loading PyTorch", at_once=True):
         from gradlens.train import joined, train_run

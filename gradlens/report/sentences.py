@@ -350,6 +350,6 @@ def say_kind(kind: str, words: Words) -> str:
 def say_seeds(item: Seen, words: Words) -> str:
     """Name the seeds of a group that show a finding."""
     if len(item.runs) == item.of:
-        return words["the run"] if item.of == 1 else words["all seeds"].format(n=item.of)
+        return words["one run"] if item.of == 1 else words["all seeds"].format(n=item.of)
 
     return words["some seeds"].format(seeds=", ".join(map(str, item.seeds)), n=item.of)

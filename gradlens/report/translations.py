@@ -146,7 +146,6 @@ ENGLISH: dict[str, str] = {
     "finding of group": "{group} {kind} ({seeds})",
     "kind in settings": "{kind} in {settings}",
     "all seeds": "all {n} seeds",
-    "the run": "the run",
     "some seeds": "seed {seeds} of {n} seeds",
     "copies": "{share} of the validation images have a copy in the training set, so validation accuracy is partly "
     "memory ({group}).",
@@ -320,7 +319,6 @@ INDONESIAN = {
     "finding of group": "{group} {kind} ({seeds})",
     "kind in settings": "{kind} pada {settings}",
     "all seeds": "semua {n} seed",
-    "the run": "satu pelatihan",
     "some seeds": "seed {seeds} dari {n} seed",
     "copies": "{share} gambar validasi memiliki salinan di data latih, sehingga akurasi validasi sebagian adalah "
     "hafalan ({group}).",
