@@ -167,8 +167,8 @@ def say_decimals(value: float, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def say_signed(value: float, digits: int = 2) -> str:
-    """Format a number with its sign; NaN is ``-``."""
-    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+    """Format a number with its sign; NaN is ``-``, and what rounds to 0 has a plus."""
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def brackets(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
