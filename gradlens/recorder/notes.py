@@ -19,7 +19,7 @@ NO_HOOK = (
 )
 NOT_CALLED = (
     "activation_grad_norm is missing in the first row: no layer was called as a module, although gradients reached its "
-    "parameters (layer.forward(x), or its weight in a function?)"
+    "parameters (layer.forward(x), its weight in a function, torch.jit or torch.export?)"
 )
 BY_HAND = (
     "activation_grad_norm is missing in the first row: no layer was called and no backward pass came; the gradients "
