@@ -55,8 +55,8 @@ def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
 
     ``getattr`` would compute what a parametrization makes, which changes the state of some (spectral norm).
     """
-    own = module._parameters
-    return own[name] if name in own else None
+    own = module._parameters  # TorchScript's own class has no get()
+    return own[name] if name in own else None  # noqa: SIM401
 
 
 def takes_hooks(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.output_gradients import KEPT, OutputGradients
 
 is_tracing = torch._C._get_tracing_state
-"""Returns None unless ``torch.jit.trace`` (or an export to ONNX by it) runs the model: nothing is added to its graph."""
+"""Returns None unless ``torch.jit.trace`` runs the model: nothing is added to its graph then."""
 
 KEY = "gradlens"
 PLACE = "_compiled_call_impl"
