@@ -126,6 +126,23 @@ def test_a_layer_that_is_added_or_replaced_has_a_note() -> None:
     assert np.isnan(sink.metric("activation_grad_norm")[1, 2])
 
 
+def test_a_parameter_that_is_replaced_has_a_note() -> None:
+    model, sink = mlp(), ListSink()
+    torch.nn.utils.parametrizations.weight_norm(model[2])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Recorder(model, sink, optimizer=optimizer) as recorder:
+        for step in range(3):
+            backward(model, step)
+            optimizer.step()
+        torch.nn.utils.parametrize.remove_parametrizations(model[2], "weight")
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+        backward(model, 3)
+        optimizer.step()
+        with pytest.warns(GradlensWarning, match=r"2: parameters were replaced .* and the new ones are in no row"):
+            recorder.log_epoch(epoch=1)
+    assert not [item for item in sink.facts["parameters"] if item["optimizer"] is None]  # not in no optimizer
+
+
 def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -147,7 +164,7 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
         "the output had no gradient in any row: frozen",
         "used without a call that hooks see (a weight in a function, tied, fused): owner",
         "never called (unused, or used inside a fused operation): unused",
-        "the parameters had no gradient in any row (frozen or unused): frozen, unused",
+        "the parameters had no gradient in any row (frozen, unused, or cleared before the step): frozen, unused",
     ]
     assert run.info["overhead"] > 0
     calls = {"frozen": 1, "unused": 0, "used": 1, "head": 1, "owner": 0}

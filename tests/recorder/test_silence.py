@@ -318,7 +318,15 @@ def noise(model: nn.Module, step: int) -> None:
         p.grad.mul_(0.9).add_(torch.randn(p.shape, generator=generator), alpha=0.02)
 
 
-@pytest.mark.parametrize("change", [surgery, noise])
+def replacement(model: nn.Module, step: int) -> None:
+    """Replace all gradients by others that are smaller."""
+    model.zero_grad()
+    backward(model, step)
+    for p in model.parameters():
+        p.grad = p.grad.flip(0) * 0.1
+
+
+@pytest.mark.parametrize("change", [surgery, noise, replacement])
 def test_what_is_no_clipping_has_no_coefficient(change: Callable[[nn.Module, int], None]) -> None:
     model, sink = mlp(), ListSink()
     optimizer = sgd(model)
