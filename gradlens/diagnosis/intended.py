@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import say_layers
@@ -90,7 +91,7 @@ def _unread(rec: Recording) -> set[str]:
     """Return the layers that ran and whose output never had a gradient, although one that ran earlier had one."""
     if not rec.has(ACTIVATION_GRAD):
         return set()
-    known = (~np.isnan(rec.series(ACTIVATION_GRAD).values)).any(axis=0)
+    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD).values), axis=0)
     first = int(np.argmax(known)) if known.any() else len(known)
     return {x.name for i, x in enumerate(rec.run.layers) if i > first and not known[i] and x.out_numel > 0}
 

@@ -128,7 +128,8 @@ class FrameworkRecording:
         shared = wrapped or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         if several and not shared and dist.get_rank() > 0:
             return
-        bare = model.module if wrapped else model
+        inner: Any = model.module if wrapped else model
+        bare: nn.Module = inner
         again = self._model is not None and self._model() is bare and self.path is not None and self.path.exists()
         self._model = weakref.ref(bare)
         name = name or type(bare).__name__

@@ -349,7 +349,7 @@ def warn_of_rank(error: Exception, rank: str) -> None:
     warnings.warn(text, GradlensWarning, stacklevel=3)
 
 
-def bare_rank(path: str | Path) -> str:
+def bare_rank(path: str | os.PathLike[str]) -> str:
     """Return "process 2 of 4" in processes that train together; "" in a process on its own.
 
     The first process has a name only if another one was faster and is writing its file.
@@ -396,7 +396,8 @@ def find_ranks(model: nn.Module) -> Ranks | None:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return Ranks(dist.get_process_group_ranks(module.process_group), wrapper=module)
         if is_engine(module):
-            return Ranks(dist.get_process_group_ranks(module.data_parallel_group))
+            group: Any = module.data_parallel_group
+            return Ranks(dist.get_process_group_ranks(group))
     mesh = largest_mesh(model.parameters())
     if mesh:
         return Ranks(mesh, count_batch_parts(model))
