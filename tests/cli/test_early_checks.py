@@ -11,7 +11,7 @@ from torchvision import models
 
 from gradlens.cli.early_checks import check_data, check_model, torchvision_models
 from gradlens.errors import DataError, ModelError
-from gradlens.terminal.working import CLEAR, working
+from gradlens.terminal.spinner import CLEAR, working
 from tests.processes import PATIENCE
 
 
