@@ -291,7 +291,9 @@ def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
         if cause.kind in ("vanishing", "exploding", "dead", "zero_gradient")
         for name in cause.layers
     }
-    return set(finding.layers) <= named
+    zeros = "exactly 0" in finding.evidence  # a gradient of 0 beside NaN: no comparison with NaN is true
+    broken = any(cause.kind == "nonfinite" and cause.steps[0] <= finding.steps[0] for cause in causes)
+    return set(finding.layers) <= named or (zeros and broken)
 
 
 def _missing(rec: Recording, explained: Collection[str]) -> str:

@@ -35,8 +35,8 @@ FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, Unchang
 SMALL_STEP = 1e-4
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
 BY_HAND = (
-    "No optimizer was given. Where the loop updates weights itself, change them in place under torch.no_grad(): "
-    "p -= lr * p.grad; p = p - lr * p.grad only makes a new tensor. Otherwise call the optimizer's step()."
+    "No optimizer was given. Where the loop updates weights itself, change them in place under torch.no_grad() "
+    "(p -= lr * p.grad), because p = p - lr * p.grad only makes a new tensor. Otherwise call the optimizer's step()."
 )
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """A relative change below half the spacing of numbers leaves weights as they are (IEEE 754); dtype to that half."""
@@ -141,8 +141,8 @@ def _never_steps(rec: Recording) -> list[Finding]:
                 "frozen",
                 layers,
                 (rec.setup.whole("first_step"), rec.last_step),
-                f"of {len(optimizers)} optimizers, the one that holds {say_layers(layers)} ({item.text('class')}) "
-                "never steps: gradients may arrive, but these weights do not change",
+                f"of {len(optimizers)} optimizers, that of {say_layers(layers)} ({item.text('class')}) never steps: "
+                "gradients may arrive, but these weights do not change",
                 f"Call step() of the optimizer of {say_layers(layers)}, too, after the backward pass.",
                 "an optimizer never steps",
             )
@@ -258,10 +258,15 @@ def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:
     steps = moves / np.maximum(sizes, np.finfo(float).tiny)
     if not rate > 0 or not ((grads > 0) & (rate * steps < ROUNDING[dtype])).all():
         return ""
-    what = "a step of about" if network.rescales else f"a gradient of norm {float(grads.max()):.1e} times"
+    size = float(sizes[grads.argmax()])
+    if network.rescales:
+        return (
+            f"the optimizer has them, but moves each weight by about {rate:.3g} per step, less than half of the "
+            f"spacing of {dtype} numbers at weights of norm {size:.2g}"
+        )
     return (
-        f"the optimizer has them, but {what} the learning rate {rate:.3g} is less than half of the spacing of {dtype} "
-        f"numbers at weights of norm {float(sizes[grads.argmax()]):.2g}"
+        f"the optimizer has them, but a gradient of norm {float(grads.max()):.1e} times the learning rate {rate:.3g} "
+        f"is less than half of the spacing of {dtype} numbers at weights of norm {size:.2g}"
     )
 
 

@@ -158,17 +158,20 @@ def normalised_output(rec: Recording, learning: Learning) -> list[Finding]:
         ]
         if not (far and (fixed or learning.verdict == "no")) and not (fixed and learning.verdict == "no"):
             continue
-        where = f" ({quoted(layer)})" if layer else ""
-        targets = (
-            f", and the targets go from {far[0].number('least'):.3g} to {far[0].number('largest'):.3g}" if far else ""
+        name = quoted(layer) if layer else "a norm"
+        made_by = f"the last operation before the loss ({loss}) normalises ({name})"
+        said = (
+            f"{made_by}: the predictions of a batch have a mean and a size of their own, which no weight can change"
+            if fixed
+            else f"{made_by}: the predictions of a batch have a mean and a size of their own"
         )
+        targets = f"; the targets go from {far[0].number('least'):.3g} to {far[0].number('largest'):.3g}" if far else ""
         found.append(
             setup_finding(
                 rec,
                 item,
-                f"a norm{where} is the last operation before the loss ({loss}): it gives the predictions of a batch a "
-                f"mean and a size of its own{' that no weight can change' if fixed else ''}{targets}",
-                f"Remove the norm{where} at the end of the model: an output layer of a regression has none. Scale the "
+                f"{said}{targets}",
+                f"Remove {name} at the end of the model: an output layer of a regression has no norm. Scale the "
                 "targets to mean 0 and standard deviation 1 instead.",
                 "a norm after the last layer",
                 named(item),
@@ -282,11 +285,10 @@ def dropped(rec: Recording) -> list[Finding]:
 def _dropped(rec: Recording, item: Entry) -> Finding:
     name = quoted(item.text("layer")) if item.text("layer") else "F.dropout"
     loss = f" ({item.text('loss')})" if item.text("loss") else ""
-    share = f", {item.number('zeros'):.0%} of them," if item.number("zeros") > 0 else ""
     return setup_finding(
         rec,
         item,
-        f"dropout ({name}) is the last operation before the loss{loss}: it sets predictions{share} to 0 at random and "
+        f"dropout ({name}) is the last operation before the loss{loss}: it sets predictions to 0 at random and "
         "enlarges the others, which no weight can make up for",
         f"Remove {name} from the end of the model. Dropout belongs between hidden layers.",
         "dropout after the last layer",
