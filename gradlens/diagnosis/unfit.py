@@ -159,11 +159,12 @@ def normalised_output(rec: Recording, learning: Learning) -> list[Finding]:
         if not (far and (fixed or learning.verdict == "no")) and not (fixed and learning.verdict == "no"):
             continue
         name = quoted(layer) if layer else "a norm"
-        made_by = f"the last operation before the loss ({loss}) normalises ({name})"
         said = (
-            f"{made_by}: the predictions of a batch have a mean and a size of their own, which no weight can change"
+            f"the last operation before the loss ({loss}) normalises ({name}): the predictions of a batch have a mean "
+            "and a size of their own, which no weight can change"
             if fixed
-            else f"{made_by}: the predictions of a batch have a mean and a size of their own"
+            else f"the last operation before the loss ({loss}) normalises ({name}): the predictions of a batch have a "
+            "mean and a size of their own"
         )
         targets = f"; the targets go from {far[0].number('least'):.3g} to {far[0].number('largest'):.3g}" if far else ""
         found.append(
