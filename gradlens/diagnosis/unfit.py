@@ -32,7 +32,7 @@ MOST_APART: dict[str, Callable[[float], float]] = {
 NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
 """Operations of norms."""
 MOST_NORMED = 3.0
-"""Targets whose root mean square is so many standard deviations lie outside what a norm puts out."""
+"""Targets whose root mean square is so many standard deviations lie outside the output of a norm."""
 DROPS = ("Mul", "NativeDropout", "FusedDropout")
 """Operations of dropout."""
 LEAST_DRAWS = 2
