@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.intended import side_branch
+from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.zero_gradient import pass_gradient, say_flat, zero_layers
@@ -19,7 +20,7 @@ HOW = {
 }
 
 
-def cut(rec: Recording) -> list[Finding]:
+def cut(rec: Recording, learning: Learning) -> list[Finding]:
     """Find what the graph of the loss does not reach: everything, modules behind a cut, or layers in a plain list.
 
     A module counts as cut off only where its parameters are in an optimizer and never got a gradient: what is meant to
@@ -27,12 +28,37 @@ def cut(rec: Recording) -> list[Finding]:
 
     Args:
         rec: The recording.
+        learning: Whether the model learns.
 
     Returns:
         The findings; an empty list where there is no such fault.
     """
     rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn, _state_detached)
-    return [finding for rule in rules for finding in rule(rec)]
+    found = [finding for rule in rules for finding in rule(rec)]
+    return found or ([] if learning.verdict == "yes" else _another_loss(rec))
+
+
+def _another_loss(rec: Recording) -> list[Finding]:
+    """Find that ``backward`` is called on something that no output of the model takes part in, such as a penalty."""
+    graph, modules = rec.setup.graph, rec.setup.graph.entry("modules")
+    arrives = rec.setup.states(gradient="arriving")
+    if graph.text("source") != "backward" or graph.flag("complete") is not True or not arrives:
+        return []
+    if not modules.whole("ran") or modules.whole("reached", 1) or graph.entry("no_graph"):
+        return []
+    return [
+        exact_finding(
+            "cut",
+            (),
+            (graph.whole("step"), rec.last_step),
+            f"{plural(modules.whole('ran'), 'module')} ran with a graph, and what backward() was called on reaches the "
+            f"output of none of them in {plural(graph.whole('passes'), 'pass', 'passes')}: it depends on the weights "
+            "alone (a penalty on them), not on what the model computes",
+            "Call backward() on the loss that compares the model's output with the targets, or on its sum with the "
+            "penalty; look for two variables that are mixed up (loss, cost, total).",
+            "backward is called on another loss",
+        )
+    ]
 
 
 def _drawn(rec: Recording) -> list[Finding]:

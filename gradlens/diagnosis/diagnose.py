@@ -17,7 +17,7 @@ from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
-from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted
+from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
 from gradlens.diagnosis.frozen import frozen, slow, steady
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
@@ -34,7 +34,7 @@ from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
-from gradlens.diagnosis.zero_gradient import is_satisfied, rounded_off, zero_gradient
+from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import Layer, Run
@@ -79,8 +79,13 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         run = _open(run)
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
-    exact = [*cut(rec), *setup(rec, learning), *clipping(rec, learning)]
-    explained = {name for layers in (*(i.layers for i in intended), *(f.layers for f in exact)) for name in layers}
+    exact = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]
+    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
+    if clamped:
+        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
+    explained = {
+        name for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped) for name in layers
+    }
     if is_satisfied(rec):
         explained |= set(rec.names(range(len(rec.run.layers))))
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
@@ -89,7 +94,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
     learning = _unless_all_zero(learning, findings)
-    unchanged = [*frozen(rec, explained), *unused(rec, explained)]
+    unchanged = frozen(rec, explained)
+    unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
     if not findings and not exact:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
@@ -209,6 +215,11 @@ def _signal_findings(rec: Recording, learning: Learning, notes: list[str]) -> li
     grows = [] if len(rounded_off(rec)) else swollen(rec)  # outputs may grow once float16 lets a gradient pass
     broken = [*nonfinite(rec, row), *(added_up or exploding(rec, row) or grows)]
     vanishes = [*zero_gradient(rec, learning), *vanishing(rec, notes)]
+    if row is not None:  # comparisons with NaN are false, and so is the slope of a ReLU
+        step = int(rec.run.steps[row])
+        later = [finding for finding in vanishes if finding.kind == "zero_gradient" and finding.steps[0] >= step]
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in later]
+        vanishes = [finding for finding in vanishes if finding not in later]
     return [*broken, *_units_or_vanishing(rec, [*dead(rec, learning), *saturated(rec)], vanishes, notes)]
 
 
@@ -280,7 +291,9 @@ def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
         if cause.kind in ("vanishing", "exploding", "dead", "zero_gradient")
         for name in cause.layers
     }
-    return set(finding.layers) <= named
+    zeros = "exactly 0" in finding.evidence  # a gradient of 0 beside NaN: no comparison with NaN is true
+    broken = any(cause.kind == "nonfinite" and cause.steps[0] <= finding.steps[0] for cause in causes)
+    return set(finding.layers) <= named or (zeros and broken)
 
 
 def _missing(rec: Recording, explained: Collection[str]) -> str:

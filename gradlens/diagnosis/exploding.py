@@ -125,10 +125,15 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     if n < (LEAST_ROWS if broken is None else 1):
         return None
     line, source = allowed_growth(rec, len(path))
+    table = np.array(["Embedding" in rec.run.layers[i].kind for i in path[:-1]])  # its rows are used now and then
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
     least = invariant_decades(rec, path)[:-1]
     found = [
-        (early[part], name, np.nan_to_num(np.fmin(median(early[part], axis=0), least), nan=-np.inf))
+        (
+            early[part],
+            name,
+            np.where(table, -np.inf, np.nan_to_num(np.fmin(median(early[part], axis=0), least), nan=-np.inf)),
+        )
         for part, name in late_windows(n)
     ]
     late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])

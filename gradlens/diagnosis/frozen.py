@@ -34,8 +34,12 @@ FROZEN_LINE = "no change of the weights over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"
 SMALL_STEP = 1e-4
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
-ROUNDING = 2.0**-24
-"""A relative change below half the spacing of float32 numbers leaves weights as they are (IEEE 754)."""
+BY_HAND = (
+    "No optimizer was given. Where the loop updates weights itself, change them in place under torch.no_grad() "
+    "(p -= lr * p.grad), because p = p - lr * p.grad only makes a new tensor. Otherwise call the optimizer's step()."
+)
+ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""A relative change below half the spacing of numbers leaves weights as they are (IEEE 754); dtype to that half."""
 MOVED = 0.05
 """Where all steps together change a layer by less than this share of its norm, little can have been learnt."""
 LEFT = 0.75
@@ -64,7 +68,7 @@ def frozen(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
     """
     if spent := [*_rate_is_zero(rec), *_rate_is_spent(rec)]:
         return spent[:1]
-    exact = [*_foreign(rec), *_not_given(rec, explained), *_requires_no_gradient(rec, explained)]
+    exact = [*_foreign(rec), *_never_steps(rec), *_not_given(rec, explained), *_requires_no_gradient(rec, explained)]
     explained = {*explained, *(name for finding in exact for name in finding.layers)}
     return [*exact, *_unchanged(rec, explained)]
 
@@ -120,6 +124,30 @@ def _foreign(rec: Recording) -> list[Finding]:
             "the optimizer holds another model's parameters",
         )
     ]
+
+
+def _never_steps(rec: Recording) -> list[Finding]:
+    """An optimizer of several that the recorder was given never steps."""
+    optimizers = rec.setup.entries("optimizers")
+    if not any(item.whole("steps") for item in optimizers):
+        return []
+    found = []
+    for item in optimizers:
+        layers = tuple(dict.fromkeys(name for group in item.entries("groups") for name in group.texts("layers")))
+        if item.whole("steps", 1) or not layers:
+            continue
+        found.append(
+            exact_finding(
+                "frozen",
+                layers,
+                (rec.setup.whole("first_step"), rec.last_step),
+                f"of {len(optimizers)} optimizers, that of {say_layers(layers)} ({item.text('class')}) never steps: "
+                "gradients may arrive, but these weights do not change",
+                f"Call step() of the optimizer of {say_layers(layers)}, too, after the backward pass.",
+                "an optimizer never steps",
+            )
+        )
+    return found
 
 
 def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
@@ -202,8 +230,10 @@ def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
         count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
         evidence = f"{what} at {plural(len(layers), 'layer')}, {_say_gradients(rec, layers, start)}"
         if lost := _rounded(rec, layers):
-            return [replace(_finding(rec, layers, start, f"{evidence}; {lost}", count), remedy=_enlarge(rec))]
-        return [_finding(rec, layers, start, evidence, count)]
+            return [replace(_finding(rec, layers, start, f"{evidence}; {lost}", count), remedy=_enlarge(rec, layers))]
+        found = _finding(rec, layers, start, evidence, count)
+        by_hand = rec.setup.known and not rec.setup.entries("optimizers") and start == 0
+        return [replace(found, remedy=BY_HAND) if by_hand else found]
     if len(no_grad):
         evidence = "the parameters receive no gradient although the outputs do (requires_grad is off)"
         return [_finding(rec, no_grad, 0, evidence, rec.n_rows)]
@@ -212,22 +242,42 @@ def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
 
 def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:
     """Say that the steps of layers are lost in rounding, where an optimizer has them and gradients arrive, or ""."""
-    if not (rec.has(PARAM_GRAD) and rec.has(PARAM_NORM)) or Network(rec).rescales:
+    if not (rec.has(PARAM_GRAD) and rec.has(PARAM_NORM)):
         return ""
-    given = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
     names = rec.names(layers)
+    given = rec.setup.states(requires_grad=True, in_optimizer=True)
+    held = {name: item.text("dtype") for item in given for name in item.texts("layers")}
+    dtype = held.get(names[0], "")
+    if any(held.get(name) != dtype for name in names) or dtype not in ROUNDING:
+        return ""
     grads = median(rec.series(PARAM_GRAD).values, axis=0)[layers]
     sizes = median(rec.series(PARAM_NORM).values, axis=0)[layers]
-    steps, rate = grads / np.maximum(sizes, np.finfo(float).tiny), Network(rec).rate
-    if not given.issuperset(names) or not rate > 0 or not ((steps > 0) & (rate * steps < ROUNDING)).all():
+    counts = np.array([max(rec.run.layers[i].param_numel, 1) for i in layers])
+    rate, network = Network(rec).rate, Network(rec)
+    moves = np.sqrt(counts) if network.rescales else grads  # Adam moves each weight by about its rate
+    steps = moves / np.maximum(sizes, np.finfo(float).tiny)
+    if not rate > 0 or not ((grads > 0) & (rate * steps < ROUNDING[dtype])).all():
         return ""
+    size = float(sizes[grads.argmax()])
+    if network.rescales:
+        return (
+            f"the optimizer has them, but moves each weight by about {rate:.3g} per step, less than half of the "
+            f"spacing of {dtype} numbers at weights of norm {size:.2g}"
+        )
     return (
         f"the optimizer has them, but a gradient of norm {float(grads.max()):.1e} times the learning rate {rate:.3g} "
-        f"is less than half of the spacing of float32 numbers at weights of norm {float(sizes[grads.argmax()]):.2g}"
+        f"is less than half of the spacing of {dtype} numbers at weights of norm {size:.2g}"
     )
 
 
-def _enlarge(rec: Recording) -> str:
+def _enlarge(rec: Recording, layers: NDArray[np.int64]) -> str:
+    states = rec.setup.states(in_optimizer=True)
+    dtypes = {item.text("dtype") for item in states if set(item.texts("layers")) & set(rec.names(layers))}
+    if dtypes & {"bfloat16", "float16"}:
+        return (
+            f"Keep the weights in float32 and compute in {min(dtypes)} with torch.autocast, or keep float32 copies of "
+            "the weights in the optimizer."
+        )
     return (
         "The gradients are too small for the weights' precision: check the scale of the inputs and of the loss "
         "(normalise the data once, with mean 0 and standard deviation 1; average the loss over fewer elements), or "

@@ -76,6 +76,11 @@ def _direction(rec: Recording, row: int) -> tuple[bool, tuple[str, ...], str]:
     loss = rec.scalar("loss")
     if len(loss) and not math.isfinite(loss[row]) and (math.isinf(loss[row]) or np.isfinite(loss[:row]).any()):
         return True, names, "the loss itself is not finite"
+    if rec.setup.graph.whole("nonfinite_since", -1) == int(rec.run.steps[row]):
+        odd = [item.text("layer") for item in rec.setup.entries("inputs") if item.flag("finite_output") is False]
+        first = tuple(name for name in odd if name in names)[:1]
+        where = f"; the output of {quoted(first[0])} is the first one known to be NaN or infinite" if first else ""
+        return True, (*first, *(n for n in names if n not in first)), f"the loss itself is not finite{where}"
     origin = tuple(reversed(names))  # the backward pass begins at the output
     finite = _finite_after(rec, gradient, row) if gradient else ()
     nearest = quoted(origin[0]) if origin else "a layer"

@@ -26,6 +26,11 @@ class Entry:
     def __bool__(self) -> bool:
         return bool(self._values)
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The names of what it holds."""
+        return frozenset(self._values)
+
     def text(self, key: str) -> str:
         """Return a text without control characters, or ""."""
         value = self._values.get(key)

@@ -14,10 +14,14 @@ from gradlens.diagnosis.unfit import (
     alike,
     batch_second,
     batch_sizes,
+    collapsed_posterior,
+    constant_data,
     dropped,
     few_values,
     layers_of,
+    minimax,
     named,
+    normalised_output,
     one_class,
     out_of_range,
     overwritten,
@@ -54,10 +58,15 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """
     rules = (
         _no_backward, _negated, _twice, _no_logs, _outside, out_of_range, _softmax_dim, dropped, _broadcast,
-        batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
+        batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
+        collapsed_posterior,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
-    return found + [finding for rule in (few_values, one_class, overwritten) for finding in rule(rec, learning)]
+    return found + [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
+
+
+AFTER_LEARNING = (few_values, one_class, overwritten, constant_data, normalised_output)
+"""Rules that also ask whether the model learns."""
 
 
 def _no_backward(rec: Recording) -> list[Finding]:

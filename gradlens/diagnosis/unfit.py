@@ -6,14 +6,17 @@ These rules of the kind ``setup`` need no threshold, or only that of what roundi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 
+from gradlens.analysis.gradient_ratio import FIRST_ROWS
+from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
-from gradlens.diagnosis.learning import Learning, guessing_of
+from gradlens.diagnosis.learning import STANDS, Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
-from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
@@ -23,12 +26,26 @@ MOST_APART: dict[str, Callable[[float], float]] = {
     "MseLoss": lambda apart: apart**2,
     "SmoothL1Loss": lambda apart: apart,
     "HuberLoss": lambda apart: apart**2,
+    "L1Loss": lambda apart: apart,
 }
 """Losses to their largest value where output and target are at most so far apart (for any width of Huber's)."""
+NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
+"""Operations of norms."""
+MOST_NORMED = 3.0
+"""Targets whose root mean square is so many standard deviations lie outside the output of a norm."""
 DROPS = ("Mul", "NativeDropout", "FusedDropout")
 """Operations of dropout."""
+LEAST_DRAWS = 2
+"""Passes with a new mask of 0 and the same number above 1: dropout, whose factor is 1 / (1 - p)."""
 ENOUGH_STEPS = 16
 """Steps after which units with another gradient have weights of their own."""
+SATURATED = 0.02
+"""Share of the first gradients below which a generator hardly learns any more; no outside source."""
+NO_NATS = 0.05
+"""A divergence of so many nats tells nothing about an example."""
+RECONSTRUCTIONS = {"recon", "rec", "recons", "reconstruction", "bce", "mse", "nll"}
+OTHER_KL = {"policy", "reward", "return", "value", "student", "teacher", "distill", "kd"}
+"""Words of trainings whose divergence is to become small."""
 OUTSIDE = 1.2
 """Targets whose root mean square is so many times the range's end lie outside it for the greater part."""
 FEW_VALUES = 4
@@ -94,6 +111,70 @@ def out_of_range(rec: Recording) -> list[Finding]:
                 f"Remove the {op} at the end of the model (an output layer has no activation function in regression), "
                 f"or scale the targets to {low:g} to {high:g}.",
                 "targets outside the range of the output",
+                named(item),
+            )
+        )
+    return found
+
+
+def constant_data(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find data that are one and the same number everywhere, in each step, for a model that does not learn."""
+    if learning.verdict != "no":
+        return []  # a start token, or nodes of a graph without features, are constant on purpose
+    data = [item for item in rec.setup.entries("inputs") if item.flag("data") and "least" in item.keys]
+    flat = [item for item in data if item.number("least") == item.number("largest") and item.flag("same")]
+    if not flat or len(flat) < len(data) or any(item.whole("calls") < LEAST_CALLS for item in flat):
+        return []
+    item, layer = flat[0], quoted(flat[0].text("layer"))
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"all the data that {layer} gets are {item.number('least'):g}, in each of {item.whole('calls')} steps "
+            f"({' x '.join(f'{n:.0f}' for n in item.numbers('shape'))}, {item.text('dtype')}): every example looks the "
+            "same",
+            f"Look at the input of {layer}: normalised numbers that are cast with .long() or to uint8 become 0, a "
+            "vocabulary that knows no word gives one index, and a mask or a division may take all.",
+            "the data are constant",
+            named(item),
+        )
+    ]
+
+
+def normalised_output(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find a norm as the last operation before a loss on targets of another mean or size."""
+    found = []
+    weighted = set(rec.setup.layers_of(requires_grad=True))
+    for item in rec.setup.graph.entries("outputs"):
+        layer, loss = item.text("layer"), item.text("loss")
+        made = [out for out in rec.setup.graph.entries("outputs") if out.text("loss") == loss]
+        if item.text("op") not in NORMS or loss not in MOST_APART or len(made) != 1:
+            continue
+        fixed = layer not in weighted
+        far = [
+            target
+            for target in rec.setup.graph.entries("targets")
+            if target.text("op") == loss and target.number("rms") > MOST_NORMED
+        ]
+        if not (far and (fixed or learning.verdict == "no")) and not (fixed and learning.verdict == "no"):
+            continue
+        name = quoted(layer) if layer else "a norm"
+        said = (
+            f"the last operation before the loss ({loss}) normalises ({name}): the predictions of a batch have a mean "
+            "and a size of their own, which no weight can change"
+            if fixed
+            else f"the last operation before the loss ({loss}) normalises ({name}): the predictions of a batch have a "
+            "mean and a size of their own"
+        )
+        targets = f"; the targets go from {far[0].number('least'):.3g} to {far[0].number('largest'):.3g}" if far else ""
+        found.append(
+            setup_finding(
+                rec,
+                item,
+                f"{said}{targets}",
+                f"Remove {name} at the end of the model: an output layer of a regression has no norm. Scale the "
+                "targets to mean 0 and standard deviation 1 instead.",
+                "a norm after the last layer",
                 named(item),
             )
         )
@@ -192,24 +273,28 @@ def dropped(rec: Recording) -> list[Finding]:
     """Find dropout as the last operation before the loss: it sets predictions to 0."""
     found = []
     for item in rec.setup.graph.entries("outputs"):
-        layer = item.text("layer")
+        layer, op = item.text("layer"), item.text("op")
         modes = [mode for mode in rec.setup.entries("modes") if layer in mode.texts("layers")]
         drops = any("Dropout" in kind for mode in modes for kind in mode.texts("kinds"))
         trains = any(mode.text("mode") == "train" for mode in modes)
-        if not (drops and trains and item.text("op") in DROPS and item.text("loss")):
-            continue
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"dropout ({quoted(layer)}) is the last operation before the loss ({item.text('loss')}): it sets "
-                "predictions to 0 at random and enlarges the others, which no weight can make up for",
-                f"Remove {quoted(layer)} from the end of the model. Dropout belongs between hidden layers.",
-                "dropout after the last layer",
-                named(item),
-            )
-        )
-    return found
+        if item.text("loss") and ((drops and trains and op in DROPS) or (not layer and op in DROPS[1:])):
+            found.append(_dropped(rec, item))
+    masks = [item for item in rec.setup.graph.entries("masks") if item.whole("passes") >= LEAST_DRAWS]
+    return found or [_dropped(rec, item) for item in masks[:1]]
+
+
+def _dropped(rec: Recording, item: Entry) -> Finding:
+    name = quoted(item.text("layer")) if item.text("layer") else "F.dropout"
+    loss = f" ({item.text('loss')})" if item.text("loss") else ""
+    return setup_finding(
+        rec,
+        item,
+        f"dropout ({name}) is the last operation before the loss{loss}: it sets predictions to 0 at random and "
+        "enlarges the others, which no weight can make up for",
+        f"Remove {name} from the end of the model. Dropout belongs between hidden layers.",
+        "dropout after the last layer",
+        named(item),
+    )
 
 
 def batch_second(rec: Recording) -> list[Finding]:
@@ -290,3 +375,74 @@ def same_batch(rec: Recording) -> list[Finding]:
             "every step has the same batch",
         )
     ]
+
+
+def minimax(rec: Recording) -> list[Finding]:
+    """Find a generator whose loss log(1 - D(G(z))) has hardly a slope left, because the discriminator rejects all."""
+    games = rec.setup.graph.entries("minimax")
+    if not games or not rec.has(PARAM_GRAD):
+        return []
+    values = rec.series(PARAM_GRAD).values
+    order = {layer.name: i for i, layer in enumerate(rec.run.layers)}
+    for item in rec.setup.entries("optimizers"):
+        names = [name for group in item.entries("groups") for name in group.texts("layers") if name in order]
+        if any(game.text("behind") in names for game in games):
+            continue  # the discriminator's
+        columns = values[:, [order[name] for name in dict.fromkeys(names)]]
+        if not columns.size or len(columns) < 3 * FIRST_ROWS:
+            continue
+        first, last = median(columns[:FIRST_ROWS], axis=0), median(columns[-(len(columns) // 5) :], axis=0)
+        left = float(np.median(np.where(first > 0, last / np.maximum(first, np.finfo(float).tiny), 1.0)))
+        if left < SATURATED:
+            layers = tuple(dict.fromkeys(names))
+            return [
+                setup_finding(
+                    rec,
+                    games[0],
+                    f"the gradients of {say_layers(layers)} fall to {left:.1g} of those in the first rows, and a loss "
+                    "is the mean of log(1 - sigmoid(...)): where the discriminator is sure that its input is made "
+                    "(D near 0), this loss of a generator has no slope",
+                    "Use the non-saturating loss for the generator: minimise -log(D(G(z))), that is binary cross "
+                    "entropy of D(G(z)) with targets of 1; or train the discriminator more slowly.",
+                    "the generator's loss is saturated",
+                    layers,
+                )
+            ]
+    return []
+
+
+def collapsed_posterior(rec: Recording) -> list[Finding]:
+    """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stands."""
+    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
+    known = {
+        name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(_words(name))
+    }
+    divergences = {name: values for name, values in known.items() if _words(name) & {"kl", "kld"}}
+    errors = [values for name, values in known.items() if _words(name) & RECONSTRUCTIONS and name not in divergences]
+    if len(divergences) != 1 or not errors or any(_words(name) & OTHER_KL for name in known):
+        return []
+    ((name, kl),) = divergences.items()
+    error = errors[0]
+    part = len(kl) // 5
+    if part < 2 or len(error) != len(kl):
+        return []
+    late, largest = float(np.median(kl[-part:])), float(kl.max())
+    stands = abs(float(np.median(error[part : 2 * part]) - np.median(error[-part:]))) < STANDS * abs(np.median(error))
+    if not (0 <= late < NO_NATS and late < largest / 10 and stands):
+        return []
+    return [
+        exact_finding(
+            "setup",
+            (),
+            (int(rec.run.steps[0]), rec.last_step),
+            f"{name} falls from {largest:.3g} to {late:.2g}, and the reconstruction stands at {float(error[-1]):.3g}: "
+            "the latent variables carry nothing (posterior collapse), so that every output is about the same",
+            "Sum the reconstruction over the elements of an example as the KL is summed over its latent variables (or "
+            "give the KL a weight well below 1), and let that weight grow from 0 over the first epochs.",
+            "the KL term dominates (posterior collapse)",
+        )
+    ]
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))

@@ -19,7 +19,7 @@ from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network
-from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, since
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, Series, since
 from gradlens.format import plural
 
 UNDERFLOW_DECADES = -20.0
@@ -50,14 +50,17 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     layers = zero_layers(rec)
+    if learning.verdict != "no":
+        clamped = beyond_clamp(rec)
+        layers = np.array([i for i in layers if rec.run.layers[i].name not in clamped], dtype=np.int64)
     if not len(layers) or is_underflow(rec, layers):
         return _rounded_off(rec)
     known = _known(rec)
     everywhere = len(layers) == len(known)
     if everywhere and not _is_stuck(rec):
         return []
-    series = rec.series(_metric(rec))
-    zero = (series.values[:, layers] == 0).all(axis=1)
+    series = _gradients(rec)
+    zero = (np.nan_to_num(series.values[:, layers]) == 0).all(axis=1)
     begins = since(zero)
     start, count = int(series.steps[begins]), int(zero[begins:].sum())
     names = rec.names(rec.in_order(layers))
@@ -136,10 +139,20 @@ def zero_layers(rec: Recording) -> NDArray[np.int64]:
     """
     if not _metric(rec) or rec.n_rows < LEAST_ROWS:
         return np.empty(0, dtype=np.int64)
-    values = rec.series(_metric(rec)).values
+    values = _gradients(rec).values
     late = values[-max(len(values) // 5, LEAST_VALUES) :]
     zero = (late == 0).sum(axis=0) >= LEAST_VALUES
     return np.flatnonzero(zero & ~(np.nan_to_num(late) > 0).any(axis=0))
+
+
+def beyond_clamp(rec: Recording) -> tuple[str, ...]:
+    """Return the layers with a gradient of 0 whose parameters go through a clamp: they lie outside its range.
+
+    Args:
+        rec: The recording.
+    """
+    names = {item.text("layer") for item in rec.setup.graph.entries("clamped")}
+    return tuple(name for name in rec.names(zero_layers(rec)) if name in names)
 
 
 def is_underflow(rec: Recording, layers: NDArray[np.int64]) -> bool:
@@ -178,7 +191,23 @@ def _metric(rec: Recording) -> str:
 
 def _known(rec: Recording) -> NDArray[np.int64]:
     """Return the layers whose gradient is known at all."""
-    return np.flatnonzero((~np.isnan(rec.series(_metric(rec)).values)).any(axis=0))
+    return np.flatnonzero((~np.isnan(_gradients(rec).values)).any(axis=0))
+
+
+def _gradients(rec: Recording) -> Series:
+    """Return the gradients, NaN where zeros were left in a layer that no loss used in that row.
+
+    ``zero_grad(set_to_none=False)`` leaves zeros in an expert without tokens, or in the head of another task: its
+    output has no gradient in that row, while it has one in others.
+    """
+    series = rec.series(_metric(rec))
+    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)):
+        return series
+    outputs = rec.series(ACTIVATION_GRAD)
+    at = np.searchsorted(outputs.rows, series.rows).clip(max=len(outputs) - 1)
+    unused = np.isnan(outputs.values[at]) & ~np.isnan(outputs.values).all(axis=0)
+    unused &= (outputs.rows[at] == series.rows)[:, None]
+    return Series(np.where(unused & (series.values == 0), np.nan, series.values), series.steps, series.rows)
 
 
 Cause = tuple[str, str, str]
@@ -322,7 +351,19 @@ def _revive(rec: Recording, row: int) -> str:
     return "Check biases and initialisation of the last of these layers, and lower the learning rate if it began later."
 
 
+def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    names = tuple(name for name in beyond_clamp(rec) if name in rec.names(layers))
+    if not names:
+        return None
+    return (
+        "parameters are outside the range of a clamp",
+        f"parameters of {say_layers(names)} go through a clamp, whose derivative is 0 outside its range",
+        f"Initialise the parameters of {say_layers(names)} inside the range, or use a sigmoid or softplus instead of a "
+        "clamp.",
+    )
+
+
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
+    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

@@ -8,7 +8,7 @@ found by labels that a forward hook leaves on the nodes (``Node.metadata``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ ACTIVATIONS = {
 }  # fmt: skip
 FLAT = {"Round", "Sign", "Floor", "Ceil", "Trunc", "Bernoulli", "Normal", "Poisson", "Binomial"}
 """Operations whose derivative is 0 everywhere (torch, tools/autograd/derivatives.yaml): they pass no gradient."""
+CLAMPS = {"Clamp", "ClampMin", "ClampMax", "Hardtanh"}
+"""Operations whose derivative is 0 outside a range."""
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
@@ -118,6 +120,8 @@ class Reading:
     softmax_dims: list[Facts] = field(default_factory=list)
     bounded: list[Facts] = field(default_factory=list)
     """Modules whose output goes into a tanh or sigmoid."""
+    clamped: list[Facts] = field(default_factory=list)
+    """Modules of which a parameter goes through a clamp."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -154,6 +158,9 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
                 only_leaf[node] = id(leaf)
         elif len(below) == 1 and below[0] in only_leaf:
             only_leaf[node] = only_leaf[below[0]]
+        elif op in CLAMPS and below and op_of(below[0]) == "AccumulateGrad" and len(found.clamped) < MOST_FACTS:
+            layer = known[id(below[0].variable)]
+            found.clamped += [fact for fact in [{"op": op, "layer": layer}] if fact not in found.clamped]
         elif any(child in only_leaf for child in below) and any(child in has_module for child in below):
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
         _note_operation(node, op, names, found)
@@ -219,6 +226,8 @@ class LossReading:
     probabilities_as_logs: list[Facts] = field(default_factory=list)
     broadcast: list[Facts] = field(default_factory=list)
     targets: list[Facts] = field(default_factory=list)
+    masks: list[Facts] = field(default_factory=list)
+    minimax: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -231,18 +240,26 @@ def read_loss(root: Any) -> LossReading:
         What was found.
     """
     found = LossReading()
-    stack: list[tuple[Any, str | None]] = [(root, None)]
+    found.minimax += _look_for_minimax(root)
+    stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}
+    by_hand: set[Any] = set()
     while stack and len(seen) < MOST_NODES:
-        node, loss = stack.pop()
+        node, loss, is_compared = stack.pop()
         op = op_of(node)
+        if name := _loss_by_hand(node):
+            loss = name
+            by_hand.add(node)
+            found.losses.append(
+                {"op": name, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
+            )
         if op in LOSSES:
             loss = op
             found.losses.append(_describe_loss(node, op))
             found.targets += _take_targets(node, op)
             _look_under_loss(node, op, found)
-        elif op in REDUCTIONS and not top:
+        elif op in REDUCTIONS and not top and not by_hand:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
         if op == "LogSoftmax":
             shape = shape_of(node)
@@ -251,39 +268,82 @@ def read_loss(root: Any) -> LossReading:
             _look_for_twice(node, op, found)
         if op == "AccumulateGrad":
             continue
+        if op == "Mul" and is_compared:
+            found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
             found.outputs.append(_describe_output(node, loss))
             continue
         below = children(node)
         if op in COMPARISONS and len(below) == 1:
             _look_for_broadcast(node, op, found)
+        is_compared |= op in COMPARISONS or op == "LogSoftmax"
         for child, _ in below:
             if child not in seen:
                 seen.add(child)
-                stack.append((child, loss))
+                stack.append((child, loss, is_compared))
     if not found.losses and "op" in top:
         found.losses.append(top)
     for fact in found.losses:
-        fact |= {"negated": False, "alone": False, "scaled": False} | (_above(root) if len(found.losses) == 1 else {})
+        fact |= {"negated": False, "alone": False, "scaled": False} | (
+            _above(root, by_hand) if len(found.losses) == 1 else {}
+        )
     return found
 
 
-def _above(node: Any) -> Facts:
+def _look_for_minimax(node: Any) -> list[Facts]:
+    """Look for the mean of log(1 - sigmoid(x)), written by hand: the generator's loss in the minimax game."""
+    ops = []
+    while op_of(node) in (*REDUCTIONS, *SCALINGS, *VIEWS, "Log", "Rsub", "Add", "Clamp", "ClampMin"):
+        below = children(node)
+        if len(below) != 1:
+            return []
+        ops += [op_of(node)] if op_of(node) in ("Log", "Rsub") else []
+        node = below[0][0]
+    if ops != ["Log", "Rsub"] or op_of(node) != "Sigmoid":
+        return []
+    behind = through_views(children(node)[0][0])[1] if children(node) else []
+    return [{"op": "Sigmoid", "behind": behind[0] if behind else None}]
+
+
+def _loss_by_hand(node: Any) -> str:
+    """Return the name of a loss of one comparison that is written by hand: ``((output - target) ** 2).mean()``, or "".
+
+    ``F.l1_loss`` leaves the same operations. A target that has a graph of its own does not count.
+    """
+    below = children(node)
+    if op_of(node) not in REDUCTIONS or len(below) != 1:
+        return ""
+    inner = below[0][0]
+    squares = op_of(inner) == "Pow" and getattr(inner, "_saved_exponent", None) == 2
+    compared = children(inner)
+    if not (squares or op_of(inner) == "Abs") or len(compared) != 1:
+        return ""
+    difference = compared[0][0]
+    if op_of(difference) not in ("Sub", "Rsub") or len(children(difference)) != 1 or labels_of(difference):
+        return ""
+    return "MseLoss" if squares else "L1Loss"
+
+
+def _above(node: Any, by_hand: Collection[Any]) -> Facts:
     """Return what is between the root and the only loss, where that is no sum.
+
+    Args:
+        node: The root.
+        by_hand: Nodes of losses that are written by hand.
 
     Returns:
         negated: the root is minus the loss; alone: it is the loss, averaged or divided at most; scaled: it is
         multiplied or divided by a number. All three are missing where other terms take part.
     """
     signs, scalings = 0, []
-    while op_of(node) in (*SCALINGS, *REDUCTIONS, "Neg", *VIEWS):
+    while node not in by_hand and op_of(node) in (*SCALINGS, *REDUCTIONS, "Neg", *VIEWS):
         signs += op_of(node) == "Neg"
         scalings += [op_of(node)] if op_of(node) in SCALINGS else []
         below = children(node)
         if len(below) != 1:
             return {}
         node = below[0][0]
-    if op_of(node) not in LOSSES and not _is_smoothed(node):
+    if node not in by_hand and op_of(node) not in LOSSES and not _is_smoothed(node):
         return {}
     return {"negated": bool(signs % 2), "alone": not signs and "Mul" not in scalings, "scaled": bool(scalings)}
 
@@ -325,6 +385,38 @@ def _take_targets(node: Any, op: str) -> list[Facts]:
     if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
         return []
     return [{"op": op, "count": values.numel(), "values": thinned(values).clone()}]
+
+
+def _take_mask(node: Any, loss: str | None) -> list[Facts]:
+    """Copy what outputs are multiplied by before a loss compares them, unread: the only trace of dropout on a CPU."""
+    for name in ("_raw_saved_other", "_raw_saved_self"):
+        try:
+            saved = getattr(node, name)
+            values = saved.data if saved.unpack_hook is None else None
+        except (AttributeError, RuntimeError):  # freed, or not needed for the gradient
+            continue
+        if isinstance(values, Tensor) and values.is_floating_point() and values.shape == shape_of(node) != ():
+            names = labels_of(node)
+            return [{"layer": names[0] if names else None, "loss": loss, "values": thinned(values).clone()}]
+    return []
+
+
+def describe_mask(layer: str | None, loss: str | None, values: Tensor) -> Facts | None:
+    """Return what outputs are multiplied by, where that is 0 or one number above 1; this waits for an accelerator.
+
+    Args:
+        layer: The module that multiplied them, or None.
+        loss: The loss that compares them, or None.
+        values: (n,) copies of evenly spaced factors.
+
+    Returns:
+        Its facts; None where it is no such mask.
+    """
+    factors = values.float().cpu().numpy()
+    kept = factors[factors != 0]
+    if not len(kept) or len(kept) == len(factors) or not (kept == kept[0]).all() or not kept[0] > 1:
+        return None
+    return {"layer": layer, "loss": loss, "factor": float(kept[0]), "zeros": float(1 - len(kept) / len(factors))}
 
 
 def describe_targets(op: str, count: int, values: Tensor) -> Facts | None:

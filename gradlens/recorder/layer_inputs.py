@@ -85,7 +85,9 @@ class LayerInputs:
                 dict(zip(STATISTICS, values, strict=True)) if known else {}
             )
         for name, rms in self._rms.items():
-            self._facts[name]["output_rms"] = rms.tolist()
+            size = float(rms)
+            self._facts[name] |= {"output_rms": size if math.isfinite(size) else None}
+            self._facts[name]["finite_output"] = math.isfinite(size)
         self._equal, self._unread, self._rms = [], {}, {}
         return list(self._facts.values())
 

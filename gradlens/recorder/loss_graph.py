@@ -6,14 +6,25 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import MOST_FACTS, Facts, Reading, describe_targets, label, read_graph, read_loss
+from gradlens.recorder.graph_reading import (
+    MOST_FACTS,
+    Facts,
+    Reading,
+    describe_mask,
+    describe_targets,
+    label,
+    read_graph,
+    read_loss,
+)
+from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
 
-COUNTED = ("losses", "targets")
+COUNTED = ("losses", "targets", "masks")
 """Kinds of facts whose passes are counted."""
 
 
@@ -49,6 +60,10 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
+VARIES = ("shape", "output", "result", "zeros")
+"""What may differ from step to step in one fact."""
+
+
 class LossGraph:
     """Collects what the graphs of the first losses show.
 
@@ -71,6 +86,13 @@ class LossGraph:
         self._keys: dict[tuple[str, str], Facts] = {}
         self._targets: list[tuple[Facts, int]] = []
         """Copies of targets that are not read yet, and their steps."""
+        self._masks: list[tuple[Facts, int]] = []
+        """Copies of what outputs were multiplied by, likewise."""
+        self._values: list[tuple[Tensor, int]] = []
+        """Copies of losses that are not read yet, and their steps."""
+        self._nonfinite_since: int | None = None
+        self._mask: Tensor | None = None
+        """Some elements of the last of them: dropout draws others each time."""
         self._leaves: dict[Any, Facts] = {}
         self._no_graph: Facts | None = None
         self._source = ""
@@ -124,6 +146,7 @@ class LossGraph:
         self._source = self._source or source
         self._steps.append(step)
         self._passes += 1
+        self._values += [(tensor.detach().clone(), step) for tensor in tensors if tensor.numel() == 1]
         bare = [tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad]
         if bare and not any(id(tensor) in self._names for tensor in bare):
             self._no_graph = self._no_graph or {"since": step, "passes": 0}
@@ -139,6 +162,8 @@ class LossGraph:
             self._add("flat", fact, step)
         for fact in graph.bounded:
             self._add("bounded", fact, step)
+        for fact in graph.clamped:
+            self._add("clamped", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -146,8 +171,8 @@ class LossGraph:
             loss = read_loss(root)
             for kind, facts in vars(loss).items():
                 for fact in facts:
-                    if kind == "targets":
-                        self._targets.append((fact, step))
+                    if kind in ("targets", "masks"):
+                        (self._targets if kind == "targets" else self._masks).append((fact, step))
                     else:
                         self._add(kind, fact, step)
 
@@ -157,6 +182,16 @@ class LossGraph:
         for fact, step in taken:
             if (described := describe_targets(**fact)) is not None:
                 self._add("targets", described, step)
+        values, self._values = self._values, []
+        broken = [step for value, step in values if not bool(torch.isfinite(value).all())]
+        if broken and self._nonfinite_since is None:
+            self._nonfinite_since = broken[0]
+        masks, self._masks = self._masks, []
+        for fact, step in masks:
+            before, self._mask = self._mask, sample(fact["values"])
+            is_new = before is not None and not torch.equal(before, self._mask)
+            if is_new and (described := describe_mask(**fact)) is not None:
+                self._add("masks", described, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -165,7 +200,7 @@ class LossGraph:
 
     def _add(self, kind: str, fact: Facts, step: int) -> None:
         """Add a fact, or count it if it is known; shapes may differ from step to step."""
-        key = kind, repr({name: value for name, value in fact.items() if name not in ("shape", "output", "result")})
+        key = kind, repr({name: value for name, value in fact.items() if name not in VARIES})
         if key in self._keys:
             if kind in COUNTED:
                 self._keys[key]["passes"] += 1
@@ -200,7 +235,7 @@ class LossGraph:
         self._read_targets()
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
-            "bounded", "targets",
+            "bounded", "targets", "masks", "clamped", "minimax",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -209,6 +244,8 @@ class LossGraph:
             "passes": self._passes,
             "complete": self._complete,
             **{kind: self._facts[kind] for kind in kinds},
+            "modules": {"ran": len(self.ran.keys() - self.without_graph), "reached": len(self.reached)},
+            "nonfinite_since": self._nonfinite_since,
             "unregistered": self._group_leaves(),
             "cut": self._cuts(with_gradient) if self._complete and not self._no_graph else [],
             "no_graph": self._no_graph,

@@ -493,7 +493,7 @@ def test_a_score_that_falls(tmp_path: Path, faulty: bool) -> None:
     optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
     with gradlens.record(actor, tmp_path / "run.h5", optimizer=optimizer) as recorder:
         for step in range(STEPS):
-            reward = -(actor(batch(step)[0]) - 3).square().mean()
+            reward = -(actor(batch(step)[0]) - 3).square().log1p().mean()
             optimizer.zero_grad()
             (reward if faulty else -reward).backward()
             optimizer.step()
