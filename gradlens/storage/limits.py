@@ -13,6 +13,7 @@ MOST_NAME = 1_000
 """Characters of the name of a layer, a scalar, a metric or a column."""
 MOST_COLUMNS = 4_096
 """Datasets in one group."""
+MOST_METRICS = 256
 MOST_OBJECTS = 20_000
 """Datasets and groups in a file."""
 MOST_DEPTH = 16

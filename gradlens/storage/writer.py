@@ -18,7 +18,7 @@ from gradlens.atomic import stale_names, whole_file, write_errors
 from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
-from gradlens.storage.limits import MOST_LAYERS, MOST_NAME
+from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.locate import free_name
 from gradlens.storage.lock import WriterLock, check_unlocked
@@ -44,6 +44,8 @@ def _check_limits(header: Header) -> None:
             f"the model has {len(header.layers):,} layers, and a run file holds at most {MOST_LAYERS:,}",
             tip="choose some of them: record(layers=...)",
         )
+    if len(header.metrics) > MOST_METRICS:
+        raise ConfigError(f"{len(header.metrics)} metrics are asked for, and a run file holds at most {MOST_METRICS}")
     long = next((layer.name for layer in header.layers if len(layer.name) > MOST_NAME), "")
     if long:
         raise ConfigError(

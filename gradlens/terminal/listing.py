@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 from gradlens.engines.notes import RunNote, find_noted, read_note
 from gradlens.errors import GradlensError
 from gradlens.format import plural, visible
+from gradlens.run import seconds_silent
 from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
@@ -70,7 +70,7 @@ def _row(path: Path, name: str) -> dict[str, Any]:
         card = read_card(path)
     except GradlensError as error:
         return {"run": visible(name), "status": "unreadable", "note": visible(error.message)}
-    stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
+    stale = card["status"] == "running" and seconds_silent(float(card.get("heartbeat", 0))) > STALE_SECONDS
     row = {
         "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
