@@ -206,7 +206,8 @@ class Recent:
             rows: (R, L) values; NaN means "not recorded".
         """
         self.steps = np.concatenate([self.steps, steps])[-self.keep :]
-        newest = np.asarray(rows[-self.keep :], dtype=np.float32)
+        with np.errstate(over="ignore"):  # a loss of 1e300
+            newest = np.asarray(rows[-self.keep :], dtype=np.float32)
         self.rows = np.concatenate([self.rows[max(len(self.rows) + len(newest) - self.keep, 0) :], newest])
 
     def columns(self, step: int, *, linear: bool, dtype: type = np.float64) -> Columns:

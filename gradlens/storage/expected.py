@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5z
 
-from gradlens.storage.limits import MOST_CHUNK_BYTES
+from gradlens.storage.limits import MOST_CHUNK_BYTES, NOTES_BYTES
 
 SIGNED, INTEGERS, NUMBERS, TEXTS = "i", "iu", "fiu", "SO"
 WORDS = {SIGNED: "signed integers", INTEGERS: "integers", NUMBERS: "numbers", TEXTS: "texts"}
@@ -47,7 +47,7 @@ BY_NAME = {
     "state/heartbeat": NUMBER,
     "state/overhead": NUMBER,
     "state/status": STATE_TEXT,
-    "state/notes": STATE_TEXT,
+    "state/notes": Expected(TEXTS, (0,), NOTES_BYTES),
     "state/check_a": STATE_TEXT,
     "state/check_b": STATE_TEXT,
     "state/facts_json": Expected(TEXTS, (1, 0), STATE_TEXT_BYTES),

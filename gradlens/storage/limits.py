@@ -20,6 +20,8 @@ MOST_DEPTH = 16
 """Groups inside each other."""
 MOST_TEXT_BYTES = 1 << 25
 """Bytes of an attribute, or of all texts of a column."""
+NOTES_BYTES = 4096
+"""Room for notes: text of any length cannot be changed while a file is written and read at once."""
 MOST_CHUNK_BYTES = 1 << 26
 """Bytes of a chunk: HDF5 takes all of them to read one number."""
 MOST_INFLATION = 1032
