@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradlens.atomic import stale_names, whole_file, write_errors
-from gradlens.errors import DamagedError
+from gradlens.errors import DamagedError, RunFileError
 from gradlens.format import plural
 from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
 from gradlens.storage.contents import BROKEN
-from gradlens.storage.lock import WriterLock
+from gradlens.storage.lock import WriterLock, check_unlocked, lock_path
 from gradlens.storage.packing import pack
 from gradlens.storage.run_file import StoredFile, open_run_file
 
@@ -28,7 +29,8 @@ class Recovery:
 
     Args:
         path: The file.
-        found: "whole", "unfinished" (its writer was killed, or could not close it) or "damaged".
+        found: "whole", "unpacked" (it is whole, but its writer was killed while it packed the file, or had no room),
+            "unfinished" (its writer was killed, or could not close it) or "damaged".
         rows: Rows that the file holds now.
         epochs: Epochs that it holds now.
         last_step: The last row's optimizer step; -1 where there is none.
@@ -50,7 +52,7 @@ class Recovery:
 
 
 def recover_run(path: Path, *, repack: bool = False) -> Recovery:
-    """Make a file that any program can append to out of one whose writer was killed; leave a whole file untouched.
+    """Pack the file of a writer that was killed, so that any program can append to it; leave a whole file untouched.
 
     It is copied beside, packed, and takes the old one's place in one step. Rows that a checksum shows to be damaged are
     kept as NaN, and the damaged file stays beside as ``NAME.h5.damaged``.
@@ -127,7 +129,8 @@ def _look(path: Path) -> Recovery | None:
                     source.rows(name, start, start + READ_ROWS)
             _read_levels(source)
             steps = columns["step"]
-            found = "whole" if source.closed and state["status"] != "running" else "unfinished"
+            ended = source.closed and state["status"] != "running"
+            found = "unfinished" if not ended else "whole" if source.packed else "unpacked"
             last = int(steps[-1]) if len(steps) else -1
             return Recovery(path, found, source.n_steps, source.n_epochs, last, state["status"])
     except DamagedError:
@@ -144,6 +147,19 @@ def _read_levels(source: StoredFile) -> None:
 def _say_lost(metric: str, spans: list[tuple[int, int]]) -> str:
     rows = sum(stop - start for start, stop in spans)
     return f"{plural(rows, 'row')} of {metric}, the first from row {spans[0][0]} on"
+
+
+def killed_while_packing(path: Path) -> bool:
+    """Return whether the writer of a run that has ended was killed on this machine before its file was packed.
+
+    Its hidden lock file is left; nobody holds it.
+    """
+    try:
+        owner = lock_path(path).read_text(errors="replace")
+        check_unlocked(path)
+    except (OSError, RunFileError):
+        return False
+    return owner.endswith(f" on {platform.node()}")
 
 
 def cut_unreadable(source: StoredFile) -> None:

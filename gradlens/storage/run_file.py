@@ -509,6 +509,11 @@ class StoredFile:
         return int(self.contents.dataset("layer/name").shape[0])
 
     @property
+    def packed(self) -> bool:
+        """Whether it is in the form that a run has when it has ended; see ``schema``."""
+        return "check" not in self.contents
+
+    @property
     def has_levels(self) -> bool:
         """Whether the file holds chunks of rows."""
         return "level" in self.contents

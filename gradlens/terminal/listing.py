@@ -17,6 +17,7 @@ from gradlens.format import plural, visible
 from gradlens.run import seconds_silent
 from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
+from gradlens.storage.recover import killed_while_packing
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
@@ -75,11 +76,18 @@ def _row(path: Path, name: str) -> dict[str, Any]:
         "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
         "seed": card["seed"] if card["seed"] >= 0 else None,
-        "note": "no sign of life for a minute: killed?" if stale else "",
+        "note": "no sign of life for a minute: killed?" if stale else _left(path, card["status"]),
     }
     if job is not None and card["status"] != "complete" and (job.failed or stale):
         row |= {"status": "failed" if job.failed else card["status"], "note": _why(job) or row["note"]}
     return row
+
+
+def _left(path: Path, status: str) -> str:
+    """Return what a writer left that was killed after the last row and before its file was packed."""
+    if status == "running" or not killed_while_packing(path):
+        return ""
+    return "whole, but its writer was killed before it was packed: gradlens recover packs it"
 
 
 def _why(job: RunNote) -> str:
