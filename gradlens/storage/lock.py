@@ -93,7 +93,8 @@ def check_unlocked(path: Path, shown: Path | None = None) -> None:
 
 def lock_path(path: Path) -> Path:
     """Return the hidden file beside a run file whose lock its writer holds; the same by whatever way it is named."""
-    return path.parent.resolve() / f".{path.name}.lock"
+    there = Path(os.path.realpath(path))
+    return there.with_name(f".{there.name}.lock")
 
 
 def _is_held(place: Path) -> bool:

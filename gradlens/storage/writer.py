@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.atomic import stale_names, whole_file, write_errors
+from gradlens.atomic import replaceable, stale_names, whole_file, write_errors
 from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
@@ -86,7 +86,7 @@ class FileSink:
     ) -> None:
         self._shown = Path(path)
         with _file_errors(self._shown):
-            self.path = self._shown.absolute()
+            self.path = replaceable(self._shown).absolute()  # a link stays, and the file that it leads to is written
         self._overwrite = overwrite
         self._resume_at = resume_at
         self._flush_rows = flush_rows
