@@ -6,8 +6,6 @@ Shapes: T rows (recorded steps), L layers, E epochs.
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,20 +245,6 @@ class Run:
         )
 
     _repr_html_ = shown_by("run_card")
-
-
-CLOCKS_S = 3600.0
-"""The most by which the clock of another machine may be ahead."""
-
-
-def seconds_silent(heartbeat: float) -> float:
-    """Return the seconds since a writer's last sign of life; inf where the time of it cannot be one.
-
-    Args:
-        heartbeat: The time of it, in seconds since 1970, as a file has it; the writer's clock may be a little ahead.
-    """
-    ago = time.time() - heartbeat
-    return max(ago, 0.0) if ago > -CLOCKS_S else math.inf
 
 
 def jsonable(value: Any) -> str:

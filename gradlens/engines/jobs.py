@@ -18,9 +18,8 @@ from gradlens.atomic import write_errors
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.experiment import Planned
-from gradlens.run import seconds_silent
 from gradlens.storage import lock_path, read_card, read_run
-from gradlens.storage.lock import check_unlocked
+from gradlens.storage.lock import check_unlocked, seconds_silent
 
 State = Literal["waiting", "running", "complete", "kept", "failed", "interrupted"]
 MAY_DIFFER = ("workers", "device", "on_record_error")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradlens.atomic import stale_names, whole_file, write_errors
-from gradlens.errors import DamagedError, RunFileError
+from gradlens.errors import DamagedError
 from gradlens.format import plural
 from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
 from gradlens.storage.contents import BROKEN
-from gradlens.storage.lock import WriterLock, check_unlocked, lock_path
+from gradlens.storage.lock import WriterLock
 from gradlens.storage.packing import pack
 from gradlens.storage.run_file import StoredFile, open_run_file
 
@@ -147,19 +146,6 @@ def _read_levels(source: StoredFile) -> None:
 def _say_lost(metric: str, spans: list[tuple[int, int]]) -> str:
     rows = sum(stop - start for start, stop in spans)
     return f"{plural(rows, 'row')} of {metric}, the first from row {spans[0][0]} on"
-
-
-def killed_while_packing(path: Path) -> bool:
-    """Return whether the writer of a run that has ended was killed on this machine before its file was packed.
-
-    Its hidden lock file is left; nobody holds it.
-    """
-    try:
-        owner = lock_path(path).read_text(errors="replace")
-        check_unlocked(path)
-    except (OSError, RunFileError):
-        return False
-    return owner.endswith(f" on {platform.node()}")
 
 
 def cut_unreadable(source: StoredFile) -> None:

@@ -14,10 +14,9 @@ from rich.text import Text
 from gradlens.engines.notes import RunNote, find_noted, read_note
 from gradlens.errors import GradlensError
 from gradlens.format import plural, visible
-from gradlens.run import seconds_silent
 from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
-from gradlens.storage.recover import killed_while_packing
+from gradlens.storage.lock import killed_while_packing, seconds_silent
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 

@@ -19,8 +19,9 @@ from gradlens.diagnosis.findings import Diagnosis
 from gradlens.errors import GradlensError, NoRunError
 from gradlens.metrics import is_linear
 from gradlens.row_chunks import STATISTICS, RowChunks, choose_level
-from gradlens.run import FloatArray, Run, seconds_silent
+from gradlens.run import FloatArray, Run
 from gradlens.storage import Follower, NewRows, read_run
+from gradlens.storage.lock import seconds_silent
 
 LONG = 16_384
 """Most rows that are read one by one at the start; a longer run is read in chunks."""
