@@ -307,6 +307,16 @@ def one_text_many_times(file: h5py.File) -> None:
             dataset.id.write_direct_chunk((start,), reference * 1000)
 
 
+def text_of_gigabytes(file: h5py.File) -> None:
+    """A text is said to have two gigabytes, and has a few bytes (found by ``tests.fuzz bytes``)."""
+    del file.attrs["header_json"], file.attrs["header_crc32"]
+    dataset = replace(file, "layer/name", data=["abcde"] * LAYERS, dtype=h5py.string_dtype(), chunks=(LAYERS,))
+    file.flush()
+    with open(file.filename, "r+b") as plain:
+        plain.seek(dataset.id.get_chunk_info(0).byte_offset)
+        plain.write((2**31 - 1).to_bytes(4, "little"))
+
+
 def nothing_in_it(file: h5py.File) -> None:
     for name in list(file):
         del file[name]
@@ -320,7 +330,7 @@ WAYS: list[Way] = [
     seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
     config_of_other_types, config_of_huge_numbers, many_notes, many_columns, many_metrics, steps_without_sign,
     running_in_the_future, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
-    one_text_many_times, nothing_in_it,
+    one_text_many_times, text_of_gigabytes, nothing_in_it,
 ]  # fmt: skip
 BY_NAME = {way.__name__: way for way in WAYS}
 
@@ -335,7 +345,7 @@ def make_hostile(folder: Path, names: list[str] | None = None) -> dict[str, Path
         shutil.copy(whole, path)
         with h5py.File(path, "r+", libver="latest") as file:
             BY_NAME[name](file)
-        if name != "one_text_many_times":  # a copy would hold each of them
+        if name not in ("one_text_many_times", "text_of_gigabytes"):  # a copy would hold each of them
             compact(path)
         made[name] = path
     return made
