@@ -30,6 +30,7 @@ VALUES: tuple[Any, ...] = (
 NUMBERS = (np.nan, np.inf, -np.inf, -1, 0, 1, 2**31, 2**62, 1e300)
 NAMES = ("metrics", "x", "..", "a b", "\x1b[31m", "é" * 300, "param_grad_norm")
 MOST_CUT = 10**6
+"""Values that are read, or cut off, at most: a change of more takes hours or all memory."""
 Change = tuple[Any, ...]
 
 
@@ -108,6 +109,8 @@ def _resize(file: h5py.File, name: str, rows: int) -> None:
 
 
 def _number(file: h5py.File, name: str, at: int, value: float) -> None:
+    if file[name].size > MOST_CUT:  # it would be read whole
+        raise ValueError(name)
     with np.errstate(all="ignore"):
         values = file[name][()]
         values.flat[at % values.size] = np.asarray(value).astype(values.dtype)
