@@ -16,6 +16,9 @@ from pathlib import Path
 
 from gradlens.errors import RunFileError
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of a run file."""
+
 
 def temporary_name(path: Path) -> Path:
     """Return the temporary name under which this process writes a file: hidden, in the same folder."""
@@ -65,8 +68,11 @@ def replaceable(path: Path) -> Path:
 
     Raises:
         RunFileError: A device, a pipe or a socket is there: renaming would remove it, for all programs of the system.
+            Or it is a link that leads to itself.
     """
     there = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if there.is_symlink():
+        raise RunFileError(f"{path} cannot be written: it is a link that leads to itself", tip="name another file")
     if path.exists() and not path.is_file() and not path.is_dir():
         raise RunFileError(
             f"{path} cannot be written: it is a device or a pipe, not a plain file", tip="name a file in a folder"
@@ -87,13 +93,15 @@ def whole_file(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
     Raises:
         OSError: The file cannot be written; an existing file is unchanged.
-        RunFileError: What is there is no plain file.
+        RunFileError: What is there is no plain file; or it is a run file, and what was written is none.
     """
-    path = replaceable(path)
+    shown, path = path, replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         yield temporary
+        if _is_hdf5(path) and not _is_hdf5(temporary):
+            raise RunFileError(f"{shown} cannot be written: it is a run file", tip="name another file")
         _sync(temporary)
         if keep is None:
             os.replace(temporary, path)
@@ -140,6 +148,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Return whether a file is there and begins as a run file does; what is no plain file is not opened."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(HDF5)) == HDF5
 
 
 def _exchange(new: Path, path: Path, old: Path) -> None:

@@ -23,9 +23,10 @@ from gradlens.cli import run_command
 from gradlens.errors import RunExistsError, RunFileError
 from gradlens.plots import save_figure
 from gradlens.report import markdown, pdf
-from gradlens.storage import recover_run
+from gradlens.storage import FileSink, recover_run
 from gradlens.train.checkpoint import save_checkpoint
 from tests.processes import some_slow
+from tests.storage import known
 from tests.storage.test_levels import values_of
 from tests.storage.test_levels import write as write_rows
 
@@ -288,3 +289,44 @@ def test_errors_that_name_the_file_already_stay_as_they_are() -> None:
             raise OSError(errno.ENOSPC, "full")
     with pytest.raises(RuntimeError, match="a mistake"), write_errors("a cannot be written"):
         raise RuntimeError("a mistake")
+
+
+# --- places where something is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "md"])
+def test_a_run_is_never_replaced_by_something_else(ending: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    run, place = make_run(), Path(f"x.{ending}")
+    before = run.read_bytes()
+    place.symlink_to(run)
+    word = {"png": "heatmap", "md": "report"}[ending]
+    assert run_command([word, "-o", str(place)]) in (1, 2)
+    assert "run" in capsys.readouterr().err
+    assert run.read_bytes() == before
+    assert not [path.name for path in Path().iterdir() if path.name.startswith(".")]
+
+
+def test_a_link_that_leads_to_itself_is_left(make_run, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    for name in ("x.md", "x.csv", "x.h5"):
+        os.symlink(name, name)
+    assert run_command(["report", "-o", "x.md"]) == 1
+    assert run_command(["export", "-o", "x.csv"]) == 1
+    with pytest.raises(RunFileError, match="leads to itself"):
+        FileSink("x.h5")
+    assert capsys.readouterr().err.count("leads to itself") == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["runs", "x.csv", "x.h5", "x.md"]
+
+
+def test_a_run_is_recorded_where_a_link_leads(tmp_path: Path) -> None:
+    link, target = tmp_path / "newest.h5", tmp_path / "store" / "run.h5"
+    link.symlink_to(target)
+    for generation in (0, 1):
+        sink = FileSink(link, overwrite=bool(generation))
+        sink.open(known.header(generation))
+        with pytest.raises(RunFileError, match="is being written"):
+            FileSink(target, overwrite=True)
+        known.write_rows(sink, generation, 0, 10)
+        sink.close("complete")
+        assert link.is_symlink()
+        assert known.check_file(target)[:2] == (generation, 10)

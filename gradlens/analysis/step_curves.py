@@ -18,6 +18,8 @@ WINDOWS = 20
 """A curve of the common steps is smoothed over a twentieth of them."""
 MOST_POINTS = 240
 """Steps at which a smoothed curve is computed; a figure is hardly wider in points that the eye can tell apart."""
+LARGEST = 2.0**62
+"""The largest step of a curve, which no training has."""
 LAST = ("lr", "clip_coefficient")
 """Scalars that the recorder adds by itself; they follow those that the user logged."""
 
@@ -39,8 +41,9 @@ class StepWindow:
     @property
     def grid(self) -> NDArray[np.int64]:
         """(G,) steps at which curves are drawn, evenly spaced; ``end`` and ``last`` are among them."""
-        spaced = np.linspace(0, self.last, min(self.last + 1, MOST_POINTS)).round().astype(np.int64)
-        return np.unique(np.append(spaced, self.end))
+        last = max(self.last, 0)  # a damaged file has -1 where a step is lost
+        spaced = np.linspace(0, last, min(last + 1, MOST_POINTS)).round()
+        return np.unique(np.append(np.minimum(spaced, LARGEST).astype(np.int64), self.end))
 
     def curve(self, run: Run, name: str) -> FloatArray:
         """Return a smoothed scalar of a run at the steps of the grid.

@@ -8,6 +8,7 @@ Shapes: L layers, C columns, B chunks of rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ MOST = 512
 """Default maximum number of columns."""
 PENDING = 4096
 """Maximum number of rows that wait until columns are read; many rows at once cost less."""
+PENDING_NUMBERS = 1_000_000
+"""Maximum number of their values."""
+SPARE = 64
+"""Columns that are added at once; then there may be as many too many."""
+AT_ONCE = 1_000_000
+"""Values that are combined at once: a model with very many layers is combined in slices of its layers."""
 
 
 class Columns:
@@ -31,13 +38,15 @@ class Columns:
         width: L, the number of values in a row.
         linear: Average the values; otherwise their logarithms.
         most: Maximum number of columns.
+        dtype: The type in which their statistics are kept.
     """
 
-    def __init__(self, width: int, *, linear: bool = False, most: int = MOST) -> None:
+    def __init__(self, width: int, *, linear: bool = False, most: int = MOST, dtype: type = np.float64) -> None:
         self.linear, self.most, self._size = linear, most, 1
         self._starts = np.empty(0, dtype=np.int64)
         self._counts = np.empty(0, dtype=np.int64)
-        self._values: FloatArray = np.empty((0, width, len(STATISTICS)))
+        self._width = width
+        self._buffer: FloatArray = np.empty((most + SPARE, width, len(STATISTICS)), dtype=dtype)
         self._pending: list[tuple[NDArray[np.int64], FloatArray]] = []
 
     def __len__(self) -> int:
@@ -66,7 +75,7 @@ class Columns:
     def values(self) -> FloatArray:
         """(C, L, 5) ``gradlens.row_chunks.STATISTICS``."""
         self._settle()
-        return self._values
+        return self._buffer[: len(self._starts)]
 
     def add(self, steps: NDArray[np.int64], rows: FloatArray) -> None:
         """Append rows.
@@ -77,7 +86,8 @@ class Columns:
         """
         if len(rows):
             self._pending.append((steps, rows))
-            if sum(len(part) for part, _ in self._pending) > PENDING:
+            waiting = sum(len(part) for part, _ in self._pending)
+            if waiting > PENDING or waiting * rows.shape[1] > PENDING_NUMBERS:
                 self._settle()
 
     def _settle(self) -> None:
@@ -86,16 +96,24 @@ class Columns:
             return
         parts, self._pending = self._pending, []
         steps, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
-        room = self._size - int(self._counts[-1]) if len(self._starts) else 0
-        first = min(max(room, 0), len(rows))
-        starts = np.arange(first, len(rows), self._size)
-        if first:
-            joined = summarise(rows[:first], np.zeros(1, dtype=np.int64), linear=self.linear)
-            self._values[-1:] = self._combine(np.concatenate([self._values[-1:], joined]), np.zeros(1, dtype=np.int64))
-            self._counts[-1] += first
-        if len(starts):
-            new = summarise(rows[first:], starts - first, linear=self.linear)
-            self._append(steps[starts], np.diff(np.append(starts, len(rows))), new)
+        while len(rows):
+            taken = self._take(steps, rows)
+            steps, rows = steps[taken:], rows[taken:]
+
+    def _take(self, steps: NDArray[np.int64], rows: FloatArray) -> int:
+        """Sort the first of some rows into the last column, or into new ones; return how many."""
+        last, one = len(self._starts) - 1, np.zeros(1, dtype=np.int64)
+        if last >= 0 and self._counts[last] < self._size:
+            taken = min(self._size - int(self._counts[last]), len(rows))
+            joined = np.concatenate([self._buffer[last:][:1], self._summarise(rows[:taken], one)])
+            self._buffer[last] = self._combine(joined, one)[0]
+            self._counts[last] += taken
+            return taken
+        columns = min(max(AT_ONCE // (max(self._width, 1) * len(STATISTICS) * self._size), 1), SPARE)
+        taken = min(columns * self._size, len(rows))
+        at = np.arange(0, taken, self._size)
+        self._append(steps[at], np.diff(np.append(at, taken)), self._summarise(rows[:taken], at))
+        return taken
 
     def add_chunks(self, steps: NDArray[np.int64], chunks: RowChunks) -> None:
         """Append chunks of rows; all but the first and the last must have one size.
@@ -111,18 +129,31 @@ class Columns:
             self._append(steps, counts, chunks.values)
 
     def _append(self, starts: NDArray[np.int64], counts: NDArray[np.int64], values: FloatArray) -> None:
+        before, count = len(self._starts), len(self._starts) + len(starts)
+        if count > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer[:before], values]).astype(self._buffer.dtype, copy=False)
+        self._buffer[before:count] = values
         self._starts = np.concatenate([self._starts, starts])
         self._counts = np.concatenate([self._counts, counts])
-        self._values = np.concatenate([self._values, values])
-        while len(self._starts) > self.most:
-            at = np.arange(0, len(self._starts), 2)
-            self._values = self._combine(self._values, at)
+        while (count := len(self._starts)) > self.most:
+            at = np.arange(0, count, 2)
+            for part in _slices(self._width, count * len(STATISTICS)):
+                self._buffer[: len(at), part] = combine(self._buffer[:count, part], at, linear=self.linear)
             self._counts = np.add.reduceat(self._counts, at)
             self._starts = self._starts[at]
             self._size *= 2
 
     def _combine(self, values: FloatArray, at: NDArray[np.int64]) -> FloatArray:
-        return combine(values, at, linear=self.linear)
+        found = np.empty((len(at), *values.shape[1:]), dtype=self._buffer.dtype)
+        for part in _slices(values.shape[1], len(values) * len(STATISTICS)):
+            found[:, part] = combine(values[:, part], at, linear=self.linear)
+        return found
+
+    def _summarise(self, rows: FloatArray, at: NDArray[np.int64]) -> FloatArray:
+        found = np.empty((len(at), rows.shape[1], len(STATISTICS)), dtype=self._buffer.dtype)
+        for part in _slices(rows.shape[1], len(rows) * len(STATISTICS)):
+            found[:, part] = summarise(rows[:, part], at, linear=self.linear)
+        return found
 
     def fitted(self, width: int) -> tuple[NDArray[np.int64], FloatArray]:
         """Return at most ``width`` columns, each merged from the same number of columns.
@@ -138,6 +169,20 @@ class Columns:
             factor *= 2
         at = np.arange(0, len(self), factor)
         return self.starts[at], self.values if factor == 1 else self._combine(self.values, at)
+
+
+def _slices(width: int, numbers: int) -> Iterator[slice]:
+    """Return slices of layers that have at most ``AT_ONCE`` numbers.
+
+    Args:
+        width: The number of layers.
+        numbers: Numbers of each layer.
+
+    Returns:
+        The slices.
+    """
+    size = max(AT_ONCE // max(numbers, 1), 1)
+    return (slice(start, start + size) for start in range(0, width, size))
 
 
 class Recent:
@@ -161,17 +206,20 @@ class Recent:
             rows: (R, L) values; NaN means "not recorded".
         """
         self.steps = np.concatenate([self.steps, steps])[-self.keep :]
-        self.rows = np.concatenate([self.rows, np.asarray(rows, dtype=np.float32)])[-self.keep :]
+        with np.errstate(over="ignore"):  # a loss of 1e300
+            newest = np.asarray(rows[-self.keep :], dtype=np.float32)
+        self.rows = np.concatenate([self.rows[max(len(self.rows) + len(newest) - self.keep, 0) :], newest])
 
-    def columns(self, step: int, *, linear: bool) -> Columns:
+    def columns(self, step: int, *, linear: bool, dtype: type = np.float64) -> Columns:
         """Return the rows from an optimizer step on as columns.
 
         Args:
             step: The first optimizer step.
             linear: As in ``Columns``.
+            dtype: As in ``Columns``.
         """
         begin = int(np.searchsorted(self.steps, step))
-        found = Columns(self.rows.shape[1], linear=linear)
+        found = Columns(self.rows.shape[1], linear=linear, dtype=dtype)
         found.add(self.steps[begin:], self.rows[begin:])
         return found
 

@@ -48,6 +48,8 @@ def _describe(found: Recovery, repacked: bool) -> list[str]:
     if found.found == "whole":
         done = "rewritten" if repacked else "not changed"
         return [f"{found.path}: intact ({found.status}), {done}: {content}", *removed]
+    if found.found == "unpacked":
+        return [f"{found.path}: intact ({found.status}), but not packed when it ended; packed now: {content}", *removed]
     if found.found == "unfinished":
         return [
             f"{found.path}: its writer did not close it; all of it was saved: {content}; it is now {found.status}",

@@ -72,6 +72,10 @@ class Losses:
     """
 
     def __init__(self, values: FloatArray) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss of 1e308, and one of -1e308
+            self._measure(values)
+
+    def _measure(self, values: FloatArray) -> None:
         n = len(values)
         self.values = values
         first, last = values[: max(min(n // 20, FIRST_ROWS), 2)], values[-(n // 5) :]

@@ -13,6 +13,14 @@ LONGEST_TEXT = 120
 """Characters of a name that are shown."""
 
 
+def _float(value: float) -> float:
+    """Return a number of a file, which may be an integer of any length: NaN where no float is as large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
 class Entry:
     """One object of the facts.
 
@@ -44,14 +52,13 @@ class Entry:
     def number(self, key: str) -> float:
         """Return a number, or NaN."""
         value = self._values.get(key)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        return _float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """Return a list of numbers."""
+        """Return a list of finite numbers."""
         values = self._values.get(key)
-        return (
-            tuple(float(item) for item in values if isinstance(item, int | float)) if isinstance(values, list) else ()
-        )
+        found = [_float(item) for item in values if isinstance(item, int | float)] if isinstance(values, list) else []
+        return tuple(filter(math.isfinite, found))
 
     def whole(self, key: str, missing: int = 0) -> int:
         """Return a whole number, or what stands for a missing one."""

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
 from gradlens.experiment import Planned
 from gradlens.storage import lock_path, read_card, read_run
-from gradlens.storage.lock import check_unlocked
+from gradlens.storage.lock import check_unlocked, seconds_silent
 
 State = Literal["waiting", "running", "complete", "kept", "failed", "interrupted"]
 MAY_DIFFER = ("workers", "device", "on_record_error")
@@ -94,7 +93,7 @@ class Job:
             return False  # a lock of this machine is free once its process has ended
         with contextlib.suppress(GradlensError, OSError):
             card = read_card(self.path)
-            return card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) < ALIVE_S
+            return card["status"] == "running" and seconds_silent(float(card.get("heartbeat", 0))) < ALIVE_S
         return False
 
     def read_progress(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         RunExistsError: The folder is not empty and may not be replaced, or holds files that are not exported events.
         RunFileError: The folder cannot be written.
     """
-    if Path.cwd().is_relative_to(path.absolute().resolve()):
+    if Path.cwd().is_relative_to(os.path.realpath(path)):
         raise ConfigError(f"{path} is the working folder or one of its parents; events need a folder of their own")
     if path.is_file():
         raise RunFileError(f"{path} is a file; expected the name of a folder")

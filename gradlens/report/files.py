@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradlens.atomic import whole_file, write_errors, write_text
+from gradlens.atomic import replaceable, whole_file, write_errors, write_text
 from gradlens.errors import ConfigError, RunExistsError
 from gradlens.export.optional_libraries import check_library
 from gradlens.report.content import Facts
@@ -59,6 +59,7 @@ def write_report(facts: Facts, path: Path, *, language: str = "en", asked: bool 
     if not asked and path.exists() and not _is_ours(path):
         raise RunExistsError(f"{path} exists and was not written by gradlens report", tip="-o FILE names another file")
     with write_errors(f"{path} cannot be written"):
+        replaceable(path)  # before its figures are written
         return _write(facts, path, language)
 
 

@@ -49,6 +49,8 @@ BROKEN = (
     IndexError,
 )
 """What h5py raises on files that are not as they should be."""
+REFERENCE_BYTES = 16
+"""Bytes of a reference to a text of any length, the first four of which are its length."""
 SHOWN_NAME = 80
 SMALL_BYTES = 1 << 20
 """Rows of so many bytes are read without a look at what backs them: at worst they are all missing."""
@@ -170,9 +172,32 @@ class Contents:
                 raise ValueError(f"{name} holds more than {MOST_TEXT_BYTES:,} characters")
         return found
 
-    @staticmethod
-    def _text_values(dataset: StoredDataset) -> Any:
+    def _text_values(self, dataset: StoredDataset) -> Any:
+        """Return texts to be read; HDF5 takes the memory that each is said to need, so that is looked at first."""
+        if dataset.dtype.kind == "O":
+            longest = int(self._references(dataset)[:, 0].max(initial=0))
+            if longest > self._bytes:
+                raise ValueError(f"{dataset.name} claims a text of {longest:,} bytes; the file has {self._bytes:,}")
         return h5py.Dataset(dataset.id, readonly=True).asstr()
+
+    def _references(self, dataset: StoredDataset) -> NDArray[np.uint32]:
+        """Return what a column of texts of any length holds itself: for each, its length, and where it lies, (N, 4)."""
+        places = [(dataset.id.get_offset(), dataset.id.get_storage_size())]
+        if dataset.chunks is not None:
+            found = (dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks()))
+            places = [(chunk.byte_offset, chunk.size) for chunk in found]
+        elif places[0][0] is None and places[0][1]:
+            raise ValueError(f"{dataset.name} is stored in a way that gradlens does not use")
+        if dataset.filters:
+            raise ValueError(f"{dataset.name} is compressed in a way that gradlens does not use")
+        if sum(size for _, size in places) > MOST_TEXT_BYTES:
+            raise ValueError(f"{dataset.name} holds too many texts")
+        stored = b""
+        with self._path.open("rb") as file:
+            for offset, size in places:
+                file.seek(offset or 0)
+                stored += file.read(size - size % REFERENCE_BYTES)
+        return np.frombuffer(stored[: len(stored) - len(stored) % REFERENCE_BYTES], "<u4").reshape(-1, 4)
 
     def attribute(self, name: str, default: Any = None, *, of: str = "") -> Any:
         """Return an attribute.

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 from h5py import h5d, h5z
 
-from gradlens.storage.limits import MOST_CHUNK_BYTES
+from gradlens.storage.limits import MOST_CHUNK_BYTES, NOTES_BYTES
 
-INTEGERS, NUMBERS, TEXTS = "iu", "fiu", "SO"
-WORDS = {INTEGERS: "integers", NUMBERS: "numbers", TEXTS: "texts"}
+SIGNED, INTEGERS, NUMBERS, TEXTS = "i", "iu", "fiu", "SO"
+WORDS = {SIGNED: "signed integers", INTEGERS: "integers", NUMBERS: "numbers", TEXTS: "texts"}
 FILTERS = frozenset({h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32})
 """The filters that a run file may use, each once at most: two deflate filters could turn a byte into a million."""
 STATE_TEXT_BYTES = 1 << 16
@@ -40,14 +40,14 @@ class Expected:
 COLUMN, NUMBER, COUNT = Expected(NUMBERS, (1,)), Expected(NUMBERS, (0,)), Expected(INTEGERS, (0,))
 STATE_TEXT, LAYER_TEXT = Expected(TEXTS, (0,), STATE_TEXT_BYTES), Expected(TEXTS, (1,), STATE_TEXT_BYTES)
 BY_NAME = {
-    "step": Expected(INTEGERS, (1,)),
-    "epoch_of_step": Expected(INTEGERS, (1,)),
+    "step": Expected(SIGNED, (1,)),
+    "epoch_of_step": Expected(SIGNED, (1,)),
     "state/n_steps": COUNT,
     "state/n_epochs": COUNT,
     "state/heartbeat": NUMBER,
     "state/overhead": NUMBER,
     "state/status": STATE_TEXT,
-    "state/notes": STATE_TEXT,
+    "state/notes": Expected(TEXTS, (0,), NOTES_BYTES),
     "state/check_a": STATE_TEXT,
     "state/check_b": STATE_TEXT,
     "state/facts_json": Expected(TEXTS, (1, 0), STATE_TEXT_BYTES),

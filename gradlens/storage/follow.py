@@ -17,7 +17,9 @@ from gradlens.storage.run_file import StoredFile, reading
 from gradlens.storage.shown import shown_names
 
 MOST_ROWS = 4096
-"""Rows that come at once, so that memory stays bounded."""
+"""Rows that come at once, so that memory stays bounded;"""
+MOST_NUMBERS = 16_000_000
+"""of a model with very many layers, fewer."""
 NONE: NDArray[Any] = np.empty(0)
 
 
@@ -131,7 +133,8 @@ def _new_rows(stored: StoredFile, seen: int, epochs: int) -> NewRows:
             f"{stored.path} holds {stored.n_steps} rows now and held {seen}: the run was resumed from an earlier one",
             tip="follow it anew",
         )
-    count = min(stored.n_steps - seen, MOST_ROWS)
+    at_once = MOST_NUMBERS // max(stored.n_layers * len(stored.metrics), 1)
+    count = min(stored.n_steps - seen, MOST_ROWS, max(at_once, 1))
     state: dict[str, Any] = stored.state()
     columns: dict[str, NDArray[Any]] = {}
     for name in stored.columns:

@@ -13,12 +13,15 @@ MOST_NAME = 1_000
 """Characters of the name of a layer, a scalar, a metric or a column."""
 MOST_COLUMNS = 4_096
 """Datasets in one group."""
+MOST_METRICS = 256
 MOST_OBJECTS = 20_000
 """Datasets and groups in a file."""
 MOST_DEPTH = 16
 """Groups inside each other."""
 MOST_TEXT_BYTES = 1 << 25
 """Bytes of an attribute, or of all texts of a column."""
+NOTES_BYTES = 4096
+"""Room for notes: text of any length cannot be changed while a file is written and read at once."""
 MOST_CHUNK_BYTES = 1 << 26
 """Bytes of a chunk: HDF5 takes all of them to read one number."""
 MOST_INFLATION = 1032

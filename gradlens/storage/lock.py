@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 from gradlens.errors import RunFileError
@@ -13,6 +15,8 @@ from gradlens.errors import RunFileError
 if sys.platform != "win32":  # there a file that is open cannot be replaced, which serves as well
     import fcntl
 
+CLOCKS_S = 3600.0
+"""The most by which the clock of another machine may be ahead."""
 _held: dict[Path, int] = {}
 """The locks that this process holds, each with the process that took it: a forked one does not hold them."""
 
@@ -91,9 +95,33 @@ def check_unlocked(path: Path, shown: Path | None = None) -> None:
         os.close(file)
 
 
+def killed_while_packing(path: Path) -> bool:
+    """Return whether the writer of a run that has ended was killed on this machine before its file was packed.
+
+    Its hidden lock file is left; nobody holds it.
+    """
+    try:
+        owner = lock_path(path).read_text(errors="replace")
+        check_unlocked(path)
+    except (OSError, RunFileError):
+        return False
+    return owner.endswith(f" on {platform.node()}")
+
+
+def seconds_silent(heartbeat: float) -> float:
+    """Return the seconds since a writer's last sign of life; inf where the time of it cannot be one.
+
+    Args:
+        heartbeat: The time of it, in seconds since 1970, as a file has it; the writer's clock may be a little ahead.
+    """
+    ago = time.time() - heartbeat
+    return max(ago, 0.0) if ago > -CLOCKS_S else math.inf
+
+
 def lock_path(path: Path) -> Path:
     """Return the hidden file beside a run file whose lock its writer holds; the same by whatever way it is named."""
-    return path.parent.resolve() / f".{path.name}.lock"
+    there = Path(os.path.realpath(path))
+    return there.with_name(f".{there.name}.lock")
 
 
 def _is_held(place: Path) -> bool:

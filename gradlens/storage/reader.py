@@ -79,7 +79,7 @@ def _make_run(stored: StoredFile) -> Run:
     info["config"] = visible_settings(stored.attribute_json("config_json"))
     info["environment"] = visible_settings(stored.attribute_json("environment_json"))
     info["heartbeat"], info["overhead"] = state["heartbeat"], state["overhead"]
-    info["notes"] = [visible(note) for note in state["notes"].splitlines()]
+    info["notes"] = [visible(note) for note in state["notes"].splitlines() if note]
     info["every"] = stored.every()
     shown = shown_names(stored.columns)
     late = [name for name in stored.columns if name.startswith("scalar/") and stored.n_steps > AT_ONCE]

@@ -28,7 +28,8 @@ class Recovery:
 
     Args:
         path: The file.
-        found: "whole", "unfinished" (its writer was killed, or could not close it) or "damaged".
+        found: "whole", "unpacked" (it is whole, but its writer was killed while it packed the file, or had no room),
+            "unfinished" (its writer was killed, or could not close it) or "damaged".
         rows: Rows that the file holds now.
         epochs: Epochs that it holds now.
         last_step: The last row's optimizer step; -1 where there is none.
@@ -50,7 +51,7 @@ class Recovery:
 
 
 def recover_run(path: Path, *, repack: bool = False) -> Recovery:
-    """Make a file that any program can append to out of one whose writer was killed; leave a whole file untouched.
+    """Pack the file of a writer that was killed, so that any program can append to it; leave a whole file untouched.
 
     It is copied beside, packed, and takes the old one's place in one step. Rows that a checksum shows to be damaged are
     kept as NaN, and the damaged file stays beside as ``NAME.h5.damaged``.
@@ -127,7 +128,8 @@ def _look(path: Path) -> Recovery | None:
                     source.rows(name, start, start + READ_ROWS)
             _read_levels(source)
             steps = columns["step"]
-            found = "whole" if source.closed and state["status"] != "running" else "unfinished"
+            ended = source.closed and state["status"] != "running"
+            found = "unfinished" if not ended else "whole" if source.packed else "unpacked"
             last = int(steps[-1]) if len(steps) else -1
             return Recovery(path, found, source.n_steps, source.n_epochs, last, state["status"])
     except DamagedError:

@@ -21,7 +21,7 @@ from gradlens.row_chunks import LEVELS
 from gradlens.run import FloatArray, Layer, Role, Status
 from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
 from gradlens.storage.contents import BROKEN, Contents
-from gradlens.storage.limits import MOST_EDGES, MOST_LAYERS, MOST_NAME, MOST_TEXT_BYTES
+from gradlens.storage.limits import MOST_EDGES, MOST_LAYERS, MOST_METRICS, MOST_NAME, MOST_TEXT_BYTES
 from gradlens.storage.locate import check_plain
 from gradlens.storage.schema import (
     FORMAT,
@@ -205,7 +205,10 @@ class StoredFile:
         self._slots = self._find_slots()
         self._slot = self._slots[0] if self._slots else None
         inside = self.contents
-        self.metrics = metric_names({name: inside.rank(f"metric/{name}") for name in inside.names("metric")})
+        held = inside.names("metric")
+        if len(held) > MOST_METRICS:  # each is read with a file opened for it
+            raise ValueError(f"it has {len(held):,} metrics, at most {MOST_METRICS:,} expected")
+        self.metrics = metric_names({name: inside.rank(f"metric/{name}") for name in held})
         self.columns = column_names(inside.names("scalar"), inside.names("epoch"))
         if not known:
             self._check_counts()
@@ -504,6 +507,11 @@ class StoredFile:
     def n_layers(self) -> int:
         """The number of layers."""
         return int(self.contents.dataset("layer/name").shape[0])
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is in the form that a run has when it has ended; see ``schema``."""
+        return "check" not in self.contents
 
     @property
     def has_levels(self) -> bool:

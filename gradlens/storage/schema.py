@@ -58,6 +58,7 @@ from gradlens.metrics import get_metric
 from gradlens.row_chunks import LEVELS, STATISTICS
 from gradlens.run import EPOCH_COLUMNS, Header, jsonable
 from gradlens.storage.checksums import CHECK_BYTES, header_crc
+from gradlens.storage.limits import NOTES_BYTES
 from gradlens.storage.stored_facts import FACTS_BYTES
 
 FORMAT = "gradlens"
@@ -72,8 +73,6 @@ PACKED_CHUNK = 65536
 SCALARS = ("loss", "lr")
 MISSING_SCALARS = {"discarded_passes": 0.0}
 """Scalars whose value is known in rows that do not have them; it is NaN for others."""
-NOTES_BYTES = 4096
-"""Room for notes: text of any length cannot be changed while a file is written and read at once."""
 LAYER_TEXTS = ("name", "kind", "role")
 LAYER_NUMBERS = ("depth", "out_numel", "param_numel", "calls")
 LAYER_LISTS = ("tags", "parents")

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.atomic import stale_names, whole_file, write_errors
+from gradlens.atomic import replaceable, stale_names, whole_file, write_errors
 from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
-from gradlens.storage.limits import MOST_LAYERS, MOST_NAME
+from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.locate import free_name
 from gradlens.storage.lock import WriterLock, check_unlocked
@@ -44,6 +44,8 @@ def _check_limits(header: Header) -> None:
             f"the model has {len(header.layers):,} layers, and a run file holds at most {MOST_LAYERS:,}",
             tip="choose some of them: record(layers=...)",
         )
+    if len(header.metrics) > MOST_METRICS:
+        raise ConfigError(f"{len(header.metrics)} metrics are asked for, and a run file holds at most {MOST_METRICS}")
     long = next((layer.name for layer in header.layers if len(layer.name) > MOST_NAME), "")
     if long:
         raise ConfigError(
@@ -84,7 +86,7 @@ class FileSink:
     ) -> None:
         self._shown = Path(path)
         with _file_errors(self._shown):
-            self.path = self._shown.absolute()
+            self.path = replaceable(self._shown).absolute()  # a link stays, and the file that it leads to is written
         self._overwrite = overwrite
         self._resume_at = resume_at
         self._flush_rows = flush_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gradlens.errors import GradlensError
 from gradlens.format import plural, visible
 from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
+from gradlens.storage.lock import killed_while_packing, seconds_silent
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
@@ -70,16 +70,23 @@ def _row(path: Path, name: str) -> dict[str, Any]:
         card = read_card(path)
     except GradlensError as error:
         return {"run": visible(name), "status": "unreadable", "note": visible(error.message)}
-    stale = card["status"] == "running" and time.time() - float(card.get("heartbeat", 0)) > STALE_SECONDS
+    stale = card["status"] == "running" and seconds_silent(float(card.get("heartbeat", 0))) > STALE_SECONDS
     row = {
         "run": visible(name),
         **{key: value for key, value in card.items() if key != "heartbeat"},
         "seed": card["seed"] if card["seed"] >= 0 else None,
-        "note": "no sign of life for a minute: killed?" if stale else "",
+        "note": "no sign of life for a minute: killed?" if stale else _left(path, card["status"]),
     }
     if job is not None and card["status"] != "complete" and (job.failed or stale):
         row |= {"status": "failed" if job.failed else card["status"], "note": _why(job) or row["note"]}
     return row
+
+
+def _left(path: Path, status: str) -> str:
+    """Return what a writer left that was killed after the last row and before its file was packed."""
+    if status == "running" or not killed_while_packing(path):
+        return ""
+    return "whole, but its writer was killed before it was packed: gradlens recover packs it"
 
 
 def _why(job: RunNote) -> str:

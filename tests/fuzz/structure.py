@@ -29,6 +29,8 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 NUMBERS = (np.nan, np.inf, -np.inf, -1, 0, 1, 2**31, 2**62, 1e300)
 NAMES = ("metrics", "x", "..", "a b", "\x1b[31m", "é" * 300, "param_grad_norm")
+MOST_CUT = 10**6
+"""Values that are read, or cut off, at most: a change of more takes hours or all memory."""
 Change = tuple[Any, ...]
 
 
@@ -99,7 +101,16 @@ def _dataset(file: h5py.File, name: str, dtype: Any, shape: tuple[int, ...], kep
         made.attrs[key] = value
 
 
+def _resize(file: h5py.File, name: str, rows: int) -> None:
+    dataset = file[name]
+    if dataset.shape[0] - rows > MOST_CUT:  # HDF5 looks for each chunk that is cut off, for hours
+        raise ValueError(rows)
+    dataset.resize(rows, axis=0)
+
+
 def _number(file: h5py.File, name: str, at: int, value: float) -> None:
+    if file[name].size > MOST_CUT:  # it would be read whole
+        raise ValueError(name)
     with np.errstate(all="ignore"):
         values = file[name][()]
         values.flat[at % values.size] = np.asarray(value).astype(values.dtype)
@@ -144,7 +155,7 @@ def _no_attribute(file: h5py.File, place: tuple[str, str]) -> None:
 MAKERS: dict[str, Callable[..., None]] = {
     "delete": _delete,
     "dataset": _dataset,
-    "resize": lambda file, name, rows: file[name].resize(rows, axis=0),
+    "resize": _resize,
     "number": _number,
     "attribute": _attribute,
     "no attribute": _no_attribute,

@@ -252,6 +252,22 @@ def many_columns(file: h5py.File) -> None:
         file[f"scalar/s{i}"] = file["scalar/loss"]
 
 
+def many_metrics(file: h5py.File) -> None:
+    for i in range(4_000):
+        file[f"metric/m{i}"] = file["metric/param_norm"]
+
+
+def steps_without_sign(file: h5py.File) -> None:
+    replace(file, "step", data=np.full(ROWS, 2**64 - 1, np.uint64))
+
+
+def running_in_the_future(file: h5py.File) -> None:
+    for name in ("check_a", "check_b"):
+        file["state"].pop(name, None)
+    replace(file, "state/status", data=np.bytes_(b"running"))
+    file["state/heartbeat"][()] = 1e18
+
+
 def many_objects(file: h5py.File) -> None:
     for i in range(30_000):
         file.create_group(f"more/{i}")
@@ -291,6 +307,16 @@ def one_text_many_times(file: h5py.File) -> None:
             dataset.id.write_direct_chunk((start,), reference * 1000)
 
 
+def text_of_gigabytes(file: h5py.File) -> None:
+    """A text is said to have two gigabytes, and has a few bytes (found by ``tests.fuzz bytes``)."""
+    del file.attrs["header_json"], file.attrs["header_crc32"]
+    dataset = replace(file, "layer/name", data=["abcde"] * LAYERS, dtype=h5py.string_dtype(), chunks=(LAYERS,))
+    file.flush()
+    with open(file.filename, "r+b") as plain:
+        plain.seek(dataset.id.get_chunk_info(0).byte_offset)
+        plain.write((2**31 - 1).to_bytes(4, "little"))
+
+
 def nothing_in_it(file: h5py.File) -> None:
     for name in list(file):
         del file[name]
@@ -298,12 +324,13 @@ def nothing_in_it(file: h5py.File) -> None:
 
 WAYS: list[Way] = [
     rank_three, wrong_width, texts_for_numbers, lists_for_numbers, references, compound, no_values, group_for_dataset,
-    count_is_a_list, count_is_huge, count_is_negative, rows_are_claimed, rows_are_claimed_modestly, epochs_are_claimed,
-    large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(10_000), many_layers(200_000), long_name,
-    layers_of_objects, depth_is_huge, layers_that_feed_all, seed_is_text, seed_is_huge, model_is_long, config_is_deep,
-    config_is_rather_deep, config_is_wide, config_is_a_list, config_of_other_types, config_of_huge_numbers, many_notes,
-    many_columns, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
-    one_text_many_times, nothing_in_it,
+    count_is_a_list, count_is_huge, count_is_negative, rows_are_claimed, rows_are_claimed_modestly,
+    epochs_are_claimed, large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(10_000),
+    many_layers(200_000), long_name, layers_of_objects, depth_is_huge, layers_that_feed_all, seed_is_text,
+    seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
+    config_of_other_types, config_of_huge_numbers, many_notes, many_columns, many_metrics, steps_without_sign,
+    running_in_the_future, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
+    one_text_many_times, text_of_gigabytes, nothing_in_it,
 ]  # fmt: skip
 BY_NAME = {way.__name__: way for way in WAYS}
 
@@ -318,7 +345,7 @@ def make_hostile(folder: Path, names: list[str] | None = None) -> dict[str, Path
         shutil.copy(whole, path)
         with h5py.File(path, "r+", libver="latest") as file:
             BY_NAME[name](file)
-        if name != "one_text_many_times":  # a copy would hold each of them
+        if name not in ("one_text_many_times", "text_of_gigabytes"):  # a copy would hold each of them
             compact(path)
         made[name] = path
     return made

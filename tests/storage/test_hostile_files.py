@@ -80,6 +80,9 @@ def test_every_command_on_every_hostile_file(name: str, commands: Commands, tmp_
         ("two_deflates", "metric/param_norm is compressed in a way that gradlens does not use"),
         ("long_name", "the name of a layer has more than 1,000 characters"),
         ("many_notes", "state/notes has values of"),
+        ("text_of_gigabytes", "layer/name claims a text of 2,147,483,647 bytes; the file has"),
+        ("many_metrics", "it has 4,005 metrics, at most 256 expected"),
+        ("steps_without_sign", "step does not hold signed integers"),
     ],
 )
 def test_a_lie_is_named_in_one_line(name: str, said: str, tmp_path: Path) -> None:

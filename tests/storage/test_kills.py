@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import select
 import signal
@@ -19,9 +20,12 @@ import numpy as np
 import pytest
 
 from gradlens import read_run
+from gradlens.cli import run_command
 from gradlens.errors import DamagedError
 from gradlens.run import Header, Layer, Row
-from gradlens.storage import BackgroundSink, FileSink
+from gradlens.storage import BackgroundSink, FileSink, writer
+from gradlens.storage.packing import pack
+from gradlens.storage.run_file import StoredFile
 from gradlens.storage.superblock import ClosedView
 from tests.processes import PATIENCE, in_new_process
 from tests.storage import known
@@ -194,6 +198,47 @@ def test_a_kill_between_the_counts_leaves_the_newer_ones(counts: tuple[bool, boo
     os.utime(path, (1, 1))
     with pytest.raises(DamagedError, match="do not fit their checksum"):
         read_run(path)
+
+
+@pytest.mark.parametrize("recovered", [True, False], ids=["recovered", "written over"])
+def test_a_kill_before_the_file_is_packed_is_said_and_cleared(
+    recovered: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs" / "run.h5"
+    path.parent.mkdir()
+    child = known.fork()
+    if not child:
+
+        def killed(source: StoredFile, target: Path) -> None:
+            pack(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with contextlib.suppress(BaseException):
+            writer.pack = killed  # type: ignore[attr-defined]
+            known.write_run(path, 150)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert known.hidden(path) == [f".run.h5.{child}.tmp", ".run.h5.lock"]
+    assert known.check_file(path) == (0, 150, 2)
+    unpacked = path.stat().st_size
+    assert run_command(["ls", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["status"] == "complete"
+    assert "killed before it was packed" in row["note"]
+    if recovered:
+        assert run_command(["recover"]) == 0
+        said = capsys.readouterr().out
+        assert "not packed when it ended; packed now: 150 rows and 2 epochs" in said
+        assert f"removed .run.h5.{child}.tmp" in said
+        assert path.stat().st_size < unpacked
+    else:
+        sink = FileSink(path, resume_at=(150, 2))
+        sink.open(known.header())
+        sink.close("complete")
+    assert known.hidden(path) == []
+    assert known.check_file(path) == (0, 150, 2)
+    assert run_command(["recover"]) == 0
+    assert "intact (complete), not changed" in capsys.readouterr().out
 
 
 def test_notes_survive_when_a_file_is_laid_out_anew_or_resumed(tmp_path: Path) -> None:

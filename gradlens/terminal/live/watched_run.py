@@ -13,22 +13,31 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.charts.live_columns import Columns, Recent, known_rows
+from gradlens.charts.live_columns import MOST, Columns, Recent, known_rows
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis
 from gradlens.errors import GradlensError, NoRunError
 from gradlens.metrics import is_linear
+from gradlens.row_chunks import STATISTICS, RowChunks, choose_level
 from gradlens.run import FloatArray, Run
 from gradlens.storage import Follower, NewRows, read_run
+from gradlens.storage.lock import seconds_silent
 
 LONG = 16_384
 """Most rows that are read one by one at the start; a longer run is read in chunks."""
 WIDE = 16_000_000
 """Most numbers of a metric that are read so."""
+COLUMNS = 128
+"""Least columns of a run that is read in chunks."""
 RECENT = 2048
 """Newest rows that are kept."""
 NUMBERS = 4_000_000
 """Most numbers that are kept per metric: a model with very many layers keeps fewer rows."""
+COLUMN_BYTES = 100_000_000
+"""Most bytes of the columns of all metrics. A model with more has those columns only that are shown, read when they are
+asked for."""
+PIECE = 1_000_000
+"""Numbers that are read at once for those."""
 AT_ONCE_S = 0.2
 """Longest time of a look; the next look reads the rest."""
 SILENT_S = 30.0
@@ -37,6 +46,8 @@ RATE_S = 8.0
 """Seconds over which the rate of rows is measured."""
 SURE_S = 5.0
 """A file that seems unchanged is read all the same after this time."""
+SPANS = ("all", "epoch")
+"""The spans whose columns are kept: all rows, and the epoch in progress."""
 Steps = NDArray[np.int64]
 
 
@@ -49,8 +60,7 @@ class Watched:
     Attributes:
         run: The run as it was when the file was first read: layers, configuration.
         rows: The number of rows.
-        whole: Columns over all rows by metric; the scalars are under "scalars".
-        epoch: The same over the epoch in progress.
+        wide: Whether columns are made only when they are asked for, as there are very many layers.
         recent: The newest rows by metric, (T, L) each.
         epochs: The table of epochs.
 
@@ -60,6 +70,7 @@ class Watched:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.heartbeat, self._beat = 0.0, time.monotonic()
         self._begin()
 
     def _begin(self) -> None:
@@ -69,13 +80,19 @@ class Watched:
         self.scalar_names = tuple(run.scalars)
         self.epochs: dict[str, FloatArray] = {name: np.asarray(values) for name, values in run.epochs.items()}
         self.every: Mapping[str, int] = run.info.get("every", {})
-        self.heartbeat = float(run.info["heartbeat"])
+        if (heartbeat := float(run.info["heartbeat"])) != self.heartbeat:
+            self.heartbeat, self._beat = heartbeat, time.monotonic()
         self.step = int(run.steps[-1]) if self.rows else -1
         self.epoch_index = int(run.epoch_of_step[-1]) if self.rows else 0
         self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), self.rows)], maxlen=64)
         widths = {name: len(run.layers) for name in run.metrics} | {"scalars": len(self.scalar_names)}
-        self.whole = {name: Columns(width, linear=self.linear(name)) for name, width in widths.items()}
-        self.epoch = {name: Columns(width, linear=self.linear(name)) for name, width in widths.items()}
+        numbers = len(run.layers) * len(run.metrics) * MOST * len(STATISTICS)
+        self.wide = 8 * len(SPANS) * numbers > COLUMN_BYTES
+        at_once = ["scalars"] if self.wide else widths
+        self._columns = {
+            (name, span): Columns(widths[name], linear=self.linear(name)) for name in at_once for span in SPANS
+        }
+        self._epoch_begin = 0
         keep = {name: max(min(RECENT, NUMBERS // max(width, 1)), 64) for name, width in widths.items()}
         self.recent = {name: Recent(width, keep[name]) for name, width in widths.items()}
         self._latest = Recent(0, RECENT)
@@ -99,8 +116,14 @@ class Watched:
 
     @property
     def silence(self) -> float:
-        """Seconds since the last heartbeat of the writer; 0 if the run has ended."""
-        return max(time.time() - self.heartbeat, 0.0) if self.status == "running" else 0.0
+        """Seconds since the last heartbeat of the writer; 0 if the run has ended.
+
+        Where the writer's clock is ahead of this one, seconds since a heartbeat was seen to change.
+        """
+        if self.status != "running":
+            return 0.0
+        ago, unchanged = seconds_silent(self.heartbeat), time.monotonic() - self._beat
+        return unchanged + (SILENT_S if ago == math.inf else 0.0) if ago in (0.0, math.inf) else ago
 
     @property
     def lost(self) -> bool:
@@ -127,9 +150,17 @@ class Watched:
         Returns:
             The columns.
         """
-        if span in ("all", "epoch"):
-            return (self.whole if span == "all" else self.epoch)[name]
-        return self.recent[name].columns(self.step_before(int(span)), linear=self.linear(name))
+        if span not in SPANS:
+            dtype = np.float32 if self.wide else np.float64
+            return self.recent[name].columns(self.step_before(int(span)), linear=self.linear(name), dtype=dtype)
+        if (name, span) not in self._columns:
+            for other in [key for key in self._columns if key[0] != "scalars"]:
+                del self._columns[other]
+            try:
+                self._columns[name, span] = self._read_columns(name, 0 if span == "all" else self._epoch_begin)
+            except GradlensError:  # the next look says why, or finds another run
+                return Columns(len(self.run.layers), linear=self.linear(name))
+        return self._columns[name, span]
 
     def step_before(self, rows: int) -> int:
         """Return the step of the first of this many newest rows."""
@@ -140,14 +171,14 @@ class Watched:
 
     def _read_long(self, run: Run) -> None:
         """Read chunks of rows, and the newest rows."""
-        begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
+        begin = self._epoch_begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
         values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
-        for into, start in ((self.whole, 0), (self.epoch, begin)):
-            for name in run.metrics:
-                chunks = run.row_chunks(name, least=128, start=start, stop=self.rows)
-                into[name].add_chunks(run.steps[chunks.edges[:-1]], chunks)
+        for span, start in zip(SPANS, (0, begin), strict=True):
+            for name in () if self.wide else run.metrics:
+                chunks = run.row_chunks(name, least=COLUMNS, start=start, stop=self.rows)
+                self._columns[name, span].add_chunks(run.steps[chunks.edges[:-1]], chunks)
             if values is not None:
-                into["scalars"].add(run.steps[start:], values[start:])
+                self._columns["scalars", span].add(run.steps[start:], values[start:])
         self._latest.add(run.steps[-RECENT:], np.empty((min(RECENT, self.rows), 0)))
         for name in run.metrics:
             start = self.rows - self.recent[name].keep
@@ -155,6 +186,32 @@ class Watched:
             self.recent[name].add(*self._known(name, run.steps[start:], rows))
         if values is not None:
             self.recent["scalars"].add(run.steps[-RECENT:], values[-RECENT:])
+
+    def _read_columns(self, name: str, start: int) -> Columns:
+        """Read the columns of a metric from a row on, in pieces, so that memory stays bounded."""
+        width = len(self.run.layers)
+        found = Columns(width, linear=self.linear(name), dtype=np.float32)
+        run, size = read_run(self.path), choose_level(self.rows - start, COLUMNS)
+        edges, values, begin = [np.empty(0, dtype=np.int64)], [found.values], start
+        while begin < self.rows:
+            numbers = width * (1 if size == 1 else len(STATISTICS))
+            stop = begin - begin % size + max(PIECE // max(numbers, 1), 2) * size
+            if self.rows - stop < size:
+                stop = self.rows
+            if size > 1:
+                chunks = run.row_chunks(name, least=max((stop - begin) // size, 1), start=begin, stop=stop)
+                if len(chunks.values) > (stop - begin) // size + 2:  # a file without chunks, of an early version
+                    size = 1
+                    continue
+                edges.append(chunks.edges[:-1])
+                values.append(chunks.values.astype(np.float32))
+            else:
+                found.add(*self._known(name, run.steps[begin:stop], run.metric_rows(name, begin, stop)))
+            begin = stop
+        if len(values) > 1:
+            at = np.concatenate(edges)
+            found.add_chunks(run.steps[at], RowChunks(np.append(at, self.rows), np.concatenate(values)))
+        return found
 
     def _known(self, name: str, steps: Steps, rows: FloatArray) -> tuple[Steps, FloatArray]:
         return known_rows(steps, rows) if self.every.get(name, 1) > 1 else (steps, rows)
@@ -215,7 +272,9 @@ class Watched:
         return not same or bool(len(new.steps) and new.steps[0] <= self.step)
 
     def _add(self, new: NewRows) -> None:
-        self.status, self.heartbeat = new.status, new.heartbeat
+        self.status = new.status
+        if new.heartbeat != self.heartbeat:
+            self.heartbeat, self._beat = new.heartbeat, time.monotonic()
         for name, values in new.epochs.items():
             self.epochs[name] = np.concatenate([self.epochs.get(name, values[:0]), values])
         if not len(new.steps):
@@ -227,12 +286,18 @@ class Watched:
         if int(new.epoch_of_step[-1]) != self.epoch_index:
             self.epoch_index = int(new.epoch_of_step[-1])
             begin = int(np.searchsorted(new.epoch_of_step, self.epoch_index))
-            for name in parts:
-                self.epoch[name] = Columns(parts[name].shape[1], linear=self.linear(name))
+            self._epoch_begin = self.rows + begin
+            for name, span in list(self._columns):
+                if span == "epoch":
+                    dtype = np.float32 if self.wide and name != "scalars" else np.float64
+                    self._columns[name, span] = Columns(parts[name].shape[1], linear=self.linear(name), dtype=dtype)
+        for (name, span), columns in self._columns.items():
+            if not parts[name].shape[1]:
+                continue
+            first = begin if span == "epoch" else 0
+            columns.add(*self._known(name, new.steps[first:], parts[name][first:]))
         for name, rows in parts.items():
             if rows.shape[1]:
-                self.whole[name].add(*self._known(name, new.steps, rows))
-                self.epoch[name].add(*self._known(name, new.steps[begin:], rows[begin:]))
                 self.recent[name].add(*self._known(name, new.steps, rows))
         self._latest.add(new.steps, np.empty((len(new.steps), 0)))
         self.rows += len(new.steps)
