@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import quoted
+from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.recorded_rows import PARAM_NORM, UPDATE, Recording
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
@@ -20,6 +20,8 @@ SHRUNK = 0.01
 percent off in the runs of experiments/scorecard."""
 LARGE_STEP = 0.1
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
+GOOD_STEP = 1e-3
+"""The relative update that a remedy aims at: about the middle of that range, on the careful side."""
 
 
 class Network:
@@ -35,7 +37,9 @@ class Network:
         kinds = {layer.kind for layer in rec.run.layers}
         self.norms = rec.norms
         self.is_recurrent = any(kind.removesuffix("Cell") in ("RNN", "LSTM", "GRU") for kind in kinds)
-        self.has_attention = any("Attention" in kind for kind in kinds)
+        tags = {tag for layer in rec.run.layers for tag in layer.tags}
+        self.has_attention = any("Attention" in kind for kind in kinds) or bool(tags & {"query", "attention"})
+        self.has_shortcuts = "residual" in tags or any(layer.role == "shortcut" for layer in rec.run.layers)
 
     @property
     def optimizer(self) -> str:
@@ -74,6 +78,18 @@ class Network:
         found = [item.text("class") for optimizer in self.optimizers for item in optimizer.entries("schedulers")]
         return found[0] if found else ""
 
+    @property
+    def bounded(self) -> dict[str, str]:
+        """The layers whose output goes into a tanh or sigmoid, and its name, as far as the graph of the loss shows."""
+        return {item.text("layer"): item.text("op").lower() for item in self._rec.setup.graph.entries("bounded")}
+
+    def say_bounded(self) -> str:
+        """Return "the sigmoid behind conv1 and conv2", or "" where no bounded activation function is seen."""
+        found = self.bounded
+        if not found:
+            return ""
+        return f"the {' and '.join(dict.fromkeys(found.values()))} behind {say_layers(tuple(found))}"
+
     def say_rate(self) -> str:
         """Return "the learning rate of Adam (0.02)", as far as it is known."""
         number = f" ({self.rate:.3g})" if math.isfinite(self.rate) else ""
@@ -97,9 +113,26 @@ class Network:
         norm = "; where norms come after the attention (post-norm), put them before it" if self.has_attention else ""
         return f"{lower}{warm}{norm}."
 
+    def speed_up(self, step: float) -> str:
+        """Return the advice for updates that are too small.
+
+        Args:
+            step: The usual relative update, or NaN.
+        """
+        rates = self._rec.scalar("lr")
+        known = rates[np.isfinite(rates)]
+        check = f", or check {self.schedule or 'its schedule'}" if len(known) and known.min() < known.max() else ""
+        factor = 10.0 ** math.floor(math.log10(GOOD_STEP / step)) if step > 0 else math.nan
+        if not (math.isfinite(self.rate) and factor >= 10) or check:
+            return f"Raise {self.say_rate()} by a factor of 10 to 100{check}."
+        return f"Raise {self.say_rate()} step by step, to about {self.rate * factor:.1g}."
+
     def clip(self) -> str:
         """Return the advice to clip gradients, or to clip them more."""
         if self.clips:
+            limits = [item.number("max_norm") for item in self._rec.setup.entries("clipping")]
+            if len(limits) == 1 and limits[0] > 0:
+                return f"Lower max_norm of clip_grad_norm_ ({limits[0]:g}) to about {limits[0] / 10:g}."
             return "Clip the gradient's norm at a smaller value."
         why = " (in a recurrent network it grows with every time step)" if self.is_recurrent else ""
         return f"Clip the gradient's norm, with clip_grad_norm_ before the optimizer's step{why}."
@@ -107,7 +140,8 @@ class Network:
     def tame(self) -> str:
         """Return the advice for weights that are too large for their number of inputs."""
         norm = "" if self.norms else ", or normalise the layers' outputs"
-        return f"Use He initialisation (the weights are too large for their number of inputs){norm}."
+        name = "Glorot" if self.bounded else "He"
+        return f"Use {name} initialisation (the weights are too large for their number of inputs){norm}."
 
     def shrunk(self) -> tuple[str, str]:
         """Return a sentence on weights that weight decay has brought to nearly nothing, and a remedy; or twice ""."""

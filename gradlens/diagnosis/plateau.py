@@ -176,7 +176,7 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     if too_large or step > LARGE_STEP:
         return network.slow_down()
     if _hardly_moves(rec, step):
-        return f"Raise {network.say_rate()} by a factor of 10 to 100, or check its schedule."
+        return network.speed_up(step)
     shapes = [item for item in rec.setup.graph.entries("losses") if item.text("op")]
     compared = (
         f" ({shapes[0].text('op')} over {' x '.join(f'{n:.0f}' for n in shapes[0].numbers('shape'))})" if shapes else ""
