@@ -78,7 +78,8 @@ def _remedy(rec: Recording, row: int, forward: bool, layers: tuple[str, ...]) ->
     else:
         look = (
             f"Look at the batch of step {step} first: is NaN or Inf in it (a division by a deviation of 0)? Then at "
-            "the loss: log(0), 0 / 0 or exp of a large number. Clamp before them, and compute them in float32."
+            "the loss and at attention: log(0), exp of a large number, 0 / 0 (so is a softmax over nothing but -inf). "
+            "Clamp before them, and compute them in float32."
         )
     return f"{look} {last}"
 
