@@ -15,11 +15,16 @@ RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "
 LARGE_INPUT = 10.0
 """Initialisations assume inputs with a root mean square of about 1: LeCun et al. 1998, Efficient BackProp, sec. 4.3; a
 tenfold input is a tenfold output, and a hundredfold curvature of the loss."""
+SMALL_INPUT = 0.1
+"""The same, tenfold smaller."""
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""
 LARGE_STEP = 0.1
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
+CALM_STEP = 0.03
+"""The relative first update that a lowered rate may have at most: a third of that limit. Measured on a post-norm
+transformer of experiments/scorecard/programs: from 0.22, a hundredth of the rate learnt a third of what a tenth did."""
 GOOD_STEP = 1e-3
 """The relative update that a remedy aims at: about the middle of that range, on the careful side."""
 
@@ -79,6 +84,14 @@ class Network:
         return found[0] if found else ""
 
     @property
+    def has_normal_inputs(self) -> bool:
+        """Whether all data are seen to be whole numbers (tokens), or of a size near 1."""
+        data = [item for item in self._rec.setup.entries("inputs") if item.flag("data")]
+        return bool(data) and all(
+            "int" in item.text("dtype") or SMALL_INPUT < item.number("rms") < LARGE_INPUT for item in data
+        )
+
+    @property
     def bounded(self) -> dict[str, str]:
         """The layers whose output goes into a tanh or sigmoid, and its name, as far as the graph of the loss shows."""
         return {item.text("layer"): item.text("op").lower() for item in self._rec.setup.graph.entries("bounded")}
@@ -105,13 +118,13 @@ class Network:
 
     def slow_down(self) -> str:
         """Return the advice for updates that are too large; it never advises what is there already."""
-        warm = "" if self.warms_up else ", or warm it up over the first hundred steps"
+        warm = "" if self.warms_up else ", and warm it up over the first hundred steps"
         if math.isfinite(self.rate) and (first := self.first_update()) > LARGE_STEP:
-            lower = f"Lower {self.say_rate()} to about {self.rate / 10 ** math.ceil(math.log10(first / 0.01)):.1g}"
+            lower = f"Lower {self.say_rate()} to about {self.rate / 10 ** math.ceil(math.log10(first / CALM_STEP)):.1g}"
         else:
             lower = f"Lower {self.say_rate()} by a factor of 10"
-        norm = "; where norms come after the attention (post-norm), put them before it" if self.has_attention else ""
-        return f"{lower}{warm}{norm}."
+        norm = " Where norms come after the attention (post-norm), put them before it." if self.has_attention else ""
+        return f"{lower}{warm}.{norm}"
 
     def speed_up(self, step: float) -> str:
         """Return the advice for updates that are too small.

@@ -78,3 +78,13 @@ def test_zeros_at_the_start_name_both_factors() -> None:
     zero = state(NAMES[:2], weights_zero=True, gradient="zero", seen=["zero"])
     said = remedy(data, given=facts(parameters=[zero, state(NAMES[2:])]))
     assert said.startswith("Initialise layer1, layer2 with small random weights")
+
+
+def test_a_plateau_over_tokens_is_not_told_to_normalise_them() -> None:
+    rows = 200
+    loss = 2.0 + 0.01 * np.random.default_rng(0).normal(size=rows)
+    data = arrays(noise=0.05, rows=rows)
+    tokens = {"layer": NAMES[0], "data": True, "dtype": "int64", "rms": 30.0, "shape": [32, 9], "calls": 3}
+    said = remedy(data, given=facts(inputs=[tokens]), loss=loss)
+    assert "inputs and targets may be shuffled apart or mislabelled. If it does not" in said
+    assert "or not normalised" in remedy(data, given=facts(), loss=loss)
