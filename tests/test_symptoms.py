@@ -16,7 +16,7 @@ from gradlens.diagnosis.kinds import HEALTHY, KINDS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "symptoms"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.stem != "README")
-SLOW = {"loss-spikes", "loss-stands-at-ln-c"}
+SLOW = {"gradients-are-none", "loss-spikes", "loss-stands-at-ln-c"}
 EVERY = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 QUICK = pytest.mark.parametrize(
     "page",

@@ -14,11 +14,12 @@ LEAST_PASSES = 2
 RECURRENT = ("RNN", "LSTM", "GRU")
 DRAWN = "a drawn sample passes no gradient"
 HOW = {
-    "detached": "its output is taken out of the graph (.detach(), .data, .item(), .numpy() or a new tensor)",
+    "detached": "nothing uses its output, or it is taken out of the graph (.detach(), .data, .item(), .numpy() or a "
+    "new tensor)",
     "no_grad": "it runs without a graph (torch.no_grad, inference_mode or requires_grad_(False) on what it gets)",
 }
 MEND = {
-    "detached": "remove the detach(), .data, .item(), .numpy() or torch.tensor(...) there",
+    "detached": "remove the detach(), .data, .item(), .numpy() or torch.tensor(...) there, or use it",
     "no_grad": "remove the no_grad or inference_mode around it, or the requires_grad_(False) on what it gets",
 }
 

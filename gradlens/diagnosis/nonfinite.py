@@ -67,7 +67,8 @@ def _remedy(rec: Recording, row: int, forward: bool, layers: tuple[str, ...]) ->
     if network.clips:
         last = f"If all that is well, lower {network.say_rate()}."
     seen = forward and RMS in rec.run.metrics and bool(_bad_layers(rec, RMS, row))
-    if not forward and layers:
+    loss = rec.scalar("loss")
+    if not forward and layers and not (len(loss) and math.isnan(loss[row])):  # a loss of NaN may come from the batch
         look = (
             f"Look at what is done with the output of {quoted(layers[0])}: sqrt, norm, log and division have an "
             "infinite slope at 0, so add a small number inside. A softmax over nothing but -inf is 0 / 0, so mask with "
