@@ -1,7 +1,8 @@
 """A run of about a second that trains nothing: it writes its run file as ``gradlens run --resume`` does.
 
 It takes the file's lock, resumes after the last finished epoch, flushes every row, closes the file as "interrupted"
-after SIGINT or SIGTERM, and appends a line to a journal when it starts an epoch and when it is complete.
+after SIGINT or SIGTERM, and appends a line to a journal when it starts an epoch and when it is complete. While a file
+``hold`` lies beside the journal, it stays in its second epoch: what a test does meanwhile cannot come too late.
 
 Usage: short_run.py FILE JOURNAL [SECONDS_PER_EPOCH] [EPOCHS]
 """
@@ -57,9 +58,12 @@ def main(path: Path, journal: Path, seconds: float = 0.1, epochs: int = 3) -> in
     except GradlensError as error:
         print(f"Error: {error.message}")
         return 1
+    hold = journal.with_name("hold")
     for epoch in range(done, epochs):
         note(journal, f"{path.name} epoch {epoch}")
         for row in range(ROWS):
+            while epoch and hold.exists() and not asked:
+                time.sleep(0.05)
             if asked:
                 sink.close("interrupted")
                 return 130

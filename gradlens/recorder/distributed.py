@@ -332,6 +332,16 @@ def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
     return cast("T", found[0])
 
 
+def warn_of_rank(error: Exception) -> None:
+    """Warn that another process records into the file, so that this one does not."""
+    text = (
+        f"gradlens: this is {bare_rank()}, and another one records into the same file, so this one records nothing "
+        f"({line(error)}); pass the DistributedDataParallel model itself, so that the ranks are combined, or give each "
+        "process a path of its own"
+    )
+    warnings.warn(text, GradlensWarning, stacklevel=3)
+
+
 def bare_rank() -> str:
     """Return "process 2 of 4" in processes that train together; "" in a process on its own, and in the first."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""The recorder: it places the hooks, closes a row at each recorded optimizer step, and removes the hooks."""
+"""The recorder: it follows a training from ``start`` to ``close``, and writes what is recorded into the run file."""
 
 from __future__ import annotations
 
@@ -15,192 +15,36 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunExistsError, RunFileError
+from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFileError
 from gradlens.format import plural
-from gradlens.metrics import DEFAULT_METRICS, choose_metrics
+from gradlens.metrics import DEFAULT_METRICS
 from gradlens.recorder import endings
-from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks
+from gradlens.recorder.closing_notes import note_missing, warn_of_no_row
+from gradlens.recorder.distributed import bare_rank, find_ranks, warn_of_rank
 from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.fact_finder import FactFinder
-from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.intervals import make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
-from gradlens.recorder.notes import Notes, line, listed
+from gradlens.recorder.notes import Notes, line
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.rank_agreement import RankAgreement
-from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
 from gradlens.recorder.steps import Steps
 from gradlens.recorder.unwrapping import Optimizers, find_optimizers
 from gradlens.run import Header, Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
-from gradlens.storage import BackgroundSink, FileSink, Publisher, finish_abandoned
+from gradlens.storage import BackgroundSink
 
 DISABLED = "GRADLENS_DISABLED"
 """The environment variable that switches all recording off."""
-OPEN_TIP = (
-    "recorder.close() ends the one that writes it; overwrite=True closes that and replaces the file, resume=True "
-    "closes that and appends; or choose another name"
-)
 OnError = Literal["warn", "raise"] | Callable[[Exception], None]
 
 
-def record(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    optimizer: Optimizers = None,
-    metrics: str | Iterable[str] = (),
-    every: Every | Mapping[str, Every] = 1,
-    layers: LayerChoice = None,
-    scaler: torch.amp.GradScaler | None = None,
-    info: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    first_step: int | None = None,
-    on_error: OnError = "warn",
-    publish: str | os.PathLike[str] | None = None,
-) -> Recorder:
-    """Record a model's gradients into a file while it trains.
-
-    Use it as a context manager around the training loop, or call ``start()`` and ``close()``. The hooks only read, and
-    are removed on exit, also after an exception. A row holds the gradients that the optimizer got: after accumulation,
-    reduction between ranks, unscaling and clipping. Activation gradients of several backward passes within one step are
-    combined as those of one larger batch (root of the sum of squares); those of ``torch.autograd.grad``, which reach no
-    parameter, are not counted.
-
-    Args:
-        model: Any module; in-place activations and ``x += shortcut`` are fine. Under ``torch.compile``, make the
-            recorder before the first compiled call; with ``fullgraph=True`` gradients of outputs are missing. With
-            DistributedDataParallel (without ``join()``), ``fully_shard`` or tensor parallelism, every rank makes a
-            recorder and, if it gave no optimizer, calls ``recorder.step()``; rank 0 writes the file, and only its
-            ``log()`` and ``log_epoch()`` count.
-        path: The run file; it appears with the first row. A relative path counts from the working directory at the time
-            of this call, even if that changes later.
-        optimizer: A row is closed at each of its steps. With several optimizers, a row is closed when each of them has
-            stepped, or when one is about to step a second time. From then on they step in turn: a step after a
-            backward pass of its own is a row of its own. Without an optimizer, call ``recorder.step()``.
-            An optimizer in a wrapper of Accelerate, Lightning Fabric, DeepSpeed or Opacus may be passed as it is: the
-            recorder follows the optimizer inside. So may an object that is no optimizer of torch but has a ``step`` and
-            holds parameters or optimizers; several may be given as a list or a mapping.
-        metrics: Names from ``gradlens.metrics.METRICS`` that are added to the default ones; "all" adds all, "-NAME"
-            leaves one out. A string may list several, separated by commas.
-        every: The interval in steps; or a callable ``step -> bool`` that is true for the steps to record (see
-            ``gradlens.log_spaced``); or "auto": as often as possible within 1 % overhead. A mapping of metric to any of
-            these gives single metrics an interval of their own: that of the gradient norms (1 if left out) is that of
-            the rows, and another metric is measured in the first row at or after each multiple of its interval.
-        layers: Which modules to record. None takes modules that own a weight and are not norm layers; a regular
-            expression is searched in their names; a callable gets (name, module), for example
-            ``gradlens.with_norms`` or ``gradlens.all_leaves``.
-        scaler: The GradScaler in use. Gradients are unscaled. A step that it skips counts as a step and has a row, if
-            it was to be recorded: with the scalar ``skipped`` = 1 and the metric ``nonfinite_count``. If it is left
-            out, the scaler that a wrapper of the optimizer carries is used.
-        info: What to store with the run: "model" (name), "seed", "config" (a mapping), and anything else.
-        overwrite: Replace an existing file.
-        resume: Append to the run if the file exists, also after its writer was killed; otherwise begin a new one. Steps
-            are counted on from the last row.
-        first_step: Index of the next optimizer step, where training goes on from a checkpoint: rows of an existing run
-            from there on are recorded again.
-        on_error: What an error in recording does after training has begun: "warn" ends the recording with one warning,
-            and training goes on; "raise" raises the error; a function is called with the error, and may raise.
-        publish: A folder, such as one on a shared file system, to which a whole copy of the run file is sent every few
-            seconds, after every epoch and at the end, for readers on other machines. If that fails, one warning says
-            so, and recording goes on.
-
-    Returns:
-        The recorder. With the environment variable GRADLENS_DISABLED=1 it does nothing.
-
-    Raises:
-        RunExistsError: The file exists, and neither ``overwrite`` nor ``resume`` is True.
-        RunFileError: The run cannot be resumed, because it has other layers or cannot be read.
-        RecorderError: The model has no layer to record.
-        ConfigError: A metric's name, ``every``, ``first_step`` or ``on_error`` is not allowed.
-
-    Example::
-
-        with gradlens.record(model, "run.h5", optimizer=optimizer) as recorder:
-            for x, y in loader:
-                loss = criterion(model(x), y)
-                optimizer.zero_grad(); loss.backward(); optimizer.step()
-                recorder.log(loss=loss)
-    """
-    if os.environ.get(DISABLED, "0") not in ("", "0"):
-        return Recorder.disabled()
-    if resume and overwrite:
-        raise ConfigError("resume=True appends to a run, overwrite=True replaces it: choose one of them")
-    if first_step is not None and first_step < 0:
-        raise ConfigError(f"first_step must be a whole number from 0, got {first_step!r}")
-    names = choose_metrics(metrics, default_metrics(model))
-    ranks = find_ranks(model)
-    found = None
-    if overwrite or resume:
-        _take_over(path, "this one replaces the file" if overwrite else "this one goes on from its last row")
-    if resume:
-        modules = choose_layers(model, layers)
-        found = find_on_first_rank(ranks, lambda: find_continuation(path, modules, first_step))
-    sink: Sink = NullSink()
-    try:
-        if ranks is None or ranks.rank == 0:
-            resume_at = (found.rows, found.epochs) if found else None
-            publisher = None if publish is None else Publisher(publish, onto=resume)
-            sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
-    except RunFileError as error:
-        if ranks is not None or not bare_rank():
-            if isinstance(error, RunExistsError):
-                raise RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip)) from None
-            if endings.find_open(path) is not None:
-                raise RunFileError(error.message, tip=OPEN_TIP) from None
-            raise
-        _warn_of_rank(error)
-    recorder = Recorder(
-        model,
-        sink,
-        optimizer=optimizer,
-        metrics=names,
-        every=every,
-        layers=layers,
-        scaler=scaler,
-        info=found.info(info) if found else info,
-        on_error=on_error,
-        first_step=found.step if found else first_step or 0,
-        first_epoch=found.epochs if found else 0,
-        first_row=found.rows if found else 0,
-    )
-    for text in found.notes if found else ():
-        recorder.note(text)
-    recorder._never_started = weakref.finalize(recorder, _warn_never_started, type(model).__name__)
-    return recorder
-
-
-def _take_over(path: str | os.PathLike[str], then: str) -> None:
-    """Close an earlier recorder of this process and thread that still writes the file, as a notebook's cell left it."""
-    finish_abandoned()
-    earlier = endings.find_replaceable(path)
-    if isinstance(earlier, Recorder):
-        rows = earlier.counts[0]
-        earlier.close("interrupted", reason=f"ended by a new recorder of the same file: {then}")
-        text = (
-            f"{os.fspath(path)} was still being written by an earlier recorder ({plural(rows, 'row')}): it was closed"
-        )
-        warnings.warn(f"gradlens: {text}, and {then}", GradlensWarning, stacklevel=3)
-
-
-def _warn_of_rank(error: Exception) -> None:
-    """Warn that another process records into the file, so that this one does not."""
-    text = (
-        f"gradlens: this is {bare_rank()}, and another one records into the same file, so this one records nothing "
-        f"({line(error)}); pass the DistributedDataParallel model itself, so that the ranks are combined, or give each "
-        "process a path of its own"
-    )
-    warnings.warn(text, GradlensWarning, stacklevel=3)
-
-
 class Recorder:
-    """Records one model while it trains; see ``record`` for the arguments.
+    """Records one model while it trains; see ``gradlens.record`` for the arguments.
 
     Args:
         model: Any module.
@@ -281,16 +125,16 @@ class Recorder:
             on_error=self.fail,
             first_step=first_step,
         )
-        self._steps.epoch = first_epoch
+        self._steps.rows.epoch = first_epoch
         self._table = Table(
             sink,
             tuple(self._intervals),
             self._learned,
             len(self._modules),
             self._make_header,
-            self._steps.gradients,
+            self._steps.measuring.gradients,
             self._ranks,
-            self._steps.sharded,
+            self._steps.measuring.sharded,
             self._agreement,
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
@@ -305,7 +149,8 @@ class Recorder:
         """The process that made the recorder, and that alone writes its file."""
         self.thread = threading.current_thread()
         """The thread that made it, or started it."""
-        self._never_started: Callable[[], object] | None = None
+        self.on_never_started: Callable[[], object] | None = None
+        """A finalizer to be called if the recorder is collected, or closed, without having been started."""
 
     @classmethod
     def disabled(cls) -> Recorder:
@@ -336,8 +181,8 @@ class Recorder:
         """
         if self._state == "disabled":
             return self
-        if isinstance(self._never_started, weakref.finalize):
-            self._never_started.detach()
+        if isinstance(self.on_never_started, weakref.finalize):
+            self.on_never_started.detach()
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
@@ -350,7 +195,7 @@ class Recorder:
             except RunFileError as error:
                 if self._ranks is not None or not bare_rank():
                     raise
-                _warn_of_rank(error)
+                warn_of_rank(error)
                 self._table.sink = NullSink()
             if self._ranks is not None:
                 self._ranks.connect()
@@ -409,8 +254,8 @@ class Recorder:
             return
         if state == "ready":
             self._state = "closed"
-            if self._never_started is not None:
-                self._never_started()
+            if self.on_never_started is not None:
+                self.on_never_started()
             return
         if state == "recording":
             if self._table.n_rows:
@@ -432,13 +277,13 @@ class Recorder:
             self._notes.add(reason)
         try:
             if self._ranks is not None:
-                self._steps.end_with_others(status)
+                self._steps.rows.end_with_others(status)
             if table.n_rows or self._epochs:
                 table.open()  # in a resumed run without a new row it is not open yet
             if table.layers:
                 table.hand_over()
                 table.sink.flush()
-                self._note_missing()
+                note_missing(table, self._steps, self._notes, self._intervals, self._ranks)
                 table.sink.write_state(self.overhead, self.notes)
                 table.sink.write_facts(self._find_facts())
                 self._write_epochs()
@@ -456,7 +301,7 @@ class Recorder:
             if self._ranks is not None and not self._table.ended:
                 self._ranks.disconnect()
         if status != "failed" and not table.n_rows:
-            self._warn_of_no_row()
+            warn_of_no_row(self._steps, self._notes, type(self._model).__name__)
 
     def __del__(self) -> None:
         """Let the writer's thread close the file, if the recorder is collected while it records."""
@@ -499,7 +344,7 @@ class Recorder:
     @property
     def has_failed(self) -> bool:
         """Whether an error has ended the recording, or will end it at the next row, where all ranks learn of it."""
-        return self._state == "broken" or self._steps.local_error is not None
+        return self._state == "broken" or self._steps.rows.local_error is not None
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -514,7 +359,7 @@ class Recorder:
         Returns:
             Name of what measures to its tensors, on the CPU.
         """
-        found = {type(each).__name__: each.state_dict() for each in self._steps.measurers}
+        found = {type(each).__name__: each.state_dict() for each in self._steps.measuring.measurers}
         return {name: state for name, state in found.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -523,7 +368,7 @@ class Recorder:
         Args:
             state: Its result; layers that this model has not are passed over.
         """
-        for each in self._steps.measurers:
+        for each in self._steps.measuring.measurers:
             each.load_state_dict(state.get(type(each).__name__, {}))
 
     @property
@@ -590,7 +435,7 @@ class Recorder:
 
     def _write_epoch(self, numbers: Mapping[str, float]) -> None:
         self._steps.settle_skipped()
-        self._steps.epoch += 1
+        self._steps.rows.epoch += 1
         self._epochs.append(numbers)
         table = self._table
         if table.n_rows:  # before the first row the layers are not known, and the epoch waits
@@ -672,61 +517,12 @@ class Recorder:
         world = {} if self._ranks is None else {"world_size": self._ranks.world}
         return Header(
             layers=layers,
-            metrics={**self._intervals, **dict.fromkeys(self._steps.spread_metrics, 1)},
+            metrics={**self._intervals, **dict.fromkeys(self._steps.rows.spread_metrics, 1)},
             model=str(self._info.get("model", _unwrapped_name(self._model))),
             seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
             config={**self._info.get("config", {}), **extra},
             environment={**describe_environment(self._model), **world},
         )
-
-    def _warn_of_no_row(self) -> None:
-        """Say why nothing was recorded, and what to change."""
-        steps, passes = self._steps, self._steps.passes_seen
-        if steps.cleared_steps == steps.steps_seen > 0:
-            return  # a warning has said so
-        if steps.steps_seen:
-            cause = f"every= chose none of {plural(steps.steps_seen, 'step')}"
-            cure = "every=1 records each step; a callable gets the step's index, from 0 on"
-        elif passes and not self._optimizers:
-            cause = f"{plural(passes, 'backward pass', 'backward passes')} came, optimizer= was not given, and "
-            cause += "recorder.step() was not called"
-            cure = "pass optimizer=, or call recorder.step() after loss.backward()"
-        elif passes:
-            kinds = listed([type(each).__name__ for each in self._optimizers])
-            cause = f"{plural(passes, 'backward pass', 'backward passes')} came, and the optimizer given ({kinds}) "
-            cause += "never stepped"
-            cure = "give the optimizer whose step() is called in the loop, after the framework has made it"
-        elif not self._learned.called:
-            cause = f"no layer of the {type(self._model).__name__} was called while the recorder was on"
-            cure = "give the module that is trained (frameworks may copy or wrap it), and train inside the with block"
-        else:
-            cause = "the model was called, and no backward pass reached its parameters"
-            cure = (
-                "call loss.backward() on a loss of this model's output, inside the with block, without torch.no_grad()"
-            )
-        self._notes.warn_of_no_row(cause, cure)
-
-    def _note_missing(self) -> None:
-        table = self._table
-        if table.changed_otherwise:
-            self._notes.note_other_changes(table.changed_otherwise)
-        if not table.n_rows:
-            return
-        if self._ranks is not None:
-            sharded = self._steps.sharded
-            self._notes.note_partial_sums(self._ranks.partial_outputs, sharded.left_out if sharded else ())
-            if "grad_coherence" in self._intervals and self._ranks.batch_parts < self._ranks.world:
-                self._notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
-        if "activation_grad_norm" in self._intervals:
-            last = table.last_row_with["activation_grad_norm"]
-            got = table.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in self._intervals else None
-            self._notes.note_missing_outputs(last, table.n_rows, self._learned.called, got)
-            self._notes.note_gaps(table.gaps, last, table.n_rows)
-        unwatched = [name for name in METRICS_OF_CALLS if name in self._intervals and self._learned.compiled]
-        if unwatched:
-            self._notes.note_unwatched_calls(unwatched)
-        if "param_grad_norm" in self._intervals:
-            self._notes.note_missing_parameters(table.last_row_with["param_grad_norm"])
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -747,7 +543,7 @@ class Recorder:
         if self._state != "recording":
             return
         if self._ranks is not None and not self._table.ended:
-            self._steps.local_error = self._steps.local_error or error
+            self._steps.rows.local_error = self._steps.rows.local_error or error
             return
         self._state = "broken"
         self._steps.stop_following()
@@ -770,16 +566,6 @@ class Recorder:
             raise error
         text = f"gradlens: recording ended at step {self._steps.index}, training goes on: {line(error)}"
         warnings.warn(text, GradlensWarning, stacklevel=2)
-
-
-def _warn_never_started(model: str) -> None:
-    """Warn of a recorder that is collected, or there at the program's end, and was never started."""
-    warnings.warn(
-        f"gradlens: a recorder of {model} was made and never started, so nothing was recorded; write "
-        "`with gradlens.record(...) as recorder:` around the training, or call recorder.start()",
-        GradlensWarning,
-        stacklevel=2,
-    )
 
 
 def _unwrapped_name(model: nn.Module) -> str:

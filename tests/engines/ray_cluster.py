@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 START_S = 120.0
+ATTEMPTS = 3
 STORE_BYTES = 80 * 2**20
 
 
@@ -79,12 +80,24 @@ def _descendants(pid: int) -> list[int]:
 @contextlib.contextmanager
 def running_cluster(folder: Path, cpus: int = 2) -> Iterator[RayCluster]:
     """Start a cluster, yield it, and stop it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cluster = RayCluster(folder, cpus)
+    cluster = _start(folder, cpus)
     try:
         yield cluster
     finally:
         cluster.stop()
+
+
+def _start(folder: Path, cpus: int) -> RayCluster:
+    """Start a cluster; on a busy machine not at the first attempt, as Ray waits 30 s for its own processes."""
+    for attempt in range(ATTEMPTS - 1):
+        with contextlib.suppress(RuntimeError):
+            return RayCluster(_made(folder / str(attempt)), cpus)
+    return RayCluster(_made(folder / "last"), cpus)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def keep(folder: Path, cpus: int) -> None:

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from gradlens import read_run
 from gradlens.cli import run_command
 from tests.engines.ray_cluster import RayCluster, missing, running_cluster
+from tests.engines.short_runs import assert_each_once, journal, wait_for
 from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -51,51 +51,32 @@ def drive(cluster: RayCluster, folder: Path, runs: int, seconds: float, retries:
     )
 
 
-def wait_for(ready: Callable[[], object], driver: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE / 3
-    while not ready():
-        assert time.monotonic() < end
-        assert driver.poll() is None, driver.communicate()
-        time.sleep(0.05)
-
-
-def journal(folder: Path) -> list[str]:
-    path = folder / "journal"
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def finish(driver: subprocess.Popen[str]) -> None:
     said = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, said
-
-
-def assert_each_once(folder: Path, runs: int) -> None:
-    ends = sorted(line for line in journal(folder) if line.endswith("complete"))
-    assert ends == [f"run{i:03}.h5 complete" for i in range(runs)]
-    for i in range(runs):
-        run = read_run(folder / "group" / f"run{i:03}.h5")
-        assert run.status == "complete"
-        assert list(run.steps) == list(range(12))
-    assert not (folder / ".ray").exists()
 
 
 @pytest.mark.slow
 @needs_ray
 def test_a_driver_is_stopped_and_another_is_killed(cluster: RayCluster, tmp_path: Path) -> None:
     folder = tmp_path / "two"
-    stopped = drive(cluster, folder, 2, 3)
+    folder.mkdir()
+    (folder / "hold").touch()
+    stopped = drive(cluster, folder, 2, 0.1)
     wait_for(lambda: {"run000.h5 epoch 1", "run001.h5 epoch 1"} <= set(journal(folder)), stopped)
     stopped.send_signal(signal.SIGINT)
     stopped.communicate(timeout=PATIENCE)
     paths = [folder / "group" / f"run{i:03}.h5" for i in range(2)]
     assert [read_run(path).status for path in paths] == ["interrupted"] * 2  # closed by the runs themselves
     assert not (folder / ".ray").exists()
-    killed = drive(cluster, folder, 2, 0.5)
+    killed = drive(cluster, folder, 2, 0.1)
     wait_for(lambda: journal(folder).count("run000.h5 epoch 1") == 2, killed)
     killed.kill()
     killed.communicate()
+    (folder / "hold").unlink()
     finish(drive(cluster, folder, 2, 0.1))
     assert_each_once(folder, 2)
+    assert not (folder / ".ray").exists()
     assert journal(folder).count("run000.h5 epoch 0") == 1  # it continued
 
 
@@ -103,11 +84,15 @@ def test_a_driver_is_stopped_and_another_is_killed(cluster: RayCluster, tmp_path
 @needs_ray
 def test_the_runs_of_a_node_that_is_killed_go_on_elsewhere(cluster: RayCluster, tmp_path: Path) -> None:
     folder = tmp_path / "many"
-    driver = drive(cluster, folder, 5, 0.8)
-    wait_for(lambda: len({line.split()[0] for line in journal(folder)}) == 4, driver)  # on both nodes
+    folder.mkdir()
+    (folder / "hold").touch()
+    driver = drive(cluster, folder, 5, 0.1)
+    wait_for(lambda: len([line for line in journal(folder) if line.endswith("epoch 1")]) == 4, driver)  # on both nodes
     cluster.kill_node()
+    (folder / "hold").unlink()
     finish(driver)  # without a retry: a lost node is no failure of a run
     assert_each_once(folder, 5)
+    assert not (folder / ".ray").exists()
     assert len(journal(folder)) > 5 * 4  # some epochs were begun again
 
 

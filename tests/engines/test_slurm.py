@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gradlens import read_run
+from tests.engines.short_runs import assert_each_once, journal, wait_for
 from tests.engines.slurm_cluster import Cluster, missing, running_cluster
 from tests.processes import PATIENCE, free_port
 
@@ -63,19 +64,6 @@ def drive(cluster: Cluster, folder: Path, runs: int, seconds: float, retries: in
     return start(cluster, FAULTS, *words)
 
 
-def wait_for(ready: Callable[[], object], driver: subprocess.Popen[str] | None = None) -> None:
-    end = time.monotonic() + PATIENCE / 3
-    while not ready():
-        assert time.monotonic() < end
-        assert driver is None or driver.poll() is None, driver.communicate()
-        time.sleep(0.1)
-
-
-def journal(folder: Path) -> list[str]:
-    path = folder / "journal"
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def finish(cluster: Cluster, driver: subprocess.Popen[str]) -> None:
     def ended() -> bool:
         cluster.start_requeued()
@@ -103,12 +91,7 @@ def test_runs_end_complete_whoever_is_killed(cluster: Cluster, tmp_path: Path) -
         os.kill(process, signal.SIGKILL)
     for driver in both:
         finish(cluster, driver)
-    ends = sorted(line for line in journal(folder) if line.endswith("complete"))
-    assert ends == [f"run{i:03}.h5 complete" for i in range(runs)]
-    for i in range(runs):
-        run = read_run(folder / "group" / f"run{i:03}.h5")
-        assert run.status == "complete"
-        assert list(run.steps) == list(range(12))
+    assert_each_once(folder, runs)
     assert hidden(folder / "group") == []
     assert cluster.call("squeue", "-h") == ""
 
@@ -121,13 +104,16 @@ def processes_of(folder: Path) -> list[int]:
 @pytest.mark.parametrize("event", ["time limit", "preempted"])
 def test_a_run_is_closed_and_goes_on_in_the_next_job(event: str, cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "one"
-    driver = drive(cluster, folder, 1, 1.5, 0)  # without a retry: Slurm puts the job back
+    folder.mkdir()
+    (folder / "hold").touch()
+    driver = drive(cluster, folder, 1, 0.1, 0)  # without a retry: Slurm puts the job back
     wait_for(lambda: "run000.h5 epoch 1" in journal(folder), driver)
     if event == "time limit":
         cluster.call("scancel", "--signal=USR2", cluster.call("squeue", "-h", "-o", "%A").strip())
     else:
         cluster.call("sbatch", "-p", "first", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
     wait_for(lambda: read_run(folder / "group" / "run000.h5").status == "interrupted")
+    (folder / "hold").unlink()
     time.sleep(8)  # the first job must have left its node
     finish(cluster, driver)
     assert read_run(folder / "group" / "run000.h5").status == "complete"

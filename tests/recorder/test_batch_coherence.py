@@ -107,7 +107,7 @@ def test_nothing_is_copied_where_it_is_not_recorded_and_nothing_is_held_after_th
             model.zero_grad()
             model(torch.randn(4, 3, 16, 16)).sum().backward()
             recorder.step()
-            (measurer,) = (one for one in recorder._steps.measurers if type(one).__name__ == "BatchCoherence")
+            (measurer,) = (one for one in recorder._steps.measuring.measurers if type(one).__name__ == "BatchCoherence")
             held.append(bool(measurer._copies))
     assert held == [True, False, False, False, True, False]
     with recorder_of(model) as again:

@@ -25,7 +25,7 @@ def record_once(model: nn.Module, loss: Callable[[], Tensor], **options: Any) ->
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     metrics = options.pop("metrics", (*DEFAULT_METRICS, METRIC_OF_TIME))
     with Recorder(model, sink, optimizer=optimizer, metrics=metrics, on_error="raise", **options) as recorder:
-        names = list(recorder._steps.measurers[-1].context.modules)
+        names = list(recorder._steps.measuring.measurers[-1].context.modules)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()

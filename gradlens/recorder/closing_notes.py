@@ -1,0 +1,74 @@
+"""What is said when a recording ends: what is missing in the run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradlens.format import plural
+from gradlens.recorder.activations import METRICS_OF_CALLS
+from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.notes import Notes, listed
+from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.steps import Steps
+
+
+def warn_of_no_row(steps: Steps, notes: Notes, model: str) -> None:
+    """Say why nothing was recorded, and what to change.
+
+    Args:
+        steps: What was seen of the training.
+        notes: Collects the notes of the run.
+        model: The model's class.
+    """
+    seen, passes = steps.steps_seen, plural(steps.passes.seen, "backward pass", "backward passes")
+    if steps.cleared_steps == seen > 0:
+        return  # a warning has said so
+    if seen:
+        cause = f"every= chose none of {plural(seen, 'step')}"
+        cure = "every=1 records each step; a callable gets the step's index, from 0 on"
+    elif steps.passes.seen and not steps.optimizers:
+        cause = f"{passes} came, optimizer= was not given, and recorder.step() was not called"
+        cure = "pass optimizer=, or call recorder.step() after loss.backward()"
+    elif steps.passes.seen:
+        kinds = listed([type(each).__name__ for each in steps.optimizers])
+        cause = f"{passes} came, and the optimizer given ({kinds}) never stepped"
+        cure = "give the optimizer whose step() is called in the loop, after the framework has made it"
+    elif not steps.measuring.learned.called:
+        cause = f"no layer of the {model} was called while the recorder was on"
+        cure = "give the module that is trained (frameworks may copy or wrap it), and train inside the with block"
+    else:
+        cause = "the model was called, and no backward pass reached its parameters"
+        cure = "call loss.backward() on a loss of this model's output, inside the with block, without torch.no_grad()"
+    notes.warn_of_no_row(cause, cure)
+
+
+def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[str, int], ranks: Ranks | None) -> None:
+    """Note which values are missing in the rows, and why.
+
+    Args:
+        table: The rows.
+        steps: What was seen of the training.
+        notes: Collects the notes of the run.
+        intervals: The metrics of the run.
+        ranks: The processes that record together.
+    """
+    learned = steps.measuring.learned
+    if table.changed_otherwise:
+        notes.note_other_changes(table.changed_otherwise)
+    if not table.n_rows:
+        return
+    if ranks is not None:
+        sharded = steps.measuring.sharded
+        notes.note_partial_sums(ranks.partial_outputs, sharded.left_out if sharded else ())
+        if "grad_coherence" in intervals and ranks.batch_parts < ranks.world:
+            notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
+    if "activation_grad_norm" in intervals:
+        last = table.last_row_with["activation_grad_norm"]
+        got = table.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in intervals else None
+        notes.note_missing_outputs(last, table.n_rows, learned.called, got)
+        notes.note_gaps(table.gaps, last, table.n_rows)
+    unwatched = [name for name in METRICS_OF_CALLS if name in intervals and learned.compiled]
+    if unwatched:
+        notes.note_unwatched_calls(unwatched)
+    if "param_grad_norm" in intervals:
+        notes.note_missing_parameters(table.last_row_with["param_grad_norm"])
