@@ -19,9 +19,8 @@ from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFile
 from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.recorder import endings
-from gradlens.recorder.closing_notes import note_missing, warn_of_no_row
+from gradlens.recorder.closing_notes import warn_of_no_row
 from gradlens.recorder.distributed import bare_rank, find_ranks, warn_of_rank
-from gradlens.recorder.environment import describe_environment
 from gradlens.recorder.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
@@ -30,11 +29,12 @@ from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
 from gradlens.recorder.notes import Notes, line
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.rank_agreement import RankAgreement
+from gradlens.recorder.run_writer import RunWriter
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
 from gradlens.recorder.steps import Steps
 from gradlens.recorder.unwrapping import Optimizers, find_optimizers
-from gradlens.run import Header, Layer, Row, Status
+from gradlens.run import Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink
 
@@ -79,9 +79,6 @@ class Recorder:
     ) -> None:
         if on_error not in ("warn", "raise") and not callable(on_error):
             raise ConfigError(f'on_error must be "warn" or "raise", got {on_error!r}')
-        self._info = dict(info or {})
-        if not isinstance(self._info.get("config", {}), Mapping):
-            raise ConfigError(f"info['config'] must be a mapping, got {self._info['config']!r}")
         self._model = model
         self._on_error = on_error
         self._optimizers, wrappers, scaler = find_optimizers(optimizer, scaler)
@@ -103,10 +100,10 @@ class Recorder:
         )
         self._modules = choose_layers(model, layers)
         self._learned = Learned(self._modules)
-        self._agreement: RankAgreement | None = None
+        agreement: RankAgreement | None = None
         if self._ranks is not None:
             self._learned.note_layout = self._ranks.note_output
-            self._agreement = RankAgreement(model, self._modules, self._ranks.rank, self._ranks.world)
+            agreement = RankAgreement(model, self._modules, self._ranks.rank, self._ranks.world)
         self._learned.compiled = any(map(is_compiled, model.modules()))
         self._notes = Notes(model, layers, self._modules)
         self._steps = Steps(
@@ -126,21 +123,30 @@ class Recorder:
             first_step=first_step,
         )
         self._steps.rows.epoch = first_epoch
+        self._writer = RunWriter(
+            model,
+            dict(info or {}),
+            steps=self._steps,
+            notes=self._notes,
+            clock=self._clock,
+            ranks=self._ranks,
+            agreement=agreement,
+        )
         self._table = Table(
             sink,
             tuple(self._intervals),
             self._learned,
             len(self._modules),
-            self._make_header,
+            self._writer.make_header,
             self._steps.measuring.gradients,
             self._ranks,
             self._steps.measuring.sharded,
-            self._agreement,
+            agreement,
             wanted if isinstance(wanted, AutoEvery) else None,
             first_row,
         )
         self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
-        self._epochs: list[Mapping[str, float]] = []
+        self._writer.begin(self._table, self._facts)
         self._state = "ready"
         self._at_exit = False
         self.path: Path | None = getattr(sink, "path", None)
@@ -200,7 +206,7 @@ class Recorder:
             if self._ranks is not None:
                 self._ranks.connect()
             claimed = True
-            self._steps.start(self._table, self._write_state)
+            self._steps.start(self._table, self._writer.write_state)
             if self._ranks is None or self._ranks.rank == 0:
                 self._facts.start()
             self.thread = threading.current_thread()
@@ -276,18 +282,7 @@ class Recorder:
         if reason:
             self._notes.add(reason)
         try:
-            if self._ranks is not None:
-                self._steps.rows.end_with_others(status)
-            if table.n_rows or self._epochs:
-                table.open()  # in a resumed run without a new row it is not open yet
-            if table.layers:
-                table.hand_over()
-                table.sink.flush()
-                note_missing(table, self._steps, self._notes, self._intervals, self._ranks)
-                table.sink.write_state(self.overhead, self.notes)
-                table.sink.write_facts(self._find_facts())
-                self._write_epochs()
-            table.sink.close(status)
+            self._writer.end(status)
         except (KeyboardInterrupt, SystemExit):
             if isinstance(table.sink, BackgroundSink):
                 table.sink.abandon(status)
@@ -436,34 +431,11 @@ class Recorder:
     def _write_epoch(self, numbers: Mapping[str, float]) -> None:
         self._steps.settle_skipped()
         self._steps.rows.epoch += 1
-        self._epochs.append(numbers)
-        table = self._table
-        if table.n_rows:  # before the first row the layers are not known, and the epoch waits
-            table.open()
-            table.hand_over()
-            self._write_state()
-            self._write_epochs()
-
-    def _write_epochs(self) -> None:
-        for numbers in self._epochs:
-            self._table.sink.write_epoch(numbers)
-        self._epochs.clear()
-
-    def _write_state(self) -> None:
-        self._notes.look_for_changes()
-        self._table.sink.write_state(self.overhead, self.notes)
-        self._table.sink.write_facts(self._find_facts())
-
-    def _find_facts(self) -> dict[str, Any]:
-        ranks = self._ranks
-        if ranks is None or self._agreement is None:
-            return self._facts.facts
-        found = self._agreement.facts(ranks.world, ranks.silent, self._steps.index)
-        return {**self._facts.facts, "ranks": found}
+        self._writer.write_epoch(numbers)
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         if self._state == "recording":
-            self._guard(lambda: self._table.sink.write_facts({**facts, **self._find_facts()}))
+            self._guard(lambda: self._writer.write_facts(facts))
 
     @outside_graphs
     def step(self, **scalars: float | Tensor) -> None:
@@ -510,20 +482,6 @@ class Recorder:
             )
         return self._state == "recording"
 
-    # --- the file -----------------------------------------------------------------------------------------
-
-    def _make_header(self, layers: tuple[Layer, ...]) -> Header:
-        extra = {key: value for key, value in self._info.items() if key not in ("model", "seed", "config")}
-        world = {} if self._ranks is None else {"world_size": self._ranks.world}
-        return Header(
-            layers=layers,
-            metrics={**self._intervals, **dict.fromkeys(self._steps.rows.spread_metrics, 1)},
-            model=str(self._info.get("model", _unwrapped_name(self._model))),
-            seed=-1 if self._info.get("seed") is None else int(self._info["seed"]),
-            config={**self._info.get("config", {}), **extra},
-            environment={**describe_environment(self._model), **world},
-        )
-
     # --- errors -------------------------------------------------------------------------------------------
 
     def _guard(self, act: Callable[[], None]) -> None:
@@ -553,7 +511,7 @@ class Recorder:
         with contextlib.suppress(Exception):  # the file itself may have failed
             self._table.sink.write_state(self.overhead, self.notes)
             if self._ranks is not None:
-                self._table.sink.write_facts(self._find_facts())
+                self._table.sink.write_facts(self._writer.find_facts())
         with contextlib.suppress(Exception):
             self._table.sink.close("failed")
         self._report_error(error)
@@ -566,10 +524,3 @@ class Recorder:
             raise error
         text = f"gradlens: recording ended at step {self._steps.index}, training goes on: {line(error)}"
         warnings.warn(text, GradlensWarning, stacklevel=2)
-
-
-def _unwrapped_name(model: nn.Module) -> str:
-    wrappers = ("DistributedDataParallel", "DataParallel", "OptimizedModule")
-    while type(model).__name__ in wrappers:
-        model = next(model.children())
-    return type(model).__name__.removeprefix("FSDP")

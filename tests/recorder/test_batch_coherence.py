@@ -113,7 +113,7 @@ def test_nothing_is_copied_where_it_is_not_recorded_and_nothing_is_held_after_th
     with recorder_of(model) as again:
         model(torch.randn(4, 3, 16, 16)).sum().backward()
         again.step()
-    assert not any(one._copies for one in again._steps.measurers if type(one).__name__ == "BatchCoherence")
+    assert not any(one._copies for one in again._steps.measuring.measurers if type(one).__name__ == "BatchCoherence")
 
 
 def recorder_of(model: nn.Module) -> Recorder:

@@ -17,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradlens
 from gradlens.errors import GradlensWarning
-from gradlens.recorder import Recorder, steps
+from gradlens.recorder import Recorder, measuring
 from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, mlp, norms
 
@@ -248,7 +248,7 @@ def averaged_from_copies(model: nn.Module, step: int) -> None:
 def test_layers_that_were_not_called_are_not_said_to_be_compiled(
     build, make_gradients, match: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(steps, "has_compiled", lambda: False)  # other tests of this process may have compiled something
+    monkeypatch.setattr(measuring, "has_compiled", lambda: False)  # other tests may have compiled something
     model, sink = build(), ListSink()
     optimizer = sgd(model)
     got = []
