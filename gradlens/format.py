@@ -18,6 +18,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """The beginnings of a cell that a spreadsheet computes."""
 ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:~?/|[A-Za-z]:\\)(?:[^\s/\\'\",;]+[/\\])+[^\s/\\'\",;]*")
 """An absolute path of two names or more."""
+MOST_PLAIN = 1e5
+"""From here on a number with decimals is written with an exponent."""
 MOST_FILE_NAME = 120
 """Characters of the name of a file that is made of names of runs."""
 
@@ -146,9 +148,27 @@ def say_seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"
 
 
+def say_decimals(value: float, digits: int = 3, *, sign: bool = False) -> str:
+    """Format a number with a fixed number of decimals; where they would all be zero, or the number is long, with an
+    exponent: ``0.731``, ``4.71e-04``, ``1.20e+06``.
+
+    Args:
+        value: The number.
+        digits: Decimals.
+        sign: Whether to write the sign of a positive number.
+
+    Returns:
+        The text.
+    """
+    plus = "+" if sign else ""
+    if value != 0 and (abs(value) < 0.5 * 10.0**-digits or abs(value) >= MOST_PLAIN):
+        return f"{value:{plus}.2e}"
+    return f"{value:{plus}.{digits}f}"
+
+
 def say_signed(value: float, digits: int = 2) -> str:
-    """Format a number with its sign; NaN is ``-``."""
-    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+    """Format a number with its sign; NaN is ``-``, and what rounds to 0 has a plus."""
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def brackets(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:

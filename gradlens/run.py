@@ -32,6 +32,7 @@ TAGS = {
     "adapter": "a small trained layer beside a larger one (LoRA)",
     "packed": "its weight is stored as integers (quantised)",
     "block": "contains other recorded layers",
+    "constant": "has only vectors or numbers as parameters and is never called (a hyperparameter of a kernel)",
 }
 """What a layer does beyond its role."""
 Status = Literal["running", "complete", "interrupted", "failed"]

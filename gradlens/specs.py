@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -109,11 +110,16 @@ def parse_model(name: str) -> ModelSpec:
         if location and factory.isidentifier():
             source: Literal["file", "module"] = "file" if location.endswith(".py") else "module"
             return ModelSpec(name, source, location=location, factory=factory)
+    if name.endswith(".py"):
+        raise ConfigError(
+            f"{name} names no model; expected {name}:FACTORY, where FACTORY is a function in it that returns a model"
+        )
     names = [n for n in model_names() if "-" not in n]
+    near = difflib.get_close_matches(name, [*model_names(), "torchvision:NAME"], 1, 0.5)
     raise ConfigError(
         f"unknown model {name!r}; expected one of {', '.join(names)}, each also with "
         f"{', '.join(MODEL_SUFFIXES)}, or torchvision:NAME, path.py:FACTORY, module:FACTORY",
-        tip="gradlens run plain34",
+        tip=f"did you mean {near[0]}?" if near else "gradlens run plain34",
     )
 
 
@@ -187,6 +193,12 @@ def parse_data(spec: str) -> DataSpec:
     if kind in ("folder", "csv") and rest:
         path = Path(rest).expanduser()
         return DataSpec(spec, "folder" if kind == "folder" else "csv", path, path.stem)
+    if Path(spec).is_dir() or Path(spec).is_file():
+        kind = "folder" if Path(spec).is_dir() else "csv"
+        raise ConfigError(
+            f"unknown data {spec!r}; expected folder:PATH for a folder, csv:FILE for a table",
+            tip=f"--data {kind}:{spec}",
+        )
     lowered = spec.lower().replace("-", "")
     if lowered in TORCHVISION_SETS:
         return DataSpec(lowered, "torchvision", name=lowered)

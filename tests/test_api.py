@@ -390,6 +390,8 @@ def test_a_loss_that_began_high_does_not_hide_the_rest(make_run: Callable[..., P
         for runs in (calm.groups[0].runs, high)
     ]
     assert scales == [["linear"] * 4, ["linear", "linear", "linear", "log"]]
+    (legend,) = draw_small_curves(calm.groups).legends
+    assert [text.get_text() for text in legend.get_texts()] == [calm.groups[0].label]
 
 
 def test_a_run_is_diagnosed_by_its_file_or_its_name(make_run: Callable[..., Path]) -> None:

@@ -19,7 +19,7 @@ from experiments.device import checks, child, graphs, run, streams, study, train
 from experiments.device.models import LSTM, MLP, Case, Silent
 from gradlens.experiment import read_experiment
 from gradlens.specs import parse_seeds
-from gradlens.study.kept import read_kept
+from gradlens.study.kept_numbers import read_kept
 
 FOLDER = Path(run.__file__).parent
 ALLOWED = {"torch", "numpy", "gradlens", "experiments", *sys.stdlib_module_names}

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradlens.analysis.gradient_ratio import say_power
 from gradlens.cli import run_command
 from gradlens.cli.options import print_rows
 from gradlens.format import (
     brackets,
     plain,
     plural,
+    say_decimals,
     say_magnitude,
     say_seconds,
     say_share,
@@ -118,6 +120,10 @@ def test_magnitudes_durations_signs_and_intervals() -> None:
     assert [say_seconds(s) for s in (3, 89, 120, 7200)] == ["3 s", "89 s", "2.0 min", "2.0 h"]
     assert [say_signed(v) for v in (NAN, 1.0, -0.256)] == ["-", "+1.00", "-0.26"]
     assert say_signed(0.1234, 3) == "+0.123"
+    assert (say_signed(-0.001), say_power(-0.04)) == ("+0.00", "10^0.0")
+    assert [say_decimals(v) for v in (0.0, 0.7311, 4.71e-4, -1.5e-6, 0.0006, 1.2e6)] == [
+        "0.000", "0.731", "4.71e-04", "-1.50e-06", "0.001", "1.20e+06",
+    ]  # fmt: skip
     assert brackets(0.1, 0.25) == " [0.100, 0.250]"
     assert brackets(-0.1, 0.25, 2, sign=True) == " [-0.10, +0.25]"
     assert brackets(NAN, NAN) == brackets(-INF, 1.0) == ""

@@ -25,6 +25,7 @@ from gradlens.analysis.stats import Interval, difference_interval
 from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
 from gradlens.analysis.unequal import noted_settings, say_lengths, say_names, say_settings, say_states
 from gradlens.errors import ConfigError
+from gradlens.format import say_decimals
 from gradlens.lazy import shown_by
 from gradlens.run import Run
 
@@ -275,7 +276,7 @@ def say_interval(interval: Interval, digits: int = 3) -> str:
     """
     if interval.n == 0:
         return "not finite" if interval.left_out else "-"
-    text = f"{interval.mean:.{digits}f}"
+    text = say_decimals(interval.mean, digits)
     if interval.n > 1:
-        text += f" ± {interval.std:.{digits}f}"
+        text += f" ± {interval.std:.{digits}f}" if "e" not in text else f" ± {interval.std:.2e}"
     return f"{text} ({interval.n} of {interval.n + interval.left_out})" if interval.left_out else text

@@ -403,6 +403,7 @@ def say_power(decades: float) -> str:
     """
     if decades == -math.inf:
         return "0"
+    decades = round(decades, 1) + 0.0 if math.isfinite(decades) else decades  # no "-0.0"
     return f"10^{decades:.1f}" if math.isfinite(decades) else "not known" if math.isnan(decades) else "inf"
 
 

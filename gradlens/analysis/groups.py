@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ class Group:
 
     def mean_curve(self, column: str) -> list[Interval]:
         """Return the mean over seeds of a column for each epoch, (E,)."""
-        return [mean_interval(values) for values in self.curve(column).T]
+        return [_interval(values, column) for values in self.curve(column).T]
 
     def say_length(self) -> str:
         """Return the number of epochs, or of steps, as text: ``16 to 25 epochs``."""
@@ -121,7 +121,7 @@ class Group:
         Returns:
             The mean and its interval, in the column's unit.
         """
-        return mean_interval(self.lasts(column, own=own))
+        return _interval(self.lasts(column, own=own), column)
 
     def lasts(self, column: str, *, own: bool = False) -> FloatArray:
         """Return a column of each run where ``final`` takes it, (S,); runs that do not have the column are left out."""
@@ -145,6 +145,14 @@ class Group:
         return known or any("recipe" in run.config for run in self.runs)
 
     _repr_html_ = shown_by("group_card")
+
+
+def _interval(values: FloatArray, column: str) -> Interval:
+    """Return the mean of a column; an interval of an accuracy ends at 0 and 1, beyond which no mean can be."""
+    found = mean_interval(values)
+    if found.n > 1 and column.endswith("accuracy") and np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return found
 
 
 def n_epochs(run: Run) -> int:

@@ -127,8 +127,10 @@ def _missing(run: Run) -> list[str]:
     if "param_grad_norm" not in run.metrics or not len(run.steps):
         return []
     never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
-    names = [run.layers[i].name for i in np.flatnonzero(never)]
-    return [f"{plural(len(names), 'layer')} never received a gradient: {', '.join(names[:4])}"] if names else []
+    names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]
+    if not names:
+        return []
+    return [f"{plural(len(names), 'layer')} had no parameter gradient at any step: {', '.join(names[:4])}"]
 
 
 def _gap(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 Only layers on one path can be compared: the gradient passes from the last of them to the first. In a run without a
 layer graph (an older file, or one of arrays), all main layers count as one path, in the order in which they first ran.
+A layer that is only a constant, such as a hyperparameter of a kernel, is on no path.
 
 * *Main path*: the path with the most main layers, shortcuts and norm layers not counted. Where several are equally
   long, it is the one whose layers ran first. Adapters and experts, which see a part of the signal, routers, and modules
@@ -56,7 +57,7 @@ def find_paths(run: Run, known: NDArray[np.bool_] | None = None) -> list[NDArray
     Returns:
         At least one path, (M,) indices of main layers, input first; it is empty where no layer counts.
     """
-    main = [int(i) for i in run.main_layers() if known is None or known[i]]
+    main = [int(i) for i in run.main_layers() if (known is None or known[i]) and "constant" not in run.layers[i].tags]
     if not any(layer.parents for layer in run.layers):
         return [np.array(main, dtype=np.int64)]
     graph = _Graph(run.layers)

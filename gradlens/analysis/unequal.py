@@ -84,7 +84,8 @@ def noted_settings(run: Run) -> dict[str, Any]:
     if isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], Mapping):
         rate, options = groups[0].get("lr"), groups[0].get("settings")
         found |= {"lr": rate.get("first")} if isinstance(rate, Mapping) else {}
-        found |= dict(options) if isinstance(options, Mapping) else {}
+        if isinstance(options, Mapping):
+            found |= {key: value for key, value in options.items() if key != "initial_lr"}  # a scheduler's copy of lr
     return found
 
 

@@ -18,6 +18,8 @@ from gradlens.run import RESUMED, FloatArray, Run
 
 DROP = 0.7
 """A learning rate below this share of that of the row before counts as a drop; a smooth schedule falls more slowly."""
+LEVEL = 0.9
+"""Where the rate fell below this share in the row before a drop already, the schedule is smooth: a cosine near 0."""
 MOST_DROPS = 24
 """With more drops than this, none is marked: they belong to a gradual schedule."""
 
@@ -63,7 +65,7 @@ def find_marks(panel: Panel, *, findings: bool = True) -> Marks:
 
 
 def learning_rate_drops(run: Run) -> FloatArray:
-    """Return the steps at which the learning rate drops below 0.7 times that of the row before.
+    """Return the steps at which the learning rate suddenly drops below 0.7 times that of the row before.
 
     Args:
         run: The run.
@@ -76,8 +78,10 @@ def learning_rate_drops(run: Run) -> FloatArray:
     rates = np.asarray(run.scalars.get("lr", np.empty(0)), dtype=np.float64)
     if len(rates) != len(run.steps) or len(rates) < 2:
         return np.empty(0)
-    with np.errstate(invalid="ignore"):
-        drops = run.steps[1:][rates[1:] < DROP * rates[:-1]].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = rates[1:] / rates[:-1]
+        sudden = (shares < DROP) & ~(np.append(1.0, shares[:-1]) < LEVEL)
+    drops = run.steps[1:][sudden].astype(np.float64)
     return drops if len(drops) <= MOST_DROPS else np.empty(0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 import time
 from importlib import import_module
@@ -14,6 +16,7 @@ from gradlens._version import __version__
 from gradlens.errors import ConfigError, GateError, GradlensError
 from gradlens.format import visible
 from gradlens.launch import LAUNCH_VARIABLES
+from gradlens.metrics import SHOWN_METRICS
 
 OTHERS_WAIT_S = 10
 """Seconds that the other processes of a torchrun wait before they print the same error as the first."""
@@ -24,6 +27,7 @@ TOO_MUCH: dict[type[Exception], str] = {
     RecursionError: "something in a file lies too deep inside itself",
     OverflowError: "a number in a file is too large",
 }
+SCALARS = " Logged scalars, such as the loss, are shown by gradlens summary and gradlens compare."
 MOST_SHOWN = 400
 """Characters of a message about a file's name, which may be as long as its system allows, or longer."""
 SIGNALS = 128
@@ -81,7 +85,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         return done.exit_code
     except click.ClickException as error:
         _wait_for_the_first()
-        error.__dict__["message"] = visible(error.message)
+        error.__dict__["message"] = visible(error.message) + _hint(error)
         error.show()
         return USAGE
     except GradlensError as error:
@@ -90,6 +94,9 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except SystemExit as error:
+        if "PacifyFlush" in type(sys.stdout).__name__:  # click's own answer to a pipe without a reader
+            sys.stderr.close()
+            return OK
         if isinstance(error.code, int) and error.code > SIGNALS:
             return error.code
         # In the user's own code, such as a model's forward: never the exit code of success.
@@ -106,6 +113,23 @@ def run_command(arguments: list[str] | None = None) -> int:
             raise
         _print_error(GradlensError(f"{error.filename or 'a file'}: {error.strerror}"[:MOST_SHOWN]))
         return FAILED
+
+
+def _hint(error: click.ClickException) -> str:
+    """Return what else a wrong value of an option may have meant; "" where nothing is near."""
+    given = re.match(r"'(.*?)' is not", error.message)
+    if given is None or not isinstance(error, click.BadParameter) or error.param is None:
+        return ""
+    kind = error.param.type
+    if isinstance(kind, click.Choice) or error.param.opts[-1] == "--metric":
+        choices = [str(choice) for choice in kind.choices] if isinstance(kind, click.Choice) else SHOWN_METRICS
+        near = difflib.get_close_matches(given[1], choices, 1)
+        if near:
+            return f" Did you mean {near[0]!r}?"
+        return SCALARS if error.param.opts[-1] == "--metric" else ""
+    if kind is click.FLOAT and re.fullmatch(r"\d+,\d+", given[1]):
+        return f" Write {given[1].replace(',', '.')} with a point."
+    return ""
 
 
 def _print_skill(context: click.Context, given: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from gradlens.errors import DataError, ModelError
 from gradlens.specs import parse_data, parse_model
 
-MOST_NAMES = 12
+MOST_NAMES, MOST_NEAR = 12, 3
 
 
 def check_model(name: str) -> None:
@@ -28,7 +29,8 @@ def check_model(name: str) -> None:
     if spec.source == "torchvision":
         known = torchvision_models()
         if known and spec.location not in known:
-            some = ", ".join(sorted(known)[:MOST_NAMES])
+            near = difflib.get_close_matches(spec.location, known, MOST_NEAR)
+            some = ", ".join(near or sorted(known)[:MOST_NAMES])
             raise ModelError(f"torchvision has no model {spec.location!r}; expected {some}, ...")
 
 

@@ -50,7 +50,7 @@ def export(
     which has a column run; for TensorBoard each run gets its own folder.
     """
     from gradlens.export import STDOUT, make_rows, make_wanted, write_csv, write_runs
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     wanted = make_wanted(form, output, table, metrics, safe=safe)
     if output is not None and wanted.form != "tensorboard":

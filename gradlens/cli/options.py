@@ -156,7 +156,7 @@ def open_runs(arguments: Sequence[str], *, default: str, strict: bool = False) -
         RunFileError: None of them can be read.
     """
     from gradlens.storage import resolve_runs
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     paths = resolve_runs(arguments, default=default)
     found: list[Run] = []
@@ -194,7 +194,7 @@ def command_line() -> str:
 
 def load_plots() -> None:
     """Import what draws figures, which takes a second, and show that this is being done."""
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     with working("loading matplotlib"):
         from gradlens.plots import figure_files  # noqa: F401
@@ -219,7 +219,7 @@ def write_figures(
         caption: The caption for the JSON file.
         look: The look that the figure is drawn with.
     """
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     with working("drawing the figure"):
         from gradlens.plots.figure_files import save_figure

@@ -104,7 +104,7 @@ def probe(
         check_model(plan.model)
         if plan.data is not None:
             check_data(plan.data)
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     found = []
     with working("loading PyTorch", at_once=True) as line:

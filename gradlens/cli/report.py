@@ -24,11 +24,11 @@ def report(runs: tuple[str, ...], outputs: tuple[Path, ...], language: str) -> N
     """Write a report of RUNS: claims, findings, heatmaps, curves, hyper-parameters.
 
     RUNS are files, names under runs/, or folders, including the folders in them; default: all runs under runs/. The
-    HTML page needs no internet connection and no other file; a Markdown report has its figures in files of their own.
+    HTML page needs no network connection and no other file; a Markdown report has its figures in files of their own.
     """
     from gradlens.report.content import collect
     from gradlens.report.files import DEFAULT, check_report, write_report
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     for path in outputs or (DEFAULT,):
         check_report(path, language)

@@ -34,6 +34,15 @@ CHECKPOINT = ".ckpt"
 """The ending of the checkpoint beside a run file, as ``gradlens.train.checkpoint`` writes it."""
 
 
+def _of_recipes(name: str) -> str:
+    """Return what each recipe sets, for a help text: `` [quick: 8, report: 30]``; one value where they agree."""
+    values = {recipe: getattr(settings, name) for recipe, settings in RECIPES.items()}
+    said = {one: ",".join(value) or "none" if isinstance(value, tuple) else f"{value}" for one, value in values.items()}
+    if len(set(said.values())) == 1:
+        return f" [default: {said['quick']}]"
+    return f" [{', '.join(f'{one}: {value}' for one, value in said.items())}]"
+
+
 @click.command()
 @click.argument("model")
 @click.option(
@@ -45,23 +54,43 @@ CHECKPOINT = ".ckpt"
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="Settings to begin with: quick (default), or report, those of the original study. The options below "
-    "override them.",
+    help="Settings to begin with: quick (default), or report, those of the original study. Options override them; "
+    "what each recipe sets is shown in brackets.",
 )
-@click.option("--epochs", type=int, help="Passes over the training images.")
-@click.option("--batch-size", type=int, help="Images per optimizer step.")
-@click.option("--image-size", type=int, help="Height and width of the images in pixels.")
-@click.option("--lr", type=float, help="Learning rate at the start.")
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer; sgd has momentum 0.9.")
-@click.option("--weight-decay", type=float, help="L2 for adam and sgd, decoupled for adamw.")
-@click.option("--label-smoothing", type=float, help="Share of the target spread over all classes.")
-@click.option("--schedule", metavar="SCHEDULE", help="Learning rate over epochs: constant, cosine, or step:SIZE,GAMMA.")
+@click.option("--epochs", type=int, help="Passes over the training images." + _of_recipes("epochs"))
+@click.option("--batch-size", type=int, help="Images per optimizer step." + _of_recipes("batch_size"))
+@click.option("--image-size", type=int, help="Height and width of the images in pixels." + _of_recipes("image_size"))
+@click.option("--lr", type=float, help="Learning rate at the start." + _of_recipes("lr"))
 @click.option(
-    "--patience", type=int, help="Stop after this many epochs without a lower validation loss; 0 means never."
+    "--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer; sgd has momentum 0.9." + _of_recipes("optimizer")
 )
-@click.option("--augment", metavar="LIST", help=f"Augmentations: some of {','.join(AUGMENTATIONS)}; or none.")
 @click.option(
-    "--val-fraction", type=float, help="Share of the images used for validation, if the data has no validation set."
+    "--weight-decay", type=float, help="L2 for adam and sgd, decoupled for adamw." + _of_recipes("weight_decay")
+)
+@click.option(
+    "--label-smoothing",
+    type=float,
+    help="Share of the target spread over all classes." + _of_recipes("label_smoothing"),
+)
+@click.option(
+    "--schedule",
+    metavar="SCHEDULE",
+    help="Learning rate over epochs: constant, cosine, or step:SIZE,GAMMA." + _of_recipes("schedule"),
+)
+@click.option(
+    "--patience",
+    type=int,
+    help="Stop after this many epochs without a lower validation loss; 0 means never." + _of_recipes("patience"),
+)
+@click.option(
+    "--augment",
+    metavar="LIST",
+    help=f"Augmentations: some of {','.join(AUGMENTATIONS)}; or none." + _of_recipes("augment"),
+)
+@click.option(
+    "--val-fraction",
+    type=float,
+    help="Share of the images used for validation, if the data has no validation set." + _of_recipes("val_fraction"),
 )
 @click.option(
     "--split",
@@ -84,7 +113,7 @@ CHECKPOINT = ".ckpt"
     "--freeze",
     type=float,
     metavar="SHARE",
-    help="Share of the layers, from the input, that are not trained.",
+    help="Share of the layers, from the input, that are not trained (default 0).",
 )
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
 @click.option(
@@ -306,7 +335,7 @@ def _train_all(
     from gradlens.terminal.console import messages
     from gradlens.terminal.live.training import LiveTraining
     from gradlens.terminal.progress import TrainingView
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     with working("loading PyTorch", at_once=True):
         from gradlens.train import joined, train_run

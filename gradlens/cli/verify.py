@@ -18,7 +18,7 @@ def verify(form: str) -> None:
     For each law, gradlens builds a model, records its gradients, and compares the measured value with that of the law.
     The exit code is 3 if a check fails. Takes about half a minute.
     """
-    from gradlens.terminal.working import working
+    from gradlens.terminal.spinner import working
 
     with working("loading PyTorch", at_once=True) as line:
         from gradlens.probe.verify import verify as measure

@@ -6,6 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import say_layers
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
@@ -76,8 +80,20 @@ def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     states = [item for item in rec.setup.states(requires_grad=False) if adapts or math.isnan(item.number("optimizer"))]
     names = _names([item for item in states if item.whole("since") <= first], copied)
     why = "small layers beside them are trained" if adapts else "not in the optimizer"
-    said = f"frozen from the first row on, and {why}: {say_layers(names)}"
-    return [Intended(said, names)] if names else []
+    found = [Intended(f"frozen from the first row on, and {why}: {say_layers(names)}", names)] if names else []
+    held = [item for item in rec.setup.states(requires_grad=False, in_optimizer=True) if item.whole("since") <= first]
+    idle = tuple(name for name in _names(held, {*copied, *names}) if name in _unread(rec))
+    said = f"frozen from the first row on, and nothing uses their output: {say_layers(idle)}"
+    return [*found, Intended(said, idle)] if idle else found
+
+
+def _unread(rec: Recording) -> set[str]:
+    """Return the layers that ran and whose output never had a gradient, although one that ran earlier had one."""
+    if not rec.has(ACTIVATION_GRAD):
+        return set()
+    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD).values), axis=0)
+    first = int(np.argmax(known)) if known.any() else len(known)
+    return {x.name for i, x in enumerate(rec.run.layers) if i > first and not known[i] and x.out_numel > 0}
 
 
 def _frozen_later(rec: Recording, copied: set[str]) -> list[Intended]:

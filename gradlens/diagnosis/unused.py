@@ -65,7 +65,13 @@ def without_gradient(rec: Recording) -> NDArray[np.int64]:
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
     if not name:
         return np.empty(0, dtype=np.int64)
-    return np.setdiff1d(np.flatnonzero(_never(rec, name)), wants_no_gradient(rec))
+    return np.setdiff1d(np.flatnonzero(_never(rec, name) & _may_have(rec, name)), wants_no_gradient(rec))
+
+
+def _may_have(rec: Recording, name: str) -> NDArray[np.bool_]:
+    """Return which layers can have a gradient of this metric, (L,): all but those without parameters."""
+    owns = np.array([layer.param_numel > 0 for layer in rec.run.layers], dtype=bool)
+    return owns if name == PARAM_GRAD and owns.any() else np.ones(len(owns), dtype=bool)
 
 
 def unused(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
@@ -83,7 +89,7 @@ def unused(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
     found = without_gradient(rec)
     layers = np.array([i for i in found if rec.run.layers[i].name not in explained], dtype=np.int64)
     name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
-    if not len(layers) or len(found) == len(rec.run.layers) or rec.n_rows < LEAST_VALUES:
+    if not len(layers) or len(found) == _may_have(rec, name).sum() or rec.n_rows < LEAST_VALUES:
         return []
     uncalled = [i for i in layers if rec.run.layers[i].out_numel == 0]
     never_called = f" ({len(uncalled)} of them never called)" if uncalled else ""

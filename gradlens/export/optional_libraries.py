@@ -12,6 +12,9 @@ from gradlens.errors import MissingLibraryError
 LIBRARIES = {"docx": "docx", "parquet": "pyarrow", "tensorboard": "tensorboard"}
 """Format, which is also the name of the extra, to the library that writes it; CSV, HTML and PDF need none."""
 
+NAMES = {"docx": "python-docx"}
+"""Names of libraries that are installed by another name than they are imported by."""
+
 
 @contextlib.contextmanager
 def optional(form: str) -> Iterator[None]:
@@ -29,7 +32,7 @@ def optional(form: str) -> Iterator[None]:
             yield
     except ImportError as error:
         raise MissingLibraryError(
-            f"{form} needs {LIBRARIES[form]}, which cannot be imported ({error}): "
+            f"{form} needs {NAMES.get(form, LIBRARIES[form])}, which cannot be imported ({error}): "
             f"pip install 'gradlens-toolkit[{form}]'"
         ) from error
 

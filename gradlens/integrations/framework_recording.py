@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from gradlens.errors import GradlensWarning
 from gradlens.integrations.run_paths import choose_path
 from gradlens.recorder import Recorder, endings, record
+from gradlens.recorder.distributed import is_engine
 from gradlens.recorder.notes import line
 from gradlens.recorder.scalars import is_name
 from gradlens.run import Status
@@ -123,12 +124,12 @@ class FrameworkRecording:
         """
         self.break_off()
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        shared = isinstance(model, nn.parallel.DistributedDataParallel) or any(
-            hasattr(parameter, "device_mesh") for parameter in model.parameters()
-        )
+        wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or is_engine(model)
+        shared = wrapped or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         if several and not shared and dist.get_rank() > 0:
             return
-        bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        inner: Any = model.module if wrapped else model
+        bare: nn.Module = inner
         again = self._model is not None and self._model() is bare and self.path is not None and self.path.exists()
         self._model = weakref.ref(bare)
         name = name or type(bare).__name__

@@ -92,7 +92,10 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
             f"{spec.name}: no module named {error.name!r}", tip="to name a file, write path/to/file.py:FACTORY"
         ) from None
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{spec.location} cannot be loaded: {_describe_error(error)}") from error
+        raise ModelError(
+            f"{spec.location} cannot be loaded: {_describe_error(error)}",
+            tip='a file is run when it is loaded: what trains belongs under if __name__ == "__main__":',
+        ) from error
     factory = getattr(module, spec.factory, None)
     if not callable(factory):
         raise ModelError(f"{spec.location} has no callable {spec.factory!r}")

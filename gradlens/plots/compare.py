@@ -128,7 +128,7 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         mean = np.where(whole, [s.mean for s in stats], np.nan)
         if group.window is not None and len(group.runs) == 1 and len(groups) <= MOST_BANDS:
             _draw_raw(axis, group.runs[0], column, colour)
-        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, **_mark_single(mean))
+        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, label=_label(group), **_mark_single(mean))
         if group_ends(group):
             rest = np.where(whole, np.nan, [s.mean for s in stats])
             joint = max(int(whole.sum()) - 1, 0)

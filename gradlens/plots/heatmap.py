@@ -41,6 +41,8 @@ COLUMNS = 1600
 """Most columns of a panel: about one per pixel of a wide screen."""
 NAMES_IN = 1.7
 """Inches that the layer names and the colour bar take in a row of small panels."""
+TITLE_LESS_IN = 1.2
+"""Inches that a title leaves free in a figure as wide as one column of print, where it begins behind the names."""
 FEW_COLUMNS = 50
 """Columns of a panel that is only made for a sentence about its run."""
 PANELS_PER_ROW = 3
@@ -157,7 +159,8 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
     figure = GradlensFigure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
-    each = (width - NAMES_IN) / columns if columns > PANELS_PER_ROW else width / columns
+    beside = NAMES_IN if columns > PANELS_PER_ROW else TITLE_LESS_IN if look.width == "one" else 0.0
+    each = (width - beside) / columns
     for i, axis in enumerate(axes.flat):
         if i >= len(panels):
             axis.set_visible(False)

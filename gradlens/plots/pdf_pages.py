@@ -30,6 +30,8 @@ FOOT, FOOT_IN = 6.5, 0.4
 SHARP_DPI = 250
 MOST_HIGH_IN = 7.5
 """Most height of a figure."""
+MOST_TOGETHER = 6
+"""Most lines of a paragraph that are kept on one page."""
 TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
 """Font sizes in points."""
 
@@ -89,7 +91,9 @@ class Pages:
             self._y -= FOOT * SPACING / POINTS
 
     def paragraph(self, text: str, *, faint: bool = False) -> None:
-        """Write a paragraph."""
+        """Write a paragraph; a short one is not split between pages."""
+        lines = len(_wrap(text, _letters_of_a_line(TEXT)))
+        self._page_with(min(lines, MOST_TOGETHER) * TEXT * SPACING / POINTS)
         self._lines(text, TEXT, colour=FAINT if faint else INK)
         self._y -= 0.08
 
@@ -169,9 +173,8 @@ class Pages:
         self._y -= 0.05
 
     def _lines(self, text: str, size: float, *, weight: str = "normal", colour: str = INK) -> None:
-        characters = (WIDTH_IN - 2 * MARGIN_IN) * POINTS / (size * EM_SHARE * (1.1 if weight == "bold" else 1.0))
         step = size * SPACING / POINTS
-        for line in _wrap(text, int(characters)):
+        for line in _wrap(text, _letters_of_a_line(size, bold=weight == "bold")):
             self._text(self._page_with(step), MARGIN_IN, line, size, weight, colour)
             self._y -= step
 
@@ -206,6 +209,11 @@ class Pages:
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
             self._file.savefig(figure, dpi=SHARP_DPI)  # type: ignore[no-untyped-call]
         self.count += 1
+
+
+def _letters_of_a_line(size: float, *, bold: bool = False) -> int:
+    """Return how many characters of a size in points a line of text holds."""
+    return int((WIDTH_IN - 2 * MARGIN_IN) * POINTS / (size * EM_SHARE * (1.1 if bold else 1.0)))
 
 
 def _letters(width: float, bold: bool) -> int:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from gradlens.metrics import METRICS_OF_PATHS
 from gradlens.recorder.coherence import Coherence, Numbers, PassHalves, Use
 from gradlens.recorder.hooks.compiled import outside_graphs
-from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_transformed
-from gradlens.recorder.layers import is_norm, output_tensors
+from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_tracing, is_transformed
+from gradlens.recorder.layers import is_norm, output_tensors, takes_hooks
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import exact_norm, norm, plain
@@ -119,7 +119,7 @@ class CallHook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Read the call; ``torch.compile`` may trace this."""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and is_tracing() is None:
             self._call(module, args, kwargs, output)
 
     def _call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -187,7 +187,8 @@ class CallWatch(Measurer):
                     self._hook(module, self._see_activation)
 
     def _hook(self, module: nn.Module, act: Callable[[nn.Module, Any, Any], None]) -> None:
-        self._handles.append(module.register_forward_hook(CallHook(act, self._on_error), with_kwargs=True))
+        if takes_hooks(module):
+            self._handles.append(module.register_forward_hook(CallHook(act, self._on_error), with_kwargs=True))
 
     # --- the step -----------------------------------------------------------------------------------------
 

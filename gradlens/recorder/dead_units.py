@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradlens.metrics import DEAD_UNITS
+from gradlens.recorder.layers import own_parameter
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import local_part
@@ -48,7 +49,7 @@ class DeadUnits(Measurer):
         self._layers = [
             (i, module)
             for i, module in enumerate(context.modules.values())
-            if _has_units(module) and id(module.weight) in read[i]
+            if _has_units(module) and id(own_parameter(module, "weight")) in read[i]
         ]
         self._active: dict[int, deque[Units]] = {i: deque(maxlen=WINDOW) for i, _ in self._layers}
         self.clear()
@@ -102,7 +103,7 @@ class DeadUnits(Measurer):
 
 def _has_units(module: Any) -> bool:
     """Return whether each row of a module's weight makes one output."""
-    weight = getattr(module, "weight", None)
+    weight = own_parameter(module, "weight")
     outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
     if isinstance(weight, nn.UninitializedParameter) or not isinstance(weight, nn.Parameter) or weight.dim() < 2:
         return False
@@ -119,15 +120,15 @@ def _move(units: Units, device: torch.device) -> Tensor:
 
 def _active_units(module: Any) -> Units | None:
     """Return (U,) whether a unit's weights or bias have a gradient other than 0; None where there is no gradient."""
-    weight = module.weight
-    grad = weight.grad
-    if grad is None or grad.is_sparse:
+    weight = own_parameter(module, "weight")
+    grad = None if weight is None else weight.grad
+    if weight is None or grad is None or grad.is_sparse:
         return None
     rows = local_part(grad).detach()
     if rows.shape[1:] != weight.shape[1:] or not rows.numel():  # sharded within units
         return None
-    bias = getattr(module, "bias", None)
-    own = local_part(bias.grad).detach() if isinstance(bias, nn.Parameter) and bias.grad is not None else None
+    bias = own_parameter(module, "bias")
+    own = local_part(bias.grad).detach() if bias is not None and bias.grad is not None else None
     if own is not None and own.shape != rows.shape[:1]:
         own = None
     if rows.is_cpu and rows.dtype in ON_HOST:

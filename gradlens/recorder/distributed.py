@@ -12,6 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradlens.errors import ConfigError, GradlensError, GradlensWarning, RecorderError
+from gradlens.errors import ConfigError, GradlensError, GradlensWarning, RecorderError, RunFileError
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.notes import line
 from gradlens.recorder.ratios import BRANCH_NORM, PATH_PRODUCT, SHORTCUT_NORM, addends, adds
@@ -31,6 +32,7 @@ from gradlens.recorder.tensor_layouts import (
     is_partial,
     largest_mesh,
 )
+from gradlens.storage.lock import check_unlocked
 
 T = TypeVar("T")
 _c10d: Any = dist.distributed_c10d if dist.is_available() else None
@@ -332,21 +334,49 @@ def find_on_first_rank(ranks: Ranks | None, find: Callable[[], T]) -> T:
     return cast("T", found[0])
 
 
-def warn_of_rank(error: Exception) -> None:
-    """Warn that another process records into the file, so that this one does not."""
+def warn_of_rank(error: Exception, rank: str) -> None:
+    """Warn that another process records into the file, so that this one does not.
+
+    Args:
+        error: Why this process cannot write the file.
+        rank: See ``bare_rank``.
+    """
     text = (
-        f"gradlens: this is {bare_rank()}, and another one records into the same file, so this one records nothing "
+        f"gradlens: this is {rank}, and another one records into the same file, so this one records nothing "
         f"({line(error)}); pass the DistributedDataParallel model itself, so that the ranks are combined, or give each "
         "process a path of its own"
     )
     warnings.warn(text, GradlensWarning, stacklevel=3)
 
 
-def bare_rank() -> str:
-    """Return "process 2 of 4" in processes that train together; "" in a process on its own, and in the first."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+def bare_rank(path: str | os.PathLike[str]) -> str:
+    """Return "process 2 of 4" in processes that train together; "" in a process on its own.
+
+    The first process has a name only if another one was faster and is writing its file.
+
+    Args:
+        path: The run file.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return ""
+    if dist.get_rank() == 0 and (dist.get_world_size() == 1 or not _is_written_elsewhere(Path(path))):
         return ""
     return f"process {dist.get_rank() + 1} of {dist.get_world_size()}"
+
+
+def _is_written_elsewhere(path: Path) -> bool:
+    """Return whether another process is writing a run file."""
+    try:
+        check_unlocked(path)
+    except RunFileError as error:
+        return "in this process" not in error.message
+    return False
+
+
+def is_engine(module: Any) -> bool:
+    """Return whether a module is DeepSpeed's engine, which averages gradients over its ranks before it steps."""
+    engine = any(kind.__name__ == "DeepSpeedEngine" for kind in type(module).__mro__)
+    return engine and getattr(module, "data_parallel_group", None) is not None
 
 
 def find_ranks(model: nn.Module) -> Ranks | None:
@@ -365,6 +395,9 @@ def find_ranks(model: nn.Module) -> Ranks | None:
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return Ranks(dist.get_process_group_ranks(module.process_group), wrapper=module)
+        if is_engine(module):
+            group: Any = module.data_parallel_group
+            return Ranks(dist.get_process_group_ranks(group))
     mesh = largest_mesh(model.parameters())
     if mesh:
         return Ranks(mesh, count_batch_parts(model))
@@ -372,7 +405,8 @@ def find_ranks(model: nn.Module) -> Ranks | None:
         warnings.warn(
             f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
             "training, so each process records its own model, as the stages of a pipeline should, each in its own "
-            "file; if they train one model together, pass the DistributedDataParallel model itself",
+            "file; if they train one model together, pass the DistributedDataParallel model (DeepSpeed: the engine) "
+            "itself",
             GradlensWarning,
             stacklevel=4,
         )

@@ -7,7 +7,7 @@ is ``|g[1]| / |g[T]|``, for an LSTM over its hidden and its cell state. A linear
 matrix has exactly ``rho^(T-1)``.
 
 Stacked layers of one module are followed together, without the dropout between them; of both directions, the forward
-one. It is unknown (NaN) for projected and for stacked bidirectional layers, and where T is 1.
+one. It is unknown (NaN) for projected, stacked bidirectional and parametrized layers, and where T is 1.
 
 Source: Pascanu, Mikolov & Bengio 2013, On the difficulty of training recurrent neural networks, section 2.1.
 """
@@ -24,12 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
 from gradlens.metrics import DEFAULT_METRICS, METRIC_OF_TIME
 from gradlens.recorder.activations import CallHook
 from gradlens.recorder.hooks.compiled import outside_graphs
 from gradlens.recorder.hooks.layer_hooks import is_transformed
+from gradlens.recorder.layers import takes_hooks
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import NO_FLOAT64, plain
@@ -151,6 +153,8 @@ class GradientThroughTime(Measurer):
 
     def _see_layer(self, layer: int, module: Any, given: Any, output: Any) -> None:
         """Keep the inputs of a layer, and wait for the gradients of its last outputs."""
+        if is_parametrized(module):  # to read such a weight computes it once more, which may change its state
+            return
         (args, kwargs), (out, last) = given, output
         x = args[0] if args else kwargs["input"]
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
@@ -175,6 +179,8 @@ class GradientThroughTime(Measurer):
 
     def _see_cell(self, layer: int, module: Any, given: Any, output: Any) -> None:
         """Add a call of a cell to its sequence; the gradient of the last call is the one that goes back."""
+        if is_parametrized(module):
+            return
         args, kwargs = given
         x = args[0] if args else kwargs["input"]
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
@@ -273,6 +279,8 @@ def _kept(tensor: Tensor) -> Tensor:
 
 
 def _is_followed(module: Any) -> bool:
+    if not takes_hooks(module):
+        return False
     if isinstance(module, nn.RNNCellBase):
         return True
     return not module.proj_size and not (module.bidirectional and module.num_layers > 1)

@@ -68,6 +68,8 @@ def find_tags(
             tag(name, "expert")
         if ADAPTER.search(name):
             tag(name, "adapter")
+        if name not in called and _holds_only_vectors(module):
+            tag(name, "constant")
         if holds_packed_weight(module) or PACKED.search(type(module).__name__):
             tag(name, "packed")
     return found
@@ -100,6 +102,12 @@ def _attention_parts(modules: Mapping[str, nn.Module]) -> list[tuple[str, str]]:
             if pattern.fullmatch(last):
                 by_parent.setdefault(head, {})[tag] = name
     return [(name, tag) for parts in by_parent.values() if len(parts) == 3 for tag, name in parts.items()]
+
+
+def _holds_only_vectors(module: nn.Module) -> bool:
+    """Return whether each of a module's own parameters is a vector or a number, and it has some."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
 
 
 def _holds_batch_of_weights(module: nn.Module) -> bool:

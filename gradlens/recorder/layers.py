@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -47,6 +48,20 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     if isinstance(parametrizations, nn.Module):
         own += list(parametrizations.parameters())
     return [parameter for parameter in own if parameter.is_floating_point() or parameter.is_complex()]
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Return a module's own parameter of this name; None if there is none, or another one is made of others.
+
+    ``getattr`` would compute what a parametrization makes, which changes the state of some (spectral norm).
+    """
+    own = module._parameters  # TorchScript's own class has no get()
+    return own[name] if name in own else None  # noqa: SIM401
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Return whether hooks can be placed on a module: TorchScript refuses or ignores them."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def is_norm(module: nn.Module) -> bool:

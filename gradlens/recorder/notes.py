@@ -19,7 +19,7 @@ NO_HOOK = (
 )
 NOT_CALLED = (
     "activation_grad_norm is missing in the first row: no layer was called as a module, although gradients reached its "
-    "parameters (layer.forward(x), or its weight in a function?)"
+    "parameters (layer.forward(x), its weight in a function, torch.jit or torch.export?)"
 )
 BY_HAND = (
     "activation_grad_norm is missing in the first row: no layer was called and no backward pass came; the gradients "
@@ -51,6 +51,7 @@ class Notes:
     def __init__(self, model: nn.Module, choice: LayerChoice, modules: Mapping[str, nn.Module]) -> None:
         self._model, self._choice, self._modules = model, choice, modules
         self._names = list(modules)
+        self._own = {name: own_parameters(module) for name, module in modules.items()}
         self._texts: dict[str, None] = {}
         self._replaced: set[str] = set()
         self._partial: set[str] = set()
@@ -88,6 +89,21 @@ class Notes:
             if names:
                 text = f"{listed(names)}: {what} after recording began, and not recorded since then"
                 self.warn(text, "make a new recorder to record it")
+        exchanged = [name for name in now if name in self._own and name not in replaced and self._has_others(name)]
+        if exchanged:
+            self.warn(
+                f"{listed(exchanged)}: parameters were replaced or added after recording began, and the new ones are "
+                "in no row",
+                "make a new recorder to record them",
+            )
+
+    def _has_others(self, name: str) -> bool:
+        """Return whether a layer has parameters now that it did not have when recording began."""
+        before = self._own[name]
+        if any(hasattr(parameter, "device_mesh") for parameter in before):  # gathered and sharded again in each step
+            return False
+        known = set(map(id, before))
+        return any(id(parameter) not in known for parameter in own_parameters(self._modules[name]))
 
     def note_missing_outputs(
         self,
@@ -334,7 +350,9 @@ class Notes:
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
         own = [name for name in never if own_parameters(self._modules[name])]
         if own:
-            self.add(f"the parameters had no gradient in any row (frozen or unused): {listed(own)}")
+            self.add(
+                f"the parameters had no gradient in any row (frozen, unused, or cleared before the step): {listed(own)}"
+            )
 
 
 def listed(names: Sequence[str]) -> str:

@@ -104,6 +104,7 @@ class ParameterStates:
     """
 
     def __init__(self, model: nn.Module, step: int) -> None:
+        self._model = model
         self.states: dict[int, ParameterState] = {}
         for raw_name, module in model.named_modules():
             layer = clean_name(raw_name) or "(model)"
@@ -202,6 +203,13 @@ class ParameterStates:
         for state in several:
             state.rows_alike = True
 
+    def _present(self) -> dict[int, ParameterState]:
+        """Return the states of the parameters that the model still has, by their ``id``."""
+        if self.distributed:  # they are exchanged for gathered ones while the model runs
+            return self.states
+        now = set(map(id, self._model.parameters()))
+        return {key: state for key, state in self.states.items() if key in now}
+
     def facts(self, groups: Mapping[int, tuple[int, int]]) -> list[Facts]:
         """Return parameters by their state.
 
@@ -209,7 +217,7 @@ class ParameterStates:
             groups: ``id`` of a parameter to its optimizer and its group there.
         """
         found: dict[tuple[Any, ...], list[ParameterState]] = {}
-        for key, state in self.states.items():
+        for key, state in self._present().items():
             traits = (
                 state.requires_grad,
                 *groups.get(key, (None, None)),
@@ -245,8 +253,9 @@ class ParameterStates:
 
     def totals(self, groups: Mapping[int, tuple[int, int]]) -> Facts:
         """Return numbers of parameters."""
-        sizes = {key: state.parameter.numel() for key, state in self.states.items()}
-        needed = {key for key, state in self.states.items() if state.parameter.requires_grad}
+        present = self._present()
+        sizes = {key: state.parameter.numel() for key, state in present.items()}
+        needed = {key for key, state in present.items() if state.parameter.requires_grad}
         return {
             "count": len(sizes),
             "numel": sum(sizes.values()),

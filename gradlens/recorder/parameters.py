@@ -179,7 +179,7 @@ class ParameterGradients:
             self._signatures[k] = _sign(self._samples[k])
             if early:
                 self._before[k], _ = self._read(k, scale)
-            if self.changes_seen:
+            if self.changes_seen or early:
                 self._thin[k] = [_thin_out(parameter.grad, scale) for parameter in self._samples[k]]
 
     def forget_early_reading(self) -> None:
@@ -203,7 +203,8 @@ class ParameterGradients:
         seen = self._signatures.get(k)
         if seen is not None and not self.changes_seen:
             self.changes_seen = not _equal(_sign(self._samples[k]), seen)
-        for parameter, before in zip(self._samples[k], self._thin.get(k, ()), strict=False):
+        thin = self._thin.get(k, ()) if self.changes_seen else ()
+        for parameter, before in zip(self._samples[k], thin, strict=False):
             after = _thin_out(parameter.grad, scale)
             if before is not None and after is not None and before.shape == after.shape:
                 self._shrunk.append(_has_shrunk(before, after))
@@ -226,6 +227,7 @@ class ParameterGradients:
             scale: The loss scale.
         """
         self._always_early = True
+        self._thin.clear()
         for reading in self._before.values():
             reading.part.scale = scale
 

@@ -199,9 +199,10 @@ class Recorder:
             try:
                 self._table.sink.claim()
             except RunFileError as error:
-                if self._ranks is not None or not bare_rank():
+                rank = "" if self.path is None else bare_rank(self.path)
+                if self._ranks is not None or not rank:
                     raise
-                warn_of_rank(error)
+                warn_of_rank(error, rank)
                 self._table.sink = NullSink()
             if self._ranks is not None:
                 self._ranks.connect()

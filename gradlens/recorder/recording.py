@@ -131,13 +131,14 @@ def record(
             publisher = None if publish is None else Publisher(publish, onto=resume)
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
     except RunFileError as error:
-        if ranks is not None or not bare_rank():
+        rank = bare_rank(path)
+        if ranks is not None or not rank:
             if isinstance(error, RunExistsError):
                 raise RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip)) from None
             if endings.find_open(path) is not None:
                 raise RunFileError(error.message, tip=OPEN_TIP) from None
             raise
-        warn_of_rank(error)
+        warn_of_rank(error, rank)
     recorder = Recorder(
         model,
         sink,

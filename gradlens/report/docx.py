@@ -14,7 +14,7 @@ from gradlens.plots.figure import png
 from gradlens.report.content import Facts
 from gradlens.report.figures import report_figures
 from gradlens.report.html import title_of
-from gradlens.report.paper import ITEM, fill
+from gradlens.report.printed import ITEM, fill
 from gradlens.report.translations import words_of
 
 WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.8

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradlens.analysis.compare import FINAL_ROWS, compare_runs
-from gradlens.analysis.groups import Group
+from gradlens.analysis.groups import Group, n_epochs
 from gradlens.analysis.profile import epoch_starts
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.metrics import METRICS, METRICS_OF_PATHS, is_linear
@@ -135,7 +135,7 @@ def _place(layers: list[dict[str, Any]], of_run: tuple[Layer, ...]) -> int:
 
 
 def _epochs(run: Run) -> list[int]:
-    return [round(step) for step in epoch_starts(run)]
+    return [round(step) for step in epoch_starts(run)] if n_epochs(run) else []
 
 
 def _describe(name: str, words: Words) -> dict[str, Any]:

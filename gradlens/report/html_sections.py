@@ -277,7 +277,7 @@ HEATMAPS = """<div class="controls">
 <p class="key"><span><i class="zero"></i>{exactly 0}</span><span><i class="missing"></i>{not recorded}</span>
 <span><i class="broken"></i>{not finite}</span></p>
 <p class="read">{heatmaps read} <span id="metric-reading"></span></p>
-<p class="read">{heatmaps use}</p>
+<p class="read use">{heatmaps use}</p>
 """
 
 

@@ -8,7 +8,7 @@ from gradlens.plots.pdf_pages import Pages
 from gradlens.report.content import Facts
 from gradlens.report.figures import report_figures
 from gradlens.report.html import title_of
-from gradlens.report.paper import fill
+from gradlens.report.printed import fill
 from gradlens.report.translations import words_of
 
 

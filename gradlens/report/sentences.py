@@ -17,9 +17,11 @@ from gradlens.analysis.highlights import ACCURACY_GAP, LEAST_EPOCHS
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
+from gradlens.diagnosis.learning import classes_of
+from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.report.content import Facts, Row, Seen, data_facts
 from gradlens.report.translator import translate
-from gradlens.run import Layer
+from gradlens.run import Layer, Run
 from gradlens.studies import pairs
 
 Words = Mapping[str, str]
@@ -27,6 +29,8 @@ MOST_GROUPS = 4
 """Up to this many groups the sentences name each group; beyond, they count groups, and only the tables name them."""
 MUCH = 0.5
 """A network has learnt little below this share of the way from guessing to a validation accuracy of 1."""
+GUESSES = 1.1
+"""Up to this many times the accuracy of guessing, a network is no better than guessing."""
 EARLY_EPOCHS = 5
 """After this many epochs the training losses are compared: early enough to show which model learns faster."""
 
@@ -125,12 +129,19 @@ def outcome(group: Group, seen: Sequence[Seen], words: Words) -> tuple[bool, str
     numbers = {"train": local(f"{train.mean:.2f}", words), "val": local(f"{val.mean:.2f}", words)}
     if train.mean - val.mean > ACCURACY_GAP:
         return False, words["does not generalise"].format(**numbers)
-    classes = data_facts(group.runs[0]).get("classes", ())
-    chance = 1 / len(classes) if isinstance(classes, list | tuple) and len(classes) > 1 else 0.0
+    classes = number_of_classes(group.runs[0])
+    chance = 1 / classes if classes > 1 else 0.0
     if val.mean < chance + MUCH * (1 - chance):
         guess = words["guessing"].format(chance=local(f"{chance:.2f}", words)) if chance else ""
-        return False, words["learnt little"].format(**numbers) + guess
+        guesses = val.mean <= GUESSES * chance
+        return False, words["no better" if guesses else "learnt little"].format(**numbers) + guess
     return True, words["learns well"].format(**numbers)
+
+
+def number_of_classes(run: Run) -> int:
+    """Return the number of classes that the data have, or else the loss; 0 where neither tells."""
+    classes = data_facts(run).get("classes", ())
+    return len(classes) if isinstance(classes, list | tuple) and classes else classes_of(Recording(run))
 
 
 def opening(facts: Facts, words: Words) -> list[str]:
@@ -339,6 +350,6 @@ def say_kind(kind: str, words: Words) -> str:
 def say_seeds(item: Seen, words: Words) -> str:
     """Name the seeds of a group that show a finding."""
     if len(item.runs) == item.of:
-        return words["the run"] if item.of == 1 else words["all seeds"].format(n=item.of)
+        return words["one run"] if item.of == 1 else words["all seeds"].format(n=item.of)
 
     return words["some seeds"].format(seeds=", ".join(map(str, item.seeds)), n=item.of)

@@ -20,6 +20,7 @@ ENGLISH: dict[str, str] = {
     "gradients healthy": "its gradients are healthy",
     "nothing decided": "its gradients cannot be judged yet",
     "does not generalise": "it does not generalise: training accuracy {train}, validation accuracy {val}",
+    "no better": "it is no better than guessing: validation accuracy {val}",
     "learnt little": "it has learnt little: validation accuracy {val}",
     "guessing": ", where guessing gives {chance}",
     "learns well": "it learns: validation accuracy {val}",
@@ -145,7 +146,6 @@ ENGLISH: dict[str, str] = {
     "finding of group": "{group} {kind} ({seeds})",
     "kind in settings": "{kind} in {settings}",
     "all seeds": "all {n} seeds",
-    "the run": "the run",
     "some seeds": "seed {seeds} of {n} seeds",
     "copies": "{share} of the validation images have a copy in the training set, so validation accuracy is partly "
     "memory ({group}).",
@@ -178,6 +178,7 @@ INDONESIAN = {
     "gradients healthy": "gradiennya sehat",
     "nothing decided": "gradiennya belum dapat dinilai",
     "does not generalise": "model tidak menggeneralisasi: akurasi pelatihan {train}, akurasi validasi {val}",
+    "no better": "model tidak lebih baik daripada menebak: akurasi validasi {val}",
     "learnt little": "model baru sedikit belajar: akurasi validasi {val}",
     "guessing": ", sedangkan menebak menghasilkan {chance}",
     "learns well": "model belajar: akurasi validasi {val}",
@@ -318,7 +319,6 @@ INDONESIAN = {
     "finding of group": "{group} {kind} ({seeds})",
     "kind in settings": "{kind} pada {settings}",
     "all seeds": "semua {n} seed",
-    "the run": "satu pelatihan",
     "some seeds": "seed {seeds} dari {n} seed",
     "copies": "{share} gambar validasi memiliki salinan di data latih, sehingga akurasi validasi sebagian adalah "
     "hafalan ({group}).",

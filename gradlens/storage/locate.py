@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,8 @@ def find_runs(folder: Path = RUNS, *, deep: bool = True) -> list[Path]:
     Raises:
         NoRunError: There is no such folder.
     """
+    if folder.is_file():
+        raise NoRunError(f"{folder} is a file; expected a folder", tip=f"gradlens summary {folder} shows it")
     if not folder.is_dir():
         raise NoRunError(f"there is no folder {folder}", tip=LIST if folder != RUNS and RUNS.is_dir() else FIRST_RUN)
     return _shown(folder, folder.rglob("*.h5") if deep else folder.glob("*.h5"))
@@ -105,7 +108,8 @@ def _tip(argument: Path) -> str:
     names = [name_below(path, RUNS) for path in find_runs()] if RUNS.is_dir() else []
     like = [name for name in names if name.endswith(f"/{wanted}")]
     if not like:
-        return LIST if names else FIRST_RUN
+        near = difflib.get_close_matches(argument.stem if argument.suffix else wanted, names, 1)
+        return f"did you mean {near[0]}? {LIST}" if near else LIST if names else FIRST_RUN
     more = f" and {len(like) - MOST_LIKE} more" if len(like) > MOST_LIKE else ""
     return f"in folders below {RUNS} there {'is' if len(like) == 1 else 'are'} {', '.join(like[:MOST_LIKE])}{more}"
 

@@ -10,7 +10,7 @@ from gradlens.run import Run
 from gradlens.study.claims import judge_claims
 from gradlens.study.experiments import find_experiments
 from gradlens.study.judgement import Judgement
-from gradlens.study.kept import keep_runs, read_kept
+from gradlens.study.kept_numbers import keep_runs, read_kept
 from gradlens.study.published import REFERENCES
 from gradlens.study.run_groups import sort_runs
 from gradlens.study.words import WORDS

@@ -1,4 +1,4 @@
-"""The numbers of a run that the claims use: taken from a run file, or from kept numbers (``gradlens.study.kept``).
+"""The numbers of a run that the claims use: from a run file, or from kept numbers (``gradlens.study.kept_numbers``).
 
 Numbers of rows are rounded to four decimals before anything is computed from them, so that kept numbers are small and
 give the same verdicts as the run files, digit by digit. Shapes: T rows, B residual blocks, E epochs.

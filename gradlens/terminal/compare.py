@@ -23,7 +23,7 @@ from gradlens.analysis.compare import (
 )
 from gradlens.analysis.groups import Group
 from gradlens.analysis.stats import Interval
-from gradlens.format import brackets, plural
+from gradlens.format import brackets, plural, say_decimals
 from gradlens.run import FloatArray
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, evidence_table, heading, print_card
 from gradlens.terminal.console import has_colour
@@ -98,7 +98,7 @@ def compare_card(groups: list[Group]) -> Card:
     quantity = columns_of(groups)[lead.column]
     why = (
         f"{quantity} at {_the(say_end(groups))}: {say_interval(best.final(lead.column))} against "
-        f"{say_interval(other.final(lead.column))}, a difference of {gap.mean:+.3f}"
+        f"{say_interval(other.final(lead.column))}, a difference of {say_decimals(gap.mean, sign=True)}"
     )
     if gap.n > 1:
         why += f"{brackets(gap.low, gap.high, sign=True)} (Welch's 95 % interval over seeds)"
@@ -109,17 +109,22 @@ def compare_card(groups: list[Group]) -> Card:
         verdict, style, todo = f"{best.label} and {other.label} are equal in {quantity}", OPEN, MORE_TRAINING
     elif gap.n > 1:
         verdict, style = f"{best.label} and {other.label}: no difference in {quantity} is shown", OPEN
-        todo = "more seeds narrow the interval: gradlens run MODEL --seeds 0-9"
+        todo = f"more seeds narrow the interval: {_more_seeds(best, other, '0-9')}"
     else:
         only = "one seed only" if best.seeds and other.seeds else "one run each"
         verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by {only}", OPEN
-        own = any("recipe" not in run.config for group in (best, other) for run in group.runs)
-        more = OWN_SEEDS if own else "gradlens run MODEL --seeds 0-4"
+        more = _more_seeds(best, other, "0-4")
         todo = f"train more seeds to find out whether the difference is due to the seed: {more}"
     lines = [("why", why), ("next", todo)]
     if len(groups) > 2:
         lines.insert(1, ("", f"these are the two best of {len(groups)} groups; the table shows all"))
     return Card(title, verdict, style, (), lines)
+
+
+def _more_seeds(best: Group, other: Group, seeds: str) -> str:
+    """Return how to train more seeds: by the command, or in the loop of one's own that recorded the runs."""
+    own = any("recipe" not in run.config for group in (best, other) for run in group.runs)
+    return OWN_SEEDS if own else f"gradlens run MODEL --seeds {seeds}"
 
 
 def _the(end: str) -> str:
@@ -171,7 +176,7 @@ def _curves(console: Console, groups: list[Group], titles: Mapping[str, str]) ->
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(4):
         table.add_column(no_wrap=True)
-    ends = 18
+    ends = 20
     label = min(max(len(group.label) for group in groups), max(console.width - 20 - ends - 12, 12), 44)
     width = max(console.width - 20 - label - ends - 4, 8)
     for column, title in titles.items():
@@ -181,7 +186,7 @@ def _curves(console: Console, groups: list[Group], titles: Mapping[str, str]) ->
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         for i, (group, curve) in enumerate(zip(groups, curves, strict=True)):
             seen = curve[np.isfinite(curve)]
-            ends_text = f"{seen[0]:.3f} -> {seen[-1]:.3f}" if len(seen) else "-"
+            ends_text = f"{say_decimals(seen[0])} -> {say_decimals(seen[-1])}" if len(seen) else "-"
             name = Text(group.label)
             name.truncate(label, overflow="ellipsis")
             table.add_row(Text(title if i == 0 else ""), name, Text(spark(curve, low, high, width)), ends_text)

@@ -93,7 +93,7 @@ def _at(curve: Curve, place: int) -> float:
 
 
 def _axis(label: int, cells: int, low: float, high: float) -> Text:
-    left, right = f"{low:+.1f}", f"{high:+.1f}"
+    left, right = (f"{round(end, 1) + 0.0:+.1f}" for end in (low, high))
     return Text(" " * (label + 1) + left + right.rjust(cells - len(left)), style="dim")
 
 

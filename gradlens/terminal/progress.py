@@ -125,7 +125,8 @@ class TrainingView:
 
     def _end(self, event: Ended) -> None:
         text = f"{event.status} after {plural(event.epochs, 'epoch')}, {say_seconds(event.seconds)}: {event.path}"
-        self.console.print(Text(text + (f" ({event.reason})" if event.reason else ""), style="bold"))
+        reason = event.reason or ("--resume continues it" if event.status == "interrupted" else "")
+        self.console.print(Text(text + (f" ({reason})" if reason else ""), style="bold"))
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._profile, self._ended = None, True

@@ -52,7 +52,7 @@ def summary_card(run: Run) -> Card:
     lines += [("also", sentence) for sentence in notable(run)]
     lines += [("run", _describe_run(run))]
     lines += [("note", text) for label, text in card.lines if label == "note"]
-    lines += [("note", f"note: {note}") for note in run.info.get("notes", ())]
+    lines += [("note", note) for note in run.info.get("notes", ())]
     return replace(card, beside=[run.status, *card.beside[1:]], lines=lines)
 
 

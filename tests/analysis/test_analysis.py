@@ -190,7 +190,7 @@ def test_the_notable_facts_of_a_run(make_run) -> None:
         grid[:, 2] = np.nan
         return grid
 
-    assert "1 layer never received a gradient: stage0.2" in said(change=missing)
+    assert "1 layer had no parameter gradient at any step: stage0.2" in said(change=missing)
     facts = {"data_facts": {"val_share_any_copy_in_train": 0.55}}
     assert "55% of the validation images have a copy in the training set" in said(config=facts)
 

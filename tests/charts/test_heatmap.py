@@ -196,6 +196,8 @@ def test_a_smooth_schedule_has_no_drops_of_the_learning_rate() -> None:
     assert learning_rate_drops(replace(run, scalars={"lr": stepped})).tolist() == [8, 14]
     cosine = 0.05 * (1 + np.cos(np.linspace(0, np.pi / 2, 20)))
     assert learning_rate_drops(replace(run, scalars={"lr": cosine})).tolist() == []
+    to_zero = 0.05 * (1 + np.cos(np.linspace(0, np.pi, 21)[:-1]))
+    assert learning_rate_drops(replace(run, scalars={"lr": to_zero})).tolist() == []
     assert learning_rate_drops(run).tolist() == []
     wild = run_of({"param_grad_norm": np.ones((200, 3))})
     assert learning_rate_drops(replace(wild, scalars={"lr": np.tile([1.0, 0.1], 100)})).tolist() == []

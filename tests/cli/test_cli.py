@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,7 +139,13 @@ def test_run_takes_several_seeds_and_every_option(capsys: pytest.CaptureFixture[
         (["compare"], 1, "there is no folder runs"),
         (["ls", "none"], 1, "there is no folder none"),
         (["paint"], 2, "No such command 'paint'"),
-        (["heatmap", "--metric", "loss"], 2, "'loss' is not one of"),
+        (["heatmap", "--metric", "loss"], 2, "Logged scalars, such as the loss, are shown by gradlens summary"),
+        (["profile", "--metric", "grad_norm"], 2, "Did you mean 'param_grad_norm'?"),
+        (["run", "plain34", "--lr", "0,1"], 2, "Write 0.1 with a point"),
+        (["run", "plan34"], 2, "did you mean plain34?"),
+        (["run", "net.py"], 2, "expected net.py:FACTORY"),
+        (["run", "plain34", "--data", "."], 2, "Tip: --data folder:."),
+        (["run", "torchvision:resnet19"], 1, "expected resnet18"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_its_code(
@@ -301,3 +309,15 @@ def test_heatmap_takes_metrics_looks_and_another_run(capsys: pytest.CaptureFixtu
     assert "lacks grad_coherence" in capsys.readouterr().err
     assert run_command(["heatmap", "net-s0", "--metric", "param_norm,nothing"]) == 2
     assert "'nothing' is not one of" in capsys.readouterr().err
+
+
+def test_a_pipe_whose_reader_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(**_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli.commands["ls"], "callback", write)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None, close=lambda: None))
+    assert run_command(["ls"]) == 0
+    assert not said

@@ -11,7 +11,7 @@ from torchvision import models
 
 from gradlens.cli.early_checks import check_data, check_model, torchvision_models
 from gradlens.errors import DataError, ModelError
-from gradlens.terminal.working import CLEAR, working
+from gradlens.terminal.spinner import CLEAR, working
 
 
 def test_the_names_of_torchvision_are_read_from_its_files() -> None:

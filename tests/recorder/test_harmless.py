@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens.errors import GradlensWarning, RecorderError
+from gradlens.metrics import METRICS
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink
 from tests.recorder.small import backward, data, lstm, mlp, norms
@@ -124,6 +126,23 @@ def test_a_layer_that_is_added_or_replaced_has_a_note() -> None:
     assert np.isnan(sink.metric("activation_grad_norm")[1, 2])
 
 
+def test_a_parameter_that_is_replaced_has_a_note() -> None:
+    model, sink = mlp(), ListSink()
+    torch.nn.utils.parametrizations.weight_norm(model[2])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Recorder(model, sink, optimizer=optimizer) as recorder:
+        for step in range(3):
+            backward(model, step)
+            optimizer.step()
+        torch.nn.utils.parametrize.remove_parametrizations(model[2], "weight")
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+        backward(model, 3)
+        optimizer.step()
+        with pytest.warns(GradlensWarning, match=r"2: parameters were replaced .* and the new ones are in no row"):
+            recorder.log_epoch(epoch=1)
+    assert not [item for item in sink.facts["parameters"] if item["optimizer"] is None]  # not in no optimizer
+
+
 def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -145,7 +164,7 @@ def test_notes_in_the_file_list_what_is_missing(tmp_path: Path) -> None:
         "the output had no gradient in any row: frozen",
         "used without a call that hooks see (a weight in a function, tied, fused): owner",
         "never called (unused, or used inside a fused operation): unused",
-        "the parameters had no gradient in any row (frozen or unused): frozen, unused",
+        "the parameters had no gradient in any row (frozen, unused, or cleared before the step): frozen, unused",
     ]
     assert run.info["overhead"] > 0
     calls = {"frozen": 1, "unused": 0, "used": 1, "head": 1, "owner": 0}
@@ -280,5 +299,73 @@ def test_a_copy_of_all_attributes_runs_itself() -> None:
             bare = functional.linear(x, model[0].weight * 2, model[0].bias * 2)
             torch.testing.assert_close(with_all_attributes(model)[0](x), bare)
             model.zero_grad()
+            backward(model, step)
+            optimizer.step()
+
+
+class Counted(nn.Module):
+    """A parametrization with a state: each call changes it, as the power iteration of spectral norm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight * 1.0
+
+
+@pytest.mark.parametrize("build", [mlp, lstm])
+def test_a_parametrization_is_not_called_once_more(build) -> None:
+    def train(recorded: bool) -> float:
+        model = build()
+        first = next(module for module in model.modules() if next(module.parameters(recurse=False), None) is not None)
+        name = next(iter(first._parameters))
+        torch.nn.utils.parametrize.register_parametrization(first, name, Counted())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with Recorder(model, ListSink(), optimizer=optimizer, metrics=tuple(METRICS)) if recorded else nullcontext():
+            for step in range(4):
+                backward(model, step)
+                optimizer.step()
+        return float(first.parametrizations[name][0].calls)
+
+    assert train(recorded=True) == train(recorded=False)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("part", ["all", "one layer"])
+def test_torchscript_is_recorded_without_gradients_of_outputs(part: str) -> None:
+    model, sink = mlp(), ListSink()
+    if part == "all":
+        model = torch.jit.script(model)
+    else:
+        model[0] = torch.jit.script(model[0])
+    optimizer, got = torch.optim.SGD(model.parameters(), 0.1), []
+    warns = pytest.warns(GradlensWarning, match=r"torch\.jit") if part == "all" else nullcontext()
+    with warns, Recorder(model, sink, optimizer=optimizer, metrics=tuple(METRICS)):
+        for step in range(4):
+            optimizer.zero_grad()
+            backward(model, step)
+            grads = [p.grad.double() for p in model.parameters()]  # weight and bias of each layer in succession
+            got.append([float(torch.cat([w.flatten(), b]).norm()) for w, b in zip(*[iter(grads)] * 2, strict=True)])
+            optimizer.step()
+    np.testing.assert_allclose(sink.metric("param_grad_norm"), got, rtol=1e-5)
+    missing = np.isnan(sink.metric("activation_grad_norm")).all(axis=0)
+    assert missing.tolist() == [True, part == "all", part == "all"]
+    assert any("missing" in note or "used without a call" in note for note in sink.notes)
+
+
+def operations(model: nn.Module, x: Tensor) -> list[str]:
+    return [node.kind() for node in torch.jit.trace(model, x).inlined_graph.nodes()]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_trace_of_the_model_holds_nothing_of_the_recorder() -> None:
+    model = mlp()
+    optimizer, x = torch.optim.SGD(model.parameters(), 0.1), data(1)[0]
+    plain = operations(model, x)
+    with Recorder(model, ListSink(), optimizer=optimizer):
+        for step in range(3):
+            assert operations(model, x) == plain  # and no TracerWarning, which is an error here
             backward(model, step)
             optimizer.step()

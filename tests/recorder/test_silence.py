@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradlens
 from gradlens.errors import GradlensWarning
-from gradlens.recorder import Recorder, measuring
+from gradlens.recorder import Recorder, distributed, measuring
 from gradlens.sinks import ListSink
+from gradlens.storage.lock import lock_path
 from tests.recorder.small import backward, data, mlp, norms
 
 
@@ -318,7 +321,15 @@ def noise(model: nn.Module, step: int) -> None:
         p.grad.mul_(0.9).add_(torch.randn(p.shape, generator=generator), alpha=0.02)
 
 
-@pytest.mark.parametrize("change", [surgery, noise])
+def replacement(model: nn.Module, step: int) -> None:
+    """Replace all gradients by others that are smaller."""
+    model.zero_grad()
+    backward(model, step)
+    for p in model.parameters():
+        p.grad = p.grad.flip(0) * 0.1
+
+
+@pytest.mark.parametrize("change", [surgery, noise, replacement])
 def test_what_is_no_clipping_has_no_coefficient(change: Callable[[nn.Module, int], None]) -> None:
     model, sink = mlp(), ListSink()
     optimizer = sgd(model)
@@ -346,3 +357,41 @@ def test_a_closure_with_several_evaluations_does_not_clip() -> None:
             optimizer.step(closure)
     assert not any("clip_coefficient" in row.scalars for row in sink.rows)
     assert not any("discarded" in note for note in sink.notes)
+
+
+class DeepSpeedEngine(nn.Module):
+    """Like DeepSpeed's: it wraps the model, and averages gradients over the ranks before its optimizer steps."""
+
+    data_parallel_group = "both"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+HOLD = """
+import fcntl, os, sys
+fcntl.lockf(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_ranks_of_an_engine_are_combined_and_a_first_rank_may_come_second(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda *_: 0)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda *_: 2)
+    monkeypatch.setattr(distributed.dist, "get_process_group_ranks", lambda group: {"both": [0, 1]}[group])
+    ranks = distributed.find_ranks(DeepSpeedEngine(mlp()))
+    assert ranks is not None
+    assert (ranks.world, ranks.batch_parts) == (2, 2)
+    with pytest.warns(GradlensWarning, match="not wrapped"):
+        assert distributed.find_ranks(mlp()) is None
+    path = tmp_path / "run.h5"
+    assert distributed.bare_rank(path) == ""  # nobody writes it
+    command = [sys.executable, "-c", HOLD, str(lock_path(path))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert distributed.bare_rank(path) == "process 1 of 2"
+        other.communicate()

@@ -115,7 +115,7 @@ def test_the_summary_says_what_recording_cost_and_what_is_missing(make_run) -> N
     print_summary(out, run)
     text = "\n".join(plain_lines(out))
     assert "recording took 1.2 % of the time" in text
-    assert "note: no gradient came to the output of [a]" in text
+    assert "note  no gradient came to the output of [a]" in text
     facts = summarise(run).to_dict()
     assert facts["overhead"] == 0.0123
     assert facts["notes"] == ["no gradient came to the output of [a]", "another"]

@@ -31,6 +31,9 @@ from gradlens.recorder.hooks.compiled import must_stay_whole, outside_graphs
 from gradlens.recorder.layers import Learned, output_tensors, own_parameters
 from gradlens.recorder.output_gradients import KEPT, OutputGradients
 
+is_tracing = torch._C._get_tracing_state
+"""Returns None unless ``torch.jit.trace`` runs the model: nothing is added to its graph then."""
+
 KEY = "gradlens"
 PLACE = "_compiled_call_impl"
 """Attribute of a module that torch calls instead of its usual call; torch stores a compiled call there."""
@@ -57,6 +60,8 @@ class ForwardHook:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Attach a hook to the output; ``torch.compile`` may trace this."""
+        if is_tracing() is not None:
+            return
         compiled = torch.compiler.is_compiling()
         if not (compiled and must_stay_whole()):
             self._outside_the_graph(module, output, compiled)
@@ -135,6 +140,8 @@ class LayerHook(ForwardHook):
         hooks = {KEY: kept.append}
 
         def hooked(*args: Any, **kwargs: Any) -> Any:
+            if is_tracing() is not None:
+                return call(*args, **kwargs)
             caller: Any = None if is_compiling() else frame(1).f_locals.get("self")
             if caller is not module and is_copy(caller):
                 return caller._call_impl(*args, **kwargs)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.hooks.layer_hooks import PLACE, ForwardHook, LayerHook, LearningHook, OnError
-from gradlens.recorder.layers import Learned
+from gradlens.recorder.layers import Learned, takes_hooks
 from gradlens.recorder.output_gradients import OutputGradients
 
 
@@ -129,7 +129,7 @@ class ForwardPlace:
 
     def put(self) -> None:
         """Place the hook."""
-        self._handle = self._module.register_forward_hook(self._hook)
+        self._handle = self._module.register_forward_hook(self._hook) if takes_hooks(self._module) else None
 
     def clear(self) -> None:
         """Remove the hook."""
@@ -178,7 +178,8 @@ def _allows_direct_place(module: nn.Module) -> bool:
     """Return whether the attribute exists, is unused, and is left out when the module is copied or pickled."""
     kind = type(module)
     return (
-        kind.__call__ is nn.Module.__call__
+        takes_hooks(module)
+        and kind.__call__ is nn.Module.__call__
         and kind.__getstate__ is nn.Module.__getstate__
         and kind.__reduce_ex__ is object.__reduce_ex__
         and not hasattr(kind, "__deepcopy__")

@@ -329,7 +329,7 @@ def step_line(watched: Watched) -> str:
     rows = watched.recent["scalars"].rows
     if "loss" in watched.scalar_names and len(rows):
         parts.append(f"loss {rows[-1, watched.scalar_names.index('loss')]:.4f}")
-    return "  ".join([*parts, ratio_line(watched)])
+    return "  ".join(dict.fromkeys([*parts, ratio_line(watched)]))  # without a ratio that line is the step alone
 
 
 def ratio_line(watched: Watched) -> str:

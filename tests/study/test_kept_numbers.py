@@ -16,7 +16,7 @@ from gradlens.errors import ConfigError, RunFileError
 from gradlens.run import Run
 from gradlens.storage import read_run
 from gradlens.study import judge_claims
-from gradlens.study.kept import FILE, keep_runs, read_kept
+from gradlens.study.kept_numbers import FILE, keep_runs, read_kept
 from tests.study.planted_claims import CONTROLS, FAST, halves, over_depth, pair, planted, seeds
 
 

@@ -70,7 +70,7 @@ def fill(pages: Paper, facts: Facts, figures: Mapping[str, Any], words: Words) -
         pages.paragraph(f"{ITEM}{sentence}")
     pages.heading(words["Findings"])
     head = [words[key] for key in ("group", "finding", "evidence", "next")]
-    pages.table(head, finding_rows(facts, words), [1.2, 2.2, 4, 2.2])
+    pages.table(head, finding_rows(facts, words), [1.5, 2.1, 3.9, 2.2])
     pages.paragraph(words["judged alone"], faint=True)
     first, rest = split_settings(facts.settings)
     pages.heading(words["Hyper-parameters"])
@@ -80,7 +80,7 @@ def fill(pages: Paper, facts: Facts, figures: Mapping[str, Any], words: Words) -
         pages.heading(words["more settings"].capitalize())
         _side_by_side(pages, rest, facts.names, words)
     pages.heading(words["Environment"])
-    _side_by_side(pages, facts.environment, facts.names, words, numbers=False)
+    _environment(pages, facts.environment, facts.names, words)
     made = ", ".join(f"{name} {version}" for name, version in facts.made_with.items())
     pages.footer(f"{words['made by']} {facts.command} ({made}).")
 
@@ -132,6 +132,19 @@ def _side_by_side(pages: Paper, rows: Sequence[Row], names: list[str], words: Wo
         ]
         head = [words["setting"], *[names[i] for i in part]]
         pages.table(head, body, [1.3] + [2.0] * len(part), [row.differs for row in rows])
+
+
+def _environment(pages: Paper, rows: Sequence[Row], names: list[str], words: Words) -> None:
+    """Write what all experiments have in common as a paragraph, and a table of the rest."""
+    equal = [row for row in rows if len(set(row.values)) == 1]
+    said = [
+        f"{say_name(row, words)} {say_setting(row.values[0], words, numbers=False)}"
+        for row in equal
+        if row.values[0] != "–"
+    ]
+    if said:
+        pages.paragraph("; ".join(said) + ".", faint=True)
+    _side_by_side(pages, [row for row in rows if row not in equal], names, words, numbers=False)
 
 
 def _parts(columns: list[Any]) -> list[list[Any]]:
