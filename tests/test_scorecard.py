@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -169,3 +170,41 @@ def test_the_card_of_programs_runs(tmp_path: Path) -> None:
     ours = {(a["name"], a["variant"]): a for a in kept if a["tool"] == "gradlens"}
     assert ours["gradients_never_cleared", "faulty"]["right"]
     assert len(ours) == 3
+
+
+@pytest.fixture
+def remedies(programs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setitem(sys.modules, "card", programs)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("programs_remedies", PROGRAMS / "remedies.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "programs_remedies", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_advice_does_by_hand(remedies: ModuleType) -> None:
+    assert remedies.judge(2.0, 0.1, 0.0, "loss") == ("cured", pytest.approx(0.95))
+    assert remedies.judge(2.0, 1.0, 0.0, "loss")[0] == "helped"
+    assert remedies.judge(2.0, 1.9, 0.0, "loss")[0] == "no effect"
+    assert remedies.judge(2.0, 2.3, 0.0, "loss")[0] == "worse"
+    assert remedies.judge(0.1, 0.9, 0.9, "accuracy")[0] == "cured"
+    assert remedies.judge(2.0, math.nan, 0.0, "loss")[0] == "worse"
+    assert remedies.judge(math.nan, math.nan, 0.0, "loss")[0] == "no effect"
+
+
+def test_the_trial_of_the_remedies_is_the_one_that_is_shown(programs: ModuleType) -> None:
+    entries = tomllib.loads((PROGRAMS / "remedies.toml").read_text(encoding="utf-8"))
+    known = {item.name: item for item in programs.programs() if item.variant == programs.FAULTY and not item.held_out}
+    for name, entry in entries.items():
+        text = known[name.split(",")[0]].script.read_text(encoding="utf-8")
+        assert text.count(entry["old"]) == 1, name
+        assert entry["new"] != entry["old"]
+    kept = json.loads((PROGRAMS / "results" / "remedies.json").read_text(encoding="utf-8"))
+    assert {trial["name"].split(",")[0] for trial in kept} == set(known)
+    assert {trial["name"] for trial in kept if trial["outcome"] != "no advice"} == set(entries)
+    assert all(trial["said"] for trial in kept)
+    shown = (PROGRAMS / "README.md").read_text(encoding="utf-8").partition("<!-- trial -->\n")[2]
+    assert shown.startswith((PROGRAMS / "results" / "remedies.md").read_text(encoding="utf-8"))

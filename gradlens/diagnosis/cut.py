@@ -15,8 +15,13 @@ LEAST_PASSES = 2
 RECURRENT = ("RNN", "LSTM", "GRU")
 DRAWN = "a drawn sample passes no gradient"
 HOW = {
-    "detached": "its output is taken out of the graph (.detach(), .data, .item(), .numpy() or a new tensor)",
+    "detached": "nothing uses its output, or it is taken out of the graph (.detach(), .data, .item(), .numpy() or a "
+    "new tensor)",
     "no_grad": "it runs without a graph (torch.no_grad, inference_mode or requires_grad_(False) on what it gets)",
+}
+MEND = {
+    "detached": "remove the detach(), .data, .item(), .numpy() or torch.tensor(...) there, or use it",
+    "no_grad": "remove the no_grad or inference_mode around it, or the requires_grad_(False) on what it gets",
 }
 
 
@@ -140,8 +145,9 @@ def _behind_a_cut(rec: Recording) -> list[Finding]:
                 f"no gradient reaches {say_layers(layers)} although the optimizer is to train "
                 f"{'it' if len(layers) == 1 else 'them'}: the graph of the loss ends behind {quoted(last)}; "
                 f"{HOW.get(item.text('how'), 'it is cut there')}",
-                f"Look at what is done with the output of {quoted(last)}{before}: remove the detach() or no_grad "
-                "there, or take these parameters out of the optimizer if they are not to learn.",
+                f"Look at what is done with the output of {quoted(last)}{before}: "
+                f"{MEND.get(item.text('how'), MEND['detached'])}; if these parameters are not to learn, take them out "
+                "of the optimizer.",
                 f"cut behind {last}",
             )
         )

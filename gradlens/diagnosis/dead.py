@@ -6,7 +6,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding, exact_finding, quoted
+from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import (
@@ -23,6 +23,7 @@ from gradlens.metrics import DEAD_UNITS
 DEAD_SHARE = 0.99
 """smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here the share is over all units of a
 layer. A healthy ReLU outputs about half zeros."""
+NO_DATA = "Look at the data: they are all 0."
 MOSTLY_DEAD, HALF_DEAD = 0.9, 0.5
 """Shares of dead units that count as a fault beside a loss that does not fall, and as a note."""
 
@@ -61,7 +62,7 @@ def dead(rec: Recording, learning: Learning) -> list[Finding]:
             f"{'is' if len(layers) == 1 else 'are'} beyond the threshold",
             f"more than {DEAD_SHARE:.0%} zeros, lasting to the end",
             "smdebug, DeadRelu: a unit active less than 1 % of the time is dead; for ReLU, half zeros are healthy",
-            _revive(rec),
+            _revive(rec, names, bool(np.nan_to_num(series.values[:2, layers[0]]).min() > DEAD_SHARE)),
             max(share_beyond(series.values[late][:, i], DEAD_SHARE, below=False) for i in layers),
         )
     ]
@@ -91,7 +92,7 @@ def _no_input(rec: Recording) -> list[Finding]:
                 (since, rec.last_step),
                 f"the weights of {quoted(found[0])} get a gradient of exactly 0 and its bias does not (seen first at "
                 f"step {since}): its input is exactly 0, {before}",
-                _revive(rec),
+                _revive(rec, (order[path[-1]],), since <= int(rec.run.steps[0])) if path else NO_DATA,
                 "the input of a layer is exactly 0",
             )
         ]
@@ -129,7 +130,7 @@ def _few_left(rec: Recording, learning: Learning) -> list[Finding]:
             f"{learning.evidence}",
             f"at least {MOSTLY_DEAD:.0%} dead units in a hidden layer of a model that does not learn",
             "smdebug, DeadRelu, judges activations; each unit alone, over three recordings, is this project's",
-            _revive(rec),
+            _revive(rec, rec.names(layers), bool(np.nan_to_num(column[np.isfinite(column)][:1] >= MOSTLY_DEAD).all())),
             (beyond + 1) / (len(column[series.late]) + 2),
         )
     ]
@@ -156,8 +157,15 @@ def say_dead_units(rec: Recording) -> list[str]:
     ]
 
 
-def _revive(rec: Recording) -> str:
+def _revive(rec: Recording, names: tuple[str, ...], from_the_start: bool) -> str:
+    """Return the remedy for dead units: they were made so, or a step was too large."""
     network = Network(rec)
     if network.first_update() > LARGE_STEP:
         return f"{network.slow_down()} The first update was {network.first_update():.0%} of the weights' norm."
-    return f"Lower {network.say_rate()} and check the biases, or use LeakyReLU or GELU, whose slope is not 0."
+    other = "use LeakyReLU or GELU, whose slope is not 0"
+    if from_the_start:
+        return (
+            f"These units are off from the first rows on: initialise the biases of {say_layers(names)} with 0 and the "
+            f"weights at random (He initialisation), or {other}."
+        )
+    return f"Lower {network.say_rate()} by a factor of 10, check the biases of {say_layers(names)}, or {other}."

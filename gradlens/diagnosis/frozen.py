@@ -316,9 +316,33 @@ def _finding(rec: Recording, layers: NDArray[np.int64], row: int, evidence: str,
         evidence,
         FROZEN_LINE,
         FROZEN_SOURCE,
-        "If this is not intended: set requires_grad, pass all parameters to the optimizer, and check the schedule.",
+        _release(rec, names),
         (count + 1) / (count + 2),
     )
+
+
+def _release(rec: Recording, names: tuple[str, ...]) -> str:
+    """Return the remedy for layers that do not change; what the facts show to be right is not advised."""
+    given = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
+    if not given.issuperset(names) or not names:
+        return (
+            f"If this is not intended: set requires_grad on {say_layers(names)}, and give their parameters to the "
+            "optimizer."
+        )
+    network, rates = Network(rec), _rates_of(rec, names)
+    rate = f"the learning rate of their group ({rates[0]:.3g})" if len(rates) == 1 else network.say_rate()
+    check = f", and {network.schedule}" if network.schedule else ""
+    return (
+        f"{network.optimizer[:1].upper()}{network.optimizer[1:]} has {say_layers(names)}: check {rate}{check}, and "
+        "whether code of yours sets these weights back after a step."
+    )
+
+
+def _rates_of(rec: Recording, names: tuple[str, ...]) -> list[float]:
+    """Return the last learning rates of the groups that hold layers, each once."""
+    groups = [group for item in rec.setup.entries("optimizers") for group in item.entries("groups")]
+    found = [group.entry("lr").number("last") for group in groups if set(names) & set(group.texts("layers"))]
+    return list(dict.fromkeys(rate for rate in found if math.isfinite(rate)))
 
 
 def _unchanged_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None, str]:
@@ -398,7 +422,7 @@ def slow(rec: Recording) -> list[Finding]:
             f"update_ratio below {SMALL_STEP:.0e}, a cosine above {AGREE}, and a loss that does not halve",
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; at a minimum the gradients "
             "of the halves cancel",
-            "Raise the learning rate by a factor of 10 to 100, or check its schedule.",
+            Network(rec).speed_up(step),
             share_beyond(cosines, AGREE, below=False),
         )
     ]
@@ -433,7 +457,6 @@ def steady(rec: Recording) -> list[Finding]:
     average = (
         "Do not divide a loss that is a mean already by the number of examples or elements again. " if scaled else ""
     )
-    remedy = f"Raise {Network(rec).say_rate()} by a factor of 10 to 100, or check its schedule."
     return [
         Finding(
             "frozen",
@@ -445,7 +468,7 @@ def steady(rec: Recording) -> list[Finding]:
             f"update_ratio below {SMALL_STEP:.0e}, and a loss that falls in the last fifth at half of its first pace "
             "or more",
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]",
-            f"{average}{remedy}",
+            f"{average}{Network(rec).speed_up(step)}",
             0.997,
         )
     ]

@@ -10,6 +10,7 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
     BATCHES,
     Recording,
@@ -20,6 +21,8 @@ from gradlens.run import FloatArray
 COHERENT = 0.005
 """The geometric mean of two mean cosines over layers, measured at initialisation between disjoint batches of 32 images:
 0.001 for plain34 with batch norm, whose gradients are shattered, and 0.028 for resnet34."""
+SHORTCUTS = "Add shortcuts, enlarge the batch, or remove layers. Clipping does not help: the norms are healthy."
+ENLARGE = "Enlarge the batch, or remove layers. Clipping does not help: the norms are healthy."
 OPPOSED = 0.05
 """Gradients of batches in succession that oppose each other by more have a direction in common: that of a step that was
 too large. Ten times the threshold above."""
@@ -72,7 +75,7 @@ def incoherent(rec: Recording) -> list[Finding]:
             f"a cosine below {COHERENT} from the first rows on",
             "measured at initialisation: plain34 0.001, resnet34 0.028; Balduzzi et al. 2017, The Shattered Gradients "
             "Problem, sec. 2",
-            "Add shortcuts, enlarge the batch, or remove layers. Clipping does not help: the norms are healthy.",
+            ENLARGE if Network(rec).has_shortcuts else SHORTCUTS,
             share_beyond(cosines, COHERENT, below=True),
         )
     ]

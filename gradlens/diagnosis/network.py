@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import quoted
+from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.recorded_rows import PARAM_NORM, UPDATE, Recording
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
@@ -15,11 +15,18 @@ RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "
 LARGE_INPUT = 10.0
 """Initialisations assume inputs with a root mean square of about 1: LeCun et al. 1998, Efficient BackProp, sec. 4.3; a
 tenfold input is a tenfold output, and a hundredfold curvature of the loss."""
+SMALL_INPUT = 0.1
+"""The same, tenfold smaller."""
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""
 LARGE_STEP = 0.1
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
+CALM_STEP = 0.03
+"""The relative first update that a lowered rate may have at most: a third of that limit. Measured on a post-norm
+transformer of experiments/scorecard/programs: from 0.22, a hundredth of the rate learnt a third of what a tenth did."""
+GOOD_STEP = 1e-3
+"""The relative update that a remedy aims at: about the middle of that range, on the careful side."""
 
 
 class Network:
@@ -35,7 +42,9 @@ class Network:
         kinds = {layer.kind for layer in rec.run.layers}
         self.norms = rec.norms
         self.is_recurrent = any(kind.removesuffix("Cell") in ("RNN", "LSTM", "GRU") for kind in kinds)
-        self.has_attention = any("Attention" in kind for kind in kinds)
+        tags = {tag for layer in rec.run.layers for tag in layer.tags}
+        self.has_attention = any("Attention" in kind for kind in kinds) or bool(tags & {"query", "attention"})
+        self.has_shortcuts = "residual" in tags or any(layer.role == "shortcut" for layer in rec.run.layers)
 
     @property
     def optimizer(self) -> str:
@@ -74,6 +83,26 @@ class Network:
         found = [item.text("class") for optimizer in self.optimizers for item in optimizer.entries("schedulers")]
         return found[0] if found else ""
 
+    @property
+    def has_normal_inputs(self) -> bool:
+        """Whether all data are seen to be whole numbers (tokens), or of a size near 1."""
+        data = [item for item in self._rec.setup.entries("inputs") if item.flag("data")]
+        return bool(data) and all(
+            "int" in item.text("dtype") or SMALL_INPUT < item.number("rms") < LARGE_INPUT for item in data
+        )
+
+    @property
+    def bounded(self) -> dict[str, str]:
+        """The layers whose output goes into a tanh or sigmoid, and its name, as far as the graph of the loss shows."""
+        return {item.text("layer"): item.text("op").lower() for item in self._rec.setup.graph.entries("bounded")}
+
+    def say_bounded(self) -> str:
+        """Return "the sigmoid behind conv1 and conv2", or "" where no bounded activation function is seen."""
+        found = self.bounded
+        if not found:
+            return ""
+        return f"the {' and '.join(dict.fromkeys(found.values()))} behind {say_layers(tuple(found))}"
+
     def say_rate(self) -> str:
         """Return "the learning rate of Adam (0.02)", as far as it is known."""
         number = f" ({self.rate:.3g})" if math.isfinite(self.rate) else ""
@@ -89,17 +118,34 @@ class Network:
 
     def slow_down(self) -> str:
         """Return the advice for updates that are too large; it never advises what is there already."""
-        warm = "" if self.warms_up else ", or warm it up over the first hundred steps"
+        warm = "" if self.warms_up else ", and warm it up over the first hundred steps"
         if math.isfinite(self.rate) and (first := self.first_update()) > LARGE_STEP:
-            lower = f"Lower {self.say_rate()} to about {self.rate / 10 ** math.ceil(math.log10(first / 0.01)):.1g}"
+            lower = f"Lower {self.say_rate()} to about {self.rate / 10 ** math.ceil(math.log10(first / CALM_STEP)):.1g}"
         else:
             lower = f"Lower {self.say_rate()} by a factor of 10"
-        norm = "; where norms come after the attention (post-norm), put them before it" if self.has_attention else ""
-        return f"{lower}{warm}{norm}."
+        norm = " Where norms come after the attention (post-norm), put them before it." if self.has_attention else ""
+        return f"{lower}{warm}.{norm}"
+
+    def speed_up(self, step: float) -> str:
+        """Return the advice for updates that are too small.
+
+        Args:
+            step: The usual relative update, or NaN.
+        """
+        rates = self._rec.scalar("lr")
+        known = rates[np.isfinite(rates)]
+        check = f", or check {self.schedule or 'its schedule'}" if len(known) and known.min() < known.max() else ""
+        factor = 10.0 ** math.floor(math.log10(GOOD_STEP / step)) if step > 0 else math.nan
+        if not (math.isfinite(self.rate) and factor >= 10) or check:
+            return f"Raise {self.say_rate()} by a factor of 10 to 100{check}."
+        return f"Raise {self.say_rate()} step by step, to about {self.rate * factor:.1g}."
 
     def clip(self) -> str:
         """Return the advice to clip gradients, or to clip them more."""
         if self.clips:
+            limits = [item.number("max_norm") for item in self._rec.setup.entries("clipping")]
+            if len(limits) == 1 and limits[0] > 0:
+                return f"Lower max_norm of clip_grad_norm_ ({limits[0]:g}) to about {limits[0] / 10:g}."
             return "Clip the gradient's norm at a smaller value."
         why = " (in a recurrent network it grows with every time step)" if self.is_recurrent else ""
         return f"Clip the gradient's norm, with clip_grad_norm_ before the optimizer's step{why}."
@@ -107,7 +153,8 @@ class Network:
     def tame(self) -> str:
         """Return the advice for weights that are too large for their number of inputs."""
         norm = "" if self.norms else ", or normalise the layers' outputs"
-        return f"Use He initialisation (the weights are too large for their number of inputs){norm}."
+        name = "Glorot" if self.bounded else "He"
+        return f"Use {name} initialisation (the weights are too large for their number of inputs){norm}."
 
     def shrunk(self) -> tuple[str, str]:
         """Return a sentence on weights that weight decay has brought to nearly nothing, and a remedy; or twice ""."""

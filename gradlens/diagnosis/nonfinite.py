@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import COUNT, PARAM_GRAD, RMS, Recording
 from gradlens.format import plural
 
@@ -15,12 +16,6 @@ SKIPS = 16
 """A GradScaler starts at 65536 = 2^16 and halves its scale at each skipped step (PyTorch, torch.amp.GradScaler,
 init_scale): after more than 16 skips in a row, the scale does not explain them."""
 SOURCE = "IEEE 754: arithmetic with NaN stays NaN; one optimizer step carries it into the weights"
-REMEDY = {
-    "forward": "Check the first layer named above and its input, the data for NaN, and the loss for log(0) or 0 / 0; "
-    "lower the learning rate.",
-    "backward": "Check the operation after the first layer named above (sqrt, norm, log and division have an infinite "
-    "slope at 0), lower the learning rate, and clip the gradients.",
-}
 
 
 def first_broken_row(rec: Recording) -> int | None:
@@ -59,10 +54,35 @@ def nonfinite(rec: Recording, row: int | None) -> list[Finding]:
             "; ".join(part for part in parts if part),
             "any NaN or Inf in a step that is not skipped",
             SOURCE,
-            REMEDY[direction],
+            _remedy(rec, row, forward, layers),
             1.0,
         )
     ]
+
+
+def _remedy(rec: Recording, row: int, forward: bool, layers: tuple[str, ...]) -> str:
+    """Return what to look at: in the batch of that step first, because most batches before it were well."""
+    network, step = Network(rec), int(rec.run.steps[row])
+    last = f"If all that is well, lower {network.say_rate()} and clip the gradients."
+    if network.clips:
+        last = f"If all that is well, lower {network.say_rate()}."
+    seen = forward and RMS in rec.run.metrics and bool(_bad_layers(rec, RMS, row))
+    loss = rec.scalar("loss")
+    if not forward and layers and not (len(loss) and math.isnan(loss[row])):  # a loss of NaN may come from the batch
+        look = (
+            f"Look at what is done with the output of {quoted(layers[0])}: sqrt, norm, log and division have an "
+            "infinite slope at 0, so add a small number inside. A softmax over nothing but -inf is 0 / 0, so mask with "
+            "a large finite number. Under autocast, compute all of these in float32."
+        )
+    elif seen:
+        look = f"Look at the input of {quoted(layers[0])} and at what is done with it in its forward pass."
+    else:
+        look = (
+            f"Look at the batch of step {step} first: is NaN or Inf in it (a division by a deviation of 0)? Then at "
+            "the loss and at attention: log(0), exp of a large number, 0 / 0 (so is a softmax over nothing but -inf). "
+            "Clamp before them, and compute them in float32."
+        )
+    return f"{look} {last}"
 
 
 def _direction(rec: Recording, row: int) -> tuple[bool, tuple[str, ...], str]:

@@ -30,6 +30,7 @@ FAR_REMEDY = (
     "Scale the targets to mean 0 and standard deviation 1 (and scale predictions back), or begin with the mean target "
     "as the bias of the last layer. "
 )
+APART, SCALED = "shuffled apart or mislabelled", "shuffled apart, mislabelled, or not normalised"
 AGREE, DISAGREE = 0.1, 0.02
 """Cosines between gradients of parts of a batch: measured at initialisation, 0.03 to 0.4 where a common direction
 exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
@@ -176,14 +177,14 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     if too_large or step > LARGE_STEP:
         return network.slow_down()
     if _hardly_moves(rec, step):
-        return f"Raise {network.say_rate()} by a factor of 10 to 100, or check its schedule."
+        return network.speed_up(step)
     shapes = [item for item in rec.setup.graph.entries("losses") if item.text("op")]
     compared = (
         f" ({shapes[0].text('op')} over {' x '.join(f'{n:.0f}' for n in shapes[0].numbers('shape'))})" if shapes else ""
     )
     return (
         "Train on one batch of ten examples until the loss is near 0. If that works, look at the data: inputs and "
-        "targets may be shuffled apart, mislabelled, or not normalised. If it does not, look at the loss: its inputs' "
-        f"shapes{compared}, an activation function before it, and the order of its arguments; then try "
+        f"targets may be {APART if network.has_normal_inputs else SCALED}. If it does not, look at the loss: its "
+        f"inputs' shapes{compared}, an activation function before it, and the order of its arguments; then try "
         f"{network.say_rate()} ten times larger and smaller."
     )

@@ -7,9 +7,10 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import guessing_of, judge_learning
 from gradlens.diagnosis.loss import loss_halved
+from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import (
     RMS,
     ZEROS,
@@ -68,7 +69,7 @@ def saturated(rec: Recording) -> list[Finding]:
             f"{'is' if len(layers) == 1 else 'are'} beyond {SATURATED_RMS:.0f}",
             f"a root mean square above {SATURATED_RMS:.0f}, lasting to the end",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
-            "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
+            _calm(rec, names),
             max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
         )
     ]
@@ -90,10 +91,22 @@ def _fed(rec: Recording) -> list[Finding]:
             f"{ops[layer]} in the first step, and the loss does not halve",
             f"a root mean square above {SATURATED_RMS:.0f} at a layer that is fed with data",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
-            "Use smaller weights (Glorot initialisation), normalise before the activation, or scale the inputs.",
+            _calm(rec, (layer,)),
             0.95,
         )
     ]
+
+
+def _calm(rec: Recording, names: tuple[str, ...]) -> str:
+    """Return the remedy for inputs of an activation function that are too large."""
+    network = Network(rec)
+    function = network.bounded.get(names[0], "activation function")
+    scaled = any("float" in item.text("dtype") for item in rec.setup.entries("inputs")) and not network.inputs()[0]
+    data = "" if scaled else " Scale the inputs to a standard deviation of 1."
+    return (
+        f"Use smaller weights (Glorot initialisation) at {say_layers(names)}, or put a norm between "
+        f"{'it' if len(names) == 1 else 'them'} and the {function}.{data}"
+    )
 
 
 def _is_good(rec: Recording) -> bool:

@@ -79,8 +79,8 @@ def _no_backward(rec: Recording) -> list[Finding]:
         setup_finding(
             rec,
             states[0],
-            f"the optimizer steps, and none of {plural(len(states), 'parameter')} has a gradient in any step: no "
-            "backward pass was seen",
+            f"the optimizer steps, and none of {plural(sum(item.whole('count') for item in states), 'parameter')} has "
+            "a gradient in any step: no backward pass was seen",
             "Call loss.backward() before optimizer.step().",
             "no backward pass",
             layers_of(list(states)),

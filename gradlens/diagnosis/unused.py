@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.findings import Finding, say_layers
 from gradlens.diagnosis.recorded_rows import (
     LEAST_VALUES,
     PARAM_GRAD,
@@ -102,7 +102,8 @@ def unused(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
             "other layers have it",
             "no gradient in any row",
             "exact: autograd leaves .grad at None where no path leads from the loss to a parameter",
-            "Use the layer's output in the loss (look for detach and branches that never run), or remove the layer.",
+            f"Use the output of {say_layers(rec.names(rec.in_order(layers)))} in the loss (look for detach and for "
+            "branches that never run), or remove what is not used.",
             (rec.n_rows + 1) / (rec.n_rows + 2),
         )
     ]

@@ -25,6 +25,7 @@ from gradlens.format import plural
 from gradlens.run import FloatArray
 from gradlens.theory.predict import predicted_profile, say_deviation
 
+FIT = "use ReLU with He initialisation where an activation function is bounded"
 HARDLY = 1e-2
 """First layers whose relative updates are 1/100 of the last hidden layer's hardly learn. DeepDiagnosis (Wardat et al.
 2022) calls an update wrong when it is a factor of 100 away from a healthy one."""
@@ -111,16 +112,17 @@ def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float, row: 
 
 
 def _remedy(rec: Recording) -> str:
-    norms = Network(rec).norms
-    shortcuts = any(layer.role == "shortcut" for layer in rec.run.layers)
+    network = Network(rec)
+    bounded, read = network.say_bounded(), bool(rec.setup.graph.text("source"))
+    unbounded = "initialise larger weights (He: a standard deviation of sqrt(2 / inputs))" if read else FIT
     parts = [
-        "" if shortcuts else "add shortcuts",
-        "" if norms else "normalise the layers' outputs (batch norm or layer norm)",
-        "use ReLU with He initialisation where an activation function is bounded",
+        "" if network.norms else "normalise the layers' outputs (batch norm or layer norm)",
+        f"use ReLU with He initialisation instead of {bounded}" if bounded else unbounded,
+        "" if network.has_shortcuts else "add shortcuts",
         f"use fewer than {len(rec.path)} layers",
     ]
-    said = [part for part in parts if part]
-    return f"{', '.join(said[:-1])}, or {said[-1]}.".capitalize().replace("relu", "ReLU").replace("he init", "He init")
+    first, *more = [part for part in parts if part]
+    return f"{', '.join([first[0].upper() + first[1:], *more[:-1]])}, or {more[-1]}."
 
 
 def _late(rec: Recording) -> str:

@@ -226,8 +226,8 @@ def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, r
         "zero initialisation",
         f"{say_layers(zero)} {are} initialised with weights of exactly 0, and what follows passes no gradient to an "
         "output of 0 (a ReLU, or a second factor that is 0)",
-        f"Initialise {say_layers(zero)} with small random weights, or give them a bias above 0: exactly 0 before a "
-        "ReLU never changes.",
+        f"Initialise {say_layers(zero)} with small random weights: what is exactly 0 before a ReLU, or is multiplied "
+        "by another 0 (both matrices of a LoRA adapter), never changes.",
     )
 
 
@@ -306,7 +306,7 @@ def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) 
         "",
         f"after {quoted(rec.run.layers[last].name)} no gradient passes: its units are all off (dead) where a ReLU "
         "follows, or something multiplies its output by 0",
-        _revive(rec, row),
+        _revive(rec, row, rec.run.layers[last].name),
     )
 
 
@@ -330,25 +330,28 @@ def _collapsed(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row:
         "",
         f"gradients arrived in the first {plural(row, 'row')}, then the output no longer depended on the weights: all "
         "units are off (dead), or every output is the same",
-        _revive(rec, row),
+        _revive(rec, row, rec.run.layers[rec.run.main_layers()[-1]].name),
     )
 
 
 def _unknown(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause:
-    return (
-        "",
-        "dead units, a constant output or a factor of 0 is between these layers and the loss",
-        "Find out whether the outputs after these layers are all 0 (metric zero_fraction) or the same for every input.",
-    )
+    look = "Find out whether the outputs of these layers are all 0 (metric zero_fraction) or the same for every input."
+    late = f"{_revive(rec, row, rec.run.layers[rec.in_order(layers)[-1]].name)} " if row > 0 else ""
+    return "", "dead units, a constant output or a factor of 0 is between these layers and the loss", f"{late}{look}"
 
 
-def _revive(rec: Recording, row: int) -> str:
+def _revive(rec: Recording, row: int, layer: str) -> str:
     network = Network(rec)
     if row > 0 and network.first_update() > LARGE_STEP:
         return (
             f"{network.slow_down()} The first update was {network.first_update():.0%} of the weights' norm: too large."
         )
-    return "Check biases and initialisation of the last of these layers, and lower the learning rate if it began later."
+    if row == 0:
+        return (
+            f"It is so from the first row on: check the bias and the initialisation of {quoted(layer)}, and what its "
+            "output is multiplied by."
+        )
+    return f"Lower {network.say_rate()} by a factor of 10, and check the bias of {quoted(layer)}."
 
 
 def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
