@@ -193,7 +193,7 @@ def parse_data(spec: str) -> DataSpec:
     if kind in ("folder", "csv") and rest:
         path = Path(rest).expanduser()
         return DataSpec(spec, "folder" if kind == "folder" else "csv", path, path.stem)
-    if Path(spec).is_dir() or Path(spec).is_file():
+    if spec and (Path(spec).is_dir() or Path(spec).is_file()):
         kind = "folder" if Path(spec).is_dir() else "csv"
         raise ConfigError(
             f"unknown data {spec!r}; expected folder:PATH for a folder, csv:FILE for a table",

@@ -16,7 +16,13 @@ from gradlens.diagnosis.kinds import HEALTHY, KINDS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "symptoms"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.stem != "README")
-SLOW = {"gradients-are-none", "loss-does-not-fall", "loss-spikes", "loss-stands-at-ln-c", "validation-bad-training-good"}
+SLOW = {
+    "gradients-are-none",
+    "loss-does-not-fall",
+    "loss-spikes",
+    "loss-stands-at-ln-c",
+    "validation-bad-training-good",
+}
 EVERY = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 QUICK = pytest.mark.parametrize(
     "page",

@@ -43,6 +43,8 @@ NAMES_IN = 1.7
 """Inches that the layer names and the colour bar take in a row of small panels."""
 TITLE_LESS_IN = 1.2
 """Inches that a title leaves free in a figure as wide as one column of print, where it begins behind the names."""
+LINE_IN = 0.15
+"""Height in inches of a line of a title, for each beyond two."""
 FEW_COLUMNS = 50
 """Columns of a panel that is only made for a sentence about its run."""
 PANELS_PER_ROW = 3
@@ -156,11 +158,15 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
     height = _panel_height(panels, 6.5 if rows < 3 else 2.5 if look.width == "two" else 3.2)
     width = look.inches(2.6 + (3.6 if columns <= PANELS_PER_ROW else 2.4) * columns)
     head = _head(panels, width, look)
-    figure = GradlensFigure(figsize=(width, 0.8 + head_inches(head) + height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    scale, titles = common_scale(panels), label_runs([panel.run for panel in panels])
     beside = NAMES_IN if columns > PANELS_PER_ROW else TITLE_LESS_IN if look.width == "one" else 0.0
     each = (width - beside) / columns
+    labels = label_runs([panel.run for panel in panels])
+    titles = [_title(panel, label, each, short=len(panels) > 1) for panel, label in zip(panels, labels, strict=True)]
+    above = LINE_IN * max(max(title.count("\n") for title in titles) - 1, 0)
+    size = (width, 0.8 + head_inches(head) + (height + above) * rows)
+    figure = GradlensFigure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    scale = common_scale(panels)
     for i, axis in enumerate(axes.flat):
         if i >= len(panels):
             axis.set_visible(False)
@@ -171,7 +177,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
         draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
             axis.set_ylabel("layer, from the input (top) to the output (bottom)")
-        axis.set_title(_title(panels[i], titles[i], each, short=len(panels) > 1), fontweight="bold")
+        axis.set_title(titles[i], fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
     bar = draw_colour_bar(figure, axes, panels, scale, below=False, inches=height * rows - 0.6)

@@ -183,7 +183,7 @@ class LossGraph:
             if (described := describe_targets(**fact)) is not None:
                 self._add("targets", described, step)
         values, self._values = self._values, []
-        broken = [step for value, step in values if not bool(torch.isfinite(value).all())]
+        broken = [step for value, step in values if not torch.isfinite(value).all().tolist()]
         if broken and self._nonfinite_since is None:
             self._nonfinite_since = broken[0]
         masks, self._masks = self._masks, []

@@ -163,7 +163,13 @@ def test_a_factory_that_exits_is_an_error(command: str, capsys: pytest.CaptureFi
         1,
         ["Error: nets.py:exits_with_text failed: SystemExit: no"],
     )
-    assert said([command, "top.py:build"], capsys) == (1, ["Error: top.py cannot be loaded: SystemExit: 0"])
+    assert said([command, "top.py:build"], capsys) == (
+        1,
+        [
+            "Error: top.py cannot be loaded: SystemExit: 0",
+            'Tip: a file is run when it is loaded: what trains belongs under if __name__ == "__main__":',
+        ],
+    )
 
 
 def test_a_model_that_exits_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
