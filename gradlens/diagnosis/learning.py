@@ -36,6 +36,8 @@ STANDS = 0.05
 """A loss stands where a fall by more than 5 % is excluded."""
 UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
+UNSCALED = 0.25
+"""An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
 TRAINED_SHARE = 0.5
 """Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
 LEFT = 2 / 3
@@ -147,10 +149,16 @@ def classes_of(rec: Recording) -> int:
 def guessing_of(rec: Recording) -> float:
     """Return ln C, the cross entropy of equal probabilities for C classes.
 
-    NaN where the loss is no cross entropy, or is multiplied or divided: the logged number then has another level.
+    NaN where the loss is no cross entropy. Where it is multiplied or divided, as for accumulation, the logged number
+    may have another level: NaN unless the first one is about ln C, as that of an untrained classifier is.
     """
     classes, losses = classes_of(rec), rec.setup.graph.entries("losses")
-    return math.log(classes) if classes > 1 and not any(item.flag("scaled") for item in losses) else math.nan
+    if classes < 2:
+        return math.nan
+    level = math.log(classes)
+    values = rec.scalar("loss")[:1]
+    as_logged = bool(len(values)) and abs(float(values[0]) / level - 1) < UNSCALED
+    return level if as_logged or not any(item.flag("scaled") for item in losses) else math.nan
 
 
 def stands_early(rec: Recording) -> bool:

@@ -790,3 +790,22 @@ def test_half_of_a_net_that_the_loss_does_not_reach_is_cut_off_though_the_loss_f
         return functional.cross_entropy(classes, y) + (again.detach() - x).square().mean()
 
     check(train(tmp_path / "run.h5", Pooled(64), loss), "cut")
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_loss_divided_for_accumulation_is_still_compared_with_guessing(learns: bool, tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            for part in range(2):
+                x, y = batch(2 * step + part)
+                labels = y if learns else torch.randint(0, CLASSES, y.shape)
+                loss = functional.cross_entropy(model(x), labels)
+                (loss / 2).backward()
+                recorder.log(loss=loss)
+            optimizer.step()
+    found = diagnose(read_run(tmp_path / "run.h5"))
+    assert found.learning == ("yes" if learns else "no")
+    assert ("no better than guessing" in found.learning_evidence) is not learns
