@@ -12,6 +12,7 @@ from gradlens.row_chunks import LEVELS
 from gradlens.run import Status
 from gradlens.storage.contents import BROKEN
 from gradlens.storage.lock import WriterLock
+from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
 from gradlens.storage.run_file import StoredFile, open_run_file
 
@@ -84,6 +85,7 @@ def recover_run(path: Path, *, repack: bool = False) -> Recovery:
         lock.release()
 
 
+@alone()
 def _recover(path: Path, repack: bool) -> Recovery:
     whole = _look(path)
     if whole is not None and whole.found == "whole" and not repack:

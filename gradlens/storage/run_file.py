@@ -23,6 +23,7 @@ from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_c
 from gradlens.storage.contents import BROKEN, Contents
 from gradlens.storage.limits import MOST_EDGES, MOST_LAYERS, MOST_METRICS, MOST_NAME, MOST_TEXT_BYTES
 from gradlens.storage.locate import check_plain
+from gradlens.storage.one_thread import alone
 from gradlens.storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -95,7 +96,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
         check_plain(path)
     except PermissionError as error:
         raise RunFileError(f"{path} cannot be read: you may not look into its folder") from error
-    with contextlib.ExitStack() as stack:
+    with alone(), contextlib.ExitStack() as stack:
         with telling_damage(path):
             file, closed = _open_hdf5(path, stack)
             contents = Contents(path, file)

@@ -22,6 +22,7 @@ from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.locate import free_name
 from gradlens.storage.lock import WriterLock, check_unlocked
+from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
 from gradlens.storage.publish import Publisher
 from gradlens.storage.row_levels import RowChunk
@@ -212,7 +213,7 @@ class FileSink:
         check_process(self._process)
         if self._lost is not None:
             raise self._lost
-        with _file_errors(self._shown):
+        with alone(), _file_errors(self._shown):
             if self._file is not None:
                 self._abandon_if(self._file.check_place)
             make_ready()
@@ -261,7 +262,7 @@ class FileSink:
             if self._lost is None and (self._file or self._rows or self._epochs or self._resume_at is not None):
                 self.flush()
                 assert self._file is not None
-                with _file_errors(self._shown):
+                with alone(), _file_errors(self._shown):
                     self._file.close(status)
                 self._file = None
                 self._pack()
@@ -269,7 +270,8 @@ class FileSink:
             file, self._file, self._header = self._file, None, None
             try:
                 if file is not None:
-                    file.abandon(status)
+                    with alone():
+                        file.abandon(status)
                 if self._publisher is not None:
                     self._publisher.finish()
             finally:
@@ -283,7 +285,7 @@ class FileSink:
     def _pack(self) -> None:
         """Put the finished file in its compact form; where that cannot be done, it stays whole as it is."""
         try:
-            with whole_file(self.path) as temporary, open_run_file(self.path) as source:
+            with whole_file(self.path) as temporary, alone(), open_run_file(self.path) as source:
                 pack(source, temporary)
         except RunFileError:
             raise
