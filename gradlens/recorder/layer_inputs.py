@@ -85,7 +85,7 @@ class LayerInputs:
                 dict(zip(STATISTICS, values, strict=True)) if known else {}
             )
         for name, rms in self._rms.items():
-            size = float(rms.tolist())
+            size: Any = rms.tolist()
             self._facts[name] |= {"output_rms": size if math.isfinite(size) else None}
             self._facts[name]["finite_output"] = math.isfinite(size)
         self._equal, self._unread, self._rms = [], {}, {}

@@ -15,7 +15,7 @@ from gradlens.recorder.hooks.compiled import has_compiled
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.hooks.placement import LayerHooks
 from gradlens.recorder.intervals import Intervals
-from gradlens.recorder.layers import Learned, own_parameters, spread_out
+from gradlens.recorder.layers import Learned, own_parameters, spread_out, takes_hooks
 from gradlens.recorder.measurer import Context, make_measurers
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.output_gradients import OutputGradients
@@ -79,6 +79,7 @@ class Measuring:
             self._find_owners(), count_nonfinite=count, always_early=scaler.present, sharded=self.sharded
         )
         self.reads_outputs = "activation_grad_norm" in intervals
+        self._takes_hooks = any(map(takes_hooks, modules.values()))
         self.reads_gradients = "param_grad_norm" in intervals or count
         self.hooks = LayerHooks(
             modules, self.outputs, learned, ranks, on_error, on_pass=watch.begin, on_left_over=on_left_over
@@ -141,7 +142,8 @@ class Measuring:
             passes_seen: Backward passes that have begun.
         """
         if not self.learned.called and self.reads_outputs:
-            notes.warn_of_no_hook(compiled=has_compiled(), backward=passes_seen > 0)
+            compiled = has_compiled() and self._takes_hooks  # of TorchScript, torch.compile is not the cause
+            notes.warn_of_no_hook(compiled=compiled, backward=passes_seen > 0)
         self.choose_hooks()
 
     def begin(self, due: Sequence[str], row: int) -> None:
