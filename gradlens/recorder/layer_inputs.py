@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class LayerInputs:
                 dict(zip(STATISTICS, values, strict=True)) if known else {}
             )
         for name, rms in self._rms.items():
-            size: Any = rms.tolist()
+            size: Any = rms.tolist()  # a number, of a tensor without dimensions
             self._facts[name] |= {"output_rms": size if math.isfinite(size) else None}
             self._facts[name]["finite_output"] = math.isfinite(size)
         self._equal, self._unread, self._rms = [], {}, {}
