@@ -95,7 +95,6 @@ def run_command(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as error:
         if "PacifyFlush" in type(sys.stdout).__name__:  # click's own answer to a pipe without a reader
-            sys.stderr.close()
             return OK
         if isinstance(error.code, int) and error.code > SIGNALS:
             return error.code

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -30,17 +31,19 @@ from gradlens.errors import ConfigError, GradlensError
 from gradlens.metrics import METRICS_ON_REQUEST
 from gradlens.specs import ENGINES, parse_every, parse_names, parse_seeds
 
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 CHECKPOINT = ".ckpt"
 """The ending of the checkpoint beside a run file, as ``gradlens.train.checkpoint`` writes it."""
 
 
-def _of_recipes(name: str) -> str:
-    """Return what each recipe sets, for a help text: `` [quick: 8, report: 30]``; one value where they agree."""
+def _setting(flag: str, text: str, **kind: Any) -> Callable[[AnyCommand], AnyCommand]:
+    """Return the option of a setting, whose help shows what each recipe sets, as in ``[quick: 8, report: 30]``."""
+    name = flag.removeprefix("--").replace("-", "_")
     values = {recipe: getattr(settings, name) for recipe, settings in RECIPES.items()}
     said = {one: ",".join(value) or "none" if isinstance(value, tuple) else f"{value}" for one, value in values.items()}
-    if len(set(said.values())) == 1:
-        return f" [default: {said['quick']}]"
-    return f" [{', '.join(f'{one}: {value}' for one, value in said.items())}]"
+    same = len(set(said.values())) == 1
+    each = f"default: {said['quick']}" if same else ", ".join(f"{one}: {value}" for one, value in said.items())
+    return click.option(flag, help=f"{text} [{each}]", **kind)
 
 
 @click.command()
@@ -57,41 +60,17 @@ def _of_recipes(name: str) -> str:
     help="Settings to begin with: quick (default), or report, those of the original study. Options override them; "
     "what each recipe sets is shown in brackets.",
 )
-@click.option("--epochs", type=int, help="Passes over the training images." + _of_recipes("epochs"))
-@click.option("--batch-size", type=int, help="Images per optimizer step." + _of_recipes("batch_size"))
-@click.option("--image-size", type=int, help="Height and width of the images in pixels." + _of_recipes("image_size"))
-@click.option("--lr", type=float, help="Learning rate at the start." + _of_recipes("lr"))
-@click.option(
-    "--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer; sgd has momentum 0.9." + _of_recipes("optimizer")
-)
-@click.option(
-    "--weight-decay", type=float, help="L2 for adam and sgd, decoupled for adamw." + _of_recipes("weight_decay")
-)
-@click.option(
-    "--label-smoothing",
-    type=float,
-    help="Share of the target spread over all classes." + _of_recipes("label_smoothing"),
-)
-@click.option(
-    "--schedule",
-    metavar="SCHEDULE",
-    help="Learning rate over epochs: constant, cosine, or step:SIZE,GAMMA." + _of_recipes("schedule"),
-)
-@click.option(
-    "--patience",
-    type=int,
-    help="Stop after this many epochs without a lower validation loss; 0 means never." + _of_recipes("patience"),
-)
-@click.option(
-    "--augment",
-    metavar="LIST",
-    help=f"Augmentations: some of {','.join(AUGMENTATIONS)}; or none." + _of_recipes("augment"),
-)
-@click.option(
-    "--val-fraction",
-    type=float,
-    help="Share of the images used for validation, if the data has no validation set." + _of_recipes("val_fraction"),
-)
+@_setting("--epochs", "Passes over the training images.", type=int)
+@_setting("--batch-size", "Images per optimizer step.", type=int)
+@_setting("--image-size", "Height and width of the images in pixels.", type=int)
+@_setting("--lr", "Learning rate at the start.", type=float)
+@_setting("--optimizer", "Optimizer; sgd has momentum 0.9.", type=click.Choice(OPTIMIZERS))
+@_setting("--weight-decay", "L2 for adam and sgd, decoupled for adamw.", type=float)
+@_setting("--label-smoothing", "Share of the target spread over all classes.", type=float)
+@_setting("--schedule", "Learning rate over epochs: constant, cosine, or step:SIZE,GAMMA.", metavar="SCHEDULE")
+@_setting("--patience", "Stop after this many epochs without a lower validation loss; 0 means never.", type=int)
+@_setting("--augment", f"Augmentations: some of {','.join(AUGMENTATIONS)}; or none.", metavar="LIST")
+@_setting("--val-fraction", "Share of the images used for validation, if the data has no validation set.", type=float)
 @click.option(
     "--split",
     type=click.Choice(SPLITS),

@@ -237,7 +237,9 @@ def say_schedule(rec: Recording, step: int, rate: Entry) -> str:
     """
     network, every = Network(rec), rate.number("every")
     schedule = network.schedule or "a schedule"
-    often = f" (it changes every {plural(int(every), 'step')})" if every >= 1 else ""
+    often = ""
+    if every >= 1:
+        often = " (it changes at every step)" if every < 2 else f" (it changes every {plural(int(every), 'step')})"
     return (
         f"{schedule}{often} brings the learning rate from {rate.number('largest'):.3g} to {rate.number('last'):.3g}; "
         f"since step {step} it is at most a thousandth"

@@ -17,6 +17,7 @@ from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.format import plural
 from gradlens.run import FloatArray
 
 FEW_ROWS = 20
@@ -132,7 +133,7 @@ def judge_learning(rec: Recording) -> Learning:
         said = f"{worse[0]} falls from {worse[1]:.3g} to {worse[2]:.3g}: the model gets worse at it"
         return Learning("no", said, worse=worse[0])
     if len(finite) < FEW_ROWS:
-        said = f"the loss is known in {len(finite)} rows only" if len(finite) else "no loss was logged"
+        said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
     return _against_guessing(rec, losses) or _by_trend(rec, losses)
