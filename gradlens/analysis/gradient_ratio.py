@@ -45,7 +45,7 @@ FATES: dict[str, str] = {
     "zero": "the gradient is exactly 0 at the first layer",
     "vanishes": "the gradient vanishes toward the input",
     "shrinks": "the gradient shrinks toward the input",
-    "similar": "the gradient is about as large at the first layer as at the last hidden layer",
+    "similar": "the gradients at the first and the last hidden layer differ by less than ten times",
     "grows": "the gradient does not vanish: it grows toward the input",
     "unknown": "the ratio of the first layer's gradient to the last hidden layer's is not known",
 }

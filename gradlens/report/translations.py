@@ -313,7 +313,7 @@ INDONESIAN = {
     "zero": "gradien di lapisan pertama tepat 0",
     "vanishes": "terjadi vanishing gradient saat backpropagation: gradien menghilang menuju lapisan masukan",
     "shrinks": "gradien mengecil saat backpropagation menuju lapisan masukan",
-    "similar": "gradien di lapisan pertama kira-kira sebesar di lapisan tersembunyi terakhir",
+    "similar": "gradien di lapisan pertama dan di lapisan tersembunyi terakhir berbeda kurang dari sepuluh kali",
     "grows": "tidak terjadi vanishing gradient: gradien membesar saat backpropagation menuju lapisan masukan",
     "diagnosis": "Diagnosis: {findings}.",
     "finding of group": "{group} {kind} ({seeds})",

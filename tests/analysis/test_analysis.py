@@ -85,7 +85,8 @@ def test_scaling_all_gradients_leaves_the_ratio(make_run, factor: float) -> None
     ("decades", "said"),
     [
         (-np.inf, "exactly 0 at the first layer"), (-5, "vanishes toward the input"), (-2, "shrinks"),
-        (0.3, "about as large"), (2.4, "does not vanish: it grows toward the input"), (np.nan, "is not known"),
+        (0.3, "differ by less than ten times"), (2.4, "does not vanish: it grows toward the input"),
+        (np.nan, "is not known"),
     ],
 )  # fmt: skip
 def test_the_sentence_for_a_ratio(decades: float, said: str) -> None:
