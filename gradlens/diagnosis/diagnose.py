@@ -284,16 +284,15 @@ def _came_later(rec: Recording, units: Finding, vanishes: Finding) -> bool:
 
 
 def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
-    """Return whether layers are frozen because their gradient is gone or their weights are too large to change."""
+    """Return whether layers are frozen because their gradient is gone or NaN, or their weights are too large."""
     named = {
         name
         for cause in causes
         if cause.kind in ("vanishing", "exploding", "dead", "zero_gradient")
         for name in cause.layers
     }
-    zeros = "exactly 0" in finding.evidence  # a gradient of 0 beside NaN: no comparison with NaN is true
     broken = any(cause.kind == "nonfinite" and cause.steps[0] <= finding.steps[0] for cause in causes)
-    return set(finding.layers) <= named or (zeros and broken)
+    return set(finding.layers) <= named or broken
 
 
 def _missing(rec: Recording, explained: Collection[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_rows import Recording, words_of
 from gradlens.format import plural
 from gradlens.run import FloatArray
 
@@ -177,10 +177,9 @@ def _changed_score(rec: Recording, sign: int) -> tuple[str, float, float] | None
     """Return the name, first and last value of a score that rises (sign 1) or falls (sign -1), if there is one."""
     series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
     for name, raw in series.items():
-        words = name.lower().replace(".", "_").replace("-", "_").split("_")
         values = np.asarray(raw, dtype=np.float64)
         values = values[np.isfinite(values)]
-        if not any(word in words for word in ACCURACIES) or len(values) < 3:
+        if words_of(name).isdisjoint(ACCURACIES) or len(values) < 3:
             continue
         part = max(len(values) // 5, 1)
         first, last = float(values[:part].mean()), float(values[-part:].mean())

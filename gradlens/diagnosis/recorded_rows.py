@@ -66,6 +66,12 @@ class Series:
         return late_windows(len(self))
 
 
+def words_of(name: str) -> set[str]:
+    """Return the words in a scalar's name, with and without digits behind them: "val/top1" has val, top1 and top."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return {*words, *(word.rstrip("0123456789") for word in words)}
+
+
 class Recording:
     """The rows of a run, as the rules read them.
 
@@ -120,7 +126,7 @@ class Recording:
     @cached_property
     def _loss(self) -> str:
         known = [name for name, values in self.run.scalars.items() if not np.isnan(values).all()]
-        words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in known}
+        words = {name: words_of(name) for name in known}
         named = [name for name in known if "loss" in words[name] and not words[name] & UNSEEN_DATA]
         return named[0] if len(named) == 1 else "loss"
 

@@ -6,7 +6,6 @@ These rules of the kind ``setup`` need no threshold, or only that of what roundi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +15,7 @@ from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import STANDS, Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, Recording, words_of
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
@@ -415,11 +414,11 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
     """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stands."""
     series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
     known = {
-        name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(_words(name))
+        name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(words_of(name))
     }
-    divergences = {name: values for name, values in known.items() if _words(name) & {"kl", "kld"}}
-    errors = [values for name, values in known.items() if _words(name) & RECONSTRUCTIONS and name not in divergences]
-    if len(divergences) != 1 or not errors or any(_words(name) & OTHER_KL for name in known):
+    divergences = {name: values for name, values in known.items() if words_of(name) & {"kl", "kld"}}
+    errors = [values for name, values in known.items() if words_of(name) & RECONSTRUCTIONS and name not in divergences]
+    if len(divergences) != 1 or not errors or any(words_of(name) & OTHER_KL for name in known):
         return []
     ((name, kl),) = divergences.items()
     error = errors[0]
@@ -442,7 +441,3 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
             "the KL term dominates (posterior collapse)",
         )
     ]
-
-
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[^a-z]+", name.lower()))

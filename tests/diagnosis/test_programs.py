@@ -272,7 +272,7 @@ def test_a_rate_that_decays_with_every_batch(tmp_path: Path, faulty: bool) -> No
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
     found = train(tmp_path / "run.h5", model, optimizer=optimizer, after=decay.step if faulty else lambda: None)
-    expect(found, faulty, "frozen", r"ExponentialLR \(it changes every 1 step\) brings the learning rate from 0.005 to")
+    expect(found, faulty, "frozen", r"ExponentialLR \(it changes at every step\) brings the learning rate from 0.005")
 
 
 def test_a_schedule_that_ends_at_nothing_is_a_note(tmp_path: Path) -> None:
