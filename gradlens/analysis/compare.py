@@ -222,17 +222,24 @@ class Lead:
         best: The best group.
         other: The second best group.
         difference: Best minus other, with its interval over seeds.
+        tied: The groups whose mean is that of the best, which is one of them.
     """
 
     column: str
     best: Group
     other: Group
     difference: Interval
+    tied: tuple[Group, ...]
 
     @property
     def is_shown(self) -> bool:
         """Whether the interval of the difference excludes 0."""
         return self.difference.low > 0 or self.difference.high < 0
+
+    def say_equal(self, quantity: str) -> str:
+        """Return that the groups with the mean of the best are equal: "a, b and c are equal in validation loss"."""
+        *most, last = (group.label for group in self.tied)
+        return f"{', '.join(most)} and {last} are equal in {quantity}"
 
 
 def find_lead(groups: list[Group]) -> Lead | None:
@@ -251,7 +258,8 @@ def find_lead(groups: list[Group]) -> Lead | None:
         if len(known) > 1:
             known.sort(key=lambda group: sign * group.final(column).mean, reverse=True)
             best, other = known[:2]
-            return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)))
+            tied = tuple(group for group in known if group.final(column).mean == best.final(column).mean)
+            return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)), tied)
     return None
 
 

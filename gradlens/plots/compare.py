@@ -25,7 +25,7 @@ from gradlens.analysis.stats import Interval
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.format import plural
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of, usual_look
+from gradlens.plots.style import DASHES, Look, current, fill, head_inches, house_style, looks_of, usual_look
 from gradlens.run import FloatArray, Run
 
 MOST_SINGLE, MOST_BANDS = 4, 6
@@ -94,7 +94,7 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
         if i < len(table) - (1 if one else 2):
             axis.set_xlabel("")
     handles = [
-        Line2D([], [], color=colour, linestyle=dash, label=_label(group))  # type: ignore[arg-type]
+        Line2D([], [], color=colour, linestyle=dash, label=_label(group), **_mark_single(group.positions, dash))  # type: ignore[arg-type]
         for group, (colour, dash) in zip(groups, looks, strict=True)
     ]
     if any(group_ends(group) for group in groups):
@@ -128,7 +128,7 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         mean = np.where(whole, [s.mean for s in stats], np.nan)
         if group.window is not None and len(group.runs) == 1 and len(groups) <= MOST_BANDS:
             _draw_raw(axis, group.runs[0], column, colour)
-        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, label=_label(group), **_mark_single(mean))
+        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, label=_label(group), **_mark_single(mean, dash))
         if group_ends(group):
             rest = np.where(whole, np.nan, [s.mean for s in stats])
             joint = max(int(whole.sum()) - 1, 0)
@@ -156,9 +156,12 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         _limit(axis, np.concatenate(all_values))
 
 
-def _mark_single(values: FloatArray) -> dict[str, Any]:
-    """Return a marker for curves of one value, which a line would not show."""
-    return {"marker": "o", "markersize": 4} if values.shape[-1] == 1 else {}
+def _mark_single(values: FloatArray, dash: str = "-") -> dict[str, Any]:
+    """Return a marker for curves of one value, which a line would not show; it is hollow where the line is dashed."""
+    if values.shape[-1] != 1:
+        return {}
+    hollow = {} if dash == DASHES[0] else {"markerfacecolor": current().paper, "markeredgewidth": 1.4}
+    return {"marker": "o", "markersize": 5, **hollow}
 
 
 def _draw_raw(axis: Axes, run: Run, column: str, colour: str) -> None:
@@ -283,11 +286,12 @@ def _describe_lead(groups: list[Group]) -> str:
     quantity, best, other = columns_of(groups)[lead.column], lead.best.label, lead.other.label
     end = say_end(groups).partition(",")[0]
     when = f"after the {end}" if end.startswith("last") else f"at {end}"
-    which = "" if len(groups) == 2 else f"The two best of {len(groups)}: "
+    shown = max(len(lead.tied), 2)
+    which = "" if len(groups) == shown else f"The {'two' if shown == 2 else shown} best of {len(groups)}: "
     if lead.is_shown:
         return f"{which}{best} is ahead of {other} in {quantity} {when}."
     if lead.difference.mean == 0:
-        return f"{which}{best} and {other} are equal in {quantity} {when}."
+        return f"{which}{lead.say_equal(quantity)} {when}."
     if lead.difference.n > 1:
         return f"{which}no difference in {quantity} between {best} and {other} is shown {when}."
     only = "one seed only" if lead.best.seeds and lead.other.seeds else "one run each"
