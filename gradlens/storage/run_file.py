@@ -22,7 +22,7 @@ from gradlens.run import FloatArray, Layer, Role, Status
 from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
 from gradlens.storage.contents import BROKEN, Contents
 from gradlens.storage.limits import MOST_EDGES, MOST_LAYERS, MOST_METRICS, MOST_NAME, MOST_TEXT_BYTES
-from gradlens.storage.locate import check_plain
+from gradlens.storage.locate import check_plain, tip_of_missing
 from gradlens.storage.one_thread import alone
 from gradlens.storage.schema import (
     FORMAT,
@@ -90,7 +90,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
     """
     try:
         if not path.exists():
-            raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
+            raise NoRunError(f"{path}: there is no such file", tip=tip_of_missing(path))
         if path.is_dir():
             raise RunFileError(f"{path} is a folder; expected a run file")
         check_plain(path)

@@ -111,8 +111,7 @@ def compare_card(groups: list[Group]) -> Card:
         verdict, style = f"{best.label} and {other.label}: no difference in {quantity} is shown", OPEN
         todo = f"more seeds narrow the interval: {_more_seeds(best, other, '0-9')}"
     else:
-        only = "one seed only" if best.seeds and other.seeds else "one run each"
-        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by {only}", OPEN
+        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by {lead.say_runs()}", OPEN
         more = _more_seeds(best, other, "0-4")
         todo = f"train more seeds to find out whether the difference is due to the seed: {more}"
     lines = [("why", why), ("next", todo)]
