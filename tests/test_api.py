@@ -414,3 +414,11 @@ def test_something_else_than_a_run_is_refused_in_a_sentence(make_run, tmp_path: 
         gradlens.record("mine", "x.h5")  # type: ignore[arg-type]
     with pytest.raises(NoRunError, match=r"the run of this name is runs/mine\.h5"):
         gradlens.read_run("mine")
+
+
+def test_a_summary_is_a_card_with_a_row_per_layer_and_one_line_of_text(make_run) -> None:
+    summary = gradlens.summary(make_run())
+    assert re.fullmatch(r"Summary\(Run\(net-s0: .*\), \w+\)", repr(summary))
+    card = Parsed(summary._repr_html_()).text
+    assert "median of each metric at 6 layers" in card
+    assert all(str(row["layer"]) in card for row in summary.layers)

@@ -116,10 +116,10 @@ def _zeros(run: Run) -> list[str]:
         share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
     else:
         share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
-    dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
+    dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
-    where = f"{plural(len(dead), 'layer')}, nearest the input {dead[0]}"
+    where = f"{plural(len(dead), 'layer')}, nearest the input {say_layer(dead[0])}"
     return [f"the gradient is exactly 0 in more than half of the rows at {where}"]
 
 
