@@ -98,6 +98,19 @@ class Measuring:
     def _find_owners(self) -> list[Owners]:
         return group_by_optimizer(self._with_gradient, self._grouped_ids())
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether a parameter of a layer requires a gradient."""
+        return any(parameter.requires_grad for parameter in self.gradients.parameters)
+
+    def find_sharing(self) -> dict[int, frozenset[int]]:
+        """Return, for each optimizer that shares parameters with others (Hogwild, phases of a training), those."""
+        ids = self._grouped_ids()
+        shared = {
+            k: frozenset(j for j, other in enumerate(ids) if j != k and other & mine) for k, mine in enumerate(ids)
+        }
+        return {k: others for k, others in shared.items() if others}
+
     def follow_groups(self) -> None:
         """Handle parameters that an optimizer has got since (``add_param_group``)."""
         sizes = self._count_groups()
