@@ -360,6 +360,14 @@ class Notes:
             "train dict(model.named_parameters()), which are the model's own; nothing to do if an input is trained",
         )
 
+    def warn_of_split_passes(self) -> None:
+        """Warn that a pipeline computes the gradients of weights in passes of their own."""
+        self.warn(
+            "metrics of outputs are missing: this pipeline's schedule (zero bubble) computes the gradients of inputs "
+            "and of weights in separate passes",
+            "gradients of parameters are recorded; ScheduleInterleaved1F1B has all metrics",
+        )
+
     def warn_of_silent_passes(self) -> None:
         """Warn that a row lacks the gradients of outputs of some backward passes."""
         self.warn(SILENT_PASSES, "call torch.compiler.reset() before gradlens.record()")

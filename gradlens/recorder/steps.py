@@ -161,7 +161,7 @@ class Steps:
         self._sharing = self.measuring.find_sharing()
         self.rows = Rows(self.measuring, notes, ranks, guard)
         self._other_steps = OtherSteps(model, [*optimizers, *(wrapper for _, wrapper in wrappers)])
-        self._pipeline = PipelineWatch(model, self._divide)
+        self._pipeline = PipelineWatch(model, self._divide, self._note_split)
         self._calls = OptimizerCalls(
             optimizers, wrappers, before=self._on_step, closure=self._on_closure, after=self._on_stepped
         )
@@ -343,11 +343,16 @@ class Steps:
         elif ended == MANY_PASSES and not self.steps_seen:
             self._notes.warn_of_no_step(ended, self.optimizers, self._other_steps.name)
 
-    def _divide(self, number: float) -> None:
+    def _divide(self, number: float, modules: set[nn.Module] | None) -> None:
         """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
         if self.on and self.state.wanted:
             with torch.no_grad():
-                self._guard(lambda: self.passes.divide(number))
+                self._guard(lambda: self.passes.divide(number, modules))
+
+    def _note_split(self) -> None:
+        if self.on and not self.passes.are_split:
+            self.passes.are_split = True
+            self._notes.warn_of_split_passes()
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
