@@ -4,7 +4,7 @@
 the parameters' gradients at the end (``scale_grads=True``). Gradients of outputs must be divided by the same number,
 and the division must not look like clipping. A model may hold several stages, each of which is divided on its own.
 Schedules without bubbles compute the gradients of a stage's input in one pass, and those of its weights in another,
-from which gradients of outputs cannot be told.
+from which gradients of outputs cannot be read off.
 """
 
 from __future__ import annotations
