@@ -120,7 +120,7 @@ def record(
     if first_step is not None and first_step < 0:
         raise ConfigError(f"first_step must be a whole number from 0, got {first_step!r}")
     names = choose_metrics(metrics, default_metrics(model))
-    ranks = find_ranks(model)
+    ranks = find_ranks(model, warn=False)
     found = None
     if overwrite or resume:
         _take_over(path, "this one replaces the file" if overwrite else "this one goes on from its last row")
