@@ -152,10 +152,16 @@ def span_of(rec: Recording) -> int:
 
 
 def _constant(rec: Recording, losses: Losses) -> Learning | None:
-    """Return "no" where the loss is one number in all rows although gradients arrive and weights change."""
+    """Return "no" where a loss whose graph was read is one number in all rows although weights change."""
     value = float(np.median(losses.values))
     moves = [np.nan_to_num(rec.series(name).values).any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
-    if not value or np.ptp(losses.values) > SAME * abs(value) or not moves or not all(moves):
+    if (
+        not rec.setup.graph.entries("losses")
+        or not value
+        or np.ptp(losses.values) > SAME * abs(value)
+        or not moves
+        or not all(moves)
+    ):
         return None
     said = (
         f"the loss is constant, {value:.6g} in all of {plural(len(losses.values), 'row')}, although the weights change"

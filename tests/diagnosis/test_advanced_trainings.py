@@ -91,7 +91,8 @@ def test_a_term_that_another_one_dominates() -> None:
 
 def test_a_loss_that_is_one_number() -> None:
     """A policy that is compared with itself has the loss ln 2 whatever its weights are."""
-    found = curves(loss=np.full(ROWS, np.log(2)))
+    graph = {"losses": [{"op": "Mean", "reduction": "mean", "shape": [32], "alone": False}]}
+    found = diagnose_arrays(arrays(rows=ROWS), None, {"loss": np.full(ROWS, np.log(2))}, facts=facts(graph=graph))
     check(found, "plateau")
     assert "constant, 0.693147 in all of 240 rows" in found.learning_evidence
     assert "compared with itself" in found.findings[0].remedy
