@@ -29,6 +29,8 @@ MANY_STEPS, FEW_CLASSES, HARDLY_BETTER = 200, 100, 0.97
 """After so many rows, a loss above this share of ln C counts as guessing where there are not many classes. In the half
 of experiments/scorecard/programs that rules may be written against, trainings that work end below 0.9, those that do
 not above 0.98."""
+RANDOM = 0.995
+"""Share of the largest entropy above which a policy knows nothing; no outside source."""
 SAME = 1e-5
 """Relative difference of numbers that rounding explains: some hundred units in the last place of float32."""
 ERRORS = 3.0
@@ -64,6 +66,7 @@ class Learning:
         guesses: Whether the loss at the end is no better than guessing.
         worse: The name of a score that falls, or "".
         constant: Whether the loss is the same number in every row.
+        random: Whether a policy's entropy stays that of equal chances.
     """
 
     verdict: Verdict
@@ -71,6 +74,7 @@ class Learning:
     guesses: bool = False
     worse: str = ""
     constant: bool = False
+    random: bool = False
 
 
 class Losses:
@@ -142,13 +146,32 @@ def judge_learning(rec: Recording) -> Learning:
         said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
-    return _constant(rec, losses) or _against_guessing(rec, losses) or _by_trend(rec, losses)
+    return _constant(rec, losses) or _stays_random(rec) or _against_guessing(rec, losses) or _by_trend(rec, losses)
 
 
 def span_of(rec: Recording) -> int:
     """Return the number of rows from the first with a loss to the last: a loss may be logged every tenth step."""
     known = np.flatnonzero(np.isfinite(rec.scalar("loss")))
     return int(known[-1] - known[0]) + 1 if len(known) else 0
+
+
+def _stays_random(rec: Recording) -> Learning | None:
+    """Return "no" where a logged entropy is ln k to the end, beside a reward that was logged and does not rise."""
+    rewards = [name for name in rec.run.scalars if words_of(name) & {"reward", "return", "rewards", "returns"}]
+    for name in rec.run.scalars if rewards and span_of(rec) >= MANY_STEPS else ():
+        values = rec.scalar(name)
+        late = values[np.isfinite(values)][-(len(values) // 5) :]
+        if "entropy" not in words_of(name) or not len(late) or not 0 < late.min() <= late.max() < math.log(FEW_CLASSES):
+            continue
+        choices = round(math.exp(float(late.max())))
+        if choices > 1 and late.min() > RANDOM * math.log(choices) and late.max() <= math.log(choices) * (1 + SAME):
+            return Learning(
+                "no",
+                f"{name} is {float(late.mean()):.4g} to the end, and ln {choices} is that of equal chances: the policy "
+                f"chooses at random, and {rewards[0]} does not rise",
+                random=True,
+            )
+    return None
 
 
 def _constant(rec: Recording, losses: Losses) -> Learning | None:

@@ -190,6 +190,12 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
             "(copy.deepcopy makes another one), a difference of a term with itself, or outputs that are normalised "
             "over a single element. Then look for a loss that is logged but not the one that is trained."
         )
+    if learning.random:
+        return (
+            "Give the entropy bonus a smaller weight (0.01 is usual): it may outweigh the rewards. Then look at the "
+            "advantages (all 0, or detached from the log-probabilities of the actions that were taken), and whether "
+            "any reward was found at all."
+        )
     if layers := _say_frozen(rec):
         return (
             f"Set requires_grad to True on the parameters of {layers}, as far as they were not trained before (a new "

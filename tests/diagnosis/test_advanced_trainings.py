@@ -164,3 +164,13 @@ def test_experts_are_no_measure_for_layers_before_them() -> None:
     for seen, kind in ((["arriving", "none"], "healthy"), (["arriving"], "exploding")):
         known = facts(parameters=[state(["b"], seen=seen), state(["a", "c", "d"])])
         check(diagnose_arrays(grid, layers, {"loss": FALLS}, facts=known), kind)
+
+
+def test_a_policy_that_stays_random() -> None:
+    flat, noise = np.full(ROWS, np.log(3)), 0.05 * np.random.default_rng(0).normal(size=ROWS)
+    found = curves(loss=noise - 5 * flat, entropy=flat, reward=0.3 + noise)
+    check(found, "plateau")
+    assert "ln 3" in found.learning_evidence
+    assert "entropy bonus a smaller weight" in found.findings[0].remedy
+    check(curves(loss=noise - 5 * flat, entropy=flat, reward=np.linspace(0.3, 0.9, ROWS)), "healthy")
+    check(curves(loss=noise, entropy=flat * np.linspace(1, 0.9, ROWS), reward=0.3 + noise), "healthy")
