@@ -7,6 +7,7 @@ from gradlens.diagnosis.intended import side_branch
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.recurrent import recurrent
 from gradlens.diagnosis.zero_gradient import pass_gradient, say_flat, zero_layers
 from gradlens.format import plural
 
@@ -38,8 +39,9 @@ def cut(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn, _state_detached)
-    found = [finding for rule in rules for finding in rule(rec)]
+    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn)
+    found = [*recurrent(rec, learning), *(finding for rule in rules for finding in rule(rec))]
+    found += [] if found else _state_detached(rec)
     return found or ([] if learning.verdict == "yes" else _another_loss(rec))
 
 

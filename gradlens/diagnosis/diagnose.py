@@ -27,7 +27,15 @@ from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.plateau import plateau
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
+from gradlens.diagnosis.recorded_rows import (
+    PARAM_GRAD,
+    RMS,
+    UNSEEN_DATA,
+    ZEROS,
+    Recording,
+    run_of_arrays,
+    words_of,
+)
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import setup
 from gradlens.diagnosis.through_time import forgets, say_growth
@@ -41,6 +49,8 @@ from gradlens.run import Layer, Run
 
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
+NO_CHANGE, HIGH = 0.05, 0.9
+"""An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
 CAUSED_BY_INPUTS = (
@@ -159,6 +169,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((float(np.median(part)) for part in parts), default=math.nan)  # late losses may be tiny and scatter
+    notes += _note_on_accuracy(rec)
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -168,6 +179,30 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
+
+
+def _note_on_accuracy(rec: Recording) -> list[str]:
+    """Return a note on an accuracy that stands while the loss falls to half: it is computed wrongly."""
+    table = rec.run.epochs
+    scores = {
+        name: np.asarray(values)[np.isfinite(values)]
+        for name, values in table.items()
+        if words_of(name) & {"acc", "accuracy"} and not words_of(name) & UNSEEN_DATA
+    }
+    losses = [
+        values[np.isfinite(values)]
+        for values in (table.get("train_loss", np.empty(0)), rec.scalar("loss"))
+        if np.isfinite(values).sum() >= LEAST_ROWS
+    ]
+    if not losses or not float(np.median(losses[0][-2:])) < float(np.median(losses[0][:2])) / 2 or losses[0].min() < 0:
+        return []
+    return [
+        f"{name} stands at {float(np.median(values)):.3g} while the loss falls to less than half: look at how the "
+        "accuracy is computed (shapes that are broadcast, such as (N, 1) with (N,), a wrong dimension of argmax, a "
+        "threshold of 0.5 on logits)"
+        for name, values in scores.items()
+        if len(values) >= LEAST_ROWS and float(np.ptp(values)) < NO_CHANGE and float(values.max()) < HIGH
+    ]
 
 
 def _with_causes(rec: Recording, finding: Finding) -> Finding:

@@ -8,7 +8,7 @@ against each other, and those that change their sign, are never a "no".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import Recording, words_of
+from gradlens.diagnosis.recorded_rows import UNSEEN_DATA, Recording, words_of
 from gradlens.format import plural
 from gradlens.run import FloatArray
 
@@ -46,6 +46,7 @@ LEFT = 2 / 3
 too large: 0.71 and 0.74; small models on noisy labels keep less."""
 ACCURACIES = ("acc", "accuracy", "top1", "f1", "auc", "dice", "iou", "map", "reward", "return", "score")
 """Words in names of scalars that rise where a model learns."""
+LOSS = ("loss",)
 BETTER = 0.05
 """An accuracy counts as better if it rises by five percentage points or more, and as worse if it falls so much."""
 
@@ -132,11 +133,14 @@ def judge_learning(rec: Recording) -> Learning:
     if worse := _gets_worse(rec):
         said = f"{worse[0]} falls from {worse[1]:.3g} to {worse[2]:.3g}: the model gets worse at it"
         return Learning("no", said, worse=worse[0])
+    if len(finite) < FEW_ROWS and (falls := _changed_score(rec, -1, LOSS)):
+        name, first, last = falls
+        return Learning("yes", f"{name} falls from {first:.4g} to {last:.4g} (first and last fifth of the epochs)")
     if len(finite) < FEW_ROWS:
         said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
-    return _against_guessing(rec, losses) or _by_trend(rec, losses)
+    return _against_guessing(rec, losses) or _against_the_mean(rec, losses) or _by_trend(rec, losses)
 
 
 def classes_of(rec: Recording) -> int:
@@ -173,13 +177,19 @@ def stands_early(rec: Recording) -> bool:
     return late > (1 - STANDS) * early and late > LEFT * float(values[:3].mean())
 
 
-def _changed_score(rec: Recording, sign: int) -> tuple[str, float, float] | None:
-    """Return the name, first and last value of a score that rises (sign 1) or falls (sign -1), if there is one."""
+def _changed_score(rec: Recording, sign: int, names: Collection[str] = ACCURACIES) -> tuple[str, float, float] | None:
+    """Return the name, first and last value of a score that rises (sign 1) or falls (sign -1), if there is one.
+
+    Args:
+        rec: The recording.
+        sign: 1 or -1.
+        names: Words in the names of the scores.
+    """
     series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
     for name, raw in series.items():
         values = np.asarray(raw, dtype=np.float64)
         values = values[np.isfinite(values)]
-        if words_of(name).isdisjoint(ACCURACIES) or len(values) < 3:
+        if words_of(name).isdisjoint(names) or (names is LOSS and words_of(name) & UNSEEN_DATA) or len(values) < 3:
             continue
         part = max(len(values) // 5, 1)
         first, last = float(values[:part].mean()), float(values[-part:].mean())
@@ -194,7 +204,8 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
     """Return a score that falls over at least ``LEAST_STEPS`` rows beside no loss that falls, if there is one."""
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
-    if len(rec.run.steps) < LEAST_STEPS or (len(loss) >= FEW_ROWS and Losses(loss).falls):
+    falls = Losses(loss).falls if len(loss) >= FEW_ROWS else bool(_changed_score(rec, -1, LOSS))
+    if len(rec.run.steps) < LEAST_STEPS or falls:
         return None
     return _changed_score(rec, -1)
 
@@ -211,6 +222,26 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     if may_expect_more and losses.last > HARDLY_BETTER * guess:
         return Learning("no", f"{said}: after {len(losses.values)} rows the model is hardly better than guessing", True)
     return None
+
+
+def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
+    """Return "no" for a regression whose loss hardly falls, and is no less than the variance of the targets."""
+    graph = rec.setup.graph
+    kinds = [item for item in graph.entries("losses") if item.text("op") == "MseLoss" and item.flag("alone")]
+    targets = [item for item in graph.entries("targets") if item.text("op") == "MseLoss"]
+    if len(losses.values) < MANY_STEPS or len(kinds) != len(graph.entries("losses")) or not (kinds and targets):
+        return None
+    if kinds[0].flag("scaled") or kinds[0].text("reduction") != "mean" or losses.fell > STANDS or losses.rises:
+        return None
+    spread = float(np.mean([item.number("rms") ** 2 - item.number("mean") ** 2 for item in targets]))
+    if not losses.last > HARDLY_BETTER * spread or any(excuse(rec, losses) for excuse in EXCUSES):
+        return None
+    return Learning(
+        "no",
+        f"{losses.say()}; a constant, the mean of the targets, has about {spread:.3g} (their variance): the model is "
+        "no better",
+        True,
+    )
 
 
 def _other_terms_fall(rec: Recording, losses: Losses) -> bool:

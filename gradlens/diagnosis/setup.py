@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.loop import loop
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.unfit import (
@@ -20,9 +21,11 @@ from gradlens.diagnosis.unfit import (
     few_values,
     layers_of,
     minimax,
+    mixed_views,
     named,
     normalised_output,
     one_class,
+    only_class,
     out_of_range,
     overwritten,
     same_batch,
@@ -58,14 +61,14 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """
     rules = (
         _no_backward, _negated, _twice, _no_logs, _outside, out_of_range, _softmax_dim, dropped, _broadcast,
-        batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
+        mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
         collapsed_posterior,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     return found + [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
 
 
-AFTER_LEARNING = (few_values, one_class, overwritten, constant_data, normalised_output)
+AFTER_LEARNING = (few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
 """Rules that also ask whether the model learns."""
 
 

@@ -178,6 +178,7 @@ class FactFinder:
                 "clipping": self._clipping.facts(),
                 "scaling": self._scaling.facts(),
                 "changed_outside": parameters.changed_outside(groups),
+                "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
                 "graph": self._graph.facts(parameters.with_gradient),
@@ -307,6 +308,8 @@ class FactFinder:
         if self._optimizers:
             self._settings.at_step(k, self._step)
         self._modes.at_step(self._step, thorough=looks)
+        if not self._stepped:
+            self._parameters.compare_versions(self._step)
         if not looks:
             return
         self._depth = 0
@@ -342,6 +345,7 @@ class FactFinder:
         elif self._round % COMPARED_EVERY == 0:
             self._settings.read_groups()
             self._parameters.compare_requires_grad(self._step)
+        self._parameters.note_versions()
         self._round += 1
         self._passes = self._depth = 0
         self._stepped.clear()

@@ -54,6 +54,12 @@ ACTIVATIONS = {
 }  # fmt: skip
 FLAT = {"Round", "Sign", "Floor", "Ceil", "Trunc", "Bernoulli", "Normal", "Poisson", "Binomial"}
 """Operations whose derivative is 0 everywhere (torch, tools/autograd/derivatives.yaml): they pass no gradient."""
+RESHAPES = {"View", "UnsafeView", "ReshapeAlias"}
+"""Operations that keep the order of elements in memory, whatever the sizes."""
+WEIGHTED = {"Addmm", "Mm", "Convolution"}
+"""Operations of layers with weights."""
+LOGITS = {"Softmax", "Sigmoid"}
+"""Activation functions that make probabilities."""
 CLAMPS = {"Clamp", "ClampMin", "ClampMax", "Hardtanh"}
 """Operations whose derivative is 0 outside a range."""
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
@@ -122,6 +128,10 @@ class Reading:
     """Modules whose output goes into a tanh or sigmoid."""
     clamped: list[Facts] = field(default_factory=list)
     """Modules of which a parameter goes through a clamp."""
+    mixed_views: list[Facts] = field(default_factory=list)
+    """Outputs of three dimensions of which a view makes rows that begin with their second one."""
+    stacked: list[Facts] = field(default_factory=list)
+    """Layers with weights whose output goes into the next one with nothing but views between them."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -203,6 +213,13 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
     if op in BATCH_NORMS:
         key = op, bool(getattr(node, "_saved_training", True))
         found.normalisation[key] = found.normalisation.get(key, 0) + 1
+    elif op in RESHAPES and len(found.mixed_views) < MOST_FACTS:
+        found.mixed_views += _rows_of_the_second(node)
+    elif op in WEIGHTED and names and len(found.stacked) < MOST_FACTS:
+        below = [through_views(child) for child, _ in children(node)]
+        found.stacked += [
+            {"layer": under[0], "next": names[0]} for made, under in below if under and op_of(made) in WEIGHTED
+        ]
     elif op in ("Sigmoid", "Tanh") and len(found.bounded) < MOST_FACTS:
         made = [through_views(child)[1] for child, _ in children(node)]
         found.bounded += [{"op": op, "layer": labels[0]} for labels in made if labels]
@@ -214,6 +231,30 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
             found.softmax_dims.append(fact | {"elements": shape[dim]})
     elif op.startswith("CompiledFunction"):
         found.complete = False  # modules inside left no labels
+
+
+def _rows_of_the_second(node: Any) -> list[Facts]:
+    """Describe a view of a module's output (D, B, H) as (B, D * H): its rows hold parts of different examples."""
+    below = [(shape_of(child, index), labels_of(child)) for child, index in children(node)]
+    result = shape_of(node)
+    return [
+        {"layer": names[0], "shape": list(shape), "result": list(result)}
+        for shape, names in below
+        if names and len(shape) == 3 and shape[0] != shape[1] and min(shape[:2]) > 1
+        if result == (shape[1], shape[0] * shape[2])
+    ]
+
+
+def _reordered(node: Any) -> list[Facts]:
+    """Describe a view that gives the same sizes in another order, as a transposition would."""
+    result, found = shape_of(node), []
+    for child, index in children(node):
+        shape = shape_of(child, index)
+        sizes, others = ([size for size in each if size > 1] for each in (shape, result))
+        if sizes != others and sorted(sizes) == sorted(others):
+            names = through_views(child)[1]
+            found.append({"layer": names[0] if names else None, "shape": list(shape), "result": list(result)})
+    return found
 
 
 @dataclass
@@ -228,6 +269,7 @@ class LossReading:
     targets: list[Facts] = field(default_factory=list)
     masks: list[Facts] = field(default_factory=list)
     minimax: list[Facts] = field(default_factory=list)
+    mixed_views: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -268,6 +310,9 @@ def read_loss(root: Any) -> LossReading:
             _look_for_twice(node, op, found)
         if op == "AccumulateGrad":
             continue
+        if op in RESHAPES and not labels_of(node):
+            found.mixed_views += _reordered(node)
+        found.probabilities_as_logs += _look_for_divergence(node)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
@@ -303,6 +348,18 @@ def _look_for_minimax(node: Any) -> list[Facts]:
         return []
     behind = through_views(children(node)[0][0])[1] if children(node) else []
     return [{"op": "Sigmoid", "behind": behind[0] if behind else None}]
+
+
+def _look_for_divergence(node: Any) -> list[Facts]:
+    """Look for a Kullback-Leibler divergence, target * (log(target) - input), whose input is no logarithm."""
+    path = []
+    while len(below := children(node)) == 1 and len(path) < 3:
+        path.append(op_of(node))
+        node = below[0][0]
+    made, names = through_views(node)
+    if path[:1] == [] or path[0] not in REDUCTIONS or path[1:] != ["Sub", "Mul"] or op_of(made) not in LOGITS:
+        return []
+    return [{"loss": "KlDiv", "op": op_of(made), "layer": names[0] if names else None}]
 
 
 def _loss_by_hand(node: Any) -> str:

@@ -19,6 +19,7 @@ from gradlens.recorder.graph_reading import (
     read_graph,
     read_loss,
 )
+from gradlens.recorder.layers import clean_name
 from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
@@ -164,6 +165,12 @@ class LossGraph:
             self._add("bounded", fact, step)
         for fact in graph.clamped:
             self._add("clamped", fact, step)
+        for fact in graph.stacked:
+            self._add("stacked", fact, step)
+        recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
+        for fact in graph.mixed_views:
+            if fact["layer"] in recurrent:
+                self._add("mixed_views", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -235,7 +242,7 @@ class LossGraph:
         self._read_targets()
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
-            "bounded", "targets", "masks", "clamped", "minimax",
+            "bounded", "targets", "masks", "clamped", "minimax", "mixed_views", "stacked",
         )  # fmt: skip
         return {
             "source": self._source,

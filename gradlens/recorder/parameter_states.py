@@ -20,6 +20,10 @@ NEAR_COPY = 0.5
 ALIKE = 1e-3
 """Rows of weights count as the same where they differ by less than this share; rounding drives equal units apart."""
 MOST_MODULES = 2000
+WATCHED = 4
+"""Weights whose versions are compared at every step."""
+MOST_WRITES = 64
+"""Steps before which weights were written that are kept."""
 
 Facts = dict[str, Any]
 
@@ -111,7 +115,32 @@ class ParameterStates:
             for name, parameter in module.named_parameters(recurse=False):
                 state = ParameterState(parameter, layer, name, requires_grad=parameter.requires_grad, since=step)
                 self.states.setdefault(id(parameter), state)
+        self._watched: list[ParameterState] | None = None
+        self._versions: list[int] = []
+        self._written: dict[str, None] = {}
+        self._writes: list[int] = []
+        self._count_of_writes = 0
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
+
+    def note_versions(self) -> None:
+        """Remember the versions of a few weights after a step: every operation that writes in place counts them up."""
+        if self._watched is None:
+            matrices = [s for s in self.states.values() if s.parameter.dim() > 1 and s.parameter.requires_grad]
+            self._watched = [] if self.distributed else matrices[:: max(len(matrices) // WATCHED, 1)][:WATCHED]
+        self._versions = [state.parameter._version for state in self._watched]
+
+    def compare_versions(self, step: int) -> None:
+        """Note which of those weights something other than the optimizer wrote since the step before."""
+        pairs = zip(self._watched or (), self._versions, strict=False)
+        written = [state for state, version in pairs if state.parameter._version != version]
+        if written:
+            self._written.update(dict.fromkeys(state.layer for state in written))
+            self._count_of_writes += 1
+            self._writes += [step] if len(self._writes) < MOST_WRITES else []
+
+    def written_between(self) -> Facts:
+        """Return the steps before which a few weights were written, and their layers."""
+        return {"layers": list(self._written), "count": self._count_of_writes, "steps": self._writes}
 
     @property
     def trainable(self) -> set[str]:
