@@ -13,7 +13,6 @@ from gradlens.diagnosis.learning import LEAST_STEPS, Learning, classes_of, stand
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
-from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
 SMALL_STEP = 1e-5
@@ -100,13 +99,11 @@ def _leapt(rec: Recording) -> str:
 def _likely(rec: Recording) -> tuple[str, str]:
     """Return what most likely keeps a model from learning, in a sentence, and what to do; or twice ""."""
     modes = [item for item in rec.setup.entries("modes") if item.text("mode") == "train"]
-    drops = max(
-        modes, key=lambda item: item.number("dropped") if item.number("dropped") > 0 else 0.0, default=Entry({})
-    )
-    if drops.number("dropped") >= MOST_DROPPED:
-        names = say_layers(drops.texts("layers"))
+    drops = [item for item in modes if item.number("dropped") >= MOST_DROPPED]
+    if drops:
         return (
-            f"dropout ({names}) sets {drops.number('dropped'):.0%} of what it gets to 0",
+            f"dropout ({say_layers(drops[0].texts('layers'))}) sets {drops[0].number('dropped'):.0%} of what it gets "
+            "to 0",
             "Lower p of the dropout to 0.1 to 0.5: it is the share that is dropped, not the one that is kept. ",
         )
     stacked = rec.setup.graph.entries("stacked")
@@ -124,9 +121,8 @@ def _likely(rec: Recording) -> tuple[str, str]:
         optimizer = Network(rec)
         groups = [group.entry("settings") for item in optimizer.optimizers for group in item.entries("groups")]
         heavy = max((group.number("momentum") for group in groups if group.number("momentum") > 0), default=0.0)
-        pushed = (
-            f", and momentum {heavy:g} makes steps up to {1 / (1 - heavy):.0f} times larger" if 0 < heavy < 1 else ""
-        )
+        larger = f", and momentum {heavy:g} makes steps up to {1 / max(1 - heavy, 1e-3):.0f} times larger"
+        pushed = larger if heavy else ""
         return (
             f"the loss rises to {last / first:.0f} times its first value: the steps overshoot{pushed}",
             f"Lower {optimizer.say_rate()} by a factor of 10 to 100"
@@ -140,7 +136,8 @@ def _stays(rec: Recording) -> str:
     step, steps = usual_update(rec), rec.last_step - int(rec.run.steps[0]) + 1
     if not step * steps < NOTHING or steps < LEAST_STEPS or not step > 0 or trained_before(rec):
         return ""
-    return f"{steps} steps of {step:.1e} change a layer by {step * steps:.1g} of its norm in all: the model stays as it was"
+    moved = f"{steps} steps of {step:.1e} change a layer by {step * steps:.1g} of its norm in all"
+    return f"{moved}: the model stays as it was"
 
 
 def _out_of_reach(rec: Recording) -> str:
