@@ -235,7 +235,7 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
 
 def _rows_of_the_second(node: Any) -> list[Facts]:
     """Describe a view of a module's output (D, B, H) as (B, D * H): its rows hold parts of different examples."""
-    below = [(shape_of(child, index), labels_of(child)) for child, index in children(node)]
+    below = [(shape_of(child, index), through_views(child)[1]) for child, index in children(node)]
     result = shape_of(node)
     return [
         {"layer": names[0], "shape": list(shape), "result": list(result)}
