@@ -166,6 +166,17 @@ def guessing_of(rec: Recording) -> float:
     return level if as_logged or not any(item.flag("scaled") for item in losses) else math.nan
 
 
+def spread_of_targets(rec: Recording) -> float:
+    """Return the variance of the targets, the squared error of their mean; NaN where the loss is not that alone."""
+    losses = rec.setup.graph.entries("losses")
+    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op") == "MseLoss"]
+    if len(losses) != 1 or losses[0].text("op") != "MseLoss" or losses[0].text("reduction") != "mean" or not targets:
+        return math.nan
+    if losses[0].flag("scaled") or not losses[0].flag("alone"):
+        return math.nan
+    return float(np.mean([item.number("rms") ** 2 - item.number("mean") ** 2 for item in targets]))
+
+
 def stands_early(rec: Recording) -> bool:
     """Return whether the loss has hardly fallen since the first fifth of the rows, and by less than a third in all."""
     values = rec.scalar("loss")
@@ -226,14 +237,9 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
 
 def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a regression whose loss hardly falls, and is no less than the variance of the targets."""
-    graph = rec.setup.graph
-    kinds = [item for item in graph.entries("losses") if item.text("op") == "MseLoss" and item.flag("alone")]
-    targets = [item for item in graph.entries("targets") if item.text("op") == "MseLoss"]
-    if len(losses.values) < MANY_STEPS or len(kinds) != len(graph.entries("losses")) or not (kinds and targets):
+    spread = spread_of_targets(rec)
+    if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
-    if kinds[0].flag("scaled") or kinds[0].text("reduction") != "mean" or losses.fell > STANDS or losses.rises:
-        return None
-    spread = float(np.mean([item.number("rms") ** 2 - item.number("mean") ** 2 for item in targets]))
     if not losses.last > HARDLY_BETTER * spread or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
     return Learning(

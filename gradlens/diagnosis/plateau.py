@@ -9,7 +9,16 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, say_layers
-from gradlens.diagnosis.learning import LEAST_STEPS, Learning, classes_of, stands_early, trained_before
+from gradlens.diagnosis.learning import (
+    LEAST_STEPS,
+    UNTRAINED,
+    Learning,
+    classes_of,
+    guessing_of,
+    spread_of_targets,
+    stands_early,
+    trained_before,
+)
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
@@ -136,6 +145,10 @@ def _stays(rec: Recording) -> str:
     step, steps = usual_update(rec), rec.last_step - int(rec.run.steps[0]) + 1
     if not step * steps < NOTHING or steps < LEAST_STEPS or not step > 0 or trained_before(rec):
         return ""
+    spread, loss = spread_of_targets(rec), rec.scalar("loss")[:1]
+    untrained = bool(len(loss)) and float(loss[0]) > UNTRAINED * spread  # False where the spread is unknown
+    if Network(rec).rescales and not untrained and not guessing_of(rec) > 0:
+        return ""  # a regression that was trained before may be tuned with steps as small
     moved = f"{steps} steps of {step:.1e} change a layer by {step * steps:.1g} of its norm in all"
     return f"{moved}: the model stays as it was"
 

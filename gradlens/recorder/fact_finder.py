@@ -133,6 +133,7 @@ class FactFinder:
         self._first_step = self._last_step = self._step = self._index()
         self._thread = threading.get_ident()
         self._parameters = ParameterStates(self._model, self._step)
+        self._gains = self._parameters.gains()
         self._settings = OptimizerSettings(self._optimizers, self._step)
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
@@ -178,6 +179,7 @@ class FactFinder:
                 "clipping": self._clipping.facts(),
                 "scaling": self._scaling.facts(),
                 "changed_outside": parameters.changed_outside(groups),
+                "gains": self._gains,
                 "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),

@@ -352,12 +352,12 @@ def _look_for_minimax(node: Any) -> list[Facts]:
 
 def _look_for_divergence(node: Any) -> list[Facts]:
     """Look for a Kullback-Leibler divergence, target * (log(target) - input), whose input is no logarithm."""
-    path = []
+    path: list[str] = []
     while len(below := children(node)) == 1 and len(path) < 3:
         path.append(op_of(node))
         node = below[0][0]
     made, names = through_views(node)
-    if path[:1] == [] or path[0] not in REDUCTIONS or path[1:] != ["Sub", "Mul"] or op_of(made) not in LOGITS:
+    if not path or path[0] not in REDUCTIONS or path[1:] != ["Sub", "Mul"] or op_of(made) not in LOGITS:
         return []
     return [{"loss": "KlDiv", "op": op_of(made), "layer": names[0] if names else None}]
 

@@ -94,7 +94,7 @@ class LayerInputs:
             self._facts[name] |= {"output_rms": size if math.isfinite(size) else None}
             self._facts[name]["finite_output"] = math.isfinite(size)
         for name, share in self._padded.items():
-            self._facts[name]["padded"] = float(share.tolist())
+            self._facts[name]["padded"] = float(share)
         self._equal, self._unread, self._rms, self._padded = [], {}, {}, {}
         return list(self._facts.values())
 

@@ -22,6 +22,8 @@ ALIKE = 1e-3
 MOST_MODULES = 2000
 WATCHED = 4
 """Weights whose versions are compared at every step."""
+MOST_GAINS = 16
+"""Layers whose weights are measured at the start."""
 MOST_WRITES = 64
 """Steps before which weights were written that are kept."""
 
@@ -80,6 +82,8 @@ class ParameterState:
     """Whether a backward pass of this step wrote its gradient, which was not cleared since."""
     written_nonzero: bool = False
     """Whether a backward pass of this step wrote a gradient that is not 0, cleared or not."""
+    kept_looks: int = 0
+    """In how many looks the last step's gradient was still there."""
     kept: bool = False
     """Whether such a pass added to the last step's gradient."""
     before: tuple[weakref.ref[Tensor] | None, int, bool] = (None, -1, False)
@@ -121,6 +125,20 @@ class ParameterStates:
         self._writes: list[int] = []
         self._count_of_writes = 0
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
+
+    @torch.no_grad()
+    def gains(self) -> list[Facts]:
+        """Return the size of weights for their number of inputs, from samples; He initialisation has sqrt(2)."""
+        states = [s for s in self.states.values() if s.parameter.dim() > 1 and s.parameter.is_floating_point()]
+        states = [s for s in states if s.name == "weight" and not s.parameter.is_meta and s.parameter.numel()]
+        states = [] if self.distributed else states[:: max(len(states) // MOST_GAINS, 1)][:MOST_GAINS]
+        sizes = [float(sample(s.parameter).float().square().mean().sqrt()) for s in states]
+        inputs = [s.parameter[0].numel() for s in states]
+        return [
+            {"layer": state.layer, "gain": size * math.sqrt(count)}
+            for state, size, count in zip(states, sizes, inputs, strict=True)
+            if math.isfinite(size)
+        ]
 
     def note_versions(self) -> None:
         """Remember the versions of a few weights after a step: every operation that writes in place counts them up."""
@@ -203,6 +221,7 @@ class ParameterStates:
                 has_zeros = state.parameter.grad is not None and (state.written or not passes_seen)
                 gradient = "zero" if has_zeros else "none"
             state.note_state(gradient, step)
+            state.kept_looks += gradient == "kept"
 
     def look_for_outside_changes(self, step: int) -> None:
         """Compare the weights before a step with those after the step before."""
@@ -256,6 +275,7 @@ class ParameterStates:
                 tuple(sorted(state.seen)),
                 state.weights_zero,
                 state.rows_alike,
+                state.kept_looks,
             )
             found.setdefault(traits, []).append(state)
         names = (
@@ -268,6 +288,7 @@ class ParameterStates:
             "seen",
             "weights_zero",
             "rows_alike",
+            "kept",
         )
         return [listed_states(states) | dict(zip(names, traits, strict=True)) for traits, states in found.items()]
 
