@@ -14,6 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
 from gradlens.run import Header, Layer, Row
@@ -27,6 +29,10 @@ else:  # the index of fonts takes a second: it is made once for all processes th
     atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell script; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis_settings.register_profile(  # a busy machine is no fault
+    "gradlens", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("gradlens")
 SAMPLE = Path(__file__).parent / "data" / "plain34-s0.h5"
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
 from gradlens.config import make_config
@@ -23,6 +19,8 @@ from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
 from gradlens.models import Init, build_model
 from gradlens.probe.histograms import Counting, count_entries
+from gradlens.probe.inputs import Batch, first_input, make_noise, suitable_input
+from gradlens.probe.losses import Feed, find_loss, find_scores, own_loss, reason_of
 from gradlens.probe.plan import (
     DEFAULT_CLASSES,
     INPUT_TIP,
@@ -34,11 +32,11 @@ from gradlens.probe.plan import (
     WeightSample,
     add_up,
 )
+from gradlens.probe.stacks import describe_stack
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import choose_layers, clean_name, own_parameters
 from gradlens.run import Run
 from gradlens.sinks import ListSink
-from gradlens.train.loop import find_output
 from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
 
 METRICS = (
@@ -49,30 +47,7 @@ METRICS = (
     "zero_fraction",
     "nonfinite_count",
 )
-NOISE_SEED = 20
-"""Seed of the inputs, which are the same for every sample of weights."""
-TORCHVISION_SIDES = {"inception_v3": 299}
 MODULE_TIP = "example_input is a batch as the module gets it in training, on its device"
-LOSS_TIP = "give loss=, a function of the output: loss=lambda output: criterion(output, labels)"
-Batch = tuple[Tensor, Tensor | None]
-"""Inputs, and labels where the data has any."""
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What a model is called with, and what is made of its output.
-
-    Args:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        labels: Labels where the data has any.
-        loss: A loss of the user's own, output to scalar; None for cross-entropy.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    labels: Tensor | None = None
-    loss: Callable[[Any], Any] | None = None
 
 
 def probe(plan: ProbePlan, on_sample: Callable[[int], None] = lambda n: None) -> Probe:
@@ -125,7 +100,7 @@ def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
     except GradlensError:
         raise
     except Exception as error:
-        raise ModelError(f"{plan.model} cannot be built: {_reason(error)}") from error
+        raise ModelError(f"{plan.model} cannot be built: {reason_of(error)}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = any(True for _ in model.parameters())
         raise ModelError(f"{plan.model} has no parameters{' that want a gradient' if frozen else ''}: nothing to probe")
@@ -133,59 +108,6 @@ def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
 
 
 # --- inputs -----------------------------------------------------------------------------------------------
-
-
-def suitable_input(plan: ProbePlan, model: nn.Module) -> Input:
-    """Return an input that suits a model.
-
-    Args:
-        plan: Names the model and its source.
-        model: The model.
-
-    Returns:
-        3x64x64 for the registry, 3x224x224 for torchvision; for other models by the first layer.
-    """
-    if plan.spec.source == "torchvision":
-        side = TORCHVISION_SIDES.get(plan.spec.location, 224)
-        return Input((3, side, side))
-    if plan.spec.source == "registry":
-        return Input((3, 64, 64))
-    return first_input(model) or Input((3, 64, 64))
-
-
-def first_input(model: nn.Module) -> Input | None:
-    """Return an input for the layer that was registered first; None if the layers do not determine it."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.in_features:
-            return Input((module.in_features,))
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.in_channels:
-            dims = len(module.kernel_size)
-            return Input((module.in_channels, *((16,) * 3 if dims == 3 else (64,) * dims)))
-        if isinstance(module, nn.Embedding):
-            return Input((32,), tokens=True, vocabulary=module.num_embeddings)
-        if isinstance(module, nn.RNNBase):
-            return Input((32, module.input_size))
-    return None
-
-
-def make_noise(plan: ProbePlan, model: nn.Module) -> Batch:
-    """Sample inputs from Normal(0, 1), or tokens uniformly; they are the same for every sample of weights.
-
-    Args:
-        plan: Input and batch size, filled in.
-        model: Its first embedding gives the vocabulary if the plan does not.
-
-    Returns:
-        Inputs (B, *shape), and None for the labels.
-    """
-    form, count = plan.input, plan.batch_size
-    assert form is not None
-    assert count is not None
-    generator = torch.Generator().manual_seed(NOISE_SEED)
-    if not form.tokens:
-        return torch.randn(count, *form.shape, generator=generator), None
-    first = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)
-    return torch.randint(form.vocabulary or first, (count, *form.shape), generator=generator), None
 
 
 def _load(plan: ProbePlan) -> tuple[ProbePlan, Batch, int]:
@@ -347,7 +269,7 @@ def _forward(plan: ProbePlan, model: nn.Module, feed: Feed) -> Any:
         suited = first_input(model)
         tip = INPUT_TIP if suited is None or suited == plan.input else f"--input {suited}? {INPUT_TIP}"
         tip = MODULE_TIP if isinstance(plan, ModulePlan) else tip
-        raise ModelError(f"{plan.model} cannot take {plan.say_batch()}: {where}{_reason(error)}", tip=tip) from error
+        raise ModelError(f"{plan.model} cannot take {plan.say_batch()}: {where}{reason_of(error)}", tip=tip) from error
 
 
 @torch.no_grad()
@@ -389,113 +311,4 @@ def _backward(plan: ProbePlan, loss: Tensor) -> None:
         raise
     except Exception as error:
         tip = "loss.backward() must work without gradlens, too"
-        raise ModelError(f"{plan.model}: its backward pass failed: {_reason(error)}", tip=tip) from error
-
-
-def _reason(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def find_scores(output: Any, plan: ProbePlan) -> Tensor:
-    """Return a model's scores as (N, C), one row per example, token or position.
-
-    Args:
-        output: The model's output: scores (B, C); (B, T, C) of a language model; (B, C, H, W) of a segmentation model;
-            or (B,), one logit each.
-        plan: Names the model in the error.
-
-    Raises:
-        ModelError: The output has another form.
-    """
-    found = find_output(output)
-    if isinstance(found, Tensor) and found.is_floating_point() and found.numel():
-        if found.dim() == 1:
-            return found[:, None]
-        if found.dim() in (2, 3):
-            return found.reshape(-1, found.shape[-1])
-        if found.dim() >= 4:
-            return found.movedim(1, -1).reshape(-1, found.shape[1])
-    shown = f"a {found.dtype} tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-    raise ModelError(
-        f"{plan.model} gave {shown}; expected scores: (batch, classes), (batch, length, classes), or (batch, classes, "
-        "height, width)",
-        tip=LOSS_TIP
-        if isinstance(plan, ModulePlan)
-        else "a factory can wrap the model so that its output is the scores",
-    )
-
-
-def find_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the mean cross-entropy.
-
-    Args:
-        scores: (N, C).
-        labels: (N,); None for labels that run through all classes and are independent of the input.
-    """
-    count, classes = scores.shape
-    if labels is None or len(labels) != count:
-        labels = torch.arange(count, device=scores.device) % max(classes, 2)
-    if classes == 1:
-        return functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
-    return functional.cross_entropy(scores.float() if scores.dtype != torch.float64 else scores, labels)
-
-
-def own_loss(feed: Feed, output: Any) -> Tensor:
-    """Return the user's own loss of an output.
-
-    Args:
-        feed: Its ``loss`` is called.
-        output: The model's output.
-
-    Raises:
-        GradlensError: The function raised it.
-        ModelError: The function fails otherwise, or does not return one real number as a tensor.
-    """
-    assert feed.loss is not None
-    try:
-        loss = feed.loss(output)
-    except GradlensError:
-        raise
-    except Exception as error:
-        raise ModelError(f"loss failed on the module's output: {_reason(error)}", tip=LOSS_TIP) from error
-    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
-        return loss.reshape(())
-    got = f"a {loss.dtype} tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    raise ModelError(f"loss must return a tensor of one real number, got {got}", tip="take .mean() or .sum() of it")
-
-
-# --- stacks -----------------------------------------------------------------------------------------------
-
-
-def describe_stack(model: nn.Module) -> dict[str, str]:
-    """Describe a uniform ``Sequential`` stack for the theory.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        ``activation`` and ``norm`` of a ``Sequential`` whose layers are all followed by the same modules; else nothing.
-    """
-    leaves = _leaves(model)
-    leaves = [m for m in leaves if not isinstance(m, nn.Flatten | nn.Identity)]
-    at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
-    if len(at) < 3 or at[0] != 0 or at[-1] != len(leaves) - 1:
-        return {}
-    after = [leaves[i + 1 : j] for i, j in itertools.pairwise(at)]
-    if isinstance(leaves[at[-2]], nn.Conv2d):
-        after[-1] = [m for m in after[-1] if not isinstance(m, nn.AdaptiveAvgPool2d)]
-    norm = bool(after[0]) and isinstance(after[0][0], _BatchNorm)
-    relu = bool(after[0]) and isinstance(after[0][-1], nn.ReLU)
-    expected = [_BatchNorm] * norm + [nn.ReLU] * relu
-    for found in after:
-        if len(found) != len(expected) or not all(map(isinstance, found, expected)):
-            return {}
-    return {"activation": "relu" if relu else "linear", "norm": "batch" if norm else "none"}
-
-
-def _leaves(module: nn.Module) -> list[nn.Module]:
-    """Return the modules in nested ``Sequential`` containers, in order."""
-    if type(module) is nn.Sequential:
-        return [leaf for child in module for leaf in _leaves(child)]
-    return [module]
+        raise ModelError(f"{plan.model}: its backward pass failed: {reason_of(error)}", tip=tip) from error

@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradlens.errors import ConfigError, ModelError, RecorderError
-from gradlens.probe.measure import MODULE_TIP, Feed, measure_sample
+from gradlens.probe.losses import Feed
+from gradlens.probe.measure import MODULE_TIP, measure_sample
 from gradlens.probe.plan import Input, ModulePlan, Probe
 from gradlens.recorder.layers import choose_layers
 from gradlens.train.rng_state import read_generators, restore_generators

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
 from gradlens.run import FloatArray, Status
-from gradlens.storage.run_file import StoredFile, reading
+from gradlens.storage.run_file import reading
 from gradlens.storage.shown import shown_names
+from gradlens.storage.stored_file import StoredFile
 
 MOST_ROWS = 4096
 """Rows that come at once, so that memory stays bounded;"""

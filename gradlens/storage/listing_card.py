@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gradlens.format import visible
 
 if TYPE_CHECKING:
-    from gradlens.storage.run_file import StoredFile
+    from gradlens.storage.stored_file import StoredFile
 
 
 START = b'{"gradlens card": '

@@ -22,7 +22,6 @@ from gradlens.storage.checksums import Slot, state_crc
 from gradlens.storage.listing_card import encode_card, make_card
 from gradlens.storage.live_file import KeptFile
 from gradlens.storage.row_levels import Growth, RowChunk
-from gradlens.storage.run_file import StoredFile
 from gradlens.storage.schema import (
     LIBVER,
     create_column,
@@ -36,6 +35,7 @@ from gradlens.storage.schema import (
     notes_bytes,
     pack_chunk_rows,
 )
+from gradlens.storage.stored_file import StoredFile
 
 THREADS = 2
 AHEAD = 4

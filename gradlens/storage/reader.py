@@ -14,9 +14,11 @@ from gradlens.format import visible
 from gradlens.metrics import is_linear
 from gradlens.row_chunks import LEVELS, STATISTICS, RowChunks, choose_level, combine, summarise
 from gradlens.run import FloatArray, Run, Status
+from gradlens.storage.damage import telling_damage
 from gradlens.storage.locate import resolve_runs
-from gradlens.storage.run_file import StoredFile, reading, telling_damage
+from gradlens.storage.run_file import reading
 from gradlens.storage.shown import shown_names, visible_layers, visible_settings
+from gradlens.storage.stored_file import StoredFile
 
 AT_ONCE = 50_000
 """Scalars of runs with up to so many rows are read with the rest."""

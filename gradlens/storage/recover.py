@@ -14,7 +14,8 @@ from gradlens.storage.contents import BROKEN
 from gradlens.storage.lock import WriterLock
 from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
-from gradlens.storage.run_file import StoredFile, open_run_file
+from gradlens.storage.run_file import open_run_file
+from gradlens.storage.stored_file import StoredFile
 
 READ_ROWS = 4096
 TRIED_ROWS = 1 << 16

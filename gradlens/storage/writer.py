@@ -26,9 +26,10 @@ from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
 from gradlens.storage.publish import Publisher
 from gradlens.storage.row_levels import RowChunk
-from gradlens.storage.run_file import StoredFile, open_run_file
+from gradlens.storage.run_file import open_run_file
 from gradlens.storage.schema import MISSING_SCALARS, SCALARS, as_float32
 from gradlens.storage.stored_facts import encode_facts
+from gradlens.storage.stored_file import StoredFile
 
 FLUSH_ROWS = 256
 FLUSH_SECONDS = 1.0

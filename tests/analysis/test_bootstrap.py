@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -39,7 +39,6 @@ def obvious_middle(row: np.ndarray) -> float:
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=VALUES))
 def test_the_median_with_infinities_and_gaps(values: np.ndarray) -> None:
     np.testing.assert_array_equal(median(values), [obvious_middle(row) for row in values])

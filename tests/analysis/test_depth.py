@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlens import read_run
@@ -29,7 +29,6 @@ def obvious_slope(row: np.ndarray) -> float:
         return obvious_middle(np.array([(row[i] - row[j]) / (j - i) for i, j in pairs]))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(st.floats(-40, 5), st.sampled_from([-math.inf, math.nan])), min_size=2, max_size=9
@@ -142,7 +141,6 @@ def test_small_models_and_shares_have_no_slope(make_run) -> None:
         fit_depth(read_run(make_run("b")), "nonfinite_count")
 
 
-@settings(deadline=None)
 @given(st.permutations(range(5)))
 def test_the_order_of_seeds_is_irrelevant(order: list[int]) -> None:
     def fit(seed: int) -> list[DepthFit]:

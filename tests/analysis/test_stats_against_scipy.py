@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, special
@@ -70,7 +70,6 @@ def test_quantiles_of_t(degrees: float) -> None:
     assert t_975(degrees) == pytest.approx(scipy_stats.t.ppf(0.975, degrees), rel=EXACT)
 
 
-@settings(deadline=None)
 @given(st.floats(0.5, 200))
 def test_quantiles_of_t_for_real_degrees(degrees: float) -> None:
     found = t_975(degrees)
@@ -106,7 +105,6 @@ def test_the_interval_of_a_mean(n: int, scale: float) -> None:
     assert found.mean == pytest.approx(statistics.fmean(values), rel=EXACT)
 
 
-@settings(deadline=None)
 @given(arrays(2))
 def test_the_interval_of_any_mean(values: np.ndarray) -> None:
     found = mean_interval(values)
@@ -154,7 +152,6 @@ def test_welchs_interval(n: int, m: int, ratio: float) -> None:
     assert (-turned.high, -turned.low) == pytest.approx((found.low, found.high), rel=EXACT)
 
 
-@settings(deadline=None)
 @given(arrays(2), arrays(2))
 def test_welchs_interval_of_any_values(first: np.ndarray, second: np.ndarray) -> None:
     assume(min(first.std(), second.std()) > 1e-5)
@@ -223,7 +220,6 @@ def test_fieller_of_a_whole_that_does_not_vary_is_student(n: int) -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((plain.mean, plain.low, plain.high), rel=EXACT)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 30))
 def test_fieller_is_infinite_where_the_whole_may_be_0(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -256,7 +252,6 @@ def test_paired_differences(n: int) -> None:
 # --- Slopes -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(arrays(2, 15))
 def test_theil_and_sens_slope(values: np.ndarray) -> None:
     truth = scipy_stats.theilslopes(values).slope  # towards the output
@@ -284,7 +279,6 @@ def test_theil_and_sens_slope_at_its_edges() -> None:
     np.testing.assert_allclose(theil_sen(-0.5 * np.arange(9.0)[None]), [0.5], rtol=EXACT)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8, unique=True), st.data())
 def test_the_least_squares_slope_over_depths(depths: list[int], data: st.DataObject) -> None:
     values = data.draw(hnp.arrays(np.float64, len(depths), elements=NUMBERS))
@@ -295,7 +289,6 @@ def test_the_least_squares_slope_over_depths(depths: list[int], data: st.DataObj
 # --- Medians and quantiles --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.integers(0, 3))
 def test_medians(values: list[float], gaps: int) -> None:
     row = np.array(values + [math.nan] * gaps)
@@ -472,7 +465,6 @@ def test_the_correlation_of_neighbours_is_not_biased(phi: float) -> None:
 # --- Geometric means --------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.integers(1, 20), elements=st.sampled_from([0.0, math.nan]) | st.floats(1e-30, 1e30)))
 def test_geometric_means(values: np.ndarray) -> None:
     positive = values[values > 0]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens.errors import ConfigError, GradlensError, ModelError
-from gradlens.probe.measure import find_loss
+from gradlens.probe.losses import find_loss
 from gradlens.run import Run
 from gradlens.terminal.probe import probe_facts
 
@@ -185,8 +185,9 @@ def test_numbers_equal_plain_autograd_in_float64(name: str, one_thread: None) ->
 
 def test_the_command_and_the_function_agree() -> None:
     from gradlens.models import build_model
+    from gradlens.probe.inputs import make_noise
     from gradlens.probe.judge import judge
-    from gradlens.probe.measure import make_noise, probe
+    from gradlens.probe.measure import probe
     from gradlens.probe.plan import ProbePlan, parse_input
 
     plan = ProbePlan("plain8", input=parse_input("3x16x16"), batch_size=4, seeds=(3,))

@@ -16,10 +16,14 @@ from torch.nn import functional
 from gradlens.errors import ModelError
 from gradlens.models import build_model
 from gradlens.probe import measure as probing
+from gradlens.probe.faults import say_parameters
 from gradlens.probe.histograms import Counting, count_entries
-from gradlens.probe.judge import Judged, judge, say_parameters
-from gradlens.probe.measure import describe_stack, find_loss, find_scores, first_input, make_noise, probe
+from gradlens.probe.inputs import first_input, make_noise
+from gradlens.probe.judge import Judged, judge
+from gradlens.probe.losses import find_loss, find_scores
+from gradlens.probe.measure import probe
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Input, ProbePlan, WeightSample
+from gradlens.probe.stacks import describe_stack
 
 SMALL = Input((3, 32, 32))
 

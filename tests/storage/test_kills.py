@@ -25,7 +25,7 @@ from gradlens.errors import DamagedError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import BackgroundSink, FileSink, writer
 from gradlens.storage.packing import pack
-from gradlens.storage.run_file import StoredFile
+from gradlens.storage.stored_file import StoredFile
 from gradlens.storage.superblock import ClosedView
 from tests.processes import PATIENCE, in_new_process
 from tests.storage import known

@@ -12,7 +12,7 @@ import pytest
 from gradlens.errors import DamagedError
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink, read_run
-from gradlens.storage.run_file import checked_graph
+from gradlens.storage.description import checked_graph
 from tests.conftest import make_layers
 
 

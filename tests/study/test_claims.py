@@ -63,7 +63,7 @@ def test_one_seed_decides_nothing() -> None:
 # --- B ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.floats(-150, 0))
 def test_the_share_is_the_projection_on_the_sum(seed: int, scale: float) -> None:
     """Also of gradients whose squares are no longer numbers."""
@@ -360,7 +360,7 @@ def test_without_halves_the_cause_is_no_claim_but_a_note() -> None:
     assert any("gradlens run cause" in note for note in found.notes)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_the_interval_of_a_ratio_holds_what_students_t_does_not_refuse(seed: int) -> None:
     rng = np.random.default_rng(seed)
