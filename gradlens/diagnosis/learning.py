@@ -39,6 +39,8 @@ UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
 UNSCALED = 0.25
 """An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
+AT_THE_LEVEL = 2.0
+"""A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
 TRAINED_SHARE = 0.5
 """Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
 LEFT = 2 / 3
@@ -240,7 +242,7 @@ def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     spread = spread_of_targets(rec)
     if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
-    if not losses.last > HARDLY_BETTER * spread or any(excuse(rec, losses) for excuse in EXCUSES):
+    if not HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
     return Learning(
         "no",

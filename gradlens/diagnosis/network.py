@@ -212,11 +212,17 @@ class Network:
         typical = float(np.median(sizes)) if len(sizes) > 1 else 1.0
         if LOW_GAIN <= typical <= HIGH_GAIN or self.norms or int(self._rec.run.steps[0]) > 0:
             return "", ""
-        size = "small" if typical < 1 else "large"
+        fix = "Initialise the weights with torch's default, He or Glorot initialisation instead."
+        if typical < 1:
+            return (
+                "the initial weights are too small for their number of inputs: their standard deviation times its root "
+                f"is {typical:.2g} (He initialisation 1.4, torch's default 0.6)",
+                fix,
+            )
         return (
-            f"the initial weights are too {size} for their number of inputs: their standard deviation times its root "
-            f"is {typical:.2g} (He initialisation 1.4, torch's default 0.6)",
-            "Initialise the weights with torch's default, He or Glorot initialisation instead.",
+            "the initial weights are too large for their number of inputs: their standard deviation times its root is "
+            f"{typical:.2g} (He initialisation 1.4, torch's default 0.6)",
+            fix,
         )
 
     def sum_of_losses(self) -> str:

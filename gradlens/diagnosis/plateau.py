@@ -130,12 +130,12 @@ def _likely(rec: Recording) -> tuple[str, str]:
         optimizer = Network(rec)
         groups = [group.entry("settings") for item in optimizer.optimizers for group in item.entries("groups")]
         heavy = max((group.number("momentum") for group in groups if group.number("momentum") > 0), default=0.0)
-        larger = f", and momentum {heavy:g} makes steps up to {1 / max(1 - heavy, 1e-3):.0f} times larger"
+        larger = f"; momentum {heavy:g} makes steps up to {1 / max(1 - heavy, 1e-3):.0f} times larger"
         pushed = larger if heavy else ""
         return (
             f"the loss rises to {last / first:.0f} times its first value: the steps overshoot{pushed}",
-            f"Lower {optimizer.say_rate()} by a factor of 10 to 100"
-            + (f", with momentum at most 0.9 ({heavy:g} now). " if heavy > USUAL_MOMENTUM else ". "),
+            f"Lower {optimizer.say_rate()} by a factor of 10 to 100. "
+            + (f"Lower momentum ({heavy:g}) to 0.9 at most. " if heavy > USUAL_MOMENTUM else ""),
         )
     return "", ""
 
@@ -149,8 +149,10 @@ def _stays(rec: Recording) -> str:
     untrained = bool(len(loss)) and float(loss[0]) > UNTRAINED * spread  # False where the spread is unknown
     if Network(rec).rescales and not untrained and not guessing_of(rec) > 0:
         return ""  # a regression that was trained before may be tuned with steps as small
-    moved = f"{steps} steps of {step:.1e} change a layer by {step * steps:.1g} of its norm in all"
-    return f"{moved}: the model stays as it was"
+    return (
+        f"{plural(steps, 'step')} of {step:.1e} change a layer by {step * steps:.1g} of its norm in all: the model "
+        "stays as it was"
+    )
 
 
 def _out_of_reach(rec: Recording) -> str:
@@ -163,7 +165,7 @@ def _out_of_reach(rec: Recording) -> str:
     steps = rec.last_step - int(rec.run.steps[0]) + 1
     reach, stays = network.rate * steps, len(loss) >= LEAST_STEPS and not loss_halved(rec)
     error = math.sqrt(max(float(np.median(loss)), 0)) if stays else 0.0
-    if not error > FAR * reach:
+    if not error > FAR * reach or error**2 < spread_of_targets(rec):  # better than a constant: it learnt before
         return ""
     return (
         f"the error is about {error:.3g} (the root of the loss), while {network.optimizer} moves each weight by about "

@@ -65,23 +65,17 @@ def _idle(parts: dict[tuple[str, str, str], set[str]]) -> list[tuple[str, str]]:
 
 def _unread(rec: Recording, layer: str, place: tuple[str, str]) -> Finding:
     depth, way = place
-    which = f"the {'backward' if way else 'forward'} direction of" if way or _is_bidirectional(rec, layer) else ""
-    part = f"{which} layer {int(depth) + 1} of {quoted(layer)}".strip()
     return exact_finding(
         "cut",
         (layer,),
         (int(rec.run.steps[0]), rec.last_step),
-        f"no gradient reaches {part} (weight_ih_l{depth}{way}, weight_hh_l{depth}{way}) although other parameters of "
-        f"{quoted(layer)} get one: the loss does not read its output",
+        f"no gradient reaches layer {int(depth) + 1} of {quoted(layer)} (weight_ih_l{depth}{way}, "
+        f"weight_hh_l{depth}{way}) although other parameters of {quoted(layer)} get one: the loss does not read its "
+        "output",
         "Read the last layer's output, or its last state h_n[-1] (h_n[0] is the first layer's); of a bidirectional "
         "layer join both directions, torch.cat([h_n[-2], h_n[-1]], 1).",
         "a part of the recurrent layer is not read",
     )
-
-
-def _is_bidirectional(rec: Recording, layer: str) -> bool:
-    states = rec.setup.states(requires_grad=True)
-    return any(way for _, _, way in _parts(states, layer))
 
 
 def _without_state(

@@ -72,7 +72,7 @@ def _padding(rec: Recording) -> tuple[str, str]:
                 f"{item.number('padded'):.0%} of the sequences of {quoted(item.text('layer'))} end with index 0 "
                 "(padding), so that their last time step is not their last real one; ",
                 "If the output of the last time step is used: take that of each sequence's last real step, from its "
-                "length, or use pack_padded_sequence and h_n. Otherwise: ",
+                "length, or use pack_padded_sequence and h_n. ",
             )
     return "", ""
 
