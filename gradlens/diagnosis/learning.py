@@ -198,8 +198,8 @@ def _changed_score(rec: Recording, sign: int, names: Collection[str] = ACCURACIE
         sign: 1 or -1.
         names: Words in the names of the scores.
     """
-    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
-    for name, raw in series.items():
+    logged = {} if names is LOSS else {name: rec.scalar(name) for name in rec.run.scalars}
+    for name, raw in (logged | dict(rec.run.epochs)).items():
         values = np.asarray(raw, dtype=np.float64)
         values = values[np.isfinite(values)]
         if words_of(name).isdisjoint(names) or (names is LOSS and words_of(name) & UNSEEN_DATA) or len(values) < 3:
@@ -242,7 +242,10 @@ def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     spread = spread_of_targets(rec)
     if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
-    if not HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread or any(excuse(rec, losses) for excuse in EXCUSES):
+    at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
+    if not at_its_level or any(
+        excuse(rec, losses) for excuse in EXCUSES
+    ):
         return None
     return Learning(
         "no",

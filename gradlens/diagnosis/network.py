@@ -210,7 +210,7 @@ class Network:
         gains = [item for item in self._rec.setup.entries("gains") if item.text("layer") in main - set(self.norms)]
         sizes = [item.number("gain") for item in gains if item.number("gain") > 0]
         typical = float(np.median(sizes)) if len(sizes) > 1 else 1.0
-        if LOW_GAIN <= typical <= HIGH_GAIN or self.norms or int(self._rec.run.steps[0]) > 0:
+        if LOW_GAIN <= typical <= HIGH_GAIN or self.norms or self._rec.run.steps[:1].any():
             return "", ""
         fix = "Initialise the weights with torch's default, He or Glorot initialisation instead."
         if typical < 1:

@@ -142,7 +142,7 @@ def _likely(rec: Recording) -> tuple[str, str]:
 
 def _stays(rec: Recording) -> str:
     """Say that all steps together change an untrained model by next to nothing, or ""."""
-    step, steps = usual_update(rec), rec.last_step - int(rec.run.steps[0]) + 1
+    step, steps = usual_update(rec), int(np.ptp(rec.run.steps)) + 1 if len(rec.run.steps) else 0
     if not step * steps < NOTHING or steps < LEAST_STEPS or not step > 0 or trained_before(rec):
         return ""
     spread, loss = spread_of_targets(rec), rec.scalar("loss")[:1]

@@ -182,7 +182,7 @@ def test_evaluation_mode_that_stays_on() -> None:
     (mode,) = follow(model, loss)["modes"]
     assert mode == {
         "mode": "eval", "layers": ["3", "4"], "kinds": ["BatchNorm1d", "Dropout"], "count": 2, "since": 6,
-        "seen": ["eval", "train"],
+        "seen": ["eval", "train"], "dropped": 0.5,
     }  # fmt: skip
     model.train()
     (mode,) = follow(model, lambda step: cross_entropy(model, step))["modes"]
