@@ -58,7 +58,7 @@ def write_facts(path: Path) -> None:
 WRITERS: dict[str, Writer] = {
     **{f"figure.{ending}": draw for ending in ("png", "svg", "pdf")},
     "facts.json": write_facts,
-    **{f"report.{ending}": by("report", "net-s0") for ending in ("html", "md", "pdf")},
+    **{f"report.{ending}": by("report", "net-s0") for ending in ("html", "pdf", "md")},
     **{f"table.{ending}": by("export", "net-s0", "--overwrite") for ending in ("csv", "parquet")},
     "events": by("export", "net-s0", "--overwrite", "--to", "tensorboard"),
     "a.ckpt": lambda path: save_checkpoint(path, {"config": {}, "progress": {}, "rows": 1, "steps": 2}),

@@ -36,7 +36,7 @@ def test_the_rules_find_the_kinds_of_the_registry() -> None:
 
 
 def test_the_probe_finds_those_that_show_before_training() -> None:
-    assert kinds_found_in(PACKAGE / "probe" / "judge.py") == {kind.name for kind in REGISTRY if kind.before_training}
+    assert kinds_found_in(PACKAGE / "probe" / "faults.py") == {kind.name for kind in REGISTRY if kind.before_training}
 
 
 @pytest.mark.parametrize("kind", REGISTRY, ids=KINDS)
