@@ -243,9 +243,7 @@ def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
     at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
-    if not at_its_level or any(
-        excuse(rec, losses) for excuse in EXCUSES
-    ):
+    if not at_its_level or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
     return Learning(
         "no",
