@@ -38,7 +38,7 @@ def recurrent(rec: Recording, learning: Learning) -> list[Finding]:
         if not used:
             continue  # all of it is cut off: another rule's matter
         if idle:
-            found.append(_unread(rec, layer, idle[0]))
+            found.append(_unread(rec, layer, max(idle)))
         elif held := [part for part in parts if part[0] == "weight_hh" and parts[part] == {"zero"}]:
             inputs = [part for part in parts if part[0] == "weight_ih" and part[1:] in [each[1:] for each in held]]
             if used.issuperset(inputs) and (learning.verdict != "yes" or not loss_halved(rec)):
