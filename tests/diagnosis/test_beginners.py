@@ -13,7 +13,7 @@ from torch.nn import functional
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
 from tests.diagnosis.recordings import LONG, check, facts, recording
-from tests.diagnosis.test_programs import CLASSES, STEPS, batch, both, cross_entropy, expect, mlp, train
+from tests.diagnosis.test_programs import CLASSES, INPUTS, STEPS, batch, both, cross_entropy, expect, mlp, train
 
 FEW = 40
 
@@ -206,3 +206,69 @@ def test_an_accuracy_that_is_computed_wrongly_is_a_note(tmp_path: Path, faulty: 
     check(found, "healthy")
     assert any("how the accuracy is computed" in note for note in found.notes) == faulty
     assert found.learning == "yes", found.learning_evidence  # from the epochs' losses
+
+
+@pytest.mark.filterwarnings("ignore:gradlens. activation_grad_norm is missing")
+def test_another_model_than_the_one_of_the_optimizer(tmp_path: Path) -> None:
+    other = mlp()
+    found = train(tmp_path / "run.h5", mlp(), lambda model, x, y: cross_entropy(other, x, y), steps=12)
+    expect(found, True, "setup", "elements of another model")
+
+
+@pytest.mark.parametrize("faulty", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_gradients_that_are_cleared_once_per_epoch(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0 if faulty else 0.05)
+
+    def clear(step: int) -> None:
+        if step % (16 if faulty else 1) == 0:
+            optimizer.zero_grad()
+
+    found = train(tmp_path / "run.h5", model, optimizer=optimizer, before=clear, clear=False, steps=33)
+    expect(found, faulty, "setup", "5 of the 8 steps .* not cleared")
+
+
+class OwnWeight(nn.Module):
+    """A weight that is a parameter, or a plain tensor."""
+
+    def __init__(self, *, plain: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        weight = 0.3 * torch.randn(INPUTS, 16)
+        self.weight = weight.requires_grad_() if plain else nn.Parameter(weight)
+        self.out = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(torch.tanh(x @ self.weight))
+        return logits
+
+
+def test_a_weight_that_is_a_plain_tensor(tmp_path: Path) -> None:
+    expect(train(tmp_path / "run.h5", OwnWeight(plain=True), steps=12), True, "cut", "192 elements of plain tensors")
+
+
+@both
+def test_a_divergence_of_probabilities(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        soft = 0.9 * functional.one_hot(y, CLASSES) + 0.025
+        made = model(x).softmax(1) if faulty else model(x).log_softmax(1)
+        return functional.kl_div(made, soft, reduction="batchmean")
+
+    expect(train(tmp_path / "run.h5", mlp(), loss, steps=FEW), faulty, "setup", "KlDiv.* expects log-probabilities")
+
+
+def test_binary_targets_out_of_range_are_read_before_the_loss_is_negative(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.float())
+
+    expect(train(tmp_path / "run.h5", mlp(out=1), loss, steps=12), True, "setup", "targets go from 0 to 3")
+
+
+def test_initial_weights_of_a_wrong_size_and_tiny_data_are_said_beside_a_finding() -> None:
+    small = [{"layer": f"layer{i}", "gain": 0.005} for i in range(1, 9)]
+    usual = [{"layer": f"layer{i}", "gain": 0.58} for i in range(1, 9)]
+    assert "initial weights are too small" in stuck(gains=small)
+    assert "initial weights" not in stuck(gains=usual)
+    data = {"layer": "layer1", "data": True, "dtype": "float32", "rms": 1e-5, "least": 0, "largest": 1, "finite": True}
+    assert "next to nothing comes through" in stuck(inputs=[data])
+    assert "next to nothing" not in stuck(inputs=[data | {"rms": 1.0}])
