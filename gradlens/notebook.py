@@ -1,4 +1,4 @@
-"""Cards of runs, diagnoses, comparisons and judgements for notebooks.
+"""Cards of runs, summaries, diagnoses, comparisons and judgements for notebooks.
 
 Each function returns the HTML of an object, whose ``_repr_html_`` calls it by name (``gradlens.lazy.shown_by``). Names
 and sentences may come from files of unknown origin, so all text that is not markup of this module is escaped. If a part
@@ -11,7 +11,7 @@ import base64
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradlens.analysis.compare import Comparison, columns_of, say_end, say_interval, say_unequal
 from gradlens.analysis.groups import Group
@@ -21,7 +21,9 @@ from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, Finding, say_confidence, say_layers, say_steps
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
 from gradlens.format import plural
+from gradlens.metrics import METRICS
 from gradlens.run import EPOCH_COLUMNS, Run
+from gradlens.run_summary import Summary
 from gradlens.studies import Control, JudgedClaim, Judgement
 
 if TYPE_CHECKING:
@@ -101,6 +103,21 @@ def run_card(run: Run) -> str:
         _lines(notes, faint=True),
         _small_heatmap(run),
     )
+
+
+def summary_card(summary: Summary) -> str:
+    """Return the card of a summary: the run's, and a row per layer with the median of each metric."""
+    columns = [name for name in summary.run.metrics if name in METRICS]
+    rows = [[str(row["layer"]), *(_median(row[name]) for name in columns)] for row in summary.layers]
+    head = ["layer", *(name.replace("_", " ") for name in columns)]
+    return _card(
+        Markup(run_card(summary.run)),
+        _folded(f"median of each metric at {plural(len(rows), 'layer')}", _guarded(lambda: _table(head, rows))),
+    )
+
+
+def _median(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _last_epoch(run: Run) -> Markup:
@@ -229,7 +246,7 @@ def judgement_card(judgement: Judgement) -> str:
     rows = [row for judged in judgement.claims for row in _claim_rows(judged, judgement.conditions)]
     return _card(
         _title(f"{judgement.title}, by {plural(judgement.runs, 'run')}"),
-        element("p", judgement.explanation, style="margin:.4em 0"),
+        element("p", judgement.explanation, style="margin:.4em 0") if judgement.explanation else "",
         _table(["", "claim", "models", "verdict", "why"], rows, numbers=False),
         _lines([f"next: {text}" for text in judgement.next_steps]),
         *(_control(control) for control in judgement.controls),

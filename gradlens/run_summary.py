@@ -11,10 +11,11 @@ from gradlens.analysis.profile import depth_profile
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis
 from gradlens.format import plain
+from gradlens.lazy import shown_by
 from gradlens.run import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What happened in a run.
 
@@ -29,6 +30,12 @@ class Summary:
     diagnosis: Diagnosis
     notable: tuple[str, ...]
     layers: tuple[dict[str, Any], ...]
+
+    _repr_html_ = shown_by("summary_card")
+
+    def __repr__(self) -> str:
+        """Return the run and the kinds of its findings in one line."""
+        return f"Summary({self.run!r}, {', '.join(self.diagnosis.kinds) or self.diagnosis.kind})"
 
     @property
     def overhead(self) -> float:

@@ -403,3 +403,22 @@ def test_a_run_is_diagnosed_by_its_file_or_its_name(make_run: Callable[..., Path
     make_run("net-s1", seed=1)
     with pytest.raises(ConfigError, match="expected one run, got 2 in runs"):
         gradlens.diagnose("runs")
+
+
+def test_something_else_than_a_run_is_refused_in_a_sentence(make_run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run("mine")
+    with pytest.raises(ConfigError, match="expected one run, its file or its name, got list"):
+        gradlens.diagnose(["mine"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model must be a torch\.nn\.Module, got str"):
+        gradlens.record("mine", "x.h5")  # type: ignore[arg-type]
+    with pytest.raises(NoRunError, match=r"the run of this name is runs/mine\.h5"):
+        gradlens.read_run("mine")
+
+
+def test_a_summary_is_a_card_with_a_row_per_layer_and_one_line_of_text(make_run) -> None:
+    summary = gradlens.summary(make_run())
+    assert re.fullmatch(r"Summary\(Run\(net-s0: .*\), \w+\)", repr(summary))
+    card = Parsed(summary._repr_html_()).text
+    assert "median of each metric at 6 layers" in card
+    assert all(str(row["layer"]) in card for row in summary.layers)

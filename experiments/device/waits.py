@@ -26,8 +26,9 @@ from experiments.device.training import STEPS, Setup, Trainer, recording
 EXPECTED = {
     "training steps, of any row, between looks": "no wait: norms stay on the GPU, and a row is fetched by one "
     "non-blocking copy to pinned memory and an event, which the writing thread waits for",
-    "steps with a look at the facts (the first five, then at twice the distance each time)": "waits: whether gradients "
-    "are 0 is asked at once. An error there only ends the facts, so the checks below do not show it",
+    "steps with a look at the facts (the first five, then at twice the distance each time)": "waits when the "
+    "optimizer has stepped, and in the first three before the backward pass (docs/facts.md). An error there only ends "
+    "the facts, so the checks below do not show it",
     "recorder.log": "no wait: a tensor is cloned and fetched with its row",
     "recorder.log_epoch and close": "may wait: when they return, everything so far is in the file",
     "sparse gradients": "may wait: torch coalesces them, and asks the GPU how many entries there are",

@@ -25,7 +25,7 @@ from gradlens.analysis.stats import Interval, difference_interval
 from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
 from gradlens.analysis.unequal import noted_settings, say_lengths, say_names, say_settings, say_states
 from gradlens.errors import ConfigError
-from gradlens.format import say_decimals
+from gradlens.format import plural, say_decimals
 from gradlens.lazy import shown_by
 from gradlens.run import Run
 
@@ -222,17 +222,31 @@ class Lead:
         best: The best group.
         other: The second best group.
         difference: Best minus other, with its interval over seeds.
+        tied: The groups whose mean is that of the best, which is one of them.
     """
 
     column: str
     best: Group
     other: Group
     difference: Interval
+    tied: tuple[Group, ...]
 
     @property
     def is_shown(self) -> bool:
         """Whether the interval of the difference excludes 0."""
         return self.difference.low > 0 or self.difference.high < 0
+
+    def say_runs(self) -> str:
+        """Return by how many runs the best is ahead, where one of the groups has a single one."""
+        best, other = len(self.best.runs), len(self.other.runs)
+        if best != other:
+            return f"{plural(best, 'run')} against {plural(other, 'run')}"
+        return "one seed only" if self.best.seeds and self.other.seeds else "one run each"
+
+    def say_equal(self, quantity: str) -> str:
+        """Return that the groups with the mean of the best are equal: "a, b and c are equal in validation loss"."""
+        *most, last = (group.label for group in self.tied)
+        return f"{', '.join(most)} and {last} are equal in {quantity}"
 
 
 def find_lead(groups: list[Group]) -> Lead | None:
@@ -251,7 +265,8 @@ def find_lead(groups: list[Group]) -> Lead | None:
         if len(known) > 1:
             known.sort(key=lambda group: sign * group.final(column).mean, reverse=True)
             best, other = known[:2]
-            return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)))
+            tied = tuple(group for group in known if group.final(column).mean == best.final(column).mean)
+            return Lead(column, best, other, difference_interval(best.lasts(column), other.lasts(column)), tied)
     return None
 
 

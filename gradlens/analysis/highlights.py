@@ -98,7 +98,7 @@ def _ratio(run: Run) -> list[str]:
 def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
     """Name the rows of a median ratio, the ratio in the first rows, and a ratio at the end that differs in kind."""
     parts = [say_rows(ratio.rows_known, len(run.steps))]
-    early = gradient_ratio(run, rows=slice(0, FIRST_ROWS))
+    early = gradient_ratio(run, rows=slice(0, FIRST_ROWS)) if len(run.steps) > FIRST_ROWS else None
     if early is not None and not np.isnan(early.typical()):
         parts.append(f"{say_power(early.typical())} in the first {FIRST_ROWS} rows")
     late = [(value, name) for value, name in ratio.late() if fate_of(value) not in (fate_of(whole), "unknown")]
@@ -116,10 +116,10 @@ def _zeros(run: Run) -> list[str]:
         share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
     else:
         share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
-    dead = [run.layers[i].name for i in np.flatnonzero(share > 0.5)]
+    dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
-    where = f"{plural(len(dead), 'layer')}, nearest the input {dead[0]}"
+    where = f"{plural(len(dead), 'layer')}, nearest the input {say_layer(dead[0])}"
     return [f"the gradient is exactly 0 in more than half of the rows at {where}"]
 
 

@@ -206,8 +206,9 @@ def heat_matrix(
     """Arrange a metric by layers and columns, averaging neighbouring rows where there are more rows than columns.
 
     The average of a magnitude is the geometric mean of finite positive values, that of a linear metric the arithmetic
-    mean. A chunk with a non-finite value is inf; a chunk with zeros but no positive value is 0. Rows without any value
-    are left out, as a metric with a longer recording interval has them: a column extends to the next row with values.
+    mean. A chunk with a non-finite value is inf; a chunk with zeros but no positive value is 0. Where a metric has a
+    longer recording interval, the rows between are left out: a column extends to the next row with values. A row
+    without any value of a metric that most rows have is NaN.
     A column of a run that is very wide (``WIDE_NUMBERS``) has at least 64 rows.
 
     Args:
@@ -237,9 +238,9 @@ def heat_matrix(
         edges = np.append(steps[chunks.edges[:-1] - start], steps[-1] + interval)
         return HeatMatrix((chunks.shown / scale).T, edges)
     values = layer_values(run, metric, rows, per_element=per_element)
-    known = ~np.isnan(values).all(axis=1)
+    known: NDArray[np.bool_] = ~np.all(np.isnan(values), axis=1)
     end = steps[-1] + interval
-    if known.any() and not known.all():
+    if known.any() and not _is_of_every_row(known):
         values, steps = values[known], steps[known]
     edges = np.append(steps, end)
     if len(steps) <= columns:
@@ -247,6 +248,11 @@ def heat_matrix(
     starts = chunk_starts(len(steps), columns)
     means = chunk_means(values, starts, linear=is_linear(metric))
     return HeatMatrix(means.T, np.append(edges[starts], edges[-1]))
+
+
+def _is_of_every_row(known: NDArray[np.bool_]) -> bool:
+    """Return whether a metric belongs to every row, so that a row without values is a gap in it."""
+    return bool(known.all() or 2 * np.sum(np.diff(np.flatnonzero(known)) == 1) > known.sum())
 
 
 def chunk_starts(count: int, chunks: int) -> NDArray[np.int64]:

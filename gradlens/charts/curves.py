@@ -20,7 +20,7 @@ from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power, say_ratio, say_times
 from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
-from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, typical_values
+from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_layer, typical_values
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
@@ -294,7 +294,7 @@ def say_curve(curve: Curve, metric: str) -> str:
     else:
         fit = curve.fits[0][0]
         estimate, slope, total, seeds = fit.slope, fit.slope.value, fit.decades.value, ""
-    first, last = (curve.runs[0].layers[i].name for i in curve.fits[0][0].ends)
+    first, last = (say_layer(curve.runs[0].layers[i]) for i in curve.fits[0][0].ends)
     if metric in GRADIENTS:
         said = say_fate(total) + (f"; {say_ratio(first, last, total)}" if np.isfinite(total) else "")
     else:

@@ -78,7 +78,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         where the data do not suffice: fewer than ``LEAST_ROWS`` rows, or no gradients.
 
     Raises:
-        ConfigError: A folder with several runs was given.
+        ConfigError: Something else was given, or a folder with several runs.
         NoRunError: The file or the folder is not there, or has no run.
 
     Example::
@@ -87,6 +87,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     """
     if isinstance(run, str | os.PathLike):
         run = _open(run)
+    elif not isinstance(run, Run):
+        raise ConfigError(f"expected one run, its file or its name, got {type(run).__name__}")
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]

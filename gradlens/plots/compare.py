@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from gradlens.analysis.stats import Interval
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.format import plural
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.style import Look, current, fill, head_inches, house_style, looks_of, usual_look
+from gradlens.plots.style import DASHES, Look, current, fill, head_inches, house_style, looks_of, usual_look
 from gradlens.run import FloatArray, Run
 
 MOST_SINGLE, MOST_BANDS = 4, 6
@@ -38,6 +39,8 @@ MOST_LINES = 12
 """With more single seeds than these, their lines are left out: a band shows a tangle better."""
 ROW_IN = 0.2
 """Height of a row of the legend and of the table, in inches."""
+NO_NAMES = ("quantity", "column")
+"""The keys of a row of the table that are no names of models."""
 ENDED = "after | a seed has ended: mean of the others"
 FAR = 1.5
 """The axis of a loss is cut when its highest value is this many times the upper end of 95 % of the values."""
@@ -80,9 +83,12 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
     looks = looks_of([group.model for group in groups])
     head = fill(_sentences(groups), width)
     ended = [ENDED] if any(group_ends(group) for group in groups) else []
-    columns = max(1, int(width * 13 / (max(map(len, [*map(_label, groups), *ended])) + 7)))
-    names = ROW_IN * -(-(len(groups) + len(ended)) // columns) + 0.1
-    rows = ROW_IN * ((len(table[0]) - 2) * (1.7 if one else 1) + 1.6) + 0.25
+    labels = [_in_lines(_label(group), int(width * 12) - 6) for group in groups]
+    columns = max(1, int(width * 13 / (max(map(len, [*"\n".join(labels).split("\n"), *ended])) + 7)))
+    lines = max(label.count("\n") + 1 for label in labels)
+    names = ROW_IN * lines * -(-(len(groups) + len(ended)) // columns) + 0.1
+    lines = max(_row_label(name, narrow=one).count("\n") + 1 for name in table[0] if name not in NO_NAMES)
+    rows = ROW_IN * ((len(table[0]) - 2) * max(1.7 if one else 1.0, 0.85 * lines) + 1.6) + 0.25
     panels = [2.1] * len(table) if one else [2.2] * -(-len(table) // 2)
     heights = [*panels, names, rows]
     figure = GradlensFigure(figsize=(width, sum(heights) + head_inches(head) + 0.3), layout="constrained")
@@ -94,8 +100,8 @@ def _draw(groups: list[Group], references: Sequence[Reference], look: Look) -> G
         if i < len(table) - (1 if one else 2):
             axis.set_xlabel("")
     handles = [
-        Line2D([], [], color=colour, linestyle=dash, label=_label(group))  # type: ignore[arg-type]
-        for group, (colour, dash) in zip(groups, looks, strict=True)
+        Line2D([], [], color=colour, linestyle=dash, label=label, **_mark_single(group.positions, dash))  # type: ignore[arg-type]
+        for group, label, (colour, dash) in zip(groups, labels, looks, strict=True)
     ]
     if any(group_ends(group) for group in groups):
         handles.append(Line2D([], [], color=current().ink, linestyle=REST, linewidth=1.0, label=ENDED))
@@ -128,7 +134,7 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         mean = np.where(whole, [s.mean for s in stats], np.nan)
         if group.window is not None and len(group.runs) == 1 and len(groups) <= MOST_BANDS:
             _draw_raw(axis, group.runs[0], column, colour)
-        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, label=_label(group), **_mark_single(mean))
+        axis.plot(epochs, mean, color=colour, linestyle=dash, zorder=3, label=_label(group), **_mark_single(mean, dash))
         if group_ends(group):
             rest = np.where(whole, np.nan, [s.mean for s in stats])
             joint = max(int(whole.sum()) - 1, 0)
@@ -156,9 +162,12 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
         _limit(axis, np.concatenate(all_values))
 
 
-def _mark_single(values: FloatArray) -> dict[str, Any]:
-    """Return a marker for curves of one value, which a line would not show."""
-    return {"marker": "o", "markersize": 4} if values.shape[-1] == 1 else {}
+def _mark_single(values: FloatArray, dash: str = "-") -> dict[str, Any]:
+    """Return a marker for curves of one value, which a line would not show; it is hollow where the line is dashed."""
+    if values.shape[-1] != 1:
+        return {}
+    hollow = {} if dash == DASHES[0] else {"markerfacecolor": current().paper, "markeredgewidth": 1.4}
+    return {"marker": "o", "markersize": 5, **hollow}
 
 
 def _draw_raw(axis: Axes, run: Run, column: str, colour: str) -> None:
@@ -203,12 +212,12 @@ def _draw_table(
 ) -> None:
     """Draw a row per model and a column per quantity, so that any number of models fits."""
     axis.axis("off")
-    names = [key for key in rows[0] if key not in ("quantity", "column")]
+    names = [key for key in rows[0] if key not in NO_NAMES]
     extents = {group.label: _extent(group) for group in groups}
     cells = [[_cell(row[name]).replace(" ±", "\n±" if narrow else " ±") for row in rows] for name in names]
     table = axis.table(
         cellText=[[*line, extents.get(name, "")] for name, line in zip(names, cells, strict=True)],
-        rowLabels=[name.replace(", ", ",\n") if narrow else name for name in names],
+        rowLabels=[_row_label(name, narrow=narrow) for name in names],
         colLabels=[
             quantity.replace(" ", "\n" if narrow else " ")
             for quantity in (
@@ -233,6 +242,16 @@ def _draw_table(
     several = any(len(group.runs) > 1 for group in groups)
     between = ", mean ± standard deviation between seeds" if several else ""
     axis.set_title(say_end(groups) + (between.replace("standard deviation", "s. d.") if narrow else between))
+
+
+def _row_label(name: str, *, narrow: bool) -> str:
+    """Return the name of a row of the table, in lines that leave room for the columns."""
+    parts = name.replace(", ", ",\n").split("\n") if narrow else [name]
+    return "\n".join(_in_lines(part, 15 if narrow else 34) for part in parts)
+
+
+def _in_lines(text: str, most: int) -> str:
+    return "\n".join(textwrap.wrap(text, most))
 
 
 def _extent(group: Group) -> str:
@@ -283,14 +302,15 @@ def _describe_lead(groups: list[Group]) -> str:
     quantity, best, other = columns_of(groups)[lead.column], lead.best.label, lead.other.label
     end = say_end(groups).partition(",")[0]
     when = f"after the {end}" if end.startswith("last") else f"at {end}"
-    which = "" if len(groups) == 2 else f"The two best of {len(groups)}: "
+    shown = max(len(lead.tied), 2)
+    which = "" if len(groups) == shown else f"The {'two' if shown == 2 else shown} best of {len(groups)}: "
     if lead.is_shown:
         return f"{which}{best} is ahead of {other} in {quantity} {when}."
     if lead.difference.mean == 0:
-        return f"{which}{best} and {other} are equal in {quantity} {when}."
+        return f"{which}{lead.say_equal(quantity)} {when}."
     if lead.difference.n > 1:
         return f"{which}no difference in {quantity} between {best} and {other} is shown {when}."
-    only = "one seed only" if lead.best.seeds and lead.other.seeds else "one run each"
+    only = lead.say_runs()
     return f"{which}{best} is ahead of {other} in {quantity} {when}, by {only}."
 
 

@@ -30,6 +30,8 @@ FOOT, FOOT_IN = 6.5, 0.4
 SHARP_DPI = 250
 MOST_HIGH_IN = 7.5
 """Most height of a figure."""
+MOST_TABLE_IN = 2.5
+"""A table that is not higher than this is kept on one page."""
 MOST_TOGETHER = 6
 """Most lines of a paragraph that are kept on one page."""
 TEXT, CELL, HEAD, TITLE = 9.0, 7.5, 12.0, 17.0
@@ -100,7 +102,7 @@ class Pages:
     def table(
         self, head: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float], marked: Sequence[bool] = ()
     ) -> None:
-        """Write a table, over several pages if it is long.
+        """Write a table, over several pages if it is long: each of them begins with the titles of the columns.
 
         Args:
             head: The titles of the columns.
@@ -110,9 +112,14 @@ class Pages:
         """
         whole = WIDTH_IN - 2 * MARGIN_IN
         widths = [whole * share / sum(shares) for share in shares]
-        self._page_with(sum(self._row_inches(cells, widths, bold=True) for cells in (head, *rows[:1])))
+        heights = [self._row_inches(cells, widths, bold=True) for cells in (head, *rows)]
+        self._page_with(sum(heights) if sum(heights) < MOST_TABLE_IN else sum(heights[:2]))
         self._row(head, widths, bold=True, rule=0.8)
         for i, row in enumerate(rows):
+            pages = self.count
+            self._page_with(heights[i + 1])
+            if self.count > pages:
+                self._row(head, widths, bold=True, rule=0.8)
             self._row(row, widths, bold=bool(marked) and marked[i], rule=0.3)
         self._y -= 0.1
 

@@ -258,7 +258,10 @@ def dress_axis(axis: Axes, curves: Sequence[Curve], inches: float) -> None:
         return
     most = min(MOST_NAMES, max(3, int(inches * 3)))
     chosen = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(len(layers), most))})
-    axis.set_xticks([i + 1 for i in chosen], [layers[i].name for i in chosen], rotation=30, ha="right")
+    names = [layers[i].name for i in chosen]
+    upright = 0.06 * (max(map(len, names)) + 1) * len(names) < inches - 0.9
+    turned: dict[str, Any] = {} if upright else {"rotation": 30, "ha": "right"}
+    axis.set_xticks([i + 1 for i in chosen], names, **turned)
 
 
 def _apart(names: Sequence[str], centres: Sequence[float], count: int, inches: float) -> list[int]:

@@ -25,8 +25,12 @@ from gradlens.run import Run
 COLUMNS = 400
 """Most columns of the small heatmap; more would not be seen at its width."""
 HEIGHT_IN, WIDTH_IN = 2.5, 7.2
+PROFILES_IN = 4.8
+"""Width of the profiles: a telephone shows them and their legend without scrolling."""
+ROW_IN = 0.18
+"""Height of a row of the legend."""
 MOST_ENTRIES = 14
-"""Most entries of the legend beside the profiles."""
+"""Most entries of the legend below the profiles."""
 MOST_GROUPS = 7
 MOST_PANELS = 4
 """As many as there are colours in the palette."""
@@ -80,15 +84,16 @@ def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
     curves = make_curves(runs, ACTIVATION_GRAD)
     looks = looks_of([look_name(curve.runs[0]) for curve in curves])
     with house_style():
-        figure = GradlensFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        handles = curve_handles(curves)[:MOST_ENTRIES]
+        height = HEIGHT_IN + ROW_IN * -(-len(handles) // 2)
+        figure = GradlensFigure(figsize=(PROFILES_IN, height), layout="constrained")
         axis = figure.add_subplot()
         for curve, line in zip(curves, looks, strict=True):
             draw_curve(axis, curve, *line, floor=find_floor(curves))
         axis.set_title("gradient norm over depth, median over rows", fontweight="bold")
         axis.set_ylabel("log10")
-        dress_axis(axis, curves, WIDTH_IN - 2)
-        handles = curve_handles(curves)
-        figure.legend(handles=handles[:MOST_ENTRIES], loc="outside right upper")
+        dress_axis(axis, curves, PROFILES_IN - 0.5)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
     return figure
 
 
@@ -112,7 +117,8 @@ def svg(figure: GradlensFigure, runs: Sequence[Run]) -> str:
         text = re.sub(rf"((?:fill|stroke): ?){colour}\b", rf"\1var(--{name})", text, flags=re.IGNORECASE)
     for light, dark in _both_themes(runs):
         text = re.sub(rf"((?:fill|stroke): ?){light}\b", rf"\1light-dark({light}, {dark})", text, flags=re.IGNORECASE)
-    return text.replace("<svg ", '<svg focusable="false" aria-hidden="true" ', 1)
+    attributes = 'focusable="false" aria-hidden="true" preserveAspectRatio="xMinYMid meet"'
+    return text.replace("<svg ", f"<svg {attributes} ", 1)
 
 
 def _both_themes(runs: Sequence[Run]) -> set[tuple[str, str]]:

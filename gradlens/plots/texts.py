@@ -82,13 +82,13 @@ def _wrapped(text: str, say: Rewrite) -> str:
     said = [say(line) for line in lines]
     if len(lines) == 1 or all(one != line for one, line in zip(said, lines, strict=True)):
         return "\n".join(_fitted(said, max(map(len, lines))))
-    whole = " ".join(lines)
-    new = say(whole)
-    return (
-        "\n".join(textwrap.wrap(new, max(map(len, lines)) + 2))
-        if new != whole
-        else "\n".join(_fitted(said, max(map(len, lines))))
-    )
+    most = max(map(len, lines)) + 2
+    for first in range(len(lines)):  # a title's first lines may be the name of a run, which stays as it is
+        whole = " ".join(lines[first:])
+        new = say(whole)
+        if new != whole:
+            return "\n".join([*_fitted(said[:first], most - 2), *textwrap.wrap(new, most)])
+    return "\n".join(_fitted(said, most - 2))
 
 
 def _fitted(lines: Sequence[str], width: int) -> list[str]:

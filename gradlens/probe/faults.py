@@ -134,7 +134,6 @@ def unused(samples: Sequence[WeightSample]) -> Finding | None:
     return Finding(
         "unused", names, (0, 0), f"no gradient reaches {plural(len(names), 'parameter')}: {say_parameters(names)}",
         "no gradient in any sample of weights", "exact: autograd leaves .grad at None without a path from the loss",
-
         "Use the layer's output in the loss (look for detach and branches not taken), or remove the layer.",
         (len(samples) + 1) / (len(samples) + 2),
     )  # fmt: skip

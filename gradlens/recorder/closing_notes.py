@@ -11,6 +11,11 @@ from gradlens.recorder.notes import Notes, listed
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.steps import Steps
 
+MANY_FACTORS = 5
+"""Rows from which on gradients that were multiplied by the same factor in each of them were not clipped."""
+SAME_FACTOR = 1e-5
+"""Relative difference of factors up to which they are the same; norms in float32 are exact to about 1e-7."""
+
 
 def warn_of_no_row(steps: Steps, notes: Notes, model: str) -> None:
     """Say why nothing was recorded, and what to change.
@@ -55,6 +60,8 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
     learned = steps.measuring.learned
     if table.changed_otherwise:
         notes.note_other_changes(table.changed_otherwise)
+    if table.scaled_rows == table.n_rows_here >= MANY_FACTORS and table.factors[1] / table.factors[0] - 1 < SAME_FACTOR:
+        notes.note_constant_factor(table.factors[0])
     if not table.n_rows:
         return
     if ranks is not None:

@@ -379,8 +379,12 @@ def is_engine(module: Any) -> bool:
     return engine and getattr(module, "data_parallel_group", None) is not None
 
 
-def find_ranks(model: nn.Module) -> Ranks | None:
+def find_ranks(model: nn.Module, *, warn: bool = True) -> Ranks | None:
     """Return the ranks that train a model together with DistributedDataParallel or ``fully_shard``; else None.
+
+    Args:
+        model: The model.
+        warn: Whether to warn of a model that each of several processes records on its own.
 
     Raises:
         RecorderError: The model is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer.
@@ -401,7 +405,7 @@ def find_ranks(model: nn.Module) -> Ranks | None:
     mesh = largest_mesh(model.parameters())
     if mesh:
         return Ranks(mesh, count_batch_parts(model))
-    if dist.get_world_size() > 1:
+    if warn and dist.get_world_size() > 1:
         warnings.warn(
             f"gradlens: this is one of {dist.get_world_size()} processes, and the model is not wrapped for distributed "
             "training, so each process records its own model, as the stages of a pipeline should, each in its own "

@@ -3,7 +3,8 @@
 =============================  ======================================================================================
 Event                          What happens
 =============================  ======================================================================================
-Exception in the with block    Closed as failed, Ctrl-C as interrupted; a note names the exception.
+Exception in the with block    Closed as failed; Ctrl-C, the end of a generator and a cancelled task: as interrupted.
+                               A note names the exception.
 End of the interpreter         Closed: as failed (Ctrl-C: interrupted) if an exception ended the program, else as
                                interrupted. The same at the end of a process of ``multiprocessing``.
 Recorder is collected          Closed by the writer's thread, as interrupted: at such a moment nothing may wait.
@@ -15,6 +16,7 @@ Fork                           The child closes nothing: the file belongs to the
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -84,7 +86,8 @@ def describe(error: BaseException) -> tuple[Status, str]:
     text = next((part.strip() for part in str(error).splitlines() if part.strip()), "")
     name = type(error).__name__ + (" (SIGINT)" if isinstance(error, KeyboardInterrupt) else "")
     note = f"ended by {name}: {text}" if text else f"ended by {name}"
-    return ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed"), note[:LONGEST]
+    stopped = isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError)
+    return ("interrupted" if stopped else "failed"), note[:LONGEST]
 
 
 def describe_exit() -> tuple[Status, str]:

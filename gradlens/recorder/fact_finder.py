@@ -291,7 +291,7 @@ class FactFinder:
             own = [state.parameter for state in self._parameters.states.values() if state.parameter.grad is not None]
             inside = {id(parameter) for parameter in parameters}
             count = sum(id(parameter) in inside for parameter in own)
-            self._clipping.note(when, max_norm, float(total_norm), count, len(own), self._index())
+            self._clipping.note(when, max_norm, total_norm, count, len(own), self._index())
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
@@ -340,7 +340,7 @@ class FactFinder:
             others = [key for key in self._parameters.states if key not in self._settings.groups]
             if self._optimizers:
                 self._parameters.at_step(others, self._step, passes_seen=self._passes > 0)
-            self._parameters.note_odd_weights()
+            self._parameters.read()
             self._copies.look(self._step, self._settings.groups)
             self._put_away()
             self._parameters.end_look()

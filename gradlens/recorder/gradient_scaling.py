@@ -22,31 +22,32 @@ class Clipping:
     def __init__(self) -> None:
         self._calls: dict[tuple[str, float], Facts] = {}
 
-    def note(self, when: str, max_norm: float, total_norm: float, count: int, of: int, step: int) -> None:
+    def note(self, when: str, max_norm: float, total_norm: Tensor, count: int, of: int, step: int) -> None:
         """Note a call.
 
         Args:
             when: See ``docs/facts.md``.
             max_norm: The largest norm allowed.
-            total_norm: The norm found.
+            total_norm: The norm found; it is read when the facts are.
             count: Parameters of the model with a gradient that were in the call.
             of: Parameters of the model with a gradient.
             step: The step in progress.
         """
         fact = self._calls.setdefault(
-            (when, max_norm), {"when": when, "max_norm": max_norm, "first_step": step, "norms": [], "coefficients": []}
+            (when, max_norm), {"when": when, "max_norm": max_norm, "first_step": step, "norms": []}
         )
         fact |= {"count": count, "of": of, "last_step": step}
-        fact["norms"].append(total_norm)
-        fact["coefficients"].append(min(1.0, max_norm / (total_norm + 1e-6)))
+        fact["norms"].append(total_norm.detach().clone())
 
     def facts(self) -> list[Facts]:
         """Return what is stored."""
         found = []
         for call in list(self._calls.values())[:16]:
-            fact = {name: value for name, value in call.items() if name not in ("norms", "coefficients")}
-            fact |= {"total_norm": _spread(call["norms"]), "coefficient": _spread(call["coefficients"])}
-            found.append(fact | {"looks": len(call["norms"])})
+            norms = call["norms"] = [float(norm) for norm in call["norms"]]
+            coefficients = [min(1.0, call["max_norm"] / (norm + 1e-6)) for norm in norms]
+            fact = {name: value for name, value in call.items() if name != "norms"}
+            fact |= {"total_norm": _spread(norms), "coefficient": _spread(coefficients)}
+            found.append(fact | {"looks": len(norms)})
         return found
 
 

@@ -59,6 +59,29 @@ def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
     return own[name] if name in own else None  # noqa: SIM401
 
 
+def refuse_uninitialised(model: nn.Module) -> None:
+    """Raise an error where lazy modules have no shapes yet.
+
+    Args:
+        model: The model.
+
+    Raises:
+        RecorderError: They have none.
+    """
+    names = [clean_name(name) or "(model)" for name, module in model.named_modules() if _is_uninitialised(module)]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise RecorderError(
+            f"{names[0]}{more}: a lazy module has no shape before it is called first",
+            tip="call the model once with a batch, under torch.no_grad(), before the optimizer is made and recording "
+            "begins",
+        )
+
+
+def _is_uninitialised(module: nn.Module) -> bool:
+    return any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False))
+
+
 def takes_hooks(module: nn.Module) -> bool:
     """Return whether hooks can be placed on a module: TorchScript refuses or ignores them."""
     return not isinstance(module, torch.jit.ScriptModule)

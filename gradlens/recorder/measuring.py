@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
@@ -61,7 +63,7 @@ class Measuring:
     ) -> None:
         self.scaler, self.intervals, self.learned, self.watch = scaler, intervals, learned, watch
         self.outputs = OutputGradients(len(modules), None if ranks is None else ranks.takes)
-        self._optimizers = optimizers
+        self._optimizers, self._modules = optimizers, list(modules.values())
         owned = [own_parameters(module) for module in modules.values()]
         self._with_gradient = [[p for p in own if ranks is None or ranks.reads_gradient(p)] for own in owned]
         self.sharded = (
@@ -97,6 +99,23 @@ class Measuring:
 
     def _find_owners(self) -> list[Owners]:
         return group_by_optimizer(self._with_gradient, self._grouped_ids())
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether a parameter of a layer requires a gradient."""
+        return any(parameter.requires_grad for parameter in self.gradients.parameters)
+
+    def mask_of(self, modules: Collection[nn.Module]) -> NDArray[np.bool_]:
+        """Return (L,) whether each layer is one of these modules."""
+        return np.array([module in modules for module in self._modules])
+
+    def find_sharing(self) -> dict[int, frozenset[int]]:
+        """Return, for each optimizer that shares parameters with others (Hogwild, phases of a training), those."""
+        ids = self._grouped_ids()
+        shared = {
+            k: frozenset(j for j, other in enumerate(ids) if j != k and other & mine) for k, mine in enumerate(ids)
+        }
+        return {k: others for k, others in shared.items() if others}
 
     def follow_groups(self) -> None:
         """Handle parameters that an optimizer has got since (``add_param_group``)."""

@@ -13,6 +13,7 @@ from gradlens.recorder.layers import clean_name
 from gradlens.recorder.parameter_states import Facts
 
 MOST_NORMS = 6
+KEYS = ("mean_distance", "variance_ratio")
 
 
 class Modes:
@@ -80,6 +81,8 @@ class BatchNorms:
         places = {round(i * (len(norms) - 1) / (MOST_NORMS - 1)) for i in range(MOST_NORMS)} if norms else set()
         self.modules = {norms[i][0]: norms[i][1] for i in sorted(places)}
         self._facts: dict[str, Facts] = {}
+        self._unread: dict[str, list[tuple[Facts, Tensor | None]]] = {}
+        """The first and the last call since the facts were read, each with its numbers."""
 
     @torch.no_grad()
     def note_call(self, name: str, inputs: Tensor, step: int) -> None:
@@ -98,19 +101,23 @@ class BatchNorms:
             "variance_ratio": None,
             "step": step,
         }
+        measured: Tensor | None = None
         if module.running_mean is not None and module.running_var is not None:
             values = inputs.detach().float()
             variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
             distance = (module.running_mean - mean) / (variance + module.eps).sqrt()
             ratio = (module.running_var + module.eps) / (variance + module.eps)
-            fact["mean_distance"], fact["variance_ratio"] = (
-                float(distance.square().mean().sqrt()),
-                float(ratio.median()),
-            )
-        for key in ("mean_distance", "variance_ratio"):
-            fact[f"first_{key}"] = self._facts.get(name, {}).get(f"first_{key}", fact[key])
-        self._facts[name] = fact
+            measured = torch.stack([distance.square().mean().sqrt(), ratio.median()])
+        self._unread[name] = [*self._unread.get(name, [])[:1], (fact, measured)]
 
     def facts(self) -> list[Facts]:
-        """Return what is stored, in the order of the model."""
+        """Return what is stored, in the order of the model; this waits for an accelerator where calls were noted."""
+        for name, calls in self._unread.items():
+            for fact, measured in calls:
+                numbers = (None, None) if measured is None else measured.tolist()
+                fact |= dict(zip(KEYS, numbers, strict=True))
+                before = self._facts.get(name, fact)
+                fact |= {f"first_{key}": before.get(f"first_{key}", fact[key]) for key in KEYS}
+                self._facts[name] = fact
+        self._unread.clear()
         return [self._facts[name] for name in self.modules if name in self._facts]

@@ -196,13 +196,15 @@ class Notes:
                 BY_HAND, 'leave them out with metrics="-activation_grad_norm", or record the copies that are trained'
             )
 
-    def note_in_turn(self, row: int) -> None:
+    def note_in_turn(self, row: int, *, shared: bool = False) -> None:
         """Note that optimizers step in turn.
 
         Args:
             row: The first row of which this is known.
+            shared: Whether they do because they share parameters.
         """
-        self.add(f"the optimizers step in turn: from row {row} on, each step of one of them is a row")
+        what = "share parameters" if shared else "step in turn"
+        self.add(f"the optimizers {what}: from row {row} on, each step of one of them is a row")
 
     def note_compiled_backward(self, *, scaled: bool) -> None:
         """Note what is not detected where compiled autograd runs the backward passes.
@@ -257,6 +259,18 @@ class Notes:
         self.add(
             f"in {plural(rows, 'row')} gradients were changed between the backward pass and the step, and not by "
             "clipping alone (noise, projection, an average?): these have no clip_coefficient"
+        )
+
+    def note_constant_factor(self, factor: float) -> None:
+        """Note that gradients were multiplied by the same number in every row, which clipping does not do.
+
+        Args:
+            factor: The number.
+        """
+        self.add(
+            f"gradients were multiplied by {factor:.4g} (divided by {1 / factor:.6g}) between the backward pass and "
+            "the step in every row: a scale of the loss or a number of micro-batches taken off by hand, and not "
+            "clipping, whatever clip_coefficient says; activation_grad_norm has the scale still"
         )
 
     def warn_of_early_log(self) -> None:
@@ -337,6 +351,23 @@ class Notes:
             "pass the optimizer that was made from this model's parameters, after the model was moved or wrapped",
         )
 
+    def warn_of_copies(self, optimizers: Collection[object]) -> None:
+        """Warn that no backward pass reaches the model's parameters, and the optimizers hold none of them."""
+        kinds, model = listed([type(each).__name__ for each in optimizers]), type(self._model).__name__
+        self.warn(
+            f"the optimizer given ({kinds}) holds none of the parameters of {model}, and no gradient reaches them "
+            "(functional_call with copies of the parameters?): rows have gradients of outputs alone",
+            "train dict(model.named_parameters()), which are the model's own; nothing to do if an input is trained",
+        )
+
+    def warn_of_split_passes(self) -> None:
+        """Warn that a pipeline computes the gradients of weights in passes of their own."""
+        self.warn(
+            "metrics of outputs are missing: this pipeline's schedule (zero bubble) computes the gradients of inputs "
+            "and of weights in separate passes",
+            "gradients of parameters are recorded; ScheduleInterleaved1F1B has all metrics",
+        )
+
     def warn_of_silent_passes(self) -> None:
         """Warn that a row lacks the gradients of outputs of some backward passes."""
         self.warn(SILENT_PASSES, "call torch.compiler.reset() before gradlens.record()")
@@ -349,10 +380,23 @@ class Notes:
         """
         never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
         own = [name for name in never if own_parameters(self._modules[name])]
+        hooked = [name for name in own if any(map(_has_grad_hook, own_parameters(self._modules[name])))]
+        own = [name for name in own if name not in hooked]
+        if hooked:
+            self.add(
+                "the parameters had no gradient when the step came; hooks on them run in the backward pass (an "
+                "optimizer for each, that steps and clears there?), and then all those optimizers are to be given as "
+                f"optimizer=[...]: {listed(hooked)}"
+            )
         if own:
             self.add(
                 f"the parameters had no gradient in any row (frozen, unused, or cleared before the step): {listed(own)}"
             )
+
+
+def _has_grad_hook(parameter: nn.Parameter) -> bool:
+    """Return whether something is called when the gradient of a parameter has arrived (asked after recording)."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def listed(names: Sequence[str]) -> str:

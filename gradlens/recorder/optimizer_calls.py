@@ -40,14 +40,28 @@ class OptimizerCalls:
         self._waiting: set[int] = set()
         """Optimizers that have stepped while their wrapper goes on."""
         self._handles: list[Any] = []
+        self._before_hooks: list[tuple[Optimizer, Any]] = []
 
     def place(self) -> None:
         """Place the hooks."""
         self._handles = place_step_hooks(self._optimizers, self._on_step, self._on_closure, self._on_stepped)
+        self._before_hooks = [
+            (optimizer, handle)
+            for optimizer, handle in zip(self._optimizers, self._handles[::2], strict=True)
+            if isinstance(optimizer, Optimizer)
+        ]
         self._handles += place_wrapper_hooks(self._wrappers, self._on_wrapper)
+
+    def come_last(self) -> None:
+        """Have the hooks before a step called after those placed since by the user, which may change gradients."""
+        for optimizer, handle in self._before_hooks:
+            hooks: Any = optimizer._optimizer_step_pre_hooks
+            if next(reversed(hooks), None) != handle.id and handle.id in hooks:
+                hooks.move_to_end(handle.id)
 
     def remove(self) -> None:
         """Remove the hooks."""
+        self._before_hooks = []
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,22 +26,51 @@ MOST_GAINS = 16
 """Layers whose weights are measured at the start."""
 MOST_WRITES = 64
 """Steps before which weights were written that are kept."""
+MOST_QUESTIONS = 64
+"""Questions about tensors that wait for their answers: more of them would be kept where no optimizer steps."""
 
 Facts = dict[str, Any]
 
 
-def nonzero(tensors: Sequence[Tensor | None]) -> list[bool]:
-    """Return, for each tensor, whether an element is not 0; one copy to the host per device."""
-    found = [False] * len(tensors)
-    devices: dict[torch.device, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        if tensor is not None and tensor.numel():
-            devices.setdefault(tensor.device, []).append(i)
-    for places in devices.values():
-        flags = torch.stack([_dense(tensors[i]).any() for i in places])
-        for i, flag in zip(places, flags.tolist(), strict=True):
-            found[i] = flag
-    return found
+class Questions:
+    """Whether elements of tensors are not 0: computed when it is asked, and read later, all together.
+
+    So an accelerator is waited for once. What follows from the answers is done when they are read, in the order in
+    which the questions were asked.
+    """
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[list[Tensor | None], Callable[[list[bool]], None]]] = []
+
+    def ask(self, tensors: Sequence[Tensor | None], then: Callable[[list[bool]], None]) -> None:
+        """Ask whether an element is not 0.
+
+        Args:
+            tensors: They may change afterwards; None, and an empty one, have no such element.
+            then: Is called with the answers when they are read.
+        """
+        if len(self._asked) >= MOST_QUESTIONS:
+            self.read()
+        flags = [None if tensor is None or not tensor.numel() else _dense(tensor).any() for tensor in tensors]
+        self._asked.append((flags, then))
+
+    def read(self) -> None:
+        """Read the answers: one copy to the host per device."""
+        devices: dict[torch.device, list[Tensor]] = {}
+        for flag in [flag for flags, _ in self._asked for flag in flags if flag is not None]:
+            devices.setdefault(flag.device, []).append(flag)
+        found = {
+            id(flag): answer
+            for flags in devices.values()
+            for flag, answer in zip(flags, torch.stack(flags).tolist(), strict=True)
+        }
+        asked, self._asked = self._asked, []
+        for flags, then in asked:
+            then([flag is not None and found[id(flag)] for flag in flags])
+
+    def forget(self) -> None:
+        """Forget what was asked."""
+        self._asked.clear()
 
 
 def _dense(tensor: Tensor | None) -> Tensor:
@@ -86,8 +115,10 @@ class ParameterState:
     """In how many looks the last step's gradient was still there."""
     kept: bool = False
     """Whether such a pass added to the last step's gradient."""
-    before: tuple[weakref.ref[Tensor] | None, int, bool] = (None, -1, False)
-    """The gradient before the pass in progress: which tensor, its version, and whether an element was not 0."""
+    before: tuple[weakref.ref[Tensor] | None, int] = (None, -1)
+    """The gradient before the pass in progress: which tensor, and its version."""
+    was_there: bool = False
+    """Whether an element of it was not 0."""
     changed: tuple[int, ...] = ()
     """First and last step in which it changed outside the optimizer, and in how many looks."""
 
@@ -124,6 +155,7 @@ class ParameterStates:
         self._written: dict[str, None] = {}
         self._writes: list[int] = []
         self._count_of_writes = 0
+        self._questions = Questions()
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
 
     @torch.no_grad()
@@ -172,34 +204,46 @@ class ParameterStates:
 
     def begin_round(self) -> None:
         """Remember the weights after a step, and forget its backward passes."""
+        self._questions.forget()
         for state in self.states.values():
             state.begin_round()
             state.sample = sample(state.parameter)
 
     def end_look(self) -> None:
         """Forget all tensors."""
+        self._questions.forget()
         for state in self.states.values():
-            state.sample, state.before = None, (None, -1, False)
+            state.sample, state.before, state.was_there = None, (None, -1), False
 
     def before_backward(self) -> None:
         """Note the gradients that are there before a backward pass."""
         states = list(self.states.values())
         grads = [state.parameter.grad for state in states]
-        for state, grad, there in zip(states, grads, nonzero(grads), strict=True):
-            state.before = (None, -1, False) if grad is None else (weakref.ref(grad), grad._version, there)
-            if not there:
-                state.written = state.kept = False
+        for state, grad in zip(states, grads, strict=True):
+            state.before = (None, -1) if grad is None else (weakref.ref(grad), grad._version)
+
+        def note(flags: list[bool]) -> None:
+            for state, there in zip(states, flags, strict=True):
+                state.was_there = there
+                if not there:
+                    state.written = state.kept = False
+
+        self._questions.ask(grads, note)
 
     def after_backward(self) -> None:
         """Note which gradients a backward pass wrote."""
         written = []
         for state in self.states.values():
-            grad, (before, version, _) = state.parameter.grad, state.before
+            grad, (before, version) = state.parameter.grad, state.before
             if grad is not None and (before is None or before() is not grad or grad._version != version):
                 written.append(state)
-        for state, there in zip(written, nonzero([state.parameter.grad for state in written]), strict=True):
-            state.kept |= state.before[2] and not state.written
-            state.written, state.written_nonzero = True, state.written_nonzero or there
+
+        def note(flags: list[bool]) -> None:
+            for state, there in zip(written, flags, strict=True):
+                state.kept |= state.was_there and not state.written
+                state.written, state.written_nonzero = True, state.written_nonzero or there
+
+        self._questions.ask([state.parameter.grad for state in written], note)
 
     def at_step(self, keys: Iterable[int], step: int, *, passes_seen: bool) -> None:
         """Note the state of gradients when an optimizer gets them.
@@ -210,46 +254,67 @@ class ParameterStates:
             passes_seen: Whether a backward pass of this step was observed.
         """
         states = [self.states[key] for key in keys if key in self.states]
-        for state, there in zip(states, nonzero([state.parameter.grad for state in states]), strict=True):
-            if there and not passes_seen:
-                gradient = "arriving"
-            elif there:
-                gradient = "kept" if state.kept else "arriving" if state.written else "stale"
-            elif state.written_nonzero:
-                gradient = "cleared"
-            else:
-                has_zeros = state.parameter.grad is not None and (state.written or not passes_seen)
-                gradient = "zero" if has_zeros else "none"
-            state.note_state(gradient, step)
-            state.kept_looks += gradient == "kept"
+        grads = [state.parameter.grad for state in states]
+        is_none = [grad is None for grad in grads]
+
+        def note(flags: list[bool]) -> None:
+            for state, there, none in zip(states, flags, is_none, strict=True):
+                if there and not passes_seen:
+                    gradient = "arriving"
+                elif there:
+                    gradient = "kept" if state.kept else "arriving" if state.written else "stale"
+                elif state.written_nonzero:
+                    gradient = "cleared"
+                else:
+                    gradient = "zero" if not none and (state.written or not passes_seen) else "none"
+                state.note_state(gradient, step)
+                state.kept_looks += gradient == "kept"
+
+        self._questions.ask(grads, note)
 
     def look_for_outside_changes(self, step: int) -> None:
         """Compare the weights before a step with those after the step before."""
         states = [state for state in self.states.values() if state.sample is not None]
-        now = [sample(state.parameter) for state in states]
-        differ = nonzero([_difference(new, state.sample) for new, state in zip(now, states, strict=True)])
-        for state, changed in zip(states, differ, strict=True):
-            if changed:
-                first, _, looks = state.changed or (step, step, 0)
-                state.changed = first, step, looks + 1
+
+        def note(flags: list[bool]) -> None:
+            for state, changed in zip(states, flags, strict=True):
+                if changed:
+                    first, _, looks = state.changed or (step, step, 0)
+                    state.changed = first, step, looks + 1
+
+        self._questions.ask([_difference(sample(state.parameter), state.sample) for state in states], note)
+
+    def read(self) -> None:
+        """Read everything that was asked in this step; an accelerator is waited for here."""
+        several: list[ParameterState] = []
+        self._ask_odd_weights(several)
+        self._questions.read()
+        if several:  # few: their first two rows are the same
+            differ = [_rows_differ(state.parameter, slice(1, None)) for state in several]
+            self._questions.ask(differ, _note_alike(several))
+            self._questions.read()
+
+    def _ask_odd_weights(self, several: list[ParameterState]) -> None:
+        """Ask which weights are all 0, and in which the first two rows are the same; those are added to a list."""
+        matrices = [state for state in self.states.values() if state.parameter.dim() > 1]
+        rows = [_rows_differ(each.parameter, slice(1, 2)) if _has_rows(each.parameter) else None for each in matrices]
+
+        def note_zero(flags: list[bool]) -> None:
+            for state, there in zip(matrices, flags, strict=True):
+                state.weights_zero, state.rows_alike = not there, False
+
+        def note_rows(flags: list[bool]) -> None:
+            for state, asked, differ in zip(matrices, rows, flags, strict=True):
+                if asked is not None and not differ and not state.weights_zero:
+                    several.append(state)
+
+        self._questions.ask([state.parameter for state in matrices], note_zero)
+        self._questions.ask(rows, note_rows)
 
     def compare_requires_grad(self, step: int) -> None:
         """Note for which parameters ``requires_grad`` has changed."""
         for state in self.states.values():
             state.note_state(state.gradient, step)
-
-    def note_odd_weights(self) -> None:
-        """Note which weights are all 0, and in which all rows are the same: first two rows, then the few others."""
-        matrices = [state for state in self.states.values() if state.parameter.dim() > 1]
-        for state, there in zip(matrices, nonzero([state.parameter for state in matrices]), strict=True):
-            state.weights_zero, state.rows_alike = not there, False
-        several = [state for state in matrices if _has_rows(state.parameter) and not state.weights_zero]
-        for rows in (slice(1, 2), slice(1, None)):
-            weights = [state.parameter.detach() for state in several]
-            differ = nonzero([~((w[rows] - w[0]).abs() <= ALIKE * w[0].abs().mean()) for w in weights])
-            several = [state for state, does in zip(several, differ, strict=True) if not does]
-        for state in several:
-            state.rows_alike = True
 
     def _present(self) -> dict[int, ParameterState]:
         """Return the states of the parameters that the model still has, by their ``id``."""
@@ -315,6 +380,20 @@ class ParameterStates:
         }
 
 
+def _note_alike(states: list[ParameterState]) -> Callable[[list[bool]], None]:
+    def note(flags: list[bool]) -> None:
+        for state, differ in zip(states, flags, strict=True):
+            state.rows_alike = not differ
+
+    return note
+
+
+def _rows_differ(parameter: Tensor, rows: slice) -> Tensor:
+    """Return where rows differ from the first one."""
+    weights = parameter.detach()
+    return ~((weights[rows] - weights[0]).abs() <= ALIKE * weights[0].abs().mean())
+
+
 def _has_rows(tensor: Tensor) -> bool:
     return (
         len(tensor) > 1
@@ -341,6 +420,13 @@ def listed_states(states: Sequence[ParameterState]) -> Facts:
     }
 
 
+def _to_host(numbers: Sequence[Tensor]) -> list[list[float]]:
+    """Return the values of tensors of one shape; one copy to the host where they are all on one device."""
+    if len({each.device for each in numbers}) > 1:
+        return [each.tolist() for each in numbers]
+    return torch.stack(list(numbers)).tolist() if numbers else []
+
+
 class Copies:
     """Modules without a gradient that are built like others of the model, and whose weights are or become theirs.
 
@@ -365,25 +451,36 @@ class Copies:
     def look(self, step: int, groups: Mapping[int, tuple[int, int]]) -> None:
         """Compare modules without a gradient with those that have one."""
         states = self._parameters.states
+        pairs: list[tuple[str, list[int], str]] = []
+        sizes: list[Tensor] = []
         for modules in self._alike.values():
             silent = [m for m in modules if all(states[key].seen <= {"none", "stale"} for key in m[1])]
             trained = [m for m in modules if any(states[key].seen - {"none", "stale"} for key in m[1])]
             for name, keys in silent[:8]:
                 for other, others in trained[:8]:
-                    self._compare(name, keys, other, others, step, groups)
+                    found = self._measure(keys, others)
+                    if found is not None:
+                        pairs.append((name, keys, other))
+                        sizes.append(found)
+        for (name, keys, other), (square, difference) in zip(pairs, _to_host(sizes), strict=True):
+            if square:
+                self._note(name, keys, other, math.sqrt(difference) / math.sqrt(square), step, groups)
 
-    def _compare(
-        self, name: str, keys: list[int], other: str, others: list[int], step: int, groups: Mapping[int, Any]
-    ) -> None:
+    def _measure(self, keys: list[int], others: list[int]) -> Tensor | None:
+        """Return (2,): the squared norm of the other module's weights, and that of the difference, from samples."""
         states = self._parameters.states
         mine = [sample(states[key].parameter).float() for key in keys]
         theirs = [sample(states[key].parameter).float() for key in others]
-        if any(_difference(a, b) is None for a, b in zip(mine, theirs, strict=True)):
-            return
-        norm = math.sqrt(sum(float(b.square().sum()) for b in theirs))
-        if not norm:
-            return
-        distance = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(mine, theirs, strict=True))) / norm
+        pairs = list(zip(mine, theirs, strict=True))
+        if any(_difference(a, b) is None for a, b in pairs) or len({b.device for b in theirs}) > 1:
+            return None
+        sums = [torch.stack([b.double().square().sum(), (a - b).double().square().sum()]) for a, b in pairs]
+        return torch.stack(sums).sum(0)
+
+    def _note(
+        self, name: str, keys: list[int], other: str, distance: float, step: int, groups: Mapping[int, Any]
+    ) -> None:
+        states = self._parameters.states
         fact = self._found.setdefault(
             (name, other),
             {"layer": name, "of": other, "count": len(keys), "numel": sum(states[k].parameter.numel() for k in keys)}

@@ -75,7 +75,8 @@ def group_by_optimizer(parameters: Sequence[Sequence[nn.Parameter]], groups: Seq
         groups: For each optimizer, the ``id`` of its parameters.
 
     Returns:
-        One group for each optimizer, and a last one for parameters of no optimizer.
+        One group for each optimizer, and a last one for parameters of no optimizer; what several optimizers hold is in
+        each of their groups.
     """
     owners_of: dict[int, tuple[nn.Parameter, list[int]]] = {}
     for layer, own in enumerate(parameters):
@@ -83,11 +84,11 @@ def group_by_optimizer(parameters: Sequence[Sequence[nn.Parameter]], groups: Seq
             owners_of.setdefault(id(parameter), (parameter, []))[1].append(layer)
     found = [Owners() for _ in range(len(groups) + 1)]
     for key, (parameter, layers) in owners_of.items():
-        group = next((k for k, ids in enumerate(groups) if key in ids), len(groups))
-        owners = found[group]
-        owners.layers += layers
-        owners.take += [len(owners.parameters)] * len(layers)
-        owners.parameters.append(parameter)
+        for group in [k for k, ids in enumerate(groups) if key in ids] or [len(groups)]:
+            owners = found[group]
+            owners.layers += layers
+            owners.take += [len(owners.parameters)] * len(layers)
+            owners.parameters.append(parameter)
     return found
 
 
@@ -150,7 +151,7 @@ class ParameterGradients:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that are read, each once."""
-        return [parameter for owners in self._owners for parameter in owners.parameters]
+        return list({id(parameter): parameter for owners in self._owners for parameter in owners.parameters}.values())
 
     def clear(self) -> None:
         """Forget the step in progress."""

@@ -6,7 +6,9 @@ gradients were all cleared before then is *discarded*: it belongs to no row. The
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
+
+from torch import Tensor, nn
 
 from gradlens.recorder.gradient_states import States
 from gradlens.recorder.hooks.inner_passes import InnerPasses
@@ -32,6 +34,8 @@ class Passes:
         """The rows so far; set before the first pass."""
         self.seen = 0
         """Backward passes that began in recorded steps."""
+        self.are_split = False
+        """Whether a pipeline computes the gradients of inputs and of weights in separate passes."""
         self._measuring, self._notes = measuring, notes
         self._scaler, self._learned, self._outputs = measuring.scaler, measuring.learned, measuring.outputs
         self._gradients, self._states = measuring.gradients, measuring.states
@@ -126,7 +130,7 @@ class Passes:
             may_wait: Whether the values of gradients on an accelerator may be looked at.
         """
         state = self.state
-        if not state.passes:
+        if not state.passes or self.are_split:
             return
         last = self._at_last_end
         cleared = set() if last is None else self._states.cleared(last, among, may_wait=may_wait)
@@ -205,12 +209,24 @@ class Passes:
         if measuring.reads_gradients:
             self._gradients.look(self._scaler.scale, skip=state.read)
 
-    def divide(self, number: float) -> None:
-        """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
+    def divide(self, number: float, modules: set[nn.Module] | None = None) -> None:
+        """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients.
+
+        Args:
+            number: The number.
+            modules: The modules that it is about; None for all.
+        """
         self.collect()
-        for part in self._parts():
-            part.scale = number if part.scale is None else part.scale * number
-        self._gradients.divide_early_reading(number)
+        mask = None if modules is None else self._measuring.mask_of(modules)
+        for each in (*self.state.passes, *self.state.inner):
+            others = [] if mask is None else [part.only(~mask) for part in each.parts]
+            mine = [part.only(mask) for part in each.parts]
+            each.parts = [replace(part, scale=number if part.scale is None else part.scale * number) for part in mine]
+            each.parts += [part for part in others if len(part.layers)]
+        if mask is None:
+            self._gradients.divide_early_reading(number)
+        else:
+            self._gradients.forget_early_reading()
 
     def set_scale(self, scale: Tensor | None) -> None:
         """Note that the passes of this step carry a loss scale."""
@@ -285,6 +301,11 @@ class Passes:
         if self._running in state.passes:  # the round ends during the pass
             self._running.learned, self._running.taken = learned.take_pass(), self._measuring.take_pass()
             learned.note_order(self._running.learned)
+        if self.are_split:
+            for each in (*state.passes, *state.inner):
+                learned.add_pass(each.learned)
+            state.discarded = 0
+            return []
         counted = state.counted(self._measuring.own_indices)
         for each, mask in counted:
             for measurer, taken in zip(self._measuring.measurers, each.taken, strict=False):

@@ -78,6 +78,10 @@ class Table:
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
         self.changed_otherwise = 0
         """Rows whose gradients were changed before the step in another way than by clipping."""
+        self.factors: list[float] = []
+        """The least and the largest ``clip_coefficient`` that was measured."""
+        self.scaled_rows = 0
+        """Number of rows in which it was not 1."""
         self.ended = False
         """Whether the ranks have ended the recording together, or a collective failed."""
         self._metrics = metrics
@@ -272,8 +276,11 @@ class Table:
             self.changed_otherwise += 1
         if reported:
             return row
-        if row.scalars.get("clip_coefficient", 1.0) != 1:
+        factor = row.scalars.get("clip_coefficient", 1.0)
+        if factor != 1:
             self._gradients.changes_seen = True
+            self.scaled_rows += 1
+            self.factors = [min(factor, *self.factors), max(factor, *self.factors)] if self.factors else [factor] * 2
         elif not (measured.changes_seen if self._ranks is None else self._gradients.changes_seen):
             row.scalars.pop("clip_coefficient", None)
         return row

@@ -25,7 +25,7 @@ from gradlens.recorder.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.intervals import make_intervals
-from gradlens.recorder.layers import LayerChoice, Learned, choose_layers
+from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, refuse_uninitialised
 from gradlens.recorder.notes import Notes, line
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.rank_agreement import RankAgreement
@@ -89,6 +89,7 @@ class Recorder:
                 tip="pass the optimizer too, or leave scaler= out and call recorder.step() after scaler.unscale_()",
             )
         self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
+        refuse_uninitialised(model)
         self._ranks = find_ranks(model)
         self._intervals, wanted = make_intervals(
             metrics,

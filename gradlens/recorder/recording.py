@@ -100,7 +100,8 @@ def record(
         RunExistsError: The file exists, and neither ``overwrite`` nor ``resume`` is True.
         RunFileError: The run cannot be resumed, because it has other layers or cannot be read.
         RecorderError: The model has no layer to record.
-        ConfigError: A metric's name, ``every``, ``first_step`` or ``on_error`` is not allowed.
+        ConfigError: The model is no torch module, or a metric's name, ``every``, ``first_step`` or ``on_error`` is not
+            allowed.
 
     Example::
 
@@ -112,12 +113,14 @@ def record(
     """
     if os.environ.get(DISABLED, "0") not in ("", "0"):
         return Recorder.disabled()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if resume and overwrite:
         raise ConfigError("resume=True appends to a run, overwrite=True replaces it: choose one of them")
     if first_step is not None and first_step < 0:
         raise ConfigError(f"first_step must be a whole number from 0, got {first_step!r}")
     names = choose_metrics(metrics, default_metrics(model))
-    ranks = find_ranks(model)
+    ranks = find_ranks(model, warn=False)
     found = None
     if overwrite or resume:
         _take_over(path, "this one replaces the file" if overwrite else "this one goes on from its last row")

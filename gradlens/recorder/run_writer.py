@@ -130,6 +130,7 @@ class RunWriter:
         if table.n_rows or self._epochs:
             table.open()  # in a resumed run without a new row it is not open yet
         if table.layers:
+            self._notes.look_for_changes()
             table.hand_over()
             table.sink.flush()
             note_missing(table, self._steps, self._notes, self._steps.measuring.intervals, self._ranks)

@@ -26,8 +26,9 @@ Gradients are cleared      Nothing; it is seen when the next pass begins, or bef
 GradScaler skips a step    Nothing at once: the optimizer is not called. The row of the skipped step is closed when the
                            next pass begins, or at ``log``, ``log_epoch`` or ``close``. A skipped step that is not
                            recorded is not counted. (A fused optimizer is called, and skips by itself.)
-Before an optimizer step   If it has stepped in this round: end the round; from then on optimizers *step in turn*. If
-                           the step is recorded: find what was cleared; read the gradients of its parameters, the
+Before an optimizer step   If it has stepped in this round: end the round; from then on optimizers *step in turn*.
+                           (Those that share parameters do from the start, and one ends the round of another.) If the
+                           step is recorded: find what was cleared; read the gradients of its parameters, the
                            learning rate, and the weights if they are due; its passes are used.
 Closure returns            The first time in an optimizer step: as before an optimizer step; then remove the hooks on
                            layers, so that later evaluations of the closure are not recorded.
@@ -136,7 +137,8 @@ class Steps:
         self.state = StepState(first_step, False, time.perf_counter())
         """The step in progress."""
         self._in_turn = False
-        """Whether the optimizers step in turn: one has stepped twice before another stepped at all."""
+        """Whether the optimizers step in turn: one has stepped twice before another stepped at all, or they share
+        parameters."""
 
         self.optimizers, self._scaler, self._learned = optimizers, scaler, learned
         self._wanted, self._clock, self._notes, self._guard = wanted, clock, notes, guard
@@ -156,9 +158,10 @@ class Steps:
             on_left_over=self._collect_left_over,
         )
         self.passes = Passes(self.measuring, notes, self.state)
+        self._sharing = self.measuring.find_sharing()
         self.rows = Rows(self.measuring, notes, ranks, guard)
         self._other_steps = OtherSteps(model, [*optimizers, *(wrapper for _, wrapper in wrappers)])
-        self._pipeline = PipelineWatch(model, self._divide)
+        self._pipeline = PipelineWatch(model, self._divide, self._note_split)
         self._calls = OptimizerCalls(
             optimizers, wrappers, before=self._on_step, closure=self._on_closure, after=self._on_stepped
         )
@@ -179,6 +182,9 @@ class Steps:
         self._table = self.passes.table = table
         self.rows.open(table, on_many_rows)
         seconds_per_hook()
+        if self._sharing:
+            self._in_turn = True
+            self._notes.note_in_turn(self._table.n_rows, shared=True)
         self._calls.place()
         self._pipeline.put()
         self.measuring.watch_first()
@@ -328,6 +334,7 @@ class Steps:
     def _handle_backward_end(self) -> None:
         if not self.passes.end():
             return
+        self._calls.come_last()
         ended = self.state.ended
         if ended == SOME_PASSES:
             self._other_steps.begin()
@@ -336,11 +343,16 @@ class Steps:
         elif ended == MANY_PASSES and not self.steps_seen:
             self._notes.warn_of_no_step(ended, self.optimizers, self._other_steps.name)
 
-    def _divide(self, number: float) -> None:
+    def _divide(self, number: float, modules: set[nn.Module] | None) -> None:
         """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
         if self.on and self.state.wanted:
             with torch.no_grad():
-                self._guard(lambda: self.passes.divide(number))
+                self._guard(lambda: self.passes.divide(number, modules))
+
+    def _note_split(self) -> None:
+        if self.on and not self.passes.are_split:
+            self.passes.are_split = True
+            self._notes.warn_of_split_passes()
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
@@ -362,7 +374,8 @@ class Steps:
     @torch.no_grad()
     def _before_step(self, k: int, grad_scale: Tensor | None) -> None:
         started = time.perf_counter()
-        if k in self.state.stepped:  # this optimizer steps a second time, so the previous round is over
+        state, sharing = self.state, self._sharing.get(k, ())
+        if k in state.stepped or not state.stepped.isdisjoint(sharing):  # so the previous round is over
             if len(self.optimizers) > 1 and not self._in_turn:
                 self._in_turn = True
                 self._notes.note_in_turn(self._table.n_rows)
@@ -379,6 +392,8 @@ class Steps:
         strange = not self.steps_seen and self.optimizers and not any(groups[:-1])
         if strange and any(each.touched for each in state.passes):
             self._notes.warn_of_strangers(self.optimizers)
+        elif strange and state.inner and measuring.takes_gradients:
+            self._notes.warn_of_copies(self.optimizers)
         group = groups[k] | (frozenset() if state.read else groups[-1])
         passes.prepare(group)
         if self._table.n_rows_here < SCALER_ROWS and not self._scaler.present and self.optimizers:

@@ -7,7 +7,8 @@ unscaled, reduced, clipped or made noisy, which is the moment when they are to b
 ============================  =======================================================================================
 What is given                 What is followed
 ============================  =======================================================================================
-Optimizer of torch            Itself, or the one that it holds under a name in ``INSIDE``.
+Optimizer of torch            Itself, or the one that it holds under a name in ``INSIDE``, or under any name if that is
+                              the only one with the same parameters (SAM, Lookahead).
 Without hooks, holds others   The one under a name in ``INSIDE``; else every optimizer among its attributes, and in
                               lists and mappings there.
 Without hooks, holds none     Its own ``step`` (``OtherOptimizer``), if it holds parameters.
@@ -82,10 +83,13 @@ def _refuse(thing: Any) -> Any:
     """Raise the RecorderError about something that cannot be followed."""
     kind = type(thing)
     name = kind.__name__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__name__} of {kind.__module__}"
-    raise RecorderError(
-        f"optimizer must be a torch.optim.Optimizer or several, got {name}",
-        tip="pass the torch optimizer that it wraps, or leave it out and call recorder.step() after loss.backward()",
-    )
+    tip = "pass the torch optimizer that it wraps, or leave it out and call recorder.step() after loss.backward()"
+    if kind.__module__.partition(".")[0] == "keras":
+        tip = (
+            "Keras: record torch.nn.ModuleList(model.layers) without optimizer=, and call recorder.step() in a "
+            "callback's on_train_batch_end"
+        )
+    raise RecorderError(f"optimizer must be a torch.optim.Optimizer or several, got {name}", tip=tip)
 
 
 def _listed(several: Sequence[Any] | Mapping[str, Any] | None) -> list[Any]:
@@ -124,9 +128,22 @@ def _unwrap(optimizer: Any, scalers: dict[int, GradScaler]) -> list[Any]:
         scaler: Any = getattr(optimizer, "scaler", None)
         if callable(getattr(scaler, "is_enabled", None)):
             scalers[id(scaler)] = scaler
-        held = (getattr(optimizer, name, None) for name in INSIDE)
-        optimizer = next((one for one in held if _is_optimizer(one)), optimizer)
+        held = [getattr(optimizer, name, None) for name in INSIDE]
+        optimizer = next((one for one in held if _is_optimizer(one)), _only_twin(optimizer) or optimizer)
     return chain
+
+
+def _only_twin(optimizer: Any) -> Optimizer | None:
+    """Return the optimizer of torch among the attributes of another one, if there is one with the same parameters."""
+    if not _has_hooks(optimizer):
+        return None
+    held = {id(one): one for one in vars(optimizer).values() if isinstance(one, Optimizer) and _has_hooks(one)}
+    twins = [one for one in held.values() if one is not optimizer and _parameters(one) == _parameters(optimizer)]
+    return twins[0] if len(twins) == 1 else None
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _has_hooks(optimizer: Any) -> bool:

@@ -83,14 +83,15 @@ def title_of(facts: Facts, words: Words) -> str:
 
 def first_figure(facts: Facts, words: Words) -> str:
     """Return the figure of the first screen as SVG in the colours of the page; "" where nothing is recorded."""
-    from gradlens.plots.small_figures import draw_answer, svg
+    from gradlens.plots.small_figures import PROFILES_IN, draw_answer, svg
 
     figure = draw_answer(facts.runs)
     if figure is None:
         return ""
     translate_figure(figure, words)
     alternative = escape(" ".join(answers(facts, words)))
-    return f'<figure class="answer" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
+    kind = "answer" if figure.get_figwidth() > PROFILES_IN else "answer narrow"
+    return f'<figure class="{kind}" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
 
 
 def say_precision(figures: Mapping[str, Any], words: Words) -> str:

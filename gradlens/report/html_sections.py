@@ -206,9 +206,10 @@ def claims_table(judgement: Judgement, words: Words | None = None) -> str:
         test = f"<details><summary>{escape(words['the test'])}</summary>{test}</details>"
         rows.append(f"<tr><td>{said}{told}{test}</td>{cells}</tr>")
     controls = "".join(f"<li>{escape(say(say_control(control), words))}</li>" for control in judgement.controls)
-    notes = "".join(f"<li>{escape(say(note, words))}</li>" for note in judgement.notes)
+    notes = "".join(f"<li>{escape(say(note, words))}</li>" for note in judgement.remarks)
+    explanation = f"<p>{escape(say(judgement.explanation, words))}</p>" if judgement.explanation else ""
     return (
-        f"<p>{escape(say(judgement.explanation, words))}</p>"
+        f"{explanation}"
         f"{table([words['claim'], *conditions], rows, kind='cards')}<ul class=read>{controls}{notes}</ul>"
         f"{_next_steps(judgement, words)}"
     )

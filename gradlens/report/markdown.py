@@ -176,12 +176,13 @@ def side_by_side(rows: Sequence[Row], names: Sequence[str], words: Words, *, num
 def claims(judgement: Judgement, words: Words) -> str:
     """Return the study's claims with their verdicts, what they mean, and what to run next."""
     head = [words[key] for key in ("claim", "condition", "verdict", "why")]
-    parts = [plain(say(judgement.explanation, words)), table(head, claim_rows(judgement, words))]
+    explanation = [plain(say(judgement.explanation, words))] if judgement.explanation else []
+    parts = [*explanation, table(head, claim_rows(judgement, words))]
     for judged in judgement.claims:
         key = judged.claim.key
         if why := words.get(f"explain {key}", ""):
             parts.append(f"**{key}.** {plain(why)} {code(words[f'next {key}'])}")
-    notes = (*map(say_control, judgement.controls), *judgement.notes)
+    notes = (*map(say_control, judgement.controls), *judgement.remarks)
     parts.append(listing(plain(say(text, words)) for text in notes))
     if judgement.next_steps:
         parts += [f"### {words['next experiments']}", listing(plain(say(text, words)) for text in judgement.next_steps)]

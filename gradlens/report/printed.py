@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -92,14 +93,15 @@ def _figure(pages: Paper, figures: Mapping[str, Any], kind: str, words: Words) -
 
 def _claims(pages: Paper, judgement: Judgement, words: Words) -> None:
     pages.heading(words["Claims"])
-    pages.paragraph(say(judgement.explanation, words))
+    if judgement.explanation:
+        pages.paragraph(say(judgement.explanation, words))
     pages.table([words[key] for key in ("claim", "condition", "verdict", "why")], claim_rows(judgement, words),
                 [3, 1.5, 1.2, 4])  # fmt: skip
     for judged in judgement.claims:
         key = judged.claim.key
         if why := words.get(f"explain {key}", ""):
             pages.paragraph(f"{key}. {why} {words[f'next {key}']}")
-    for text in (*map(say_control, judgement.controls), *judgement.notes):
+    for text in (*map(say_control, judgement.controls), *judgement.remarks):
         pages.paragraph(f"{ITEM}{say(text, words)}", faint=True)
     if judgement.next_steps:
         pages.heading(words["next experiments"])
@@ -148,5 +150,6 @@ def _environment(pages: Paper, rows: Sequence[Row], names: list[str], words: Wor
 
 
 def _parts(columns: list[Any]) -> list[list[Any]]:
-    """Split columns into parts that fit the width of a page."""
-    return [columns[start : start + MOST_COLUMNS] for start in range(0, len(columns), MOST_COLUMNS)]
+    """Split columns into parts of about one size that fit the width of a page."""
+    size = math.ceil(len(columns) / max(math.ceil(len(columns) / MOST_COLUMNS), 1))
+    return [columns[start : start + size] for start in range(0, len(columns), max(size, 1))]

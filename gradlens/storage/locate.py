@@ -51,6 +51,12 @@ def check_plain(path: Path) -> None:
         raise RunFileError(f"{path} is a pipe, a socket or a device; expected a run file")
 
 
+def tip_of_missing(path: Path) -> str:
+    """Return the tip for a file that is not there: the run that has this name under ``runs/``, or how to list runs."""
+    named = RUNS / path.with_name(f"{path.name.removesuffix('.h5')}.h5")
+    return f"the run of this name is {named}" if named.is_file() else LIST
+
+
 def newest_run(folder: Path = RUNS) -> Path:
     """Return the run file that was written last.
 

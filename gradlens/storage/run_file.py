@@ -14,7 +14,7 @@ import h5py
 from gradlens.errors import DamagedError, NoRunError, RunFileError
 from gradlens.storage.contents import Contents
 from gradlens.storage.damage import RECOVER, telling_damage
-from gradlens.storage.locate import check_plain
+from gradlens.storage.locate import check_plain, tip_of_missing
 from gradlens.storage.one_thread import alone
 from gradlens.storage.schema import FORMAT, FORMAT_VERSION
 from gradlens.storage.stored_file import StoredFile
@@ -73,7 +73,7 @@ def open_run_file(path: Path, *, salvage: bool = False, known: bool = False) -> 
     """
     try:
         if not path.exists():
-            raise NoRunError(f"{path}: there is no such file", tip="gradlens ls shows the runs that there are")
+            raise NoRunError(f"{path}: there is no such file", tip=tip_of_missing(path))
         if path.is_dir():
             raise RunFileError(f"{path} is a folder; expected a run file")
         check_plain(path)

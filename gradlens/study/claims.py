@@ -52,8 +52,8 @@ def judge_claims(runs: Sequence[Run | StudyRun]) -> Judgement:
     sorted_runs = sort_runs(runs)
     if not sorted_runs.settings:
         raise ConfigError(
-            f"none of the {len(runs)} runs is a complete one of a plain or residual network, such as plain34 and "
-            f"resnet34{_instead(sorted_runs)}",
+            f"no complete run of a plain or residual network, such as plain34 and resnet34, is among "
+            f"{plural(len(runs), 'run')}{_instead(sorted_runs)}",
             tip="gradlens run report trains the necessary runs",
         )
     controls = check_controls(sorted_runs.positive, sorted_runs.negative)
@@ -74,9 +74,9 @@ def _instead(sorted_runs: SortedRuns) -> str:
     counts = {
         "not finished": sorted_runs.unfinished,
         "interrupted or failed": sorted_runs.broken,
-        "controls": [*sorted_runs.positive, *sorted_runs.negative],
-        "models with half a shortcut": sorted_runs.unmatched,
-        "other networks": sorted_runs.others,
+        "of a control": [*sorted_runs.positive, *sorted_runs.negative],
+        "of a model with half a shortcut": sorted_runs.unmatched,
+        "of another network": sorted_runs.others,
     }
     found = ", ".join(f"{len(runs)} {name}" for name, runs in counts.items() if runs)
     return f" (got {found})" if found else ""

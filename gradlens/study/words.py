@@ -10,7 +10,7 @@ ENGLISH = {
     "condition": "condition",
     "verdict": "verdict",
     "why": "why",
-    "published": "The numbers of the original study come from one run each.",
+    "published": "The numbers of the original study come from one run each, on its own photographs.",
     "explain A": "The backward pass multiplies the gradient by each layer's weights and slopes, so in a deep network "
     "it shrinks or grows like a product of many factors. Batch norm rescales every layer and with it the gradient, "
     "so nothing vanishes where it is used; the same network without batch norm shows the shrinking.",
@@ -38,7 +38,7 @@ INDONESIAN = {
     "condition": "kondisi",
     "verdict": "kesimpulan",
     "why": "penjelasan",
-    "published": "Angka studi asli masing-masing berasal dari satu pelatihan.",
+    "published": "Angka studi asli masing-masing berasal dari satu pelatihan dengan foto-fotonya sendiri.",
     "verdict supported": "didukung",
     "verdict refuted": "dibantah oleh data",
     "verdict mixed": "sebagian didukung, sebagian dibantah",

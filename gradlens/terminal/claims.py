@@ -51,7 +51,7 @@ def claims_card(judgement: Judgement) -> Card:
     undecided = verdicts.count("undecided")
     beside = [f"{undecided} of {len(verdicts)} undecided"] if undecided else []
     lines: list[tuple[str, str | Text]] = [("check", _control(control)) for control in judgement.controls]
-    lines += [("why", sentence) for sentence in re.split(SENTENCE_BREAK, judgement.explanation)]
+    lines += [("why", sentence) for sentence in filter(None, re.split(SENTENCE_BREAK, judgement.explanation))]
     lines += [("next", text) for text in judgement.next_steps]
     lines += [("note", note) for note in judgement.remarks]
     return Card(f"{judgement.title}, by {plural(judgement.runs, 'run')}", verdict, style, beside, lines)

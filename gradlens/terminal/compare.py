@@ -106,18 +106,18 @@ def compare_card(groups: list[Group]) -> Card:
         verdict, style = f"{best.label} is ahead of {other.label} in {quantity}", GOOD
         todo = "gradlens diagnose finds the problems of each run, gradlens heatmap and gradlens profile show them"
     elif gap.mean == 0:
-        verdict, style, todo = f"{best.label} and {other.label} are equal in {quantity}", OPEN, MORE_TRAINING
+        verdict, style, todo = lead.say_equal(quantity), OPEN, MORE_TRAINING
     elif gap.n > 1:
         verdict, style = f"{best.label} and {other.label}: no difference in {quantity} is shown", OPEN
         todo = f"more seeds narrow the interval: {_more_seeds(best, other, '0-9')}"
     else:
-        only = "one seed only" if best.seeds and other.seeds else "one run each"
-        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by {only}", OPEN
+        verdict, style = f"{best.label} is ahead of {other.label} in {quantity}, by {lead.say_runs()}", OPEN
         more = _more_seeds(best, other, "0-4")
         todo = f"train more seeds to find out whether the difference is due to the seed: {more}"
     lines = [("why", why), ("next", todo)]
-    if len(groups) > 2:
-        lines.insert(1, ("", f"these are the two best of {len(groups)} groups; the table shows all"))
+    if len(groups) > (shown := max(len(lead.tied), 2)):
+        best_ones = "two" if shown == 2 else str(shown)
+        lines.insert(1, ("", f"these are the {best_ones} best of {len(groups)} groups; the table shows all"))
     return Card(title, verdict, style, (), lines)
 
 

@@ -132,6 +132,16 @@ def test_a_long_recording_interval_is_drawn_without_gaps(make_run) -> None:
     assert matrix.steps.tolist() == [0, 10, 20, 30]
 
 
+def test_rows_without_any_gradient_are_a_gap_of_a_metric_that_every_row_has(make_run) -> None:
+    def change(grid: np.ndarray) -> np.ndarray:
+        grid[5:9] = np.nan
+        return grid
+
+    matrix = heat_matrix(read_run(make_run(change=change, steps=20)), "activation_grad_norm", columns=100)
+    assert np.flatnonzero(np.isnan(matrix.values).all(axis=0)).tolist() == [5, 6, 7, 8]
+    assert matrix.steps.tolist() == list(range(21))
+
+
 def test_seeds_are_grouped_and_settings_are_distinguished(make_run) -> None:
     for seed in (2, 0, 1):
         make_run(f"plain34-s{seed}", model="plain34", seed=seed, accuracy=0.5 + 0.1 * seed, config={"split": "group"})

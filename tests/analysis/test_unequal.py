@@ -110,3 +110,18 @@ def test_nothing_overfits_after_one_epoch(make_run) -> None:
     assert any("overfits" in sentence for sentence in notable(run))
     first = replace(run, epochs={name: values[1:] for name, values in run.epochs.items()})
     assert not any("overfits" in sentence for sentence in notable(first))
+
+
+def test_all_models_of_the_best_mean_are_called_equal(make_run) -> None:
+    tied = [make_run(f"{model}-s0", model=model, accuracy=0.5) for model in ("a", "b", "c")]
+    card = compare_card(list(compare(tied).groups))
+    assert card.verdict == "a, b and c are equal in validation accuracy"
+    assert "best of" not in str(card.lines)
+    card = compare_card(list(compare([*tied, make_run("d-s0", model="d", accuracy=0.3)]).groups))
+    assert "these are the 3 best of 4 groups" in str(card.lines)
+
+
+def test_a_lead_over_a_single_run_names_the_numbers_of_runs(make_run) -> None:
+    runs = [make_run(f"a-s{seed}", model="a", seed=seed, accuracy=0.6 + 0.01 * seed) for seed in range(2)]
+    card = compare_card(list(compare([*runs, make_run("b-s0", model="b")]).groups))
+    assert card.verdict == "a is ahead of b in validation accuracy, by 2 runs against 1 run"

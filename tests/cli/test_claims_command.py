@@ -77,7 +77,7 @@ def test_runs_of_other_nets_are_a_clear_mistake(make_run, capsys: pytest.Capture
     make_run("mine", model="mine")
     assert run_command(["claims", "mine"]) == 2
     err = capsys.readouterr().err
-    assert "none of the 1 runs is a complete one of a plain or residual net" in err
+    assert "no complete run of a plain or residual network, such as plain34 and resnet34, is among 1 run" in err
     assert "Traceback" not in err
     assert run_command(["claims", "nowhere"]) == 1
     assert "there is no such run" in capsys.readouterr().err

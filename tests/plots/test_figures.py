@@ -492,3 +492,15 @@ def test_the_caption_of_a_comparison_leaves_the_numbers_to_the_table(make_run) -
     head = draw_compare(runs).get_suptitle()
     assert "validation accuracy" in head
     assert not re.search(r"0\.\d", head)
+
+
+def test_a_long_name_leaves_room_for_the_table_and_a_single_point_shows_its_dash(make_run) -> None:
+    long = "a-very-long-name-that-a-student-gave"
+    runs = [read_run(make_run(f"{m}-s0", model=m, epochs=1)) for m in ("plain34", "plain34-nobn", long)]
+    figure = draw_compare(runs, look=make_look("light", "one"))
+    names = [cell.get_text().get_text() for axis in figure.axes for table in axis.tables
+             for (_, column), cell in table.get_celld().items() if column < 0]  # fmt: skip
+    assert max(len(line) for name in names for line in name.split("\n")) <= 15
+    panel = figure.axes[0]
+    faces = [line.get_markerfacecolor() != line.get_color() for line in panel.get_lines()[:2]]
+    assert sorted(faces) == [False, True]  # without batch norm the line would be dashed: its point is hollow

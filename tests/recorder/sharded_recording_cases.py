@@ -20,7 +20,9 @@ import gradlens
 from tests.processes import run_all
 
 WORDS, LENGTH, WIDTH, CLASSES, BATCH, STEPS = 11, 8, 8, 6, 8, 3
-PIPELINES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
+LOOPED = {"interleaved": "ScheduleInterleaved1F1B", "zerobubble": "ScheduleInterleavedZeroBubble"}
+"""Schedules with two of four stages on each rank."""
+PIPELINES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B", **LOOPED}
 TRUE = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "activation_rms")
 
 
@@ -75,6 +77,24 @@ class Back(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks["1"](x)))
+
+
+class Quarter(nn.Module):
+    """One of four stages; names are those of the model."""
+
+    def __init__(self, model: Model, number: int) -> None:
+        super().__init__()
+        if number == 0:
+            self.embed = model.embed
+        elif number == 3:
+            self.norm, self.head = model.norm, model.head
+        else:
+            self.blocks = nn.ModuleDict({str(number - 1): model.blocks[number - 1]})
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "blocks"):
+            return next(iter(self.blocks.values()))(x)
+        return self.embed(x) if hasattr(self, "embed") else self.head(self.norm(x))
 
 
 def build() -> Model:
@@ -212,12 +232,16 @@ def wrap(way: str, model: Model, world: int) -> tuple[nn.Module, int, int]:
 
 
 def train_stage(way: str, path: Path, rank: int) -> list[str]:
-    """Train one stage of a pipeline of two, and record it into a file of its own."""
+    """Train one stage of a pipeline of two, or two of four, and record them into a file of their own."""
     from torch.distributed import pipelining
 
-    model = (Front, Back)[rank](build())
-    stage = pipelining.PipelineStage(model, rank, 2, torch.device("cpu"))
-    schedule = getattr(pipelining, PIPELINES[way])(stage, n_microbatches=4, loss_fn=loss_of)
+    whole = build()
+    model: nn.Module = (Front, Back)[rank](whole)
+    stages: Any = pipelining.PipelineStage(model, rank, 2, torch.device("cpu"))
+    if way in LOOPED:
+        model = nn.ModuleDict({f"stage{i}": Quarter(whole, i) for i in (rank, rank + 2)})
+        stages = [pipelining.PipelineStage(model[f"stage{i}"], i, 4, torch.device("cpu")) for i in (rank, rank + 2)]
+    schedule = getattr(pipelining, PIPELINES[way])(stages, n_microbatches=4, loss_fn=loss_of)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -467,3 +468,34 @@ def test_initial_weights_and_padding_are_measured() -> None:
     assert data["padded"] == 0.5
     gains = {item["layer"]: item["gain"] for item in found["gains"]}
     assert gains["2"] == pytest.approx(3**-0.5, rel=0.1)  # uniform in +-1/sqrt(40)
+
+
+def test_a_look_asks_the_host_only_when_the_optimizer_has_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def count(name: str) -> None:
+        usual = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+            asked.append(name)
+            return usual(tensor, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+
+    for name in ("tolist", "item", "cpu", "numpy", "__float__", "__bool__"):
+        count(name)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before: list[int] = []
+    after: list[int] = []
+    with Recorder(model, ListSink(), optimizer=optimizer, metrics=("param_norm",)):
+        for step in range(5):
+            asked.clear()
+            optimizer.zero_grad(set_to_none=False)
+            cross_entropy(model, step).backward()
+            clip_grad_norm_(model.parameters(), 1.0)
+            before.append(len(asked))
+            optimizer.step()
+            after.append(len(asked) - before[-1])
+    assert before[3:] == [0, 0]
+    assert 0 < max(after[3:]) <= 6

@@ -10,6 +10,8 @@ from matplotlib.text import Text
 
 from gradlens import read_run
 from gradlens.metrics import SHOWN_METRICS
+from gradlens.plots.figure import GradlensFigure
+from gradlens.plots.texts import rewrite
 from gradlens.report import collect
 from gradlens.report.figures import report_figures
 from gradlens.report.html import make_page
@@ -185,3 +187,10 @@ def test_a_place_takes_a_name_and_a_number_its_mark() -> None:
 def test_what_is_english_is_found() -> None:
     assert english_in("the gradient of conv1") == ["the", "gradient", "of"]
     assert not english_in("Panggil optimizer.zero_grad() sebelum loss.backward()")
+
+
+def test_a_wrapped_title_is_translated_below_the_name_of_its_run() -> None:
+    figure = GradlensFigure()
+    title = figure.suptitle("plain34-nobn, seed 3\nfirst layer 1/400 of the\nlast")
+    rewrite(figure, lambda text: translate(text, "id"), str, {})
+    assert title.get_text() == "plain34-nobn, seed 3\nlapisan pertama 1/400 dari\nlapisan terakhir"

@@ -12,6 +12,7 @@ import pytest
 
 from gradlens import read_run
 from gradlens.cli import run_command
+from gradlens.plots.pdf_pages import Pages
 from gradlens.report import collect
 from gradlens.report.docx import Document
 from gradlens.report.markdown import code, finals, make_markdown, plain, say_setting
@@ -221,3 +222,13 @@ def test_markdown_shows_texts_as_they_are() -> None:
     assert plain("a_b *c* | <d> & `e`\n# f") == "a\\_b \\*c\\* \\| &lt;d&gt; &amp; \\`e\\` \\# f"
     assert code("a `b`") == "`` a `b` ``"
     assert code("gradlens report") == "`gradlens report`"
+
+
+def test_a_table_that_goes_on_has_the_titles_of_its_columns_on_each_page(tmp_path: Path, monkeypatch) -> None:
+    written = []
+    monkeypatch.setattr(Pages, "_text", lambda self, page, x, text, *_: written.append((self.count, text)))
+    with Pages(tmp_path / "long.pdf", title="t", subject="s") as pages:
+        pages.paragraph("before")
+        pages.table(["layer", "norm"], [[f"layer {i}", str(i)] for i in range(90)], [1, 1])
+    assert [page for page, text in written if text == "norm"] == list(range(pages.count))
+    assert pages.count > 1

@@ -36,7 +36,7 @@ def place_step_hooks(
         on_stepped: Called after a step.
 
     Returns:
-        Handles that remove the hooks.
+        Handles that remove the hooks: for each optimizer, of the one before and of the one after its step.
     """
     handles: list[Any] = []
     for k, optimizer in enumerate(optimizers):

@@ -324,7 +324,7 @@ def _draw_panel(
         at = canvas.text(at, y, f"{name} ", CURVE_COLOURS[i], most=x + width - at)
         at = canvas.text(at, y, f"{known[-1]:.4g}  " if len(known) else "-  ", attributes=BOLD, most=x + width - at)
     axis_text = f"axis {low:.3g} to {high:.3g}{', log' if log else ''}"
-    if at + len(axis_text) <= x + width:
+    if f"{low:.3g}" != f"{high:.3g}" and at + len(axis_text) <= x + width:
         canvas.text(at, y, axis_text, attributes=DIM)
     characters, owner = braille(drawn, *ends, width, height - 1)
     canvas.block(x, y + 1, characters, np.array(CURVE_COLOURS)[owner])

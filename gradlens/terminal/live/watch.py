@@ -192,9 +192,9 @@ class LiveView:
         elif key in ("m", "M") and self.watched is not None:
             metrics = known_metrics(self.watched)
             if metrics:
-                choice.metric = _next(metrics, choice.metric, 1 if key == "m" else -1)
+                choice.page, choice.metric = "main", _next(metrics, choice.metric, 1 if key == "m" else -1)
         elif key in ("r", "R"):
-            choice.span = _next(SPANS, choice.span, 1 if key == "r" else -1)
+            choice.page, choice.span = "main", _next(SPANS, choice.span, 1 if key == "r" else -1)
         elif key in ("f", "?", "h"):
             page = "findings" if key == "f" else "help"
             choice.page, choice.scroll = "main" if choice.page == page else page, 0

@@ -79,7 +79,9 @@ def test_keys_change_what_is_seen_and_the_terminal_is_restored() -> None:
         window.wait_for(lambda screen: "pause the view, and continue it" not in screen)
         window.press("f")
         window.wait_for("esc back")
-        window.press("fq")
+        window.press("m")  # a choice of what is drawn leads back to what is drawn
+        window.wait_for("gradient w.r.t. the layer's parameters")
+        window.press("q")
         assert window.wait_end() == 0
         assert is_restored(window)
         assert "complete, step" in window.screen
