@@ -7,6 +7,7 @@ from gradlens.diagnosis.intended import side_branch
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.recurrent import recurrent
 from gradlens.diagnosis.zero_gradient import pass_gradient, say_flat, zero_layers
 from gradlens.format import plural
 
@@ -38,8 +39,10 @@ def cut(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn, _state_detached)
-    found = [finding for rule in rules for finding in rule(rec)]
+    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn)
+    tensors = [] if learning.verdict == "yes" else _plain_tensors(rec)
+    found = [*recurrent(rec, learning), *(finding for rule in rules for finding in rule(rec)), *tensors]
+    found += [] if found else _state_detached(rec)
     return found or ([] if learning.verdict == "yes" else _another_loss(rec))
 
 
@@ -176,6 +179,28 @@ def _not_registered(rec: Recording) -> list[Finding]:
             "layers in a plain Python container",
         )
         for item in lists
+    ]
+
+
+def _plain_tensors(rec: Recording) -> list[Finding]:
+    """Find tensors that require a gradient and lie in plain attributes: what code of one's own learns by hand."""
+    strange = rec.setup.graph.entries("unregistered")
+    held = [item for item in strange if item.text("held_in") and item.flag("parameter") is False]
+    held = [item for item in held if item.flag("in_optimizer") is not True]
+    if not held:
+        return []
+    names = ", ".join(dict.fromkeys(item.text("held_in") for item in held))
+    return [
+        exact_finding(
+            "cut",
+            (),
+            (held[0].whole("since"), rec.last_step),
+            f"the loss depends on {sum(item.whole('numel') for item in held):,} elements of plain tensors that require "
+            f"a gradient ({names}): they are no parameters of the model, and no optimizer has them",
+            f"Make {names} nn.Parameter in __init__ of their module, so that model.parameters() has them, and make the "
+            "optimizer after that.",
+            "weights are plain tensors",
+        )
     ]
 
 

@@ -22,12 +22,20 @@ from gradlens.diagnosis.frozen import frozen, slow, steady
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
-from gradlens.diagnosis.learning import Learning, judge_learning
-from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
+from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.plateau import plateau
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, ZEROS, Recording, run_of_arrays
+from gradlens.diagnosis.recorded_rows import (
+    PARAM_GRAD,
+    RMS,
+    UNSEEN_DATA,
+    ZEROS,
+    Recording,
+    run_of_arrays,
+    words_of,
+)
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import setup
 from gradlens.diagnosis.through_time import forgets, say_growth
@@ -37,10 +45,12 @@ from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural
-from gradlens.run import Layer, Run
+from gradlens.run import FloatArray, Layer, Run
 
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
+NO_CHANGE, HIGH = 0.05, 0.9
+"""An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
 CAUSED_BY_INPUTS = (
@@ -104,7 +114,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
-    findings = [_with_inputs(rec, _with_decay(rec, learning, finding)) for finding in findings]
+    findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
+    findings = [_with_inputs(rec, finding) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
@@ -161,6 +172,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((float(np.median(part)) for part in parts), default=math.nan)  # late losses may be tiny and scatter
+    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -170,6 +182,48 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
+
+
+def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    said = overfits(rec, guessing_of(rec))
+    if not said or any(said in finding.evidence for finding in findings):
+        return []
+    return [
+        f"{said}: the model learns its training data by heart (overfitting); more data, weight decay, dropout, a "
+        "smaller model or an earlier stop help"
+    ]
+
+
+def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:
+    """Return a note on a classifier that begins far above guessing because of its initial weights."""
+    said, guess = Network(rec).first_weights()[0], guessing_of(rec)
+    if not said or not len(loss) or not loss[0] > FAR_ABOVE * guess:
+        return []
+    return [f"the loss begins at {loss[0]:.3g}, and guessing has {guess:.3g}: {said}"]
+
+
+def _note_on_accuracy(rec: Recording) -> list[str]:
+    """Return a note on an accuracy that stands while the loss falls to half: it is computed wrongly."""
+    table = rec.run.epochs
+    scores = {
+        name: np.asarray(values)[np.isfinite(values)]
+        for name, values in table.items()
+        if words_of(name) & {"acc", "accuracy"} and not words_of(name) & UNSEEN_DATA
+    }
+    losses = [
+        values[np.isfinite(values)]
+        for values in (table.get("train_loss", np.empty(0)), rec.scalar("loss"))
+        if np.isfinite(values).sum() >= LEAST_ROWS
+    ]
+    if not losses or not float(np.median(losses[0][-2:])) < float(np.median(losses[0][:2])) / 2 or losses[0].min() < 0:
+        return []
+    return [
+        f"{name} stands at {float(np.median(values)):.3g} while the loss falls to less than half: look at how the "
+        "accuracy is computed (shapes that are broadcast, such as (N, 1) with (N,), a wrong dimension of argmax, a "
+        "threshold of 0.5 on logits)"
+        for name, values in scores.items()
+        if len(values) >= LEAST_ROWS and float(np.ptp(values)) < NO_CHANGE and float(values.max()) < HIGH
+    ]
 
 
 def _with_causes(rec: Recording, finding: Finding) -> Finding:
@@ -194,6 +248,14 @@ def _with_decay(rec: Recording, learning: Learning, finding: Finding) -> Finding
     return (
         replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
     )
+
+
+def _with_first_weights(rec: Recording, finding: Finding) -> Finding:
+    """Add to a finding without an exact cause that the initial weights have a wrong size."""
+    said, fix = Network(rec).first_weights()
+    if finding.cause or finding.kind not in CAUSED_BY_INPUTS or not said:
+        return finding
+    return replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}")
 
 
 def _with_inputs(rec: Recording, finding: Finding) -> Finding:

@@ -153,13 +153,14 @@ def _never_steps(rec: Recording) -> list[Finding]:
 def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
     """Layers that require a gradient and are in no optimizer while others are."""
     states = rec.setup.states(requires_grad=True, in_optimizer=False)
-    moving = _moving(rec)
+    number = replaced(rec)
+    moving = set() if number else _moving(rec)  # where a weight was replaced, its bias may move
     layers = [name for item in states for name in item.texts("layers") if name not in explained and name not in moving]
     names = tuple(dict.fromkeys(layers))
     if not names or not rec.setup.states(in_optimizer=True):
         return []
     count, optimizer = sum(item.whole("numel") for item in states), Network(rec).optimizer
-    if number := replaced(rec):
+    if number:
         return [
             exact_finding(
                 "frozen",

@@ -8,7 +8,7 @@ against each other, and those that change their sign, are never a "no".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,8 @@ UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
 UNSCALED = 0.25
 """An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
+AT_THE_LEVEL = 2.0
+"""A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
 TRAINED_SHARE = 0.5
 """Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
 LEFT = 2 / 3
@@ -52,6 +54,7 @@ ACCURACIES = ("acc", "accuracy", "top1", "f1", "auc", "dice", "iou", "map", "rew
 """Words in names of scalars that rise where a model learns."""
 LEAST_EARLY = 5
 """Values of a score from the first rows that are averaged at least."""
+LOSS = ("loss",)
 BETTER = 0.05
 """An accuracy counts as better if it rises by five percentage points or more, and as worse if it falls so much."""
 
@@ -142,11 +145,15 @@ def judge_learning(rec: Recording) -> Learning:
     if worse := _gets_worse(rec):
         said = f"{worse[0]} falls from {worse[1]:.3g} to {worse[2]:.3g}: the model gets worse at it"
         return Learning("no", said, worse=worse[0])
+    if len(finite) < FEW_ROWS and (falls := _changed_score(rec, -1, LOSS)):
+        name, first, last = falls
+        return Learning("yes", f"{name} falls from {first:.4g} to {last:.4g} (first and last fifth of the epochs)")
     if len(finite) < FEW_ROWS:
         said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
-    return _constant(rec, losses) or _stays_random(rec) or _against_guessing(rec, losses) or _by_trend(rec, losses)
+    rules = (_constant, _stays_random, _against_guessing, _against_the_mean)
+    return next((found for rule in rules if (found := rule(rec, losses))), None) or _by_trend(rec, losses)
 
 
 def span_of(rec: Recording) -> int:
@@ -155,7 +162,7 @@ def span_of(rec: Recording) -> int:
     return int(known[-1] - known[0]) + 1 if len(known) else 0
 
 
-def _stays_random(rec: Recording) -> Learning | None:
+def _stays_random(rec: Recording, _losses: Losses) -> Learning | None:
     """Return "no" where a logged entropy is ln k to the end, beside a reward that was logged and does not rise."""
     rewards = [name for name in rec.run.scalars if words_of(name) & {"reward", "return", "rewards", "returns"}]
     for name in rec.run.scalars if rewards and span_of(rec) >= MANY_STEPS else ():
@@ -215,6 +222,17 @@ def guessing_of(rec: Recording) -> float:
     return level if as_logged or not any(item.flag("scaled") for item in losses) else math.nan
 
 
+def spread_of_targets(rec: Recording) -> float:
+    """Return the variance of the targets, the squared error of their mean; NaN where the loss is not that alone."""
+    losses = rec.setup.graph.entries("losses")
+    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op") == "MseLoss"]
+    if len(losses) != 1 or losses[0].text("op") != "MseLoss" or losses[0].text("reduction") != "mean" or not targets:
+        return math.nan
+    if losses[0].flag("scaled") or not losses[0].flag("alone"):
+        return math.nan
+    return float(np.mean([item.number("rms") ** 2 - item.number("mean") ** 2 for item in targets]))
+
+
 def stands_early(rec: Recording) -> bool:
     """Return whether the loss has hardly fallen since the first fifth of the rows, and by less than a third in all."""
     values = rec.scalar("loss")
@@ -226,13 +244,19 @@ def stands_early(rec: Recording) -> bool:
     return late > (1 - STANDS) * early and late > LEFT * float(values[:3].mean())
 
 
-def _changed_score(rec: Recording, sign: int) -> tuple[str, float, float] | None:
-    """Return the name, first and last value of a score that rises (sign 1) or falls (sign -1), if there is one."""
-    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
-    for name, raw in series.items():
+def _changed_score(rec: Recording, sign: int, names: Collection[str] = ACCURACIES) -> tuple[str, float, float] | None:
+    """Return the name, first and last value of a score that rises (sign 1) or falls (sign -1), if there is one.
+
+    Args:
+        rec: The recording.
+        sign: 1 or -1.
+        names: Words in the names of the scores.
+    """
+    logged = {} if names is LOSS else {name: rec.scalar(name) for name in rec.run.scalars}
+    for name, raw in (logged | dict(rec.run.epochs)).items():
         values = np.asarray(raw, dtype=np.float64)
         values = values[np.isfinite(values)]
-        if words_of(name).isdisjoint(ACCURACIES) or len(values) < 3:
+        if words_of(name).isdisjoint(names) or (names is LOSS and words_of(name) & UNSEEN_DATA) or len(values) < 3:
             continue
         part = max(len(values) // 5, 1)
         early = part if sign > 0 else max(part // 4, min(part, LEAST_EARLY))  # what gets worse may do so soon
@@ -253,7 +277,7 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
     worse = _changed_score(rec, -1) if len(rec.run.steps) >= LEAST_STEPS else None
-    falls = len(loss) >= FEW_ROWS and Losses(loss).falls
+    falls = Losses(loss).falls if len(loss) >= FEW_ROWS else bool(_changed_score(rec, -1, LOSS))
     return None if worse and falls and words_of(worse[0]) & UNSEEN_DATA else worse
 
 
@@ -269,6 +293,22 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     if may_expect_more and losses.last > HARDLY_BETTER * guess:
         return Learning("no", f"{said}: after {span_of(rec)} rows the model is hardly better than guessing", True)
     return None
+
+
+def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
+    """Return "no" for a regression whose loss hardly falls, and is no less than the variance of the targets."""
+    spread = spread_of_targets(rec)
+    if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
+        return None
+    at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
+    if not at_its_level or any(excuse(rec, losses) for excuse in EXCUSES):
+        return None
+    return Learning(
+        "no",
+        f"{losses.say()}; a constant, the mean of the targets, has about {spread:.3g} (their variance): the model is "
+        "no better",
+        True,
+    )
 
 
 def _other_terms_fall(rec: Recording, losses: Losses) -> bool:

@@ -20,6 +20,11 @@ SMALL_INPUT = 0.1
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""
+TINY_INPUT = 1e-3
+"""Inputs a thousand times smaller leave next to nothing but biases; no outside source."""
+LOW_GAIN, HIGH_GAIN = 0.05, 5.0
+"""Standard deviation of weights times the root of their number of inputs: sqrt(2) in He initialisation, 1 in Glorot's,
+0.58 in torch's default of linear layers. A tenth of the least and a few times the largest of these."""
 LARGE_STEP = 0.1
 """Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight is healthy in [-4, -1]."""
 CALM_STEP = 0.03
@@ -191,7 +196,34 @@ class Network:
                     "normalised",
                     "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255) first.",
                 )
+            if "float" in item.text("dtype") and 0 < item.number("rms") < TINY_INPUT and layer not in self.norms:
+                return (
+                    f"the data that {quoted(layer)} gets have a root mean square of {item.number('rms'):.1g}: next to "
+                    "nothing comes through",
+                    "Scale the inputs to mean 0 and standard deviation 1 first (were they divided twice?).",
+                )
         return "", ""
+
+    def first_weights(self) -> tuple[str, str]:
+        """Return a sentence on initial weights of a wrong size for their number of inputs, and a remedy."""
+        main = {self._rec.run.layers[i].name for i in self._rec.run.main_layers()}
+        gains = [item for item in self._rec.setup.entries("gains") if item.text("layer") in main - set(self.norms)]
+        sizes = [item.number("gain") for item in gains if item.number("gain") > 0]
+        typical = float(np.median(sizes)) if len(sizes) > 1 else 1.0
+        if LOW_GAIN <= typical <= HIGH_GAIN or self.norms or self._rec.run.steps[:1].any():
+            return "", ""
+        fix = "Initialise the weights with torch's default, He or Glorot initialisation instead."
+        if typical < 1:
+            return (
+                "the initial weights are too small for their number of inputs: their standard deviation times its root "
+                f"is {typical:.2g} (He initialisation 1.4, torch's default 0.6)",
+                fix,
+            )
+        return (
+            "the initial weights are too large for their number of inputs: their standard deviation times its root is "
+            f"{typical:.2g} (He initialisation 1.4, torch's default 0.6)",
+            fix,
+        )
 
     def sum_of_losses(self) -> str:
         """Return a sentence on a loss that is a sum over elements, or ""."""

@@ -9,7 +9,16 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
-from gradlens.diagnosis.learning import LEAST_STEPS, Learning, stands_early
+from gradlens.diagnosis.learning import (
+    LEAST_STEPS,
+    UNTRAINED,
+    Learning,
+    classes_of,
+    guessing_of,
+    spread_of_targets,
+    stands_early,
+    trained_before,
+)
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
@@ -31,6 +40,13 @@ FAR_REMEDY = (
     "as the bias of the last layer. "
 )
 APART, SCALED = "shuffled apart or mislabelled", "shuffled apart, mislabelled, or not normalised"
+NOTHING = 1e-3
+"""Where all steps together change a layer by less than this share of its norm, fine-tuning has no effect either."""
+MOST_DROPPED = 0.8
+"""Share of dropout of which little passes; Srivastava et al. 2014 keep 0.5 to 0.8."""
+RISEN = 2.0
+"""A loss so many times its first value is not noise; no outside source."""
+USUAL_MOMENTUM = 0.95
 AGREE, DISAGREE = 0.1, 0.02
 """Cosines between gradients of parts of a batch: measured at initialisation, 0.03 to 0.4 where a common direction
 exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
@@ -50,8 +66,11 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     too_large, far = _leapt(rec), "" if learning.verdict == "yes" else _out_of_reach(rec)
-    if learning.verdict != "no" and not too_large and not far:
+    too_small = "" if learning.verdict == "yes" or far else _stays(rec)
+    if learning.verdict != "no" and not too_large and not far and not too_small:
         return []
+    why, first = _likely(rec) if learning.verdict == "no" else ("", "")
+    far = far or too_small or why
     parts = (_say_gradients(rec), _say_directions(rec), _say_steps(rec), _say_batch(rec))
     out = "; ".join(part for part in parts if part)
     evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
@@ -70,7 +89,7 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
             threshold,
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; ln C is the cross entropy "
             "of equal probabilities for C classes",
-            (FAR_REMEDY if far else "") + _next(rec, learning, bool(too_large)),
+            (first or (FAR_REMEDY if far and not too_small else "")) + _next(rec, learning, bool(too_large)),
             0.997,
         )
     ]
@@ -87,6 +106,56 @@ def _leapt(rec: Recording) -> str:
     )
 
 
+def _likely(rec: Recording) -> tuple[str, str]:
+    """Return what most likely keeps a model from learning, in a sentence, and what to do; or twice ""."""
+    modes = [item for item in rec.setup.entries("modes") if item.text("mode") == "train"]
+    drops = [item for item in modes if item.number("dropped") >= MOST_DROPPED]
+    if drops:
+        return (
+            f"dropout ({say_layers(drops[0].texts('layers'))}) sets {drops[0].number('dropped'):.0%} of what it gets "
+            "to 0",
+            "Lower p of the dropout to 0.1 to 0.5: it is the share that is dropped, not the one that is kept. ",
+        )
+    stacked = rec.setup.graph.entries("stacked")
+    layers = rec.names(rec.run.main_layers())
+    if len(layers) > 1 and {item.text("layer") for item in stacked}.issuperset(layers[:-1]):
+        return (
+            f"no activation function lies between {say_layers(layers)}: together they are a single linear layer",
+            "Put an activation function (ReLU, tanh) between the layers: without one, no depth makes the model more "
+            "than linear. ",
+        )
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    first, last = (float(np.median(part)) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))
+    if classes_of(rec) > 1 and last > RISEN * first > 0:
+        optimizer = Network(rec)
+        groups = [group.entry("settings") for item in optimizer.optimizers for group in item.entries("groups")]
+        heavy = max((group.number("momentum") for group in groups if group.number("momentum") > 0), default=0.0)
+        larger = f"; momentum {heavy:g} makes steps up to {1 / max(1 - heavy, 1e-3):.0f} times larger"
+        pushed = larger if heavy else ""
+        return (
+            f"the loss rises to {last / first:.0f} times its first value: the steps overshoot{pushed}",
+            f"Lower {optimizer.say_rate()} by a factor of 10 to 100. "
+            + (f"Lower momentum ({heavy:g}) to 0.9 at most. " if heavy > USUAL_MOMENTUM else ""),
+        )
+    return "", ""
+
+
+def _stays(rec: Recording) -> str:
+    """Say that all steps together change an untrained model by next to nothing, or ""."""
+    step, steps = usual_update(rec), int(np.ptp(rec.run.steps)) + 1 if len(rec.run.steps) else 0
+    if not step * steps < NOTHING or steps < LEAST_STEPS or not step > 0 or trained_before(rec):
+        return ""
+    spread, loss = spread_of_targets(rec), rec.scalar("loss")[:1]
+    untrained = bool(len(loss)) and float(loss[0]) > UNTRAINED * spread  # False where the spread is unknown
+    if Network(rec).rescales and not untrained and not guessing_of(rec) > 0:
+        return ""  # a regression that was trained before may be tuned with steps as small
+    return (
+        f"{plural(steps, 'step')} of {step:.1e} change a layer by {step * steps:.1g} of its norm in all: the model "
+        "stays as it was"
+    )
+
+
 def _out_of_reach(rec: Recording) -> str:
     """Say that targets are too far away for an optimizer that moves each weight by about its rate per step, or ""."""
     losses = [item for item in rec.setup.graph.entries("losses") if item.text("op") in SQUARED]
@@ -97,7 +166,7 @@ def _out_of_reach(rec: Recording) -> str:
     steps = rec.last_step - int(rec.run.steps[0]) + 1
     reach, stays = network.rate * steps, len(loss) >= LEAST_STEPS and not loss_halved(rec)
     error = math.sqrt(max(float(np.median(loss)), 0)) if stays else 0.0
-    if not error > FAR * reach:
+    if not error > FAR * reach or error**2 < spread_of_targets(rec):  # better than a constant: it learnt before
         return ""
     return (
         f"the error is about {error:.3g} (the root of the loss), while {network.optimizer} moves each weight by about "

@@ -8,6 +8,8 @@ import numpy as np
 
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.loop import loop
+from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
@@ -20,9 +22,11 @@ from gradlens.diagnosis.unfit import (
     few_values,
     layers_of,
     minimax,
+    mixed_views,
     named,
     normalised_output,
     one_class,
+    only_class,
     out_of_range,
     overwritten,
     same_batch,
@@ -39,6 +43,8 @@ FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
 FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
 """Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
+OFTEN_KEPT = 3
+"""Steps that were looked at in which gradients of the step before were still there."""
 LOGITS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 NO_LOGS = ("Softmax", "Sigmoid", "Relu", "Tanh", "Addmm", "Mm", "Bmm", "Convolution")
 """Operations whose output is no log-probability; behind others (indexing, a sum of parts) there may be a logarithm."""
@@ -46,6 +52,11 @@ TAKES = {
     "LogSoftmax": ("cross entropy", "softmax"),
     "BinaryCrossEntropyWithLogits": ("binary cross entropy with logits", "sigmoid"),
 }
+
+TARGETS_OF_TWO = (
+    "Give this loss targets from 0 to 1: divide images by 255; for more than two classes use F.cross_entropy with an "
+    "output per class."
+)
 
 
 def setup(rec: Recording, learning: Learning) -> list[Finding]:
@@ -60,23 +71,25 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """
     rules = (
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
-        _broadcast, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
-        collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers,
+        _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
+        minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     return found + [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
 
 
-AFTER_LEARNING = (few_values, one_class, overwritten, constant_data, normalised_output)
+AFTER_LEARNING = (few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
 """Rules that also ask whether the model learns."""
 
 
 def _no_backward(rec: Recording) -> list[Finding]:
-    """Find that the optimizer steps although no backward pass was seen and no parameter ever had a gradient."""
+    """Find that the optimizer steps although no parameter ever had a gradient: no backward pass, or another model's."""
     states = rec.setup.states(in_optimizer=True, requires_grad=True)
     graph = rec.setup.graph
-    if graph.text("source") == "backward" or not states or any(item.texts("seen") != ("none",) for item in states):
+    if not states or any(item.texts("seen") != ("none",) for item in states):
         return []
+    if graph.text("source") == "backward":
+        return _another_model(rec, states)
     return [
         setup_finding(
             rec,
@@ -90,8 +103,45 @@ def _no_backward(rec: Recording) -> list[Finding]:
     ]
 
 
+def _another_model(rec: Recording, states: list[Entry]) -> list[Finding]:
+    """Find that the model with the optimizer never runs, while the loss depends on parameters of another one."""
+    graph = rec.setup.graph
+    others = [item for item in graph.entries("unregistered") if item.flag("parameter") and not item.text("held_in")]
+    if not others or graph.entry("modules").whole("ran", 1):
+        return []
+    return [
+        setup_finding(
+            rec,
+            states[0],
+            f"the model that the optimizer trains never runs with a graph, and the loss depends on "
+            f"{plural(others[0].whole('count'), 'parameter')} with {others[0].whole('numel'):,} elements of another "
+            "model, which no optimizer has",
+            "Train the model of which the optimizer was made: make the model once, before the optimizer and outside "
+            "the loop (a copy, a model made anew, or one that was loaded needs an optimizer of its own).",
+            "another model is trained than the optimizer has",
+            layers_of(list(states)),
+        )
+    ]
+
+
 def _outside(rec: Recording) -> list[Finding]:
     """Find a binary cross entropy below 0, which no targets between 0 and 1 can give."""
+    beyond = [
+        item
+        for item in rec.setup.graph.entries("targets")
+        if item.text("op").startswith("BinaryCrossEntropy") and (item.number("largest") > 1 or item.number("least") < 0)
+    ]
+    if beyond:
+        return [
+            setup_finding(
+                rec,
+                beyond[0],
+                f"the loss is a binary cross entropy, and its targets go from {beyond[0].number('least'):.3g} to "
+                f"{beyond[0].number('largest'):.3g}: they must lie from 0 to 1, or it falls without bound",
+                TARGETS_OF_TWO,
+                "targets outside 0 to 1",
+            )
+        ]
     loss = rec.scalar("loss")
     below = int((np.nan_to_num(loss) < 0).sum())
     if not below or below < len(loss) / 10:
@@ -102,8 +152,7 @@ def _outside(rec: Recording) -> list[Finding]:
             item,
             f"the loss is a binary cross entropy, and below 0 in {plural(below, 'row')} (down to "
             f"{float(np.nanmin(loss)):.3g}): only targets outside 0 to 1 do that, and it then falls without bound",
-            "Give this loss targets from 0 to 1: divide images by 255; for more than two classes use F.cross_entropy "
-            "with an output per class.",
+            TARGETS_OF_TWO,
             "targets outside 0 to 1",
         )
         for item in rec.setup.graph.entries("losses")
@@ -267,7 +316,7 @@ def _kept(rec: Recording) -> list[Finding]:
     found, share = _share(rec, "kept")
     lasting = [item for item in found if rec.setup.whole("last_step") - item.whole("since") >= 2]
     if share <= MOST or not lasting:
-        return []
+        return _kept_often(rec)
     return [
         setup_finding(
             rec,
@@ -276,6 +325,27 @@ def _kept(rec: Recording) -> list[Finding]:
             f"{lasting[0].whole('since')} each backward pass adds to the gradients of all steps before",
             "Call optimizer.zero_grad() once per step, before the backward pass.",
             "gradients are never cleared",
+            layers_of(found),
+        )
+    ]
+
+
+def _kept_often(rec: Recording) -> list[Finding]:
+    """Find that gradients are cleared now and then, as once per epoch: most steps get a sum over steps before."""
+    states = rec.setup.states(in_optimizer=True, requires_grad=True)
+    found = [item for item in states if item.whole("kept") >= OFTEN_KEPT]
+    total = sum(item.whole("numel") for item in states)
+    if sum(item.whole("numel") for item in found) <= MOST * total or loss_halved(rec):
+        return []
+    return [
+        setup_finding(
+            rec,
+            found[0],
+            f"in {found[0].whole('kept')} of the {rec.setup.whole('looks')} steps that were looked at, the gradients "
+            f"of {say_layers(layers_of(found))} were not cleared since the step before: the backward pass adds to "
+            "those of earlier steps",
+            "Call optimizer.zero_grad() once per step, before the backward pass, not once per epoch.",
+            "gradients are cleared too rarely",
             layers_of(found),
         )
     ]

@@ -12,6 +12,9 @@ from gradlens.diagnosis.recorded_rows import Recording, share_beyond, since
 from gradlens.metrics import METRIC_OF_TIME
 from gradlens.run import FloatArray
 
+PADDED = 0.5
+"""Share of sequences that end with padding from which on it is said."""
+
 
 def forgets(rec: Recording, learning: Learning) -> list[Finding]:
     """Find recurrent layers whose gradient vanishes through time in a model that does not learn.
@@ -35,6 +38,7 @@ def forgets(rec: Recording, learning: Learning) -> list[Finding]:
     layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical, nan=0.0) < VANISH_DECADES))
     if not layers:
         return []
+    padded = _padding(rec)
     names, worst = rec.names(layers), float(typical[layers].max())
     column = decades[:, layers[0]]
     verb = "leaves" if len(names) == 1 else "leave"
@@ -43,12 +47,12 @@ def forgets(rec: Recording, learning: Learning) -> list[Finding]:
             "vanishing",
             names,
             (int(series.steps[since(column < VANISH_DECADES)]), rec.last_step),
-            f"{learning.evidence}; {say_layers(names)} {verb} at most {say_power(worst)} of the "
+            f"{learning.evidence}; {padded[0]}{say_layers(names)} {verb} at most {say_power(worst)} of the "
             "last time step's gradient at the first one, so inputs that far back cannot be learnt from; no other fault "
             "was found",
             "less than 1/1,000 (10^-3) of the last hidden state's gradient, in a model that does not learn",
             "Pascanu, Mikolov & Bengio 2013, section 2.1; the threshold is the one over depth",
-            _remedy(rec),
+            padded[1] + _remedy(rec),
             share_beyond(column[series.late], VANISH_DECADES, below=True),
         )
     ]
@@ -58,6 +62,19 @@ def _decades(rec: Recording) -> FloatArray:
     """Return log10 of the metric, (B, L): -inf where it is 0, NaN where unknown."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log10(rec.series(METRIC_OF_TIME).values))
+
+
+def _padding(rec: Recording) -> tuple[str, str]:
+    """Return a sentence on sequences that end with padding, which the last time step then is, and what to do."""
+    for item in rec.setup.entries("inputs"):
+        if item.number("padded") > PADDED:
+            return (
+                f"{item.number('padded'):.0%} of the sequences of {quoted(item.text('layer'))} end with index 0 "
+                "(padding), so that their last time step is not their last real one; ",
+                "If the output of the last time step is used: take that of each sequence's last real step, from its "
+                "length, or use pack_padded_sequence and h_n. ",
+            )
+    return "", ""
 
 
 def _remedy(rec: Recording) -> str:

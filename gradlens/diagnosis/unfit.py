@@ -44,6 +44,8 @@ OUTSIDE = 1.2
 """Targets whose root mean square is so many times the range's end lie outside it for the greater part."""
 FEW_VALUES = 4
 """Values per channel with which batch norm counts as a cause; with two of them each becomes 1 or -1 exactly."""
+NOTHING_LEFT = 0.05
+"""Share of the loss of guessing below which nothing is left to be learnt; no outside source."""
 LEAST_EXAMPLES = 4
 """Examples of one class that are no chance."""
 LEAST_CALLS = 3
@@ -237,6 +239,52 @@ def one_class(rec: Recording, learning: Learning) -> list[Finding]:
             "the data come in the order of their classes",
         )
     ]
+
+
+def only_class(rec: Recording, learning: Learning) -> list[Finding]:
+    """Find a classifier whose targets are all of one class, and whose loss falls to nothing and stays there."""
+    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op").startswith("NllLoss")]
+    batches, count = (sum(item.whole(key) for item in targets) for key in ("passes", "count"))
+    loss, guess = rec.scalar("loss"), guessing_of(rec)
+    late = loss[np.isfinite(loss)][len(loss) // 2 :]
+    heads = [item for item in rec.setup.graph.entries("outputs") if item.text("loss").startswith("NllLoss")]
+    if batches < LEAST_CALLS or count < LEAST_EXAMPLES or not len(late) or not late.max() < NOTHING_LEFT * guess:
+        return []
+    if any(item.whole("distinct") != 1 for item in targets) or not all(item.text("layer") for item in heads):
+        return []
+    return [
+        setup_finding(
+            rec,
+            targets[0],
+            f"all targets of the {plural(batches, 'batch', 'batches')} that were read are of one class "
+            f"({targets[0].number('largest'):.0f}), and the loss stays below {float(late.max()):.2g}: the model learns "
+            "a constant, because the targets have but one value",
+            "Print the different targets (torch.unique). Scaling or dividing labels before .long() makes them all 0; "
+            "scale the inputs only, and number the classes from 0.",
+            "all targets are the same",
+        )
+    ]
+
+
+def mixed_views(rec: Recording) -> list[Finding]:
+    """Find a view that should be a transposition: it keeps the order in memory, and so mixes examples or classes."""
+    found = []
+    for item in rec.setup.graph.entries("mixed_views")[:1]:
+        shape, result = (" x ".join(f"{n:.0f}" for n in item.numbers(key)) for key in ("shape", "result"))
+        name = quoted(item.text("layer")) if item.text("layer") else "the model"
+        found.append(
+            setup_finding(
+                rec,
+                item,
+                f"view or reshape makes {result} of the output of {name} ({shape}): it does not swap dimensions, but "
+                "cuts the same row of numbers elsewhere, so that different examples, places or classes are mixed",
+                "Swap the dimensions with transpose or permute (for a state of directions x batch x features: "
+                "h_n.transpose(0, 1).reshape(batch, -1), or torch.cat([h_n[0], h_n[1]], 1)).",
+                "view in place of a transposition",
+                named(item),
+            )
+        )
+    return found
 
 
 def overwritten(rec: Recording, learning: Learning) -> list[Finding]:

@@ -133,6 +133,7 @@ class FactFinder:
         self._first_step = self._last_step = self._step = self._index()
         self._thread = threading.get_ident()
         self._parameters = ParameterStates(self._model, self._step)
+        self._gains = self._parameters.gains()
         self._settings = OptimizerSettings(self._optimizers, self._step)
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
@@ -179,6 +180,8 @@ class FactFinder:
                 "clipping": self._clipping.facts(),
                 "scaling": self._scaling.facts(),
                 "changed_outside": parameters.changed_outside(groups),
+                "gains": self._gains,
+                "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
                 "buffers": self._buffers,
@@ -309,6 +312,8 @@ class FactFinder:
         if self._optimizers:
             self._settings.at_step(k, self._step)
         self._modes.at_step(self._step, thorough=looks)
+        if not self._stepped:
+            self._parameters.compare_versions(self._step)
         if not looks:
             return
         self._depth = 0
@@ -344,6 +349,7 @@ class FactFinder:
         elif self._round % COMPARED_EVERY == 0:
             self._settings.read_groups()
             self._parameters.compare_requires_grad(self._step)
+        self._parameters.note_versions()
         self._round += 1
         self._passes = self._depth = 0
         self._stepped.clear()

@@ -55,6 +55,12 @@ ACTIVATIONS = {
 }  # fmt: skip
 FLAT = {"Round", "Sign", "Floor", "Ceil", "Trunc", "Bernoulli", "Normal", "Poisson", "Binomial"}
 """Operations whose derivative is 0 everywhere (torch, tools/autograd/derivatives.yaml): they pass no gradient."""
+RESHAPES = {"View", "UnsafeView", "ReshapeAlias"}
+"""Operations that keep the order of elements in memory, whatever the sizes."""
+WEIGHTED = {"Addmm", "Mm", "Convolution"}
+"""Operations of layers with weights."""
+LOGITS = {"Softmax", "Sigmoid"}
+"""Activation functions that make probabilities."""
 CLAMPS = {"Clamp", "ClampMin", "ClampMax", "Hardtanh"}
 """Operations whose derivative is 0 outside a range."""
 KINKED = {"ThresholdBackward": "Relu", "LeakyReluBackward": "LeakyRelu", "HardtanhBackward": "Hardtanh"}
@@ -127,6 +133,10 @@ class Reading:
     """Modules of which a parameter goes through a clamp."""
     curvature: list[Facts] = field(default_factory=list)
     """Piecewise linear functions through whose derivative passes what has no graph: zeros, in a second derivative."""
+    mixed_views: list[Facts] = field(default_factory=list)
+    """Outputs of three dimensions of which a view makes rows that begin with their second one."""
+    stacked: list[Facts] = field(default_factory=list)
+    """Layers with weights whose output goes into the next one with nothing but views between them."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -210,6 +220,13 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
     if op in BATCH_NORMS:
         key = op, bool(getattr(node, "_saved_training", True))
         found.normalisation[key] = found.normalisation.get(key, 0) + 1
+    elif op in RESHAPES and len(found.mixed_views) < MOST_FACTS:
+        found.mixed_views += _rows_of_the_second(node)
+    elif op in WEIGHTED and names and len(found.stacked) < MOST_FACTS:
+        below = [through_views(child) for child, _ in children(node)]
+        found.stacked += [
+            {"layer": under[0], "next": names[0]} for made, under in below if under and op_of(made) in WEIGHTED
+        ]
     elif op in ("Sigmoid", "Tanh") and len(found.bounded) < MOST_FACTS:
         made = [through_views(child)[1] for child, _ in children(node)]
         found.bounded += [{"op": op, "layer": labels[0]} for labels in made if labels]
@@ -221,6 +238,30 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
             found.softmax_dims.append(fact | {"elements": shape[dim]})
     elif op.startswith("CompiledFunction"):
         found.complete = False  # modules inside left no labels
+
+
+def _rows_of_the_second(node: Any) -> list[Facts]:
+    """Describe a view of a module's output (D, B, H) as (B, D * H): its rows hold parts of different examples."""
+    below = [(shape_of(child, index), through_views(child)[1]) for child, index in children(node)]
+    result = shape_of(node)
+    return [
+        {"layer": names[0], "shape": list(shape), "result": list(result)}
+        for shape, names in below
+        if names and len(shape) == 3 and shape[0] != shape[1] and min(shape[:2]) > 1
+        if result == (shape[1], shape[0] * shape[2])
+    ]
+
+
+def _reordered(node: Any) -> list[Facts]:
+    """Describe a view that gives the same sizes in another order, as a transposition would."""
+    result, found = shape_of(node), []
+    for child, index in children(node):
+        shape = shape_of(child, index)
+        sizes, others = ([size for size in each if size > 1] for each in (shape, result))
+        if sizes != others and sorted(sizes) == sorted(others):
+            names = through_views(child)[1]
+            found.append({"layer": names[0] if names else None, "shape": list(shape), "result": list(result)})
+    return found
 
 
 @dataclass
@@ -235,6 +276,7 @@ class LossReading:
     targets: list[Facts] = field(default_factory=list)
     masks: list[Facts] = field(default_factory=list)
     minimax: list[Facts] = field(default_factory=list)
+    mixed_views: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -255,8 +297,6 @@ def read_loss(root: Any) -> LossReading:
     while stack and len(seen) < MOST_NODES:
         node, loss, is_compared = stack.pop()
         op = op_of(node)
-        if found_softmax := _divergence_of_probabilities(node):
-            found.probabilities_as_logs.append({"loss": "KlDiv", "op": found_softmax[0], "layer": found_softmax[1]})
         if name := _loss_by_hand(node):
             loss = name
             by_hand.add(node)
@@ -277,6 +317,9 @@ def read_loss(root: Any) -> LossReading:
             _look_for_twice(node, op, found)
         if op == "AccumulateGrad":
             continue
+        if op in RESHAPES and not labels_of(node):
+            found.mixed_views += _reordered(node)
+        found.probabilities_as_logs += _look_for_divergence(node)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
@@ -314,6 +357,18 @@ def _look_for_minimax(node: Any) -> list[Facts]:
     return [{"op": "Sigmoid", "behind": behind[0] if behind else None}]
 
 
+def _look_for_divergence(node: Any) -> list[Facts]:
+    """Look for a Kullback-Leibler divergence whose input is no logarithm, in either way in which torch computes it."""
+    path: list[str] = []
+    while len(below := children(node)) == 1 and len(path) < 3:
+        path.append(op_of(node))
+        node = below[0][0]
+    made, names = through_views(node)
+    if not path or path[0] not in REDUCTIONS or sorted(path[1:]) != ["Mul", "Sub"] or op_of(made) not in LOGITS:
+        return []
+    return [{"loss": "KlDiv", "op": op_of(made), "layer": names[0] if names else None}]
+
+
 def _loss_by_hand(node: Any) -> str:
     """Return the name of a loss of one comparison that is written by hand: ``((output - target) ** 2).mean()``, or "".
 
@@ -331,18 +386,6 @@ def _loss_by_hand(node: Any) -> str:
     if op_of(difference) not in ("Sub", "Rsub") or len(children(difference)) != 1 or labels_of(difference):
         return ""
     return "MseLoss" if squares else "L1Loss"
-
-
-def _divergence_of_probabilities(node: Any) -> tuple[str, str | None] | None:
-    """Return the softmax and its module where ``F.kl_div`` got probabilities: target * (log target - softmax)."""
-    below = children(node)
-    ops = [op_of(below[0][0])] if op_of(node) in REDUCTIONS and len(below) == 1 else []
-    while len(ops) in (1, 2) and len(below := children(below[0][0])) == 1 and ops[-1] in ("Sub", "Mul"):
-        ops.append(op_of(below[0][0]))
-    if ops[:2] not in (["Sub", "Mul"], ["Mul", "Sub"]) or ops[2:] not in (["Softmax"], ["Sigmoid"]):
-        return None
-    labels = labels_of(below[0][0])
-    return ops[2], labels[0] if labels else None
 
 
 def _above(node: Any, by_hand: Collection[Any]) -> Facts:

@@ -27,6 +27,8 @@ class LayerInputs:
         """For calls that are not read yet: the layer, and whether its input was the first one."""
         self._unread: dict[str, Tensor] = {}
         self._rms: dict[str, Tensor] = {}
+        self._padded: dict[str, Tensor] = {}
+        """Share of sequences of indices that end with 0 and do not begin with it."""
 
     def note_call(self, name: str, module: nn.Module, inputs: Tensor, outputs: list[Tensor], step: int) -> None:
         """Note what a module got; the first call of each step counts.
@@ -72,6 +74,8 @@ class LayerInputs:
         if is_data and not inputs.is_complex():
             self._unread[name] = _spread(inputs)
             self._facts[name]["dtype"] = str(inputs.dtype).removeprefix("torch.")
+            if isinstance(module, nn.Embedding) and inputs.dim() == 2:
+                self._padded[name] = ((inputs[:, -1] == 0) & (inputs[:, 0] != 0)).float().mean()
         if made:
             self._rms[name] = _rms(thinned(made[0]).float())
 
@@ -89,7 +93,9 @@ class LayerInputs:
             size: Any = rms.tolist()  # a number, of a tensor without dimensions
             self._facts[name] |= {"output_rms": size if math.isfinite(size) else None}
             self._facts[name]["finite_output"] = math.isfinite(size)
-        self._equal, self._unread, self._rms = [], {}, {}
+        for name, share in self._padded.items():
+            self._facts[name]["padded"] = float(share)
+        self._equal, self._unread, self._rms, self._padded = [], {}, {}, {}
         return list(self._facts.values())
 
     def forget(self) -> None:

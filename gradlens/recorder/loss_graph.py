@@ -193,6 +193,12 @@ class LossGraph:
             if fact["layer"] in self._order[-1:]:
                 continue  # it ends the network, so that its first derivative has no graph either
             self._add("curvature", fact, step)
+        for fact in graph.stacked:
+            self._add("stacked", fact, step)
+        recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
+        for fact in graph.mixed_views:
+            if fact["layer"] in recurrent:
+                self._add("mixed_views", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -264,7 +270,7 @@ class LossGraph:
         self._read_targets()
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
-            "bounded", "targets", "masks", "clamped", "minimax", "curvature",
+            "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -63,6 +63,7 @@ class Modes:
                 "count": len(names),
                 "since": since,
                 "seen": list(seen),
+                "dropped": max((float(getattr(self._modules[name], "p", 0.0)) for name in names), default=0.0),
             }
             for (mode, since, seen), names in found.items()
         ]

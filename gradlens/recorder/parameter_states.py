@@ -20,6 +20,12 @@ NEAR_COPY = 0.5
 ALIKE = 1e-3
 """Rows of weights count as the same where they differ by less than this share; rounding drives equal units apart."""
 MOST_MODULES = 2000
+WATCHED = 4
+"""Weights whose versions are compared at every step."""
+MOST_GAINS = 16
+"""Layers whose weights are measured at the start."""
+MOST_WRITES = 64
+"""Steps before which weights were written that are kept."""
 MOST_QUESTIONS = 64
 """Questions about tensors that wait for their answers: more of them would be kept where no optimizer steps."""
 
@@ -105,6 +111,8 @@ class ParameterState:
     """Whether a backward pass of this step wrote its gradient, which was not cleared since."""
     written_nonzero: bool = False
     """Whether a backward pass of this step wrote a gradient that is not 0, cleared or not."""
+    kept_looks: int = 0
+    """In how many looks the last step's gradient was still there."""
     kept: bool = False
     """Whether such a pass added to the last step's gradient."""
     before: tuple[weakref.ref[Tensor] | None, int] = (None, -1)
@@ -142,8 +150,47 @@ class ParameterStates:
             for name, parameter in module.named_parameters(recurse=False):
                 state = ParameterState(parameter, layer, name, requires_grad=parameter.requires_grad, since=step)
                 self.states.setdefault(id(parameter), state)
+        self._watched: list[ParameterState] | None = None
+        self._versions: list[int] = []
+        self._written: dict[str, None] = {}
+        self._writes: list[int] = []
+        self._count_of_writes = 0
         self._questions = Questions()
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
+
+    @torch.no_grad()
+    def gains(self) -> list[Facts]:
+        """Return the size of weights for their number of inputs, from samples; He initialisation has sqrt(2)."""
+        states = [s for s in self.states.values() if s.parameter.dim() > 1 and s.parameter.is_floating_point()]
+        states = [s for s in states if s.name == "weight" and not s.parameter.is_meta and s.parameter.numel()]
+        states = [] if self.distributed else states[:: max(len(states) // MOST_GAINS, 1)][:MOST_GAINS]
+        sizes = [float(sample(s.parameter).float().square().mean().sqrt()) for s in states]
+        inputs = [s.parameter[0].numel() for s in states]
+        return [
+            {"layer": state.layer, "gain": size * math.sqrt(count)}
+            for state, size, count in zip(states, sizes, inputs, strict=True)
+            if math.isfinite(size)
+        ]
+
+    def note_versions(self) -> None:
+        """Remember the versions of a few weights after a step: every operation that writes in place counts them up."""
+        if self._watched is None:
+            matrices = [s for s in self.states.values() if s.parameter.dim() > 1 and s.parameter.requires_grad]
+            self._watched = [] if self.distributed else matrices[:: max(len(matrices) // WATCHED, 1)][:WATCHED]
+        self._versions = [state.parameter._version for state in self._watched]
+
+    def compare_versions(self, step: int) -> None:
+        """Note which of those weights something other than the optimizer wrote since the step before."""
+        pairs = zip(self._watched or (), self._versions, strict=False)
+        written = [state for state, version in pairs if state.parameter._version != version]
+        if written:
+            self._written.update(dict.fromkeys(state.layer for state in written))
+            self._count_of_writes += 1
+            self._writes += [step] if len(self._writes) < MOST_WRITES else []
+
+    def written_between(self) -> Facts:
+        """Return the steps before which a few weights were written, and their layers."""
+        return {"layers": list(self._written), "count": self._count_of_writes, "steps": self._writes}
 
     @property
     def trainable(self) -> set[str]:
@@ -221,6 +268,7 @@ class ParameterStates:
                 else:
                     gradient = "zero" if not none and (state.written or not passes_seen) else "none"
                 state.note_state(gradient, step)
+                state.kept_looks += gradient == "kept"
 
         self._questions.ask(grads, note)
 
@@ -292,6 +340,7 @@ class ParameterStates:
                 tuple(sorted(state.seen)),
                 state.weights_zero,
                 state.rows_alike,
+                state.kept_looks,
             )
             found.setdefault(traits, []).append(state)
         names = (
@@ -304,6 +353,7 @@ class ParameterStates:
             "seen",
             "weights_zero",
             "rows_alike",
+            "kept",
         )
         return [listed_states(states) | dict(zip(names, traits, strict=True)) for traits, states in found.items()]
 

@@ -183,7 +183,7 @@ def test_evaluation_mode_that_stays_on() -> None:
     (mode,) = follow(model, loss)["modes"]
     assert mode == {
         "mode": "eval", "layers": ["3", "4"], "kinds": ["BatchNorm1d", "Dropout"], "count": 2, "since": 6,
-        "seen": ["eval", "train"],
+        "seen": ["eval", "train"], "dropped": 0.5,
     }  # fmt: skip
     model.train()
     (mode,) = follow(model, lambda step: cross_entropy(model, step))["modes"]
@@ -457,6 +457,17 @@ def test_weights_whose_rows_are_all_the_same() -> None:
     nn.init.constant_(model[2].weight, 0.1)
     found = follow(model, lambda step: 0 * cross_entropy(model, step))["parameters"]
     assert sorted((each["rows_alike"], each["count"]) for each in found) == [(False, 2), (True, 2)]
+
+
+def test_initial_weights_and_padding_are_measured() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(40, 3))
+    words = torch.tensor([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7], [0, 1, 2, 3, 0], [1, 0, 0, 0, 0]]).repeat(4, 1)
+    found = follow(model, lambda step: functional.cross_entropy(model(words), classes(0)), steps=2)
+    (data,) = found["inputs"]
+    assert data["padded"] == 0.5
+    gains = {item["layer"]: item["gain"] for item in found["gains"]}
+    assert gains["2"] == pytest.approx(3**-0.5, rel=0.1)  # uniform in +-1/sqrt(40)
 
 
 def test_a_look_asks_the_host_only_when_the_optimizer_has_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
