@@ -117,7 +117,7 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         The finding; None where there is none.
     """
     ratio = rec.ratio
-    if ratio is None:
+    if ratio is None or _chooses(rec, ratio):
         return None
     path, decades = ratio.indices, ratio.decades
     series = rec.series(rec.gradient)
@@ -155,6 +155,20 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         f"{Network(rec).tame()} {Network(rec).clip()}" if beyond[0] else too_fast(rec),
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
+
+
+def _chooses(rec: Recording, ratio: GradientRatio) -> bool:
+    """Return whether the output layer is fed by experts of which some are not chosen at times.
+
+    The gradient of an expert grows with its share of the inputs, so that it is no measure for the layers before.
+    """
+    now_and_then = {
+        name
+        for item in rec.setup.states()
+        if {"arriving", "none"} <= {*item.texts("seen")}
+        for name in item.texts("layers")
+    }
+    return any(rec.run.layers[i].name in now_and_then for i in ratio.layers[-1].parents)
 
 
 def _over_steps(rec: Recording, broken: int | None) -> Finding | None:

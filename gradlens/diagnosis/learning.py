@@ -16,7 +16,7 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import UNSEEN_DATA, Recording, words_of
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, UPDATE, Recording, words_of
 from gradlens.format import plural
 from gradlens.run import FloatArray
 
@@ -29,6 +29,10 @@ MANY_STEPS, FEW_CLASSES, HARDLY_BETTER = 200, 100, 0.97
 """After so many rows, a loss above this share of ln C counts as guessing where there are not many classes. In the half
 of experiments/scorecard/programs that rules may be written against, trainings that work end below 0.9, those that do
 not above 0.98."""
+RANDOM = 0.995
+"""Share of the largest entropy above which a policy knows nothing; no outside source."""
+SAME = 1e-5
+"""Relative difference of numbers that rounding explains: some hundred units in the last place of float32."""
 ERRORS = 3.0
 """Standard errors that a change must exceed: one in 700 falls is beyond by chance."""
 SOME = 0.01
@@ -49,6 +53,8 @@ too large: 0.71 and 0.74; small models on noisy labels keep less."""
 ACCURACIES = ("acc", "accuracy", "top1", "f1", "auc", "dice", "iou", "map", "reward", "return", "score")
 """Words in names of scalars that rise where a model learns."""
 LOSS = ("loss",)
+LEAST_EARLY = 5
+"""Values of a score from the first rows that are averaged at least."""
 BETTER = 0.05
 """An accuracy counts as better if it rises by five percentage points or more, and as worse if it falls so much."""
 
@@ -62,12 +68,16 @@ class Learning:
         evidence: The reason, in a sentence.
         guesses: Whether the loss at the end is no better than guessing.
         worse: The name of a score that falls, or "".
+        constant: Whether the loss is the same number in every row.
+        random: Whether a policy's entropy stays that of equal chances.
     """
 
     verdict: Verdict
     evidence: str
     guesses: bool = False
     worse: str = ""
+    constant: bool = False
+    random: bool = False
 
 
 class Losses:
@@ -142,7 +152,56 @@ def judge_learning(rec: Recording) -> Learning:
         said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
-    return _against_guessing(rec, losses) or _against_the_mean(rec, losses) or _by_trend(rec, losses)
+    return (
+        _constant(rec, losses)
+        or _stays_random(rec)
+        or _against_guessing(rec, losses)
+        or _against_the_mean(rec, losses)
+        or _by_trend(rec, losses)
+    )
+
+
+def span_of(rec: Recording) -> int:
+    """Return the number of rows from the first with a loss to the last: a loss may be logged every tenth step."""
+    known = np.flatnonzero(np.isfinite(rec.scalar("loss")))
+    return int(known[-1] - known[0]) + 1 if len(known) else 0
+
+
+def _stays_random(rec: Recording) -> Learning | None:
+    """Return "no" where a logged entropy is ln k to the end, beside a reward that was logged and does not rise."""
+    rewards = [name for name in rec.run.scalars if words_of(name) & {"reward", "return", "rewards", "returns"}]
+    for name in rec.run.scalars if rewards and span_of(rec) >= MANY_STEPS else ():
+        values = rec.scalar(name)
+        late = values[np.isfinite(values)][-(len(values) // 5) :]
+        if "entropy" not in words_of(name) or not len(late) or not 0 < late.min() <= late.max() < math.log(FEW_CLASSES):
+            continue
+        choices = round(math.exp(float(late.max())))
+        if choices > 1 and late.min() > RANDOM * math.log(choices) and late.max() <= math.log(choices) * (1 + SAME):
+            return Learning(
+                "no",
+                f"{name} is {float(late.mean()):.4g} to the end, and ln {choices} is that of equal chances: the policy "
+                f"chooses at random, and {rewards[0]} does not rise",
+                random=True,
+            )
+    return None
+
+
+def _constant(rec: Recording, losses: Losses) -> Learning | None:
+    """Return "no" where a loss whose graph was read is one number in all rows although weights change."""
+    value = float(np.median(losses.values))
+    moves = [np.nan_to_num(rec.series(name).values).any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
+    if (
+        not rec.setup.graph.entries("losses")
+        or not value
+        or np.ptp(losses.values) > SAME * abs(value)
+        or not moves
+        or not all(moves)
+    ):
+        return None
+    said = (
+        f"the loss is constant, {value:.6g} in all of {plural(len(losses.values), 'row')}, although the weights change"
+    )
+    return Learning("no", said, constant=True)
 
 
 def classes_of(rec: Recording) -> int:
@@ -205,35 +264,39 @@ def _changed_score(rec: Recording, sign: int, names: Collection[str] = ACCURACIE
         if words_of(name).isdisjoint(names) or (names is LOSS and words_of(name) & UNSEEN_DATA) or len(values) < 3:
             continue
         part = max(len(values) // 5, 1)
-        first, last = float(values[:part].mean()), float(values[-part:].mean())
+        early = part if sign > 0 else max(part // 4, min(part, LEAST_EARLY))  # what gets worse may do so soon
+        first, last = float(values[:early].mean()), float(values[-part:].mean())
         scale = 1.0 if np.abs(values).max() <= 1 else float(np.abs(values).max())
         change = sign * (last - first)
-        if change >= BETTER * scale and change > 2 * float(np.abs(np.diff(values)).mean()):
+        errors = 2 if sign > 0 or early < FIRST_ROWS else 1
+        if change >= BETTER * scale and change > errors * float(np.abs(np.diff(values)).mean()):
             return name, first, last
     return None
 
 
 def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
-    """Return a score that falls over at least ``LEAST_STEPS`` rows beside no loss that falls, if there is one."""
+    """Return a score that falls over at least ``LEAST_STEPS`` rows, if there is one.
+
+    On unseen data it may fall beside a loss that falls: the model overfits.
+    """
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
+    worse = _changed_score(rec, -1) if len(rec.run.steps) >= LEAST_STEPS else None
     falls = Losses(loss).falls if len(loss) >= FEW_ROWS else bool(_changed_score(rec, -1, LOSS))
-    if len(rec.run.steps) < LEAST_STEPS or falls:
-        return None
-    return _changed_score(rec, -1)
+    return None if worse and falls and words_of(worse[0]) & UNSEEN_DATA else worse
 
 
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a classifier whose loss is no better than guessing."""
     classes, guess = classes_of(rec), guessing_of(rec)
-    if not len(losses.values) >= LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
+    if span_of(rec) < LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
         return None
     said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
         return Learning("no", f"{said}: the model is no better than guessing", True)
-    may_expect_more = len(losses.values) >= MANY_STEPS and classes <= FEW_CLASSES and not _mostly_frozen(rec, losses)
+    may_expect_more = span_of(rec) >= MANY_STEPS and classes <= FEW_CLASSES and not _mostly_frozen(rec, losses)
     if may_expect_more and losses.last > HARDLY_BETTER * guess:
-        return Learning("no", f"{said}: after {len(losses.values)} rows the model is hardly better than guessing", True)
+        return Learning("no", f"{said}: after {span_of(rec)} rows the model is hardly better than guessing", True)
     return None
 
 
@@ -264,12 +327,25 @@ def _by_trend(rec: Recording, losses: Losses) -> Learning:
     said = losses.say()
     if losses.falls:
         return Learning("yes", f"{said}: it falls by {losses.fell:.0%}")
-    if not losses.stands and not losses.rises:
+    if not losses.stands and not losses.rises and not _keeps_level(rec, losses):
         return Learning("unknown", f"{said}: a fall is neither seen nor excluded")
     for excuse in EXCUSES:
         if reason := excuse(rec, losses):
             return Learning("unknown", f"{said}; {reason}")
     return Learning("no", f"{said}: it {'rises' if losses.rises else 'does not fall'}")
+
+
+def _keeps_level(rec: Recording, losses: Losses) -> bool:
+    """Return whether a loss that is one error over examples stands over many rows, in longer windows."""
+    kinds = rec.setup.graph.entries("losses")
+    is_error = len(kinds) == 1 and kinds[0].flag("alone") and kinds[0].text("op") not in ("Mean", "Sum")
+    if not is_error or span_of(rec) < MANY_STEPS or losses.values.min() <= 0:
+        return False
+    n = len(losses.values)
+    levels = [float(losses.values[part].mean()) for part in (slice(0, n // 10), slice(n // 5, 2 * n // 5))]
+    errors = [losses.error_first * math.sqrt(FIRST_ROWS / (n // 10)), losses.error_last]
+    bound = max(abs(losses.last / level - 1) for level in levels) + 2 * math.hypot(*errors) / losses.last
+    return bound < STANDS and abs(losses.fell) < STANDS
 
 
 def _waits(rec: Recording) -> bool:
@@ -280,8 +356,8 @@ def _waits(rec: Recording) -> bool:
 
 
 def _too_short(rec: Recording, losses: Losses) -> str:
-    few = len(losses.values) < LEAST_STEPS
-    return f"{len(losses.values)} rows are too few to expect a fall" if few else ""
+    rows = span_of(rec)
+    return f"{rows} rows are too few to expect a fall" if rows < LEAST_STEPS else ""
 
 
 def _warming(rec: Recording, losses: Losses) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.findings import Finding, say_layers
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import (
     LEAST_STEPS,
     UNTRAINED,
@@ -71,7 +71,8 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
         return []
     why, first = _likely(rec) if learning.verdict == "no" else ("", "")
     far = far or too_small or why
-    out = "; ".join(part for part in (_say_gradients(rec), _say_directions(rec), _say_steps(rec)) if part)
+    parts = (_say_gradients(rec), _say_directions(rec), _say_steps(rec), _say_batch(rec))
+    out = "; ".join(part for part in parts if part)
     evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
     threshold = (
         f"the first update above {LARGE_STEP} of the weights' norm, and a loss that stands since the first fifth of "
@@ -186,6 +187,19 @@ def _gradient_collapses(rec: Recording) -> bool:
     return any(float(np.median(median(part, axis=0) / first)) < COLLAPSED for part in parts if (first > 0).all())
 
 
+def _say_batch(rec: Recording) -> str:
+    """Say which dimension a recurrent or attention layer takes for the batch where it is not the first."""
+    for item in rec.setup.entries("inputs"):
+        shape = item.numbers("shape")
+        if item.flag("batch_first") is False and len(shape) == 3:
+            said = " x ".join(f"{size:.0f}" for size in shape)
+            return (
+                f"{quoted(item.text('layer'))} has batch_first=False and reads {said} as {shape[1]:.0f} examples of "
+                f"{shape[0]:.0f} steps each: is that so?"
+            )
+    return ""
+
+
 def _say_gradients(rec: Recording) -> str:
     if not rec.has(PARAM_GRAD):
         return ""
@@ -235,8 +249,21 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     if learning.worse:
         return (
             f"Look at the sign of the loss: an optimizer makes it smaller, so what is to grow ({learning.worse}) needs "
-            "a minus in it. Then look at the order of arguments, and whether each optimizer has the parameters that "
+            "a minus in it. Then look at labels that are swapped (1 for what the loss takes as 0), the order of "
+            "arguments, and whether each optimizer has the parameters that "
             "its loss is to train."
+        )
+    if learning.constant:
+        return (
+            "Look for a model that is compared with itself: a reference, teacher or target that is the same object "
+            "(copy.deepcopy makes another one), a difference of a term with itself, or outputs that are normalised "
+            "over a single element. Then look for a loss that is logged but not the one that is trained."
+        )
+    if learning.random:
+        return (
+            "Give the entropy bonus a smaller weight (0.01 is usual): it may outweigh the rewards. Then look at the "
+            "advantages (all 0, or detached from the log-probabilities of the actions that were taken), and whether "
+            "any reward was found at all."
         )
     if layers := _say_frozen(rec):
         return (

@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 
-from gradlens.diagnosis.findings import Finding, quoted, say_layers
+from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loop import loop
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
     alike,
     batch_second,
     batch_sizes,
-    collapsed_posterior,
     constant_data,
     dropped,
     few_values,
@@ -36,6 +36,8 @@ from gradlens.format import plural
 
 MOST = 0.5
 """Share of the optimizer's parameters that must be in a state before it counts as the state of the training."""
+MOSTLY_LOST = 0.9
+"""Share of the rows in which as many passes are lost: the last step of an epoch may have fewer."""
 FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 """Running statistics are far from the batch's where the mean is off by one standard deviation, or the variance by a
 factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
@@ -68,9 +70,10 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     rules = (
-        _no_backward, _negated, _twice, _no_logs, _outside, out_of_range, _softmax_dim, dropped, _broadcast,
-        mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
-        collapsed_posterior,
+        _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
+        _broadcast, mixed_views,
+        batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch, minimax,
+        collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     return found + [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -216,6 +219,22 @@ def _no_logs(rec: Recording) -> list[Finding]:
     ]
 
 
+def _flat_derivative(rec: Recording) -> list[Finding]:
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the loss holds a second derivative through {item.text('op')}, which is exactly 0 everywhere: this term "
+            "is the same for all weights and gives no gradient",
+            "Use an activation function that bends everywhere (tanh, SiLU, softplus or sine) in a network that is "
+            "differentiated twice with respect to its input.",
+            "second derivative of a piecewise linear network",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("curvature")[:1]
+    ]
+
+
 def _softmax_dim(rec: Recording) -> list[Finding]:
     """Find a softmax over the batch, or over the only element of the model's output."""
     found, batches = [], batch_sizes(rec)
@@ -329,6 +348,51 @@ def _kept_often(rec: Recording) -> list[Finding]:
             "Call optimizer.zero_grad() once per step, before the backward pass, not once per epoch.",
             "gradients are cleared too rarely",
             layers_of(found),
+        )
+    ]
+
+
+def _accumulates_nothing(rec: Recording) -> list[Finding]:
+    """Find gradients that are cleared after each of several backward passes of a step, whose loss is divided."""
+    counts = rec.scalar("discarded_passes")
+    counts = counts[np.isfinite(counts)]
+    losses = rec.setup.graph.entries("losses")
+    looks = rec.setup.graph.whole("last_step") - rec.setup.graph.whole("step") + 1
+    lost = int(np.median(counts)) if len(counts) else 0
+    if lost < 1 or (counts == lost).mean() < MOSTLY_LOST or len(losses) != 1 or losses[0].flag("scaled") is not True:
+        return []
+    if losses[0].whole("passes") != looks * (lost + 1):  # all passes of a step are of this loss
+        return []
+    return [
+        setup_finding(
+            rec,
+            losses[0],
+            f"each step has {lost + 1} backward passes of a loss that is multiplied or divided by a number, and the "
+            f"gradients of {lost} of them are cleared before the step: only the last one is used, and nothing is "
+            "accumulated",
+            "Call optimizer.zero_grad() once per optimizer step (after optimizer.step()), not once per micro-batch.",
+            "accumulated gradients are cleared",
+        )
+    ]
+
+
+def _weights_in_buffers(rec: Recording) -> list[Finding]:
+    """Find layers with parameters of their own, whose weights are a buffer: nothing trains them."""
+    items = rec.setup.entries("buffers")
+    if not items:
+        return []
+    layers = tuple(item.text("layer") for item in items)
+    name, shape = items[0].text("name"), " x ".join(f"{size:.0f}" for size in items[0].numbers("shape"))
+    return [
+        exact_finding(
+            "setup",
+            layers,
+            (int(rec.run.steps[0]), rec.last_step),
+            f"{quoted(name)} ({shape}) of {say_layers(layers)} is a buffer and not a parameter: no optimizer changes "
+            "it, and only the other parameters of the layer learn",
+            f"Make it a parameter: self.{name} = nn.Parameter(...) instead of register_buffer. Where it is fixed on "
+            "purpose (random features), set requires_grad to False on a parameter instead.",
+            "weights are a buffer",
         )
     ]
 

@@ -13,9 +13,9 @@ import numpy as np
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
-from gradlens.diagnosis.learning import STANDS, Learning, guessing_of
+from gradlens.diagnosis.learning import Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, Recording, words_of
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
@@ -40,11 +40,6 @@ ENOUGH_STEPS = 16
 """Steps after which units with another gradient have weights of their own."""
 SATURATED = 0.02
 """Share of the first gradients below which a generator hardly learns any more; no outside source."""
-NO_NATS = 0.05
-"""A divergence of so many nats tells nothing about an example."""
-RECONSTRUCTIONS = {"recon", "rec", "recons", "reconstruction", "bce", "mse", "nll"}
-OTHER_KL = {"policy", "reward", "return", "value", "student", "teacher", "distill", "kd"}
-"""Words of trainings whose divergence is to become small."""
 OUTSIDE = 1.2
 """Targets whose root mean square is so many times the range's end lie outside it for the greater part."""
 FEW_VALUES = 4
@@ -456,36 +451,3 @@ def minimax(rec: Recording) -> list[Finding]:
                 )
             ]
     return []
-
-
-def collapsed_posterior(rec: Recording) -> list[Finding]:
-    """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stands."""
-    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
-    known = {
-        name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(words_of(name))
-    }
-    divergences = {name: values for name, values in known.items() if words_of(name) & {"kl", "kld"}}
-    errors = [values for name, values in known.items() if words_of(name) & RECONSTRUCTIONS and name not in divergences]
-    if len(divergences) != 1 or not errors or any(words_of(name) & OTHER_KL for name in known):
-        return []
-    ((name, kl),) = divergences.items()
-    error = errors[0]
-    part = len(kl) // 5
-    if part < 2 or len(error) != len(kl):
-        return []
-    late, largest = float(np.median(kl[-part:])), float(kl.max())
-    stands = abs(float(np.median(error[part : 2 * part]) - np.median(error[-part:]))) < STANDS * abs(np.median(error))
-    if not (0 <= late < NO_NATS and late < largest / 10 and stands):
-        return []
-    return [
-        exact_finding(
-            "setup",
-            (),
-            (int(rec.run.steps[0]), rec.last_step),
-            f"{name} falls from {largest:.3g} to {late:.2g}, and the reconstruction stands at {float(error[-1]):.3g}: "
-            "the latent variables carry nothing (posterior collapse), so that every output is about the same",
-            "Sum the reconstruction over the elements of an example as the KL is summed over its latent variables (or "
-            "give the KL a weight well below 1), and let that weight grow from 0 over the first epochs.",
-            "the KL term dominates (posterior collapse)",
-        )
-    ]

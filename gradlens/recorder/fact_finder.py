@@ -43,7 +43,7 @@ from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_ba
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
-from gradlens.recorder.loss_graph import LossGraph
+from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
 from gradlens.recorder.module_modes import BatchNorms, Modes
 from gradlens.recorder.optimizer_settings import OptimizerSettings
 from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
@@ -139,6 +139,7 @@ class FactFinder:
         self._norms = BatchNorms(self._model)
         self._copies = Copies(self._model, self._parameters)
         self._inputs = LayerInputs()
+        self._buffers = find_weights_in_buffers(self._model)
         names = {key: state.layer for key, state in self._parameters.states.items()}
         self._graph = LossGraph(self._model, names)
         self._step_handles = place_step_hooks(self._optimizers, self._on_step, self._before_step, self._after_step)
@@ -183,6 +184,7 @@ class FactFinder:
                 "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
+                "buffers": self._buffers,
                 "graph": self._graph.facts(parameters.with_gradient),
             }
         )

@@ -31,9 +31,10 @@ VIEWS = {
     "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Transpose", "Permute", "T", "Clone", "Alias",
     "Slice", "Select", "ToCopy", "Expand", "AsStrided", "Unbind", "Split", "SplitWithSizes", "Narrow", "Flatten",
 }  # fmt: skip
+CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
     "NllLoss", "NllLoss2D", "MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "SoftMarginLoss",
-    "BinaryCrossEntropyWithLogits", "MultiMarginLoss", "MultilabelMarginLoss", "CtcLoss", "CudnnCtcLoss",
+    "BinaryCrossEntropyWithLogits", "MultiMarginLoss", "MultilabelMarginLoss", *CTC,
 }  # fmt: skip
 REDUCTIONS = {"Mean": "mean", "Sum": "sum"}
 SCALINGS = {"Mul", "Div"}
@@ -62,6 +63,8 @@ LOGITS = {"Softmax", "Sigmoid"}
 """Activation functions that make probabilities."""
 CLAMPS = {"Clamp", "ClampMin", "ClampMax", "Hardtanh"}
 """Operations whose derivative is 0 outside a range."""
+KINKED = {"ThresholdBackward": "Relu", "LeakyReluBackward": "LeakyRelu", "HardtanhBackward": "Hardtanh"}
+"""Operations that the derivative of a piecewise linear function leaves in a graph, each with that function."""
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
@@ -132,6 +135,8 @@ class Reading:
     """Outputs of three dimensions of which a view makes rows that begin with their second one."""
     stacked: list[Facts] = field(default_factory=list)
     """Layers with weights whose output goes into the next one with nothing but views between them."""
+    curvature: list[Facts] = field(default_factory=list)
+    """Piecewise linear functions through whose derivative passes what has no graph: zeros, in a second derivative."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -173,6 +178,8 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             found.clamped += [fact for fact in [{"op": op, "layer": layer}] if fact not in found.clamped]
         elif any(child in only_leaf for child in below) and any(child in has_module for child in below):
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
+        if op in KINKED and len(below) == 1 and len(found.curvature) < MOST_FACTS:
+            found.curvature.append({"op": KINKED[op], "layer": before.get(below[0])})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
     after: dict[Any, str] = {}
@@ -290,6 +297,8 @@ def read_loss(root: Any) -> LossReading:
     while stack and len(seen) < MOST_NODES:
         node, loss, is_compared = stack.pop()
         op = op_of(node)
+        if found_softmax := _divergence_of_probabilities(node):
+            found.probabilities_as_logs.append({"loss": "KlDiv", "op": found_softmax[0], "layer": found_softmax[1]})
         if name := _loss_by_hand(node):
             loss = name
             by_hand.add(node)
@@ -379,6 +388,18 @@ def _loss_by_hand(node: Any) -> str:
     if op_of(difference) not in ("Sub", "Rsub") or len(children(difference)) != 1 or labels_of(difference):
         return ""
     return "MseLoss" if squares else "L1Loss"
+
+
+def _divergence_of_probabilities(node: Any) -> tuple[str, str | None] | None:
+    """Return the softmax and its module where ``F.kl_div`` got probabilities: target * (log target - softmax)."""
+    below = children(node)
+    ops = [op_of(below[0][0])] if op_of(node) in REDUCTIONS and len(below) == 1 else []
+    while len(ops) in (1, 2) and len(below := children(below[0][0])) == 1 and ops[-1] in ("Sub", "Mul"):
+        ops.append(op_of(below[0][0]))
+    if ops[:2] not in (["Sub", "Mul"], ["Mul", "Sub"]) or ops[2:] not in (["Softmax"], ["Sigmoid"]):
+        return None
+    labels = labels_of(below[0][0])
+    return ops[2], labels[0] if labels else None
 
 
 def _above(node: Any, by_hand: Collection[Any]) -> Facts:
@@ -517,9 +538,13 @@ def _describe_output(node: Any, loss: str | None) -> Facts:
 def _look_under_loss(node: Any, op: str, found: LossReading) -> None:
     if op == "BinaryCrossEntropyWithLogits":
         _look_for_twice(node, op, found)
-    elif op.startswith("NllLoss"):
+    elif op.startswith("NllLoss") or op in CTC:
         for child, _ in children(node):
             under, names = through_views(child)
+            terms = {op_of(through_views(term)[0]) for term, _ in children(under)}
+            if op_of(under) == "Add" and "AccumulateGrad" in terms and terms & {"Mm", "Bmm"}:
+                under = next(term for term, _ in children(under) if op_of(term) != "AccumulateGrad")  # a linear layer
+                under = through_views(under)[0]
             if op_of(under) not in ("LogSoftmax", "Log", "LogSigmoid", "Logsumexp", "Add", "Sub", "Mul"):
                 found.probabilities_as_logs.append(
                     {"loss": op, "op": op_of(under), "layer": names[0] if names else None}

@@ -25,6 +25,8 @@ from gradlens.recorder.parameter_states import sample
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
 
+WEIGHTS = {"weight", "weights", "kernel", "w"}
+"""Names that tell of weights."""
 COUNTED = ("losses", "targets", "masks")
 """Kinds of facts whose passes are counted."""
 
@@ -47,6 +49,28 @@ def find_holders(model: nn.Module) -> dict[int, str]:
                     if id(tensor) not in registered:
                         found.setdefault(id(tensor), f"{name}.{key}".lstrip("."))
     return found
+
+
+def find_weights_in_buffers(model: nn.Module) -> list[Facts]:
+    """Find modules that train parameters, none of two dimensions, beside a buffer of two or more named as weights are.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Their facts, at most ``MOST_FACTS``; a frozen batch norm and a fixed filter are not among them.
+    """
+    found = []
+    for name, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+        if own and all(parameter.ndim < 2 for parameter in own):
+            buffers = [(key, value) for key, value in module.named_buffers(recurse=False) if key.lower() in WEIGHTS]
+            found += [
+                {"layer": clean_name(name) or "(model)", "name": key, "shape": list(value.shape)}
+                for key, value in buffers
+                if value.ndim > 1 and value.is_floating_point()
+            ]
+    return found[:MOST_FACTS]
 
 
 def _tensors_in(value: Any, depth: int) -> list[Tensor]:
@@ -171,6 +195,10 @@ class LossGraph:
         for fact in graph.mixed_views:
             if fact["layer"] in recurrent:
                 self._add("mixed_views", fact, step)
+        for fact in graph.curvature:
+            if fact["layer"] in self._order[-1:]:
+                continue  # it ends the network, so that its first derivative has no graph either
+            self._add("curvature", fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
@@ -242,7 +270,7 @@ class LossGraph:
         self._read_targets()
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
-            "bounded", "targets", "masks", "clamped", "minimax", "mixed_views", "stacked",
+            "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
         )  # fmt: skip
         return {
             "source": self._source,

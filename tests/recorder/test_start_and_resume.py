@@ -327,3 +327,8 @@ def test_recording_can_be_disabled(monkeypatch: pytest.MonkeyPatch, value: str) 
     monkeypatch.setenv("GRADLENS_DISABLED", "0")
     with pytest.raises(RecorderError):
         gradlens.record(nn.ReLU(), "b.h5")
+
+
+def test_only_a_torch_module_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model must be a torch\.nn\.Module, got str"):
+        gradlens.record("mine", tmp_path / "x.h5")  # type: ignore[arg-type]
