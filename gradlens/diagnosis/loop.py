@@ -40,7 +40,7 @@ def _thrown_away(rec: Recording) -> list[Finding]:
     """Find that most backward passes are cleared before a step: the step stands outside the loop over batches."""
     thrown = np.nan_to_num(rec.scalar("discarded_passes"))
     strange = rec.setup.graph.entries("unregistered")
-    if len(thrown) < FIRST_ROWS or strange or (thrown[1:] >= MANY).mean() < MOSTLY:
+    if len(thrown) < FIRST_ROWS or strange or rec.combines_by_hand or (thrown[1:] >= MANY).mean() < MOSTLY:
         return []
     number = int(np.median(thrown[1:]))
     return [
@@ -51,18 +51,30 @@ def _thrown_away(rec: Recording) -> list[Finding]:
             f"before each optimizer step, the gradients of {plural(number, 'backward pass', 'backward passes')} are "
             "cleared unused, and the step gets those of the last pass alone: most batches are thrown away",
             "Call optimizer.step() inside the loop over batches, once after each loss.backward() (is it indented too "
-            "little?). To accumulate over batches instead, call zero_grad() after the step only.",
+            "little?). To accumulate over batches instead, call zero_grad() after the step only. Where these passes "
+            "only measure something, such as how much gradients scatter, nothing is wrong.",
             "most backward passes are thrown away",
         )
     ]
 
 
 def _made_anew(rec: Recording, learning: Learning) -> list[Finding]:
-    """Find weights that are written between steps now and then, after which the loss is that of the first rows."""
+    """Find that all weights are written between steps now and then, after which the loss is that of the first rows.
+
+    A part may be made anew on purpose, as the last layer is in reinforcement learning (Nikishin et al. 2022).
+
+    Returns:
+        The finding, in a list.
+    """
     written = rec.setup.entry("written_between")
     steps = np.array(written.numbers("steps"))
     loss = rec.scalar("loss")
-    if len(steps) < LEAST_WRITES or len(loss) != len(rec.run.steps) or not np.isfinite(loss[:FIRST_ROWS]).any():
+    if (
+        len(steps) < LEAST_WRITES
+        or not written.flag("all")
+        or len(loss) != len(rec.run.steps)
+        or not np.isfinite(loss[:FIRST_ROWS]).any()
+    ):
         return []
     rows = np.searchsorted(rec.run.steps, steps)
     rows = rows[(rows >= FIRST_ROWS) & (rows < len(loss))]

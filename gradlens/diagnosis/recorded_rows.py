@@ -172,6 +172,11 @@ class Recording:
         once = max((layer.calls for layer in layers if layer.role == "main"), default=1) <= 1
         return once and any("BatchNorm" in kind for kind in kinds)
 
+    @property
+    def combines_by_hand(self) -> bool:
+        """Whether most steps got gradients that the program made itself, perhaps of passes that it cleared."""
+        return 2 * self.setup.whole("rows_changed") > len(self.run.steps)
+
     @cached_property
     def coherence(self) -> str:
         """The metric by which gradients agree or not, "" where none is sound.

@@ -154,7 +154,7 @@ class ParameterStates:
         self._versions: list[int] = []
         self._written: dict[str, None] = {}
         self._writes: list[int] = []
-        self._count_of_writes = 0
+        self._count_of_writes, self._all_written = 0, True
         self._questions = Questions()
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
 
@@ -186,11 +186,17 @@ class ParameterStates:
         if written:
             self._written.update(dict.fromkeys(state.layer for state in written))
             self._count_of_writes += 1
+            self._all_written &= len(written) == len(self._versions)
             self._writes += [step] if len(self._writes) < MOST_WRITES else []
 
     def written_between(self) -> Facts:
         """Return the steps before which a few weights were written, and their layers."""
-        return {"layers": list(self._written), "count": self._count_of_writes, "steps": self._writes}
+        return {
+            "layers": list(self._written),
+            "all": self._all_written,
+            "count": self._count_of_writes,
+            "steps": self._writes,
+        }
 
     @property
     def trainable(self) -> set[str]:

@@ -101,11 +101,13 @@ class RunWriter:
         self._table.sink.write_facts(self.find_facts())
 
     def find_facts(self) -> dict[str, Any]:
-        """Return the facts as they are now, with what is known of the ranks."""
-        if self._ranks is None or self._agreement is None:
-            return self._facts.facts
-        found = self._agreement.facts(self._ranks.world, self._ranks.silent, self._steps.index)
-        return {**self._facts.facts, "ranks": found}
+        """Return the facts as they are now, with what is known of the rows and the ranks."""
+        found = self._facts.facts
+        if found:
+            found["rows_changed"] = self._table.changed_otherwise
+        if self._ranks is not None and self._agreement is not None:
+            found["ranks"] = self._agreement.facts(self._ranks.world, self._ranks.silent, self._steps.index)
+        return found
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write facts as soon as they are found.

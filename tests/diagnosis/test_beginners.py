@@ -72,7 +72,7 @@ def test_classes_and_places_that_a_view_mixes(tmp_path: Path, faulty: bool) -> N
     expect(found, faulty, "setup", "32 x 4 x 3 of the output of layer '2' .32 x 3 x 4.")
 
 
-@pytest.mark.parametrize("how", ["anew", pytest.param("clamped", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["anew", *(pytest.param(how, marks=pytest.mark.slow) for how in ("clamped", "last"))])
 def test_weights_that_are_made_anew_in_every_epoch(tmp_path: Path, how: str) -> None:
     model = mlp()
 
@@ -81,11 +81,34 @@ def test_weights_that_are_made_anew_in_every_epoch(tmp_path: Path, how: str) -> 
         for layer in model:
             if isinstance(layer, nn.Linear) and how == "clamped":
                 layer.weight.clamp_(-0.5, 0.5)
-            elif isinstance(layer, nn.Linear) and step and step % 25 == 0:
+            elif isinstance(layer, nn.Linear) and step and step % 25 == 0 and (how == "anew" or layer is model[-1]):
                 layer.reset_parameters()
 
     found = train(tmp_path / "run.h5", model, before=write, steps=110)
-    expect(found, how == "anew", "setup", "writes the weights .* 4 times, first before step 25")
+    if how == "last":  # as in reinforcement learning, where it is done on purpose
+        check(found, "healthy")
+    else:
+        expect(found, how == "anew", "setup", "writes the weights .* 4 times, first before step 25")
+
+
+@pytest.mark.slow
+def test_gradients_of_several_passes_that_are_combined_by_hand(tmp_path: Path) -> None:
+    """As gradient surgery between tasks does, and clipping of the gradient of each example."""
+    model, kept = mlp(), list[list[Tensor | None]]()
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        for part, labels in zip(x.chunk(8), y.chunk(8), strict=True):
+            model.zero_grad()
+            cross_entropy(model, part, labels).backward()
+            kept.append([parameter.grad for parameter in model.parameters()])
+        return cross_entropy(model, x, y)
+
+    def combine() -> None:
+        for parameter, *grads in zip(model.parameters(), *kept, strict=True):
+            parameter.grad = torch.stack(grads).median(0).values
+        kept.clear()
+
+    expect(train(tmp_path / "run.h5", model, loss, middle=combine), False, "", "")
 
 
 @both
