@@ -65,8 +65,8 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    too_large, far = _leapt(rec), "" if learning.verdict == "yes" else _out_of_reach(rec)
-    too_small = "" if learning.verdict == "yes" or far else _stays(rec)
+    too_large, too_small = _leapt(rec), "" if learning.verdict == "yes" else _stays(rec)
+    far = "" if learning.verdict == "yes" or too_small else _out_of_reach(rec)
     if learning.verdict != "no" and not too_large and not far and not too_small:
         return []
     why, first = _likely(rec) if learning.verdict == "no" else ("", "")
@@ -143,7 +143,7 @@ def _likely(rec: Recording) -> tuple[str, str]:
 
 def _stays(rec: Recording) -> str:
     """Say that all steps together change an untrained model by next to nothing, or ""."""
-    step, steps = usual_update(rec), int(np.ptp(rec.run.steps)) + 1 if len(rec.run.steps) else 0
+    step, steps = usual_update(rec), _steps(rec)
     if not step * steps < NOTHING or steps < LEAST_STEPS or not step > 0 or trained_before(rec):
         return ""
     spread, loss = spread_of_targets(rec), rec.scalar("loss")[:1]
@@ -156,6 +156,11 @@ def _stays(rec: Recording) -> str:
     )
 
 
+def _steps(rec: Recording) -> int:
+    """Return the number of optimizer steps from the first recorded one to the last."""
+    return int(np.ptp(rec.run.steps)) + 1 if len(rec.run.steps) else 0
+
+
 def _out_of_reach(rec: Recording) -> str:
     """Say that targets are too far away for an optimizer that moves each weight by about its rate per step, or ""."""
     losses = [item for item in rec.setup.graph.entries("losses") if item.text("op") in SQUARED]
@@ -163,7 +168,9 @@ def _out_of_reach(rec: Recording) -> str:
     loss = loss[np.isfinite(loss)]
     if len(losses) != 1 or not losses[0].flag("alone") or losses[0].flag("scaled") or not network.rescales:
         return ""
-    steps = rec.last_step - int(rec.run.steps[0]) + 1
+    steps = _steps(rec)
+    if usual_update(rec) * steps < NOTHING:
+        return ""  # nothing is in reach of such steps, and a model that was trained before may be tuned with them
     reach, stays = network.rate * steps, len(loss) >= LEAST_STEPS and not loss_halved(rec)
     error = math.sqrt(max(float(np.median(loss)), 0)) if stays else 0.0
     if not error > FAR * reach or error**2 < spread_of_targets(rec):  # better than a constant: it learnt before

@@ -19,7 +19,7 @@ from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.format import plural
 
-RANGES = {"Tanh": (-1.0, 1.0), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)}
+RANGES = {"Tanh": (-1.0, 1.0), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Relu": (0.0, math.inf)}
 """Ranges of the outputs of activation functions."""
 MOST_APART: dict[str, Callable[[float], float]] = {
     "MseLoss": lambda apart: apart**2,
@@ -42,6 +42,8 @@ SATURATED = 0.02
 """Share of the first gradients below which a generator hardly learns any more; no outside source."""
 OUTSIDE = 1.2
 """Targets whose root mean square is so many times the range's end lie outside it for the greater part."""
+BELOW = 0.5
+"""Targets that go so many times their root mean square below what an output can be lie there on purpose."""
 FEW_VALUES = 4
 """Values per channel with which batch norm counts as a cause; with two of them each becomes 1 or -1 exactly."""
 NOTHING_LEFT = 0.05
@@ -98,14 +100,15 @@ def out_of_range(rec: Recording) -> list[Finding]:
             "the targets lie outside"
         )
         op = item.text("op").lower()
+        span = f"lies between {low:g} and {high:g}" if math.isfinite(high) else f"is never below {low:g}"
+        scale = f"or scale the targets to {low:g} to {high:g}" if math.isfinite(high) else "or use targets above 0"
         found.append(
             setup_finding(
                 rec,
                 item,
-                f"the model ends with a {op}, whose output lies between {low:g} and {high:g}, before "
-                f"{item.text('loss')}, and {why}",
+                f"the model ends with a {op}, whose output {span}, before {item.text('loss')}, and {why}",
                 f"Remove the {op} at the end of the model (an output layer has no activation function in regression), "
-                f"or scale the targets to {low:g} to {high:g}.",
+                f"{scale}.",
                 "targets outside the range of the output",
                 named(item),
             )
@@ -184,7 +187,8 @@ def _targets_beyond(rec: Recording, loss: str, low: float, high: float) -> str:
         return ""  # of several outputs, the targets may be another one's
     for item in rec.setup.graph.entries("targets"):
         size, mean = item.number("rms"), item.number("mean")
-        if item.text("op") == loss and (size > OUTSIDE * max(-low, high) or not low <= mean <= high):
+        below = math.isinf(high) and low - item.number("least") > BELOW * size
+        if item.text("op") == loss and (below or size > OUTSIDE * max(-low, high) or not low <= mean <= high):
             return (
                 f"the targets go from {item.number('least'):.3g} to {item.number('largest'):.3g} (root mean square "
                 f"{size:.3g})"

@@ -101,9 +101,10 @@ def test_a_loss_that_is_one_number() -> None:
 @both
 def test_gradients_that_each_micro_batch_clears(tmp_path: Path, faulty: bool) -> None:
     model = mlp(out=1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    optimizer = torch.optim.SGD(model.parameters(), 0.03)
+    torch.manual_seed(0)
     with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
-        for step in range(80):
+        for step in range(80 if faulty else 400):
             x = torch.randn(8, INPUTS)
             loss = functional.mse_loss(model(x), x.sum(1, keepdim=True)) / 4
             if faulty:

@@ -49,6 +49,18 @@ def test_targets_outside_the_range_of_a_tanh(tmp_path: Path, faulty: bool, loss:
 
 
 @both
+def test_targets_below_what_a_relu_gives(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        total = x.sum(1, keepdim=True)
+        return functional.mse_loss(model(x), total if faulty else total.square() + 0.1 * torch.randn_like(total))
+
+    found = train(tmp_path / "run.h5", nn.Sequential(mlp(out=1), nn.ReLU()), loss)
+    expect(
+        found, faulty, "setup", "ends with a relu, whose output is never below 0, before MseLoss, and the targets go"
+    )
+
+
+@both
 def test_weights_that_are_all_one_constant(tmp_path: Path, faulty: bool) -> None:
     model = mlp()
     for layer in model.modules() if faulty else ():

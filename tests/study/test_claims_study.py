@@ -290,7 +290,7 @@ def test_what_is_left_out_is_noted() -> None:
     notes = " ".join(judge_claims([*runs, *extra]).notes)
     for words in ("not finished: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
         assert words in notes
-    with pytest.raises(ConfigError, match="is among 1 run .got 1 of another network"):
+    with pytest.raises(ConfigError, match=r"is among 1 run .got 1 of another network"):
         judge_claims([planted("torchvision:vgg16", 0)])
     with pytest.raises(ConfigError, match="got 1 not finished, 2 of a model with half a shortcut"):
         judge_claims([planted("plain34", 9, status="running"), *seeds("resnet34-valueonly", 2)])
