@@ -33,7 +33,7 @@ def loop(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_thrown_away(rec), *_made_anew(rec, learning), *_climbs(rec, learning)]
+    return [*_thrown_away(rec), *_written_anew(rec), *_climbs(rec, learning)]
 
 
 def _thrown_away(rec: Recording) -> list[Finding]:
@@ -58,7 +58,7 @@ def _thrown_away(rec: Recording) -> list[Finding]:
     ]
 
 
-def _made_anew(rec: Recording, learning: Learning) -> list[Finding]:
+def _written_anew(rec: Recording) -> list[Finding]:
     """Find that all weights are written between steps now and then, after which the loss is that of the first rows.
 
     A part may be made anew on purpose, as the last layer is in reinforcement learning (Nikishin et al. 2022).

@@ -13,13 +13,11 @@ from gradlens.recorder.graph_reading import (
     MOST_FACTS,
     Facts,
     Reading,
-    describe_mask,
-    describe_targets,
     label,
     read_graph,
-    read_loss,
 )
 from gradlens.recorder.layers import clean_name
+from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
 from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
