@@ -203,7 +203,11 @@ def tensorboard(writer: Any = "runs/tensorboard") -> Tracker:
         writer.add_image("gradlens/heatmap", np.asarray(heatmap), step, dataformats="HWC")
         writer.flush()
 
-    return Tracker(scalars, image, lambda title, text, step: writer.add_text(title.replace(": ", "/"), text, step))
+    def alert(title: str, text: str, step: int) -> None:
+        writer.add_text(title.replace(": ", "/"), text, step)
+        writer.flush()
+
+    return Tracker(scalars, image, alert)
 
 
 def _load(module: str, extra: str | None = None) -> Any:
