@@ -124,6 +124,8 @@ class FactFinder:
         self._passes = self._depth = 0
         """Backward passes observed in this round, and those that run at this moment."""
         self._is_on = False
+        self._is_looking = False
+        """Whether the step in progress is looked at."""
         self._thread = threading.get_ident()
         """The thread that trains the model, as far as is known."""
 
@@ -144,12 +146,13 @@ class FactFinder:
         self._graph = LossGraph(self._model, names)
         self._step_handles = place_step_hooks(self._optimizers, self._on_step, self._before_step, self._after_step)
         self._is_on = True
+        self._begin_round(0)
         self._begin_look()
 
     def stop(self) -> None:
         """Remove everything from the model, the optimizers and torch."""
         if self._is_on:
-            self._is_on = False
+            self._is_on = self._is_looking = False
             self._put_away()
             self._calls.remove()
             self._parameters.end_look()
@@ -191,9 +194,11 @@ class FactFinder:
 
     # --- looks --------------------------------------------------------------------------------------------
 
-    @property
-    def _is_looking(self) -> bool:
-        return self._is_on and not self._parameters.distributed and is_look(self._round)
+    def _begin_round(self, number: int) -> None:
+        self._round = number
+        self._is_looking = self._is_on and not self._parameters.distributed and is_look(number)
+        self._passes = self._depth = 0
+        self._stepped.clear()
 
     def _begin_look(self) -> None:
         if not self._is_looking:
@@ -350,9 +355,7 @@ class FactFinder:
             self._settings.read_groups()
             self._parameters.compare_requires_grad(self._step)
         self._parameters.note_versions()
-        self._round += 1
-        self._passes = self._depth = 0
-        self._stepped.clear()
+        self._begin_round(self._round + 1)
         if looked:
             if self._round == GRAPH_LOOKS:
                 self._inputs.forget()

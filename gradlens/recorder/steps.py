@@ -400,8 +400,9 @@ class Steps:
             self._look_for_scaler()
         passes.read(k, grad_scale, group, others=not state.read and bool(self.optimizers))
         if not state.read:
+            due, row = self.rows.due(self.index), self._table.n_rows
             for measurer in measuring.measurers:
-                measurer.before_step(self.rows.due(self.index), self._table.n_rows)
+                measurer.before_step(due, row)
         state.read.add(k)
         if self.optimizers:
             self._note_optimizer(k)
