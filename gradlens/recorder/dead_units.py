@@ -31,8 +31,6 @@ WINDOW = 3
 
 ON_HOST = (torch.float32, torch.float64, torch.float16)
 """Types of gradients on the CPU that numpy reads."""
-FEW = 8
-"""Gradients of each unit that are looked at first, because they nearly always tell that it is on."""
 CPU = torch.device("cpu")
 Units = Tensor | NDArray[np.bool_]
 """Whether each unit had a gradient: an array on the CPU where numpy can read the gradients."""
@@ -140,19 +138,14 @@ def _active_units(module: Any) -> Units | None:
 
 
 def _active_on_host(rows: Tensor, own: Tensor | None) -> NDArray[np.bool_]:
-    """Return the same by numpy, whose calls are short.
+    """Return the same by numpy, whose calls are short and which stops at the first number other than 0.
 
     Args:
         rows: (U, ...) gradient of the weight.
         own: (U,) gradient of the bias.
     """
     active: NDArray[np.bool_] = np.zeros(len(rows), bool) if own is None else np.not_equal(own.numpy(), 0)
-    if not active.all():
-        grads = rows.flatten(1).numpy()
-        active |= grads[:, :FEW].any(axis=1)
-        silent = np.flatnonzero(~active)
-        active[silent] = grads[silent].any(axis=1)
-    return active
+    return active if active.all() else active | rows.flatten(1).numpy().any(axis=1)
 
 
 def _count_off(known: Sequence[Units]) -> Tensor | int:
