@@ -113,7 +113,7 @@ def sort_runs(runs: Sequence[Run | StudyRun]) -> SortedRuns:
             sorted_runs.unfinished.append(run)
         elif run.status != "complete" and not run.diverged:
             sorted_runs.broken.append(run)
-        elif key in seen:
+        elif run.seed >= 0 and key in seen:  # a run without a seed repeats none
             sorted_runs.repeats.append(run)
         else:
             seen.add(key)
