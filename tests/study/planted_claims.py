@@ -36,7 +36,7 @@ def planted(
 
     Args:
         model: Its name.
-        seed: Its seed.
+        seed: Its seed; -1 where it is unknown.
         decades: log10 of the gradient at the first layer over that at the last hidden one.
         share: Of the gradient that came through a block's shortcut, with both parts at a right angle.
         accuracy: Of training, epoch by epoch.
@@ -47,7 +47,7 @@ def planted(
         copies: Share of the validation pictures that were trained on.
         settings: More of the configuration.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(abs(seed))
     profile = np.append(10.0 ** (np.linspace(max(decades, -200.0), 0, LAYERS - 1) - 1), 1.0)
     profile[0] = 10.0 ** (decades - 1)  # exactly 0 of -inf
     noise = 10 ** (0.02 * rng.normal(size=(ROWS, 1)))  # one for all layers: the ratio stays what it is

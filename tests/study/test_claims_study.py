@@ -292,7 +292,7 @@ def test_what_is_left_out_is_noted() -> None:
         assert words in notes
     with pytest.raises(ConfigError, match=r"is among 1 run .got 1 of another network"):
         judge_claims([planted("torchvision:vgg16", 0)])
-    with pytest.raises(ConfigError, match="among 2 runs .got 2 of another network"):  # without a seed, neither repeats
+    with pytest.raises(ConfigError, match=r"among 2 runs .got 2 of another network"):  # without a seed, neither repeats
         judge_claims([planted("Sequential", -1), planted("Sequential", -1)])
     with pytest.raises(ConfigError, match="got 1 not finished, 2 of a model with half a shortcut"):
         judge_claims([planted("plain34", 9, status="running"), *seeds("resnet34-valueonly", 2)])
