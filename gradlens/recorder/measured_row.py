@@ -171,6 +171,11 @@ class MeasuredRow:
                 len(before) == len(after) and not (after > before * (1 + GROWTH)).any() for before, after in pairs
             )
 
+    def began_finite(self) -> bool:
+        """Return whether every gradient was finite after the backward pass: clipping by norm makes NaN of others."""
+        self.finish_fetch()
+        return all(bool(np.isfinite(part.unscaled()).all()) for part in self.before)
+
 
 def make_row(measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms, order: Indices) -> Row:
     """Return the row as it is stored.

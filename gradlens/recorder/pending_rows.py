@@ -272,7 +272,8 @@ class Table:
             self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
         reported = "clip_coefficient" in measured.scalars  # by the user
         row = make_row(measured, columns, totals, self._order)
-        if measured.before and measured.changes_seen and np.isnan(totals).all():
+        unlike_clipping = measured.before and measured.changes_seen and np.isnan(totals).all()
+        if unlike_clipping and measured.began_finite():
             self.changed_otherwise += 1
         if reported:
             return row

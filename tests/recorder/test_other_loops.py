@@ -170,3 +170,27 @@ def test_keras_is_refused_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_generator_that_is_left_early_is_no_failure() -> None:
     assert describe(GeneratorExit()) == ("interrupted", "ended by GeneratorExit")
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaler", "no scaler"])
+@pytest.mark.parametrize("noisy", [False, True], ids=["clipping alone", "noise elsewhere"])
+def test_clipping_of_a_gradient_that_overflowed_is_no_other_change(scaled: bool, noisy: bool) -> None:
+    model, sink = mlp(), ListSink()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=scaled)
+    with Recorder(model, sink, optimizer=optimizer, scaler=scaler if scaled else None) as recorder:
+        for step in range(6):
+            optimizer.zero_grad()
+            x = torch.full((4, 4), float("inf") if step == 5 else 1.0)
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            if noisy and step == 2:
+                model[0].weight.grad = torch.ones_like(model[0].weight)
+            scaler.step(optimizer)
+            scaler.update()
+    assert len(sink.rows) == 6
+    assert not np.isfinite(sink.rows[5].metrics["param_grad_norm"]).all()
+    said = [note for note in recorder.notes if "gradients were changed" in note]
+    assert len(said) == noisy
+    assert all(note.startswith("in 1 row ") for note in said)
