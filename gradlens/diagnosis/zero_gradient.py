@@ -263,10 +263,33 @@ def _flat(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int)
     """An operation whose derivative is 0 everywhere comes after the zeros."""
     names = set(rec.names(layers))
     found = [item for item in rec.setup.graph.entries("flat") if item.text("layer") in names]
-    if not found or row > 0:
+    if row > 0:
         return None
+    if not found:
+        return _flat_weights(rec, names)
     op, layer = found[-1].text("op"), found[-1].text("layer")
     return f"{op.lower()} passes no gradient", f"after {quoted(layer)} comes {say_flat(op)}", pass_gradient(op)
+
+
+def flat_weights(rec: Recording, names: set[str]) -> tuple[str, tuple[str, ...]]:
+    """Return an operation without a derivative that weights go through, and those of the layers whose weights do.
+
+    Args:
+        rec: The recording.
+        names: Layers.
+    """
+    found = {item.text("weights"): item.text("op") for item in rec.setup.graph.entries("flat") if item.text("weights")}
+    layers = tuple(layer.name for layer in rec.run.layers if layer.name in names & found.keys())
+    return (found[layers[0]] if layers else ""), layers
+
+
+def _flat_weights(rec: Recording, names: set[str]) -> Cause | None:
+    """The weights of all these layers go through an operation whose derivative is 0 everywhere."""
+    op, layers = flat_weights(rec, names)
+    if names - set(layers):
+        return None
+    what = f"the weights of {say_layers(layers)} go through {say_flat(op)}"
+    return f"{op.lower()} of the weights", what, pass_gradient(op)
 
 
 def say_flat(op: str) -> str:
