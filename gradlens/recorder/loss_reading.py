@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.graph_reading import (
     MOST_NODES,
     RESHAPES,
@@ -75,6 +76,8 @@ class LossReading:
     masks: list[Facts] = field(default_factory=list)
     minimax: list[Facts] = field(default_factory=list)
     mixed_views: list[Facts] = field(default_factory=list)
+    softmax_off_classes: list[Facts] = field(default_factory=list)
+    mixed_classes: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -106,6 +109,9 @@ def read_loss(root: Any) -> LossReading:
             found.losses.append(_describe_loss(node, op))
             found.targets += _take_targets(node, op)
             _look_under_loss(node, op, found)
+            if op.startswith("NllLoss"):
+                found.softmax_off_classes += wrong_softmax(node)
+                found.mixed_classes += mixed_classes(node)
         elif op in REDUCTIONS and not top and not by_hand:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
         if op == "LogSoftmax":
