@@ -271,6 +271,19 @@ def _flat(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int)
     return f"{op.lower()} passes no gradient", f"after {quoted(layer)} comes {say_flat(op)}", pass_gradient(op)
 
 
+def _ratio(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """A ratio of two probabilities that both have a graph: where both are of the same weights, it is always 1."""
+    if not everywhere or row > 0 or not rec.setup.graph.entries("ratios"):
+        return None
+    return (
+        "",
+        "the loss holds exp(a - b), the ratio of two probabilities, and both have a graph: where both come from the "
+        "same weights, the ratio is 1 and the two gradients cancel",
+        "Compute the old log-probabilities once, before the update, and detach them: old = log_prob.detach(). Look "
+        "also at what the ratio is multiplied by: an advantage of 0 gives no gradient.",
+    )
+
+
 def flat_weights(rec: Recording, names: set[str]) -> tuple[str, tuple[str, ...]]:
     """Return an operation without a derivative that weights go through, and those of the layers whose weights do.
 
@@ -390,6 +403,6 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
+    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _ratio, _off, _collapsed, _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

@@ -129,3 +129,18 @@ def test_several_heads_of_one_layer_are_not_mixed(tmp_path: Path) -> None:
         return functional.cross_entropy(model(x).view(-1, CLASSES), by_place(x).flatten())
 
     expect(train(tmp_path / "run.h5", mlp(out=PLACES * CLASSES), loss), False, "", "")
+
+
+@both
+def test_a_ratio_of_probabilities_to_themselves(tmp_path: Path, faulty: bool) -> None:
+    kept: dict[str, Tensor] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        chosen = model(x).log_softmax(1).gather(1, y[:, None])[:, 0]
+        old = model(x).log_softmax(1).gather(1, y[:, None])[:, 0]
+        kept["old"] = old if faulty else torch.full_like(old, -1.4)
+        ratio = (chosen - kept["old"]).exp()
+        return 5 - torch.minimum(ratio, ratio.clamp(0.2, 5)).mean()
+
+    found = train(tmp_path / "run.h5", mlp(), loss, steps=FEW)
+    expect(found, faulty, "zero_gradient", r"ratio of two probabilities.* the two gradients cancel.*old = log_prob")
