@@ -76,6 +76,7 @@ def _no_input(rec: Recording) -> list[Finding]:
         if "weight" in item.texts("names")
         for name in item.texts("layers")
     }
+    zero -= {item.text("weights") for item in rec.setup.graph.entries("flat")}  # rounded weights: see rounded_weights
     order = [layer.name for layer in rec.run.layers]
     for item in rec.setup.states(gradient="arriving"):
         found = [name for name in item.texts("layers") if name in zero and name in order]

@@ -17,6 +17,7 @@ MANY = 4
 the input (adversarial training)."""
 MOSTLY = 0.8
 """Share of the rows that must be so, and of the first loss to which a loss returns when weights are made anew."""
+THROWN_AWAY = "most backward passes are thrown away"
 LEAST_WRITES = 2
 """Times that weights must be written between steps."""
 PLAIN = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy")
@@ -53,7 +54,7 @@ def _thrown_away(rec: Recording) -> list[Finding]:
             "Call optimizer.step() inside the loop over batches, once after each loss.backward() (is it indented too "
             "little?). To accumulate over batches instead, call zero_grad() after the step only. Where these passes "
             "only measure something, such as how much gradients scatter, nothing is wrong.",
-            "most backward passes are thrown away",
+            THROWN_AWAY,
         )
     ]
 

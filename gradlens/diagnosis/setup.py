@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
+from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
-from gradlens.diagnosis.loop import loop
+from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
@@ -29,6 +30,7 @@ from gradlens.diagnosis.unfit import (
     only_class,
     out_of_range,
     overwritten,
+    rounded_weights,
     same_batch,
     setup_finding,
 )
@@ -43,6 +45,8 @@ FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
 FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
 """Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
+CLEARED = "gradients are cleared before the step"
+"""This explains backward passes that are thrown away."""
 OFTEN_KEPT = 3
 """Steps that were looked at in which gradients of the step before were still there."""
 LOGITS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
@@ -72,10 +76,13 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     rules = (
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
-        minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers,
+        minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
+        class_dims,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
-    return found + [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
+    found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
+    causes = {finding.cause for finding in found}
+    return [finding for finding in found if not (CLEARED in causes and finding.cause == THROWN_AWAY)]
 
 
 AFTER_LEARNING = (few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
@@ -306,7 +313,7 @@ def _cleared(rec: Recording) -> list[Finding]:
             f"the gradients of {say_layers(layers_of(found))} are cleared between the backward pass and the "
             "optimizer's step: the step gets no gradient",
             "Call optimizer.zero_grad() before loss.backward() or after optimizer.step(), not between them.",
-            "gradients are cleared before the step",
+            CLEARED,
             layers_of(found),
         )
     ]

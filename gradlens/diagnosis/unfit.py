@@ -17,6 +17,7 @@ from gradlens.diagnosis.learning import Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.zero_gradient import flat_weights, pass_gradient, say_flat
 from gradlens.format import plural
 
 RANGES = {"Tanh": (-1.0, 1.0), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Relu": (0.0, math.inf)}
@@ -289,6 +290,25 @@ def mixed_views(rec: Recording) -> list[Finding]:
             )
         )
     return found
+
+
+def rounded_weights(rec: Recording) -> list[Finding]:
+    """Find weights behind an operation without a derivative: their gradient is 0, and that of a bias is not."""
+    zero, arriving = (rec.setup.states(gradient=state) for state in ("zero", "arriving"))
+    op, layers = flat_weights(rec, set(layers_of(list(zero))) & set(layers_of(list(arriving))))
+    if not layers:
+        return []
+    since = min(item.whole("since") for item in zero if set(item.texts("layers")) & set(layers))
+    return [
+        exact_finding(
+            "zero_gradient",
+            layers,
+            (since, rec.last_step),
+            f"the weights of {say_layers(layers)} get a gradient of exactly 0: they go through {say_flat(op)}",
+            pass_gradient(op),
+            f"{op.lower()} of the weights",
+        )
+    ]
 
 
 def overwritten(rec: Recording, learning: Learning) -> list[Finding]:

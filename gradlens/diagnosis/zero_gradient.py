@@ -263,10 +263,46 @@ def _flat(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int)
     """An operation whose derivative is 0 everywhere comes after the zeros."""
     names = set(rec.names(layers))
     found = [item for item in rec.setup.graph.entries("flat") if item.text("layer") in names]
-    if not found or row > 0:
+    if row > 0:
         return None
+    if not found:
+        return _flat_weights(rec, names)
     op, layer = found[-1].text("op"), found[-1].text("layer")
     return f"{op.lower()} passes no gradient", f"after {quoted(layer)} comes {say_flat(op)}", pass_gradient(op)
+
+
+def _ratio(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """A ratio of two probabilities that both have a graph: where both are of the same weights, it is always 1."""
+    if not everywhere or row > 0 or not rec.setup.graph.entries("ratios"):
+        return None
+    return (
+        "",
+        "the loss holds exp(a - b), the ratio of two probabilities, and both have a graph: where both come from the "
+        "same weights, the ratio is 1 and the two gradients cancel",
+        "Compute the old log-probabilities once, before the update, and detach them: old = log_prob.detach(). Look "
+        "also at what the ratio is multiplied by: an advantage of 0 gives no gradient.",
+    )
+
+
+def flat_weights(rec: Recording, names: set[str]) -> tuple[str, tuple[str, ...]]:
+    """Return an operation without a derivative that weights go through, and those of the layers whose weights do.
+
+    Args:
+        rec: The recording.
+        names: Layers.
+    """
+    found = {item.text("weights"): item.text("op") for item in rec.setup.graph.entries("flat") if item.text("weights")}
+    layers = tuple(layer.name for layer in rec.run.layers if layer.name in names & found.keys())
+    return (found[layers[0]] if layers else ""), layers
+
+
+def _flat_weights(rec: Recording, names: set[str]) -> Cause | None:
+    """The weights of all these layers go through an operation whose derivative is 0 everywhere."""
+    op, layers = flat_weights(rec, names)
+    if names - set(layers):
+        return None
+    what = f"the weights of {say_layers(layers)} go through {say_flat(op)}"
+    return f"{op.lower()} of the weights", what, pass_gradient(op)
 
 
 def say_flat(op: str) -> str:
@@ -367,6 +403,6 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _off, _collapsed, _unknown,
+    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _ratio, _off, _collapsed, _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

@@ -162,12 +162,22 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             after.setdefault(child, above[0])
         if op_of(node) in FLAT:
             nearest = next((before[child] for child, _ in children(node) if child in before), None)
-            found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node)})
+            weights = _weights_under(node, known)
+            found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node), "weights": weights})
         if node in joins and node in under:
             found.between.update(joins[node])
         if node in under or labels_of(node):
             under.update(child for child, _ in children(node))
     return found
+
+
+def _weights_under(node: Any, known: Mapping[int, str]) -> str | None:
+    """Return the layer whose parameter an operation gets, and nothing else that has a graph; None for other inputs."""
+    while len(below := children(node)) == 1 and not labels_of(below[0][0]):
+        node = below[0][0]
+        if op_of(node) == "AccumulateGrad":
+            return known.get(id(node.variable))
+    return None
 
 
 def _inputs_first(roots: Sequence[Any], found: Reading) -> list[Any]:

@@ -83,7 +83,7 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-VARIES = ("shape", "output", "result", "zeros")
+VARIES = ("shape", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
 
 
@@ -269,6 +269,7 @@ class LossGraph:
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
+            "softmax_off_classes", "mixed_classes", "ratios",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.graph_reading import (
     MOST_NODES,
     RESHAPES,
@@ -75,6 +76,9 @@ class LossReading:
     masks: list[Facts] = field(default_factory=list)
     minimax: list[Facts] = field(default_factory=list)
     mixed_views: list[Facts] = field(default_factory=list)
+    ratios: list[Facts] = field(default_factory=list)
+    softmax_off_classes: list[Facts] = field(default_factory=list)
+    mixed_classes: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -106,6 +110,9 @@ def read_loss(root: Any) -> LossReading:
             found.losses.append(_describe_loss(node, op))
             found.targets += _take_targets(node, op)
             _look_under_loss(node, op, found)
+            if op.startswith("NllLoss"):
+                found.softmax_off_classes += wrong_softmax(node)
+                found.mixed_classes += mixed_classes(node)
         elif op in REDUCTIONS and not top and not by_hand:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
         if op == "LogSoftmax":
@@ -118,6 +125,7 @@ def read_loss(root: Any) -> LossReading:
         if op in RESHAPES and not labels_of(node):
             found.mixed_views += _reordered(node)
         found.probabilities_as_logs += _look_for_divergence(node)
+        found.ratios += _look_for_ratio(node)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
@@ -165,6 +173,14 @@ def _look_for_divergence(node: Any) -> list[Facts]:
     if not path or path[0] not in REDUCTIONS or sorted(path[1:]) != ["Mul", "Sub"] or op_of(made) not in LOGITS:
         return []
     return [{"loss": "KlDiv", "op": op_of(made), "layer": names[0] if names else None}]
+
+
+def _look_for_ratio(node: Any) -> list[Facts]:
+    """Look for exp(a - b), the ratio of two probabilities, in which both have a graph."""
+    below = children(node)
+    if op_of(node) != "Exp" or len(below) != 1 or op_of(below[0][0]) != "Sub" or len(children(below[0][0])) != 2:
+        return []
+    return [{"op": "Exp", "shape": list(shape_of(node))}]
 
 
 def _loss_by_hand(node: Any) -> str:
