@@ -35,6 +35,11 @@ SAME = 1e-5
 """Relative difference of numbers that rounding explains: some hundred units in the last place of float32."""
 ERRORS = 3.0
 """Standard errors that a change must exceed: one in 700 falls is beyond by chance."""
+ORDERED = 3.3
+"""Standard deviations of Kendall's sum of signs without a trend that few values must exceed: one series of noise in
+2,000 does. Mann 1945, Econometrica 13; Kendall 1975, Rank Correlation Methods."""
+OBVIOUS = 0.5
+"""With few values, only a fall by half or more counts as seen by their order; no outside source."""
 SOME = 0.01
 """A fall by less than 1 % counts as none: a classifier that only adjusts to the frequencies of its classes falls so."""
 STANDS = 0.05
@@ -107,7 +112,21 @@ class Losses:
     @property
     def falls(self) -> bool:
         """Whether it fell, beyond noise."""
-        return self.fell - self.margin > 0 and self.fell >= SOME
+        return (self.fell - self.margin > 0 and self.fell >= SOME) or self._falls_in_order()
+
+    def _falls_in_order(self) -> bool:
+        """Return whether few values fall by Mann-Kendall's test: a steep fall looks like their noise.
+
+        The medians of the first and the last fifth must be as far apart, so that one value alone decides nothing.
+        """
+        n, values = len(self.values), self.values
+        if n >= LEAST_STEPS or not self.first > 0:
+            return False
+        signs = float(np.triu(np.sign(values[None, :] - values[:, None]), 1).sum())
+        part = n // 5
+        early, late = float(np.median(values[:part])), float(np.median(values[-part:]))
+        enough = min(self.fell, 1 - late / early if early > 0 else 0.0) >= OBVIOUS
+        return enough and -signs > ORDERED * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
 
     @property
     def stands(self) -> bool:
@@ -149,11 +168,19 @@ def judge_learning(rec: Recording) -> Learning:
         name, first, last = falls
         return Learning("yes", f"{name} falls from {first:.4g} to {last:.4g} (first and last fifth of the epochs)")
     if len(finite) < FEW_ROWS:
-        said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else "no loss was logged"
+        said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else _say_none(rec)
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
     rules = (_constant, _stays_random, _against_guessing, _against_the_mean)
     return next((found for rule in rules if (found := rule(rec, losses))), None) or _by_trend(rec, losses)
+
+
+def _say_none(rec: Recording) -> str:
+    """Say why no loss is known: the file holds NaN for one that was not logged, and for one that is NaN."""
+    if rec.setup.graph.number("nonfinite_since") >= 0:
+        since = rec.setup.graph.whole("nonfinite_since")
+        return f"no finite loss was logged, and the loss of step {since} that was read is NaN or infinite"
+    return "no loss was logged"
 
 
 def span_of(rec: Recording) -> int:

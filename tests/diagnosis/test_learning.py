@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradlens import diagnose_arrays
-from gradlens.diagnosis.learning import judge_learning
+from gradlens.diagnosis.learning import Losses, judge_learning
 from gradlens.diagnosis.recorded_rows import Recording, run_of_arrays
 from gradlens.run import FloatArray
 from tests.diagnosis.recordings import LAYERS, arrays, check, facts, state
@@ -49,6 +49,28 @@ def falls(share: float, noise: float = 0.02) -> FloatArray:
 )
 def test_the_trend_of_the_loss(loss: FloatArray, verdict: str) -> None:
     assert learning(loss) == verdict
+
+
+STEEP = np.r_[8, 3.1, 1.9, 1.2, 0.8, 0.62, 0.5, 0.44, 0.38, 0.33, 0.3, 0.27, 0.24, 0.22, 0.2, 0.18, 0.17, 0.15, 0.14]
+STEEP = np.r_[STEEP, 0.13, 0.13]
+
+
+def test_few_values_that_fall_steeply() -> None:
+    assert learning(STEEP) == "yes"
+    assert learning(np.r_[8, np.full(20, 3.0) + 0.3 * NOISE[:20]]) != "yes"  # one value alone shows no order
+
+
+def test_few_values_of_noise_show_no_order() -> None:
+    rng = np.random.default_rng(0)
+    seen = [Losses(np.exp(rng.normal(size=int(rng.integers(20, 100)))))._falls_in_order() for _ in range(2000)]
+    assert sum(seen) <= 2  # the test allows one in 2,000
+
+
+def test_a_loss_that_is_always_nan_was_logged() -> None:
+    grid, scalars = {"param_grad_norm": np.ones((N, LAYERS))}, {"loss": np.full(N, np.nan)}
+    for graph, said in ({"nonfinite_since": 0}, "NaN or infinite"), ({}, "no loss was logged"):
+        run = run_of_arrays(grid, None, scalars, None, facts=facts(graph=graph))
+        assert said in judge_learning(Recording(run)).evidence
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
