@@ -36,8 +36,8 @@ SAME = 1e-5
 ERRORS = 3.0
 """Standard errors that a change must exceed: one in 700 falls is beyond by chance."""
 ORDERED = 3.3
-"""Standard deviations of Kendall's sum of signs without a trend that few values must exceed: one series of noise in
-2,000 does. Mann 1945, Econometrica 13; Kendall 1975, Rank Correlation Methods."""
+"""Standard deviations of Kendall's sum of signs without a trend that few values must exceed: one series of
+independent noise in 2,000 does. Mann 1945, Econometrica 13; Kendall 1975, Rank Correlation Methods."""
 OBVIOUS = 0.5
 """With few values, only a fall by half or more counts as seen by their order; no outside source."""
 SOME = 0.01
