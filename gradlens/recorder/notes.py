@@ -31,7 +31,7 @@ SILENT_PASSES = (
 )
 COMPILED_BACKWARD = "compiled autograd hides the end of a backward pass, so clipping is not detected"
 DISCARDED = (
-    "backward passes whose gradients were cleared before an optimizer got them are in no row; the scalar "
+    "backward passes whose gradients were cleared before a recorded optimizer got them are in no row; the scalar "
     "discarded_passes counts them"
 )
 INNER_PASSES = "backward passes of torch.autograd.grad that reach no parameter are not counted"
