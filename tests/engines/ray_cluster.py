@@ -51,6 +51,8 @@ class RayCluster:
         end = time.monotonic() + START_S
         while not (folder / "ready").exists():
             if self._keeper.poll() is not None or time.monotonic() > end:
+                self._keeper.kill()
+                self.stop()
                 raise RuntimeError(f"Ray did not start: {(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.1)
         self.facts: dict[str, Any] = json.loads((folder / "ready").read_text())
@@ -102,8 +104,10 @@ def _made(folder: Path) -> Path:
 
 def keep(folder: Path, cpus: int) -> None:
     """Start a cluster, say where it is, and stop it when the input ends."""
+    from ray._private.utils import get_ray_address_file
     from ray.cluster_utils import Cluster
 
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)  # Ray writes there without making it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     one = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "temp_dir": str(folder / "r")}
     cluster = Cluster(initialize_head=True, head_node_args={**one, "include_dashboard": False})
