@@ -112,9 +112,9 @@ class Losses:
     @property
     def falls(self) -> bool:
         """Whether it fell, beyond noise."""
-        return (self.fell - self.margin > 0 and self.fell >= SOME) or self._falls_in_order()
+        return (self.fell - self.margin > 0 and self.fell >= SOME) or self.falls_in_order()
 
-    def _falls_in_order(self) -> bool:
+    def falls_in_order(self) -> bool:
         """Return whether few values fall by Mann-Kendall's test: a steep fall looks like their noise.
 
         The medians of the first and the last fifth must be as far apart, so that one value alone decides nothing.

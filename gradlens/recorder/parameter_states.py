@@ -30,6 +30,7 @@ MOST_QUESTIONS = 64
 """Questions about tensors that wait for their answers: more of them would be kept where no optimizer steps."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers of which torch finds the least and the largest."""
 Facts = dict[str, Any]
 
 

@@ -63,7 +63,7 @@ def test_few_values_that_fall_steeply() -> None:
 
 def test_few_values_of_noise_show_no_order() -> None:
     rng = np.random.default_rng(0)
-    seen = [Losses(np.exp(rng.normal(size=int(rng.integers(20, 100)))))._falls_in_order() for _ in range(2000)]
+    seen = [Losses(np.exp(rng.normal(size=int(rng.integers(20, 100))))).falls_in_order() for _ in range(2000)]
     assert sum(seen) <= 2  # the test allows one in 2,000
 
 
