@@ -57,11 +57,13 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
         intervals: The metrics of the run.
         ranks: The processes that record together.
     """
-    learned = steps.measuring.learned
-    if table.changed_otherwise:
-        notes.note_other_changes(table.changed_otherwise)
-    if table.scaled_rows == table.n_rows_here >= MANY_FACTORS and table.factors[1] / table.factors[0] - 1 < SAME_FACTOR:
-        notes.note_constant_factor(table.factors[0])
+    learned, totals = steps.measuring.learned, table.totals
+    if totals.changed_otherwise:
+        notes.note_other_changes(totals.changed_otherwise)
+    if totals.scaled_rows == table.n_rows_here >= MANY_FACTORS:
+        least, largest = totals.factors
+        if largest / least - 1 < SAME_FACTOR:
+            notes.note_constant_factor(least)
     if not table.n_rows:
         return
     if ranks is not None:
@@ -70,12 +72,12 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
         if "grad_coherence" in intervals and ranks.batch_parts < ranks.world:
             notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
     if "activation_grad_norm" in intervals:
-        last = table.last_row_with["activation_grad_norm"]
-        got = table.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in intervals else None
+        last = totals.last_row_with["activation_grad_norm"]
+        got = totals.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in intervals else None
         notes.note_missing_outputs(last, table.n_rows, learned.called, got)
-        notes.note_gaps(table.gaps, last, table.n_rows)
+        notes.note_gaps(totals.gaps, last, table.n_rows)
     unwatched = [name for name in METRICS_OF_CALLS if name in intervals and learned.compiled]
     if unwatched:
         notes.note_unwatched_calls(unwatched)
     if "param_grad_norm" in intervals:
-        notes.note_missing_parameters(table.last_row_with["param_grad_norm"])
+        notes.note_missing_parameters(totals.last_row_with["param_grad_norm"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +10,18 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from gradlens.errors import RecorderError
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.layers import Learned
 from gradlens.recorder.measured_row import MeasuredRow, clip_coefficient, make_row
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
-from gradlens.recorder.rank_agreement import RankAgreement
-from gradlens.recorder.schedule import AutoEvery
-from gradlens.recorder.tensor_layouts import ShardedGradients
+from gradlens.recorder.row_collective import RowCollective
+from gradlens.recorder.row_totals import RowTotals
 from gradlens.run import Header, Layer, Row
 from gradlens.sinks import Sink
 from gradlens.storage import BackgroundSink
 
 HOLD_S = 0.25
 """So long a row waits for values that are logged after the step, unless the next step ends before."""
-GRADIENTS = ("activation_grad_norm", "param_grad_norm")
 
 
 class Table:
@@ -43,30 +38,22 @@ class Table:
 
     Args:
         sink: Receives the rows.
-        metrics: All metrics of the run.
         learned: Describes the layers.
         n_layers: L.
         make_header: Returns the run's header for its layers.
         gradients: Its ``changes_seen`` is set when clipping is detected.
-        ranks: The processes that record together.
-        sharded: Adds up gradients that are partial sums on each rank.
-        agreement: Compares the weights of the ranks.
-        auto: The rule "auto", for which rank 0 decides.
+        collective: Adds up rows over the ranks; None for one process.
         n_rows: Rows already in the file.
     """
 
     def __init__(
         self,
         sink: Sink,
-        metrics: Sequence[str],
         learned: Learned,
         n_layers: int,
         make_header: Callable[[tuple[Layer, ...]], Header],
         gradients: ParameterGradients,
-        ranks: Ranks | None,
-        sharded: ShardedGradients | None,
-        agreement: RankAgreement | None,
-        auto: AutoEvery | None,
+        collective: RowCollective | None,
         n_rows: int,
     ) -> None:
         self.sink = sink
@@ -74,31 +61,19 @@ class Table:
         self.n_rows = n_rows
         self.last_step = -1
         """Index of the last row's optimizer step."""
-        self.last_row_with = {name: np.full(n_layers, -1) for name in GRADIENTS}
-        """Metric to (L,): the last row in which each layer had a value; -1 for none."""
-        self.changed_otherwise = 0
-        """Rows whose gradients were changed before the step in another way than by clipping."""
-        self.factors: list[float] = []
-        """The least and the largest ``clip_coefficient`` that was measured."""
-        self.scaled_rows = 0
-        """Number of rows in which it was not 1."""
-        self.ended = False
-        """Whether the ranks have ended the recording together, or a collective failed."""
-        self._metrics = metrics
-        self.gaps = np.zeros(n_layers, dtype=np.int64)
-        """(L,) number of rows in which a layer's parameters had a gradient and its output had none."""
+        self.totals = RowTotals(n_layers)
+        """Counts over the rows."""
         self._learned = learned
         self._n_layers = n_layers
         self._make_header = make_header
         self._gradients = gradients
-        self._ranks, self._sharded, self._agreement = ranks, sharded, agreement
-        self._auto = auto
+        self._collective = collective
         self._order = np.arange(n_layers)
         self._measured: MeasuredRow | None = None
         self._last_row: Row | None = None
         self._waiting: list[MeasuredRow] = []
         self._out_numel = np.zeros(n_layers)
-        self._is_open = self._have_combined = False
+        self._is_open = False
         self._rows_before = n_rows
         self._sums: dict[str, tuple[float | Tensor, int]] = {}
         self._lock = threading.Lock()
@@ -121,9 +96,9 @@ class Table:
         self.layers = self._learned.describe()
         self._learned.open = False
         self._order = self._learned.places([layer.name for layer in self.layers])
-        if self._ranks is not None:  # until the first collective, assume equal parts of the batch
+        if self._collective is not None:  # until the first collective, assume equal parts of the batch
             self._out_numel[self._order] = [layer.out_numel for layer in self.layers]
-            self._set_out_numel(self._out_numel * self._ranks.world)
+            self._set_out_numel(self._out_numel * self._collective.world)
 
     def _set_out_numel(self, sizes: HostNorms) -> None:
         pairs = zip(self.layers, sizes[self._order], strict=True)
@@ -146,7 +121,7 @@ class Table:
         self.n_rows += 1
         self._measured, self._offered = measured, None
         self._sums, self._closed_at = {}, time.monotonic()
-        if self._ranks is None:
+        if self._collective is None:
             self.open()
             self._look_for_changes(measured)
         else:
@@ -194,7 +169,7 @@ class Table:
         Args:
             sink: The sink.
         """
-        if self._ranks is not None or not self._lock.acquire(blocking=False):
+        if self._collective is not None or not self._lock.acquire(blocking=False):
             return
         try:
             measured, row = self._measured, self._last_row
@@ -214,7 +189,7 @@ class Table:
         assert isinstance(self.sink, BackgroundSink)
         measured, row = self._measured, self._last_row
         calls: list[Callable[[Sink], None]] = []
-        if measured is not None and measured.is_on_host and self._ranks is None:
+        if measured is not None and measured.is_on_host and self._collective is None:
             calls.append(lambda sink: sink.write_row(lambda: self._finish(measured)))
         elif row is not None:
             calls.append(lambda sink: sink.write_row(row))
@@ -235,7 +210,7 @@ class Table:
         with self._lock:
             measured, row = self._measured, self._last_row
             self._measured = self._last_row = self._offered = None
-        if measured is not None and self._ranks is not None:
+        if measured is not None and self._collective is not None:
             self._waiting.append(measured)
         elif measured is not None:
             measured.start_fetch()
@@ -253,7 +228,7 @@ class Table:
     def last_row(self) -> Row | None:
         """The row that was closed last; reading it waits for the device if its numbers are still there."""
         with self._lock:
-            if self._measured is not None and self._ranks is None:
+            if self._measured is not None and self._collective is None:
                 self._last_row = self._finish(self._measured)
                 self._measured = None
             return self._last_row or self._offered
@@ -263,26 +238,16 @@ class Table:
         return self._make_row(measured, measured.columns(self._n_layers), measured.totals())
 
     def _make_row(self, measured: MeasuredRow, columns: Mapping[str, HostNorms], totals: HostNorms) -> Row:
-        for name, last in self.last_row_with.items():
-            if name in columns:
-                there = ~np.isnan(columns[name])
-                last[there] = np.maximum(last[there], measured.index)  # rows may be finished out of order
-        outputs, parameters = (columns.get(name) for name in GRADIENTS)
-        if parameters is not None and GRADIENTS[0] in measured.due:
-            self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
+        self.totals.count_row(measured, columns, totals)
         reported = "clip_coefficient" in measured.scalars  # by the user
         row = make_row(measured, columns, totals, self._order)
-        unlike_clipping = measured.before and measured.changes_seen and np.isnan(totals).all()
-        if unlike_clipping and measured.began_finite():
-            self.changed_otherwise += 1
         if reported:
             return row
         factor = row.scalars.get("clip_coefficient", 1.0)
         if factor != 1:
             self._gradients.changes_seen = True
-            self.scaled_rows += 1
-            self.factors = [min(factor, *self.factors), max(factor, *self.factors)] if self.factors else [factor] * 2
-        elif not (measured.changes_seen if self._ranks is None else self._gradients.changes_seen):
+            self.totals.count_factor(factor)
+        elif not (measured.changes_seen if self._collective is None else self._gradients.changes_seen):
             row.scalars.pop("clip_coefficient", None)
         return row
 
@@ -315,6 +280,11 @@ class Table:
             newest = self._waiting.pop()
             self._finish_together(newest, error)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the ranks have ended the recording together, or a collective failed."""
+        return self._collective is not None and self._collective.ended
+
     def _finish_together(self, newest: MeasuredRow | None, error: Exception | None) -> None:
         added = self._add_up(newest, error, compare=True)
         waiting, self._waiting = self._waiting, []
@@ -328,43 +298,11 @@ class Table:
     def _add_up(
         self, measured: MeasuredRow | None, error: Exception | None, *, compare: bool = False
     ) -> tuple[dict[str, HostNorms], HostNorms]:
-        """Return the columns and the totals of a row over all ranks, by one collective."""
-        assert self._ranks is not None
-        columns, totals = {}, np.full(2, math.nan)
-        try:
-            if measured is not None:
-                columns, totals = measured.columns(self._n_layers), measured.totals()
-        except Exception as failure:
-            error = error or failure
-        if self._auto is not None:
-            self._auto.note_row(self.last_step)
-        next_step = self._auto.next if self._auto is not None and self._ranks.rank == 0 else 0
-        flags = [error is not None, self._gradients.changes_seen, next_step]
-        compared = np.zeros(self._agreement.size if compare and self._agreement is not None else 0)
-        if measured is not None and compare and self._agreement is not None and error is None:
-            try:
-                compared = self._agreement.measure(measured.index)
-            except Exception as failure:
-                error = failure
-        summed = np.zeros(0 if self._sharded is None else self._sharded.size)
-        for addend, scale in measured.summed if measured is not None else ():
-            summed += addend.cpu().numpy() / (1 if scale is None else float(scale))
-        sizes = np.zeros(0) if self._have_combined else self._out_numel / self._ranks.copies(self._n_layers)
-        extra = np.array([*totals, *flags, *compared, *summed, *sizes])
-        self.ended = True  # stays True if the collective fails
-        columns, sums = self._ranks.combine(self._metrics, columns, self._n_layers, extra)
-        self.ended = bool(sums[2] > 0)
-        if self.ended:
-            raise error or RecorderError("recording failed on another rank")
-        _, compared, summed, sizes = np.split(sums, np.cumsum([5, len(compared), len(summed)]))
-        if measured is not None and compare and self._agreement is not None:
-            self._agreement.judge(compared, measured.step)
-        if self._sharded is not None:
-            self._sharded.add(columns, summed)
-        if not self._have_combined and not self._is_open:
+        """Return the columns and the totals of a row over all ranks."""
+        assert self._collective is not None
+        columns, totals, sizes = self._collective.combine(
+            measured, error, self._out_numel, self.last_step, compare=compare
+        )
+        if len(sizes) and not self._is_open:
             self._set_out_numel(sizes)
-        self._have_combined = True
-        self._gradients.changes_seen = bool(sums[3] > 0)
-        if self._auto is not None:
-            self._auto.set_next(int(sums[4]))
-        return columns, sums[:2]
+        return columns, totals

@@ -20,20 +20,14 @@ from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.recorder import endings
 from gradlens.recorder.closing_notes import warn_of_no_row
-from gradlens.recorder.distributed import bare_rank, find_ranks, warn_of_rank
-from gradlens.recorder.fact_finder import FactFinder
-from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, is_compiled, outside_graphs
-from gradlens.recorder.hooks.grad_scaler import ScalerWatch
-from gradlens.recorder.intervals import make_intervals
-from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, refuse_uninitialised
-from gradlens.recorder.notes import Notes, line
-from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.rank_agreement import RankAgreement
-from gradlens.recorder.run_writer import RunWriter
+from gradlens.recorder.distributed import bare_rank, warn_of_rank
+from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, outside_graphs
+from gradlens.recorder.layers import LayerChoice
+from gradlens.recorder.notes import line
+from gradlens.recorder.parts import Callbacks, make_parts
 from gradlens.recorder.scalars import to_number, to_numbers
-from gradlens.recorder.schedule import AutoEvery, Clock, Every
-from gradlens.recorder.steps import Steps
-from gradlens.recorder.unwrapping import Optimizers, find_optimizers
+from gradlens.recorder.schedule import Every
+from gradlens.recorder.unwrapping import Optimizers
 from gradlens.run import Layer, Row, Status
 from gradlens.sinks import NullSink, Sink
 from gradlens.storage import BackgroundSink
@@ -79,75 +73,27 @@ class Recorder:
     ) -> None:
         if on_error not in ("warn", "raise") and not callable(on_error):
             raise ConfigError(f'on_error must be "warn" or "raise", got {on_error!r}')
-        self._model = model
-        self._on_error = on_error
-        self._optimizers, wrappers, scaler = find_optimizers(optimizer, scaler)
-        watched_scaler = ScalerWatch(scaler, self._optimizers)
-        if watched_scaler.present and not self._optimizers:
-            raise ConfigError(
-                "scaler= without optimizer=: the recorder cannot tell whether gradients are still scaled",
-                tip="pass the optimizer too, or leave scaler= out and call recorder.step() after scaler.unscale_()",
-            )
-        self._clock = Clock(lambda: float(getattr(sink, "seconds", 0.0)))
-        refuse_uninitialised(model)
-        self._ranks = find_ranks(model)
-        self._intervals, wanted = make_intervals(
-            metrics,
-            every,
-            self._clock,
-            optimizers=len(self._optimizers),
-            scaled=watched_scaler.present,
-            several_ranks=self._ranks is not None,
-        )
-        self._modules = choose_layers(model, layers)
-        self._learned = Learned(self._modules)
-        agreement: RankAgreement | None = None
-        if self._ranks is not None:
-            self._learned.note_layout = self._ranks.note_output
-            agreement = RankAgreement(model, self._modules, self._ranks.rank, self._ranks.world)
-        self._learned.compiled = any(map(is_compiled, model.modules()))
-        self._notes = Notes(model, layers, self._modules)
-        self._steps = Steps(
-            model=model,
-            modules=self._modules,
-            optimizers=self._optimizers,
-            wrappers=wrappers,
-            scaler=watched_scaler,
-            intervals=self._intervals,
-            learned=self._learned,
-            wanted=wanted,
-            clock=self._clock,
-            ranks=self._ranks,
-            notes=self._notes,
-            guard=self._guard,
-            on_error=self.fail,
-            first_step=first_step,
-        )
-        self._steps.rows.epoch = first_epoch
-        self._writer = RunWriter(
+        self._model, self._on_error = model, on_error
+        parts = make_parts(
             model,
-            dict(info or {}),
-            steps=self._steps,
-            notes=self._notes,
-            clock=self._clock,
-            ranks=self._ranks,
-            agreement=agreement,
-        )
-        self._table = Table(
             sink,
-            tuple(self._intervals),
-            self._learned,
-            len(self._modules),
-            self._writer.make_header,
-            self._steps.measuring.gradients,
-            self._ranks,
-            self._steps.measuring.sharded,
-            agreement,
-            wanted if isinstance(wanted, AutoEvery) else None,
-            first_row,
+            optimizer=optimizer,
+            metrics=metrics,
+            every=every,
+            layers=layers,
+            scaler=scaler,
+            info=dict(info or {}),
+            begin=(first_step, first_epoch, first_row),
+            callbacks=Callbacks(self._guard, self.fail, self._write_facts),
         )
-        self._facts = FactFinder(model, self._optimizers, scaler, lambda: self._steps.index, self._write_facts)
-        self._writer.begin(self._table, self._facts)
+        self._optimizers, self._modules, self._ranks = parts.optimizers, parts.modules, parts.ranks
+        self._intervals, self._learned, self._notes, self._clock = (
+            parts.intervals,
+            parts.learned,
+            parts.notes,
+            parts.clock,
+        )
+        self._steps, self._writer, self._table, self._facts = parts.steps, parts.writer, parts.table, parts.facts
         self._state = "ready"
         self._at_exit = False
         self.path: Path | None = getattr(sink, "path", None)

@@ -104,7 +104,7 @@ class RunWriter:
         """Return the facts as they are now, with what is known of the rows and the ranks."""
         found = self._facts.facts
         if found:
-            found["rows_changed"] = self._table.changed_otherwise
+            found["rows_changed"] = self._table.totals.changed_otherwise
         if self._ranks is not None and self._agreement is not None:
             found["ranks"] = self._agreement.facts(self._ranks.world, self._ranks.silent, self._steps.index)
         return found
