@@ -210,6 +210,7 @@ def _made_anew(rec: Recording) -> list[Finding]:
         item
         for item in rec.setup.graph.entries("unregistered")
         if item.flag("parameter") is True and item.flag("in_optimizer") is not True and not item.text("held_in")
+        if item.flag("inside") is not False  # another model may get this one's output
     ]
     passes = {item.whole("since") for item in strange}
     if len(passes) < LEAST_PASSES or len({(item.whole("count"), item.whole("numel")) for item in strange}) > 1:

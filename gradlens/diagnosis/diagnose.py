@@ -23,6 +23,7 @@ from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
+from gradlens.diagnosis.logit_range import note_on_logits
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
@@ -119,7 +120,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
-    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
+    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *_notes_on_numbers(rec, findings)]
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
@@ -182,6 +183,15 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
+
+
+def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return notes on data, updates and logits whose size is odd, unless a finding has said so."""
+    network, said = Network(rec), [finding.evidence for finding in findings]
+    pairs = [pair for pair in (network.far_inputs(), network.rounding()) if pair[0]]
+    return [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)] + note_on_logits(
+        rec
+    )
 
 
 def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:

@@ -56,6 +56,7 @@ EXPLANATIONS: dict[str, Explanation] = {
             ("dropout after the last layer", "put it between hidden layers"),
             ("targets outside the range of a tanh or sigmoid at the end", "remove it, or scale the targets"),
             ("a recurrent or attention layer takes the batch for time", "set batch_first"),
+            ("logits in a narrow range", "divide cosine similarities by a temperature, do not multiply by it"),
             ("all weights start as one constant", "initialise them at random"),
             ("weights are overwritten between steps", "initialise them once, before the training"),
             ("every batch has one class, or every step the same data", "shuffle, and iterate over the loader"),

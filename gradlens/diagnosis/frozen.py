@@ -234,11 +234,24 @@ def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
             return [replace(_finding(rec, layers, start, f"{evidence}; {lost}", count), remedy=_enlarge(rec, layers))]
         found = _finding(rec, layers, start, evidence, count)
         by_hand = rec.setup.known and not rec.setup.entries("optimizers") and start == 0
-        return [replace(found, remedy=BY_HAND) if by_hand else found]
+        remedy = BY_HAND if by_hand else _writes_nothing(rec)
+        return [replace(found, remedy=remedy) if remedy else found]
     if len(no_grad):
         evidence = "the parameters receive no gradient although the outputs do (requires_grad is off)"
         return [_finding(rec, no_grad, 0, evidence, rec.n_rows)]
     return []
+
+
+def _writes_nothing(rec: Recording) -> str:
+    """Return a remedy where the only optimizer is not torch's and its step writes into no parameter, or ""."""
+    optimizers = rec.setup.entries("optimizers")
+    if len(optimizers) != 1 or optimizers[0].flag("own") is not True or optimizers[0].flag("wrote") is not False:
+        return ""
+    return (
+        f"Look at step() of {optimizers[0].text('class')}: in the steps that were looked at it wrote into no "
+        "parameter. An assignment p = p - lr * p.grad makes a new tensor and leaves the parameter as it is: write "
+        "p.add_(p.grad, alpha=-lr) under torch.no_grad(), and look for a factor that is 0."
+    )
 
 
 def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:

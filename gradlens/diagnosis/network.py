@@ -20,8 +20,12 @@ SMALL_INPUT = 0.1
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""
-TINY_INPUT = 1e-3
-"""Inputs a thousand times smaller leave next to nothing but biases; no outside source."""
+TINY_INPUT = 0.01
+"""Inputs a hundred times smaller leave little but biases: images divided by 255 twice have 0.004 at most."""
+FAR_INPUT = 100.0
+"""Inputs that are worth a note though the loss falls; no outside source."""
+MOSTLY_ROUNDED = 0.5
+"""Share of updates lost in rounding that is worth saying; no outside source."""
 LOW_GAIN, HIGH_GAIN = 0.05, 5.0
 """Standard deviation of weights times the root of their number of inputs: sqrt(2) in He initialisation, 1 in Glorot's,
 0.58 in torch's default of linear layers. A tenth of the least and a few times the largest of these."""
@@ -188,19 +192,40 @@ class Network:
         for item in self._rec.setup.entries("inputs"):
             layer = item.text("layer")
             if item.flag("finite") is False:
-                return f"the data that {quoted(layer)} gets hold NaN or Inf", "Remove NaN and Inf from the data first."
+                return f"the data that {quoted(layer)} gets hold NaN or Inf", "Remove NaN and Inf from the data."
             if "float" in item.text("dtype") and item.number("rms") > LARGE_INPUT and layer not in self.norms:
                 return (
                     f"the data that {quoted(layer)} gets go from {item.number('least'):.3g} to "
                     f"{item.number('largest'):.3g} (root mean square {item.number('rms'):.3g}): they are not "
                     "normalised",
-                    "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255) first.",
+                    "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255).",
                 )
             if "float" in item.text("dtype") and 0 < item.number("rms") < TINY_INPUT and layer not in self.norms:
                 return (
                     f"the data that {quoted(layer)} gets have a root mean square of {item.number('rms'):.1g}: next to "
                     "nothing comes through",
-                    "Scale the inputs to mean 0 and standard deviation 1 first (were they divided twice?).",
+                    "Scale the inputs to mean 0 and standard deviation 1 (were they divided twice?).",
+                )
+        return "", ""
+
+    def far_inputs(self) -> tuple[str, str]:
+        """Return a sentence on data that are far too large, which a falling loss may hide, and a remedy."""
+        large = any(
+            "float" in item.text("dtype") and item.number("rms") > FAR_INPUT and item.text("layer") not in self.norms
+            for item in self._rec.setup.entries("inputs")
+        )
+        return self.inputs() if large else ("", "")
+
+    def rounding(self) -> tuple[str, str]:
+        """Return a sentence on updates that 16-bit weights lose in rounding, and a remedy; or twice ""."""
+        for item in self._rec.setup.entries("rounding"):
+            if item.number("unchanged") > MOSTLY_ROUNDED:
+                return (
+                    f"{item.number('unchanged'):.0%} of the elements of {item.text('dtype')} weights that have a "
+                    f"gradient stay as they are in a step (step {item.whole('step')}): the update is less than half "
+                    f"of the spacing of {item.text('dtype')} numbers",
+                    f"Keep the weights in float32 and compute in {item.text('dtype')} with torch.autocast, unless the "
+                    "optimizer rounds at random or adds up what is lost. ",
                 )
         return "", ""
 

@@ -124,6 +124,9 @@ def _likely(rec: Recording) -> tuple[str, str]:
             "Put an activation function (ReLU, tanh) between the layers: without one, no depth makes the model more "
             "than linear. ",
         )
+    said, fix = Network(rec).rounding()
+    if said:
+        return said, fix
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
     first, last = (float(np.median(part)) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))

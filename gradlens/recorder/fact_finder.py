@@ -47,6 +47,7 @@ from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
 from gradlens.recorder.module_modes import BatchNorms, Modes
 from gradlens.recorder.optimizer_settings import OptimizerSettings
 from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
+from gradlens.recorder.rounding import Rounding
 
 FIRST_LOOKS = 5
 GRAPH_LOOKS = 3
@@ -136,6 +137,7 @@ class FactFinder:
         self._thread = threading.get_ident()
         self._parameters = ParameterStates(self._model, self._step)
         self._gains = self._parameters.gains()
+        self._rounding = Rounding(self._parameters.states)
         self._settings = OptimizerSettings(self._optimizers, self._step)
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
@@ -184,6 +186,7 @@ class FactFinder:
                 "scaling": self._scaling.facts(),
                 "changed_outside": parameters.changed_outside(groups),
                 "gains": self._gains,
+                "rounding": self._rounding.facts(),
                 "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
@@ -228,6 +231,8 @@ class FactFinder:
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
+        if module is self._model and self._is_looking and self._round < GRAPH_LOOKS:
+            self._graph.note_model(output_tensors(output))
         if name is None or not self._is_looking:
             return
         self._thread = threading.get_ident()
@@ -328,10 +333,15 @@ class FactFinder:
             self._parameters.look_for_outside_changes(self._step)
         keys = self._settings.keys(k) if self._optimizers else list(self._parameters.states)
         self._parameters.at_step(keys, self._step, passes_seen=self._passes > 0)
+        if self._optimizers:
+            self._settings.before_write(k)
 
     @safely
     def _after_step(self, k: int) -> None:
         self._stepped.add(k)
+        if self._is_looking and self._optimizers:
+            self._settings.after_write(k)
+            self._rounding.after_step(self._settings.keys(k))
         if self._is_on and len(self._stepped) >= len(self._optimizers):
             self._end_round()
 
@@ -348,6 +358,7 @@ class FactFinder:
             if self._optimizers:
                 self._parameters.at_step(others, self._step, passes_seen=self._passes > 0)
             self._parameters.read()
+            self._rounding.read(self._step)
             self._copies.look(self._step, self._settings.groups)
             self._put_away()
             self._parameters.end_look()

@@ -16,6 +16,8 @@ from torch import Tensor
 
 KEY = "gradlens"
 """Key of the labels in a node's metadata."""
+MODEL_KEY, MODEL = "gradlens.model", "(model)"
+"""Key and label of what the model as a whole returned."""
 MOST_NODES = 50_000
 """Larger graphs are not read to their end."""
 MOST_FACTS = 16
@@ -41,11 +43,11 @@ KINKED = {"ThresholdBackward": "Relu", "LeakyReluBackward": "LeakyRelu", "Hardta
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
-def label(tensor: Tensor, name: str) -> None:
+def label(tensor: Tensor, name: str, key: str = KEY) -> None:
     """Leave a module's name on the node that made its output."""
     if tensor.grad_fn is not None:
         metadata: Any = tensor.grad_fn.metadata
-        metadata.setdefault(KEY, []).append(name)
+        metadata.setdefault(key, []).append(name)
 
 
 def op_of(node: Any) -> str:
@@ -97,6 +99,10 @@ class Reading:
     """Tensors that receive the gradient, by ``id``."""
     between: set[int] = field(default_factory=set)
     """Leaves with modules of the model on both sides: toward the input and toward the loss."""
+    inside: set[int] = field(default_factory=set)
+    """Leaves on which an output of the model as a whole depends."""
+    has_model: bool = False
+    """Whether such an output is in the graph."""
     flat: list[Facts] = field(default_factory=list)
     """Operations of ``FLAT``, each with the nearest modules toward the input and toward the loss."""
     softmax_dims: list[Facts] = field(default_factory=list)
@@ -155,6 +161,7 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             found.curvature.append({"op": KINKED[op], "layer": before.get(below[0])})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
+    in_model: set[Any] = set()
     after: dict[Any, str] = {}
     for node in reversed(order):
         above = labels_of(node)[:1] or ([after[node]] if node in after else [])
@@ -164,6 +171,11 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             nearest = next((before[child] for child, _ in children(node) if child in before), None)
             weights = _weights_under(node, known)
             found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node), "weights": weights})
+        if node in in_model or MODEL_KEY in node.metadata:
+            found.has_model = True
+            in_model.update(child for child, _ in children(node))
+            if op_of(node) == "AccumulateGrad":
+                found.inside.add(id(node.variable))
         if node in joins and node in under:
             found.between.update(joins[node])
         if node in under or labels_of(node):

@@ -9,13 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import (
-    MOST_FACTS,
-    Facts,
-    Reading,
-    label,
-    read_graph,
-)
+from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
 from gradlens.recorder.parameter_states import sample
@@ -145,6 +139,11 @@ class LossGraph:
                 self.without_graph.add(name)
             self.ran.setdefault(name, step)
 
+    def note_model(self, tensors: Sequence[Tensor]) -> None:
+        """Label what the model as a whole returned."""
+        for tensor in tensors:
+            label(tensor, MODEL, MODEL_KEY)
+
     @property
     def was_read(self) -> bool:
         """Whether a loss was read."""
@@ -253,6 +252,7 @@ class LossGraph:
                     "held_in": holders.get(key),
                     "in_optimizer": key in in_optimizer,
                     "between": key in graph.between,
+                    "inside": key in graph.inside if graph.has_model else None,
                     "since": step,
                 },
             )
@@ -269,7 +269,7 @@ class LossGraph:
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
-            "softmax_off_classes", "mixed_classes", "ratios",
+            "softmax_off_classes", "mixed_classes", "ratios", "logit_range",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -294,7 +294,7 @@ class LossGraph:
     def _group_leaves(self) -> list[Facts]:
         groups: dict[str, Facts] = {}
         for leaf in self._leaves.values():
-            key = {name: leaf[name] for name in ("parameter", "held_in", "in_optimizer", "between", "since")}
+            key = {name: leaf[name] for name in ("parameter", "held_in", "in_optimizer", "between", "inside", "since")}
             group = groups.setdefault(repr(key), key | {"count": 0, "numel": 0, "shapes": []})
             group["count"] += 1
             size = 1

@@ -24,6 +24,7 @@ from gradlens.recorder.graph_reading import (
     through_views,
 )
 from gradlens.recorder.layer_inputs import thinned
+from gradlens.recorder.logit_range import logit_range
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
@@ -79,6 +80,7 @@ class LossReading:
     ratios: list[Facts] = field(default_factory=list)
     softmax_off_classes: list[Facts] = field(default_factory=list)
     mixed_classes: list[Facts] = field(default_factory=list)
+    logit_range: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -113,6 +115,7 @@ def read_loss(root: Any) -> LossReading:
             if op.startswith("NllLoss"):
                 found.softmax_off_classes += wrong_softmax(node)
                 found.mixed_classes += mixed_classes(node)
+                found.logit_range += logit_range(node)
         elif op in REDUCTIONS and not top and not by_hand:
             top = {"op": op, "reduction": REDUCTIONS[op], "classes": None, "shape": list(_input_shape(node))}
         if op == "LogSoftmax":

@@ -18,6 +18,9 @@ from gradlens.recorder.parameter_states import Facts, ParameterState, listed_sta
 NEAR_ZERO = 1e-3
 """A learning rate is near zero if it is at most this part of its largest value."""
 
+MOST_COMPARED = 16
+"""Parameters of an optimizer whose versions are compared."""
+
 
 class LearningRate:
     """The learning rate of one group over time.
@@ -69,6 +72,10 @@ class OptimizerSettings:
         self._curves: list[list[LearningRate]] = [[] for _ in optimizers]
         self._schedulers: list[list[weakref.ref[LRScheduler]] | None] = [None] * len(optimizers)
         self._schedules: list[list[Facts]] = [[] for _ in optimizers]
+        self._wrote: list[bool | None] = [None] * len(optimizers)
+        """Whether a step that was looked at wrote into a parameter with a gradient; None where there was none."""
+        self._before: list[tuple[Tensor, int, int]] = []
+        """Parameters with a gradient before a step, each with its version and the place of its data."""
         self.groups: dict[int, tuple[int, int]] = {}
         """``id`` of a parameter to its optimizer and its group there."""
         self.read_groups()
@@ -94,6 +101,18 @@ class OptimizerSettings:
         rates = [_rate(group) for group in self._optimizers[k].param_groups]
         if rates != self._rates[k] or any(isinstance(rate, Tensor) for rate in rates):
             self._compare_rates(k, step)
+
+    def before_write(self, k: int) -> None:
+        """Note the versions of an optimizer's parameters before a step that is looked at."""
+        own = [p for group in self._optimizers[k].param_groups for p in group["params"] if p.grad is not None]
+        self._before = [(p, p._version, _place(p)) for p in own[:MOST_COMPARED]]
+
+    def after_write(self, k: int) -> None:
+        """Note whether the step wrote into one of them."""
+        if self._before:
+            wrote = any(p._version != version or _place(p) != place for p, version, place in self._before)
+            self._wrote[k] = self._wrote[k] or wrote
+            self._before = []
 
     def _compare_rates(self, k: int, step: int) -> None:
         rates = [_rate(group) for group in self._optimizers[k].param_groups]
@@ -136,11 +155,21 @@ class OptimizerSettings:
             groups.append(listed | {"settings": _numbers(group), "lr": curve.facts()})
         return {
             "class": type(optimizer).__name__,
+            "own": not type(optimizer).__module__.startswith("torch."),
+            "wrote": self._wrote[k],
             "steps": self._steps[k],
             "groups": groups,
             "foreign": {"count": len(foreign), "numel": sum(parameter.numel() for parameter in foreign)},
             "schedulers": self._schedules[k],
         }
+
+
+def _place(parameter: Tensor) -> int:
+    """Return where a tensor's data are in memory; 0 where there is no such place."""
+    try:
+        return parameter.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _rate(group: Mapping[str, Any]) -> Any:

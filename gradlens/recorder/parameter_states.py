@@ -295,7 +295,7 @@ class ParameterStates:
                     first, _, looks = state.changed or (step, step, 0)
                     state.changed = first, step, looks + 1
 
-        self._questions.ask([_difference(sample(state.parameter), state.sample) for state in states], note)
+        self._questions.ask([difference_of(sample(state.parameter), state.sample) for state in states], note)
 
     def read(self) -> None:
         """Read everything that was asked in this step; an accelerator is waited for here."""
@@ -416,7 +416,7 @@ def _has_rows(tensor: Tensor) -> bool:
     )
 
 
-def _difference(a: Tensor, b: Tensor | None) -> Tensor | None:
+def difference_of(a: Tensor, b: Tensor | None) -> Tensor | None:
     """Return where two tensors differ; None if they cannot be compared, because one was moved or resized."""
     if b is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
         return None
@@ -433,7 +433,7 @@ def listed_states(states: Sequence[ParameterState]) -> Facts:
     }
 
 
-def _to_host(numbers: Sequence[Tensor]) -> list[list[float]]:
+def to_host(numbers: Sequence[Tensor]) -> list[list[float]]:
     """Return the values of tensors of one shape; one copy to the host where they are all on one device."""
     if len({each.device for each in numbers}) > 1:
         return [each.tolist() for each in numbers]
@@ -475,7 +475,7 @@ class Copies:
                     if found is not None:
                         pairs.append((name, keys, other))
                         sizes.append(found)
-        for (name, keys, other), (square, difference) in zip(pairs, _to_host(sizes), strict=True):
+        for (name, keys, other), (square, difference) in zip(pairs, to_host(sizes), strict=True):
             if square:
                 self._note(name, keys, other, math.sqrt(difference) / math.sqrt(square), step, groups)
 
@@ -485,7 +485,7 @@ class Copies:
         mine = [sample(states[key].parameter).float() for key in keys]
         theirs = [sample(states[key].parameter).float() for key in others]
         pairs = list(zip(mine, theirs, strict=True))
-        if any(_difference(a, b) is None for a, b in pairs) or len({b.device for b in theirs}) > 1:
+        if any(difference_of(a, b) is None for a, b in pairs) or len({b.device for b in theirs}) > 1:
             return None
         sums = [torch.stack([b.double().square().sum(), (a - b).double().square().sum()]) for a, b in pairs]
         return torch.stack(sums).sum(0)

@@ -1,0 +1,156 @@
+"""Numbers of an odd size: logits in a narrow range, updates lost in rounding, data far from 1, and empty steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradlens
+from gradlens import diagnose, diagnose_arrays, read_run
+from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train
+
+
+@both
+def test_temperature_multiplied(tmp_path: Path, faulty: bool) -> None:
+    def contrast(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        one, two = (functional.normalize(model(x + 0.1 * torch.randn_like(x)), dim=1) for _ in range(2))
+        similarity = one @ two.T
+        return functional.cross_entropy(similarity * 0.07 if faulty else similarity / 0.07, torch.arange(len(x)))
+
+    expect(train(tmp_path / "run.h5", mlp(out=16), contrast), faulty, "setup", "cosine similarities.*temperature")
+
+
+@pytest.mark.parametrize(
+    ("limit", "loss", "says"), [(0.05, 4.1, "finding"), (1.0, 3.0, "note"), (1.0, 2.0, ""), (20, 3.0, "")]
+)
+def test_the_floor_of_a_cross_entropy(limit: float, loss: float, says: str) -> None:
+    """ln(1 + 63 exp(-2 s)) is 4.06 for s = 0.05 and 2.25 for s = 1; a loss below it shows that the range is not so."""
+    graph = {
+        "losses": [{"op": "NllLoss", "reduction": "mean", "classes": 64, "alone": True, "scaled": False}],
+        "logit_range": [{"of": "cosine similarities", "limit": limit, "shape": [64, 64], "since": 0}],
+    }
+    rows = np.full((120, 4), 1.0)
+    found = diagnose_arrays(
+        {"param_grad_norm": rows}, scalars={"loss": np.linspace(4.16, loss, 120)}, facts={"version": 1, "graph": graph}
+    )
+    noted = [note for note in found.notes if "the logits are" in note]
+    causes = [finding.cause for finding in found.findings]
+    assert bool(noted) == (says == "note")
+    assert ("logits in a narrow range" in causes) == (says == "finding")
+
+
+@both
+def test_data_divided_twice(tmp_path: Path, faulty: bool) -> None:
+    def small(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x / 900 if faulty else x), y)
+
+    model = mlp(nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    found = train(tmp_path / "run.h5", model, small, torch.optim.SGD(model.parameters(), lr=0.05))
+    said = str(found)
+    assert ("root mean square of 0.00" in " ".join(said.split())) == faulty
+    if not faulty:
+        expect(found, False, "", "")
+
+
+@both
+def test_data_that_are_far_too_large_are_noted(tmp_path: Path, faulty: bool) -> None:
+    def large(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        column = torch.zeros(INPUTS).index_fill(0, torch.tensor([3]), 1e4 if faulty else 0.0)
+        return functional.cross_entropy(model(x + column), y)
+
+    found = train(tmp_path / "run.h5", mlp(), large)
+    assert (
+        any("not normalised" in text for text in (*found.notes, *(each.evidence for each in found.findings))) == faulty
+    )
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_updates_lost_in_bfloat16_are_noted(tmp_path: Path, faulty: bool) -> None:
+    model = mlp().to(torch.bfloat16 if faulty else torch.float32)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x.to(next(model.parameters()).dtype)).float(), y)
+
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.SGD(model.parameters(), lr=5e-3), steps=120)
+    facts = read_run(tmp_path / "run.h5").facts["rounding"]
+    assert [fact["dtype"] for fact in facts] == (["bfloat16"] if faulty else [])
+    assert any("stay as they are" in note and "float32" in note for note in found.notes) == faulty
+    assert not faulty or 0.5 < facts[0]["unchanged"] < 1
+
+
+def test_the_share_of_lost_updates_is_exact(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4, bias=False).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        model(torch.randn(3, 8).bfloat16()).square().mean().backward()
+        before, pulled = model.weight.detach().clone(), model.weight.grad != 0
+        optimizer.step()
+        lost = float(((model.weight == before) & pulled).sum() / pulled.sum())
+        recorder.log(loss=1.0)
+    assert read_run(tmp_path / "run.h5").facts["rounding"][0]["unchanged"] == pytest.approx(lost)
+
+
+class Own(torch.optim.Optimizer):
+    """An optimizer written by hand."""
+
+    def __init__(self, parameters: Any, how: str) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            if self.how == "rebinds":
+                p = p - 0.1 * p.grad
+            elif self.how == "in place":
+                p -= 0.1 * p.grad
+            elif self.how == "replaces data":
+                p.data = p.data - 0.1 * p.grad
+            else:
+                p.copy_(p)
+
+
+@pytest.mark.parametrize("how", ["rebinds", "in place", "replaces data", "writes the same"])
+def test_an_optimizer_that_writes_into_no_parameter(tmp_path: Path, how: str) -> None:
+    model = mlp()
+    found = train(tmp_path / "run.h5", model, optimizer=Own(model.parameters(), how))
+    assert read_run(tmp_path / "run.h5").facts["optimizers"][0]["wrote"] is (how != "rebinds")
+    if how in ("in place", "replaces data"):
+        expect(found, False, "", "")
+    else:
+        assert [each.kind for each in found.findings] == ["frozen"]
+        assert ("makes a new tensor" in found.findings[0].remedy) == (how == "rebinds")
+
+
+def test_a_model_whose_output_another_new_model_gets(tmp_path: Path) -> None:
+    """Data set distillation: what is trained are images, and each step trains a new network on them."""
+    torch.manual_seed(0)
+
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = nn.Linear(CLASSES, INPUTS)
+
+        def forward(self, labels: Tensor) -> Tensor:
+            return self.made(functional.one_hot(labels, CLASSES).float())
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        labels = torch.arange(CLASSES)
+        fresh = nn.Linear(INPUTS, CLASSES)
+        own = functional.cross_entropy(fresh(model(labels)), labels)
+        gradient = torch.autograd.grad(own, fresh.parameters(), create_graph=True)
+        weight, bias = (p - 1.0 * g for p, g in zip(fresh.parameters(), gradient, strict=True))
+        return functional.cross_entropy(functional.linear(x, weight, bias), y)
+
+    found = train(tmp_path / "run.h5", Images(), loss)
+    strange = read_run(tmp_path / "run.h5").facts["graph"]["unregistered"]
+    assert strange
+    assert all(item["inside"] is False for item in strange)
+    assert diagnose(tmp_path / "run.h5").findings == found.findings == ()
