@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
+from gradlens.diagnosis.collapsed import say_collapse
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import (
     LEAST_STEPS,
@@ -71,7 +72,7 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
         return []
     why, first = _likely(rec) if learning.verdict == "no" else ("", "")
     far = far or too_small or why
-    parts = (_say_gradients(rec), _say_directions(rec), _say_steps(rec), _say_batch(rec))
+    parts = (_say_gradients(rec), _say_directions(rec), _say_steps(rec), _say_batch(rec), say_collapse(rec))
     out = "; ".join(part for part in parts if part)
     evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
     threshold = (

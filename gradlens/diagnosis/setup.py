@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gradlens.diagnosis.class_dims import class_dims
+from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.logit_range import logit_range
@@ -78,7 +79,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range,
+        class_dims, logit_range, collapsed,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]

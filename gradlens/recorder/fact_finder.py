@@ -8,7 +8,7 @@ Event                      What happens
 =========================  ==========================================================================================
 A look begins              Place the forward hooks, and observe backward passes and clipping. Keep samples of weights.
 Module runs (look)         First three steps: note the call and the data, label the output's node. Batch norm: compare
-                           statistics.
+                           statistics. The last module: measure how far outputs are from their mean.
 Backward pass (look)       Before: note gradients that are there; first three steps: read the loss's graph. After: note
                            which gradients were written.
 Before an optimizer step   Compare learning rates and training modes; in a look, note the states of gradients, and
@@ -38,6 +38,7 @@ from torch.optim import Optimizer
 
 from gradlens.format import plain
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
+from gradlens.recorder.graph_reading import MODEL
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_backward, observe_clipping
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
@@ -46,6 +47,7 @@ from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
 from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
 from gradlens.recorder.module_modes import BatchNorms, Modes
 from gradlens.recorder.optimizer_settings import OptimizerSettings
+from gradlens.recorder.output_spread import OutputSpread
 from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
 from gradlens.recorder.rounding import Rounding
 
@@ -138,6 +140,7 @@ class FactFinder:
         self._parameters = ParameterStates(self._model, self._step)
         self._gains = self._parameters.gains()
         self._rounding = Rounding(self._parameters.states)
+        self._spread = OutputSpread()
         self._settings = OptimizerSettings(self._optimizers, self._step)
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
@@ -187,6 +190,7 @@ class FactFinder:
                 "changed_outside": parameters.changed_outside(groups),
                 "gains": self._gains,
                 "rounding": self._rounding.facts(),
+                "spread": self._spread.facts(),
                 "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
@@ -222,7 +226,7 @@ class FactFinder:
 
     @property
     def _needs_calls(self) -> bool:
-        return self._is_looking and (self._round < GRAPH_LOOKS or bool(self._norms.modules))
+        return self._is_looking
 
     def _put_away(self) -> None:
         for watched in self._watched:
@@ -231,15 +235,22 @@ class FactFinder:
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
-        if module is self._model and self._is_looking and self._round < GRAPH_LOOKS:
-            self._graph.note_model(output_tensors(output))
-        if name is None or not self._is_looking:
+        if not self._is_looking or (name is None and module is not self._model):
             return
+        outputs = output_tensors(output)
+        if module is self._model:
+            self._spread.note_call(MODEL, outputs, (MODEL,))
+            if self._round < GRAPH_LOOKS:
+                self._graph.note_model(outputs)
+        if name is None:
+            return
+        if module is not self._model:
+            self._spread.note_call(name, outputs, self._graph.last_layers)
         self._thread = threading.get_ident()
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())
         if self._round < GRAPH_LOOKS:
-            own, outputs = own_parameters(module), output_tensors(output)
+            own = own_parameters(module)
             trains = any(parameter.requires_grad for parameter in own)
             self._graph.note_call(name, outputs, trains=trains, step=self._index())
             if own and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
@@ -359,6 +370,7 @@ class FactFinder:
                 self._parameters.at_step(others, self._step, passes_seen=self._passes > 0)
             self._parameters.read()
             self._rounding.read(self._step)
+            self._spread.read(self._step)
             self._copies.look(self._step, self._settings.groups)
             self._put_away()
             self._parameters.end_look()

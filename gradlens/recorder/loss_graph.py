@@ -139,6 +139,11 @@ class LossGraph:
                 self.without_graph.add(name)
             self.ran.setdefault(name, step)
 
+    @property
+    def last_layers(self) -> set[str]:
+        """Names of the modules from whose outputs the losses are computed."""
+        return {fact["layer"] for fact in self._facts["outputs"] if fact["layer"]}
+
     def note_model(self, tensors: Sequence[Tensor]) -> None:
         """Label what the model as a whole returned."""
         for tensor in tensors:

@@ -129,6 +129,36 @@ def test_an_optimizer_that_writes_into_no_parameter(tmp_path: Path, how: str) ->
         assert ("makes a new tensor" in found.findings[0].remedy) == (how == "rebinds")
 
 
+@pytest.mark.parametrize("way", ["collapses", "variance", "negatives"])
+def test_representations_that_collapse(tmp_path: Path, way: str) -> None:
+    def alike(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        one, two = (functional.normalize(model(x + 0.1 * torch.randn_like(x)), dim=1) for _ in range(2))
+        if way == "negatives":
+            return functional.cross_entropy(one @ two.T / 0.1, torch.arange(len(x)))
+        spread = functional.relu(0.25 - one.std(0)).mean() if way == "variance" else 0.0
+        return -(one * two).sum(1).mean() + 10 * spread
+
+    found = train(tmp_path / "run.h5", mlp(out=16), alike, steps=320)
+    (whole,) = [item for item in read_run(tmp_path / "run.h5").facts["spread"] if item["layer"] == "(model)"]
+    assert whole["features"] == 16
+    assert (whole["last"] < 0.2 < whole["first"]) == (way == "collapses")
+    assert [finding.cause for finding in found.findings] == ["representations collapse"] * (way == "collapses")
+
+
+def test_the_spread_of_outputs_is_exact(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 4), torch.randn(6, 8)
+    output = model(x).detach().double().numpy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        model(x).square().mean().backward()
+        optimizer.step()
+        recorder.log(loss=1.0)
+    expected = np.sqrt(np.square(output - output.mean(0)).mean() / np.square(output).mean())
+    (fact,) = read_run(tmp_path / "run.h5").facts["spread"]
+    assert fact["first"] == fact["last"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_model_whose_output_another_new_model_gets(tmp_path: Path) -> None:
     """Data set distillation: what is trained are images, and each step trains a new network on them."""
     torch.manual_seed(0)

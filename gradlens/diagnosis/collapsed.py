@@ -1,0 +1,77 @@
+"""A model whose outputs become alike for all examples of a batch, although it told them apart at first."""
+
+from __future__ import annotations
+
+from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.unfit import setup_finding
+
+ALIKE = 0.2
+"""Distance of outputs from their mean over the batch, divided by their size, below which representations collapse. Chen
+& He 2021, SimSiam, sec. 4.1: in a collapse the standard deviation of normalised outputs goes to 0, else it is near
+1 / sqrt(d), which is 1 here; a fifth of that."""
+FEWER = 2
+"""So many times as far apart were they at first: at initialisation many networks give outputs that are alike."""
+SAME, MANY = 0.01, 20
+"""The same where a model does not learn; no outside source."""
+EMBEDDING = 4
+"""Numbers per example from which an output is a representation; a single score may have a large common part."""
+
+
+def collapsed(rec: Recording) -> list[Finding]:
+    """Find representations that are the same for all examples, under a loss without targets.
+
+    Where there are targets, the same output for all examples may be the best one: see ``say_collapse``.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    graph = rec.setup.graph
+    known = [item for item in graph.entries("losses") if item.text("op") not in ("", "Mean", "Sum")]
+    items = [item for item in _same_outputs(rec, ALIKE, FEWER) if item.whole("features") >= EMBEDDING]
+    if known or graph.entries("targets") or not graph.entries("losses") or not items:
+        return []
+    item = items[0]
+    layers = (item.text("layer"),) if item.text("layer") != "(model)" else ()
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"{_say(item)}: that alone lowers this loss, whatever the examples are",
+            "Let the loss keep different examples apart: negatives (InfoNCE) or a term for the variance (VICReg); or "
+            "compare with outputs that pass no gradient (.detach(), an average of weights) behind a predictor "
+            "(SimSiam, BYOL).",
+            "representations collapse",
+            layers,
+        )
+    ]
+
+
+def say_collapse(rec: Recording) -> str:
+    """Return a sentence on outputs that have become the same for all examples, or "".
+
+    Args:
+        rec: The recording.
+    """
+    items = _same_outputs(rec, SAME, MANY)
+    return _say(items[0]) if items else ""
+
+
+def _same_outputs(rec: Recording, most: float, times: float) -> list[Entry]:
+    return [
+        item
+        for item in rec.setup.entries("spread")
+        if max(item.number("before"), item.number("last")) < min(most, item.number("first") / times)
+    ]
+
+
+def _say(item: Entry) -> str:
+    of = "the model" if item.text("layer") == "(model)" else quoted(item.text("layer"))
+    return (
+        f"the outputs of {of} become alike: at step {item.whole('last_step')} those of a batch differ by "
+        f"{item.number('last'):.1%} of their size, at first by {item.number('first'):.0%}"
+    )
