@@ -5,7 +5,6 @@ from __future__ import annotations
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.unfit import setup_finding
 
 ALIKE = 0.2
 """Distance of outputs from their mean over the batch, divided by their size, below which representations collapse. Chen
@@ -38,15 +37,19 @@ def collapsed(rec: Recording) -> list[Finding]:
     item = items[0]
     layers = (item.text("layer"),) if item.text("layer") != "(model)" else ()
     return [
-        setup_finding(
-            rec,
-            item,
-            f"{_say(item)}: that alone lowers this loss, whatever the examples are",
+        Finding(
+            "setup",
+            layers,
+            (item.whole("last_step"), rec.last_step),
+            f"{_say(item)}: the representations collapse, which alone lowers this loss",
+            f"below {ALIKE} of their size in two looks in succession, and less than half of that at first, under a "
+            "loss without targets",
+            "Chen & He 2021, SimSiam, sec. 4.1: the standard deviation of normalised outputs is near 1 / sqrt(d), and "
+            "0 in a collapse; the fifth of it is this project's",
             "Let the loss keep different examples apart: negatives (InfoNCE) or a term for the variance (VICReg); or "
             "compare with outputs that pass no gradient (.detach(), an average of weights) behind a predictor "
             "(SimSiam, BYOL).",
-            "representations collapse",
-            layers,
+            0.75,
         )
     ]
 

@@ -39,7 +39,7 @@ def cut(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn)
+    rules = (_no_graph, _behind_a_cut, _not_registered, _made_anew, _drawn, _sampled)
     tensors = [] if learning.verdict == "yes" else _plain_tensors(rec)
     found = [*recurrent(rec, learning), *(finding for rule in rules for finding in rule(rec)), *tensors]
     found += [] if found else _state_detached(rec)
@@ -86,6 +86,34 @@ def _drawn(rec: Recording) -> list[Finding]:
         for item in rec.setup.graph.entries("flat")[:1]
         if item.text("op") == "Normal" and item.text("layer") and item.text("next") and item.text("layer") not in zero
     ]
+
+
+def _sampled(rec: Recording) -> list[Finding]:
+    """Find a decoder that gets a sample without a graph, of the shape of what the divergence is computed from."""
+    found = []
+    inputs = {item.text("layer"): item for item in rec.setup.entries("inputs") if item.flag("data")}
+    for item in rec.setup.graph.entries("terms_apart")[:1]:
+        sample = inputs.get(item.text("after"))
+        if sample is None or tuple(sample.numbers("shape")) not in item.lists("shapes"):
+            continue
+        others = [other for name, other in inputs.items() if name != item.text("after")]
+        if any(all(other.number(key) == sample.number(key) for key in ("least", "largest", "rms")) for other in others):
+            continue  # both parts of the model get the same data
+        found.append(
+            exact_finding(
+                "cut",
+                (item.text("before"), item.text("after")),
+                (item.whole("since"), rec.last_step),
+                f"{quoted(item.text('after'))} gets a tensor without a graph, of the shape of what the divergence is "
+                f"computed from, and no term of the loss reaches both {quoted(item.text('before'))} and "
+                f"{quoted(item.text('after'))}: the sample between them passes no gradient, so that the reconstruction "
+                "does not train what comes before it",
+                "Use rsample() in place of sample(), or mean + std * torch.randn_like(std): this reparametrization "
+                "passes the gradient (Kingma & Welling 2014).",
+                DRAWN,
+            )
+        )
+    return found
 
 
 def _state_detached(rec: Recording) -> list[Finding]:

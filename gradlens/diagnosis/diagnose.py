@@ -39,6 +39,7 @@ from gradlens.diagnosis.recorded_rows import (
 )
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import setup
+from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
@@ -50,6 +51,13 @@ from gradlens.run import FloatArray, Layer, Run
 
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
+RARELY = 0.95
+"""Share of the more frequent of two classes above which an accuracy tells little; no outside source."""
+BINARY = ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
+RARE = (
+    "a model that always says so is as accurate. Look at precision and recall, or the area under the precision-recall "
+    "curve, and give the rare class a weight (pos_weight, weight) or sample it more often"
+)
 NO_CHANGE, HIGH = 0.05, 0.9
 """An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
@@ -104,6 +112,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
     if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        exact = [finding for finding in exact if finding.cause != POSTERIOR]
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
     learning = _unless_all_zero(learning, findings)
@@ -189,9 +198,23 @@ def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on data, updates and logits whose size is odd, unless a finding has said so."""
     network, said = Network(rec), [finding.evidence for finding in findings]
     pairs = [pair for pair in (network.far_inputs(), network.rounding()) if pair[0]]
-    return [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)] + note_on_logits(
-        rec
-    )
+    notes = [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)]
+    return [*notes, *note_on_logits(rec), *_note_on_rare(rec)]
+
+
+def _note_on_rare(rec: Recording) -> list[str]:
+    """Return a note on targets of two kinds, one of which is rare: an accuracy tells little then."""
+    for item in rec.setup.graph.entries("targets"):
+        shapes = [loss.numbers("shape") for loss in rec.setup.graph.entries("losses")]
+        single = all(len(shape) == 1 or math.prod(shape[1:]) == 1 for shape in shapes)
+        of_two = item.number("least") == 0 and item.number("largest") == 1
+        if item.text("op") in BINARY and of_two and single and item.number("mean") > 0:
+            share = max(item.number("mean"), 1 - item.number("mean"))
+            which = 0 if item.number("mean") < 0.5 else 1
+            return [f"{share:.1%} of the targets are {which}: {RARE}"] if share > RARELY else []
+        if item.whole("distinct") == 2 and item.number("common") > RARELY:
+            return [f"{item.number('common'):.1%} of the targets are of one of two classes: {RARE}"]
+    return []
 
 
 def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:

@@ -50,6 +50,8 @@ UNSCALED = 0.25
 """An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
 AT_THE_LEVEL = 2.0
 """A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
+FAR_OFF = 100.0
+"""A loss that stands at so many times the variance of the targets is far off; no outside source."""
 TRAINED_SHARE = 0.5
 """Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
 LEFT = 2 / 3
@@ -328,8 +330,15 @@ def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
     at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
-    if not at_its_level or any(excuse(rec, losses) for excuse in EXCUSES):
+    far_off = 0 < FAR_OFF * spread < losses.last
+    if not (at_its_level or far_off) or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
+    if far_off:
+        return Learning(
+            "no",
+            f"{losses.say()}; a constant, the mean of the targets, would have about {spread:.3g} (their variance): the "
+            "model is far from that",
+        )
     return Learning(
         "no",
         f"{losses.say()}; a constant, the mean of the targets, has about {spread:.3g} (their variance): the model is "

@@ -60,6 +60,11 @@ class Entry:
         found = [_float(item) for item in values if isinstance(item, int | float)] if isinstance(values, list) else []
         return tuple(filter(math.isfinite, found))
 
+    def lists(self, key: str) -> list[tuple[float, ...]]:
+        """Return lists of finite numbers in a list."""
+        values = self._values.get(key)
+        return [Entry({"": item}).numbers("") for item in values] if isinstance(values, list) else []
+
     def whole(self, key: str, missing: int = 0) -> int:
         """Return a whole number, or what stands for a missing one."""
         value = self.number(key)

@@ -8,6 +8,7 @@ from gradlens.diagnosis.findings import Finding, exact_finding
 from gradlens.diagnosis.learning import LEAST_STEPS, STANDS, Losses
 from gradlens.diagnosis.recorded_rows import UNSEEN_DATA, Recording, words_of
 
+POSTERIOR = "the KL term dominates (posterior collapse)"
 NO_NATS = 0.05
 """A divergence of so many nats tells nothing about an example."""
 SUMMED = 500
@@ -53,7 +54,7 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
             "the latent variables carry nothing (posterior collapse), so that every output is about the same",
             "Sum the reconstruction over the elements of an example as the KL is summed over its latent variables (or "
             "give the KL a weight well below 1), and let that weight grow from 0 over the first epochs.",
-            "the KL term dominates (posterior collapse)",
+            POSTERIOR,
         )
     ]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
+from gradlens.recorder.loss_terms import terms_apart
 from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
@@ -77,7 +78,7 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-VARIES = ("shape", "output", "before", "result", "zeros")
+VARIES = ("shape", "shapes", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
 
 
@@ -205,6 +206,8 @@ class LossGraph:
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
         for root in roots:
+            for fact in terms_apart(root, self._order):
+                self._add("terms_apart", fact, step)
             loss = read_loss(root)
             for kind, facts in vars(loss).items():
                 for fact in facts:
@@ -274,7 +277,7 @@ class LossGraph:
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
-            "softmax_off_classes", "mixed_classes", "ratios", "logit_range",
+            "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "terms_apart",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -142,7 +142,66 @@ def test_representations_that_collapse(tmp_path: Path, way: str) -> None:
     (whole,) = [item for item in read_run(tmp_path / "run.h5").facts["spread"] if item["layer"] == "(model)"]
     assert whole["features"] == 16
     assert (whole["last"] < 0.2 < whole["first"]) == (way == "collapses")
-    assert [finding.cause for finding in found.findings] == ["representations collapse"] * (way == "collapses")
+    assert ["collapse" in finding.evidence for finding in found.findings] == [True] * (way == "collapses")
+
+
+@pytest.mark.parametrize("how", ["sample", "rsample", "by hand", "two decoders"])
+def test_a_sample_without_a_graph(tmp_path: Path, how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"enc": nn.Sequential(nn.Linear(INPUTS, 24), nn.ReLU(), nn.Linear(24, 8))})
+    model["dec"] = nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, INPUTS))
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        mean, log_var = model["enc"](x).chunk(2, 1)
+        drawn = torch.distributions.Normal(mean, (log_var / 2).exp())
+        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+        z = drawn.sample() if how == "sample" else drawn.rsample() if how == "rsample" else z
+        kl = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(1).mean()
+        again = functional.mse_loss(model["dec"](z), x, reduction="sum") if how == "two decoders" else 0.0
+        return functional.mse_loss(model["dec"](z), x, reduction="sum") / len(x) + 0.1 * kl + again
+
+    found = train(tmp_path / "run.h5", model, loss)
+    causes = [finding.cause for finding in found.findings]
+    assert causes == ["a drawn sample passes no gradient"] * (how == "sample")
+    assert bool(read_run(tmp_path / "run.h5").facts["graph"]["terms_apart"]) == (how == "sample")
+
+
+def test_two_models_with_losses_of_their_own_share_no_sample(tmp_path: Path) -> None:
+    """An actor and a critic get the same states; the actor's entropy has a logarithm, and its actions their shape."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"actor": nn.Linear(INPUTS, 2 * INPUTS), "critic": nn.Linear(INPUTS, 1)})
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        mean, log_std = model["actor"](x).chunk(2, 1)
+        policy = torch.distributions.Normal(mean, log_std.exp())
+        chosen = policy.log_prob(x + 0.1).sum(1).mean()
+        return functional.mse_loss(model["critic"](x).squeeze(1), y.float()) - 0.1 * chosen
+
+    train(tmp_path / "run.h5", model, loss)
+    assert [finding.cause for finding in diagnose(tmp_path / "run.h5").findings if finding.kind == "cut"] == []
+
+
+@pytest.mark.parametrize("way", ["binary", "classes", "even"])
+def test_a_rare_class_is_noted(tmp_path: Path, way: str) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        y = (x[:, 0] > (0 if way == "even" else x[:, 0].sort()[0][-2])).float()
+        logits = model(x)
+        if way == "classes":
+            return functional.cross_entropy(logits[:, :2], y.long())
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], y)
+
+    found = train(tmp_path / "run.h5", mlp(), loss)
+    assert [note[:5] for note in found.notes if "always says so" in note] == ["96.9%"] * (way != "even")
+
+
+@both
+def test_targets_far_away(tmp_path: Path, faulty: bool) -> None:
+    def far(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.mse_loss(model(x).squeeze(1), y + 500.0 * faulty)
+
+    model = mlp(out=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4 if faulty else 5e-3)
+    expect(train(tmp_path / "run.h5", model, far, optimizer, steps=240), faulty, "plateau", "targets.*out of reach")
 
 
 def test_the_spread_of_outputs_is_exact(tmp_path: Path) -> None:
