@@ -39,6 +39,7 @@ EXPLANATIONS: dict[str, Explanation] = {
             ("the loss is made from numbers", "compute it from tensors, without .item(), float() or torch.tensor(...)"),
             ("a module's output is detached", "remove detach(), .data, .numpy() or no_grad behind it"),
             ("layers in a plain list or dictionary", "use nn.ModuleList or nn.ModuleDict"),
+            ("a sample that passes no gradient", "use rsample(), or mean + std * noise"),
         ),
     ),
     "setup": Explanation(

@@ -357,7 +357,8 @@ def _by_trend(rec: Recording, losses: Losses) -> Learning:
     """Return what the change of the loss tells."""
     said = losses.say()
     if losses.falls:
-        return Learning("yes", f"{said}: it falls by {losses.fell:.0%}")
+        by = f"{losses.fell:.0%}" if losses.last >= 0 else f"{losses.first - losses.last:.3g}"  # no share below 0
+        return Learning("yes", f"{said}: it falls by {by}")
     if not losses.stands and not losses.rises and not _keeps_level(rec, losses):
         return Learning("unknown", f"{said}: a fall is neither seen nor excluded")
     for excuse in EXCUSES:

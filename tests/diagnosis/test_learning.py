@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -261,3 +262,11 @@ def test_a_loss_that_is_logged_every_second_step_is_not_missing(logged_every: in
     gradients = {"param_grad_norm": np.exp(rng.normal(0, 0.1, (N, 3)))}
     found = diagnose_arrays(gradients, scalars={"loss": np.where(missing, np.nan, loss)})
     assert any("was not logged" in note for note in found.notes) == (logged_every is None)
+
+
+def test_a_loss_below_0_falls_by_a_number_and_not_by_a_share() -> None:
+    rows, noise = np.full((200, 4), 1.0), np.random.default_rng(0).normal(0, 0.01, 200)
+    losses = -0.95 + 0.8 * np.exp(-np.arange(200) / 20) + noise
+    found = diagnose_arrays({"param_grad_norm": rows}, scalars={"loss": losses})
+    assert found.learning == "yes"
+    assert re.search(r"it falls by 0\.[67]\d*$", found.learning_evidence)
