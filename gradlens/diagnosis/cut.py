@@ -14,6 +14,7 @@ from gradlens.format import plural
 LEAST_PASSES = 2
 """Passes with new parameters from which on they count as made anew; a second model's parameters stay the same."""
 RECURRENT = ("RNN", "LSTM", "GRU")
+MADE_ANEW = "parameters are made in the forward pass"
 DRAWN = "a drawn sample passes no gradient"
 HOW = {
     "detached": "nothing uses its output, or it is taken out of the graph (.detach(), .data, .item(), .numpy() or a "
@@ -253,7 +254,7 @@ def _made_anew(rec: Recording) -> list[Finding]:
             "are not in the model and in no optimizer: layers or parameters are made anew in every forward pass",
             "Make these layers once, in __init__ of their module, and only call them in forward; make the optimizer "
             "after that.",
-            "parameters are made in the forward pass",
+            MADE_ANEW,
         )
     ]
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.diagnosis.clipping import clipping
-from gradlens.diagnosis.cut import DRAWN, cut
+from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
@@ -38,7 +38,7 @@ from gradlens.diagnosis.recorded_rows import (
     words_of,
 )
 from gradlens.diagnosis.saturated import saturated
-from gradlens.diagnosis.setup import setup
+from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
 from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
@@ -101,6 +101,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]
+    if any(finding.cause == ANOTHER_MODEL for finding in exact):
+        exact = [finding for finding in exact if finding.cause != MADE_ANEW]
     clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
     if clamped:
         notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
@@ -197,7 +199,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
 def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on data, updates and logits whose size is odd, unless a finding has said so."""
     network, said = Network(rec), [finding.evidence for finding in findings]
-    pairs = [pair for pair in (network.far_inputs(), network.rounding()) if pair[0]]
+    pairs = [pair for pair in (network.far_inputs(), network.rounding(), network.decays()) if pair[0]]
     notes = [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)]
     return [*notes, *note_on_logits(rec), *_note_on_rare(rec)]
 

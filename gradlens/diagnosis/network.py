@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import quoted, say_layers
-from gradlens.diagnosis.recorded_rows import PARAM_NORM, UPDATE, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, PARAM_NORM, UPDATE, Recording
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
 """Optimizers that divide each gradient by a size of its own, by their names."""
@@ -22,6 +22,9 @@ SHRUNK = 0.01
 percent off in the runs of experiments/scorecard."""
 TINY_INPUT = 0.01
 """Inputs a hundred times smaller leave little but biases: images divided by 255 twice have 0.004 at most."""
+LARGE_DECAY = 0.01
+"""Share of a weight that decay takes in a step. Loshchilov & Hutter 2019, Decoupled weight decay, sec. 3: its product with
+the learning rate counts, which is 1e-6 to 1e-3 in common recipes."""
 FAR_INPUT = 100.0
 """Inputs that are worth a note though the loss falls; no outside source."""
 MOSTLY_ROUNDED = 0.5
@@ -141,6 +144,8 @@ class Network:
         Args:
             step: The usual relative update, or NaN.
         """
+        if self.large_eps():
+            return f"Set eps of {self.optimizer} to 1e-8, its default: it is larger than the gradients."
         rates = self._rec.scalar("lr")
         known = rates[np.isfinite(rates)]
         check = f", or check {self.schedule or 'its schedule'}" if len(known) and known.min() < known.max() else ""
@@ -186,6 +191,38 @@ class Network:
             return said, "If that term is a penalty on the weights, divide its factor by 10 to 1000."
         said = f"the weights shrink to {left:.1g} of their first norm, and weight_decay is {decay:.3g}"
         return said, f"Lower weight_decay of {name} ({decay:.3g}): values from 1e-5 to 0.1 are common."
+
+    def decays(self) -> tuple[str, str]:
+        """Return a sentence on weight decay that takes a large part of the weights in each step, and a remedy."""
+        for item in self.optimizers:
+            if self.rescales and "adamw" not in item.text("class").lower():
+                continue  # there the decay is added to the gradient and divided by its size
+            for group in item.entries("groups"):
+                rate, decay = group.entry("lr").number("largest"), group.entry("settings").number("weight_decay")
+                if rate * decay > LARGE_DECAY:
+                    name = item.text("class")
+                    return (
+                        f"{name} takes {rate * decay:.1%} off each weight in a step (learning rate {rate:.3g} times "
+                        f"weight_decay {decay:.3g})",
+                        f"Lower weight_decay of {name} ({decay:.3g}): values from 1e-5 to 0.1 are common.",
+                    )
+        return "", ""
+
+    def large_eps(self) -> str:
+        """Return a sentence on an eps of Adam above the gradients, so that steps shrink with them, or ""."""
+        if not self.rescales or not self._rec.has(PARAM_GRAD):
+            return ""
+        settings = [group.entry("settings") for item in self.optimizers for group in item.entries("groups")]
+        eps = max((item.number("eps") for item in settings if item.number("eps") > 0), default=0.0)
+        main = self._rec.run.main_layers()
+        sizes = np.sqrt([max(self._rec.run.layers[i].param_numel, 1) for i in main])
+        usual = median(self._rec.series(PARAM_GRAD).values[:, main], axis=0) / sizes
+        if not len(main) or not eps > float(np.nanmax(usual)) > 0:
+            return ""
+        return (
+            f"eps of {self.optimizer} ({eps:.3g}) is larger than the gradients (at most {float(np.nanmax(usual)):.1g} "
+            "per weight), so that it makes steps smaller"
+        )
 
     def inputs(self) -> tuple[str, str]:
         """Return a sentence on data that are far from a standard deviation of 1 or not finite, and a remedy."""

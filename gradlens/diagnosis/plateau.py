@@ -125,9 +125,11 @@ def _likely(rec: Recording) -> tuple[str, str]:
             "Put an activation function (ReLU, tanh) between the layers: without one, no depth makes the model more "
             "than linear. ",
         )
-    said, fix = Network(rec).rounding()
-    if said:
-        return said, fix
+    network = Network(rec)
+    if said := network.large_eps():
+        return said, ""
+    if any(network.rounding()):
+        return network.rounding()
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
     first, last = (float(np.median(part)) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))

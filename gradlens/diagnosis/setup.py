@@ -10,6 +10,7 @@ from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
+from gradlens.diagnosis.likelihood import likelihood, maximizes
 from gradlens.diagnosis.logit_range import logit_range
 from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
@@ -47,6 +48,7 @@ FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
 FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
 """Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
+ANOTHER_MODEL = "another model is trained than the optimizer has"
 CLEARED = "gradients are cleared before the step"
 """This explains backward passes that are thrown away."""
 OFTEN_KEPT = 3
@@ -79,7 +81,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, collapsed,
+        class_dims, logit_range, collapsed, likelihood,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -127,7 +129,7 @@ def _another_model(rec: Recording, states: list[Entry]) -> list[Finding]:
             "model, which no optimizer has",
             "Train the model of which the optimizer was made: make the model once, before the optimizer and outside "
             "the loop (a copy, a model made anew, or one that was loaded needs an optimizer of its own).",
-            "another model is trained than the optimizer has",
+            ANOTHER_MODEL,
             layers_of(list(states)),
         )
     ]
@@ -180,14 +182,8 @@ def _negated(rec: Recording) -> list[Finding]:
             "the sign of the loss is wrong",
         )
         for item in rec.setup.graph.entries("losses")
-        if item.flag("negated") is True and not _maximizes(rec)
+        if item.flag("negated") is True and not maximizes(rec)
     ]
-
-
-def _maximizes(rec: Recording) -> bool:
-    """Return whether an optimizer makes its loss larger."""
-    groups = [group for item in rec.setup.entries("optimizers") for group in item.entries("groups")]
-    return any(group.entry("settings").flag("maximize") for group in groups)
 
 
 def _twice(rec: Recording) -> list[Finding]:

@@ -277,7 +277,7 @@ class LossGraph:
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
-            "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "terms_apart",
+            "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "terms_apart",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -24,6 +24,7 @@ from gradlens.recorder.graph_reading import (
     through_views,
 )
 from gradlens.recorder.layer_inputs import thinned
+from gradlens.recorder.likelihood_sign import likelihood_sign
 from gradlens.recorder.logit_range import logit_range
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
@@ -81,6 +82,7 @@ class LossReading:
     softmax_off_classes: list[Facts] = field(default_factory=list)
     mixed_classes: list[Facts] = field(default_factory=list)
     logit_range: list[Facts] = field(default_factory=list)
+    likelihoods: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -94,6 +96,7 @@ def read_loss(root: Any) -> LossReading:
     """
     found = LossReading()
     found.minimax += _look_for_minimax(root)
+    found.likelihoods += likelihood_sign(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}

@@ -1,0 +1,73 @@
+"""Losses of probabilities whose sign or input is wrong: exact, read from the graph of the loss and its values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.format import plural
+
+OFTEN = 0.1
+"""Share of the rows in which a loss must be below 0."""
+
+
+def likelihood(rec: Recording) -> list[Finding]:
+    """Find a likelihood that is made smaller, and a negative log-likelihood below 0, which no probabilities have.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    return [*_without_minus(rec), *_below_zero(rec)]
+
+
+def maximizes(rec: Recording) -> bool:
+    """Return whether an optimizer makes its loss larger.
+
+    Args:
+        rec: The recording.
+    """
+    groups = [group for item in rec.setup.entries("optimizers") for group in item.entries("groups")]
+    return any(group.entry("settings").flag("maximize") for group in groups)
+
+
+def _without_minus(rec: Recording) -> list[Finding]:
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"from step {item.whole('since')} on, the loss is the mean of log-probabilities, without a minus: an "
+            "optimizer that makes it smaller makes the right answers less likely, without bound",
+            "Put a minus before the mean of the log-probabilities, or use F.cross_entropy (or "
+            "F.binary_cross_entropy_with_logits) on the logits.",
+            "the sign of the loss is wrong",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("likelihoods")[:1]
+        if not maximizes(rec)
+    ]
+
+
+def _below_zero(rec: Recording) -> list[Finding]:
+    losses, loss = rec.setup.graph.entries("losses"), rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    below = int((loss < 0).sum())
+    known = rec.setup.graph.entries("probabilities_as_logs")
+    if len(losses) != 1 or not losses[0].text("op").startswith("NllLoss") or losses[0].flag("alone") is not True:
+        return []
+    if below < max(OFTEN * len(loss), 1) or known:
+        return []
+    return [
+        setup_finding(
+            rec,
+            losses[0],
+            f"the negative log-likelihood is below 0 in {plural(below, 'row')} (down to {float(loss.min()):.3g}): what "
+            "it gets lies above 0, and logarithms of probabilities do not",
+            "Use F.cross_entropy on the logits, or apply log_softmax once, directly before this loss.",
+            "no log-softmax before the loss",
+        )
+    ]
