@@ -526,6 +526,16 @@ def test_what_no_run_logged_has_no_panel_and_no_column(make_run) -> None:
     assert figure.get_suptitle() == "b is ahead of a in training accuracy after the last epoch, by one run each."
 
 
+def test_all_panels_of_a_comparison_have_the_same_epochs(make_run) -> None:
+    long, short = (read_run(make_run(name, seed=-1, epochs=epochs)) for name, epochs in (("a", 6), ("b", 2)))
+    nothing = {name: np.full(6, np.nan) for name in ("val_loss", "val_accuracy")}
+    figure = draw_compare([replace(long, epochs=long.epochs | nothing), short])
+    limits = [axis.get_xlim() for axis in figure.axes if axis.lines]
+    assert len(limits) == 4
+    assert set(limits) == {limits[0]}
+    assert limits[0][0] < 1 < 6 < limits[0][1]
+
+
 def test_columns_of_ones_own_are_compared(make_run) -> None:
     runs = [
         logged(read_run(make_run(name, seed=-1)), val_f1=[0.1, f1], top5_acc=[0.2, f1 / 2])
