@@ -19,7 +19,7 @@ from gradlens.analysis.highlights import notable
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, Finding, say_confidence, say_layers, say_steps
-from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
+from gradlens.diagnosis.kinds import HEALTHY, NOT_KNOWN, UNDECIDED
 from gradlens.format import plural
 from gradlens.metrics import METRICS
 from gradlens.run import EPOCH_COLUMNS, Run
@@ -44,6 +44,7 @@ COLOURS = {
     "failed": RED,
     HEALTHY: GREEN,
     UNDECIDED: GREY,
+    NOT_KNOWN: GREY,
     "supported": GREEN,
     "refuted": ORANGE,
     "mixed": OCHRE,
@@ -146,7 +147,7 @@ def _say_number(name: str, value: float) -> str:
 def _main_finding(diagnosis: Diagnosis) -> Markup:
     why = diagnosis.findings[0].evidence if diagnosis.findings else diagnosis.reason
     also = f"also {', '.join(diagnosis.kinds[1:])}; " if len(diagnosis.kinds) > 1 else ""
-    return element("div", _badge(diagnosis.kind, RED), f" {also}{why}", style="margin:.3em 0")
+    return element("div", _badge(diagnosis.verdict, RED), f" {also}{why}", style="margin:.3em 0")
 
 
 def _small_heatmap(run: Run) -> Markup:
@@ -174,7 +175,7 @@ def diagnosis_card(diagnosis: Diagnosis) -> str:
     answers = [("why", main.evidence), ("next", main.remedy)] if main else [("why", diagnosis.reason)]
     answers.append(("learns", learns))
     return _card(
-        _title(diagnosis.run, diagnosis.kind, RED),
+        _title(diagnosis.run, diagnosis.verdict, RED),
         _line(" · ".join(facts), faint=True),
         *(element("div", element("b", name), f" {text}", style="margin:.3em 0") for name, text in answers if text),
         _evidence(diagnosis.findings),

@@ -35,7 +35,7 @@ class Summary:
 
     def __repr__(self) -> str:
         """Return the run and the kinds of its findings in one line."""
-        return f"Summary({self.run!r}, {', '.join(self.diagnosis.kinds) or self.diagnosis.kind})"
+        return f"Summary({self.run!r}, {', '.join(self.diagnosis.kinds) or self.diagnosis.verdict})"
 
     @property
     def overhead(self) -> float:

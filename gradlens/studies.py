@@ -161,6 +161,10 @@ class Judgement(Protocol):
     def conditions(self) -> list[str]:
         """The conditions that were trained."""
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether any claim has a verdict other than undecided."""
+
     def decided(self, condition: str) -> str:
         """Return the decided claims of a condition by verdict."""
 

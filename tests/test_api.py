@@ -282,8 +282,14 @@ def test_a_diagnosis_shows_verdict_reasons_remedy_and_evidence(run: Run) -> None
         assert said in shown.text
     assert "table" in shown.tags
     assert repr(diagnosis) == f"Diagnosis(net-s0: {', '.join(diagnosis.kinds)}, 20 rows)"
-    healthy = Parsed(Diagnosis("net", (), 30, "no fault is seen", ("noticed",))._repr_html_())
+    known = Diagnosis("net", (), 30, "no fault is seen", ("noticed",), learning="yes")
+    healthy = Parsed(known._repr_html_())
     assert "healthy" in healthy.text
+    unknown = replace(known, learning="unknown")
+    assert unknown.kind == "healthy"
+    for said in (Parsed(unknown._repr_html_()).text, str(unknown), repr(unknown)):
+        assert "no fault found, learning unknown" in said
+        assert "healthy" not in said
     assert "no fault is seen" in healthy.text
     assert "table" not in healthy.tags
 

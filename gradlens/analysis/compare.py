@@ -6,7 +6,7 @@ Shapes: S seeds, E epochs (over steps: the steps of ``StepWindow.grid``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from gradlens.analysis.unequal import noted_settings, say_lengths, say_names, sa
 from gradlens.errors import ConfigError
 from gradlens.format import plural, say_decimals
 from gradlens.lazy import shown_by
-from gradlens.run import Run
+from gradlens.run import EPOCH_COLUMNS, Run
 
 # The four rows of the table of the last epoch, in order.
 FINAL_ROWS = {
@@ -153,10 +153,17 @@ def compare_runs(runs: Sequence[Run], *, by: Literal["epoch", "step"] | None = N
 
 
 def columns_of(groups: Sequence[Group]) -> Mapping[str, str]:
-    """Return the compared quantities of groups: column of the table of epochs, or scalar, to title."""
-    if groups[0].window is None:
-        return FINAL_ROWS
-    return logged_scalars(run for group in groups for run in group.runs)
+    """Return the compared quantities of groups: column of the table of epochs, or scalar, to title.
+
+    What no run logged is left out: accuracy and loss come first, then other columns, losses and accuracies among them.
+    """
+    if groups[0].window is not None:
+        return logged_scalars(run for group in groups for run in group.runs)
+    own = dict.fromkeys(name for group in groups for run in group.runs for name in run.epochs)
+    more = sorted(own.keys() - set(EPOCH_COLUMNS), key=lambda name: ("loss" not in name and "acc" not in name, name))
+    titles = FINAL_ROWS | {name: name.replace("_", " ") for name in more}
+    logged = {name: title for name, title in titles.items() if any(group.logged(name) for group in groups)}
+    return logged or FINAL_ROWS
 
 
 def are_equally_long(groups: Sequence[Group]) -> bool:
@@ -250,9 +257,10 @@ class Lead:
 
 
 def find_lead(groups: list[Group]) -> Lead | None:
-    """Compare the two best groups in validation accuracy; without it in validation loss, then in training loss.
+    """Compare the two best groups in validation accuracy; without it in validation loss, then in those of training.
 
-    Over steps: in a scalar whose name says accuracy, then in one whose name says loss; validation before training.
+    Over steps, and where none of these was logged: in a scalar or column whose name says accuracy, then in one whose
+    name says loss; validation before training.
 
     Args:
         groups: The groups.
@@ -273,9 +281,15 @@ def find_lead(groups: list[Group]) -> Lead | None:
 def _judged_columns(groups: Sequence[Group]) -> list[tuple[str, int]]:
     """Return the quantities that may decide which group is ahead, each with 1 where more is better, else -1."""
     if groups[0].window is None:
-        return [("val_accuracy", 1), ("val_loss", -1), ("train_loss", -1)]
-    found = [(name, 1) for name in columns_of(groups) if "acc" in name]
-    found += [(name, -1) for name in columns_of(groups) if "loss" in name]
+        named = [("val_accuracy", 1), ("val_loss", -1), ("train_accuracy", 1), ("train_loss", -1)]
+        return [*named, *_by_name([name for name in columns_of(groups) if name not in FINAL_ROWS])]
+    return _by_name(columns_of(groups))
+
+
+def _by_name(names: Collection[str]) -> list[tuple[str, int]]:
+    """Return the quantities whose names say accuracy or loss, as ``_judged_columns`` does."""
+    found = [(name, 1) for name in names if "acc" in name]
+    found += [(name, -1) for name in names if "loss" in name]
     return sorted(found, key=lambda item: (-item[1], "val" not in item[0]))
 
 

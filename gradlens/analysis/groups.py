@@ -125,7 +125,7 @@ class Group:
 
     def lasts(self, column: str, *, own: bool = False) -> FloatArray:
         """Return a column of each run where ``final`` takes it, (S,); runs that do not have the column are left out."""
-        if not self._logged(column):
+        if not self.logged(column):
             return np.empty(0)
         if self.window is not None:
             lasts = [self.window.final(run, column, own=own) for run in self.runs if was_logged(run, column)]
@@ -134,15 +134,18 @@ class Group:
             lasts = [values[at] for run in self.runs if len(values := run.epochs.get(column, np.empty(0)))]
         return np.array(lasts, dtype=np.float64)
 
-    def _logged(self, column: str) -> bool:
+    def logged(self, column: str) -> bool:
         """Return whether a column was logged: one that never was is NaN in all epochs of all runs.
 
         ``gradlens run`` logs all columns, so that there NaN in all epochs is a loss that was never finite.
+
+        Args:
+            column: Name of the column, or of the scalar.
         """
         if self.window is not None:
             return any(was_logged(run, column) for run in self.runs)
         known = any(not np.isnan(run.epochs[column]).all() for run in self.runs if column in run.epochs)
-        return known or any("recipe" in run.config for run in self.runs)
+        return known or any("recipe" in run.config and column in run.epochs for run in self.runs)
 
     _repr_html_ = shown_by("group_card")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,14 +18,10 @@ from gradlens.analysis.gradient_ratio import (
     say_ratio,
     say_rows,
 )
+from gradlens.analysis.overfitting import accuracy_gap
 from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks, say_layer, typical_values
 from gradlens.format import plural
 from gradlens.run import Run
-
-# Zhang et al. 2021 and smdebug judge overfitting by the loss; here a gap of this size in accuracy is reported.
-ACCURACY_GAP = 0.1
-LEAST_EPOCHS = 2
-"""After one epoch, a gap is no overfitting yet: training accuracy is a mean over an epoch that began untrained."""
 
 
 def notable(run: Run) -> list[str]:
@@ -134,10 +132,9 @@ def _missing(run: Run) -> list[str]:
 
 
 def _gap(run: Run) -> list[str]:
-    train, val = (run.epochs.get(key, np.empty(0)) for key in ("train_accuracy", "val_accuracy"))
-    if min(len(train), len(val)) < LEAST_EPOCHS or not train[-1] - val[-1] > ACCURACY_GAP:
+    if math.isnan(gap := accuracy_gap(run)):
         return []
-    return [f"final training accuracy is {train[-1] - val[-1]:.2f} above validation accuracy: the model overfits"]
+    return [f"final training accuracy is {gap:.2f} above validation accuracy: the model overfits"]
 
 
 def _copies(run: Run) -> list[str]:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gradlens.diagnosis.kinds import HEALTHY, KINDS, UNDECIDED
+from gradlens.diagnosis.kinds import HEALTHY, KINDS, NOT_KNOWN, UNDECIDED
 from gradlens.lazy import shown_by
 
 WIDTH = 100
@@ -84,6 +84,11 @@ class Diagnosis:
         return UNDECIDED if self.undecided else HEALTHY
 
     @property
+    def verdict(self) -> str:
+        """The kind in words: a run of which it is unknown whether the model learns is not called healthy."""
+        return self.kind if self.kind != HEALTHY or self.learning == "yes" else NOT_KNOWN
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of all findings without repeats, the main one first."""
         return tuple(dict.fromkeys(finding.kind for finding in self.findings))
@@ -108,11 +113,11 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         """Return the verdict in one line; ``print`` shows the report."""
-        return f"Diagnosis({self.run}: {', '.join(self.kinds) or self.kind}, {self.rows} rows)"
+        return f"Diagnosis({self.run}: {', '.join(self.kinds) or self.verdict}, {self.rows} rows)"
 
     def __str__(self) -> str:
         """Return a short report."""
-        lines = [f"{self.run}: {self.kind} ({self.rows} rows)"]
+        lines = [f"{self.run}: {self.verdict} ({self.rows} rows)"]
         if not self.findings:
             lines += _wrapped(self.reason, "  ")
         for i, finding in enumerate(self.findings, 1):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from gradlens.errors import ConfigError
 
 HEALTHY, UNDECIDED, LEARNING = "healthy", "undecided", "learning"
+NOT_KNOWN = "no fault found, learning unknown"
+"""What is printed of a run without a finding of which it is unknown whether the model learns."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS, LEAST_ROWS
+from gradlens.analysis.overfitting import LASTING, accuracy_gap
 from gradlens.diagnosis.recorded_rows import Recording
 
 FELL = 0.1
@@ -63,8 +64,12 @@ def overfits(rec: Recording, guess: float) -> str:
     seen = next((table[name] for name in ("train_loss", "loss") if name in table), rec.scalar("loss"))
     unseen = next((table[name] for name in ("val_loss", "valid_loss", "test_loss") if name in table), np.empty(0))
     unseen, seen = unseen[np.isfinite(unseen)], seen[np.isfinite(seen)]
-    if len(unseen) < 3 or not len(seen):
+    if len(unseen) <= LASTING or not len(seen):
         return ""
+    if {"train_accuracy", "val_accuracy"} <= table.keys() and math.isnan(accuracy_gap(rec.run)):
+        accuracies = np.concatenate([table["train_accuracy"], table["val_accuracy"]])
+        if not np.isnan(accuracies).all():
+            return ""  # few images of which some are badly wrong
     here, there = float(np.median(seen[-max(len(seen) // 5, 1) :])), float(unseen[-1])
     if not (0 <= here < there / FAR_ABOVE) or there < POOR * guess or there < float(unseen[-max(len(unseen) // 3, 2)]):
         return ""

@@ -81,7 +81,7 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
             "hardly learn",
             "Zhang et al. 2021, AutoTrainer, ICSE: |g_first| / |g_last| < 1e-3; a ratio, as all gradients are tiny "
             "near convergence",
-            _remedy(rec) if begins < LEAST_ROWS or Network(rec).first_update() <= LARGE_STEP else _late(rec),
+            _late(rec) if _arrived(first, begins) and Network(rec).first_update() > LARGE_STEP else _remedy(rec),
             confidence,
         )
     ]
@@ -123,6 +123,11 @@ def _remedy(rec: Recording) -> str:
     ]
     first, *more = [part for part in parts if part]
     return f"{', '.join([first[0].upper() + first[1:], *more[:-1]])}, or {more[-1]}."
+
+
+def _arrived(first: FloatArray, begins: int) -> bool:
+    """Return whether the gradient arrived in the first row, before any update: then the initialisation is no cause."""
+    return begins > 0 and bool(first[0] >= VANISH_DECADES)
 
 
 def _late(rec: Recording) -> str:

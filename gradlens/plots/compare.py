@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -148,6 +149,9 @@ def _draw_panel(axis: Axes, groups: list[Group], column: str, looks: list[tuple[
             axis.fill_between(epochs, low, high, where=whole, color=colour, alpha=0.15, linewidth=0)
         all_values.append(curves[np.isfinite(curves)])
     axis.set_xlabel(groups[0].unit)
+    if np.ptp(places := np.concatenate([group.positions for group in groups])):  # alike in all panels
+        beside = rcParams["axes.xmargin"] * np.ptp(places)
+        axis.set_xlim(places.min() - beside, places.max() + beside)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.grid(color=current().faint, alpha=0.2, linewidth=0.5)
     for side in ("top", "right"):

@@ -45,6 +45,9 @@ TITLE_LESS_IN = 1.2
 """Inches that a title leaves free in a figure as wide as one column of print, where it begins behind the names."""
 LINE_IN = 0.15
 """Height in inches of a line of a title, for each beyond two."""
+LAYERS = "layer, from the input (top) to the output (bottom)"
+LABEL_CHARACTERS, BESIDE_IN = 16, 0.9
+"""Characters of an axis label in an inch, and the height of what is above and below a panel of its height in inches."""
 FEW_COLUMNS = 50
 """Columns of a panel that is only made for a sentence about its run."""
 PANELS_PER_ROW = 3
@@ -176,7 +179,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
                    inches=width / columns, along=each)  # fmt: skip
         draw_marks(axis, marks[i], panels[i].edges, findings=True)
         if not same:
-            axis.set_ylabel("layer, from the input (top) to the output (bottom)")
+            axis.set_ylabel(_wrapped(LAYERS, max(height - BESIDE_IN, 1.0), LABEL_CHARACTERS))
         axis.set_title(titles[i], fontweight="bold")
         if columns > 1 and i + columns < len(panels):
             axis.set_xlabel("")
@@ -243,8 +246,8 @@ def _gap(panel: Panel, height_in: float) -> float:
     return len(panel.layers) * 0.105 / max(height_in - 0.9, 0.5)
 
 
-def _wrapped(text: str, inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, max(int(inches * 10), 9)))
+def _wrapped(text: str, inches: float, characters: int = 10) -> str:
+    return "\n".join(textwrap.wrap(text, max(int(inches * characters), 9)))
 
 
 def _head(panels: Sequence[Panel], width: float, look: Look) -> str:

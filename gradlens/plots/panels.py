@@ -158,8 +158,16 @@ def draw_marks(axis: Axes, marks: Marks, edges: FloatArray, *, findings: bool) -
         )
         axis.plot([1, 1], [first - 0.4, last + 0.4], color=theme.palette[0], linewidth=1.6, transform=beside,
                   clip_on=False, solid_capstyle="butt")  # fmt: skip
-        axis.text(1, (first + last) / 2, finding.kind, rotation=90, va="center", fontsize=7, transform=name,
-                  color=theme.palette[0])  # fmt: skip
+        place, side = _name_place(first, last, axis.get_ylim()[0])
+        axis.text(1, place, finding.kind, rotation=90, va=side, fontsize=7, transform=name, color=theme.palette[0])
+
+
+def _name_place(first: float, last: float, end: float) -> tuple[float, Any]:
+    """Return where the name of a finding is, and its alignment: near an end of the panel it extends inwards."""
+    middle = (first + last) / 2
+    if middle < end / 3:
+        return first - 0.4, "top"
+    return (last + 0.4, "bottom") if middle > 2 * end / 3 else (middle, "center")
 
 
 def mark_handles(marks: Sequence[Marks]) -> list[Line2D]:

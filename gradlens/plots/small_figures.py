@@ -25,8 +25,10 @@ from gradlens.run import Run
 COLUMNS = 400
 """Most columns of the small heatmap; more would not be seen at its width."""
 HEIGHT_IN, WIDTH_IN = 2.5, 7.2
+BESIDE_IN = 1.7
+"""Width of the layer names and the colour bar beside a small heatmap."""
 PROFILES_IN = 4.8
-"""Width of the profiles: a telephone shows them and their legend without scrolling."""
+"""Width of the profiles, and of a heatmap for a telephone, which shows them and their legend without scrolling."""
 ROW_IN = 0.18
 """Height of a row of the legend."""
 MOST_ENTRIES = 14
@@ -38,12 +40,13 @@ HIGH = 10
 """A loss whose highest value is this many times its median gets a log scale."""
 
 
-def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
+def draw_small_heatmap(run: Run, metric: str, width_in: float = WIDTH_IN) -> GradlensFigure:
     """Draw a metric of a run as layers by steps; in a long run each column is a chunk of rows.
 
     Args:
         run: The run.
         metric: The metric's name.
+        width_in: Width of the figure in inches.
 
     Returns:
         The figure.
@@ -55,20 +58,22 @@ def draw_small_heatmap(run: Run, metric: str) -> GradlensFigure:
     if panel.is_empty or np.isnan(panel.drawn).all():
         raise ConfigError(f"no row of {metric} has been recorded yet")
     with house_style():
-        figure = GradlensFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        figure = GradlensFigure(figsize=(width_in, HEIGHT_IN), layout="constrained")
         axis, scale = figure.add_subplot(), common_scale([panel])
         gap = len(panel.layers) * 0.115 / (HEIGHT_IN - 0.9)
-        draw_panel(axis, panel, scale, labels=True, least_gap=gap, inches=WIDTH_IN)
+        along = width_in - BESIDE_IN
+        draw_panel(axis, panel, scale, labels=True, least_gap=gap, inches=width_in, along=along)
         draw_colour_bar(figure, axis, [panel], scale, below=False, inches=HEIGHT_IN - 0.7)
         draw_key(figure, [panel])
     return figure
 
 
-def draw_answer(runs: Sequence[Run]) -> GradlensFigure | None:
+def draw_answer(runs: Sequence[Run], width_in: float = WIDTH_IN) -> GradlensFigure | None:
     """Draw the figure of a report's first screen: the heatmap of one run, or the profiles of several.
 
     Args:
         runs: The runs.
+        width_in: Width of a heatmap in inches.
 
     Returns:
         The figure, without a caption; None where nothing is recorded.
@@ -77,7 +82,9 @@ def draw_answer(runs: Sequence[Run]) -> GradlensFigure | None:
     measured = [run for run in measured if not np.isnan(heat_matrix(run, ACTIVATION_GRAD, columns=1).values).all()]
     if not measured:
         return None
-    return draw_small_heatmap(measured[0], ACTIVATION_GRAD) if len(measured) == 1 else _draw_profiles(measured)
+    return (
+        draw_small_heatmap(measured[0], ACTIVATION_GRAD, width_in) if len(measured) == 1 else _draw_profiles(measured)
+    )
 
 
 def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:

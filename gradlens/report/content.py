@@ -55,6 +55,7 @@ class Seen:
         threshold: The threshold and its source; "" where there is no finding.
         remedy: What to do next; "" where there is no finding.
         learning: Why it is known whether the first run learns, or why not.
+        learns: Whether all these runs are known to learn.
     """
 
     group: str
@@ -66,6 +67,7 @@ class Seen:
     threshold: str
     remedy: str
     learning: str = ""
+    learns: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class Facts:
     def names(self) -> list[str]:
         """The groups' labels."""
         return [group.label for group in self.groups]
+
+    @property
+    def claims_first(self) -> bool:
+        """Whether the claims of the study come first: where these runs decide any. Else the runs come first."""
+        return self.claims is not None and self.claims.is_decided
 
     @property
     def has_epochs(self) -> bool:
@@ -193,6 +200,7 @@ def findings_of(group: Group) -> list[Seen]:
                 threshold=f"{first.threshold} ({first.source})" if first else "",
                 remedy=first.remedy if first else "",
                 learning=members[0][1].learning_evidence,
+                learns=all(diagnosis.learning == "yes" for _, diagnosis in members),
             )
         )
     return seen

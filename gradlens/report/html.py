@@ -82,16 +82,24 @@ def title_of(facts: Facts, words: Words) -> str:
 
 
 def first_figure(facts: Facts, words: Words) -> str:
-    """Return the figure of the first screen as SVG in the colours of the page; "" where nothing is recorded."""
-    from gradlens.plots.small_figures import PROFILES_IN, draw_answer, svg
+    """Return the figure of the first screen as SVG in the colours of the page; "" where nothing is recorded.
 
-    figure = draw_answer(facts.runs)
-    if figure is None:
-        return ""
-    translate_figure(figure, words)
-    alternative = escape(" ".join(answers(facts, words)))
-    kind = "answer" if figure.get_figwidth() > PROFILES_IN else "answer narrow"
-    return f'<figure class="{kind}" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
+    A heatmap is there twice, as its names and numbers cannot be read where a telephone makes the wide one smaller.
+    """
+    from gradlens.plots.small_figures import PROFILES_IN, WIDTH_IN, draw_answer, svg
+
+    alternative, markup = escape(" ".join(answers(facts, words))), ""
+    for kind, width in (("", WIDTH_IN), (" narrow", PROFILES_IN)):
+        figure = draw_answer(facts.runs, width)
+        if figure is None:
+            return ""
+        translate_figure(figure, words)
+        both = figure.get_figwidth() > PROFILES_IN or kind
+        shown = f"answer{kind or ' wide'}" if both else "answer"
+        markup += f'<figure class="{shown}" role="img" aria-label="{alternative}">{svg(figure, facts.runs)}</figure>'
+        if not both:
+            break
+    return markup
 
 
 def say_precision(figures: Mapping[str, Any], words: Words) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlens.analysis.compare import FINAL_ROWS, compare_runs
+from gradlens.analysis.compare import compare_runs
 from gradlens.analysis.groups import Group, n_epochs
 from gradlens.analysis.profile import epoch_starts
 from gradlens.analysis.step_curves import has_scalars
@@ -165,7 +165,8 @@ def _curves(facts: Facts, words: Words) -> list[dict[str, Any]]:
     """Return the curves over epochs; over steps, of logged scalars, where no run has epochs."""
     from gradlens.plots.style import Look, house_style, looks_of
 
-    groups, columns, unit = facts.groups, {column: words[title] for column, title in FINAL_ROWS.items()}, "epoch"
+    groups, unit = facts.groups, "epoch"
+    columns = {row["column"]: words.get(row["quantity"], row["quantity"]) for row in facts.finals}
     if not facts.has_epochs:
         if not any(len(run.steps) and has_scalars(run) for run in facts.runs):
             return []

@@ -19,7 +19,7 @@ from gradlens.report.sentences import (
     outcome,
     say,
     say_extent,
-    say_kind,
+    say_found,
     say_mean,
     say_name,
     say_seeds,
@@ -47,13 +47,15 @@ class Section:
 def sections(facts: Facts, figures: Mapping[str, Any], words: Words) -> list[Section]:
     """Return the page's sections in order; empty sections are left out."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in opening(facts, words))
+    claims = Section("claims", words.get("Claims", ""), claims_table(facts.claims, words) if facts.claims else "")
     found = [
-        Section("claims", words.get("Claims", ""), claims_table(facts.claims, words) if facts.claims else ""),
+        *([claims] if facts.claims_first else []),
         Section("summary", words["summary"], f"<ul>{lines}</ul>"),
         Section("findings", words["Findings"], findings_table(facts, words)),
         Section("metrics", words["Last epoch"], finals_table(facts, words) if facts.has_epochs else ""),
         Section("heatmaps", words["Gradients"], heatmaps(words) if figures["runs"] else ""),
         Section("curves", words["Curves"], curves(figures, words) if figures["curves"] else ""),
+        *([] if facts.claims_first else [claims]),
         Section("settings", words["Hyper-parameters"], folded_settings(facts, words)),
         Section("environment", words["Environment"], folded_environment(facts, words)),
     ]
@@ -93,11 +95,12 @@ def findings_table(facts: Facts, words: Words) -> str:
         why = f"{_evidence(first, words)}{rest}"
         if item.threshold:
             why += f"<p class=read>{escape(words['threshold'].format(text=say(item.threshold, words)))}</p>"
-        good, learns = True, ""
+        learns = ""
         if item.kind == HEALTHY:
             group = next(group for group in facts.groups if group.label == item.group)
-            good, learns = outcome(group, [item], words)
-        kind = _kind(item.kind if good else "undecided", say_kind(item.kind, words))
+            learns = outcome(group, [item], words)[1]
+        well, found = say_found(facts, item, words)
+        kind = _kind(item.kind if well else "undecided", found)
         rows.append(
             f'<tr><th scope="row">{escape(item.group)}</th><td>{kind}<br>'
             f"<small>{escape(say_seeds(item, words))}</small>{'<br>' + escape(learns) if learns else ''}</td>"
@@ -128,7 +131,7 @@ def finals_table(facts: Facts, words: Words) -> str:
         for name in columns
     )
     body = "\n".join(
-        f'<tr><th scope="row">{escape(words[row["quantity"]])}</th>'
+        f'<tr><th scope="row">{escape(words.get(row["quantity"], row["quantity"]))}</th>'
         f"{''.join(_number(row[name], words) for name in columns)}</tr>"
         for row in facts.finals
     )

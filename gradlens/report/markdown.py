@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gradlens.analysis.compare import FINAL_ROWS
 from gradlens.analysis.stats import Interval
 from gradlens.diagnosis.kinds import HEALTHY
 from gradlens.report.content import Facts, Row, Seen, split_settings
@@ -24,7 +23,7 @@ from gradlens.report.sentences import (
     opening,
     outcome,
     say,
-    say_kind,
+    say_found,
     say_mean,
     say_name,
     say_seeds,
@@ -49,13 +48,14 @@ def make_markdown(facts: Facts, written: Mapping[str, Path], language: str) -> s
     parts = [f"# {plain(title_of(facts, words))}", listing(plain(sentence) for sentence in answers(facts, words))]
     parts += figures(written, words, only=first_kind(facts))
     parts.append(plain(" ".join(opening(facts, words)[:2])))
-    if facts.claims:
-        parts += [f"## {words['Claims']}", claims(facts.claims, words)]
+    judged = [f"## {words['Claims']}", claims(facts.claims, words)] if facts.claims else []
+    parts += judged if facts.claims_first else []
     if facts.has_epochs:
         parts += [f"## {words['Metric comparison']}", finals(facts, words)]
     parts += [f"## {words['Simple graph']}", *figures(written, words, but=first_kind(facts))]
     parts += [f"## {words['Brief analysis']}", listing(plain(sentence) for sentence in analysis(facts, words))]
     parts += [f"### {words['Findings']}", findings(facts, words), words["judged alone"]]
+    parts += [] if facts.claims_first else judged
     first, rest = split_settings(facts.settings)
     parts += [f"## {words['Hyper-parameters']}", side_by_side(first, facts.names, words), words["differs"]]
     parts += folded(words["more settings"], side_by_side(rest, facts.names, words) if rest else "")
@@ -120,7 +120,8 @@ def finals(facts: Facts, words: Words) -> str:
     labels = set(facts.names)
     heads = [name if name in labels else words.get(f"reference {name}", name) for name in columns]
     rows = [
-        [words[FINAL_ROWS[row["column"]]], *[say_number(row[name], words) for name in columns]] for row in facts.finals
+        [words.get(row["quantity"], row["quantity"]), *[say_number(row[name], words) for name in columns]]
+        for row in facts.finals
     ]
     note = words["last epoch"] + (f" {words['published']}" if len(columns) > len(labels) else "")
     return f"{table([words['quantity'], *heads], rows)}\n\n{note}"
@@ -147,7 +148,7 @@ def finding_rows(facts: Facts, words: Words) -> list[list[str]]:
     return [
         [
             item.group,
-            f"{say_kind(item.kind, words)}, {say_seeds(item, words)}{_learns(facts, item, words)}",
+            f"{say_found(facts, item, words)[1]}, {say_seeds(item, words)}{_learns(facts, item, words)}",
             say(item.each[0][2], words),
             say_remedy(item, words),
         ]

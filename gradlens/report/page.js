@@ -194,15 +194,28 @@
     }
     return cells;
   }
+  // Labels at round steps: each at the column that holds the step, which may begin before it.
+  function roundSteps(view, most) {
+    const first = view.starts[0], last = view.starts[view.shown - 1];
+    const rough = Math.max((last - first) / most, 1), power = 10 ** Math.floor(Math.log10(rough));
+    const apart = [1, 2, 5, 10].find((times) => times * power >= rough * 0.999) * power;
+    const labels = new Map();
+    for (let step = Math.ceil(first / apart) * apart, column = 0; step <= last; step += apart) {
+      while (column + 1 < view.shown && view.starts[column + 1] <= step) column += 1;
+      labels.set(column, count(step));
+    }
+    return labels;
+  }
   function heatOption(view, run, low, high, described) {
     const narrow = byId("left").clientWidth < 420;
-    const base = axisStyle();
+    const base = axisStyle(), rounded = roundSteps(view, narrow ? 5 : 8);
     const digits = (value) => mark(described.linear ? String(+value.toPrecision(3)) : `10^${value.toFixed(1)}`);
     return {
       animation: false,
       aria: { enabled: true, label: { description: t("cells", titleOf(described), data.runs[run].label, view.count, view.shown) } },
       grid: { left: narrow ? 92 : 112, right: 12, top: 8, bottom: 78, show: true, backgroundColor: theme().missing, borderWidth: 0 },
       xAxis: { type: "category", data: view.starts.map(count), name: t("step axis"), nameLocation: "middle", nameGap: 24, ...base,
+        axisLabel: { ...base.axisLabel, interval: (column) => rounded.has(column), formatter: (_, column) => rounded.get(column) ?? "" },
         splitLine: { show: false }, axisPointer: { show: true, type: "line", lineStyle: { color: "#ffffff", width: 1, type: "solid" }, label: { show: false } } },
       yAxis: { type: "category", data: view.names, inverse: true, ...base, splitLine: { show: false },
         axisLabel: nameLabels("left", view.count, narrow ? 14 : 18, 86) },

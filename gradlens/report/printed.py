@@ -58,7 +58,7 @@ def fill(pages: Paper, facts: Facts, figures: Mapping[str, Any], words: Words) -
         pages.paragraph(f"{ITEM}{sentence}")
     _figure(pages, figures, first_kind(facts), words)
     pages.paragraph(" ".join(opening(facts, words)[:2]))
-    if facts.claims:
+    if facts.claims and facts.claims_first:
         _claims(pages, facts.claims, words)
     if facts.has_epochs:
         pages.heading(words["Metric comparison"])
@@ -73,6 +73,8 @@ def fill(pages: Paper, facts: Facts, figures: Mapping[str, Any], words: Words) -
     head = [words[key] for key in ("group", "finding", "evidence", "next")]
     pages.table(head, finding_rows(facts, words), [1.5, 2.1, 3.9, 2.2])
     pages.paragraph(words["judged alone"], faint=True)
+    if facts.claims and not facts.claims_first:
+        _claims(pages, facts.claims, words)
     first, rest = split_settings(facts.settings)
     pages.heading(words["Hyper-parameters"])
     _side_by_side(pages, first, facts.names, words)
@@ -113,7 +115,10 @@ def _finals(pages: Paper, facts: Facts, words: Words) -> None:
     columns = [key for key in facts.finals[0] if key not in ("quantity", "column")]
     labels = set(facts.names)
     for part in _parts(columns):
-        rows = [[words[row["quantity"]], *[say_number(row[name], words) for name in part]] for row in facts.finals]
+        rows = [
+            [words.get(row["quantity"], row["quantity"]), *[say_number(row[name], words) for name in part]]
+            for row in facts.finals
+        ]
         heads = [name if name in labels else words.get(f"reference {name}", name) for name in part]
         pages.table([words["quantity"], *heads], rows, [1.4] + [2.4 if name in labels else 1 for name in part])
     more = f" {words['published']}" if len(columns) > len(labels) else ""

@@ -13,7 +13,7 @@ import numpy as np
 from gradlens.analysis.compare import FINAL_ROWS, say_interval
 from gradlens.analysis.gradient_ratio import GradientRatio, fate_of, gradient_ratio, over_seeds, say_power, say_ratio
 from gradlens.analysis.groups import Group, length_of
-from gradlens.analysis.highlights import ACCURACY_GAP, LEAST_EPOCHS
+from gradlens.analysis.overfitting import accuracy_gap
 from gradlens.analysis.profile import say_layer
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
@@ -107,12 +107,13 @@ def answer(group: Group, seen: Sequence[Seen], words: Words) -> str:
     own = [item for item in seen if item.group == group.label]
     faults = [item for item in own if item.kind not in (HEALTHY, UNDECIDED)]
     said = [f"{say_kind(item.kind, words)} ({say_seeds(item, words)})" for item in faults]
+    good, result = outcome(group, own, words)
     if not faults:
-        said = [words["gradients healthy" if own and own[0].kind == HEALTHY else "nothing decided"]]
+        healthy = "gradients healthy" if good and own and own[0].learns else "no fault"
+        said = [words[healthy if own and own[0].kind == HEALTHY else "nothing decided"]]
     known = _typical(_ratios(group))
     if known and faults:
         said.append(words[fate_of(over_seeds(known))])
-    _, result = outcome(group, own, words)
     return f"{group.label}: {'; '.join([*said, *filter(None, [result])])}."
 
 
@@ -124,10 +125,12 @@ def outcome(group: Group, seen: Sequence[Seen], words: Words) -> tuple[bool, str
     """
     train, val = group.final("train_accuracy"), group.final("val_accuracy")
     if not val.n:
-        evidence = next((item.learning for item in seen if item.learning), "")
-        return True, say(evidence, words)
+        item = next((item for item in seen if item.learning), None)
+        if item is None or item.learns or item.kind != HEALTHY:
+            return True, say(item.learning, words) if item else ""
+        return False, words["learning unknown"].format(why=say(item.learning, words))
     numbers = {"train": local(f"{train.mean:.2f}", words), "val": local(f"{val.mean:.2f}", words)}
-    if train.mean - val.mean > ACCURACY_GAP:
+    if not math.isnan(_gap(group)):
         return False, words["does not generalise"].format(**numbers)
     classes = number_of_classes(group.runs[0])
     chance = 1 / classes if classes > 1 else 0.0
@@ -267,12 +270,17 @@ def early_loss(facts: Facts, words: Words) -> str:
 
 
 def overfits(group: Group, words: Words) -> str:
-    """Say how far validation accuracy is below training accuracy; "" for a small gap."""
-    if len(group.positions) < LEAST_EPOCHS:
-        return ""
-    train, val = group.final("train_accuracy"), group.final("val_accuracy")
-    gap = train.mean - val.mean
-    return words["overfits"].format(group=group.label, gap=local(f"{gap:.2f}", words)) if gap > ACCURACY_GAP else ""
+    """Say how far validation accuracy is below training accuracy; "" unless that is so in most seeds."""
+    gap = _gap(group)
+    return "" if math.isnan(gap) else words["overfits"].format(group=group.label, gap=local(f"{gap:.2f}", words))
+
+
+def _gap(group: Group) -> float:
+    """Return by how much training accuracy ends above validation accuracy; NaN unless most seeds overfit."""
+    gaps = [gap for run in group.runs if not math.isnan(gap := accuracy_gap(run))]
+    if 2 * len(gaps) <= len(group.runs):
+        return math.nan
+    return group.final("train_accuracy").mean - group.final("val_accuracy").mean
 
 
 def copies(group: Group, words: Words) -> str:
@@ -327,15 +335,15 @@ def _typical(ratios: Sequence[GradientRatio]) -> list[float]:
 def diagnosis(facts: Facts, words: Words) -> str:
     """List the kinds of findings with their seeds; for many groups, with the number of groups."""
     if len(facts.groups) > MOST_GROUPS:
-        kinds = Counter(item.kind for item in facts.seen)
+        kinds = Counter(say_found(facts, item, words)[1] for item in facts.seen)
         counted = [
-            words["kind in settings"].format(kind=say_kind(kind, words), settings=_count(number, "setting", words))
+            words["kind in settings"].format(kind=kind, settings=_count(number, "setting", words))
             for kind, number in kinds.most_common()
         ]
         return words["diagnosis"].format(findings="; ".join(counted))
     findings = [
         words["finding of group"].format(
-            group=item.group, kind=say_kind(item.kind, words), seeds=say_seeds(item, words)
+            group=item.group, kind=say_found(facts, item, words)[1], seeds=say_seeds(item, words)
         )
         for item in facts.seen
     ]
@@ -345,6 +353,16 @@ def diagnosis(facts: Facts, words: Words) -> str:
 def say_kind(kind: str, words: Words) -> str:
     """Return the name of a kind of finding in the language."""
     return words.get(f"kind {kind}", kind)
+
+
+def say_found(facts: Facts, item: Seen, words: Words) -> tuple[bool, str]:
+    """Return whether a group is well, and the name of what was found in it.
+
+    A network is called healthy only where it is known to learn, and to be good on unseen data as far as that is known.
+    """
+    group = next(group for group in facts.groups if group.label == item.group)
+    well = item.kind != HEALTHY or (item.learns and outcome(group, [item], words)[0])
+    return well, say_kind(item.kind, words) if well else words["nothing found"]
 
 
 def say_seeds(item: Seen, words: Words) -> str:

@@ -18,6 +18,9 @@ from gradlens.studies import study_words
 ENGLISH: dict[str, str] = {
     "language": "en",
     "gradients healthy": "its gradients are healthy",
+    "no fault": "no fault was found in its gradients",
+    "nothing found": "no fault found",
+    "learning unknown": "it is unknown whether it learns: {why}",
     "nothing decided": "its gradients cannot be judged yet",
     "does not generalise": "it does not generalise: training accuracy {train}, validation accuracy {val}",
     "no better": "it is no better than guessing: validation accuracy {val}",
@@ -176,6 +179,9 @@ ENGLISH: dict[str, str] = {
 INDONESIAN = {
     "language": "id",
     "gradients healthy": "gradiennya sehat",
+    "no fault": "tidak ditemukan masalah pada gradiennya",
+    "nothing found": "tidak ditemukan masalah",
+    "learning unknown": "belum diketahui apakah model belajar: {why}",
     "nothing decided": "gradiennya belum dapat dinilai",
     "does not generalise": "model tidak menggeneralisasi: akurasi pelatihan {train}, akurasi validasi {val}",
     "no better": "model tidak lebih baik daripada menebak: akurasi validasi {val}",

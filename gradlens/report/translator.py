@@ -8,19 +8,30 @@ in no sentence of the catalogue, such as the name of a layer, stays as it is.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
-from functools import cache, partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 
 PLACE = re.compile(r"\{(\w+)\}")
 ONE = r"[<>~±+-]?(?:\d[\d,]*(?:\.\d+)?|inf)(?:e[+-]?\d+)?"
 NUMBER = rf"(?:(?:below|above) )?(?:10\^|1/)?{ONE}(?:\^-?[\d.]+)?(?: ?%| px)?(?: \[{ONE}, {ONE}\])?"
 NUMBERS = re.compile(rf"{NUMBER}|\[{ONE}, {ONE}\]")
+BRACKETS = re.compile(r"[()]")
+UNITS = (
+    r"(?:(?:hidden|main) )?layers?|rows?|steps?|seeds?|epochs?|runs?|models?|(?:new )?parameters?|elements|units?|times"
+    r"|(?:backward )?pass(?:es)?|entry|entries|values?|examples?"
+)
+"""What may follow the number in its place: "3 steps"."""
 QUOTED = "quoted"
 """The place between quotation marks: it stays as it is."""
 WHOLE = ("fix", "clip")
 """Places that hold sentences of their own; all others end with the sentence."""
+WORDS = ("are", "have", "them", "verb")
+"""Places for one word, which the number of layers or rows decides."""
 END = r"\. [A-Z]|(?<=[\w\])]{2})\. [a-z]"
 """The end of a sentence, and the beginning of the next, which may be the name of a model; "s. d." is no end."""
 SENTENCES = (
@@ -31,11 +42,29 @@ SENTENCES = (
 PHRASES = (
     (re.compile(": "), ": "), (re.compile(", "), ", "), (re.compile(" and "), " dan "), (re.compile(" / "), " / "),
 )  # fmt: skip
+MOST_PLACES = 8
+"""A text with more separators of a kind, such as a long list of names, is parted at all of them at once."""
 FOLDERS = {"id": "indonesian"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A translation.
+
+    Args:
+        text: The text in the other language.
+        left: The number of characters that no sentence of the catalogue translates, in parts of several words.
+    """
+
+    text: str
+    left: int = 0
 
 
 class Translator:
     """A catalogue that translates texts; call it with a text.
+
+    Where several sentences fit, or a text can be translated as a whole and in parts, that is taken which leaves the
+    least of the text as it is.
 
     Args:
         pairs: Sentences and their translations.
@@ -43,7 +72,7 @@ class Translator:
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._by_word: dict[str, list[tuple[re.Pattern[str], str, bool]]] = {}
-        self._known: dict[str, str] = {}
+        self._known: dict[str, Said] = {}
         for sentence, translation in sorted(pairs, key=lambda pair: -len(PLACE.sub("", pair[0]))):
             english, other = sentence[:1].lower() + sentence[1:].removesuffix("."), translation.removesuffix(".")
             parts = PLACE.split(english)
@@ -56,23 +85,34 @@ class Translator:
 
     def __call__(self, text: str) -> str:
         """Return a text in the language of the catalogue."""
+        return self._say(text).text
+
+    def _say(self, text: str) -> Said:
         if text not in self._known:
-            self._known[text] = self._whole(text) or self._in_parts(text)
+            whole = self._whole(text)
+            if whole is None or whole.left:
+                parts = self._in_parts(text)
+                whole = parts if whole is None or parts.left < whole.left else whole
+            self._known[text] = whole
         return self._known[text]
 
-    def _whole(self, text: str) -> str:
-        """Return the translation of a text that is a number or in the catalogue as a whole; else ""."""
+    def _whole(self, text: str) -> Said | None:
+        """Return the translation of a text that is a number or in the catalogue as a whole."""
         if NUMBERS.fullmatch(text):
-            return localise(text)
+            return Said(localise(text))
         lower = text[:1].lower() + text[1:]
-        for said in dict.fromkeys((text, lower)):
-            if found := self._sentence(said, said.split(" ")[0], capital=said is not text):
-                return found
-        if found := self._sentence(text, ""):
-            return found
-        return f"{said}." if text.endswith(".") and (said := self._whole(text[:-1])) else ""
+        found = [
+            said
+            for one in dict.fromkeys((text, lower))
+            for word in (one.split(" ")[0], "")
+            if word or one is text
+            if (said := self._sentence(one, word, capital=one is not text)) is not None
+        ]
+        if text.endswith(".") and not any(one.left == 0 for one in found) and (said := self._whole(text[:-1])):
+            found.append(Said(f"{said.text}.", said.left))
+        return min(found, key=attrgetter("left"), default=None)
 
-    def _sentence(self, text: str, word: str, *, capital: bool = False) -> str:
+    def _sentence(self, text: str, word: str, *, capital: bool = False) -> Said | None:
         """Translate a text by the sentences that begin with a word, or with a place.
 
         Args:
@@ -82,64 +122,104 @@ class Translator:
                 sentence of the catalogue has one, as a name does.
 
         Returns:
-            The translation, or "".
+            The translation that leaves the least as it is; None where no sentence fits.
         """
+        best: Said | None = None
         for pattern, other, is_written_so in self._by_word.get(word, ()):
-            if match := pattern.fullmatch(text):
-                said = PLACE.sub(partial(self._fill, match), other)
-                return said[:1].upper() + said[1:] if capital and not is_written_so else said
-        return ""
+            if (match := pattern.fullmatch(text)) and all(map(_is_whole, match.groups())):
+                said = self._filled(match, other)
+                if capital and not is_written_so:
+                    said = replace(said, text=said.text[:1].upper() + said.text[1:])
+                best = said if best is None or said.left < best.left else best
+                if not best.left:
+                    break
+        return best
 
-    def _fill(self, match: re.Match[str], place: re.Match[str]) -> str:
-        """Return the text for a place of a sentence, translated unless it is quoted."""
-        found = match[place[1]]
-        return found if place[1] == QUOTED else self(found)
+    def _filled(self, match: re.Match[str], other: str) -> Said:
+        """Return a translation with the texts for its places, translated unless they are quoted."""
+        named = match.groupdict()
+        found = {name: Said(text) if name == QUOTED else self._say(text) for name, text in named.items()}
+        return Said(PLACE.sub(lambda place: found[place[1]].text, other), sum(one.left for one in found.values()))
 
-    def _in_parts(self, text: str) -> str:
+    def _in_parts(self, text: str) -> Said:
         """Translate the parts of a text between separators and brackets."""
-        return self._between(text, SENTENCES) or self._before_brackets(text) or self._between(text, PHRASES) or text
+        found = Said(text, len(text) if " " in text else 0)
+        for said in self._parted(text):
+            if said.left < found.left or (said.left == found.left and found.text == text):
+                found = said
+            if not found.left:
+                break
+        return found
 
-    def _between(self, text: str, separators: tuple[tuple[re.Pattern[str], str], ...]) -> str:
-        for separator, other in separators:
-            parts = _split(text, separator)
-            if len(parts) > 1:
-                return other.join(map(self, parts))
-        return ""
+    def _parted(self, text: str) -> Iterator[Said]:
+        """Yield the ways to translate a text in two parts; in all its parts where there are many."""
+        for separator, other in SENTENCES:
+            yield from self._between(text, separator, other)
+        if said := self._before_brackets(text):
+            yield said
+        for separator, other in PHRASES:
+            yield from self._between(text, separator, other)
 
-    def _before_brackets(self, text: str) -> str:
+    def _between(self, text: str, separator: re.Pattern[str], other: str) -> Iterator[Said]:
+        places = _places(text, separator)
+        if len(places) > MOST_PLACES:
+            ends = [(0, 0), *places, (len(text), len(text))]
+            said = [self._say(text[one[1] : two[0]]) for one, two in itertools.pairwise(ends)]
+            yield Said(other.join(one.text for one in said), sum(one.left for one in said))
+            return
+        for start, end in places:
+            first, second = self._say(text[:start]), self._say(text[end:])
+            yield Said(f"{first.text}{other}{second.text}", first.left + second.left)
+
+    def _before_brackets(self, text: str) -> Said | None:
         """Translate what is before the brackets at the end of a text, and in them."""
         body, end = (text[:-1], text[-1]) if text[-1:] in tuple(".:,") else (text, "")
         if not body.endswith(")"):
-            return ""
+            return None
         depth = 0
         for at in range(len(body) - 1, 0, -1):
             depth += {")": 1, "(": -1}.get(body[at], 0)
             if depth == 0:
-                return f"{self(body[: at - 1])} ({self(body[at + 1 : -1])}){end}" if body[at - 1] == " " else ""
-        return ""
+                if body[at - 1] != " ":
+                    return None
+                before, within = self._say(body[: at - 1]), self._say(body[at + 1 : -1])
+                return Said(f"{before.text} ({within.text}){end}", before.left + within.left)
+        return None
 
 
 def _place(name: str, *, is_first: bool) -> str:
     """Return the pattern of a place; one that begins a sentence does not take the sentences before a semicolon."""
     if re.fullmatch("n[0-9]*", name):
-        return f"(?P<{name}>{NUMBER})"
+        return f"(?P<{name}>{NUMBER}(?: (?:{UNITS}))?)"
     if name == QUOTED:
         return f"(?P<{name}>[^']+)"
+    if name in WORDS:
+        return rf"(?P<{name}>\w+)"
     if name in WHOLE:
         return f"(?P<{name}>.+?)"
     end = f"{END}|; " if is_first else END
     return f"(?P<{name}>(?:(?!{end}).)+?)"
 
 
-def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split a text at a separator outside of brackets."""
-    parts, start = [], 0
-    for found in separator.finditer(text):
-        before = text[: found.start()]
+def _is_whole(text: str) -> bool:
+    """Return whether the text in a place has no bracket whose other half lies outside of it."""
+    depth = 0
+    for mark in BRACKETS.findall(text):
+        depth += 1 if mark == "(" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _places(text: str, separator: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Return where a separator begins and ends outside of brackets."""
+    found, start = [], 0
+    for place in separator.finditer(text):
+        before = text[start : place.start()]
         if before.count("(") == before.count(")") and before.count("[") == before.count("]"):
-            parts.append(text[start : found.start()])
-            start = found.end()
-    return [*parts, text[start:]]
+            found.append((place.start(), place.end()))
+            start = place.end()
+    return found
 
 
 def localise(text: str) -> str:

@@ -55,6 +55,12 @@ class Judgement:
         return "The original study's claims"
 
     @property
+    def is_decided(self) -> bool:
+        """Whether any claim has a verdict in any setting, or one that a failed control withholds."""
+        found = (one for judged in self.claims for one in (*judged.overall.values(), *judged.verdicts))
+        return any(one.verdict != "undecided" for one in found)
+
+    @property
     def next_steps(self) -> list[str]:
         """Experiments that would decide the undecided claims; empty if all are decided."""
         return what_decides(self.claims, self.controls, self.notes)

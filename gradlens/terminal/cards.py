@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gradlens.diagnosis.kinds import HEALTHY, UNDECIDED
+from gradlens.diagnosis.kinds import HEALTHY, NOT_KNOWN, UNDECIDED
 
 GOOD, OPEN, BAD = "bold green", "bold yellow", "bold red"
 """Styles of verdicts."""
@@ -73,8 +73,8 @@ def labelled(lines: Sequence[tuple[str, str | Text]], *, width: int = LABEL_WIDT
 
 
 def verdict_style(kind: str) -> str:
-    """Return the style for a kind of diagnosis."""
-    return {HEALTHY: GOOD, UNDECIDED: OPEN}.get(kind, BAD)
+    """Return the style for a kind of diagnosis, or for its verdict."""
+    return {HEALTHY: GOOD, UNDECIDED: OPEN, NOT_KNOWN: OPEN}.get(kind, BAD)
 
 
 def evidence_table(title: str, *, caption: str | None = None) -> Table:

@@ -42,7 +42,7 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
         title: The title; "" means the name of the run.
         beside: Further facts for the line of the verdict.
     """
-    kinds = diagnosis.kinds or (diagnosis.kind,)
+    kinds = diagnosis.kinds or (diagnosis.verdict,)
     verdict = kinds[0] + (f", also {', '.join(kinds[1:])}" if len(kinds) > 1 else "")
     facts, lines = [f"{plural(diagnosis.rows, 'row')}"], [("why", diagnosis.reason)]
     if diagnosis.findings:
@@ -52,7 +52,7 @@ def diagnosis_card(diagnosis: Diagnosis, title: str = "", beside: tuple[str, ...
     if diagnosis.learning_evidence:
         lines.append(("learn", f"{diagnosis.learning}: {diagnosis.learning_evidence}"))
     lines += [("note", note) for note in diagnosis.notes]
-    return Card(title or diagnosis.run, verdict, verdict_style(diagnosis.kind), [*facts, *beside], lines)
+    return Card(title or diagnosis.run, verdict, verdict_style(diagnosis.verdict), [*facts, *beside], lines)
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:

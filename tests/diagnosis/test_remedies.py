@@ -88,3 +88,16 @@ def test_a_plateau_over_tokens_is_not_told_to_normalise_them() -> None:
     said = remedy(data, given=facts(inputs=[tokens]), loss=loss)
     assert "inputs and targets may be shuffled apart or mislabelled. If it does not" in said
     assert "or not normalised" in remedy(data, given=facts(), loss=loss)
+
+
+def test_a_gradient_that_vanishes_after_the_first_large_steps_is_answered_with_the_rate() -> None:
+    """A transformer under AdamW at 0.1: at its initialisation the gradient arrives, two steps later it is gone."""
+    for arrives, update, is_rate in ((2, 1.4, True), (1, 1.4, True), (0, 1.4, False), (2, 1e-3, False)):
+        data = arrays(-6, noise=0.0)
+        for name in ("activation_grad_norm", "param_grad_norm"):
+            data[name][:arrives] = data[name][:arrives, -1:]
+        data["update_ratio"][:1] = update
+        said = remedy(data, given=facts())
+        assert ("In the first rows the gradient arrived" in said) == is_rate, said
+        assert ("learning rate" in said) == is_rate
+        assert ("He initialisation" in said or "initialise larger weights" in said) != is_rate

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from gradlens import read_run
+from gradlens.analysis.compare import compare_runs, find_lead
 from gradlens.analysis.derived_metrics import with_derived
 from gradlens.charts.curves import make_curves
 from gradlens.charts.layer_names import shorten_names
@@ -504,3 +506,54 @@ def test_a_long_name_leaves_room_for_the_table_and_a_single_point_shows_its_dash
     panel = figure.axes[0]
     faces = [line.get_markerfacecolor() != line.get_color() for line in panel.get_lines()[:2]]
     assert sorted(faces) == [False, True]  # without batch norm the line would be dashed: its point is hollow
+
+
+def logged(run, **columns: list[float]):
+    """Return a run of which these columns of the table of epochs were logged, besides the epoch."""
+    nothing = {name: np.full(2, np.nan) for name in run.epochs if name != "epoch"}
+    return replace(run, epochs=run.epochs | nothing | {name: np.array(values) for name, values in columns.items()})
+
+
+def test_what_no_run_logged_has_no_panel_and_no_column(make_run) -> None:
+    runs = [
+        logged(read_run(make_run(name, seed=-1)), train_loss=[0.7, loss], train_accuracy=[0.5, accuracy])
+        for name, loss, accuracy in (("a", 0.68, 0.55), ("b", 0.66, 0.95))
+    ]
+    figure = draw_compare(runs)
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert not any("validation" in text or text == "no value" for text in texts)
+    assert [axis.get_title(loc="left") for axis in figure.axes if axis.lines] == ["training accuracy", "training loss"]
+    assert figure.get_suptitle() == "b is ahead of a in training accuracy after the last epoch, by one run each."
+
+
+def test_all_panels_of_a_comparison_have_the_same_epochs(make_run) -> None:
+    long, short = (read_run(make_run(name, seed=-1, epochs=epochs)) for name, epochs in (("a", 6), ("b", 2)))
+    nothing = {name: np.full(6, np.nan) for name in ("val_loss", "val_accuracy")}
+    figure = draw_compare([replace(long, epochs=long.epochs | nothing), short])
+    limits = [axis.get_xlim() for axis in figure.axes if axis.lines]
+    assert len(limits) == 4
+    assert set(limits) == {limits[0]}
+    assert limits[0][0] < 1 < 6 < limits[0][1]
+
+
+def test_columns_of_ones_own_are_compared(make_run) -> None:
+    runs = [
+        logged(read_run(make_run(name, seed=-1)), val_f1=[0.1, f1], top5_acc=[0.2, f1 / 2])
+        for name, f1 in (("a", 0.4), ("b", 0.8))
+    ]
+    compared = compare_runs(runs)
+    assert dict(compared.columns) == {"top5_acc": "top5 acc", "val_f1": "val f1"}
+    assert find_lead(list(compared.groups)).best.label == "b"
+    assert draw_compare(runs).get_suptitle().startswith("b is ahead of a in top5 acc")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("width", ["screen", "one", "two"])
+def test_the_label_of_the_layers_is_no_longer_than_their_panel(count: int, width: str, make_run) -> None:
+    runs = [read_run(make_run(f"net{i}-s0", model=f"net{i}", layers=5)) for i in range(count)]
+    figure = draw_heatmap(runs, look=Look(width=width))
+    figure.draw_without_rendering()
+    labels = [axis for axis in figure.axes if axis.get_ylabel().startswith("layer")]
+    assert labels
+    for axis in labels:
+        assert axis.yaxis.label.get_window_extent().height <= 1.05 * axis.get_window_extent().height

@@ -194,3 +194,19 @@ def test_a_wrapped_title_is_translated_below_the_name_of_its_run() -> None:
     title = figure.suptitle("plain34-nobn, seed 3\nfirst layer 1/400 of the\nlast")
     rewrite(figure, lambda text: translate(text, "id"), str, {})
     assert title.get_text() == "plain34-nobn, seed 3\nlapisan pertama 1/400 dari\nlapisan terakhir"
+
+
+def test_sentences_that_follow_each_other_are_translated_one_by_one() -> None:
+    """A place of one sentence does not take the half of a bracket, or the parts of a list of remedies before it."""
+    evidence = (
+        "layer '0' has about 1/13,000 (10^-4.1) of the gradient norm of layer '10' (median of the later half of the "
+        "rows); one step changes layer '0' by 4.7e-03 of its norm, layer '10' by 1.0e-03; the loss is stuck (it falls "
+        "by 0.0% after the first fifth of the rows)"
+    )
+    remedy = (
+        "Normalise the layers' outputs (batch norm or layer norm), use ReLU with He initialisation instead of the "
+        "sigmoid behind layer '0', layer '2', layer '4' and 3 more, add shortcuts, or use fewer than 7 layers."
+    )
+    assert not english_in(translate(evidence, "id"))
+    assert translate(evidence, "id").endswith("loss tidak bergerak (hanya turun 0,0% setelah seperlima pertama baris)")
+    assert "sebagai ganti sigmoid di belakang lapisan '0', lapisan '2'" in translate(remedy, "id")

@@ -140,6 +140,19 @@ def test_claims_come_first_where_a_plain_and_a_residual_net_were_trained_alike(m
     assert "claims" not in [a.get("id") for _, a in alone.elements]
 
 
+def test_claims_that_runs_leave_undecided_come_after_the_answer_about_the_runs(make_run) -> None:
+    runs = [make_run(f"{m}-s0", model=m, seed=0) for m in ("plain34", "resnet34")]
+    facts = collect([read_run(run) for run in runs], command="gradlens report")
+    assert facts.claims is not None
+    assert not facts.claims.is_decided
+    reader = Reader(make_page(facts))
+    heads = [a["id"] for tag, a in reader.elements if tag == "h2"]
+    assert heads[0] == "summary"
+    assert heads.index("findings") < heads.index("claims") < heads.index("settings")
+    text = make_markdown(facts, {}, "en")
+    assert text.index("### Findings") < text.index("## The original study's claims") < text.index("## Hyper-parameter")
+
+
 def test_the_texts_of_a_judgement_are_escaped() -> None:
     claim = Claim(ATTACK, ATTACKS[1], ATTACKS[1], ATTACKS[1], ATTACKS[1])
     evidence = Evidence(ATTACK, 155.0, 100.0, 200.0, ATTACK, 5, ATTACKS[1])
@@ -212,21 +225,39 @@ def test_twelve_rows_of_settings_are_shown_and_the_others_are_folded(make_run) -
 
 
 def test_a_network_that_does_not_generalise_is_not_called_healthy(make_run) -> None:
-    run = read_run(make_run(steps=60, epochs=2, decades=-0.2))
+    run = read_run(make_run(steps=60, epochs=4, decades=-0.2))
     classes = {"data_facts": {"classes": list("abcde")}}
     for train, val, said in (
         (0.95, 0.39, "it does not generalise: training accuracy 0.95, validation accuracy 0.39"),
         (0.41, 0.39, "it has learnt little: validation accuracy 0.39, where guessing gives 0.20"),
         (0.95, 0.93, "it learns: validation accuracy 0.93"),
     ):
-        epochs = dict(run.epochs) | {"train_accuracy": np.array([train] * 2), "val_accuracy": np.array([val] * 2)}
+        epochs = dict(run.epochs) | {"train_accuracy": np.full(4, train), "val_accuracy": np.full(4, val)}
         info = dict(run.info) | {"config": classes}
         facts = collect([replace(run, epochs=epochs, info=info)], command="gradlens report")
         assert facts.seen[0].kind == "healthy"
-        assert answers(facts, ENGLISH) == [f"net: its gradients are healthy; {said}."]
+        found = "its gradients are healthy" if val > 0.9 else "no fault was found in its gradients"
+        assert answers(facts, ENGLISH) == [f"net: {found}; {said}."]
         reader = Reader(make_page(facts))
         assert said in reader.text
         assert ("kind healthy" in [a.get("class") for _, a in reader.elements]) == (val > 0.9)
+        assert ("healthy gradients" in reader.text) == (val > 0.9)
+        assert ("healthy gradients" in make_markdown(facts, {}, "en")) == (val > 0.9)
+
+
+def test_a_run_of_which_learning_is_unknown_is_not_called_healthy(make_run) -> None:
+    facts = collect([read_run(make_run(steps=15, epochs=0, decades=-0.2))], command="gradlens report")
+    assert facts.seen[0].kind == "healthy"
+    assert not facts.seen[0].learns
+    assert answers(facts, ENGLISH)[0].startswith("net: no fault was found in its gradients; it is unknown whether it")
+    assert "healthy gradients" not in make_markdown(facts, {}, "en")
+
+
+def test_a_heatmap_on_the_first_screen_is_there_for_wide_and_narrow_windows(make_run) -> None:
+    one = page_of(make_run("a", seed=-1))
+    assert re.findall(r'<figure class="(answer[^"]*)"', one) == ["answer wide", "answer narrow"]
+    two = page_of(make_run("b", seed=-1), make_run("c", seed=-1))
+    assert re.findall(r'<figure class="(answer[^"]*)"', two) == ["answer"]
 
 
 def test_the_first_screen_has_the_answer_and_a_figure_in_the_colours_of_the_page(make_run) -> None:

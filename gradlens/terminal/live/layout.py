@@ -15,6 +15,7 @@ from gradlens.charts.heatmap import drawn_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.live_columns import shown
 from gradlens.diagnosis.findings import say_confidence, say_layers, say_steps
+from gradlens.diagnosis.kinds import HEALTHY, NOT_KNOWN, UNDECIDED
 from gradlens.format import say_seconds
 from gradlens.metrics import METRICS
 from gradlens.run import FloatArray, Layer
@@ -338,8 +339,8 @@ def _finding_lines(judge: Judge, width: int, most: int = 10**6) -> list[Line]:
     diagnosis = judge.diagnosis
     if diagnosis is None:
         return [(judge.failed or "the diagnosis appears after the first rows", DEFAULT, DIM)]
-    colour = {"healthy": GREEN, "undecided": YELLOW}.get(diagnosis.kind, RED)
-    verdict = diagnosis.kind
+    colour = {HEALTHY: GREEN, UNDECIDED: YELLOW, NOT_KNOWN: YELLOW}.get(diagnosis.verdict, RED)
+    verdict = diagnosis.verdict
     if len(diagnosis.kinds) > 1:
         verdict += f", also {', '.join(diagnosis.kinds[1:])}"
     if diagnosis.findings:

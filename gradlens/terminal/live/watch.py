@@ -119,7 +119,9 @@ class LiveView:
         if self.watched is None:
             self.last_line = "quit before there was a run"
             return
-        kind = f", {self.judge.diagnosis.kind}" if self.judge is not None and self.judge.diagnosis is not None else ""
+        kind = (
+            f", {self.judge.diagnosis.verdict}" if self.judge is not None and self.judge.diagnosis is not None else ""
+        )
         self.last_line = f"{self.watched.path}: {self.watched.status}, step {self.watched.step:,}{kind}"
 
     def _is_over(self) -> bool:
@@ -282,8 +284,8 @@ def follow_plainly(argument: str | None) -> None:
             judge.consider(watched.rows, watched.status)
             if watched.status != "running" or watched.lost:
                 judge.wait()
-            if judge.diagnosis is not None and judge.diagnosis.kind != kind:
-                kind = judge.diagnosis.kind
+            if judge.diagnosis is not None and judge.diagnosis.verdict != kind:
+                kind = judge.diagnosis.verdict
                 print_line(_verdict_line(judge))
             if watched.status != "running" or watched.lost:
                 break
@@ -302,7 +304,7 @@ def _verdict_line(judge: Judge) -> str:
     assert judge.diagnosis is not None
     main = judge.diagnosis.findings[0] if judge.diagnosis.findings else None
     why = f"{main.evidence}. Next: {main.remedy}" if main else judge.diagnosis.reason
-    return f"diagnosis up to step {judge.step:,}: {judge.diagnosis.kind}: {why}"
+    return f"diagnosis up to step {judge.step:,}: {judge.diagnosis.verdict}: {why}"
 
 
 def epoch_line(watched: Watched, number: int) -> str:
