@@ -23,8 +23,8 @@ percent off in the runs of experiments/scorecard."""
 TINY_INPUT = 0.01
 """Inputs a hundred times smaller leave little but biases: images divided by 255 twice have 0.004 at most."""
 LARGE_DECAY = 0.01
-"""Share of a weight that decay takes in a step. Loshchilov & Hutter 2019, Decoupled weight decay, sec. 3: what counts is
-its product with the learning rate; in common recipes it is 1e-6 to 1e-3."""
+"""Share of a weight that decay takes in a step. Loshchilov & Hutter 2019, Decoupled weight decay, sec. 3: it is the
+product with the learning rate that counts; in common recipes it is 1e-6 to 1e-3."""
 FAR_INPUT = 100.0
 """Inputs that are worth a note though the loss falls; no outside source."""
 MOSTLY_ROUNDED = 0.5
