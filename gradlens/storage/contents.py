@@ -35,6 +35,7 @@ from gradlens.storage.limits import (
     UNSEEN_BYTES,
     believed_bytes,
 )
+from gradlens.storage.superblock import check_text_attribute
 
 BROKEN = (
     KeyError,
@@ -217,9 +218,26 @@ class Contents:
         """
         if (of, name) not in self._attributes:
             owner, key = self.dataset(of).id if of else self._file.id, _encode(name)
-            self._attributes[of, name] = _attribute(h5a.open(owner, key)) if h5a.exists(owner, key) else None
+            self._attributes[of, name] = self._attribute(h5a.open(owner, key)) if h5a.exists(owner, key) else None
         found = self._attributes[of, name]
         return default if found is None else found
+
+    def _attribute(self, found: h5a.AttrID) -> Any:
+        """Return the value of an attribute of any shape that holds one."""
+        name, shape, dtype = _shown(_decode(found.name)), found.shape, found.dtype
+        if shape is None or prod(shape) != 1:
+            raise ValueError(f"attribute {name} is no single value")
+        text = h5py.check_string_dtype(dtype)
+        if dtype.kind not in "iufS" and text is None:
+            raise ValueError(f"attribute {name} is neither text nor number")
+        if dtype.itemsize > MOST_TEXT_BYTES:
+            raise ValueError(f"attribute {name} has {dtype.itemsize:,} bytes, at most {MOST_TEXT_BYTES:,} expected")
+        if dtype.kind == "O":
+            check_text_attribute(self._path, _decode(found.name))
+        values = np.empty(shape, dtype=dtype)
+        found.read(values)
+        value: Any = values.reshape(())[()]
+        return value.decode("utf-8", "surrogateescape") if dtype.kind == "O" and isinstance(value, bytes) else value
 
     def names(self, group: str) -> list[str]:
         """List what lies in a group, sorted.
@@ -290,9 +308,7 @@ class Contents:
         held, found = self._group(group), list[tuple[str, int, int]]()
         if held.get_num_objs() > most:
             raise ValueError(f"{_shown(group) or 'its root'} holds more than {most:,} objects")
-        held.links.iterate(
-            lambda name, info: found.append((name.decode("utf-8", "surrogateescape"), info.type, info.u)), info=True
-        )
+        held.links.iterate(lambda name, info: found.append((_decode(name), info.type, info.u)), info=True)
         return found
 
     def _group(self, name: str) -> h5g.GroupID:
@@ -329,6 +345,10 @@ def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def _decode(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
 def _shown(name: str) -> str:
     """Return a name that a stranger chose, without control characters."""
     text = name.encode("unicode_escape", "surrogatepass").decode()
@@ -338,19 +358,3 @@ def _shown(name: str) -> str:
 def _lies_outside(made: h5p.PropDCID) -> bool:
     """Return whether a dataset's values lie elsewhere; not even its shape is asked for, which may open other files."""
     return bool(made.get_layout() == h5d.VIRTUAL or made.get_external_count())
-
-
-def _attribute(found: h5a.AttrID) -> Any:
-    """Return the value of an attribute of any shape that holds one."""
-    name, shape, dtype = _shown(found.name.decode("utf-8", "surrogateescape")), found.shape, found.dtype
-    if shape is None or prod(shape) != 1:
-        raise ValueError(f"attribute {name} is no single value")
-    text = h5py.check_string_dtype(dtype)
-    if dtype.kind not in "iufS" and text is None:
-        raise ValueError(f"attribute {name} is neither text nor number")
-    if dtype.itemsize > MOST_TEXT_BYTES:
-        raise ValueError(f"attribute {name} has {dtype.itemsize:,} bytes, at most {MOST_TEXT_BYTES:,} expected")
-    values = np.empty(shape, dtype=dtype)
-    found.read(values)
-    value: Any = values.reshape(())[()]
-    return value.decode("utf-8", "surrogateescape") if dtype.kind == "O" and isinstance(value, bytes) else value

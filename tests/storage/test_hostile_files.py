@@ -17,6 +17,7 @@ from gradlens.cli import run_command
 from gradlens.errors import ConfigError, DamagedError, RunFileError
 from gradlens.specs import parse_seeds
 from gradlens.storage import find_runs, read_card
+from gradlens.storage.superblock import check_text_attribute
 from tests.processes import some_slow
 from tests.storage import known
 from tests.storage.command_server import Commands
@@ -82,6 +83,8 @@ def test_every_command_on_every_hostile_file(name: str, commands: Commands, tmp_
         ("long_name", "the name of a layer has more than 1,000 characters"),
         ("many_notes", "state/notes has values of"),
         ("text_of_gigabytes", "layer/name claims a text of 2,147,483,647 bytes; the file has"),
+        ("attribute_of_gigabytes", "attribute model claims a text of 2,147,483,647 bytes; the file has"),
+        ("mark_of_gigabytes", "attribute format claims a text of 2,147,483,647 bytes; the file has"),
         ("many_metrics", "it has 4,005 metrics, at most 256 expected"),
         ("steps_without_sign", "step does not hold signed integers"),
     ],
@@ -92,6 +95,44 @@ def test_a_lie_is_named_in_one_line(name: str, said: str, tmp_path: Path) -> Non
         read_run(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v110"])
+@pytest.mark.parametrize("more", [0, 40])
+@pytest.mark.parametrize("user_block", [0, 512])
+def test_texts_of_any_length_are_found_wherever_hdf5_keeps_attributes(
+    libver: str, more: int, user_block: int, tmp_path: Path
+) -> None:
+    """In the header of the root, in its continuation, in a heap of many; with other versions of the messages."""
+    old = Path(__file__).parents[1] / "data" / "plain34-s0.h5"
+    path = tmp_path / "run.h5"
+    with h5py.File(old, "r") as source, h5py.File(path, "w", libver=libver, userblock_size=user_block) as file:
+        for i in range(more):
+            file.attrs[f"more {i}"] = "formatting"
+        for key, value in source.attrs.items():
+            file.attrs[key] = value
+        for name in source:
+            source.copy(name, file)
+    run, whole = read_run(path), read_run(old)
+    assert (run.info["model"], run.info["config"]) == (whole.info["model"], whole.info["config"])
+    assert run.metric("param_grad_norm").tobytes() == whole.metric("param_grad_norm").tobytes()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"model\0")
+    while data[at - 9] != 3 and data[at - 8] != 1:
+        at = data.index(b"model\0", at + 1)
+    sizes = [int.from_bytes(data[at - back : at - back + 2], "little") for back in (6, 4, 2)]
+    if data[at - 9] == 3:
+        value = at + sum(int.from_bytes(data[at - back : at - back + 2], "little") for back in (7, 5, 3))
+    else:
+        value = at + sum(-(-size // 8) * 8 for size in sizes)
+    data[value : value + 4] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="attribute model claims a text of 2,147,483,647 bytes"):
+        check_text_attribute(path, "model")
+    if libver == "earliest":  # the headers of the other have checksums
+        with pytest.raises(DamagedError, match="attribute model claims"):
+            read_run(path)
 
 
 def test_a_chunk_that_inflates_to_gigabytes_is_not_inflated(tmp_path: Path) -> None:
