@@ -16,6 +16,7 @@ from h5py import h5s
 
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink
+from gradlens.storage.limits import MOST_LAYERS
 from gradlens.storage.superblock import lookup3
 from tests.storage import known
 
@@ -172,9 +173,10 @@ def many_layers(count: int) -> Way:
 
     def way(file: h5py.File) -> None:
         held = json.loads(bytes(file.attrs["header_json"]))["layers"]
-        if count <= 10_000:
+        if count <= MOST_LAYERS:
             columns = {key: (values * (count // LAYERS + 1))[:count] for key, values in held.items()}
-            header(file, layers=columns | {"name": [f"l.{i}" for i in range(count)], "parents": [""] * count})
+            chain = {"parents": ["", *map(str, range(count - 1))], "depth": list(range(1, count + 1))}
+            header(file, layers=columns | chain | {"name": [f"l.{i}" for i in range(count)], "role": ["main"] * count})
         del file["layer"], file["level"]
         file.create_dataset("layer/name", data=np.zeros(count, "S8"), compression="gzip")
         file["metric/layer"][...] = ""
@@ -373,8 +375,8 @@ WAYS: list[Way] = [
     rank_three, wrong_width, texts_for_numbers, lists_for_numbers, references, compound, no_values, group_for_dataset,
     count_is_a_list, count_is_huge, count_is_negative, rows_are_claimed, rows_are_claimed_modestly,
     epochs_are_claimed, large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(10_000),
-    many_layers(200_000), long_name, layers_of_objects, depth_is_huge, layers_that_feed_all, seed_is_text,
-    seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
+    many_layers(30_000), many_layers(200_000), long_name, layers_of_objects, depth_is_huge, layers_that_feed_all,
+    seed_is_text, seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
     config_of_other_types, config_of_huge_numbers, many_notes, many_columns, many_metrics, steps_without_sign,
     running_in_the_future, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
     one_text_many_times, text_of_gigabytes, attribute_of_gigabytes, mark_of_gigabytes, nothing_in_it,
