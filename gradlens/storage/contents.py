@@ -23,16 +23,14 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s
 from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
-from gradlens.storage.chunks import check_stored, read_large_chunks
+from gradlens.storage.chunks import check_stored, read_packed
 from gradlens.storage.expected import StoredDataset, checked
 from gradlens.storage.limits import (
     MOST_COLUMNS,
     MOST_DEPTH,
-    MOST_INFLATION,
     MOST_NAME,
     MOST_OBJECTS,
     MOST_TEXT_BYTES,
-    UNSEEN_BYTES,
     believed_bytes,
 )
 from gradlens.storage.superblock import check_text_attribute
@@ -130,8 +128,9 @@ class Contents:
         stop = min(stop, dataset.shape[0])
         if stop <= start:
             return np.empty((0, *dataset.shape[1 if column is None else 2 :]), dtype=dataset.dtype)
-        if self._check_rows(dataset, start, stop, column):
-            return read_large_chunks(dataset, start, stop, column)
+        self._check_rows(dataset, start, stop, column)
+        if dataset.filters:
+            return read_packed(dataset, start, stop, column)
         if column is None and start == 0 and stop == dataset.shape[0]:
             values = np.empty(dataset.shape, dtype=dataset.dtype)
             dataset.id.read(h5s.ALL, h5s.ALL, values)
@@ -139,8 +138,8 @@ class Contents:
         rows = h5py.Dataset(dataset.id, readonly=True)
         return np.asarray(rows[start:stop] if column is None else rows[start:stop, column])
 
-    def _check_rows(self, dataset: StoredDataset, start: int, stop: int, column: int | None = None) -> bool:
-        """Check that the file holds some rows; return whether HDF5 must not inflate them."""
+    def _check_rows(self, dataset: StoredDataset, start: int, stop: int, column: int | None = None) -> None:
+        """Check that the file holds some rows."""
         size = (stop - start) * dataset.row_bytes // (1 if column is None else dataset.shape[1])
         if size > self.believed_bytes:
             raise ValueError(
@@ -149,9 +148,8 @@ class Contents:
         if dataset.chunks is None:
             if dataset.id.get_storage_size() < stop * dataset.row_bytes:
                 raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
-            return False
-        may_hide = dataset.filters and self._bytes * MOST_INFLATION > UNSEEN_BYTES
-        return (may_hide or size > SMALL_BYTES) and check_stored(dataset, start, stop, column)
+        elif size > SMALL_BYTES:
+            check_stored(dataset, start, stop, column)
 
     def texts(self, name: str) -> list[str]:
         """Return a column of texts; errors as in ``read``.
@@ -166,8 +164,12 @@ class Contents:
         # Each of many texts may be the same long one: as many are read at once as cannot be too many.
         at_once = max(MOST_TEXT_BYTES // self._bytes, 1)
         for start in range(0, count, at_once):
-            self._check_rows(dataset, start, min(start + at_once, count))
-            found += rows[start : start + at_once].tolist()
+            stop = min(start + at_once, count)
+            if dataset.filters:
+                found += [text.decode() for text in self.read(name, start, stop).tolist()]
+            else:
+                self._check_rows(dataset, start, stop)
+                found += rows[start:stop].tolist()
             total += sum(map(len, found[start:]))
             if total > MOST_TEXT_BYTES:
                 raise ValueError(f"{name} holds more than {MOST_TEXT_BYTES:,} characters")
