@@ -223,11 +223,14 @@ def _compare(
     """Compare the layers of one of the paths."""
     indices = paths[number]
     norms = values[:, indices]
+    all_zero: NDArray[np.bool_] = np.logical_not((norms > 0).any(axis=1))
+    known_last = norms[:, -2] > 0
+    zero = (norms == 0) & ~all_zero[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        decades = np.log10(norms) - np.log10(norms[:, -2:-1])
-    all_zero = np.nan_to_num(norms).max(axis=1) == 0
-    decades = np.where((norms == 0) & ~all_zero[:, None], -np.inf, decades)
-    decades[:, -2][norms[:, -2] > 0] = 0.0
+        decades = np.log10(norms, out=norms)
+        decades -= decades[:, -2:-1].copy()
+    decades[zero] = -np.inf
+    decades[:, -2][known_last] = 0.0
     rank = f"number {number + 1}" if number else "the longest"
     path = f"{rank} of {len(paths)} paths, {name_path(run, indices)}" if len(paths) > 1 else ""
     return GradientRatio(tuple(run.layers[i] for i in indices), indices, decades, rows, counts, all_zero, path)
@@ -287,10 +290,10 @@ def finite_rows(
     else:
         values = layer_values(run, metric, rows)
         skipped = np.asarray(run.scalars.get("skipped", np.zeros(len(run.steps))))[start:stop] == 1
-        values = np.where(np.isfinite(values) & ~skipped[:, None], values, np.nan)
+        values[~np.isfinite(values) | skipped[:, None]] = np.nan
         at, counts = np.arange(start, stop), np.ones(stop - start)
     known = ~np.isnan(values).all(axis=1) if values.size else np.zeros(len(values), dtype=bool)
-    return values[known], at[known], counts[known]
+    return (values, at, counts) if known.all() else (values[known], at[known], counts[known])
 
 
 def over_seeds(decades: Sequence[float]) -> float:

@@ -26,6 +26,8 @@ WIDE_NUMBERS = 16_000_000
 """A metric with more values than this (128 MB in float64) is read by chunks even where they are few,"""
 WIDE_CHUNKS = 32
 """but not fewer than these."""
+NUMBERS_AT_ONCE = 1_000_000
+"""Values that are averaged at once; each takes about 50 bytes meanwhile."""
 ALL_ROWS = slice(None)
 
 
@@ -63,9 +65,11 @@ def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: 
     Raises:
         ConfigError: The run lacks the metric, or ``per_element`` is set and the metric is not a norm.
     """
-    scale = element_scale(run, metric) if per_element else 1.0
     start, stop, _ = rows.indices(len(run.steps))
-    return np.asarray(run.metric_rows(metric, start, stop), dtype=np.float64) / scale
+    values = np.array(run.metric_rows(metric, start, stop), dtype=np.float64)
+    if per_element:
+        values /= element_scale(run, metric)
+    return values
 
 
 def element_scale(run: Run, metric: str) -> FloatArray:
@@ -279,6 +283,10 @@ def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool =
     Returns:
         (B, L) in the unit of the values.
     """
+    part = max(NUMBERS_AT_ONCE // max(len(values), 1), 1)
+    if values.ndim == 2 and values.shape[1] > part:
+        parts = [values[:, i : i + part] for i in range(0, values.shape[1], part)]
+        return np.concatenate([chunk_means(some, starts, linear=linear) for some in parts], axis=1)
     positive = np.isfinite(values) & (linear | (values > 0))
     logs = np.where(positive, values, 0.0) if linear else np.log(np.where(positive, values, 1.0))
     counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)

@@ -160,6 +160,10 @@ def seeds_for_power(std: float, distance: float) -> float:
     return math.inf if distance == 0 else max(3.0, math.ceil((POWER_Z * std / distance) ** 2) + 2.0)
 
 
+MEDIANS_AT_ONCE = 1_000_000
+"""Numbers of a matrix that are sorted at once: a copy of all of a wide metric takes more memory than its file."""
+
+
 def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     """Return the median along an axis; NaN is left out, and infinities count as values.
 
@@ -173,7 +177,11 @@ def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     Returns:
         An array without that axis, in the unit of the values; NaN where no value is known.
     """
-    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1), axis=-1)  # NaN is sorted last
+    values = np.moveaxis(np.asarray(values), axis, -1)
+    if values.ndim == 2 and values.size > 2 * MEDIANS_AT_ONCE and len(values) > 1:
+        part = max(MEDIANS_AT_ONCE // values.shape[1], 1)
+        return np.concatenate([median(values[i : i + part]) for i in range(0, len(values), part)])
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=-1)  # NaN is sorted last
     if not ordered.shape[-1]:
         return np.full(ordered.shape[:-1], np.nan)
     count = (~np.isnan(ordered)).sum(axis=-1)

@@ -17,6 +17,9 @@ SKIPS = 16
 init_scale): after more than 16 skips in a row, the scale does not explain them."""
 SOURCE = "IEEE 754: arithmetic with NaN stays NaN; one optimizer step carries it into the weights"
 
+MOST_COUNTED = 2.0**63
+"""Entries of gradients that no recorder can count."""
+
 
 def first_broken_row(rec: Recording) -> int | None:
     """Return the first row with a non-finite value, skipped steps left out; None where there is none."""
@@ -131,9 +134,9 @@ def _counted(rec: Recording, row: int) -> str:
         return ""
     values = np.asarray(rec.run.metric_rows(COUNT, row, row + 1))[0]
     total = float(np.nansum(values))
-    return (
-        f"in that step, {plural(int(total), 'entry', 'entries')} of parameter gradients are NaN or Inf" if total else ""
-    )
+    if not 0 < total < MOST_COUNTED:  # a file may say that it counted infinitely many
+        return ""
+    return f"in that step, {plural(int(total), 'entry', 'entries')} of parameter gradients are NaN or Inf"
 
 
 def _too_many_skips(rec: Recording) -> list[Finding]:

@@ -36,6 +36,8 @@ UNSEEN_DATA = {"val", "valid", "validation", "test", "eval", "dev"}
 LEAST_VALUES = 3
 """Metrics of weights have a long recording interval, so that a window may contain few values. Two exact zeros may be
 the start and the end of a schedule; three in succession are a state. smdebug's UnchangedTensor requires 3 steps too."""
+WIDE = 2_000_000
+"""Numbers of a metric beyond which they are kept in half the memory, as the file has them."""
 MOST_CHUNKS = 64
 """In a long run, at most so many chunks with non-finite values are read row by row."""
 
@@ -50,7 +52,12 @@ class Series:
     """
 
     def __init__(self, values: FloatArray, steps: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        self.values, self.steps, self.rows = values, steps, rows
+        self._values, self.steps, self.rows = values, steps, rows
+
+    @property
+    def values(self) -> FloatArray:
+        """(B, L) float64; of a wide metric, a new array each time."""
+        return self._values if self._values.dtype == np.float64 else self._values.astype(np.float64)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -112,6 +119,8 @@ class Recording:
         if name not in run.metrics or not len(run.steps):
             return Series(np.empty((0, len(run.layers))), np.empty(0, np.int64), np.empty(0, np.int64))
         values, rows, _ = finite_rows(run, name)
+        if values.size > WIDE and not self.long:  # rows are float32 in the file, so that nothing is lost
+            values = values.astype(np.float32)
         return Series(values, run.steps[rows], rows)
 
     def scalar(self, name: str) -> FloatArray:
@@ -196,12 +205,18 @@ class Recording:
     def is_behind_norm(self, layer: int) -> bool:
         """Return whether a norm follows a layer directly: scaling its weights or inputs then changes nothing."""
         place = self.run.layers[layer]
-        if any(other.role == "norm" and other.depth == place.depth for other in self.run.layers):
-            return True
+        return place.depth in self._norm_depths or place.name in self._before_norms
+
+    @cached_property
+    def _norm_depths(self) -> frozenset[int]:
+        """The depths that norms have."""
+        return frozenset(layer.depth for layer in self.run.layers if layer.role == "norm")
+
+    @cached_property
+    def _before_norms(self) -> frozenset[str]:
+        """The modules whose parameters come directly before those of a norm."""
         orders = [item.texts("layers") for item in self.setup.entries("parameters")]
-        return any(
-            order[i + 1] in self.norms for order in orders for i in range(len(order) - 1) if order[i] == place.name
-        )
+        return frozenset(order[i] for order in orders for i in range(len(order) - 1) if order[i + 1] in self.norms)
 
     def names(self, layers: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
         """Return the names of layers."""

@@ -20,13 +20,15 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
 from gradlens.analysis.profile import epoch_starts, find_stages
-from gradlens.charts.heatmap import Panel, Scale
+from gradlens.charts.heatmap import Panel, Scale, merge_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.marks import NORMAL_RANGES, Marks
 from gradlens.metrics import say_metric
 from gradlens.plots.style import current, magnitude_colours, signed_colours
 from gradlens.run import FloatArray, Layer, Run
 
+MOST_SEEN = 4000
+"""Most layers that are drawn one by one: more than a figure of 20 inches has dots, at 200 dots per inch."""
 MOST_LABELS = 42
 """Most layer names beside a panel."""
 MOST_EPOCH_LINES = 60
@@ -65,7 +67,8 @@ def draw_panel(
         inches: Width of the panel with its layer names.
         along: Width of the panel without its layer names.
     """
-    edges = np.arange(len(panel.layers) + 1) - 0.5
+    whole = panel
+    panel, edges = _as_fine_as_seen(panel)
     shown = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
     colours = signed_colours() if scale.is_diverging else magnitude_colours()
     if panel.drawn.size:
@@ -74,15 +77,24 @@ def draw_panel(
     for mask, colour in ((np.isneginf(panel.drawn), current().zero), (np.isposinf(panel.drawn), current().nonfinite)):
         if mask.any():
             _overlay(axis, panel, edges, mask, colour)
-    axis.set_ylim(len(panel.layers) - 0.5, -0.5)
+    axis.set_ylim(len(whole.layers) - 0.5, -0.5)
     axis.set_xlim(panel.edges[0], max(panel.edges[-1], panel.edges[0] + 1))
     axis.set_xlabel("optimizer step" if by == "step" else "epochs done")
     axis.xaxis.set_major_locator(MaxNLocator(_ticks(along, 6), integer=True))
-    for stage in find_stages(panel.layers)[1:]:
+    for stage in find_stages(whole.layers)[1:]:
         axis.axhline(stage.start - 0.5, color=current().line, linewidth=0.9)
     if by == "step":
         mark_epochs(axis, panel.run, most=_ticks(along, 8))
-    _label_layers(axis, panel.layers, labels, least_gap, inches)
+    _label_layers(axis, whole.layers, labels, least_gap, inches)
+
+
+def _as_fine_as_seen(panel: Panel) -> tuple[Panel, FloatArray]:
+    """Return a panel without more layers than a figure can show, and the edges of its layers, (L + 1,)."""
+    count = len(panel.layers)
+    if count <= MOST_SEEN:
+        return panel, np.arange(count + 1) - 0.5
+    starts = np.arange(0, count, -(-count // MOST_SEEN))
+    return merge_layers(panel, starts.tolist()), np.append(starts, count) - 0.5
 
 
 def _overlay(axis: Axes, panel: Panel, edges: FloatArray, mask: NDArray[np.bool_], colour: str) -> None:

@@ -1,8 +1,8 @@
-"""Chunks of a dataset, looked at before HDF5 inflates them.
+"""Chunks of a dataset, looked at before they are read, and inflated here if they are packed.
 
 HDF5 inflates a chunk to the end of its stream, whatever size it should have: three megabytes can become three
-gigabytes. So the stored size of each chunk that is to be read is compared with the size of a chunk. Those that could
-still become large are inflated here, up to the size that they should have.
+gigabytes. And where a chunk is too short, it returns what lies behind it in the memory of this process (seen with HDF5
+2.0). So a packed chunk is inflated here, and must have exactly the size that it should have.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+import h5py
 import numpy as np
 from h5py import h5z
 from numpy.typing import NDArray
 
 from gradlens.storage.expected import StoredDataset
-from gradlens.storage.limits import MOST_INFLATION, UNSEEN_BYTES
 
 MOST_SINGLE = 4096
 """The sizes of more chunks than this are found by listing all chunks of the dataset."""
+CHECKSUM_BYTES = 4
 SLACK_BYTES = 1024
 """Deflated noise is a little longer than the noise."""
 
 Place = tuple[int, ...]
 
 
-def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | None) -> bool:
+def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | None) -> None:
     """Check that the chunks of some rows are stored, and no larger than they should be.
 
     Args:
@@ -36,9 +37,6 @@ def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | No
         start: The first row.
         stop: The row after the last, at most those that the dataset has.
         column: Only this place of the second axis.
-
-    Returns:
-        Whether one of them could become so large that it must not be left to HDF5.
 
     Raises:
         ValueError: A chunk is missing or too large.
@@ -55,12 +53,14 @@ def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | No
             dataset.id.chunk_iter(lambda chunk: sizes.append(chunk.size))
     if len(sizes) < places:
         raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
-    if not dataset.filters:
-        return False
-    whole, largest = prod(dataset.chunks or ()) * dataset.dtype.itemsize, max(sizes)
-    if largest > whole + whole // 100 + SLACK_BYTES:
-        raise ValueError(f"{dataset.name} has a chunk of {largest:,} bytes, at most {whole:,} expected")
-    return bool(largest * MOST_INFLATION > UNSEEN_BYTES)
+    if dataset.filters:
+        _check_size(dataset, max(sizes))
+
+
+def _check_size(dataset: StoredDataset, size: int) -> None:
+    whole = prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if size > whole + whole // 100 + SLACK_BYTES:
+        raise ValueError(f"{dataset.name} has a chunk of {size:,} bytes, at most {whole:,} expected")
 
 
 def _ranges(dataset: StoredDataset, start: int, stop: int, column: int | None) -> list[range]:
@@ -72,14 +72,14 @@ def _ranges(dataset: StoredDataset, start: int, stop: int, column: int | None) -
     return [range(begin // side * side, end, side) for (begin, end), side in chunks]
 
 
-def read_large_chunks(dataset: StoredDataset, start: int, stop: int, column: int | None) -> NDArray[Any]:
-    """Return some rows of a packed dataset, inflated here; arguments as in ``check_stored``.
+def read_packed(dataset: StoredDataset, start: int, stop: int, column: int | None) -> NDArray[Any]:
+    """Return some rows of a packed dataset; arguments as in ``check_stored``.
 
     Raises:
         ValueError: A chunk is not what it should be.
     """
-    if h5z.FILTER_DEFLATE not in dataset.filters or h5z.FILTER_FLETCHER32 in dataset.filters:
-        raise ValueError(f"{dataset.name} has chunks that are too large")
+    if h5z.FILTER_FLETCHER32 in dataset.filters[:-1]:
+        raise ValueError(f"{dataset.name} is compressed in a way that gradlens does not use")
     rows = np.empty((stop - start, *dataset.shape[1:]), dtype=dataset.dtype)
     for place, values in _inflated(dataset, _ranges(dataset, start, stop, column)):
         here = [
@@ -93,15 +93,50 @@ def read_large_chunks(dataset: StoredDataset, start: int, stop: int, column: int
 
 def _inflated(dataset: StoredDataset, ranges: list[range]) -> Iterator[tuple[Place, NDArray[Any]]]:
     for place in itertools.product(*ranges):
-        mask, stored = dataset.id.read_direct_chunk(place)
-        if mask:
-            raise ValueError(f"{dataset.name} has a chunk that is not compressed")
-        yield place, _inflate(dataset, stored)
+        try:
+            mask, stored = dataset.id.read_direct_chunk(place)
+        except (OSError, RuntimeError, ValueError):
+            if dataset.id.get_chunk_info_by_coord(place).byte_offset is not None:
+                raise
+            yield place, np.full(dataset.chunks or (), h5py.Dataset(dataset.id).fillvalue, dataset.dtype)
+        else:
+            _check_size(dataset, len(stored))
+            yield place, _plain(dataset, mask, stored)
 
 
-def _inflate(dataset: StoredDataset, stored: bytes) -> NDArray[Any]:
+def _plain(dataset: StoredDataset, mask: int, stored: bytes | memoryview) -> NDArray[Any]:
+    """Return a chunk without its filters, but for those in the mask, which HDF5 left out."""
     chunk, width = dataset.chunks or (), dataset.dtype.itemsize
     size = prod(chunk) * width
+    for i in reversed(range(len(dataset.filters))):
+        if mask >> i & 1:
+            continue
+        kind = dataset.filters[i]
+        if kind == h5z.FILTER_FLETCHER32:
+            stored = stored[:-CHECKSUM_BYTES]
+        elif kind == h5z.FILTER_DEFLATE:
+            stored = _inflate(dataset, stored, size)
+        elif width > 1 and len(stored) == size:
+            stored = _in_order(np.frombuffer(stored, np.uint8).reshape(width, -1))
+    if len(stored) != size:
+        raise ValueError(f"{dataset.name} has a chunk that is not {size:,} bytes long")
+    return np.frombuffer(stored, dataset.dtype).reshape(chunk)
+
+
+def _in_order(parts: NDArray[np.uint8]) -> bytes | memoryview:
+    """Return values whose first bytes come first, then their second bytes, and so on, in one piece each, (width, N)."""
+    width = len(parts)
+    if width not in (2, 4, 8):
+        return parts.T.tobytes()
+    values = parts[-1].astype(f"<u{width}")  # several times as fast as by bytes
+    for part in parts[-2::-1]:
+        values <<= 8
+        values |= part
+    return memoryview(values).cast("B")
+
+
+def _inflate(dataset: StoredDataset, stored: bytes | memoryview, size: int) -> bytes:
+    """Inflate a chunk, and no more of it than it should have."""
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(stored, size)
@@ -111,10 +146,4 @@ def _inflate(dataset: StoredDataset, stored: bytes) -> NDArray[Any]:
         raise ValueError(f"{dataset.name} has a chunk that cannot be inflated: {error}") from error
     if len(plain) != size or not stream.eof:
         raise ValueError(f"{dataset.name} has a chunk that is not {size:,} bytes long")
-    if h5z.FILTER_SHUFFLE in dataset.filters and width > 1:
-        flat = np.empty(size // width, dtype=dataset.dtype)
-        parts = np.frombuffer(plain, np.uint8).reshape(width, -1)
-        for i, view in enumerate(flat.view(np.uint8).reshape(-1, width).T):
-            view[:] = parts[i]
-        return flat.reshape(chunk)
-    return np.frombuffer(plain, dataset.dtype).reshape(chunk)
+    return plain

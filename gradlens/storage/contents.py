@@ -23,18 +23,17 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s
 from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
-from gradlens.storage.chunks import check_stored, read_large_chunks
+from gradlens.storage.chunks import check_stored, read_packed
 from gradlens.storage.expected import StoredDataset, checked
 from gradlens.storage.limits import (
     MOST_COLUMNS,
     MOST_DEPTH,
-    MOST_INFLATION,
     MOST_NAME,
     MOST_OBJECTS,
     MOST_TEXT_BYTES,
-    UNSEEN_BYTES,
     believed_bytes,
 )
+from gradlens.storage.superblock import check_text_attribute
 
 BROKEN = (
     KeyError,
@@ -129,8 +128,9 @@ class Contents:
         stop = min(stop, dataset.shape[0])
         if stop <= start:
             return np.empty((0, *dataset.shape[1 if column is None else 2 :]), dtype=dataset.dtype)
-        if self._check_rows(dataset, start, stop, column):
-            return read_large_chunks(dataset, start, stop, column)
+        self._check_rows(dataset, start, stop, column)
+        if dataset.filters:
+            return read_packed(dataset, start, stop, column)
         if column is None and start == 0 and stop == dataset.shape[0]:
             values = np.empty(dataset.shape, dtype=dataset.dtype)
             dataset.id.read(h5s.ALL, h5s.ALL, values)
@@ -138,8 +138,8 @@ class Contents:
         rows = h5py.Dataset(dataset.id, readonly=True)
         return np.asarray(rows[start:stop] if column is None else rows[start:stop, column])
 
-    def _check_rows(self, dataset: StoredDataset, start: int, stop: int, column: int | None = None) -> bool:
-        """Check that the file holds some rows; return whether HDF5 must not inflate them."""
+    def _check_rows(self, dataset: StoredDataset, start: int, stop: int, column: int | None = None) -> None:
+        """Check that the file holds some rows."""
         size = (stop - start) * dataset.row_bytes // (1 if column is None else dataset.shape[1])
         if size > self.believed_bytes:
             raise ValueError(
@@ -148,9 +148,8 @@ class Contents:
         if dataset.chunks is None:
             if dataset.id.get_storage_size() < stop * dataset.row_bytes:
                 raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
-            return False
-        may_hide = dataset.filters and self._bytes * MOST_INFLATION > UNSEEN_BYTES
-        return (may_hide or size > SMALL_BYTES) and check_stored(dataset, start, stop, column)
+        elif size > SMALL_BYTES:
+            check_stored(dataset, start, stop, column)
 
     def texts(self, name: str) -> list[str]:
         """Return a column of texts; errors as in ``read``.
@@ -165,8 +164,12 @@ class Contents:
         # Each of many texts may be the same long one: as many are read at once as cannot be too many.
         at_once = max(MOST_TEXT_BYTES // self._bytes, 1)
         for start in range(0, count, at_once):
-            self._check_rows(dataset, start, min(start + at_once, count))
-            found += rows[start : start + at_once].tolist()
+            stop = min(start + at_once, count)
+            if dataset.filters:
+                found += [text.decode() for text in self.read(name, start, stop).tolist()]
+            else:
+                self._check_rows(dataset, start, stop)
+                found += rows[start:stop].tolist()
             total += sum(map(len, found[start:]))
             if total > MOST_TEXT_BYTES:
                 raise ValueError(f"{name} holds more than {MOST_TEXT_BYTES:,} characters")
@@ -217,9 +220,26 @@ class Contents:
         """
         if (of, name) not in self._attributes:
             owner, key = self.dataset(of).id if of else self._file.id, _encode(name)
-            self._attributes[of, name] = _attribute(h5a.open(owner, key)) if h5a.exists(owner, key) else None
+            self._attributes[of, name] = self._attribute(h5a.open(owner, key)) if h5a.exists(owner, key) else None
         found = self._attributes[of, name]
         return default if found is None else found
+
+    def _attribute(self, found: h5a.AttrID) -> Any:
+        """Return the value of an attribute of any shape that holds one."""
+        name, shape, dtype = _shown(_decode(found.name)), found.shape, found.dtype
+        if shape is None or prod(shape) != 1:
+            raise ValueError(f"attribute {name} is no single value")
+        text = h5py.check_string_dtype(dtype)
+        if dtype.kind not in "iufS" and text is None:
+            raise ValueError(f"attribute {name} is neither text nor number")
+        if dtype.itemsize > MOST_TEXT_BYTES:
+            raise ValueError(f"attribute {name} has {dtype.itemsize:,} bytes, at most {MOST_TEXT_BYTES:,} expected")
+        if dtype.kind == "O":
+            check_text_attribute(self._path, _decode(found.name))
+        values = np.empty(shape, dtype=dtype)
+        found.read(values)
+        value: Any = values.reshape(())[()]
+        return value.decode("utf-8", "surrogateescape") if dtype.kind == "O" and isinstance(value, bytes) else value
 
     def names(self, group: str) -> list[str]:
         """List what lies in a group, sorted.
@@ -290,9 +310,7 @@ class Contents:
         held, found = self._group(group), list[tuple[str, int, int]]()
         if held.get_num_objs() > most:
             raise ValueError(f"{_shown(group) or 'its root'} holds more than {most:,} objects")
-        held.links.iterate(
-            lambda name, info: found.append((name.decode("utf-8", "surrogateescape"), info.type, info.u)), info=True
-        )
+        held.links.iterate(lambda name, info: found.append((_decode(name), info.type, info.u)), info=True)
         return found
 
     def _group(self, name: str) -> h5g.GroupID:
@@ -329,6 +347,10 @@ def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def _decode(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
 def _shown(name: str) -> str:
     """Return a name that a stranger chose, without control characters."""
     text = name.encode("unicode_escape", "surrogatepass").decode()
@@ -338,19 +360,3 @@ def _shown(name: str) -> str:
 def _lies_outside(made: h5p.PropDCID) -> bool:
     """Return whether a dataset's values lie elsewhere; not even its shape is asked for, which may open other files."""
     return bool(made.get_layout() == h5d.VIRTUAL or made.get_external_count())
-
-
-def _attribute(found: h5a.AttrID) -> Any:
-    """Return the value of an attribute of any shape that holds one."""
-    name, shape, dtype = _shown(found.name.decode("utf-8", "surrogateescape")), found.shape, found.dtype
-    if shape is None or prod(shape) != 1:
-        raise ValueError(f"attribute {name} is no single value")
-    text = h5py.check_string_dtype(dtype)
-    if dtype.kind not in "iufS" and text is None:
-        raise ValueError(f"attribute {name} is neither text nor number")
-    if dtype.itemsize > MOST_TEXT_BYTES:
-        raise ValueError(f"attribute {name} has {dtype.itemsize:,} bytes, at most {MOST_TEXT_BYTES:,} expected")
-    values = np.empty(shape, dtype=dtype)
-    found.read(values)
-    value: Any = values.reshape(())[()]
-    return value.decode("utf-8", "surrogateescape") if dtype.kind == "O" and isinstance(value, bytes) else value

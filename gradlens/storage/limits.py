@@ -24,10 +24,6 @@ NOTES_BYTES = 4096
 """Room for notes: text of any length cannot be changed while a file is written and read at once."""
 MOST_CHUNK_BYTES = 1 << 26
 """Bytes of a chunk: HDF5 takes all of them to read one number."""
-MOST_INFLATION = 1032
-"""Bytes that a byte of a deflated stream can become (zlib, "Maximum Compression Factor")."""
-UNSEEN_BYTES = 1 << 28
-"""A chunk that cannot become larger than this is left to HDF5, which inflates it to its end whatever its end is."""
 
 SMALL_FILE = 5_000_000
 MOST_BYTES_SMALL = 192 << 20

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.format import visible
 from gradlens.metrics import is_linear
@@ -22,6 +23,8 @@ from gradlens.storage.stored_file import StoredFile
 
 AT_ONCE = 50_000
 """Scalars of runs with up to so many rows are read with the rest."""
+NUMBERS_AT_ONCE = 1_000_000
+"""Numbers of a metric that are summarised at once; each takes about 80 bytes meanwhile."""
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -170,13 +173,16 @@ def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int
     linear = is_linear(name)
     if start == stop:
         return RowChunks(np.array([start]), np.empty((0, stored.n_layers, len(STATISTICS))))
-    size = size if stored.has_levels else 1
     if size == 1 or stop - start < size:
-        values = stored.rows(name, start, stop)
-        return RowChunks(np.arange(start, stop + 1), summarise(values, np.arange(len(values)), linear=linear))
+        edges = np.arange(start, stop + 1)
+        return RowChunks(edges, _summarise_rows(stored, name, edges, linear))
     first, last = -(-start // size), stop // size
-    middle = stored.level(size, name, first, last) if last > first else np.empty((0, 0, 5))
-    parts = [RowChunks(np.arange(first, last + 1) * size, middle)] if last > first else []
+    parts = []
+    if last > first:
+        edges = np.arange(first, last + 1) * size
+        held = stored.has_levels
+        middle = stored.level(size, name, first, last) if held else _summarise_rows(stored, name, edges, linear)
+        parts.append(RowChunks(edges, middle))
     begin, end = (first * size, last * size) if last > first else (stop, stop)
     finer = LEVELS[LEVELS.index(size) - 1] if size > LEVELS[0] else 1
     if begin > start:
@@ -185,6 +191,19 @@ def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int
         parts.append(_as_one(_read_blocks(stored, name, end, stop, finer), size, linear))
     edges = np.concatenate([*(part.edges[:-1] for part in parts), [stop]])
     return RowChunks(edges, np.concatenate([part.values for part in parts]))
+
+
+def _summarise_rows(stored: StoredFile, name: str, edges: NDArray[np.int64], linear: bool) -> FloatArray:
+    """Compute the statistics of chunks between these rows from the rows themselves, few of which are read at once."""
+    at_once = max(NUMBERS_AT_ONCE // max(stored.n_layers, 1), 1)
+    found = np.empty((len(edges) - 1, stored.n_layers, len(STATISTICS)))
+    first = 0
+    while first < len(found):
+        last = max(int(np.searchsorted(edges, edges[first] + at_once, side="right")) - 1, first + 1)
+        values = stored.rows(name, int(edges[first]), int(edges[last]))
+        found[first:last] = summarise(values, edges[first:last] - edges[first], linear=linear)
+        first = last
+    return found
 
 
 def _as_one(blocks: RowChunks, size: int, linear: bool) -> RowChunks:

@@ -4,10 +4,11 @@ HDF5 offers SWMR mode for this, and there it reads what is missing or broken aga
 is shown to HDF5 as it will look when it is closed: the superblock's flags cleared, and its end where the file ends.
 Broken metadata then fail at once, and a reader of a file that is being written tries again.
 
-``check_heaps`` keeps HDF5 2.0 from reading for ever in a file whose global heap was overwritten with zeros.
+``check_heaps`` keeps HDF5 2.0 from reading for ever in a file whose global heap was overwritten with zeros, and
+``check_text_attribute`` from taking the memory that a text says that it needs.
 
-Source of the layout: HDF5 File Format Specification, version 3.0, II.A (superblock version 2 and 3) and III.E (global
-heap).
+Source of the layout: HDF5 File Format Specification, version 3.0, II.A (superblock version 2 and 3), III.E (global
+heap), III.G (fractal heap) and IV.A.2.m (attribute message).
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ HEAP = b"GCOL\1\0\0\0"
 """How a collection of the global heap begins; its size follows, in 8 bytes, and then its objects."""
 LEAST_OBJECT = 16
 """Bytes of the smallest object of a collection."""
+FRACTAL_HEAP, FILTERS_LENGTH = b"FRHP\0", 7
+"""How a heap for many attributes begins, and the offset of the length of its filters."""
+ATTRIBUTE_START = {1: 8, 2: 8, 3: 9}
+"""Bytes of an attribute before its name, by its version, which is the first of them."""
 MASK = 0xFFFFFFFF
 
 
@@ -96,6 +101,57 @@ def _check_heap(data: mmap.mmap, place: int, most: int) -> int:
             raise ValueError("its texts were overwritten")
         place, count = place + step, count + 1
     return count
+
+
+def check_text_attribute(path: Path, name: str) -> None:
+    """See whether an attribute that is a text of any length says that it is longer than the file.
+
+    HDF5 gives no way to ask for that length, so the attribute is looked for in the bytes of the file: its name, after
+    what an attribute begins with. Wherever HDF5 finds the attribute, it lies there in one piece, but for a heap whose
+    objects are compressed, which HDF5 itself never writes for attributes.
+
+    Args:
+        path: The file.
+        name: The attribute.
+
+    Raises:
+        ValueError: It does, or the attribute is not found.
+    """
+    wanted, found = name.encode() + b"\0", False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.find(FRACTAL_HEAP)
+        while place >= 0:
+            if data[place + FILTERS_LENGTH : place + FILTERS_LENGTH + 2] not in (b"", b"\0\0"):
+                raise ValueError("its attributes are compressed in a way that gradlens does not use")
+            place = data.find(FRACTAL_HEAP, place + 1)
+        place = data.find(wanted)
+        while place >= 0:
+            for start in (place - 8, place - 9):
+                at = _value_place(data[max(start, 0) : place], len(wanted))
+                if at is None:
+                    continue
+                found = True
+                length = int.from_bytes(data[place + at : place + at + 4], "little")
+                if length > len(data):
+                    raise ValueError(f"attribute {name} claims a text of {length:,} bytes; the file has {len(data):,}")
+            place = data.find(wanted, place + 1)
+    if not found:
+        raise ValueError(f"attribute {name} is stored in a way that gradlens does not use")
+
+
+def _value_place(before: bytes, name_bytes: int) -> int | None:
+    """Return how far after its name an attribute's value lies; None where these bytes begin no such attribute.
+
+    Args:
+        before: What lies before the name.
+        name_bytes: Bytes of the name, with the zero at its end.
+    """
+    if len(before) != ATTRIBUTE_START.get(before[0] if before else 0):
+        return None
+    sizes: tuple[int, ...] = struct.unpack_from("<HHH", before, 2)
+    if sizes[0] != name_bytes:
+        return None
+    return sum(-(-size // 8) * 8 for size in sizes) if before[0] == 1 else sum(sizes)
 
 
 class ClosedView(io.RawIOBase):

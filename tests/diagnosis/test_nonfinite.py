@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from gradlens import diagnose_arrays
 from tests.diagnosis.recordings import LAYERS, ROWS, arrays, check
@@ -21,6 +22,18 @@ def test_a_backward_pass_that_breaks() -> None:
     assert "backward pass: layer5" in finding.evidence
     assert "the gradient at layer6, the next layer, is finite" in finding.evidence
     assert "35 entries" in finding.evidence
+
+
+@pytest.mark.parametrize("count", [np.inf, -np.inf, -7.0, 1e300])
+def test_a_count_that_no_recorder_writes_is_not_said(count: float) -> None:
+    data = arrays(noise=0.05)
+    for name in ("activation_grad_norm", "param_grad_norm"):
+        data[name][20, :5] = np.inf
+    data["nonfinite_count"] = np.zeros((ROWS, LAYERS))
+    data["nonfinite_count"][20, :5] = count
+    found = diagnose_arrays(data, scalars={"loss": np.ones(ROWS)}, steps=np.arange(ROWS) + 100)
+    check(found, "nonfinite")
+    assert "of parameter gradients are NaN or Inf" not in found.findings[0].evidence
 
 
 def test_a_forward_pass_that_breaks() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,13 @@ from h5py import h5s
 
 from gradlens.run import Header, Layer, Row
 from gradlens.storage import FileSink
+from gradlens.storage.limits import MOST_LAYERS
+from gradlens.storage.superblock import lookup3
 from tests.storage import known
 
 ROWS = 150
 LAYERS = 5
+MOST_HEADER = 2048
 Way = Callable[[h5py.File], None]
 
 
@@ -169,9 +173,10 @@ def many_layers(count: int) -> Way:
 
     def way(file: h5py.File) -> None:
         held = json.loads(bytes(file.attrs["header_json"]))["layers"]
-        if count <= 10_000:
+        if count <= MOST_LAYERS:
             columns = {key: (values * (count // LAYERS + 1))[:count] for key, values in held.items()}
-            header(file, layers=columns | {"name": [f"l.{i}" for i in range(count)], "parents": [""] * count})
+            chain = {"parents": ["", *map(str, range(count - 1))], "depth": list(range(1, count + 1))}
+            header(file, layers=columns | chain | {"name": [f"l.{i}" for i in range(count)], "role": ["main"] * count})
         del file["layer"], file["level"]
         file.create_dataset("layer/name", data=np.zeros(count, "S8"), compression="gzip")
         file["metric/layer"][...] = ""
@@ -317,6 +322,50 @@ def text_of_gigabytes(file: h5py.File) -> None:
         plain.write((2**31 - 1).to_bytes(4, "little"))
 
 
+def older_attributes(file: h5py.File) -> None:
+    """Keep the attributes as an older file has them: texts of any length, few enough to lie in the root's header."""
+    kept = {key: value for key, value in file.attrs.items() if key not in ("header_json", "header_crc32", "card_json")}
+    for key in list(file.attrs):
+        del file.attrs[key]
+    for key, value in kept.items():
+        file.attrs[key] = value
+    file.flush()
+
+
+def lengthen(path: str, name: str, length: int = 2**31 - 1) -> None:
+    """Let an attribute that is a text of any length say that it is longer than it is."""
+    data = bytearray(Path(path).read_bytes())
+    wanted, at, changed = name.encode() + b"\0", 0, False
+    while (at := data.find(wanted, at + 1)) >= 0:
+        start = max(data.rfind(sign, 0, at) for sign in (b"OHDR", b"OCHK"))
+        if data[at - 9] != 3 or data[start:at].count(b"FHDB"):  # of what was deleted from a heap
+            continue
+        ends = (end for end in range(at, start + MOST_HEADER) if lookup3(bytes(data[start:end])) == word(data, end))
+        value = at + sum(struct.unpack_from("<HHH", data, at - 7))
+        if (end := next(ends, None)) is not None:
+            data[value : value + 4] = length.to_bytes(4, "little")
+            data[end : end + 4] = lookup3(bytes(data[start:end])).to_bytes(4, "little")
+            changed = True
+    assert changed, name
+    Path(path).write_bytes(data)
+
+
+def word(data: bytearray, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
+
+
+def attribute_of_gigabytes(file: h5py.File) -> None:
+    """An attribute is said to have two gigabytes, and has a few bytes."""
+    older_attributes(file)
+    lengthen(file.filename, "model")
+
+
+def mark_of_gigabytes(file: h5py.File) -> None:
+    """So is the attribute by which a run file is known."""
+    older_attributes(file)
+    lengthen(file.filename, "format")
+
+
 def nothing_in_it(file: h5py.File) -> None:
     for name in list(file):
         del file[name]
@@ -326,12 +375,14 @@ WAYS: list[Way] = [
     rank_three, wrong_width, texts_for_numbers, lists_for_numbers, references, compound, no_values, group_for_dataset,
     count_is_a_list, count_is_huge, count_is_negative, rows_are_claimed, rows_are_claimed_modestly,
     epochs_are_claimed, large_chunk, large_chunk_declared, zeros, two_deflates, many_layers(10_000),
-    many_layers(200_000), long_name, layers_of_objects, depth_is_huge, layers_that_feed_all, seed_is_text,
-    seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
+    many_layers(30_000), many_layers(200_000), long_name, layers_of_objects, depth_is_huge, layers_that_feed_all,
+    seed_is_text, seed_is_huge, model_is_long, config_is_deep, config_is_rather_deep, config_is_wide, config_is_a_list,
     config_of_other_types, config_of_huge_numbers, many_notes, many_columns, many_metrics, steps_without_sign,
     running_in_the_future, many_objects, deep_groups, long_column, wide_attribute, long_state, status_is_another,
-    one_text_many_times, text_of_gigabytes, nothing_in_it,
+    one_text_many_times, text_of_gigabytes, attribute_of_gigabytes, mark_of_gigabytes, nothing_in_it,
 ]  # fmt: skip
+NOT_COPIED = ("one_text_many_times", "text_of_gigabytes", "attribute_of_gigabytes", "mark_of_gigabytes")
+"""A copy would hold each of their texts."""
 BY_NAME = {way.__name__: way for way in WAYS}
 
 
@@ -345,7 +396,7 @@ def make_hostile(folder: Path, names: list[str] | None = None) -> dict[str, Path
         shutil.copy(whole, path)
         with h5py.File(path, "r+", libver="latest") as file:
             BY_NAME[name](file)
-        if name not in ("one_text_many_times", "text_of_gigabytes"):  # a copy would hold each of them
+        if name not in NOT_COPIED:
             compact(path)
         made[name] = path
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from gradlens.cli import run_command
 from gradlens.errors import ConfigError, DamagedError, RunFileError
 from gradlens.specs import parse_seeds
 from gradlens.storage import find_runs, read_card
+from gradlens.storage.run_file import open_run_file
+from gradlens.storage.superblock import check_text_attribute
 from tests.processes import some_slow
 from tests.storage import known
 from tests.storage.command_server import Commands
@@ -82,6 +85,8 @@ def test_every_command_on_every_hostile_file(name: str, commands: Commands, tmp_
         ("long_name", "the name of a layer has more than 1,000 characters"),
         ("many_notes", "state/notes has values of"),
         ("text_of_gigabytes", "layer/name claims a text of 2,147,483,647 bytes; the file has"),
+        ("attribute_of_gigabytes", "attribute model claims a text of 2,147,483,647 bytes; the file has"),
+        ("mark_of_gigabytes", "attribute format claims a text of 2,147,483,647 bytes; the file has"),
         ("many_metrics", "it has 4,005 metrics, at most 256 expected"),
         ("steps_without_sign", "step does not hold signed integers"),
     ],
@@ -94,6 +99,44 @@ def test_a_lie_is_named_in_one_line(name: str, said: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("libver", ["earliest", "v110"])
+@pytest.mark.parametrize("more", [0, 40])
+@pytest.mark.parametrize("user_block", [0, 512])
+def test_texts_of_any_length_are_found_wherever_hdf5_keeps_attributes(
+    libver: str, more: int, user_block: int, tmp_path: Path
+) -> None:
+    """In the header of the root, in its continuation, in a heap of many; with other versions of the messages."""
+    old = Path(__file__).parents[1] / "data" / "plain34-s0.h5"
+    path = tmp_path / "run.h5"
+    with h5py.File(old, "r") as source, h5py.File(path, "w", libver=libver, userblock_size=user_block) as file:
+        for i in range(more):
+            file.attrs[f"more {i}"] = "formatting"
+        for key, value in source.attrs.items():
+            file.attrs[key] = value
+        for name in source:
+            source.copy(name, file)
+    run, whole = read_run(path), read_run(old)
+    assert (run.info["model"], run.info["config"]) == (whole.info["model"], whole.info["config"])
+    assert run.metric("param_grad_norm").tobytes() == whole.metric("param_grad_norm").tobytes()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"model\0")
+    while data[at - 9] != 3 and data[at - 8] != 1:
+        at = data.index(b"model\0", at + 1)
+    sizes = [int.from_bytes(data[at - back : at - back + 2], "little") for back in (6, 4, 2)]
+    if data[at - 9] == 3:
+        value = at + sum(int.from_bytes(data[at - back : at - back + 2], "little") for back in (7, 5, 3))
+    else:
+        value = at + sum(-(-size // 8) * 8 for size in sizes)
+    data[value : value + 4] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="attribute model claims a text of 2,147,483,647 bytes"):
+        check_text_attribute(path, "model")
+    if libver == "earliest":  # the headers of the other have checksums
+        with pytest.raises(DamagedError, match="attribute model claims"):
+            read_run(path)
+
+
 def test_a_chunk_that_inflates_to_gigabytes_is_not_inflated(tmp_path: Path) -> None:
     path = make_hostile(tmp_path, ["large_chunk"])["large_chunk"]
     run = read_run(path)
@@ -104,17 +147,62 @@ def test_a_chunk_that_inflates_to_gigabytes_is_not_inflated(tmp_path: Path) -> N
 # --- chunks that are inflated here ---------------------------------------------------------------------------
 
 
-def test_large_chunks_are_read_as_hdf5_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_read_as_hdf5_reads_them(tmp_path: Path) -> None:
     path = known.write_run(tmp_path / "run.h5", 900, count=12)
-    plain = {name: read_run(path).metric(name) for name in read_run(path).metrics}
-    monkeypatch.setattr("gradlens.storage.contents.UNSEEN_BYTES", 1)
-    monkeypatch.setattr("gradlens.storage.chunks.UNSEEN_BYTES", 1)
+    with h5py.File(path) as file:
+        plain = {name: file[f"metric/{name}"][()] for name in read_run(path).metrics}
     run = read_run(path)
     for name, values in plain.items():
         assert run.metric(name).tobytes() == values.tobytes()
         assert run.metric_rows(name, 70, 130).tobytes() == values[70:130].tobytes()
         again = read_run(path).row_chunks(name, least=10)
         assert np.isfinite(again.count).all()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f8", "i1", "i8", ">i2"])
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"fletcher32": True}, {"compression": None}])
+def test_every_allowed_way_to_pack_is_read(dtype: str, options: dict[str, object], tmp_path: Path) -> None:
+    """Also chunks that were left out."""
+    path = known.write_run(tmp_path / "run.h5", 150)
+    values = np.random.default_rng(0).integers(-100, 100, 150).astype(dtype)
+    with h5py.File(path, "r+") as file:
+        del file["scalar/loss"], file["state/check_a"]
+        packed = {"compression": "gzip"} | options
+        made = file.create_dataset("scalar/loss", (150,), dtype, chunks=(64,), fillvalue=7, **packed)
+        made[:100] = values[:100]
+        assert made.id.get_num_chunks() == 2
+    read = read_run(path).scalars["loss"]
+    assert read.dtype == np.dtype(dtype)
+    assert read.tolist() == [*values[:100].tolist(), *[7] * 50]
+
+
+@pytest.mark.parametrize("mask", [0, 1, 2, 3])
+@pytest.mark.parametrize("length", [1, 24, 1199, 1201, 100_000])
+@pytest.mark.parametrize("name", ["scalar/loss", "step"])
+def test_a_chunk_that_is_too_short_shows_nothing_of_the_reader(
+    name: str, length: int, mask: int, tmp_path: Path
+) -> None:
+    """HDF5 returns what lies behind such a chunk in memory, which an export or a page would show."""
+    path = known.write_run(tmp_path / "run.h5", 150)
+    with h5py.File(path, "r+") as file:
+        del file["state/check_a"]
+        dtype = file[name].dtype
+        del file[name]
+        made = file.create_dataset(name, (150,), dtype, chunks=(150,), compression="gzip", shuffle=True)
+        made.id.write_direct_chunk((0,), bytes(length) if mask & 2 else zlib.compress(bytes(length)), filter_mask=mask)
+    with pytest.raises(DamagedError, match=re.escape(name)):
+        read_run(path)
+
+
+def test_texts_of_a_chunk_that_is_too_short_show_nothing_of_the_reader(tmp_path: Path) -> None:
+    path = make_hostile(tmp_path, ["attribute_of_gigabytes"])["attribute_of_gigabytes"]
+    with h5py.File(path, "r+") as file:
+        for key in ("name", "kind", "role"):
+            del file[f"layer/{key}"]
+            made = file.create_dataset(f"layer/{key}", (5,), "S200", chunks=(5,), compression="gzip")
+            made.id.write_direct_chunk((0,), zlib.compress(b"main"))
+    with open_run_file(path) as stored, pytest.raises(ValueError, match="has a chunk that is not 1,000 bytes long"):
+        stored.contents.texts("layer/role")
 
 
 # --- only plain files ----------------------------------------------------------------------------------------

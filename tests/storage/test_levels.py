@@ -187,3 +187,25 @@ def test_a_file_without_levels_is_read_by_its_rows(tmp_path: Path) -> None:
         del file["level"]
     run = read_run(tmp_path / "a.h5")
     assert_blocks(run.row_chunks("activation_grad_norm", least=2), values)
+
+
+@pytest.mark.parametrize("at_once", [1, 500, 10**6])
+@pytest.mark.parametrize(("start", "stop"), [(0, 1500), (70, 1403), (64, 128), (10, 11), (5, 60)])
+def test_chunks_of_a_file_without_levels_are_made_of_its_rows(
+    at_once: int, start: int, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as of a file with levels, between the same rows, and never one per row of a long run."""
+    values = values_of(1500)
+    write(tmp_path / "with.h5", values)
+    write(tmp_path / "without.h5", values)
+    with h5py.File(tmp_path / "without.h5", "r+") as file:
+        del file["level"]
+    monkeypatch.setattr("gradlens.storage.reader.NUMBERS_AT_ONCE", at_once)
+    for name in RHYTHM:
+        for least in (1, 5, 20):
+            wanted, found = (
+                read_run(tmp_path / kind).row_chunks(name, least=least, start=start, stop=stop)
+                for kind in ("with.h5", "without.h5")
+            )
+            assert found.edges.tolist() == wanted.edges.tolist()
+            np.testing.assert_allclose(found.values, wanted.values, rtol=1e-6)
