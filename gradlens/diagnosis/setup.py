@@ -13,6 +13,7 @@ from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.sequences import sequences
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
     alike,
@@ -34,6 +35,7 @@ from gradlens.diagnosis.unfit import (
     same_batch,
     setup_finding,
 )
+from gradlens.diagnosis.weighting import weighting
 from gradlens.format import plural
 
 MOST = 0.5
@@ -77,7 +79,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims,
+        class_dims, weighting, sequences,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]

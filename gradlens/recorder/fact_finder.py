@@ -47,6 +47,7 @@ from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
 from gradlens.recorder.module_modes import BatchNorms, Modes
 from gradlens.recorder.optimizer_settings import OptimizerSettings
 from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
+from gradlens.recorder.token_reading import TokenReading
 
 FIRST_LOOKS = 5
 GRAPH_LOOKS = 3
@@ -141,6 +142,7 @@ class FactFinder:
         self._norms = BatchNorms(self._model)
         self._copies = Copies(self._model, self._parameters)
         self._inputs = LayerInputs()
+        self._tokens = TokenReading()
         self._buffers = find_weights_in_buffers(self._model)
         names = {key: state.layer for key, state in self._parameters.states.items()}
         self._graph = LossGraph(self._model, names)
@@ -187,6 +189,7 @@ class FactFinder:
                 "written_between": parameters.written_between(),
                 "copies": self._copies.facts(),
                 "inputs": self._inputs.facts(),
+                "tokens": self._tokens.facts(),
                 "buffers": self._buffers,
                 "graph": self._graph.facts(parameters.with_gradient),
             }
@@ -239,6 +242,7 @@ class FactFinder:
             self._graph.note_call(name, outputs, trains=trains, step=self._index())
             if own and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
                 self._inputs.note_call(name, module, args[0], outputs, self._index())
+                self._tokens.note_call(name, module, args[0], self._index())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -266,6 +270,7 @@ class FactFinder:
         if self._round < GRAPH_LOOKS:
             keys = set(self._settings.groups)
             self._graph.read(tensors, self._index(), "backward", keys, is_inner=self._depth > 1)
+            self._tokens.read(tensors, self._index())
 
     @safely
     def _after_backward(self) -> None:
@@ -359,6 +364,7 @@ class FactFinder:
         if looked:
             if self._round == GRAPH_LOOKS:
                 self._inputs.forget()
+                self._tokens.end()
             self._write(self.facts)
             if not self._needs_calls:
                 self._calls.remove()

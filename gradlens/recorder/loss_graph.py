@@ -18,6 +18,7 @@ from gradlens.recorder.graph_reading import (
 )
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
+from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
@@ -25,7 +26,7 @@ OFTEN = 4
 
 WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
-COUNTED = ("losses", "targets", "masks")
+COUNTED = ("losses", "targets", "masks", "late_weights", "equal_examples")
 """Kinds of facts whose passes are counted."""
 
 
@@ -83,7 +84,9 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-VARIES = ("shape", "output", "before", "result", "zeros")
+UNREAD = ("class_weights", "late_weights", "equal_examples")
+"""Kinds of facts that hold numbers on the device."""
+VARIES = ("count", "shape", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
 
 
@@ -111,6 +114,9 @@ class LossGraph:
         """Copies of targets that are not read yet, and their steps."""
         self._masks: list[tuple[Facts, int]] = []
         """Copies of what outputs were multiplied by, likewise."""
+        self._later: dict[str, list[tuple[Facts, int]]] = defaultdict(list)
+        """Facts of other kinds that hold numbers on the device, likewise."""
+        self._weights: dict[str, Facts] = {}
         self._values: list[tuple[Tensor, int]] = []
         """Copies of losses that are not read yet, and their steps."""
         self._nonfinite_since: int | None = None
@@ -206,6 +212,8 @@ class LossGraph:
                 for fact in facts:
                     if kind in ("targets", "masks"):
                         (self._targets if kind == "targets" else self._masks).append((fact, step))
+                    elif kind in UNREAD:
+                        self._later[kind].append((fact, step))
                     else:
                         self._add(kind, fact, step)
 
@@ -225,6 +233,27 @@ class LossGraph:
             is_new = before is not None and not torch.equal(before, self._mask)
             if is_new and (described := describe_mask(**fact)) is not None:
                 self._add("masks", described, step)
+
+        self._read_weights()
+
+    def _read_weights(self) -> None:
+        """Count the examples of classes that have weights, and read what was compared."""
+        taken, self._later = self._later, defaultdict(list)
+        for fact, step in taken["class_weights"]:
+            counted = count_classes(fact["weights"], fact["values"], fact["ignored"])
+            if counted is None:
+                continue
+            key = repr((fact["op"], counted[0]))
+            known = self._weights.setdefault(
+                key, {"op": fact["op"], "weights": counted[0], "counts": [0] * len(counted[1]), "since": step}
+            )
+            known["counts"] = [a + b for a, b in zip(known["counts"], counted[1], strict=True)]
+        for fact, step in taken["late_weights"]:
+            if fact["varies"].tolist():
+                self._add("late_weights", fact | {"varies": True}, step)
+        for fact, step in taken["equal_examples"]:
+            if fact["alike"].tolist():
+                self._add("equal_examples", fact | {"alike": True}, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -269,7 +298,7 @@ class LossGraph:
         kinds = (
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
-            "softmax_off_classes", "mixed_classes", "ratios",
+            "softmax_off_classes", "mixed_classes", "ratios", "late_weights", "equal_examples",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -278,6 +307,7 @@ class LossGraph:
             "passes": self._passes,
             "complete": self._complete,
             **{kind: self._facts[kind] for kind in kinds},
+            "class_weights": list(self._weights.values())[:MOST_FACTS],
             "modules": {"ran": len(self.ran.keys() - self.without_graph), "reached": len(self.reached)},
             "nonfinite_since": self._nonfinite_since,
             "unregistered": self._group_leaves(),

@@ -24,6 +24,7 @@ from gradlens.recorder.graph_reading import (
     through_views,
 )
 from gradlens.recorder.layer_inputs import thinned
+from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
@@ -79,6 +80,9 @@ class LossReading:
     ratios: list[Facts] = field(default_factory=list)
     softmax_off_classes: list[Facts] = field(default_factory=list)
     mixed_classes: list[Facts] = field(default_factory=list)
+    class_weights: list[Facts] = field(default_factory=list)
+    late_weights: list[Facts] = field(default_factory=list)
+    equal_examples: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -109,6 +113,8 @@ def read_loss(root: Any) -> LossReading:
             loss = op
             found.losses.append(_describe_loss(node, op))
             found.targets += _take_targets(node, op)
+            found.class_weights += take_class_weights(node, op)
+            found.equal_examples += look_for_equal_examples(node, op)
             _look_under_loss(node, op, found)
             if op.startswith("NllLoss"):
                 found.softmax_off_classes += wrong_softmax(node)
@@ -126,6 +132,7 @@ def read_loss(root: Any) -> LossReading:
             found.mixed_views += _reordered(node)
         found.probabilities_as_logs += _look_for_divergence(node)
         found.ratios += _look_for_ratio(node)
+        found.late_weights += look_for_late_weights(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
