@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.unfit import LEAST_CALLS, named, setup_finding
@@ -31,7 +31,7 @@ def weighting(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_inverted, _too_late, _copies_of_one, _single_score)
+    rules = (_inverted, _too_late, _copies_of_one, _single_score, _penalty_without_graph)
     return [finding for rule in rules for finding in rule(rec)]
 
 
@@ -152,3 +152,26 @@ def _without_gradient(rec: Recording) -> tuple[str, ...]:
 
 def _is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
+
+
+def _penalty_without_graph(rec: Recording) -> list[Finding]:
+    """Find a penalty on a gradient that was taken without a graph: to the weights it is a number."""
+    known = {layer.name for layer in rec.run.layers}
+    for item in rec.setup.graph.entries("penalties"):
+        layers = tuple(name for name in item.texts("layers") if name in known)
+        if item.whole("passes") < rec.setup.graph.whole("passes") or not layers:
+            continue
+        return [
+            setup_finding(
+                rec,
+                item,
+                f"in each of {item.whole('passes')} passes, torch.autograd.grad takes a gradient through "
+                f"{say_layers(layers)} without create_graph, and a term of the loss has no graph: it is a number that "
+                "no weight can change",
+                "Pass create_graph=True to torch.autograd.grad where its result goes into the loss (a gradient "
+                "penalty, or the derivative in a differential equation).",
+                "a term of the loss has no graph",
+                layers,
+            )
+        ]
+    return []

@@ -37,9 +37,15 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradlens.format import plain
+from gradlens.recorder.copied_statistics import CopiedStatistics
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.hooks.compiled import is_compiled
-from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_backward, observe_clipping
+from gradlens.recorder.hooks.observed_calls import (
+    GlobalForwardHook,
+    observe_backward,
+    observe_clipping,
+    observe_gradients,
+)
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
@@ -113,6 +119,7 @@ class FactFinder:
         self._watched = [
             observe_backward(weakly(self._before_backward), weakly(self._after_backward)),
             observe_clipping(weakly(self._clip)),
+            observe_gradients(weakly(self._note_gradients)),
         ]
         self._scaling = Scaling(scaler)
         self._clipping = Clipping()
@@ -141,6 +148,7 @@ class FactFinder:
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
         self._copies = Copies(self._model, self._parameters)
+        self._statistics = CopiedStatistics(self._model)
         self._inputs = LayerInputs()
         self._tokens = TokenReading()
         self._buffers = find_weights_in_buffers(self._model)
@@ -187,7 +195,7 @@ class FactFinder:
                 "changed_outside": parameters.changed_outside(groups),
                 "gains": self._gains,
                 "written_between": parameters.written_between(),
-                "copies": self._copies.facts(),
+                "copies": [f | self._statistics.describe(f["layer"], f["of"]) for f in self._copies.facts()],
                 "inputs": self._inputs.facts(),
                 "tokens": self._tokens.facts(),
                 "buffers": self._buffers,
@@ -234,6 +242,7 @@ class FactFinder:
         if name is None or not self._is_looking:
             return
         self._thread = threading.get_ident()
+        self._statistics.note_call(name, module)
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())
         if self._round < GRAPH_LOOKS:
@@ -280,6 +289,11 @@ class FactFinder:
         if self._is_looking and self._depth == 0:
             self._passes += 1
             self._parameters.after_backward()
+
+    @safely
+    def _note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        if self._is_looking and self._round < GRAPH_LOOKS and self._trains_here:
+            self._graph.note_gradients(outputs, inputs, self._index())
 
     @safely
     def log(self, scalars: Mapping[str, Any]) -> None:

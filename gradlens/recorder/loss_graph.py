@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.recorder.bare_terms import has_bare_term
 from gradlens.recorder.graph_reading import (
     MOST_FACTS,
     Facts,
@@ -26,7 +27,7 @@ OFTEN = 4
 
 WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
-COUNTED = ("losses", "targets", "masks", "late_weights", "equal_examples")
+COUNTED = ("penalties", "losses", "targets", "masks", "late_weights", "equal_examples")
 """Kinds of facts whose passes are counted."""
 
 
@@ -122,6 +123,8 @@ class LossGraph:
         self._nonfinite_since: int | None = None
         self._mask: Tensor | None = None
         """Some elements of the last of them: dropout draws others each time."""
+        self._taken: tuple[list[str], int] = [], -1
+        """Modules of which a gradient without a graph was taken last, and in which step."""
         self._leaves: dict[Any, Facts] = {}
         self._no_graph: Facts | None = None
         self._source = ""
@@ -150,6 +153,19 @@ class LossGraph:
             elif name not in self.ran:
                 self.without_graph.add(name)
             self.ran.setdefault(name, step)
+
+    def note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], step: int) -> None:
+        """Note a gradient with respect to what is no parameter of the model, which has no graph of its own.
+
+        Args:
+            outputs: What is differentiated.
+            inputs: With respect to what.
+            step: The step in progress.
+        """
+        roots = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+        if roots and inputs and not any(id(tensor) in self._names for tensor in inputs):
+            modules = list(read_graph(roots, self._names).modules)
+            self._taken = (modules, step) if modules else self._taken
 
     @property
     def was_read(self) -> bool:
@@ -206,6 +222,10 @@ class LossGraph:
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
+        modules, taken = self._taken
+        if taken == step and any(has_bare_term(root) for root in roots):
+            fact = {"layers": [name for name in self._order if name in modules][:MOST_FACTS], "count": len(modules)}
+            self._add("penalties", fact, step)
         for root in roots:
             loss = read_loss(root)
             for kind, facts in vars(loss).items():
@@ -299,6 +319,7 @@ class LossGraph:
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "late_weights", "equal_examples",
+            "penalties",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,3 +268,64 @@ def test_a_padding_mask_that_is_turned_round(tmp_path: Path, faulty: bool, way: 
 
     found = fit(tmp_path / "run.h5", Reader(), loss_of)
     assert ("the padding mask is turned round" in causes(found)) == faulty, str(found)
+
+
+@pytest.mark.parametrize("way", ["no graph", "a graph", "an attack", "a number"])
+def test_a_gradient_penalty_without_a_graph(tmp_path: Path, way: str) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        x.requires_grad_(True)
+        loss = functional.cross_entropy(model(x), y)
+        if way == "a number":
+            return loss + 1.0
+        slope = torch.autograd.grad(model(x).sum(), x, create_graph=way == "a graph")[0]
+        if way == "an attack":  # the gradient makes an input, as in adversarial training
+            return loss + functional.cross_entropy(model(x + 0.1 * slope.sign()), y)
+        return loss + 0.1 * (slope.norm(dim=1) - 1).square().mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3))
+    found = fit(tmp_path / "run.h5", model, loss_of)
+    assert causes(found) == (["a term of the loss has no graph"] if way == "no graph" else []), str(found)
+    assert not causes(found) or found.findings[0].layers == ("0", "2", "4")
+
+
+class Taught(nn.Module):
+    """A student with batch norm, and a teacher that is its average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(
+            nn.Linear(INPUTS, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)
+        )
+        self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def average(self, *, buffers: bool) -> None:
+        for own, mean in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+            mean.mul_(0.9).add_(own, alpha=0.1)
+        for own, mean in zip(self.student.buffers(), self.teacher.buffers(), strict=True) if buffers else ():
+            mean.copy_(own)
+
+
+@pytest.mark.parametrize("way", ["weights alone", "buffers, too", "train mode", "statistics that fit"])
+def test_a_teacher_that_gets_no_statistics(tmp_path: Path, way: str) -> None:
+    model = Taught()
+    model.teacher.train(way == "train mode")
+    if way == "statistics that fit":
+        model.student[0].weight.data.zero_()  # what goes into batch norm has a mean of about 0, as at the start
+        model.student[1].momentum = 0.001
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        assert isinstance(model, Taught)
+        x, y = scarce(64)
+        model.average(buffers=way == "buffers, too")
+        with torch.no_grad():
+            soft = model.teacher(20 + 8 * x).softmax(1)
+        outputs = model.student(20 + 8 * x)
+        return functional.cross_entropy(outputs, y) + 0.1 * functional.cross_entropy(outputs, soft)
+
+    found = fit(tmp_path / "run.h5", model, loss_of, rate=1e-3)
+    stale = "a copy's batch norm statistics are not updated"
+    assert (stale in causes(found)) == (way == "weights alone"), str(found)
