@@ -44,6 +44,7 @@ from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
+from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural
@@ -117,6 +118,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         exact = [finding for finding in exact if finding.cause != POSTERIOR]
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
+    findings = _without_scores(findings, exact, notes)
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
@@ -154,6 +156,14 @@ def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learnin
     if any(finding.kind == "zero_gradient" and "at all layers" in finding.evidence for finding in findings):
         return replace(learning, verdict="no", evidence=f"{learning.evidence}; all gradients are exactly 0 at the end")
     return learning
+
+
+def _without_scores(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return findings without a gradient of 0 that a softmax over one element causes; it becomes a note."""
+    single = any(finding.cause == ONE_SCORE and finding.layers for finding in exact)
+    caused = [finding for finding in findings if single and finding.kind == "zero_gradient" and not finding.cause]
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in caused]
+    return [finding for finding in findings if finding not in caused]
 
 
 def _notes_on_rows(rec: Recording) -> list[str]:

@@ -14,7 +14,7 @@ from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
 from gradlens.diagnosis.intended import is_spent, near_zero, replaced, say_schedule
 from gradlens.diagnosis.learning import ERRORS, LEAST_STEPS, Losses, guessing_of, trained_before
-from gradlens.diagnosis.loss import HALVED, loss_fell
+from gradlens.diagnosis.loss import HALVED, loss_fell, loss_halved
 from gradlens.diagnosis.network import Network, usual_update
 from gradlens.diagnosis.recorded_rows import (
     BATCHES,
@@ -46,6 +46,8 @@ LEFT = 0.75
 """Share of the first loss that must be left: a loss that falls by more in so few steps needs no other rate."""
 STEADY = 0.5
 """A loss that falls at the end at half of its first pace or more follows a straight line rather than a curve."""
+SETTINGS, TOLERANCE = "settings", "tolerance_change"
+"""A setting of optimizers that end by themselves: torch.optim.LBFGS changes nothing below it."""
 AGREE = 0.15
 """At a minimum the gradients of two halves of a batch cancel: small steps while the halves agree are not convergence.
 Measured on experiments/scorecard, seeds 0 to 2: a cosine of -0.06 to 0.07 near convergence, 0.42 to 0.53 with a
@@ -223,7 +225,7 @@ def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
     unchanged, series, metric = _unchanged_layers(rec)
     no_grad = _without(rec, wants_no_gradient(rec), explained)
     layers = _without(rec, np.setdiff1d(unchanged, without_gradient(rec)), explained)
-    if series is not None and len(layers):
+    if series is not None and len(layers) and not _has_stopped(rec, layers):
         moving = series.values[:, layers] != (0 if metric == UPDATE else series.values[-1, layers])
         rows = np.flatnonzero((moving & ~np.isnan(series.values[:, layers])).all(axis=1))
         start = int(series.rows[rows[-1] + 1]) if len(rows) and rows[-1] + 1 < len(series) else int(series.rows[0])
@@ -252,6 +254,18 @@ def _writes_nothing(rec: Recording) -> str:
         "parameter. An assignment p = p - lr * p.grad makes a new tensor and leaves the parameter as it is: write "
         "p.add_(p.grad, alpha=-lr) under torch.no_grad(), and look for a factor that is 0."
     )
+
+
+def _has_stopped(rec: Recording, layers: NDArray[np.int64]) -> bool:
+    """Return whether an optimizer that ends by a tolerance of its own (LBFGS) has all these layers, and has ended.
+
+    It changes nothing where the gradient or the slope along its step is below that tolerance. Beside a loss that is
+    halved that is its aim; a line search that fails at once ends there, too, and leaves the loss as it is.
+    """
+    optimizers = rec.setup.entries("optimizers")
+    ends = [group for item in optimizers for group in item.entries("groups") if TOLERANCE in group.entry(SETTINGS).keys]
+    held = {name for group in ends for name in group.texts("layers")}
+    return loss_halved(rec) and held.issuperset(rec.names(layers))
 
 
 def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:

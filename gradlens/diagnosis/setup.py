@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
+from gradlens.diagnosis.copies import copies
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.likelihood import likelihood, maximizes
@@ -16,14 +15,18 @@ from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.sequences import sequences
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
+    FIT_MEAN,
+    FIT_VARIANCE,
     alike,
     batch_second,
     batch_sizes,
     constant_data,
     dropped,
     few_values,
+    is_far,
     layers_of,
     minimax,
     mixed_views,
@@ -37,17 +40,13 @@ from gradlens.diagnosis.unfit import (
     same_batch,
     setup_finding,
 )
+from gradlens.diagnosis.weighting import weighting
 from gradlens.format import plural
 
 MOST = 0.5
 """Share of the optimizer's parameters that must be in a state before it counts as the state of the training."""
 MOSTLY_LOST = 0.9
 """Share of the rows in which as many passes are lost: the last step of an epoch may have fewer."""
-FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
-"""Running statistics are far from the batch's where the mean is off by one standard deviation, or the variance by a
-factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
-FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
-"""Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
 ANOTHER_MODEL = "another model is trained than the optimizer has"
 CLEARED = "gradients are cleared before the step"
 """This explains backward passes that are thrown away."""
@@ -81,7 +80,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, collapsed, likelihood,
+        class_dims, logit_range, collapsed, likelihood, weighting, sequences, copies,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -422,19 +421,6 @@ def _momentum(rec: Recording) -> list[Finding]:
 
 def _norm_names(items: list[Entry]) -> tuple[str, ...]:
     return tuple(item.text("layer") for item in items)
-
-
-def is_far(item: Entry, mean: float = FAR_MEAN, variance: float = FAR_VARIANCE) -> bool:
-    """Return whether running statistics of a batch norm are far from those of the batch.
-
-    Args:
-        item: One of ``batch_norm`` in docs/facts.md.
-        mean: Standard deviations from which on the mean is far.
-        variance: Factor from which on the variance is far.
-    """
-    ratio = item.number("variance_ratio")
-    off = abs(math.log(ratio)) > math.log(variance) if ratio > 0 else ratio == 0
-    return item.number("mean_distance") > mean or off
 
 
 def say_statistics(item: Entry) -> str:

@@ -49,6 +49,11 @@ FEW_VALUES = 4
 """Values per channel with which batch norm counts as a cause; with two of them each becomes 1 or -1 exactly."""
 NOTHING_LEFT = 0.05
 """Share of the loss of guessing below which nothing is left to be learnt; no outside source."""
+FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
+"""Running statistics are far from the batch's where the mean is off by one standard deviation, or the variance by a
+factor of 4: the normalised values then lie outside the range in which the following layers were trained."""
+FIT_MEAN, FIT_VARIANCE = 0.25, 2.0
+"""Statistics that are never updated fit where the mean is off by less than a quarter, the variance by less than 2."""
 LEAST_EXAMPLES = 4
 """Examples of one class that are no chance."""
 LEAST_CALLS = 3
@@ -74,6 +79,19 @@ def batch_sizes(rec: Recording) -> set[int]:
     """
     shapes = [item.numbers("shape") for item in rec.setup.graph.entries("outputs")]
     return {int(shape[0]) for shape in shapes if len(shape) == 2 and shape[0] > 1}
+
+
+def is_far(item: Entry, mean: float = FAR_MEAN, variance: float = FAR_VARIANCE) -> bool:
+    """Return whether running statistics of a batch norm are far from those of the batch.
+
+    Args:
+        item: One of ``batch_norm`` in docs/facts.md.
+        mean: Standard deviations from which on the mean is far.
+        variance: Factor from which on the variance is far.
+    """
+    ratio = item.number("variance_ratio")
+    off = abs(math.log(ratio)) > math.log(variance) if ratio > 0 else ratio == 0
+    return item.number("mean_distance") > mean or off
 
 
 def layers_of(items: list[Entry]) -> tuple[str, ...]:

@@ -37,10 +37,16 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradlens.format import plain
+from gradlens.recorder.copied_statistics import CopiedStatistics
 from gradlens.recorder.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.graph_reading import MODEL
 from gradlens.recorder.hooks.compiled import is_compiled
-from gradlens.recorder.hooks.observed_calls import GlobalForwardHook, observe_backward, observe_clipping
+from gradlens.recorder.hooks.observed_calls import (
+    GlobalForwardHook,
+    observe_backward,
+    observe_clipping,
+    observe_gradients,
+)
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
@@ -50,6 +56,7 @@ from gradlens.recorder.optimizer_settings import OptimizerSettings
 from gradlens.recorder.output_spread import OutputSpread
 from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
 from gradlens.recorder.rounding import Rounding
+from gradlens.recorder.token_reading import TokenReading
 
 FIRST_LOOKS = 5
 GRAPH_LOOKS = 3
@@ -115,6 +122,7 @@ class FactFinder:
         self._watched = [
             observe_backward(weakly(self._before_backward), weakly(self._after_backward)),
             observe_clipping(weakly(self._clip)),
+            observe_gradients(weakly(self._note_gradients)),
         ]
         self._scaling = Scaling(scaler)
         self._clipping = Clipping()
@@ -145,7 +153,9 @@ class FactFinder:
         self._modes = Modes(self._model, self._step)
         self._norms = BatchNorms(self._model)
         self._copies = Copies(self._model, self._parameters)
+        self._statistics = CopiedStatistics(self._model)
         self._inputs = LayerInputs()
+        self._tokens = TokenReading()
         self._buffers = find_weights_in_buffers(self._model)
         names = {key: state.layer for key, state in self._parameters.states.items()}
         self._graph = LossGraph(self._model, names)
@@ -192,8 +202,9 @@ class FactFinder:
                 "rounding": self._rounding.facts(),
                 "spread": self._spread.facts(),
                 "written_between": parameters.written_between(),
-                "copies": self._copies.facts(),
+                "copies": [f | self._statistics.describe(f["layer"], f["of"]) for f in self._copies.facts()],
                 "inputs": self._inputs.facts(),
+                "tokens": self._tokens.facts(),
                 "buffers": self._buffers,
                 "graph": self._graph.facts(parameters.with_gradient),
             }
@@ -247,6 +258,7 @@ class FactFinder:
         if module is not self._model:
             self._spread.note_call(name, outputs, self._graph.last_layers)
         self._thread = threading.get_ident()
+        self._statistics.note_call(name, module)
         if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
             self._norms.note_call(name, args[0], self._index())
         if self._round < GRAPH_LOOKS:
@@ -255,6 +267,7 @@ class FactFinder:
             self._graph.note_call(name, outputs, trains=trains, step=self._index())
             if own and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
                 self._inputs.note_call(name, module, args[0], outputs, self._index())
+                self._tokens.note_call(name, module, args[0], self._index())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -282,6 +295,7 @@ class FactFinder:
         if self._round < GRAPH_LOOKS:
             keys = set(self._settings.groups)
             self._graph.read(tensors, self._index(), "backward", keys, is_inner=self._depth > 1)
+            self._tokens.read(tensors, self._index())
 
     @safely
     def _after_backward(self) -> None:
@@ -291,6 +305,11 @@ class FactFinder:
         if self._is_looking and self._depth == 0:
             self._passes += 1
             self._parameters.after_backward()
+
+    @safely
+    def _note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        if self._is_looking and self._round < GRAPH_LOOKS and self._trains_here:
+            self._graph.note_gradients(outputs, inputs, self._index())
 
     @safely
     def log(self, scalars: Mapping[str, Any]) -> None:
@@ -382,6 +401,7 @@ class FactFinder:
         if looked:
             if self._round == GRAPH_LOOKS:
                 self._inputs.forget()
+                self._tokens.end()
             self._write(self.facts)
             if not self._needs_calls:
                 self._calls.remove()

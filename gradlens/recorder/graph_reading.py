@@ -229,7 +229,9 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
         shape = shape_of(node)
         dim = dim_of(node, len(shape))
         if dim is not None and shape and (shape[dim] == 1 or (dim == 0 and len(shape) > 1)):
+            behind = [label for child, _ in children(node) for label in through_views(child)[1][:1]]
             fact = {"op": op, "layer": names[0] if names else None, "dim": dim, "shape": list(shape)}
+            fact |= {"behind": behind[0] if behind else None}
             found.softmax_dims.append(fact | {"elements": shape[dim]})
     elif op.startswith("CompiledFunction"):
         found.complete = False  # modules inside left no labels

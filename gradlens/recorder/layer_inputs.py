@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gradlens.recorder.parameter_states import Facts, sample
 
 MOST_INPUTS = 8
+LEAST_EXAMPLES = 4
+"""Examples that are no chance."""
 STATISTICS = ("least", "largest", "mean", "rms")
 MOST_ELEMENTS = 2**20
 """About so many elements of a tensor are looked at."""
@@ -25,6 +27,8 @@ class LayerInputs:
         """Some elements of the first input of each layer."""
         self._equal: list[tuple[str, Tensor]] = []
         """For calls that are not read yet: the layer, and whether its input was the first one."""
+        self._alike: list[tuple[str, Tensor]] = []
+        """For calls that are not read yet: the layer, and whether all examples were the same."""
         self._unread: dict[str, Tensor] = {}
         self._rms: dict[str, Tensor] = {}
         self._padded: dict[str, Tensor] = {}
@@ -47,6 +51,8 @@ class LayerInputs:
         is_data = inputs.grad_fn is None and not isinstance(inputs, nn.Parameter)
         if not (is_data or isinstance(batch_first, bool)) or not inputs.numel():
             return
+        if is_data and (fact is not None or len(self._facts) < MOST_INPUTS):
+            self._compare_examples(name, inputs)
         if fact is not None:
             fact["last_step"], fact["calls"] = step, fact["calls"] + 1
             if fact["same"] and is_data:
@@ -79,8 +85,17 @@ class LayerInputs:
         if made:
             self._rms[name] = _rms(thinned(made[0]).float())
 
+    def _compare_examples(self, name: str, inputs: Tensor) -> None:
+        """Note whether all examples of a batch of numbers are the same; no value is looked at."""
+        is_batch = inputs.is_floating_point() and inputs.dim() > 1 and inputs.shape[0] >= LEAST_EXAMPLES
+        if is_batch and inputs.numel() <= MOST_ELEMENTS:
+            self._alike.append((name, (inputs == inputs[:1]).all()))
+
     def facts(self) -> list[Facts]:
         """Return what is stored; this waits for an accelerator where calls were noted since."""
+        for name, alike in self._alike:
+            self._facts[name]["examples_alike"] = self._facts[name].get("examples_alike", True) and bool(alike.tolist())
+        self._alike = []
         for name, equal in self._equal:
             self._facts[name]["same"] &= bool(equal.tolist())
         for name, stats in self._unread.items():

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.recorder.bare_terms import has_bare_term
 from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
 from gradlens.recorder.loss_terms import terms_apart
+from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.parameter_states import sample
 
 OFTEN = 4
@@ -20,7 +22,7 @@ OFTEN = 4
 
 WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
-COUNTED = ("losses", "targets", "masks")
+COUNTED = ("penalties", "losses", "targets", "masks", "late_weights", "equal_examples")
 """Kinds of facts whose passes are counted."""
 
 
@@ -78,7 +80,9 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-VARIES = ("shape", "shapes", "output", "before", "result", "zeros")
+UNREAD = ("class_weights", "late_weights", "equal_examples")
+"""Kinds of facts that hold numbers on the device."""
+VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
 
 
@@ -106,11 +110,16 @@ class LossGraph:
         """Copies of targets that are not read yet, and their steps."""
         self._masks: list[tuple[Facts, int]] = []
         """Copies of what outputs were multiplied by, likewise."""
+        self._later: dict[str, list[tuple[Facts, int]]] = defaultdict(list)
+        """Facts of other kinds that hold numbers on the device, likewise."""
+        self._weights: dict[str, Facts] = {}
         self._values: list[tuple[Tensor, int]] = []
         """Copies of losses that are not read yet, and their steps."""
         self._nonfinite_since: int | None = None
         self._mask: Tensor | None = None
         """Some elements of the last of them: dropout draws others each time."""
+        self._taken: tuple[list[str], int] = [], -1
+        """Modules of which a gradient without a graph was taken last, and in which step."""
         self._leaves: dict[Any, Facts] = {}
         self._no_graph: Facts | None = None
         self._source = ""
@@ -139,6 +148,19 @@ class LossGraph:
             elif name not in self.ran:
                 self.without_graph.add(name)
             self.ran.setdefault(name, step)
+
+    def note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], step: int) -> None:
+        """Note a gradient with respect to what is no parameter of the model, which has no graph of its own.
+
+        Args:
+            outputs: What is differentiated.
+            inputs: With respect to what.
+            step: The step in progress.
+        """
+        roots = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+        if roots and inputs and not any(id(tensor) in self._names for tensor in inputs):
+            modules = list(read_graph(roots, self._names).modules)
+            self._taken = (modules, step) if modules else self._taken
 
     @property
     def last_layers(self) -> set[str]:
@@ -205,6 +227,10 @@ class LossGraph:
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
+        modules, taken = self._taken
+        if taken == step and any(has_bare_term(root) for root in roots):
+            fact = {"layers": [name for name in self._order if name in modules][:MOST_FACTS], "count": len(modules)}
+            self._add("penalties", fact, step)
         for root in roots:
             for fact in terms_apart(root, self._order):
                 self._add("terms_apart", fact, step)
@@ -213,6 +239,8 @@ class LossGraph:
                 for fact in facts:
                     if kind in ("targets", "masks"):
                         (self._targets if kind == "targets" else self._masks).append((fact, step))
+                    elif kind in UNREAD:
+                        self._later[kind].append((fact, step))
                     else:
                         self._add(kind, fact, step)
 
@@ -232,6 +260,27 @@ class LossGraph:
             is_new = before is not None and not torch.equal(before, self._mask)
             if is_new and (described := describe_mask(**fact)) is not None:
                 self._add("masks", described, step)
+
+        self._read_weights()
+
+    def _read_weights(self) -> None:
+        """Count the examples of classes that have weights, and read what was compared."""
+        taken, self._later = self._later, defaultdict(list)
+        for fact, step in taken["class_weights"]:
+            counted = count_classes(fact["weights"], fact["values"], fact["ignored"])
+            if counted is None:
+                continue
+            key = repr((fact["op"], counted[0]))
+            known = self._weights.setdefault(
+                key, {"op": fact["op"], "weights": counted[0], "counts": [0] * len(counted[1]), "since": step}
+            )
+            known["counts"] = [a + b for a, b in zip(known["counts"], counted[1], strict=True)]
+        for fact, step in taken["late_weights"]:
+            if fact["varies"].tolist():
+                self._add("late_weights", fact | {"varies": True}, step)
+        for fact, step in taken["equal_examples"]:
+            if fact["alike"].tolist():
+                self._add("equal_examples", fact | {"alike": True}, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -278,6 +327,7 @@ class LossGraph:
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "terms_apart",
+            "late_weights", "equal_examples", "penalties",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -286,6 +336,7 @@ class LossGraph:
             "passes": self._passes,
             "complete": self._complete,
             **{kind: self._facts[kind] for kind in kinds},
+            "class_weights": list(self._weights.values())[:MOST_FACTS],
             "modules": {"ran": len(self.ran.keys() - self.without_graph), "reached": len(self.reached)},
             "nonfinite_since": self._nonfinite_since,
             "unregistered": self._group_leaves(),

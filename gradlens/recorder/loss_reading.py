@@ -26,6 +26,7 @@ from gradlens.recorder.graph_reading import (
 from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign
 from gradlens.recorder.logit_range import logit_range
+from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
@@ -83,6 +84,9 @@ class LossReading:
     mixed_classes: list[Facts] = field(default_factory=list)
     logit_range: list[Facts] = field(default_factory=list)
     likelihoods: list[Facts] = field(default_factory=list)
+    class_weights: list[Facts] = field(default_factory=list)
+    late_weights: list[Facts] = field(default_factory=list)
+    equal_examples: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -114,6 +118,8 @@ def read_loss(root: Any) -> LossReading:
             loss = op
             found.losses.append(_describe_loss(node, op))
             found.targets += _take_targets(node, op)
+            found.class_weights += take_class_weights(node, op)
+            found.equal_examples += look_for_equal_examples(node, op)
             _look_under_loss(node, op, found)
             if op.startswith("NllLoss"):
                 found.softmax_off_classes += wrong_softmax(node)
@@ -132,6 +138,7 @@ def read_loss(root: Any) -> LossReading:
             found.mixed_views += _reordered(node)
         found.probabilities_as_logs += _look_for_divergence(node)
         found.ratios += _look_for_ratio(node)
+        found.late_weights += look_for_late_weights(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):

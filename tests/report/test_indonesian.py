@@ -65,9 +65,10 @@ def runs_over_steps(make_run) -> list[Run]:
 OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
 """Beginnings of texts that are in no report."""
 MODULES = (
-    "clipping", "cut", "dead", "diagnose", "exploding", "findings", "frozen", "incoherent", "intended", "learning",
-    "loop", "loss", "network", "nonfinite", "out_of_sync", "plateau", "recurrent", "saturated", "setup", "terms",
-    "through_time", "uncleared", "unfit", "unused", "vanishing", "zero_gradient",
+    "clipping", "copies", "cut", "dead", "diagnose", "exploding", "findings", "frozen", "incoherent",
+    "intended", "learning", "loop", "loss", "network", "nonfinite", "out_of_sync", "plateau", "recurrent",
+    "saturated", "sequences", "setup", "terms", "through_time", "uncleared", "unfit", "unused", "vanishing",
+    "weighting", "zero_gradient",
 )  # fmt: skip
 
 

@@ -125,11 +125,31 @@ def observe_backward(before: Callable[[Sequence[Tensor]], None], after: Callable
     """
 
     def begin(arguments: dict[str, Any]) -> None:
-        tensors = arguments.get("tensors", ())
-        listed = (tensors,) if isinstance(tensors, Tensor) else tensors
-        before([tensor for tensor in listed if isinstance(tensor, Tensor)])  # an edge of a graph is no tensor
+        before(_listed(arguments.get("tensors")))  # an edge of a graph is no tensor
 
     return ObservedCall(torch.autograd, "backward", begin, after)
+
+
+def observe_gradients(before: Callable[[Sequence[Tensor], Sequence[Tensor]], None]) -> ObservedCall:
+    """Observe calls of ``torch.autograd.grad`` whose result has no graph.
+
+    Args:
+        before: Called with what is differentiated, and with respect to what.
+
+    Returns:
+        The observed call, to be placed.
+    """
+
+    def begin(arguments: dict[str, Any]) -> None:
+        if not arguments.get("create_graph"):
+            before(_listed(arguments.get("outputs")), _listed(arguments.get("inputs")))
+
+    return ObservedCall(torch.autograd, "grad", begin, lambda: None)
+
+
+def _listed(tensors: Any) -> list[Tensor]:
+    listed = (tensors,) if isinstance(tensors, Tensor) else tensors
+    return [tensor for tensor in listed or () if isinstance(tensor, Tensor)]
 
 
 def observe_clipping(before: Callable[[list[Tensor], float, Tensor], None]) -> ObservedCall:
