@@ -55,12 +55,10 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
         click.echo(explain(kind))
         return
     gates = parse_gates(fail_on, UNDECIDED, LEARNING)
-    found = open_runs(runs, default="newest", strict=bool(gates))
+    found = _open_for_gates(runs) if gates else open_runs(runs, default="newest", strict=False)
     from gradlens.diagnosis.diagnose import diagnose as judge
     from gradlens.diagnosis.other_tools import diagnose_by
 
-    if gates:
-        _check_rows(found)
     diagnoses = [judge(run) if pack == "gradlens" else diagnose_by(run, pack) for run in found]
     if form == "table":
         from gradlens.terminal.console import results
@@ -87,14 +85,19 @@ def diagnose(runs: tuple[str, ...], form: str, fail_on: str | None, kind: str | 
         raise GateError("; ".join(failed))
 
 
-def _check_rows(runs: Sequence[Run]) -> None:
-    """Raise a NoRunError if a run has no row: nothing in it can be judged, so it passes no gate."""
-    empty = [run.name for run in runs if not len(run.steps)]
+def _open_for_gates(runs: tuple[str, ...]) -> Sequence[Run]:
+    """Open runs that a gate judges; a missing run, and one without a row, is wrong usage of the gate."""
+    try:
+        found = open_runs(runs, default="newest", strict=True)
+    except NoRunError as error:
+        raise ConfigError(f"--fail-on has nothing to judge: {error.message}", tip=error.tip) from error
+    empty = [run.name for run in found if not len(run.steps)]
     if empty:
-        raise NoRunError(
+        raise ConfigError(
             f"{', '.join(empty)}: there is no row, so --fail-on has nothing to judge",
             tip="diagnose a run that was recorded, or wait for its first row",
         )
+    return found
 
 
 def _fails(kind: str, gates: tuple[str, ...]) -> bool:

@@ -72,12 +72,20 @@ def test_a_folder_without_runs_is_an_error(command: str, capsys: pytest.CaptureF
     assert lines[0] == "Error: there is no run in empty"
 
 
+@pytest.mark.parametrize(("place", "why"), [("empty", "there is no run in empty"), ("gone", "gone: there is no")])
+def test_a_gate_without_a_run_is_wrong_usage(place: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    code, lines = said(["diagnose", place, "--fail-on", "any"], capsys)
+    assert code == 2
+    assert lines[0].startswith(f"Error: --fail-on has nothing to judge: {why}")
+
+
 @pytest.mark.parametrize("gate", ["any", "vanishing", "learning", "undecided"])
 def test_a_run_without_rows_passes_no_gate(gate: str, make_run, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("fine", decades=0.0)
     make_run("none", steps=0, epochs=0)
     code, lines = said(["diagnose", "fine", "none", "--fail-on", gate], capsys)
-    assert code == 1
+    assert code == 2
     assert lines[0] == "Error: none: there is no row, so --fail-on has nothing to judge"
     assert run_command(["diagnose", "none"]) == 0  # without a gate it is shown as undecided
 
