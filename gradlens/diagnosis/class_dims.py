@@ -34,6 +34,20 @@ def class_dims(rec: Recording) -> list[Finding]:
                 named(item),
             )
         )
+    for item in graph.entries("picked")[:1]:
+        where = f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
+        found.append(
+            setup_finding(
+                rec,
+                item,
+                f"the softmax{where} runs over the first dimension of {_sizes(item, 'shape')}, over the examples, and "
+                "the loss picks one number of each example: its numbers are no probabilities of classes or actions",
+                "Let the softmax run over the classes or actions (dim=-1); give a single example a dimension for the "
+                "batch.",
+                "softmax over the batch",
+                named(item),
+            )
+        )
     for item in graph.entries("mixed_classes")[:1]:
         classes = int(item.numbers("result")[-1])
         found.append(

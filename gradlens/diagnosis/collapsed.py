@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.learning import Learning, stands_early
+from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
 
@@ -18,13 +20,15 @@ EMBEDDING = 4
 """Numbers per example from which an output is a representation; a single score may have a large common part."""
 
 
-def collapsed(rec: Recording) -> list[Finding]:
+def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
     """Find representations that are the same for all examples, under a loss without targets.
 
-    Where there are targets, the same output for all examples may be the best one: see ``say_collapse``.
+    Where there are targets, the same output for all examples may be the best one. Where the loss does not fall, or
+    stands since the first updates, which were too large, the collapse follows from something else: see ``plateau``.
 
     Args:
         rec: The recording.
+        learning: Whether the model learns.
 
     Returns:
         The findings; an empty list where there is no such fault.
@@ -32,7 +36,15 @@ def collapsed(rec: Recording) -> list[Finding]:
     graph = rec.setup.graph
     known = [item for item in graph.entries("losses") if item.text("op") not in ("", "Mean", "Sum")]
     items = [item for item in _same_outputs(rec, ALIKE, FEWER) if item.whole("features") >= EMBEDDING]
-    if known or graph.entries("targets") or not graph.entries("losses") or not items:
+    leapt = Network(rec).first_update() > LARGE_STEP and stands_early(rec)
+    if (
+        learning.verdict == "no"
+        or leapt
+        or known
+        or graph.entries("targets")
+        or not graph.entries("losses")
+        or not items
+    ):
         return []
     item = items[0]
     layers = (item.text("layer"),) if item.text("layer") != "(model)" else ()

@@ -8,7 +8,7 @@ from gradlens.diagnosis.unfit import FIT_MEAN, FIT_VARIANCE, is_far
 
 
 def copies(rec: Recording) -> list[Finding]:
-    """Find a teacher or target in eval mode that gets the weights of its original, but not its statistics.
+    """Find a teacher or target that gets the weights of its original, but not its statistics, or only its own weights.
 
     Args:
         rec: The recording.
@@ -16,6 +16,11 @@ def copies(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
+    return [*_stale(rec), *_written_as_they_are(rec)]
+
+
+def _stale(rec: Recording) -> list[Finding]:
+    """Find batch norms of a copy in eval mode whose running statistics stay."""
     found = []
     for item in rec.setup.entries("copies"):
         stale = item.entry("stale")
@@ -37,3 +42,22 @@ def copies(rec: Recording) -> list[Finding]:
             )
         )
     return found[:1]
+
+
+def _written_as_they_are(rec: Recording) -> list[Finding]:
+    """Find a copy that something writes, with the weights that it has already."""
+    return [
+        exact_finding(
+            "setup",
+            (),
+            (rec.setup.whole("first_step"), rec.last_step),
+            f"something writes the weights of {quoted(item.text('layer'))}, a copy of {quoted(item.text('of'))}, and "
+            f"they stay as they were, {item.number('distance'):.2g} of their norm away from it at step "
+            f"{item.whole('step')}: the copy gets its own weights, or old ones",
+            f"Give it the weights of {quoted(item.text('of'))}: target.load_state_dict(model.state_dict()), with two "
+            "models, and after the optimizer's step.",
+            "a copy is written with its own weights",
+        )
+        for item in rec.setup.entries("copies")
+        if item.flag("written") and item.flag("moves") is False and not item.flag("in_optimizer")
+    ][:1]

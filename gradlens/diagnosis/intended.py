@@ -16,7 +16,7 @@ from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.setup import say_statistics
-from gradlens.diagnosis.unfit import is_far
+from gradlens.diagnosis.unfit import LEAST_CALLS, is_far
 from gradlens.format import plural
 
 ENDS_LATE = 0.5
@@ -55,7 +55,7 @@ def find_intended(rec: Recording) -> list[Intended]:
     copied = {name for item in copies for name in item.layers}
     rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen, _side_branches)
     found = [item for rule in rules for item in rule(rec, copied)]
-    return [*copies, *found, *_schedule(rec), *_norms(rec), *_listed(rec)]
+    return [*copies, *found, *_schedule(rec), *_norms(rec), *_listed(rec), *_untrained_parts(rec), *_doubled(rec)]
 
 
 def _inside(rec: Recording, module: str) -> tuple[str, ...]:
@@ -272,3 +272,35 @@ def _listed(rec: Recording) -> list[Intended]:
             where = f"the attribute {item.text('held_in')!r}"
             found.append(Intended(f"parameters in {where} are trained but not registered: state_dict() lacks them"))
     return found
+
+
+def _untrained_parts(rec: Recording) -> list[Intended]:
+    """Parameters of a part of the loss, such as class centres, that are in no optimizer and do not change."""
+    graph = rec.setup.graph
+    parts = [
+        item
+        for item in graph.entries("unregistered")
+        if item.flag("parameter") and item.flag("moves") is False and not item.text("held_in")
+        if not item.flag("in_optimizer") and not item.flag("between")
+    ]
+    if not parts or graph.whole("passes") < LEAST_CALLS:
+        return []
+    count, numel = sum(item.whole("count") for item in parts), sum(item.whole("numel") for item in parts)
+    said = (
+        f"the loss depends on {plural(count, 'parameter')} with {numel:,} elements that are not the model's, are not "
+        f"in its optimizer and do not change in the first {graph.whole('passes')} passes: a loss with weights of its "
+        "own (class centres, a head) must be given to an optimizer, too"
+    )
+    return [Intended(said)]
+
+
+def _doubled(rec: Recording) -> list[Intended]:
+    """Outputs that are added to themselves, where a shortcut may have been meant."""
+    layers = tuple(dict.fromkeys(item.text("layer") for item in rec.setup.graph.entries("doubled")))
+    if not layers:
+        return []
+    said = (
+        f"behind {say_layers(layers)} a tensor is added to itself (x + x): this doubles it and is no shortcut; look "
+        "whether the input of the block was meant"
+    )
+    return [Intended(said)]

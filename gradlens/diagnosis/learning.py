@@ -330,7 +330,7 @@ def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
     if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
         return None
     at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
-    far_off = 0 < FAR_OFF * spread < losses.last
+    far_off = 0 < FAR_OFF * spread < losses.last <= losses.first  # targets that are learnt themselves change
     if not (at_its_level or far_off) or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
     if far_off:

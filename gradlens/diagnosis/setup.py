@@ -80,7 +80,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, collapsed, likelihood, weighting, sequences, copies,
+        class_dims, logit_range, likelihood, weighting, sequences, copies,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -88,7 +88,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     return [finding for finding in found if not (CLEARED in causes and finding.cause == THROWN_AWAY)]
 
 
-AFTER_LEARNING = (few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
+AFTER_LEARNING = (collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
 """Rules that also ask whether the model learns."""
 
 

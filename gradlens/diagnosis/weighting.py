@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
-from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_rows import Recording, words_of
 from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.unfit import LEAST_CALLS, named, setup_finding
 from gradlens.run import FloatArray
@@ -18,6 +18,8 @@ LEAST_COUNTED = 5
 """Examples of the rarest class that tell its share to within a half (standard error 1 / sqrt(5))."""
 AS_COUNTS = (0.5, 1.5)
 """Weights go as a power of the counts between these: the balance has -1, its inversion 1."""
+REWARDS = {"reward", "rewards", "return", "returns", "score"}
+"""Words in names of what a policy is to make large."""
 ONE_SCORE = "softmax over one element"
 """This explains a gradient of 0 at the layers that make the scores."""
 
@@ -31,7 +33,7 @@ def weighting(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    rules = (_inverted, _too_late, _copies_of_one, _single_score, _penalty_without_graph)
+    rules = (_inverted, _too_late, _copies_of_one, _single_score, _penalty_without_graph, _entropy_made_small)
     return [finding for rule in rules for finding in rule(rec)]
 
 
@@ -175,3 +177,27 @@ def _penalty_without_graph(rec: Recording) -> list[Finding]:
             )
         ]
     return []
+
+
+def _entropy_made_small(rec: Recording) -> list[Finding]:
+    """Find a policy whose entropy the loss makes smaller, beside a logged reward."""
+    graph, rewards = rec.setup.graph, [name for name in rec.run.scalars if words_of(name) & REWARDS]
+    items = graph.entries("entropies")
+    if (
+        not rewards
+        or len(items) != 1
+        or items[0].number("sign") != 1
+        or items[0].whole("passes") < graph.whole("passes")
+    ):
+        return []
+    return [
+        setup_finding(
+            rec,
+            items[0],
+            f"the loss holds the entropy of the policy with a plus sign in each of {items[0].whole('passes')} passes: "
+            "the optimizer makes it smaller, so that the policy settles on one action before it has tried the others",
+            "Subtract the entropy from the loss (loss = policy_loss - coefficient * entropy), or give it a negative "
+            "coefficient.",
+            "the sign of the entropy is wrong",
+        )
+    ]

@@ -116,6 +116,8 @@ class Reading:
     """Outputs of three dimensions of which a view makes rows that begin with their second one."""
     stacked: list[Facts] = field(default_factory=list)
     """Layers with weights whose output goes into the next one with nothing but views between them."""
+    doubled: list[Facts] = field(default_factory=list)
+    """Outputs of modules that are added to themselves."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -159,6 +161,9 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
         if op in KINKED and len(below) == 1 and len(found.curvature) < MOST_FACTS:
             found.curvature.append({"op": KINKED[op], "layer": before.get(below[0])})
+        is_doubled = op == "Add" and len(below) == 2 and node.next_functions[0] == node.next_functions[1]
+        if is_doubled and near and len(shape_of(node)) > 1 and len(found.doubled) < MOST_FACTS:
+            found.doubled.append({"layer": near[0]})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
     in_model: set[Any] = set()

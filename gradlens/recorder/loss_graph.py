@@ -22,7 +22,7 @@ OFTEN = 4
 
 WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
-COUNTED = ("penalties", "losses", "targets", "masks", "late_weights", "equal_examples")
+COUNTED = ("entropies", "penalties", "losses", "targets", "masks", "late_weights", "equal_examples")
 """Kinds of facts whose passes are counted."""
 
 
@@ -121,6 +121,10 @@ class LossGraph:
         self._taken: tuple[list[str], int] = [], -1
         """Modules of which a gradient without a graph was taken last, and in which step."""
         self._leaves: dict[Any, Facts] = {}
+        self._first_leaves: dict[int, Tensor] = {}
+        """Some elements of parameters that are not the model's, as they were first."""
+        self._moved_leaves: list[tuple[int, Tensor]] = []
+        """Whether they were others later, unread."""
         self._no_graph: Facts | None = None
         self._source = ""
         self._steps: list[int] = []
@@ -220,6 +224,8 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
+        for fact in graph.doubled:
+            self._add("doubled", fact, step)
         recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
         for fact in graph.mixed_views:
             if fact["layer"] in recurrent:
@@ -301,6 +307,11 @@ class LossGraph:
         others = {key: leaf for key, leaf in graph.leaves.items() if key not in self._names}
         holders = find_holders(self._model) if others else {}
         for key, leaf in others.items():
+            if isinstance(leaf, nn.Parameter):
+                now, then = sample(leaf), self._first_leaves.get(key)
+                self._first_leaves.setdefault(key, now)
+                if then is not None and then.shape == now.shape and then.device == now.device:
+                    self._moved_leaves.append((key, (now != then).any()))
             self._leaves.setdefault(
                 key if isinstance(leaf, nn.Parameter) else tuple(leaf.shape),  # an input is another one in each step
                 {
@@ -327,7 +338,7 @@ class LossGraph:
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "terms_apart",
-            "late_weights", "equal_examples", "penalties",
+            "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -351,11 +362,16 @@ class LossGraph:
         }
 
     def _group_leaves(self) -> list[Facts]:
+        taken, self._moved_leaves = self._moved_leaves, []
+        for moved, differs in taken:
+            leaf = self._leaves[moved]
+            leaf["moves"] = leaf.get("moves", False) or bool(differs.tolist())
         groups: dict[str, Facts] = {}
         for leaf in self._leaves.values():
             key = {name: leaf[name] for name in ("parameter", "held_in", "in_optimizer", "between", "inside", "since")}
-            group = groups.setdefault(repr(key), key | {"count": 0, "numel": 0, "shapes": []})
+            group = groups.setdefault(repr(key), key | {"count": 0, "numel": 0, "shapes": [], "moves": False})
             group["count"] += 1
+            group["moves"] |= leaf.get("moves", True)  # unknown after one pass
             size = 1
             for length in leaf["shape"]:
                 size *= length

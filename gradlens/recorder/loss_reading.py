@@ -27,6 +27,7 @@ from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
+from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
@@ -87,6 +88,8 @@ class LossReading:
     class_weights: list[Facts] = field(default_factory=list)
     late_weights: list[Facts] = field(default_factory=list)
     equal_examples: list[Facts] = field(default_factory=list)
+    picked: list[Facts] = field(default_factory=list)
+    entropies: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -101,6 +104,7 @@ def read_loss(root: Any) -> LossReading:
     found = LossReading()
     found.minimax += _look_for_minimax(root)
     found.likelihoods += likelihood_sign(root)
+    found.entropies += entropy_signs(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}
@@ -139,6 +143,7 @@ def read_loss(root: Any) -> LossReading:
         found.probabilities_as_logs += _look_for_divergence(node)
         found.ratios += _look_for_ratio(node)
         found.late_weights += look_for_late_weights(node, op)
+        found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):

@@ -329,3 +329,126 @@ def test_a_teacher_that_gets_no_statistics(tmp_path: Path, way: str) -> None:
     found = fit(tmp_path / "run.h5", model, loss_of, rate=1e-3)
     stale = "a copy's batch norm statistics are not updated"
     assert (stale in causes(found)) == (way == "weights alone"), str(found)
+
+
+class WithTarget(nn.Module):
+    """A model of values, and a target that is a copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = classifier()
+        self.target = copy.deepcopy(self.own)
+
+
+@pytest.mark.parametrize("way", ["its own", "the model's", "once at the start", "never"])
+def test_a_target_that_gets_its_own_weights(tmp_path: Path, way: str) -> None:
+    model = WithTarget()
+    source = model.target if way == "its own" else model.own
+
+    def loss_of(_: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        if way != "never" and step % (10 * FEW if way == "once at the start" else 5) == 0:
+            model.target.load_state_dict(source.state_dict())
+        with torch.no_grad():
+            goal = 0.9 * model.target(x).max(1)[0]
+        outputs = model.own(x)
+        return functional.cross_entropy(outputs, y) + 0.01 * (outputs.max(1)[0] - goal).square().mean()
+
+    optimizer = torch.optim.Adam(model.own.parameters(), 1e-2)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(FEW):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss)
+    found = gradlens.diagnose(tmp_path / "run.h5")
+    assert causes(found) == (["a copy is written with its own weights"] if way == "its own" else []), str(found)
+
+
+@both
+def test_the_entropy_of_a_policy_with_a_plus_sign(tmp_path: Path, faulty: bool) -> None:
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(FEW):
+            torch.manual_seed(step)
+            x, y = scarce(64)
+            policy = torch.distributions.Categorical(logits=model(x))
+            actions = policy.sample()
+            reward = (actions == y).float()
+            loss = -(policy.log_prob(actions) * (reward - 0.5)).mean()
+            loss += (0.02 if faulty else -0.02) * policy.entropy().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss, reward=reward.mean())
+    found = gradlens.diagnose(tmp_path / "run.h5")
+    assert causes(found) == (["the sign of the entropy is wrong"] if faulty else []), str(found)
+
+
+def test_a_classifier_may_make_its_entropy_small(tmp_path: Path) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        outputs = model(x)
+        policy = torch.distributions.Categorical(logits=outputs)
+        return functional.cross_entropy(outputs, y) + 0.1 * policy.entropy().mean()
+
+    assert not causes(fit(tmp_path / "run.h5", classifier(), loss_of))
+
+
+@both
+def test_a_softmax_over_the_examples_of_which_actions_are_picked(tmp_path: Path, faulty: bool) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        chosen = model(x).softmax(0 if faulty else 1).gather(1, y.unsqueeze(1))
+        return -torch.log(chosen + 1e-9).mean()
+
+    found = fit(tmp_path / "run.h5", classifier(), loss_of)
+    assert causes(found) == (["softmax over the batch"] if faulty else []), str(found)
+
+
+@pytest.mark.parametrize("way", ["in no optimizer", "in this optimizer", "in its own optimizer"])
+def test_weights_of_the_loss_in_no_optimizer_are_noted(tmp_path: Path, way: str) -> None:
+    model = classifier()
+    torch.manual_seed(1)
+    centres = nn.Parameter(torch.randn(3, 3))
+    own = torch.optim.SGD([centres], 0.1)
+    given = [*model.parameters(), *([centres] if way == "in this optimizer" else [])]
+    optimizer = torch.optim.Adam(given, 1e-2)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(FEW):
+            torch.manual_seed(step)
+            x, y = scarce(64)
+            loss = functional.cross_entropy(model(x) @ centres.T, y)
+            optimizer.zero_grad()
+            own.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if way == "in its own optimizer":
+                own.step()
+            recorder.log(loss=loss)
+    notes = gradlens.diagnose(tmp_path / "run.h5").notes
+    assert any("must be given to an optimizer, too" in note for note in notes) == (way == "in no optimizer"), notes
+
+
+@both
+def test_a_tensor_that_is_added_to_itself_is_noted(tmp_path: Path, faulty: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.hidden, self.out = nn.Linear(INPUTS, INPUTS), nn.Linear(INPUTS, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.hidden(x).relu()
+            return self.out(y + y if faulty else x + y)
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        return functional.cross_entropy(model(x), y)
+
+    found = fit(tmp_path / "run.h5", Block(), loss_of)
+    assert found.kind == "healthy"
+    assert any("added to itself" in note for note in found.notes) == faulty

@@ -189,7 +189,7 @@ def test_layers_in_a_plain_list() -> None:
     (found,) = follow(model, lambda step: cross_entropy(model, step))["graph"]["unregistered"]
     assert found == {
         "count": 4, "numel": 2 * (64 + 8), "shapes": [[8], [8, 8]], "parameter": True, "held_in": "middle",
-        "in_optimizer": False, "between": True, "inside": True, "since": 0,
+        "in_optimizer": False, "between": True, "inside": True, "moves": False, "since": 0,
     }  # fmt: skip
     model = Hidden(registered=True)
     assert follow(model, lambda step: cross_entropy(model, step))["graph"]["unregistered"] == []
