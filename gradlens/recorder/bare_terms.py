@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradlens.recorder.graph_reading import children, op_of, shape_of
+from gradlens.recorder.graph_reading import VIEWS, children, labels_of, op_of, shape_of
 
 SUMS = {"Add", "Sub", "Rsub"}
 SCALED = {"Mul", "Div", "Neg"}
@@ -28,3 +28,17 @@ def has_bare_term(root: Any) -> bool:
             return True
         stack += below
     return False
+
+
+def is_output(node: Any) -> bool:
+    """Return whether what a node makes is a module's output, or the sum or mean of one.
+
+    Args:
+        node: The node.
+    """
+    while not labels_of(node):
+        below = children(node)
+        if op_of(node) not in (*VIEWS, "Sum", "Mean") or len(below) != 1:
+            return False
+        node = below[0][0]
+    return True

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.bare_terms import has_bare_term
+from gradlens.recorder.bare_terms import has_bare_term, is_output
 from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
@@ -17,6 +17,8 @@ from gradlens.recorder.loss_terms import terms_apart
 from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.parameter_states import sample
 
+MOST_GRADIENTS = 2
+"""Gradients of outputs taken in a step, from which on they draw samples."""
 OFTEN = 4
 """A module is said to have calls that no loss reaches if it ran so many times as often as it is reached."""
 
@@ -118,7 +120,7 @@ class LossGraph:
         self._nonfinite_since: int | None = None
         self._mask: Tensor | None = None
         """Some elements of the last of them: dropout draws others each time."""
-        self._taken: tuple[list[str], int] = [], -1
+        self._taken: tuple[list[str], int, int] = [], -1, 0
         """Modules of which a gradient without a graph was taken last, and in which step."""
         self._leaves: dict[Any, Facts] = {}
         self._first_leaves: dict[int, Tensor] = {}
@@ -154,7 +156,10 @@ class LossGraph:
             self.ran.setdefault(name, step)
 
     def note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], step: int) -> None:
-        """Note a gradient with respect to what is no parameter of the model, which has no graph of its own.
+        """Note a gradient of a model's output with respect to what is no parameter, which has no graph of its own.
+
+        The gradient of a loss makes adversarial examples, and many gradients in a step draw samples (Langevin): both
+        are meant to have no graph.
 
         Args:
             outputs: What is differentiated.
@@ -163,8 +168,8 @@ class LossGraph:
         """
         roots = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
         if roots and inputs and not any(id(tensor) in self._names for tensor in inputs):
-            modules = list(read_graph(roots, self._names).modules)
-            self._taken = (modules, step) if modules else self._taken
+            modules = list(read_graph(roots, self._names).modules) if all(map(is_output, roots)) else []
+            self._taken = modules, step, self._taken[2] + 1 if self._taken[1] == step else 1
 
     @property
     def last_layers(self) -> set[str]:
@@ -233,8 +238,8 @@ class LossGraph:
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
         self._note_leaves(graph, step, in_optimizer)
-        modules, taken = self._taken
-        if taken == step and any(has_bare_term(root) for root in roots):
+        modules, taken, count = self._taken
+        if modules and taken == step and count <= MOST_GRADIENTS and any(has_bare_term(root) for root in roots):
             fact = {"layers": [name for name in self._order if name in modules][:MOST_FACTS], "count": len(modules)}
             self._add("penalties", fact, step)
         for root in roots:

@@ -270,6 +270,28 @@ def test_a_padding_mask_that_is_turned_round(tmp_path: Path, faulty: bool, way: 
     assert ("the padding mask is turned round" in causes(found)) == faulty, str(found)
 
 
+@pytest.mark.parametrize("way", ["attack", "samples"])
+def test_gradients_without_a_graph_beside_a_sum_that_begins_with_0(tmp_path: Path, way: str) -> None:
+    """Adversarial examples and Langevin samples are meant to pass no gradient; autograd takes the 0 for a tensor."""
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        near = x.clone()
+        for _ in range(1 if way == "attack" else 5):
+            near = near.detach().requires_grad_(True)
+            value = functional.cross_entropy(model(near), y) if way == "attack" else model(near)[:, 0].sum()
+            near = near + 0.1 * torch.autograd.grad(value, near)[0].sign()
+        terms: float | Tensor = 0
+        for inputs in (x, near.detach()):
+            terms = terms + functional.cross_entropy(model(inputs), y)
+        assert isinstance(terms, Tensor)
+        return terms
+
+    torch.manual_seed(0)
+    found = fit(tmp_path / "run.h5", nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, 3)), loss_of)
+    assert causes(found) == [], str(found)
+
+
 @pytest.mark.parametrize("way", ["no graph", "a graph", "an attack", "a number"])
 def test_a_gradient_penalty_without_a_graph(tmp_path: Path, way: str) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
