@@ -59,8 +59,10 @@ def find_intended(rec: Recording) -> list[Intended]:
 
 
 def _inside(rec: Recording, module: str) -> tuple[str, ...]:
-    """Return the layers that lie in a module."""
-    return tuple(layer.name for layer in rec.run.layers if layer.name == module or layer.name.startswith(f"{module}."))
+    """Return the layers that lie in a module, those that are not recorded (norms that never ran) last."""
+    owners = (name for item in rec.setup.entries("parameters") for name in item.texts("layers"))
+    names = dict.fromkeys([*(layer.name for layer in rec.run.layers), *owners])
+    return tuple(name for name in names if name == module or name.startswith(f"{module}."))
 
 
 def _copies(rec: Recording) -> list[Intended]:

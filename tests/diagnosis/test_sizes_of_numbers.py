@@ -243,3 +243,18 @@ def test_a_model_whose_output_another_new_model_gets(tmp_path: Path) -> None:
     assert strange
     assert all(item["inside"] is False for item in strange)
     assert diagnose(tmp_path / "run.h5").findings == found.findings == ()
+
+
+def test_an_average_of_weights_with_batch_norm_is_meant(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(INPUTS, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, CLASSES))
+    average = torch.optim.swa_utils.AveragedModel(inner)
+    model = nn.ModuleDict({"inner": inner, "average": average})
+    optimizer = torch.optim.SGD(inner.parameters(), lr=0.05)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model["inner"](x), y)
+
+    found = train(tmp_path / "run.h5", model, loss, optimizer, after=lambda: average.update_parameters(inner))
+    assert found.findings == (), str(found)
+    assert any(note.startswith("average is built like inner") for note in found.notes)
