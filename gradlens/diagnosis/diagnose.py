@@ -52,6 +52,8 @@ from gradlens.run import FloatArray, Layer, Run
 
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
+MOSTLY_PADDED, PADDED_TARGETS = 0.5, 0.4
+"""Shares of sequences that end with padding, and of targets that are padding; no outside source."""
 RARELY = 0.95
 """Share of the more frequent of two classes above which an accuracy tells little; no outside source."""
 BINARY = ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
@@ -211,7 +213,20 @@ def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     network, said = Network(rec), [finding.evidence for finding in findings]
     pairs = [pair for pair in (network.far_inputs(), network.rounding(), network.decays()) if pair[0]]
     notes = [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)]
-    return [*notes, *note_on_logits(rec), *_note_on_rare(rec)]
+    return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec)]
+
+
+def _note_on_padding(rec: Recording) -> list[str]:
+    """Return a note on targets that are mostly the index with which padded sequences end."""
+    inputs = [item for item in rec.setup.entries("inputs") if item.number("padded") > MOSTLY_PADDED]
+    for item in rec.setup.graph.entries("targets") if inputs else ():
+        if item.number("commonest") == 0 and item.number("common") > PADDED_TARGETS and item.whole("distinct") > 2:
+            return [
+                f"{item.number('common'):.0%} of the targets are 0, with which {inputs[0].number('padded'):.0%} of the "
+                f"sequences of {quoted(inputs[0].text('layer'))} end (padding): the loss is mostly that of padding. "
+                "Leave it out with ignore_index=0, or with a mask"
+            ]
+    return []
 
 
 def _note_on_rare(rec: Recording) -> list[str]:

@@ -280,7 +280,8 @@ def _take_targets(node: Any, op: str) -> list[Facts]:
         return []
     if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
         return []
-    return [{"op": op, "count": values.numel(), "values": thinned(values).clone()}]
+    ignored = getattr(node, "_saved_ignore_index", None)  # a class that the loss leaves out
+    return [{"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}]
 
 
 def _take_mask(node: Any, loss: str | None) -> list[Facts]:
@@ -315,24 +316,27 @@ def describe_mask(layer: str | None, loss: str | None, values: Tensor) -> Facts 
     return {"layer": layer, "loss": loss, "factor": float(kept[0]), "zeros": float(1 - len(kept) / len(factors))}
 
 
-def describe_targets(op: str, count: int, values: Tensor) -> Facts | None:
+def describe_targets(op: str, count: int, values: Tensor, ignored: int | None = None) -> Facts | None:
     """Return what the targets of a loss are; this waits for an accelerator.
 
     Args:
         op: The operation that makes the loss.
         count: The number of targets.
         values: (n,) copies of evenly spaced ones.
+        ignored: The class that the loss leaves out, or None.
 
     Returns:
-        Their facts; None where all classes are negative, as those that are to be left out are.
+        Their facts; None where the loss leaves out all of them: classes are negative then, or the one that is ignored.
     """
     fact: Facts = {"op": op, "count": count, "distinct": None, "common": None}
     numbers = (values.float() if values.is_floating_point() else values).cpu().numpy()
     if not values.is_floating_point():
-        counts = np.unique(numbers[numbers >= 0], return_counts=True)[1]
+        numbers = numbers[(numbers >= 0) & (numbers != ignored)]
+        found, counts = np.unique(numbers, return_counts=True)
         if not len(counts):
             return None
         fact |= {"distinct": len(counts), "common": float(counts.max() / counts.sum())}
+        fact["commonest"] = int(found[counts.argmax()])
     wide = numbers.astype(np.float64)
     return fact | {
         "least": float(wide.min()),

@@ -258,3 +258,21 @@ def test_an_average_of_weights_with_batch_norm_is_meant(tmp_path: Path) -> None:
     found = train(tmp_path / "run.h5", model, loss, optimizer, after=lambda: average.update_parameters(inner))
     assert found.findings == (), str(found)
     assert any(note.startswith("average is built like inner") for note in found.notes)
+
+
+@pytest.mark.parametrize("way", ["counted", "left out"])
+def test_padding_in_the_loss_is_noted(tmp_path: Path, way: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"words": nn.Embedding(20, 16), "read": nn.GRU(16, 24, batch_first=True)})
+    model["out"] = nn.Linear(24, 20)
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        words = torch.randint(1, 20, (16, 12), generator=torch.Generator().manual_seed(int(1e3 * x[0, 0].abs())))
+        words[:, 4:] = 0
+        logits = model["out"](model["read"](model["words"](words))[0]).reshape(-1, 20)
+        return functional.cross_entropy(logits, words.reshape(-1), ignore_index=0 if way == "left out" else -100)
+
+    found = train(tmp_path / "run.h5", model, loss)
+    targets = read_run(tmp_path / "run.h5").facts["graph"]["targets"]
+    assert ({fact["commonest"] for fact in targets} == {0}) == (way == "counted")
+    assert any("mostly that of padding" in note for note in found.notes) == (way == "counted")
