@@ -9,6 +9,8 @@ from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.unfit import named, setup_finding
 from gradlens.format import plural
 
+FAR_BELOW = 10.0
+"""A loss so many times its first size below 0 has no bound there; no outside source."""
 OFTEN = 0.1
 """Share of the rows in which a loss must be below 0."""
 
@@ -22,7 +24,7 @@ def likelihood(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_without_minus(rec), *_below_zero(rec)]
+    return [*_without_minus(rec), *_below_zero(rec), *_without_square(rec)]
 
 
 def maximizes(rec: Recording) -> bool:
@@ -70,4 +72,25 @@ def _below_zero(rec: Recording) -> list[Finding]:
             "Use F.cross_entropy on the logits, or apply log_softmax once, directly before this loss.",
             "no log-softmax before the loss",
         )
+    ]
+
+
+def _without_square(rec: Recording) -> list[Finding]:
+    """Find a signed error that falls without bound; around 0 it may be one term of several, or meant."""
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    late = float(np.median(loss[-max(len(loss) // 5, 1) :])) if len(loss) else 0.0
+    if not late < -FAR_BELOW * float(np.abs(loss[:3]).max(initial=0.0)) or not late < -1:
+        return []
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the loss is the mean of the output minus the target, with its sign, and falls to {late:.3g}: errors "
+            "below 0 count as gains, without bound",
+            "Square the difference or take its absolute value before the mean (F.mse_loss, F.l1_loss).",
+            "a signed error for a loss",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("signed_errors")[:1]
     ]

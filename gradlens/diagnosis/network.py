@@ -22,9 +22,15 @@ SHRUNK = 0.01
 percent off in the runs of experiments/scorecard."""
 TINY_INPUT = 0.01
 """Inputs a hundred times smaller leave little but biases: images divided by 255 twice have 0.004 at most."""
+FAR_SLOWER, HARDLY = 1e-3, 1e-3
+"""A group whose rate is a thousandth of another's, and whose layers change by a thousandth of their norm in all, learns
+nothing; no outside source."""
 LARGE_DECAY = 0.01
 """Share of a weight that decay takes in a step. Loshchilov & Hutter 2019, Decoupled weight decay, sec. 3: it is the
 product with the learning rate that counts; in common recipes it is 1e-6 to 1e-3."""
+NEAR_MEAN = 0.02
+"""Standard deviation of data, as a share of their mean, below which the mean drowns the rest; LeCun et al. 1998, sec.
+4.3: inputs should have mean 0. The limit has no outside source."""
 FAR_INPUT = 100.0
 """Inputs that are worth a note though the loss falls; no outside source."""
 MOSTLY_ROUNDED = 0.5
@@ -237,6 +243,14 @@ class Network:
                     "normalised",
                     "Scale the inputs to mean 0 and standard deviation 1 (images: divide by 255).",
                 )
+            mean, varies = item.number("mean"), math.sqrt(max(item.number("rms") ** 2 - item.number("mean") ** 2, 0.0))
+            if "float" in item.text("dtype") and 0 < varies < NEAR_MEAN * abs(mean) and layer not in self.norms:
+                return (
+                    f"the data that {quoted(layer)} gets lie around {mean:.3g} and vary by {varies:.2g} only: what "
+                    "tells examples apart is small beside their mean",
+                    "Scale the inputs to mean 0 and standard deviation 1 (were they normalised twice, or with the mean "
+                    "of another scale?).",
+                )
             if "float" in item.text("dtype") and 0 < item.number("rms") < TINY_INPUT and layer not in self.norms:
                 return (
                     f"the data that {quoted(layer)} gets have a root mean square of {item.number('rms'):.1g}: next to "
@@ -252,6 +266,27 @@ class Network:
             for item in self._rec.setup.entries("inputs")
         )
         return self.inputs() if large else ("", "")
+
+    def slow_groups(self) -> tuple[str, str]:
+        """Return a sentence on layers that hardly change because their group has a far smaller rate, and a remedy."""
+        groups = [group for item in self.optimizers for group in item.entries("groups")]
+        rates = [group.entry("lr").number("largest") for group in groups]
+        top = max(rates, default=0.0)
+        if not self._rec.has(UPDATE) or not top > 0 or not len(self._rec.run.steps):
+            return "", ""
+        usual = median(self._rec.series(UPDATE).values, axis=0)
+        steps = int(np.ptp(self._rec.run.steps)) + 1
+        change = {layer.name: float(value) * steps for layer, value in zip(self._rec.run.layers, usual, strict=True)}
+        for group, rate in zip(groups, rates, strict=True):
+            names = tuple(name for name in group.texts("layers") if 0 < change.get(name, math.nan) < HARDLY)
+            if 0 < rate < FAR_SLOWER * top and names:
+                largest = max(change[name] for name in names)
+                return (
+                    f"in all {steps:,} steps, at most {largest:.1g} of the norm of {say_layers(names)} changes: the "
+                    f"learning rate of their group is {rate:.3g}, beside {top:.3g} of another",
+                    "Raise it, if they are to learn.",
+                )
+        return "", ""
 
     def rounding(self) -> tuple[str, str]:
         """Return a sentence on updates that 16-bit weights lose in rounding, and a remedy; or twice ""."""

@@ -51,6 +51,26 @@ def likelihood_sign(root: Any) -> list[Facts]:
     return direct[:1] if not stack else []
 
 
+def signed_error(root: Any) -> list[Facts]:
+    """Describe a loss that is the mean or sum of a model's output minus something without a graph.
+
+    Args:
+        root: The loss's node.
+
+    Returns:
+        One fact, or none: ``layer`` (the module that made the output).
+    """
+    node, averaged, lessened = root, False, False
+    while not (names := labels_of(node)):
+        op, below = op_of(node), [child for child, _ in children(node)]
+        if len(below) != 1 or op not in (*VIEWS, "Mean", "Sum", "Sub", "Rsub", "Add"):
+            return []
+        averaged |= op in ("Mean", "Sum")
+        lessened |= averaged and op in ("Sub", "Rsub")
+        node = below[0]
+    return [{"layer": names[0]}] if lessened else []
+
+
 def _find_end(node: Any, op: str) -> Facts | None:
     """Return what a logarithm of a probability is, and whether it is that of the rest, log(1 - p)."""
     below = [child for child, _ in children(node)]

@@ -24,7 +24,7 @@ from gradlens.recorder.graph_reading import (
     through_views,
 )
 from gradlens.recorder.layer_inputs import thinned
-from gradlens.recorder.likelihood_sign import likelihood_sign
+from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
@@ -85,6 +85,7 @@ class LossReading:
     mixed_classes: list[Facts] = field(default_factory=list)
     logit_range: list[Facts] = field(default_factory=list)
     likelihoods: list[Facts] = field(default_factory=list)
+    signed_errors: list[Facts] = field(default_factory=list)
     class_weights: list[Facts] = field(default_factory=list)
     late_weights: list[Facts] = field(default_factory=list)
     equal_examples: list[Facts] = field(default_factory=list)
@@ -104,6 +105,7 @@ def read_loss(root: Any) -> LossReading:
     found = LossReading()
     found.minimax += _look_for_minimax(root)
     found.likelihoods += likelihood_sign(root)
+    found.signed_errors += signed_error(root)
     found.entropies += entropy_signs(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}

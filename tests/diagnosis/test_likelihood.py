@@ -96,3 +96,38 @@ def test_a_decay_that_takes_much_of_the_weights_is_noted(tmp_path: Path, decay: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=decay)
     found = train(tmp_path / "run.h5", model, optimizer=optimizer)
     assert any("10.0% off each weight" in text for text in (*found.notes, str(found.findings))) == noted
+
+
+@both
+def test_a_signed_error(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        error = model(x).squeeze(1) - y.float()
+        return error.mean() if faulty else error.abs().mean()
+
+    expect(train(tmp_path / "run.h5", mlp(out=1), loss), faulty, "setup", "with its sign.*Square")
+
+
+def test_critics_have_no_signed_error(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return model(x[y < 2]).mean() - model(x[y > 1]).mean() + model(x).square().mean()
+
+    train(tmp_path / "run.h5", mlp(out=1), loss)
+    assert read_run(tmp_path / "run.h5").facts["graph"]["signed_errors"] == []
+
+
+@both
+def test_data_beside_a_large_mean(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model((x / 8 + 0.5 - 127.5) / 127.5 if faulty else x), y)
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expect(train(tmp_path / "run.h5", model, loss, optimizer), faulty, "plateau", "normalised twice")
+
+
+@pytest.mark.parametrize(("rate", "noted"), [(1e-8, True), (1e-3, False)])
+def test_a_group_with_a_far_smaller_rate_is_noted(tmp_path: Path, rate: float, noted: bool) -> None:
+    model = mlp()
+    groups = [{"params": model[:3].parameters(), "lr": rate}, {"params": model[3:].parameters()}]
+    found = train(tmp_path / "run.h5", model, optimizer=torch.optim.SGD(groups, lr=0.05))
+    assert any("learning rate of their group is 1e-08" in note for note in found.notes) == noted
