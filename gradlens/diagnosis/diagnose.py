@@ -211,10 +211,8 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
 def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on data, updates and logits whose size is odd, unless a finding has said so."""
     network, said = Network(rec), [finding.evidence for finding in findings]
-    pairs = [
-        pair for pair in (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups()) if pair[0]
-    ]
-    notes = [f"{what}. {fix.strip()}" for what, fix in pairs if not any(what in each for each in said)]
+    pairs = (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups())
+    notes = [f"{what}. {fix.strip()}" for what, fix in pairs if what and not any(what in each for each in said)]
     return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec)]
 
 
