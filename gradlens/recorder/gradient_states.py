@@ -129,6 +129,11 @@ class GradientStates:
                 gone.update(mine)
         return gone
 
+    def not_zero(self) -> frozenset[int]:
+        """Return the parameters that have a gradient which is not 0; an accelerator is waited for."""
+        grads = ((i, parameter.grad) for i, parameter in enumerate(self._parameters))
+        return frozenset(i for i, grad in grads if grad is not None and not _is_zero(grad))
+
     @property
     def all_cleared(self) -> bool:
         """Whether no parameter has a gradient."""
