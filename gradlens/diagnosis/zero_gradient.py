@@ -347,8 +347,8 @@ def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) 
             "",
             f"no gradient reaches the output of {name}, and layers before it get theirs past it (a shortcut): its "
             "units are all off (dead) where a ReLU follows, or something multiplies its output by 0",
-            f"The model is trained without {name}. In a layer of few units, chance alone may turn all of them off: more "
-            f"units, or LeakyReLU, prevent it. {_revive(rec, row, rec.run.layers[last].name)}",
+            f"The model is trained without {name}. In a layer of few units, chance alone may turn all of them off: "
+            f"more units, or LeakyReLU, prevent it. {_revive(rec, row, rec.run.layers[last].name)}",
         )
     return (
         "",

@@ -51,11 +51,15 @@ class Passes:
         """Number of gradients of outputs that were kept when it ended."""
         self._first_step = state.index
         self._from_before: frozenset[int] = frozenset()
-        """Parameters to whose gradients, of passes before the recording, the first step's passes add."""
+        """Parameters that have a gradient of passes before the recording, to which the first step's passes add."""
 
     def forget(self) -> None:
         """Forget the gradients of outputs that are still kept."""
         self._uncollected = None
+
+    def start(self) -> None:
+        """Note the gradients that are there when recording begins."""
+        self._from_before = self._states.not_zero()
 
     @property
     def has_begun(self) -> bool:
@@ -82,8 +86,7 @@ class Passes:
         self.forget_cleared()
         self._running.is_late = late
         if not late and state.index == self._first_step:
-            left = self._states.not_zero()
-            self._from_before = left if state.begun == 1 else self._from_before & left
+            self._from_before = self._states.not_zero(self._from_before)
         if not late:
             quick = self._states.may_be_quick and not state.passes and self._states.seem_cleared
             self._running.before = None if quick else self._states.now()
