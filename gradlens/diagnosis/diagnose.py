@@ -45,7 +45,7 @@ from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weighting import ONE_SCORE
-from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, rounded_off, zero_gradient
+from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import FloatArray, Layer, Run
@@ -109,8 +109,17 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
     if clamped:
         notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
+    chance = off_by_chance(rec) if learning.verdict != "no" else ()
+    if chance:
+        notes.append(
+            f"the gradient is exactly 0 in every row at {plural(len(chance), 'layer')} of {len(rec.run.layers):,} "
+            f"({say_layers(chance)}), and a shortcut passes the gradient by: all units of a narrow layer may be off by "
+            "chance"
+        )
     explained = {
-        name for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped) for name in layers
+        name
+        for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped, chance)
+        for name in layers
     }
     if is_satisfied(rec):
         explained |= set(rec.names(range(len(rec.run.layers))))

@@ -81,6 +81,7 @@ def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     first = rec.setup.whole("first_step")
     adapts = _adapts(rec)
     states = [item for item in rec.setup.states(requires_grad=False) if adapts or math.isnan(item.number("optimizer"))]
+    copied = copied | _thawed(rec)
     names = _names([item for item in states if item.whole("since") <= first], copied)
     why = "small layers beside them are trained" if adapts else "not in the optimizer"
     found = [Intended(f"frozen from the first row on, and {why}: {say_layers(names)}", names)] if names else []
@@ -161,7 +162,8 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
         return []
     values = rec.series(PARAM_GRAD).values
     known = [[not math.isnan(value) for value in column] for column in values.T.tolist()]
-    late = [any(column[-max(len(values) // 5, 1) :]) for column in known]
+    used = _used_late(rec)  # gradients of parameters are missing also where these were replaced
+    late = [any(column[-max(len(values) // 5, 1) :]) or used[i] for i, column in enumerate(known)]
     ever = [any(column) for column in known]
     wanted = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True)) - copied
     layers = rec.run.layers
@@ -177,6 +179,24 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
     return [
         Intended(f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(names)}", names)
     ]
+
+
+def _used_late(rec: Recording) -> NDArray[np.bool_]:
+    """Return (L,) whether the output of a layer has a gradient in the last fifth of the rows."""
+    if not rec.has(ACTIVATION_GRAD):
+        return np.zeros(len(rec.run.layers), dtype=bool)
+    series = rec.series(ACTIVATION_GRAD)
+    late = series.values[-max(len(series) // 5, 1) :]
+    found: NDArray[np.bool_] = np.any(~np.isnan(late), axis=0)
+    return found
+
+
+def _thawed(rec: Recording) -> set[str]:
+    """Return the layers whose parameters have no gradient in the first row and one in the last: unfrozen since."""
+    if not rec.has(PARAM_GRAD):
+        return set()
+    known = ~np.isnan(rec.series(PARAM_GRAD).values[[0, -1]])
+    return set(rec.names(np.flatnonzero(~known[0] & known[1])))
 
 
 def side_branch(rec: Recording, item: Entry) -> bool:

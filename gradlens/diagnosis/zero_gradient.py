@@ -31,6 +31,9 @@ DRAWS = {
 }  # fmt: skip
 """Operations that draw a sample."""
 HALF = ("float16", "float8")
+CHANCE = 0.01
+"""Share of the layers that may be off without a finding where gradients pass them by: one in 256 layers of 8 units is,
+by chance (2^-8)."""
 SMALLEST_HALF = 2.0**-24
 """The smallest positive number of float16 (IEEE 754)."""
 
@@ -51,8 +54,8 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     """
     layers = zero_layers(rec)
     if learning.verdict != "no":
-        clamped = beyond_clamp(rec)
-        layers = np.array([i for i in layers if rec.run.layers[i].name not in clamped], dtype=np.int64)
+        left_out = {*beyond_clamp(rec), *off_by_chance(rec)}
+        layers = np.array([i for i in layers if rec.run.layers[i].name not in left_out], dtype=np.int64)
     if not len(layers) or is_underflow(rec, layers):
         return _rounded_off(rec)
     known = _known(rec)
@@ -338,6 +341,15 @@ def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) 
     last = dead_end(rec, layers)
     if last is None:
         return None
+    if _is_passed_by(rec, last):
+        name = quoted(rec.run.layers[last].name)
+        return (
+            "",
+            f"no gradient reaches the output of {name}, and layers before it get theirs past it (a shortcut): its "
+            "units are all off (dead) where a ReLU follows, or something multiplies its output by 0",
+            f"The model is trained without {name}. In a layer of few units, chance alone may turn all of them off: "
+            f"more units, or LeakyReLU, prevent it. {_revive(rec, row, rec.run.layers[last].name)}",
+        )
     return (
         "",
         f"after {quoted(rec.run.layers[last].name)} no gradient passes: its units are all off (dead) where a ReLU "
@@ -357,6 +369,31 @@ def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
     if not zero or zero[-1] + 1 >= len(path) or not typical[path[zero[-1] + 1]] > 0:
         return None
     return path[zero[-1]]
+
+
+def _is_passed_by(rec: Recording, layer: int) -> bool:
+    """Return whether a layer before one without a gradient at its output has one: there is another way to it."""
+    series = rec.series(ACTIVATION_GRAD)
+    typical = median(series.values[series.late], axis=0)
+    path = [int(i) for i in rec.path]
+    return any(typical[i] > 0 for i in path[: path.index(layer)])
+
+
+def off_by_chance(rec: Recording) -> tuple[str, ...]:
+    """Return the layers with a gradient of 0 where they are few of many, off from the first row on, and passed by.
+
+    All n units of a layer are off at initialisation with a probability of 2^-n where the examples look alike, so that
+    a deep network of narrow layers has such layers: no fault of the model.
+
+    Args:
+        rec: The recording.
+    """
+    layers = zero_layers(rec)
+    if not rec.has(ACTIVATION_GRAD) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
+        return ()
+    outputs, path = rec.series(ACTIVATION_GRAD).values[:, layers], {int(i) for i in rec.path}
+    off = not np.nan_to_num(outputs).any() and all(int(i) in path and _is_passed_by(rec, int(i)) for i in layers)
+    return rec.names(rec.in_order(layers)) if off else ()
 
 
 def _collapsed(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:

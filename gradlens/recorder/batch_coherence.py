@@ -50,6 +50,8 @@ class BatchCoherence(Measurer):
         context: What is measured.
     """
 
+    reads_parameters = True
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._groups: list[Owners] = []

@@ -43,6 +43,8 @@ class DeadUnits(Measurer):
         context: What is measured.
     """
 
+    reads_parameters = True
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         read = [{id(parameter) for parameter in own} for own in context.own]

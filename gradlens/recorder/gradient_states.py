@@ -129,6 +129,16 @@ class GradientStates:
                 gone.update(mine)
         return gone
 
+    def not_zero(self, among: Iterable[int] | None = None) -> frozenset[int]:
+        """Return the parameters that have a gradient which is not 0; an accelerator is waited for.
+
+        Args:
+            among: Indices of the parameters to look at; None for all.
+        """
+        looked_at = range(len(self._parameters)) if among is None else among
+        grads = ((i, self._parameters[i].grad) for i in looked_at)
+        return frozenset(i for i, grad in grads if grad is not None and not _is_zero(grad))
+
     @property
     def all_cleared(self) -> bool:
         """Whether no parameter has a gradient."""

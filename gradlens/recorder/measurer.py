@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ class Measurer:
     Args:
         context: What is measured.
     """
+
+    reads_parameters: ClassVar[bool] = False
+    """Whether its values are of the layers' parameters, and so are missing where these were replaced."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -16,6 +16,7 @@ from gradlens.recorder.hooks.backward_pass import BackwardWatch
 from gradlens.recorder.hooks.compiled import has_compiled
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.hooks.placement import LayerHooks
+from gradlens.recorder.hooks.registrations import Registrations
 from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned, own_parameters, spread_out, takes_hooks
 from gradlens.recorder.measurer import Context, make_measurers
@@ -64,6 +65,7 @@ class Measuring:
         self.scaler, self.intervals, self.learned, self.watch = scaler, intervals, learned, watch
         self.outputs = OutputGradients(len(modules), None if ranks is None else ranks.takes)
         self._optimizers, self._modules = optimizers, list(modules.values())
+        self._registrations = Registrations()
         owned = [own_parameters(module) for module in modules.values()]
         self._with_gradient = [[p for p in own if ranks is None or ranks.reads_gradient(p)] for own in owned]
         self.sharded = (
@@ -76,6 +78,10 @@ class Measuring:
         self.states = GradientStates(model, self._grouped_ids())
         self.own_indices = [frozenset(self.states.indices(map(id, own))) for own in owned]
         """(L,) the indices of each layer's own parameters in the states."""
+        self._owned_ids = [frozenset(map(id, own)) for own in owned]
+        self._sharded_layers = [any(hasattr(p, "device_mesh") for p in own) for own in owned]
+        self.unchanged: NDArray[np.bool_] | None = None
+        """(L,) whether a layer still has the parameters that are read; None if all have."""
         count = "nonfinite_count" in intervals
         self.gradients = ParameterGradients(
             self._find_owners(), count_nonfinite=count, always_early=scaler.present, sharded=self.sharded
@@ -125,8 +131,25 @@ class Measuring:
             self.gradients.set_owners(self._find_owners())
             self.states.follow(self._grouped_ids())
 
+    def find_replaced(self, row: int) -> None:
+        """Look for layers that have got parameters which are not read, if one was registered, and at powers of two.
+
+        Args:
+            row: Index of the row in progress.
+        """
+        if not self._registrations.seen and row & (row - 1):
+            return
+        self._registrations.seen = False
+        # sharded parameters are gathered and sharded again in each step
+        kept = [
+            sharded or all(id(p) in ids for p in own_parameters(module))
+            for module, ids, sharded in zip(self._modules, self._owned_ids, self._sharded_layers, strict=True)
+        ]
+        self.unchanged = None if all(kept) else np.array(kept)
+
     def watch_first(self) -> None:
         """Watch the parameters by which passes are noticed until the first row has shown more."""
+        self._registrations.start()
         spread = SPREAD if self.learned.compiled else FIRST_SPREAD
         self.watch.watch(spread_out([p for p in self.gradients.parameters if p.requires_grad], spread))
 
@@ -208,6 +231,7 @@ class Measuring:
     def stop(self) -> None:
         """Record nothing more."""
         self.outputs.armed = self.learned.open = False
+        self._registrations.stop()
         self.hooks.remove()
         self.begin((), 0)
         for measurer in self.measurers:

@@ -80,16 +80,22 @@ class Notes:
             warnings.warn(f"gradlens: {text}; {tip}", GradlensWarning, stacklevel=2)
 
     def look_for_changes(self) -> None:
-        """Warn of modules that were added or replaced after recording began: they are not recorded."""
+        """Warn of modules that were added or replaced after recording began: they are not recorded; note new names."""
         now = choose_layers(self._model, self._choice)
-        added = [name for name in now if name not in self._modules]
-        replaced = [name for name, module in self._modules.items() if now.get(name) is not module]
+        recorded, names_now = set(self._modules.values()), {module: name for name, module in now.items()}
+        changed = [(name, module) for name, module in self._modules.items() if now.get(name) is not module]
+        replaced = [name for name, module in changed if module not in names_now]
+        renamed = [f"{name} (now {names_now[module]})" for name, module in changed if module in names_now]
+        added = [name for name, module in now.items() if module not in recorded and name not in replaced]
+        if renamed:
+            self.add(f"recorded under the name that it had when recording began: {listed(renamed)}")
         self._replaced.update(replaced)
         for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
             if names:
                 text = f"{listed(names)}: {what} after recording began, and not recorded since then"
                 self.warn(text, "make a new recorder to record it")
         exchanged = [name for name in now if name in self._own and name not in replaced and self._has_others(name)]
+        self._replaced.update(exchanged)
         if exchanged:
             self.warn(
                 f"{listed(exchanged)}: parameters were replaced or added after recording began, and the new ones are "
@@ -245,6 +251,17 @@ class Notes:
         if not self.discarded_seen:
             self.discarded_seen = True
             self.add(f"{DISCARDED} (first before row {row})")
+
+    def note_earlier_passes(self, row: int) -> None:
+        """Note that gradients were not cleared when recording began, so that the first row adds to them.
+
+        Args:
+            row: The first row.
+        """
+        self.add(
+            f"the gradients of row {row} hold those of backward passes before recording began, which were not cleared: "
+            "its activation_grad_norm is missing where they do"
+        )
 
     def note_found_scaler(self) -> None:
         """Note that a GradScaler is in use that the recorder was not told of."""

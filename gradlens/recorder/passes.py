@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor, nn
 
 from gradlens.recorder.gradient_states import States
@@ -16,7 +17,7 @@ from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measuring import Measuring
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.step_state import BackwardPass, StepState, only
+from gradlens.recorder.step_state import BackwardPass, LayerMask, StepState, only
 
 
 class Passes:
@@ -48,10 +49,17 @@ class Passes:
         """The states of all gradients when the last pass ended."""
         self._pending_at_end = 0
         """Number of gradients of outputs that were kept when it ended."""
+        self._first_step = state.index
+        self._from_before: frozenset[int] = frozenset()
+        """Parameters that have a gradient of passes before the recording, to which the first step's passes add."""
 
     def forget(self) -> None:
         """Forget the gradients of outputs that are still kept."""
         self._uncollected = None
+
+    def start(self) -> None:
+        """Note the gradients that are there when recording begins."""
+        self._from_before = self._states.not_zero()
 
     @property
     def has_begun(self) -> bool:
@@ -77,6 +85,8 @@ class Passes:
             self.collect()
         self.forget_cleared()
         self._running.is_late = late
+        if not late and state.index == self._first_step:
+            self._from_before = self._states.not_zero(self._from_before)
         if not late:
             quick = self._states.may_be_quick and not state.passes and self._states.seem_cleared
             self._running.before = None if quick else self._states.now()
@@ -307,17 +317,37 @@ class Passes:
             state.discarded = 0
             return []
         counted = state.counted(self._measuring.own_indices)
+        if learned.open:
+            for each, mask in counted:
+                learned.add_pass(only(each.learned, mask))
+        if self._from_before and state.index == self._first_step:
+            counted = self._without_partial(counted)
         for each, mask in counted:
             for measurer, taken in zip(self._measuring.measurers, each.taken, strict=False):
                 measurer.add_pass(taken, mask)
-            if learned.open:
-                learned.add_pass(only(each.learned, mask))
         self._note_inner()
         parts = [part.only(mask) for each, mask in counted for part in each.parts]
         if parts and learned.compiled and any(each.silent for each, _ in counted):
             self._notes.warn_of_silent_passes()  # compiled code without hooks ran in some of the passes
             return []
         return parts
+
+    def _without_partial(
+        self, counted: list[tuple[BackwardPass, LayerMask | None]]
+    ) -> list[tuple[BackwardPass, LayerMask | None]]:
+        """Leave out the layers whose gradients in the first row are partly of passes before the recording.
+
+        Args:
+            counted: Passes, each with the layers for which it belongs to the step; None for all.
+
+        Returns:
+            The same with fewer layers.
+        """
+        touched = frozenset().union(*[each.touched for each, _ in counted])
+        whole = np.array([bool(own & touched) and not own & self._from_before for own in self._measuring.own_indices])
+        if counted and not whole.all():
+            self._notes.note_earlier_passes(self.table.n_rows)
+        return [(each, whole if mask is None else whole & mask) for each, mask in counted]
 
     def _note_inner(self) -> None:
         """Keep the hooks that notice every pass as long as there are inner passes beside others."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.measuring import Measuring
@@ -79,13 +82,16 @@ class Rows:
             scalars: Name to number; what else is known is added.
         """
         gradients = self._measuring.gradients
+        self._measuring.find_replaced(self.table.n_rows_here)
+        kept = self._measuring.unchanged
         parts: dict[str, list[Part]] = {
             "activation_grad_norm": outputs,
-            "param_grad_norm": gradients.parts,
-            "nonfinite_count": gradients.count_parts,
+            "param_grad_norm": _only(gradients.parts, kept),
+            "nonfinite_count": _only(gradients.count_parts, kept),
         }
         for measurer in self._measuring.measurers:
-            parts |= measurer.parts(self._measuring.scaler.scale)
+            found = measurer.parts(self._measuring.scaler.scale)
+            parts |= {k: _only(v, kept) for k, v in found.items()} if measurer.reads_parameters else found
         if state.clip is not None:
             scalars["clip_coefficient"] = state.clip
         if state.discarded or self._notes.discarded_seen:
@@ -98,7 +104,7 @@ class Rows:
             state.index,
             self.epoch,
             due,
-            {name: found for name, found in parts.items() if found and name in wanted},
+            {name: values for name, values in parts.items() if values and name in wanted},
             scalars,
             gradients.parts_before,
             gradients.parts if gradients.parts_before else [],
@@ -138,3 +144,7 @@ class Rows:
             self.table.combine_ranks_at_end(self.local_error)
         if self.local_error is not None:
             raise self.local_error
+
+
+def _only(parts: list[Part], kept: NDArray[np.bool_] | None) -> list[Part]:
+    return parts if kept is None else [part.only(kept) for part in parts]

@@ -180,6 +180,7 @@ class Steps:
         """
         self.on = True
         self._table = self.passes.table = table
+        self.passes.start()
         self.rows.open(table, on_many_rows)
         seconds_per_hook()
         if self._sharing:

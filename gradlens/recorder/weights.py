@@ -29,6 +29,8 @@ class Weights(Measurer):
         context: What is measured.
     """
 
+    reads_parameters = True
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._all = group_by_optimizer(context.own, ())[0]
