@@ -161,7 +161,10 @@ class Ranks:
         return self.rank == 0 or is_distributed(parameter)
 
     def find_refusal(self) -> RecorderError | None:
-        """Return why no row can be combined, which all ranks find at the same row."""
+        """Return why no row can be combined.
+
+        All ranks with a row find it, so that none waits for the others; in ``join()`` some may have no row at all.
+        """
         if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
             return RecorderError(
                 "DistributedDataParallel.join() lets the ranks take different numbers of steps, so no row has all of "
