@@ -5,13 +5,17 @@ Those are forked from one that has imported all they need, which costs seconds.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -74,7 +78,51 @@ def in_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens to."""
+    """Return a port of this machine that nobody listens to, and that no other caller gets while this process lives.
+
+    The system gives ports of its own range to whoever asks for any, also in the moment before the caller uses this one,
+    so it is one below that range; and a lock on a file keeps it from other processes that ask here.
+    """
+    first = system_ports()
+    places = list(range(LOWEST_PORT, first))
+    random.Random(uuid.uuid4().int).shuffle(places)
+    for port in places:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if _reserve(port):
+                return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+LOWEST_PORT = 10240
+_reserved: list[Any] = []
+"""Locked files of the ports that this process has got."""
+
+
+def system_ports() -> int:
+    """Return the first port of the range from which the system takes one where any will do."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 32768
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from other processes that ask for one, as far as the system knows locks of files."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    file = (Path(tempfile.gettempdir()) / f"gradlens-tests-port-{port}").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))  # its last owner may have removed it
+    except OSError:
+        ours = False
+    if not ours:
+        file.close()
+        return False
+    _reserved.append(file)
+    atexit.register(lambda: Path(file.name).unlink(missing_ok=True))
+    return True

@@ -161,7 +161,10 @@ class Ranks:
         return self.rank == 0 or is_distributed(parameter)
 
     def find_refusal(self) -> RecorderError | None:
-        """Return why no row can be combined, which all ranks find at the same row."""
+        """Return why no row can be combined.
+
+        All ranks with a row find it, so that none waits for the others; in ``join()`` some may have no row at all.
+        """
         if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
             return RecorderError(
                 "DistributedDataParallel.join() lets the ranks take different numbers of steps, so no row has all of "
@@ -379,6 +382,17 @@ def is_engine(module: Any) -> bool:
     return engine and getattr(module, "data_parallel_group", None) is not None
 
 
+def _takes_shards_for_weights(module: nn.Module) -> bool:
+    """Return whether a module makes plain parameters of its shards, as DistributedDataParallel needs them.
+
+    Torch does so by a hook of a file that serves nothing else, where DistributedDataParallel gets a part of a mesh.
+    """
+    return any(
+        getattr(hook, "__module__", "") == "torch.distributed.tensor.parallel.ddp"
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
 def find_ranks(model: nn.Module, *, warn: bool = True) -> Ranks | None:
     """Return the ranks that train a model together with DistributedDataParallel or ``fully_shard``; else None.
 
@@ -387,10 +401,17 @@ def find_ranks(model: nn.Module, *, warn: bool = True) -> Ranks | None:
         warn: Whether to warn of a model that each of several processes records on its own.
 
     Raises:
-        RecorderError: The model is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer.
+        RecorderError: The model is wrapped in FullyShardedDataParallel, whose flat parameters belong to no layer; or
+            in DistributedDataParallel over tensor parallelism, whose parameters are shards that look whole.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    if any(map(_takes_shards_for_weights, model.modules())):
+        raise RecorderError(
+            "DistributedDataParallel over tensor parallelism turns each shard into a parameter of its own, so no norm "
+            "is that of the whole weight",
+            tip="use torch.distributed.fsdp.fully_shard over the same mesh, whose parameters know their shards",
+        )
     for module in model.modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise RecorderError(

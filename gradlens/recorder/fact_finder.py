@@ -17,6 +17,7 @@ Round ends                 As in ``steps``: every optimizer has stepped, or one 
                            remove what was placed, release tensors, write the facts. Every 64th: read the groups.
 ``log``                    First three steps: read the graph of a logged loss if no backward pass was observed.
 torch compiles             Remove the forward hook for good: compiled code must know nothing of it.
+A pipeline tries a stage   Nothing: its numbers have no meaning.
 Error                      Remove everything; there are no facts. The training and the recording go on.
 ``stop``                   Remove everything.
 =========================  ==========================================================================================
@@ -48,6 +49,7 @@ from gradlens.recorder.hooks.observed_calls import (
     observe_gradients,
 )
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
+from gradlens.recorder.hooks.pipeline_scaling import is_trial
 from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
 from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
@@ -246,7 +248,7 @@ class FactFinder:
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
-        if not self._is_looking or (name is None and module is not self._model):
+        if not self._is_looking or is_trial() or (name is None and module is not self._model):
             return
         outputs = output_tensors(output)
         if module is self._model:
@@ -278,12 +280,14 @@ class FactFinder:
         All threads call what is observed, and a gradient that another thread writes at the same moment must not be
         read: torch ends the process in a segmentation fault. A pass inside a pass may run in a thread of autograd.
         """
+        if is_trial():
+            return False
         if threading.get_ident() == self._thread:
             return True
         return self._depth > 0 and type(threading.current_thread()).__name__ == "_DummyThread"
 
     @safely
-    def _before_backward(self, tensors: Sequence[Tensor]) -> None:
+    def _before_backward(self, tensors: Sequence[Tensor], nodes: Sequence[Any]) -> None:
         if not self._trains_here:
             return
         self._depth += 1
@@ -294,7 +298,7 @@ class FactFinder:
             self._parameters.before_backward()
         if self._round < GRAPH_LOOKS:
             keys = set(self._settings.groups)
-            self._graph.read(tensors, self._index(), "backward", keys, is_inner=self._depth > 1)
+            self._graph.read(tensors, self._index(), "backward", keys, nodes=nodes, is_inner=self._depth > 1)
             self._tokens.read(tensors, self._index())
 
     @safely

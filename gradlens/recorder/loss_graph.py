@@ -187,7 +187,14 @@ class LossGraph:
         return self._passes > 0
 
     def read(
-        self, tensors: Sequence[Tensor], step: int, source: str, in_optimizer: set[int], *, is_inner: bool = False
+        self,
+        tensors: Sequence[Tensor],
+        step: int,
+        source: str,
+        in_optimizer: set[int],
+        *,
+        nodes: Sequence[Any] = (),
+        is_inner: bool = False,
     ) -> None:
         """Read the graph of a loss.
 
@@ -196,9 +203,11 @@ class LossGraph:
             step: The step in progress.
             source: "backward" or "log".
             in_optimizer: ``id`` of all parameters in optimizers.
+            nodes: Nodes of the graph with which it was called, without the tensors that they made.
             is_inner: Whether the pass is part of another one, as in a checkpointed model.
         """
-        roots = list({tensor.grad_fn: None for tensor in tensors if tensor.grad_fn is not None})
+        made = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+        roots = list(dict.fromkeys([*made, *nodes]))
         if is_inner:
             self._reach(read_graph(roots, self._names).modules)
             return

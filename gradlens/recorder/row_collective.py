@@ -74,8 +74,12 @@ class RowCollective:
             Columns and totals as in ``MeasuredRow``; sizes (L,) in the first collective, then (0,).
 
         Raises:
-            Exception: The error; a RecorderError if it was on another rank.
+            Exception: The error; a RecorderError if it was on another rank, or if no row can be combined.
         """
+        refusal = self._ranks.find_refusal()
+        if refusal is not None:
+            self.ended = True
+            raise error or refusal
         columns, totals = {}, np.full(2, math.nan)
         compared = np.zeros(self._agreement.size if compare else 0)
         judged = compare and measured is not None

@@ -122,7 +122,7 @@ class Rows:
         """Combine the row just closed with those of the other ranks, if there are any."""
         if self._ranks is None:
             return
-        error, self.local_error = self.local_error or self._ranks.find_refusal(), None
+        error, self.local_error = self.local_error, None
         try:
             self.table.combine_ranks(error)
         except Exception as failure:

@@ -161,7 +161,7 @@ class Steps:
         self._sharing = self.measuring.find_sharing()
         self.rows = Rows(self.measuring, notes, ranks, guard)
         self._other_steps = OtherSteps(model, [*optimizers, *(wrapper for _, wrapper in wrappers)])
-        self._pipeline = PipelineWatch(model, self._divide, self._note_split)
+        self._pipeline = PipelineWatch(model, self._divide, self._note_split, self._leave_out)
         self._calls = OptimizerCalls(
             optimizers, wrappers, before=self._on_step, closure=self._on_closure, after=self._on_stepped
         )
@@ -349,6 +349,15 @@ class Steps:
         if self.on and self.state.wanted:
             with torch.no_grad():
                 self._guard(lambda: self.passes.divide(number, modules))
+
+    def _leave_out(self, begins: bool) -> None:
+        """Record nothing while a stage of a pipeline tries out its model."""
+        if not self.on:
+            return
+        if begins:
+            self._guard(self.measuring.pause)
+        elif self.state.wanted:
+            self._guard(lambda: self.measuring.go_on(self.rows.due(self.index), self._table.n_rows))
 
     def _note_split(self) -> None:
         if self.on and not self.passes.are_split:

@@ -119,6 +119,11 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def steps(self, job: str) -> list[int]:
+        """Return the daemons that carry out a job on the nodes; the last ends when all that ran there has ended."""
+        lines = [(pid, line) for pid, line in _processes() if line.startswith(f"slurmstepd: [{job}.")]
+        return [pid for pid, _ in lines if any(_of_node(pid, self, node) for node in NODES)]
+
     def call(self, *command: str) -> str:
         """Return what a command of Slurm prints; "" if it fails, or hangs as scancel does on a job that is ending."""
         try:

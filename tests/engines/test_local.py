@@ -328,14 +328,25 @@ def test_gpus_are_shared(gpus: float | None, there: list[str], shares: list[str]
     assert gpu_shares(gpus, there) == shares
 
 
+TELL = f"""
+import os, pathlib, sys, time
+mine = pathlib.Path(sys.argv[1]).with_suffix(".began")
+mine.touch()
+wanted = 2 if mine.stem in "ab" else 4  # both of a pair hold their share at the same time
+end = time.monotonic() + {PATIENCE}
+while len(list(mine.parent.glob("*.began"))) < wanted and time.monotonic() < end:
+    time.sleep(0.02)
+sys.exit("Error: " + os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+
 def test_every_run_gets_its_share_of_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    tell = "import os, sys, time; time.sleep(0.5); sys.exit('Error: ' + os.environ['CUDA_VISIBLE_DEVICES'])"
-    jobs = [job(name, tell, tmp_path) for name in "abcd"]
+    jobs = [job(name, TELL, tmp_path) for name in "abcd"]
     engine = LocalEngine(8, None, 1)
     assert engine.at_once == 2  # not more than there are GPUs
     carry_out(jobs, engine, 0, lambda one: None)
-    assert sorted(one.error for one in jobs) == ["4", "4", "7", "7"]
+    assert [sorted(one.error for one in pair) for pair in (jobs[:2], jobs[2:])] == [["4", "7"]] * 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match=r"engine\.gpus is 1, and this machine shows 0"):
         LocalEngine(1, None, 1)

@@ -74,6 +74,10 @@ def finish(cluster: Cluster, driver: subprocess.Popen[str]) -> None:
     assert driver.returncode == 0, said
 
 
+def states(cluster: Cluster) -> list[str]:
+    return cluster.call("squeue", "-h", "-r", "-p", "main", "-o", "%T").split()
+
+
 def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
@@ -108,13 +112,22 @@ def test_a_run_is_closed_and_goes_on_in_the_next_job(event: str, cluster: Cluste
     (folder / "hold").touch()
     driver = drive(cluster, folder, 1, 0.1, 0)  # without a retry: Slurm puts the job back
     wait_for(lambda: "run000.h5 epoch 1" in journal(folder), driver)
+    number = cluster.call("squeue", "-h", "-o", "%A").strip()
+    assert cluster.steps(number)
     if event == "time limit":
-        cluster.call("scancel", "--signal=USR2", cluster.call("squeue", "-h", "-o", "%A").strip())
+        cluster.call("scancel", "--signal=USR2", number)
     else:
         cluster.call("sbatch", "-p", "first", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
     wait_for(lambda: read_run(folder / "group" / "run000.h5").status == "interrupted")
     (folder / "hold").unlink()
-    time.sleep(8)  # the first job must have left its node
+
+    def has_left() -> bool:
+        """Return whether nothing of the first job is on its node; or the next one has ended already."""
+        waits = states(cluster) == ["PENDING"] and not cluster.steps(number)
+        return waits or read_run(folder / "group" / "run000.h5").status == "complete"
+
+    wait_for(has_left)
+    time.sleep(8)  # its node kills what has the number of this job for some seconds more
     finish(cluster, driver)
     assert read_run(folder / "group" / "run000.h5").status == "complete"
     assert journal(folder).count("run000.h5 epoch 0") == 1  # it continued
@@ -139,7 +152,7 @@ def test_the_command_leaves_its_runs_in_the_queue_shows_and_cancels_them(cluster
     first = start(cluster, *gradlens, "run", "tiny.toml")
     wait_for(lambda: cluster.call("squeue", "-h", "-p", "main"), first)
     wait_for(lambda: (tmp_path / "runs/tiny/small/.plain8-s0.h5.job").exists())
-    time.sleep(1)
+    wait_for(lambda: list((tmp_path / "runs/tiny/.slurm").glob("*/*_submitted.pkl")), first)  # sbatch has answered
     first.send_signal(signal.SIGINT)
     told = first.communicate(timeout=PATIENCE)[1]
     assert first.returncode == 130

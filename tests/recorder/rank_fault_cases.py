@@ -22,7 +22,7 @@ import gradlens
 from tests.processes import run_all
 
 WORLD, STEPS, FAULT, PATIENCE_S = 3, 6, 2, 2.0
-TASKS = ("right", "bypassed", "other-rate", "skips", "leaves", "alone", "join")
+TASKS = ("right", "bypassed", "other-rate", "skips", "leaves", "alone", "join", "join-none")
 
 
 def build(seed: int = 0) -> nn.Module:
@@ -41,14 +41,14 @@ def train(task: str, path: Path, rank: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            if task == "join":
+            if task.startswith("join"):
                 stack.enter_context(model.join())
             try:
                 if task != "alone" or rank == 0:
                     recorder = stack.enter_context(gradlens.record(model, path, optimizer=optimizer))
             except gradlens.GradlensError as error:
                 warnings.warn(f"{type(error).__name__}: {error}", gradlens.GradlensWarning, stacklevel=1)
-            for step in range(STEPS):
+            for step in range(0 if task == "join-none" and mine else STEPS):
                 faulty = step >= FAULT
                 optimizer.zero_grad()
                 for part in range(2):

@@ -23,6 +23,8 @@ WORDS, LENGTH, WIDTH, CLASSES, BATCH, STEPS = 11, 8, 8, 6, 8, 3
 LOOPED = {"interleaved": "ScheduleInterleaved1F1B", "zerobubble": "ScheduleInterleavedZeroBubble"}
 """Schedules with two of four stages on each rank."""
 PIPELINES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B", **LOOPED}
+SHARDED_PIPELINES = ("pipeline+fsdp", "pipeline+columns")
+"""Two stages, each on two ranks."""
 TRUE = ("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "activation_rms")
 
 
@@ -254,9 +256,56 @@ def train_stage(way: str, path: Path, rank: int) -> list[str]:
     return [str(one.message) for one in warned if issubclass(one.category, gradlens.GradlensWarning)]
 
 
+def train_sharded_stage(way: str, path: Path) -> list[str]:
+    """Train one stage of a pipeline of two that is itself sharded over two ranks."""
+    from torch.distributed import pipelining
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = mesh_of(2, 2, names=("pipeline", "within"))
+    stage, place = mesh["pipeline"].get_local_rank(), mesh["within"].get_local_rank()
+    whole = build()
+    if way == "pipeline+columns":
+        parallelize(whole, mesh["within"], "columns")
+    model = (Front, Back)[stage](whole)
+    part, parts = (0, 1) if way == "pipeline+columns" else (place, 2)
+    if parts == 2:
+        fully_shard(model, mesh=mesh["within"])
+    group = mesh["pipeline"].get_group()
+    schedule = pipelining.ScheduleGPipe(
+        pipelining.PipelineStage(model, stage, 2, torch.device("cpu"), group=group), n_microbatches=2, loss_fn=loss_of
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with gradlens.record(model, path, optimizer=optimizer, on_error="raise", **OPTIONS):
+            for step in range(STEPS):
+                x, y = (each[part::parts] for each in data(step))
+                optimizer.zero_grad()
+                schedule.step(x) if stage == 0 else schedule.step(target=y)
+                optimizer.step()
+    return [str(one.message) for one in warned if issubclass(one.category, gradlens.GradlensWarning)]
+
+
+def refused(path: Path) -> list[str]:
+    """Return what is said where DistributedDataParallel gets a part of a mesh whose other part is sharded."""
+    mesh = mesh_of(2, 2, names=("dp", "tp"))
+    model = build()
+    parallelize(model, mesh["tp"], "columns")
+    model = nn.parallel.DistributedDataParallel(model, device_mesh=mesh["dp"])
+    try:
+        gradlens.record(model, path, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    except gradlens.GradlensError as error:
+        return [error.message, error.tip]
+    return []
+
+
 def train(way: str, path: Path, world: int) -> list[str]:
     if way in PIPELINES:
         return train_stage(way, path, dist.get_rank())
+    if way in SHARDED_PIPELINES:
+        return train_sharded_stage(way, path)
+    if way == "ddp+columns":
+        return refused(path)
     model, part, parts = wrap(way, build(), world)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     with warnings.catch_warnings(record=True) as warned:

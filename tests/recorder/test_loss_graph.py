@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 from collections.abc import Callable
 
@@ -206,6 +207,26 @@ def test_an_input_that_requires_a_gradient_is_no_parameter() -> None:
     model = mlp()
     facts = follow(model, lambda step: model(inputs(step, 16, 4).requires_grad_()).mean())
     assert [leaf["parameter"] for leaf in facts["graph"]["unregistered"]] == [False]
+
+
+@pytest.mark.skipif(
+    "GradientEdge" not in str(inspect.signature(torch.autograd.backward)), reason="this torch takes no edges"
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_pass_that_begins_at_an_edge_of_the_graph_reaches_what_a_tensor_would(*, listed: bool) -> None:
+    """As in a pipeline that has released the outputs of its stage."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sink = ListSink()
+    with Recorder(model, sink, optimizer=optimizer):
+        for step in range(3):
+            optimizer.zero_grad()
+            edge = torch.autograd.graph.get_gradient_edge(model(inputs(step, 16, 4)).sum())
+            torch.autograd.backward([edge] if listed else edge)
+            optimizer.step()
+    found = sink.facts["graph"]
+    assert found["modules"] == graph_of(mlp(), lambda out, step: out.sum())["modules"]
+    assert found["cut"] == []
 
 
 def test_a_loss_without_a_graph() -> None:

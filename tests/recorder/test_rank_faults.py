@@ -40,7 +40,8 @@ class TestFaults:
     def test_all_ranks_train_to_the_end(self, folder: Path) -> None:
         for rank in range(WORLD):
             found = json.loads((folder / f"rank{rank}.json").read_text())
-            assert [found[task]["steps"] for task in TASKS] == [STEPS] * len(TASKS)
+            wanted = dict.fromkeys(TASKS, STEPS) | {"join-none": 0 if rank == 1 else STEPS}
+            assert {task: found[task]["steps"] for task in TASKS} == wanted
             assert all(not found[task]["said"] for task in ("right", "bypassed", "other-rate"))
             assert all(found[task]["seconds"] < 15 * PATIENCE_S for task in TASKS)
 
@@ -90,6 +91,14 @@ class TestFaults:
                 "gradlens: recording ended at step 0, training goes on: DistributedDataParallel.join() lets the ranks "
                 "take different numbers of steps, so no row has all of them"
             ]
+
+    def test_a_rank_without_a_step_in_join_holds_nobody_up(self, folder: Path) -> None:
+        for rank in range(WORLD):
+            found = json.loads((folder / f"rank{rank}.json").read_text())["join-none"]
+            assert found["seconds"] < PATIENCE_S
+            wanted = "no row was recorded" if rank == 1 else "DistributedDataParallel.join() lets the ranks take"
+            assert len(found["said"]) == 1
+            assert wanted in found["said"][0]
 
     def test_a_recorder_on_one_rank_alone_is_refused_in_time(self, folder: Path) -> None:
         said = json.loads((folder / "rank0.json").read_text())["alone"]["said"]

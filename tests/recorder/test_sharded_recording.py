@@ -15,7 +15,17 @@ import torch.distributed as dist
 
 import gradlens
 from tests.processes import PATIENCE
-from tests.recorder.sharded_recording_cases import BATCH, CLASSES, LENGTH, LOOPED, PIPELINES, TRUE, WIDTH, truth
+from tests.recorder.sharded_recording_cases import (
+    BATCH,
+    CLASSES,
+    LENGTH,
+    LOOPED,
+    PIPELINES,
+    SHARDED_PIPELINES,
+    TRUE,
+    WIDTH,
+    truth,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,6 +35,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 WAYS = {2: ("columns", "sequence", "tensors", *PIPELINES), 4: ("fsdp+sequence",)}
+OTHERS = {2: (), 4: (*SHARDED_PIPELINES, "ddp+columns")}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +52,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory):
             str(folder),
             str(world),
             *WAYS[world],
+            *OTHERS[world],
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
@@ -83,6 +95,8 @@ def test_each_stage_of_a_pipeline_records_what_the_whole_model_has(way: str, sha
     seen = set()
     for rank in range(2):
         run = gradlens.read_run(sharded(2) / f"of-rank-{rank}" / f"{way}.h5")
+        assert not gradlens.diagnose(run).findings
+        assert all(each["finite_output"] and each["largest"] < 100 for each in run.facts["inputs"])
         assert "clip_coefficient" not in run.scalars
         names = [layer.name.partition(".")[2] if way in LOOPED else layer.name for layer in run.layers]
         seen |= set(names)
@@ -95,14 +109,41 @@ def test_each_stage_of_a_pipeline_records_what_the_whole_model_has(way: str, sha
     assert seen == set(true["activation_grad_norm"])
 
 
+@pytest.mark.parametrize("way", SHARDED_PIPELINES)
+def test_each_sharded_stage_of_a_pipeline_records_what_the_whole_model_has(way: str, sharded, true) -> None:
+    seen = set()
+    for rank in (0, 2):  # the first of each stage
+        run = gradlens.read_run(sharded(4) / f"of-rank-{rank}" / f"{way}.h5")
+        assert run.info["notes"] == []
+        seen |= {layer.name for layer in run.layers}
+        for metric in ("activation_grad_norm", "activation_rms", "param_grad_norm", "param_norm"):
+            for i, layer in enumerate(run.layers):
+                if layer.name in true[metric]:
+                    np.testing.assert_allclose(run.metric(metric)[:, i], true[metric][layer.name], rtol=1e-5)
+        for layer in run.layers:  # without what the stage tried out before
+            width = {"head": CLASSES}.get(layer.name, 2 * WIDTH if layer.name.endswith((".up", ".act")) else WIDTH)
+            assert layer.out_numel == BATCH * LENGTH * width
+    assert seen == set(true["activation_grad_norm"])
+
+
+def test_shards_that_look_like_whole_weights_are_refused_in_a_line(sharded) -> None:
+    for rank in range(4):
+        said, tip = json.loads((sharded(4) / f"rank{rank}.json").read_text())["ddp+columns"]
+        assert said == (
+            "DistributedDataParallel over tensor parallelism turns each shard into a parameter of its own, so no norm "
+            "is that of the whole weight"
+        )
+        assert "fully_shard over the same mesh" in tip
+
+
 @pytest.mark.parametrize("world", WAYS)
 def test_nothing_is_said_and_one_rank_writes(world: int, sharded) -> None:
     folder = sharded(world)
     files = {path.name for path in folder.glob("of-rank-[1-9]/*.h5")}
-    assert files == ({f"{way}.h5" for way in PIPELINES} if world == 2 else set())
+    assert files == {f"{way}.h5" for way in (PIPELINES if world == 2 else SHARDED_PIPELINES)}
     for rank in range(world):
         said = json.loads((folder / f"rank{rank}.json").read_text())
-        assert {way for way in WAYS[world] if said[way]} == set(PIPELINES).intersection(said)
+        assert {way for way in said if said[way] and way != "ddp+columns"} == set(PIPELINES).intersection(said)
         for way in PIPELINES if world == 2 else ():
             assert "as the stages of a pipeline should" in said[way][0]
             assert ["(zero bubble)" in text for text in said[way][1:]] == [True] * (way == "zerobubble")

@@ -113,11 +113,14 @@ class ObservedCall:
             self._wrapper = None
 
 
-def observe_backward(before: Callable[[Sequence[Tensor]], None], after: Callable[[], None]) -> ObservedCall:
+def observe_backward(
+    before: Callable[[Sequence[Tensor], Sequence[Any]], None], after: Callable[[], None]
+) -> ObservedCall:
     """Observe backward passes.
 
     Args:
-        before: Called with the tensors that the pass begins at.
+        before: Called with the tensors that the pass begins at, and the nodes of the graph where it begins at edges
+            (``torch.autograd.graph.GradientEdge``), as in a pipeline that has released the outputs of its stage.
         after: Called at the end of the pass.
 
     Returns:
@@ -125,7 +128,10 @@ def observe_backward(before: Callable[[Sequence[Tensor]], None], after: Callable
     """
 
     def begin(arguments: dict[str, Any]) -> None:
-        before(_listed(arguments.get("tensors")))  # an edge of a graph is no tensor
+        tensors = arguments.get("tensors", ())
+        listed = (tensors,) if isinstance(tensors, Tensor) or hasattr(tensors, "node") else tensors
+        edges = [each.node for each in listed if hasattr(each, "node")]
+        before([tensor for tensor in listed if isinstance(tensor, Tensor)], edges)
 
     return ObservedCall(torch.autograd, "backward", begin, after)
 
