@@ -247,7 +247,7 @@ class Notes:
             self.add(f"{DISCARDED} (first before row {row})")
 
     def note_found_scaler(self) -> None:
-        """Note that a GradScaler is in use that the recorder was not told of."""
+        """Note that a GradScaler is in use that the recorder was not given."""
         self.add("a GradScaler calls the optimizer although scaler= was not given: it was found, and its scale is used")
 
     def note_other_changes(self, rows: int) -> None:

@@ -89,7 +89,7 @@ class StoredFile:
                 f"it claims {claimed:,} bytes of numbers; a file of this size may hold {self.contents.believed_bytes:,}"
             )
 
-    # --- what stands once ---------------------------------------------------------------------------------
+    # --- what is written once -----------------------------------------------------------------------------
 
     @property
     @tells_damage

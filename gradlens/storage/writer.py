@@ -59,8 +59,8 @@ class FileSink:
     """Write rows to an HDF5 file that others can read meanwhile.
 
     The file appears under its name with the first flush, complete in layout; before that, and whenever it has to
-    be laid out anew (a scalar that was not there before), it is built beside under a temporary name. When the run ends
-    it is packed (see ``schema``), likewise beside.
+    be laid out anew (a scalar that was not there before), it is built next to it under a temporary name. When the run
+    ends it is packed (see ``schema``), likewise.
 
     Args:
         path: Where the run goes; its folder is made when the file is claimed. A relative one counts from the working
@@ -304,7 +304,7 @@ class FileSink:
             self._lay_out(list(scalars), list(columns))
 
     def _lay_out(self, scalars: list[str], columns: list[str], instead: Row | None = None) -> None:
-        """Build the file beside, with the rows that are to be kept, and move it into place.
+        """Build the file next to the old one, with the rows that are to be kept, and move it into place.
 
         The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
 
@@ -376,7 +376,7 @@ class FileSink:
 
 
 def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> None:
-    """Append so many rows and epochs of one file to another; what the other has besides is NaN.
+    """Append so many rows and epochs of one file to another; what else the other has is NaN.
 
     Raises:
         DamagedError: What is to be copied is damaged.
