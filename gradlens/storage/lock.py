@@ -24,8 +24,8 @@ _held: dict[Path, int] = {}
 class WriterLock:
     """The right to write a run file, held until it is released or the process ends, however it ends.
 
-    It is a lock of the operating system on a hidden file next to it (``.NAME.lock``). It belongs to the process (POSIX
-    record lock), so that children that outlive it, such as those that load data, do not hold it.
+    It is a lock of the operating system on a hidden file next to the run file (``.NAME.lock``). It belongs to the
+    process (POSIX record lock), so that children that outlive it, such as those that load data, do not hold it.
 
     Args:
         path: The run file.
