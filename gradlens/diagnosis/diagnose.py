@@ -150,7 +150,7 @@ def _open(place: str | os.PathLike[str]) -> Run:
 
 
 def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learning:
-    """Return "no" where all gradients are exactly 0 beside a loss that stands: nothing can change any more."""
+    """Return "no" where all gradients are exactly 0 while the loss does not fall: nothing can change any more."""
     if any(finding.kind == "zero_gradient" and "at all layers" in finding.evidence for finding in findings):
         return replace(learning, verdict="no", evidence=f"{learning.evidence}; all gradients are exactly 0 at the end")
     return learning

@@ -54,7 +54,7 @@ exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
 
 
 def plateau(rec: Recording, learning: Learning) -> list[Finding]:
-    """Find a model that does not learn, or whose loss stands since updates that were far too large.
+    """Find a model that does not learn, or whose loss has not fallen since updates that were far too large.
 
     Only asked for where no other rule has a finding. Confidence: that of the verdict on the loss, three standard
     errors.
@@ -190,7 +190,7 @@ def _out_of_reach(rec: Recording) -> str:
 def _gradient_collapses(rec: Recording) -> bool:
     """Return whether the outputs' gradients fall to less than a fifth of those in the first rows within two fifths.
 
-    A model on noisy labels, whose loss stands as low as it can be, keeps gradients of the same size.
+    A model on noisy labels, whose loss is as low as it can be, keeps gradients of the same size.
     """
     if not rec.gradient or not len(rec.path):
         return False
