@@ -53,6 +53,9 @@ FORBIDDEN: dict[str, str] = {
     r"\b[Dd]raws? of (?:its |the |a few )?(?:weights|them)\b": "sample of weights, initialisation",
     r"\b[Bb]locks? of (?:so many )?rows\b|\b(?:in|by) blocks\b": "chunk",
     r"\bwhat comes back through\b": "the gradient through",
+    r"\bhangs? on\b(?! to)": "depends on",
+    r"\bloss(?: that)? stands\b": "the loss stays, does not fall",
+    r"\bfell no\b": "failed no",
 }
 """Pattern to what is written instead."""
 FORBIDDEN_NAMES = r"(?:^|_)(?:rhythms?|wayback|pictures?)(?:$|_)|^Picture$|^_?still(?:_layers)?$"
@@ -125,6 +128,7 @@ def test_no_phrase_comes_back(path: Path) -> None:
         "of several nets", "draws of weights", "in blocks of rows", "as often as costs less than 1 %",
         "what is last in a cell",
         "not shown to vanish, nor not to", "found, said, and kept on one side",
+        "the verdict hangs on the measure", "a loss that stands since then", "notes fell no gate",
     ],
 )  # fmt: skip
 def test_the_patterns_find_what_they_are_for(phrase: str) -> None:

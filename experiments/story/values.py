@@ -1,6 +1,6 @@
 """Compute the numbers of the story (``docs/study.md``) from what is kept in the repository.
 
-    python experiments/story.values.py
+    python experiments/story/values.py
 
 Each number is computed from values of single runs: the last epochs that are listed next to the figures, the steps of
 ``experiments/results/collapse.csv.gz``, and the ratios of ``experiments/results/first-step.csv``. What only a mean was

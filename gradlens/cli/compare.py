@@ -53,7 +53,7 @@ def compare(
 ) -> None:
     """Compare accuracy and loss of RUNS over epochs, or logged scalars over steps where no epochs were logged.
 
-    The comparison is at the last epoch or step that all runs have; in what else the runs are not equal is said first.
+    The comparison is at the last epoch or step that all runs have; what else differs between the runs is listed first.
     Seeds of one model are grouped, with the 95 % interval of their mean. RUNS are files, names under runs/, or
     folders; default: all runs under runs/.
     """

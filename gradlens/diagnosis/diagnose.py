@@ -138,7 +138,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
-        learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stands")
+        learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
     findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
     findings = [_with_inputs(rec, finding) for finding in findings]
     notes += [item.said for item in intended]
@@ -163,7 +163,7 @@ def _open(place: str | os.PathLike[str]) -> Run:
 
 
 def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learning:
-    """Return "no" where all gradients are exactly 0 beside a loss that stands: nothing can change any more."""
+    """Return "no" where all gradients are exactly 0 while the loss does not fall: nothing can change any more."""
     if any(finding.kind == "zero_gradient" and "at all layers" in finding.evidence for finding in findings):
         return replace(learning, verdict="no", evidence=f"{learning.evidence}; all gradients are exactly 0 at the end")
     return learning
@@ -287,7 +287,7 @@ def _note_on_accuracy(rec: Recording) -> list[str]:
     if not losses or not float(np.median(losses[0][-2:])) < float(np.median(losses[0][:2])) / 2 or losses[0].min() < 0:
         return []
     return [
-        f"{name} stands at {float(np.median(values)):.3g} while the loss falls to less than half: look at how the "
+        f"{name} stays at {float(np.median(values)):.3g} while the loss falls to less than half: look at how the "
         "accuracy is computed (shapes that are broadcast, such as (N, 1) with (N,), a wrong dimension of argmax, a "
         "threshold of 0.5 on logits)"
         for name, values in scores.items()

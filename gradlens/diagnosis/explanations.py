@@ -135,7 +135,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "zero_gradient": Explanation(
         "The gradient of a layer is exactly 0 in every row of the last fifth, and not by underflow. Where it is so at "
-        "all layers, only a loss that stands counts: a hinge that is satisfied has no gradient, either.",
+        "all layers, only a loss that does not fall counts: a hinge that is satisfied has no gradient, either.",
         "Exact: a product with a factor of 0.",
         (
             ("weights of exactly 0 in front of a slope of 0", "initialise them with small random numbers"),
@@ -186,8 +186,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     "plateau": Explanation(
         "No other rule finds anything, and the model does not learn: in at least 100 rows the loss does not fall, "
         "rises in classification, or is no better than guessing (ln C for C classes). Or: the first update was above "
-        "a tenth of the weights' norm, and the loss stands since the first fifth of the rows; or the error of a "
-        "squared loss is more than 1,000 times what Adam can move a weight in all steps. A resumed or mostly frozen "
+        "a tenth of the weights' norm, and the loss has not fallen since the first fifth of the rows; or the error of "
+        "a squared loss is more than 1,000 times what Adam can move a weight in all steps. A resumed or mostly frozen "
         "model, a warm-up, moving targets and several models in one loss are no evidence.",
         "ln C: the cross entropy of equal probabilities; 3 standard errors; TheDeepChecker for the size of steps.",
         (

@@ -43,7 +43,7 @@ OBVIOUS = 0.5
 SOME = 0.01
 """A fall by less than 1 % counts as none: a classifier that only adjusts to the frequencies of its classes falls so."""
 STANDS = 0.05
-"""A loss stands where a fall by more than 5 % is excluded."""
+"""A loss does not fall where a fall by more than 5 % is excluded."""
 UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
 UNSCALED = 0.25
@@ -51,12 +51,12 @@ UNSCALED = 0.25
 AT_THE_LEVEL = 2.0
 """A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
 FAR_OFF = 100.0
-"""A loss that stands at so many times the variance of the targets is far off; no outside source."""
+"""A loss that stays at so many times the variance of the targets is far off; no outside source."""
 TRAINED_SHARE = 0.5
 """Where less than half of the parameters are trained, the frozen ones may limit what can be learnt."""
 LEFT = 2 / 3
-"""Share of the first loss that must be left of a loss that stands. Measured on two trainings whose first updates were
-too large: 0.71 and 0.74; small models on noisy labels keep less."""
+"""Share of the first loss that must be left of a loss that does not fall. Measured on two trainings whose first updates
+were too large: 0.71 and 0.74; small models on noisy labels keep less."""
 ACCURACIES = ("acc", "accuracy", "top1", "f1", "auc", "dice", "iou", "map", "reward", "return", "score")
 """Words in names of scalars that rise where a model learns."""
 LEAST_EARLY = 5

@@ -54,7 +54,7 @@ def loss_halved(rec: Recording) -> bool:
 
 
 def overfits(rec: Recording, guess: float) -> str:
-    """Return a sentence on a validation loss that stands far above the training's, or "".
+    """Return a sentence on a validation loss that is far above the training's, or "".
 
     Args:
         rec: The recording.

@@ -54,7 +54,7 @@ exists (resnet34 0.028), below 0.005 where there is none (plain34 0.001)."""
 
 
 def plateau(rec: Recording, learning: Learning) -> list[Finding]:
-    """Find a model that does not learn, or whose loss stands since updates that were far too large.
+    """Find a model that does not learn, or whose loss has not fallen since updates that were far too large.
 
     Only asked for where no other rule has a finding. Confidence: that of the verdict on the loss, three standard
     errors.
@@ -76,8 +76,8 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
     out = "; ".join(part for part in parts if part)
     evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
     threshold = (
-        f"the first update above {LARGE_STEP} of the weights' norm, and a loss that stands since the first fifth of "
-        "the rows"
+        f"the first update above {LARGE_STEP} of the weights' norm, and a loss that has not fallen since the first "
+        "fifth of the rows"
         if too_large
         else f"no fall of the loss beyond 3 standard errors in at least {LEAST_STEPS} rows, or no better than guessing"
     )
@@ -97,12 +97,12 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
 
 
 def _leapt(rec: Recording) -> str:
-    """Say that the first updates were too large and the loss stands since then, or ""."""
+    """Say that the first updates were too large and the loss has not fallen since then, or ""."""
     first = Network(rec).first_update()
     if not first > LARGE_STEP or not stands_early(rec) or not _gradient_collapses(rec):
         return ""
     return (
-        "since the first fifth of the rows the loss stands; the first step changed a layer by "
+        "since the first fifth of the rows the loss has not fallen; the first step changed a layer by "
         f"{first:.0%} of its norm, and the gradients fell to less than a fifth soon after"
     )
 
@@ -190,7 +190,7 @@ def _out_of_reach(rec: Recording) -> str:
 def _gradient_collapses(rec: Recording) -> bool:
     """Return whether the outputs' gradients fall to less than a fifth of those in the first rows within two fifths.
 
-    A model on noisy labels, whose loss stands as low as it can be, keeps gradients of the same size.
+    A model on noisy labels, whose loss is as low as it can be, keeps gradients of the same size.
     """
     if not rec.gradient or not len(rec.path):
         return False

@@ -50,7 +50,7 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
             "setup",
             (),
             (int(rec.run.steps[0]), rec.last_step),
-            f"{name} falls from {largest:.3g} to {late:.2g}, and the reconstruction stands at {float(error[-1]):.3g}: "
+            f"{name} falls from {largest:.3g} to {late:.2g}, and the reconstruction stays at {float(error[-1]):.3g}: "
             "the latent variables carry nothing (posterior collapse), so that every output is about the same",
             "Sum the reconstruction over the elements of an example as the KL is summed over its latent variables (or "
             "give the KL a weight well below 1), and let that weight grow from 0 over the first epochs.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gradlens.format import plural
 from gradlens.recorder.activations import METRICS_OF_CALLS
 from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.missing_values import MissingValues
 from gradlens.recorder.notes import Notes, listed
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.steps import Steps
@@ -57,7 +58,7 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
         intervals: The metrics of the run.
         ranks: The processes that record together.
     """
-    learned, totals = steps.measuring.learned, table.totals
+    learned, totals, missing = steps.measuring.learned, table.totals, MissingValues(notes)
     if totals.changed_otherwise:
         notes.note_other_changes(totals.changed_otherwise)
     if totals.scaled_rows == table.n_rows_here >= MANY_FACTORS:
@@ -68,16 +69,16 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
         return
     if ranks is not None:
         sharded = steps.measuring.sharded
-        notes.note_partial_sums(ranks.partial_outputs, sharded.left_out if sharded else ())
+        missing.note_partial_sums(ranks.partial_outputs, sharded.left_out if sharded else ())
         if "grad_coherence" in intervals and ranks.batch_parts < ranks.world:
             notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
     if "activation_grad_norm" in intervals:
         last = totals.last_row_with["activation_grad_norm"]
         got = totals.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in intervals else None
-        notes.note_missing_outputs(last, table.n_rows, learned.called, got)
-        notes.note_gaps(totals.gaps, last, table.n_rows)
+        missing.note_outputs(last, table.n_rows, learned.called, got)
+        missing.note_gaps(totals.gaps, last, table.n_rows)
     unwatched = [name for name in METRICS_OF_CALLS if name in intervals and learned.compiled]
     if unwatched:
         notes.note_unwatched_calls(unwatched)
     if "param_grad_norm" in intervals:
-        notes.note_missing_parameters(totals.last_row_with["param_grad_norm"])
+        missing.note_parameters(totals.last_row_with["param_grad_norm"])

@@ -30,6 +30,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -38,8 +39,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gradlens.format import plain
-from gradlens.recorder.copied_statistics import CopiedStatistics
-from gradlens.recorder.gradient_scaling import Clipping, Scaling
+from gradlens.recorder.fact_collectors import FactCollectors, make_collectors
 from gradlens.recorder.graph_reading import MODEL
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import (
@@ -50,15 +50,8 @@ from gradlens.recorder.hooks.observed_calls import (
 )
 from gradlens.recorder.hooks.optimizer_steps import place_step_hooks
 from gradlens.recorder.hooks.pipeline_scaling import is_trial
-from gradlens.recorder.layer_inputs import LayerInputs
 from gradlens.recorder.layers import clean_name, output_tensors, own_parameters
-from gradlens.recorder.loss_graph import LossGraph, find_weights_in_buffers
-from gradlens.recorder.module_modes import BatchNorms, Modes
-from gradlens.recorder.optimizer_settings import OptimizerSettings
-from gradlens.recorder.output_spread import OutputSpread
-from gradlens.recorder.parameter_states import Copies, Facts, ParameterStates
-from gradlens.recorder.rounding import Rounding
-from gradlens.recorder.token_reading import TokenReading
+from gradlens.recorder.parameter_states import Facts
 
 FIRST_LOOKS = 5
 GRAPH_LOOKS = 3
@@ -100,6 +93,33 @@ def weakly(method: M) -> M:
     return cast(M, call)
 
 
+def is_look(number: int) -> bool:
+    """Return whether a step is looked at, counted from the first that was followed."""
+    return number < FIRST_LOOKS or number & (number - 1) == 0
+
+
+@dataclass
+class Round:
+    """One round of the optimizers, from the end of the last one; it is made anew for each."""
+
+    number: int
+    step: int
+    """Index of the optimizer step in progress; until one begins, that of the round before."""
+    is_look: bool = False
+    """Whether it is looked at."""
+    stepped: set[int] = field(default_factory=set)
+    """Numbers of the optimizers that have stepped."""
+    passes: int = 0
+    """Backward passes that were observed."""
+    depth: int = 0
+    """Backward passes that run at this moment."""
+
+    @property
+    def reads_graph(self) -> bool:
+        """Whether the graph of the loss is read."""
+        return self.number < GRAPH_LOOKS
+
+
 class FactFinder:
     """Finds the facts of one training.
 
@@ -120,59 +140,42 @@ class FactFinder:
         write: Callable[[Facts], None],
     ) -> None:
         self.failed = False
-        self._model, self._optimizers, self._index, self._write = model, optimizers, index, write
+        self._model, self._optimizers, self._scaler = model, optimizers, scaler
+        self._index, self._write = index, write
         self._watched = [
             observe_backward(weakly(self._before_backward), weakly(self._after_backward)),
             observe_clipping(weakly(self._clip)),
             observe_gradients(weakly(self._note_gradients)),
         ]
-        self._scaling = Scaling(scaler)
-        self._clipping = Clipping()
         self._calls = GlobalForwardHook(weakly(self._note_call))
         self._names: dict[int, str] = {}
         """``id`` of each module that is noted when it runs, to its name."""
-        self._round = 0
-        self._first_step = self._last_step = self._step = 0
-        self._stepped: set[int] = set()
-        self._passes = self._depth = 0
-        """Backward passes observed in this round, and those that run at this moment."""
+        self._first_step = self._last_step = 0
+        """The first step that was followed, and the last that was looked at."""
+        self._round = Round(0, 0)
         self._is_on = False
-        self._is_looking = False
-        """Whether the step in progress is looked at."""
         self._thread = threading.get_ident()
         """The thread that trains the model, as far as is known."""
+        self._collectors: FactCollectors
 
     @safely
     def start(self) -> None:
         """Place the hooks on optimizers, and begin the first look."""
-        self._first_step = self._last_step = self._step = self._index()
+        self._first_step = self._last_step = self._index()
         self._thread = threading.get_ident()
-        self._parameters = ParameterStates(self._model, self._step)
-        self._gains = self._parameters.gains()
-        self._rounding = Rounding(self._parameters.states)
-        self._spread = OutputSpread()
-        self._settings = OptimizerSettings(self._optimizers, self._step)
-        self._modes = Modes(self._model, self._step)
-        self._norms = BatchNorms(self._model)
-        self._copies = Copies(self._model, self._parameters)
-        self._statistics = CopiedStatistics(self._model)
-        self._inputs = LayerInputs()
-        self._tokens = TokenReading()
-        self._buffers = find_weights_in_buffers(self._model)
-        names = {key: state.layer for key, state in self._parameters.states.items()}
-        self._graph = LossGraph(self._model, names)
+        self._collectors = make_collectors(self._model, self._optimizers, self._scaler, self._first_step)
         self._step_handles = place_step_hooks(self._optimizers, self._on_step, self._before_step, self._after_step)
         self._is_on = True
-        self._begin_round(0)
+        self._begin_round(0, self._first_step)
         self._begin_look()
 
     def stop(self) -> None:
         """Remove everything from the model, the optimizers and torch."""
         if self._is_on:
-            self._is_on = self._is_looking = False
+            self._is_on = self._round.is_look = False
             self._put_away()
             self._calls.remove()
-            self._parameters.end_look()
+            self._collectors.parameters.end_look()
             for handle in self._step_handles:
                 handle.remove()
 
@@ -185,45 +188,20 @@ class FactFinder:
 
     @safely
     def _collect(self, found: list[Facts]) -> None:
-        parameters, groups = self._parameters, self._settings.groups
-        found.append(
-            {
-                "version": 1,
-                "first_step": self._first_step,
-                "last_step": self._last_step,
-                "looks": sum(map(is_look, range(self._round))),
-                "totals": parameters.totals(groups),
-                "parameters": parameters.facts(groups),
-                "optimizers": self._settings.facts(parameters.states),
-                "modes": self._modes.facts(),
-                "batch_norm": self._norms.facts(),
-                "clipping": self._clipping.facts(),
-                "scaling": self._scaling.facts(),
-                "changed_outside": parameters.changed_outside(groups),
-                "gains": self._gains,
-                "rounding": self._rounding.facts(),
-                "spread": self._spread.facts(),
-                "written_between": parameters.written_between(),
-                "copies": [f | self._statistics.describe(f["layer"], f["of"]) for f in self._copies.facts()],
-                "inputs": self._inputs.facts(),
-                "tokens": self._tokens.facts(),
-                "buffers": self._buffers,
-                "graph": self._graph.facts(parameters.with_gradient),
-            }
-        )
+        looks = sum(map(is_look, range(self._round.number)))
+        when = {"version": 1, "first_step": self._first_step, "last_step": self._last_step, "looks": looks}
+        found.append(when | self._collectors.facts())
 
     # --- looks --------------------------------------------------------------------------------------------
 
-    def _begin_round(self, number: int) -> None:
-        self._round = number
-        self._is_looking = self._is_on and not self._parameters.distributed and is_look(number)
-        self._passes = self._depth = 0
-        self._stepped.clear()
+    def _begin_round(self, number: int, step: int) -> None:
+        looks = self._is_on and not self._collectors.parameters.distributed and is_look(number)
+        self._round = Round(number, step, looks)
 
     def _begin_look(self) -> None:
-        if not self._is_looking:
+        if not self._round.is_look:
             return
-        self._parameters.begin_round()
+        self._collectors.parameters.begin_round()
         for watched in self._watched:
             watched.put()
         modules = list(self._model.named_modules())
@@ -234,12 +212,7 @@ class FactFinder:
             for name, module in modules
             if next(module.children(), None) is None or own_parameters(module)
         }
-        if self._needs_calls:
-            self._calls.put()
-
-    @property
-    def _needs_calls(self) -> bool:
-        return self._is_looking
+        self._calls.put()
 
     def _put_away(self) -> None:
         for watched in self._watched:
@@ -247,29 +220,30 @@ class FactFinder:
 
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
-        name = self._names.get(id(module))
-        if not self._is_looking or is_trial() or (name is None and module is not self._model):
+        name, found, this = self._names.get(id(module)), self._collectors, self._round
+        if not this.is_look or is_trial() or (name is None and module is not self._model):
             return
         outputs = output_tensors(output)
         if module is self._model:
-            self._spread.note_call(MODEL, outputs, (MODEL,))
-            if self._round < GRAPH_LOOKS:
-                self._graph.note_model(outputs)
+            found.spread.note_call(MODEL, outputs, (MODEL,))
+            if this.reads_graph:
+                found.graph.note_model(outputs)
         if name is None:
             return
         if module is not self._model:
-            self._spread.note_call(name, outputs, self._graph.last_layers)
+            found.spread.note_call(name, outputs, found.graph.last_layers)
         self._thread = threading.get_ident()
-        self._statistics.note_call(name, module)
-        if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
-            self._norms.note_call(name, args[0], self._index())
-        if self._round < GRAPH_LOOKS:
+        found.statistics.note_call(name, module)
+        inputs = args[0] if torch.is_grad_enabled() and args and isinstance(args[0], Tensor) else None
+        if inputs is not None:
+            found.norms.note_call(name, inputs, self._index())
+        if this.reads_graph:
             own = own_parameters(module)
             trains = any(parameter.requires_grad for parameter in own)
-            self._graph.note_call(name, outputs, trains=trains, step=self._index())
-            if own and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
-                self._inputs.note_call(name, module, args[0], outputs, self._index())
-                self._tokens.note_call(name, module, args[0], self._index())
+            found.graph.note_call(name, outputs, trains=trains, step=self._index())
+            if own and inputs is not None:
+                found.inputs.note_call(name, module, inputs, outputs, self._index())
+                found.tokens.note_call(name, module, inputs, self._index())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -284,36 +258,38 @@ class FactFinder:
             return False
         if threading.get_ident() == self._thread:
             return True
-        return self._depth > 0 and type(threading.current_thread()).__name__ == "_DummyThread"
+        return self._round.depth > 0 and type(threading.current_thread()).__name__ == "_DummyThread"
 
     @safely
     def _before_backward(self, tensors: Sequence[Tensor], nodes: Sequence[Any]) -> None:
         if not self._trains_here:
             return
-        self._depth += 1
-        if not self._is_looking:
+        found, this = self._collectors, self._round
+        this.depth += 1
+        if not this.is_look:
             return
-        if self._depth == 1:
-            self._scaling.note_root(tensors, self._index())
-            self._parameters.before_backward()
-        if self._round < GRAPH_LOOKS:
-            keys = set(self._settings.groups)
-            self._graph.read(tensors, self._index(), "backward", keys, nodes=nodes, is_inner=self._depth > 1)
-            self._tokens.read(tensors, self._index())
+        if this.depth == 1:
+            found.scaling.note_root(tensors, self._index())
+            found.parameters.before_backward()
+        if this.reads_graph:
+            keys = set(found.settings.groups)
+            found.graph.read(tensors, self._index(), "backward", keys, nodes=nodes, is_inner=this.depth > 1)
+            found.tokens.read(tensors, self._index())
 
     @safely
     def _after_backward(self) -> None:
         if not self._trains_here:
             return
-        self._depth = max(self._depth - 1, 0)
-        if self._is_looking and self._depth == 0:
-            self._passes += 1
-            self._parameters.after_backward()
+        this = self._round
+        this.depth = max(this.depth - 1, 0)
+        if this.is_look and this.depth == 0:
+            this.passes += 1
+            self._collectors.parameters.after_backward()
 
     @safely
     def _note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        if self._is_looking and self._round < GRAPH_LOOKS and self._trains_here:
-            self._graph.note_gradients(outputs, inputs, self._index())
+        if self._round.is_look and self._round.reads_graph and self._trains_here:
+            self._collectors.graph.note_gradients(outputs, inputs, self._index())
 
     @safely
     def log(self, scalars: Mapping[str, Any]) -> None:
@@ -322,22 +298,24 @@ class FactFinder:
         Args:
             scalars: What was logged; "loss" is preferred.
         """
-        if self._is_on and 0 < self._round <= GRAPH_LOOKS and not self._graph.was_read:
+        if self._is_on and 0 < self._round.number <= GRAPH_LOOKS and not self._collectors.graph.was_read:
             first = [scalars["loss"]] if "loss" in scalars else []
             graphs = [v for v in (*first, *scalars.values()) if isinstance(v, Tensor) and v.grad_fn is not None]
             if graphs:
-                self._graph.read(graphs[:1], self._last_step, "log", set(self._settings.groups))
+                keys = set(self._collectors.settings.groups)
+                self._collectors.graph.read(graphs[:1], self._last_step, "log", keys)
 
     @safely
     def _clip(self, parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
-        if self._is_looking and self._trains_here:
-            when = "before_step" if self._passes else "after_step"
-            if self._passes and self._scaling.is_scaled(self._optimizers):
+        if self._round.is_look and self._trains_here:
+            found, passes = self._collectors, self._round.passes
+            when = "before_step" if passes else "after_step"
+            if passes and found.scaling.is_scaled(self._optimizers):
                 when = "scaled"
-            own = [state.parameter for state in self._parameters.states.values() if state.parameter.grad is not None]
+            own = [state.parameter for state in found.parameters.states.values() if state.parameter.grad is not None]
             inside = {id(parameter) for parameter in parameters}
             count = sum(id(parameter) in inside for parameter in own)
-            self._clipping.note(when, max_norm, total_norm, count, len(own), self._index())
+            found.clipping.note(when, max_norm, total_norm, count, len(own), self._index())
 
     # --- the optimizer ------------------------------------------------------------------------------------
 
@@ -349,34 +327,40 @@ class FactFinder:
         if not self._is_on:
             return
         self._thread = threading.get_ident()
-        if k in self._stepped:
+        if k in self._round.stepped:
             self._end_round()
-        self._step = self._index()
-        looks = self._is_looking
+        found, this = self._collectors, self._round
+        this.step = self._index()
         if self._optimizers:
-            self._settings.at_step(k, self._step)
-        self._modes.at_step(self._step, thorough=looks)
-        if not self._stepped:
-            self._parameters.compare_versions(self._step)
-        if not looks:
-            return
-        self._depth = 0
-        self._scaling.note_step(self._optimizers[k] if self._optimizers else None, self._step)
-        if not self._stepped:
-            self._settings.read_groups()
-            self._parameters.look_for_outside_changes(self._step)
-        keys = self._settings.keys(k) if self._optimizers else list(self._parameters.states)
-        self._parameters.at_step(keys, self._step, passes_seen=self._passes > 0)
+            found.settings.at_step(k, this.step)
+        found.modes.at_step(this.step, thorough=this.is_look)
+        if not this.stepped:
+            found.parameters.compare_versions(this.step)
+        if this.is_look:
+            self._look_before_step(k)
+
+    def _look_before_step(self, k: int) -> None:
+        found, this = self._collectors, self._round
+        this.depth = 0
+        found.scaling.note_step(self._optimizers[k] if self._optimizers else None, this.step)
+        if not this.stepped:
+            found.settings.read_groups()
+            found.parameters.look_for_outside_changes(this.step)
+        keys = found.settings.keys(k) if self._optimizers else list(found.parameters.states)
+        found.parameters.at_step(keys, this.step, passes_seen=this.passes > 0)
         if self._optimizers:
-            self._settings.before_write(k)
+            found.settings.before_write(k)
 
     @safely
     def _after_step(self, k: int) -> None:
-        self._stepped.add(k)
-        if self._is_looking and self._optimizers:
-            self._settings.after_write(k)
-            self._rounding.after_step(self._settings.keys(k))
-        if self._is_on and len(self._stepped) >= len(self._optimizers):
+        if not self._is_on:
+            return
+        found, this = self._collectors, self._round
+        this.stepped.add(k)
+        if this.is_look and self._optimizers:
+            found.settings.after_write(k)
+            found.rounding.after_step(found.settings.keys(k))
+        if len(this.stepped) >= len(self._optimizers):
             self._end_round()
 
     def step_by_hand(self) -> None:
@@ -385,33 +369,25 @@ class FactFinder:
         self._after_step(0)
 
     def _end_round(self) -> None:
-        looked = self._is_looking
-        if looked:
-            self._last_step = self._step
-            others = [key for key in self._parameters.states if key not in self._settings.groups]
+        found, this = self._collectors, self._round
+        if this.is_look:
+            self._last_step = this.step
             if self._optimizers:
-                self._parameters.at_step(others, self._step, passes_seen=self._passes > 0)
-            self._parameters.read()
-            self._rounding.read(self._step)
-            self._spread.read(self._step)
-            self._copies.look(self._step, self._settings.groups)
+                others = [key for key in found.parameters.states if key not in found.settings.groups]
+                found.parameters.at_step(others, this.step, passes_seen=this.passes > 0)
+            found.read_look(this.step)
             self._put_away()
-            self._parameters.end_look()
-        elif self._round % COMPARED_EVERY == 0:
-            self._settings.read_groups()
-            self._parameters.compare_requires_grad(self._step)
-        self._parameters.note_versions()
-        self._begin_round(self._round + 1)
-        if looked:
-            if self._round == GRAPH_LOOKS:
-                self._inputs.forget()
-                self._tokens.end()
+            found.parameters.end_look()
+        elif this.number % COMPARED_EVERY == 0:
+            found.settings.read_groups()
+            found.parameters.compare_requires_grad(this.step)
+        found.parameters.note_versions()
+        self._begin_round(this.number + 1, this.step)
+        if this.is_look:
+            if self._round.number == GRAPH_LOOKS:
+                found.inputs.forget()
+                found.tokens.end()
             self._write(self.facts)
-            if not self._needs_calls:
+            if not self._round.is_look:
                 self._calls.remove()
         self._begin_look()
-
-
-def is_look(number: int) -> bool:
-    """Return whether a step is looked at, counted from the first that was followed."""
-    return number < FIRST_LOOKS or number & (number - 1) == 0

@@ -1,4 +1,4 @@
-"""Read how a loss is computed from the model's outputs: its kind, its targets, and what stands oddly between them."""
+"""Read how a loss is computed from the model's outputs: its kind, its targets, and what is unusual between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol by which metrics are measured, beside the gradient norms that every row has.
+"""The protocol by which metrics are measured, in addition to the gradient norms that every row has.
 
 ``gradlens.metrics`` names the module that measures a metric (``Metric.measured_by``); it has a class of this protocol
 as ``MEASURER``. So a new metric is a file here and a line there.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from gradlens.errors import GradlensError, GradlensWarning
@@ -49,12 +47,11 @@ class Notes:
     """
 
     def __init__(self, model: nn.Module, choice: LayerChoice, modules: Mapping[str, nn.Module]) -> None:
-        self._model, self._choice, self._modules = model, choice, modules
-        self._names = list(modules)
+        self._model, self._choice, self.modules = model, choice, modules
         self._own = {name: own_parameters(module) for name, module in modules.items()}
         self._texts: dict[str, None] = {}
-        self._replaced: set[str] = set()
-        self._partial: set[str] = set()
+        self.replaced: set[str] = set()
+        """Layers that were replaced or removed after recording began."""
         self._inner_passes_from: int | None = None
         self.discarded_seen = False
         """Whether a backward pass was discarded."""
@@ -82,20 +79,20 @@ class Notes:
     def look_for_changes(self) -> None:
         """Warn of modules that were added or replaced after recording began: they are not recorded; note new names."""
         now = choose_layers(self._model, self._choice)
-        recorded, names_now = set(self._modules.values()), {module: name for name, module in now.items()}
-        changed = [(name, module) for name, module in self._modules.items() if now.get(name) is not module]
+        recorded, names_now = set(self.modules.values()), {module: name for name, module in now.items()}
+        changed = [(name, module) for name, module in self.modules.items() if now.get(name) is not module]
         replaced = [name for name, module in changed if module not in names_now]
         renamed = [f"{name} (now {names_now[module]})" for name, module in changed if module in names_now]
         added = [name for name, module in now.items() if module not in recorded and name not in replaced]
         if renamed:
             self.add(f"recorded under the name that it had when recording began: {listed(renamed)}")
-        self._replaced.update(replaced)
+        self.replaced.update(replaced)
         for names, what in ((added, "added to the model"), (replaced, "replaced or removed")):
             if names:
                 text = f"{listed(names)}: {what} after recording began, and not recorded since then"
                 self.warn(text, "make a new recorder to record it")
         exchanged = [name for name in now if name in self._own and name not in replaced and self._has_others(name)]
-        self._replaced.update(exchanged)
+        self.replaced.update(exchanged)
         if exchanged:
             self.warn(
                 f"{listed(exchanged)}: parameters were replaced or added after recording began, and the new ones are "
@@ -109,80 +106,7 @@ class Notes:
         if any(hasattr(parameter, "device_mesh") for parameter in before):  # gathered and sharded again in each step
             return False
         known = set(map(id, before))
-        return any(id(parameter) not in known for parameter in own_parameters(self._modules[name]))
-
-    def note_missing_outputs(
-        self,
-        last: NDArray[np.int64],
-        n_rows: int,
-        called: Collection[str],
-        with_gradient: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Note which layers' outputs never had a gradient, or had none after some row, and why if that is known.
-
-        Args:
-            last: (L,) the last row in which each output had a gradient; -1 for none.
-            n_rows: Rows of the run.
-            called: Names of the layers that ran.
-            with_gradient: (L,) whether the layers' parameters ever had a gradient; None if that is not recorded.
-        """
-        if not called:
-            if last.max(initial=-1) < 0:
-                self.add("activation_grad_norm is missing in every row")
-            return
-        never = [name for name, row in zip(self._names, last, strict=True) if row < 0 and name not in self._partial]
-        without = [name for name in never if name in called]
-        uncalled = [name for name in never if name not in called]
-        if without:
-            self.add(f"the output had no gradient in any row: {listed(without)}")
-        if with_gradient is not None:
-            used = [name for name in uncalled if with_gradient[self._names.index(name)]]
-            uncalled = [name for name in uncalled if name not in used]
-            if used:
-                self.add(f"used without a call that hooks see (a weight in a function, tied, fused): {listed(used)}")
-        if uncalled:
-            self.add(f"never called (unused, or used inside a fused operation): {listed(uncalled)}")
-        newest = int(last.max(initial=-1))
-        stopped = newest >= 0 and newest < n_rows - 1
-        if stopped:
-            self.add(f"activation_grad_norm is missing from row {newest + 1} on: hooks no longer fire")
-
-    def note_partial_sums(self, outputs: Iterable[int], parameters: Iterable[int]) -> None:
-        """Note the layers whose gradients are partial sums on each rank, which the recorder does not add up.
-
-        Args:
-            outputs: Layers with such a gradient of their output.
-            parameters: Layers with such a gradient of a parameter.
-        """
-        layers = [self._names[i] for i in sorted(outputs)]
-        self._partial |= set(layers)
-        if layers:
-            self.add(
-                "activation_grad_norm is missing where each rank holds a partial sum of the gradient, as of outputs "
-                f"that stay distributed tensors (use_local_output=False): {listed(layers)}"
-            )
-        layers = [self._names[i] for i in sorted(parameters)]
-        if layers:
-            self.add(f"param_grad_norm is missing where each rank holds a partial sum: {listed(layers)}")
-
-    def note_gaps(self, gaps: NDArray[np.int64], last: NDArray[np.int64], n_rows: int) -> None:
-        """Note which layers' outputs had no gradient in some rows, although their parameters had one.
-
-        Args:
-            gaps: (L,) number of such rows.
-            last: As in ``note_missing_outputs``; gaps that it has noted are left out here.
-            n_rows: Rows of the run.
-        """
-        ended = n_rows - 1 - int(last.max(initial=-1))
-        known = [i for i, name in enumerate(self._names) if name not in self._replaced]
-        some = [i for i in known if last[i] >= 0 and gaps[i] > ended]
-        if some:
-            names = listed([self._names[i] for i in some])
-            count = max(int(gaps[i]) for i in some)
-            self.add(
-                f"activation_grad_norm is missing in up to {count} of {plural(n_rows, 'row')} although the parameters "
-                f"had gradients: {names}"
-            )
+        return any(id(parameter) not in known for parameter in own_parameters(self.modules[name]))
 
     def warn_of_no_hook(self, *, compiled: bool, backward: bool) -> None:
         """Warn that gradients of outputs will be missing.
@@ -264,7 +188,7 @@ class Notes:
         )
 
     def note_found_scaler(self) -> None:
-        """Note that a GradScaler is in use that the recorder was not told of."""
+        """Note that a GradScaler is in use that the recorder was not given."""
         self.add("a GradScaler calls the optimizer although scaler= was not given: it was found, and its scale is used")
 
     def note_other_changes(self, rows: int) -> None:
@@ -388,32 +312,6 @@ class Notes:
     def warn_of_silent_passes(self) -> None:
         """Warn that a row lacks the gradients of outputs of some backward passes."""
         self.warn(SILENT_PASSES, "call torch.compiler.reset() before gradlens.record()")
-
-    def note_missing_parameters(self, last: NDArray[np.int64]) -> None:
-        """Note which layers' parameters never had a gradient.
-
-        Args:
-            last: As in ``note_missing_outputs``.
-        """
-        never = [name for name, row in zip(self._names, last, strict=True) if row < 0]
-        own = [name for name in never if own_parameters(self._modules[name])]
-        hooked = [name for name in own if any(map(_has_grad_hook, own_parameters(self._modules[name])))]
-        own = [name for name in own if name not in hooked]
-        if hooked:
-            self.add(
-                "the parameters had no gradient when the step came; hooks on them run in the backward pass (an "
-                "optimizer for each, that steps and clears there?), and then all those optimizers are to be given as "
-                f"optimizer=[...]: {listed(hooked)}"
-            )
-        if own:
-            self.add(
-                f"the parameters had no gradient in any row (frozen, unused, or cleared before the step): {listed(own)}"
-            )
-
-
-def _has_grad_hook(parameter: nn.Parameter) -> bool:
-    """Return whether something is called when the gradient of a parameter has arrived (asked after recording)."""
-    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def listed(names: Sequence[str]) -> str:

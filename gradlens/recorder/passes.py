@@ -6,8 +6,6 @@ gradients were all cleared before then is *discarded*: it belongs to no row. The
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from torch import Tensor, nn
 
@@ -77,14 +75,13 @@ class Passes:
         """
         state = self.state
         state.begun += 1
-        self._running = BackwardPass(state.index, parts=early)
+        self._running = BackwardPass(state.index, parts=early, is_late=late)
         if not state.wanted:
             return
         self.seen += 1
         if not late:
             self.collect()
         self.forget_cleared()
-        self._running.is_late = late
         if not late and state.index == self._first_step:
             self._from_before = self._states.not_zero(self._from_before)
         if not late:
@@ -228,11 +225,7 @@ class Passes:
         """
         self.collect()
         mask = None if modules is None else self._measuring.mask_of(modules)
-        for each in (*self.state.passes, *self.state.inner):
-            others = [] if mask is None else [part.only(~mask) for part in each.parts]
-            mine = [part.only(mask) for part in each.parts]
-            each.parts = [replace(part, scale=number if part.scale is None else part.scale * number) for part in mine]
-            each.parts += [part for part in others if len(part.layers)]
+        self.state.divide(number, mask)
         if mask is None:
             self._gradients.divide_early_reading(number)
         else:
@@ -240,16 +233,12 @@ class Passes:
 
     def set_scale(self, scale: Tensor | None) -> None:
         """Note that the passes of this step carry a loss scale."""
-        for part in self._parts():
-            part.scale = scale
+        self.state.set_scale(scale)
         self._gradients.set_scale(scale)
-
-    def _parts(self) -> list[Part]:
-        return [part for each in (*self.state.passes, *self.state.inner) for part in each.parts]
 
     # --- an optimizer uses them -----------------------------------------------------------------------------
 
-    def meet_step(self) -> None:
+    def before_step(self) -> None:
         """Note that an optimizer is about to step, perhaps during a pass."""
         running = self._running
         if running is not None and running.step == self.state.index:
@@ -350,7 +339,7 @@ class Passes:
         return [(each, whole if mask is None else whole & mask) for each, mask in counted]
 
     def _note_inner(self) -> None:
-        """Keep the hooks that notice every pass as long as there are inner passes beside others."""
+        """Keep the hooks that notice every pass as long as there are inner passes between others."""
         state, learned = self.state, self._learned
         if state.inner and state.passes:
             learned.stays_on = self._inner_passes.seen = True
@@ -358,7 +347,3 @@ class Passes:
         if learned.stays_on and self._inner_passes.end_row():
             learned.stays_on = False
             self._measuring.choose_hooks()
-
-    def carried(self) -> list[BackwardPass]:
-        """Return the passes that an optimizer may still use in the next step."""
-        return [each.carry() for each in self.state.passes if each.left]

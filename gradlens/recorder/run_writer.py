@@ -1,4 +1,4 @@
-"""What belongs to a recorded run as a whole, and is written beside its rows: header, notes, facts and epochs."""
+"""What belongs to a recorded run as a whole and is written next to its rows: header, notes, facts and epochs."""
 
 from __future__ import annotations
 

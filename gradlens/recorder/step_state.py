@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,29 @@ class StepState:
         self.passes = [each for each in self.passes if not each.is_lost]
         self.discarded += sum(not each.is_carried for each in gone)
         return gone
+
+    def divide(self, number: float, mask: LayerMask | None) -> None:
+        """Divide the gradients of outputs that the passes brought.
+
+        Args:
+            number: The number.
+            mask: (L,) the layers whose outputs they are of; None for all.
+        """
+        for each in (*self.passes, *self.inner):
+            others = [] if mask is None else [part.only(~mask) for part in each.parts]
+            mine = [part.only(mask) for part in each.parts]
+            each.parts = [replace(part, scale=number if part.scale is None else part.scale * number) for part in mine]
+            each.parts += [part for part in others if len(part.layers)]
+
+    def set_scale(self, scale: Tensor | None) -> None:
+        """Note that what the passes brought carries a loss scale."""
+        for each in (*self.passes, *self.inner):
+            for part in each.parts:
+                part.scale = scale
+
+    def carried(self) -> list[BackwardPass]:
+        """Return the passes that an optimizer may still use in the next step, as they begin it."""
+        return [each.carry() for each in self.passes if each.left]
 
     def counted(self, own: Sequence[frozenset[int]]) -> list[tuple[BackwardPass, LayerMask | None]]:
         """Return the passes that belong to the step, and for each of them the layers for which it does.

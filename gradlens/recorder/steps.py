@@ -302,7 +302,7 @@ class Steps:
             self.forget()
         self.steps_seen += 1
         self._other_steps.end()
-        self._begin_step(self.index + 1, now, self.passes.carried() if len(self.optimizers) > 1 else ())
+        self._begin_step(self.index + 1, now, self.passes.state.carried() if len(self.optimizers) > 1 else ())
 
     # --- the backward pass --------------------------------------------------------------------------------
 
@@ -397,7 +397,7 @@ class Steps:
     def _read(self, k: int, grad_scale: Tensor | None) -> None:
         measuring, passes, state = self.measuring, self.passes, self.state
         measuring.follow_groups()
-        passes.meet_step()
+        passes.before_step()
         groups = measuring.states.groups
         strange = not self.steps_seen and self.optimizers and not any(groups[:-1])
         if strange and any(each.touched for each in state.passes):

@@ -14,7 +14,7 @@ from typing import Any
 
 from gradlens.run import Header, Row, Status
 from gradlens.sinks import Sink
-from gradlens.storage.writer import check_process
+from gradlens.storage.place import check_process
 
 GATHERED = 64
 """Calls that are gathered before the thread is woken: waking it for each row costs the training more than the row."""

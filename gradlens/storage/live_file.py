@@ -150,7 +150,7 @@ class LiveFile:
             self._facts = None
         if new:
             self._file.flush()
-            # Never over the slot that guards what stands: the other one, each time.
+            # Never over the slot that guards what is in the file: the other one, each time.
             slot = self._datasets["state/check_b" if self._committed_in_a else "state/check_a"]
             slot[()] = np.bytes_(self._slot(states).encode())
             slot.flush()

@@ -24,8 +24,8 @@ _held: dict[Path, int] = {}
 class WriterLock:
     """The right to write a run file, held until it is released or the process ends, however it ends.
 
-    It is a lock of the operating system on a hidden file beside (``.NAME.lock``). It belongs to the process (POSIX
-    record lock), so that children that outlive it, such as those that load data, do not hold it.
+    It is a lock of the operating system on a hidden file next to the run file (``.NAME.lock``). It belongs to the
+    process (POSIX record lock), so that children that outlive it, such as those that load data, do not hold it.
 
     Args:
         path: The run file.
@@ -119,7 +119,7 @@ def seconds_silent(heartbeat: float) -> float:
 
 
 def lock_path(path: Path) -> Path:
-    """Return the hidden file beside a run file whose lock its writer holds; the same by whatever way it is named."""
+    """Return the hidden file next to a run file whose lock its writer holds; the same by whatever way it is named."""
     there = Path(os.path.realpath(path))
     return there.with_name(f".{there.name}.lock")
 

@@ -37,7 +37,7 @@ class Recovery:
         last_step: The last row's optimizer step; -1 where there is none.
         status: The run's status now.
         lost: What could not be saved, a sentence each.
-        leftovers: Names of files that killed writers left beside, and that were removed.
+        leftovers: Names of files that killed writers left next to it, and that were removed.
         backup: Where the damaged file lies now; None where it was not damaged.
     """
 
@@ -55,8 +55,8 @@ class Recovery:
 def recover_run(path: Path, *, repack: bool = False) -> Recovery:
     """Pack the file of a writer that was killed, so that any program can append to it; leave a whole file untouched.
 
-    It is copied beside, packed, and takes the old one's place in one step. Rows that a checksum shows to be damaged are
-    kept as NaN, and the damaged file stays beside as ``NAME.h5.damaged``.
+    It is copied to a file next to it, packed, and takes the old one's place in one step. Rows that a checksum shows to
+    be damaged are kept as NaN, and the damaged file is kept next to it as ``NAME.h5.damaged``.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""What a run file keeps of its rows beside the rows themselves: levels of blocks, and checksums, as both grow."""
+"""What a run file keeps of its rows in addition to them: levels of blocks, and checksums, as both grow."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from gradlens.storage.superblock import ClosedView, check_heaps
 
 TRIES = 8
 PAUSE_SECONDS = 0.02
-"""A file that is being written may be met between two writes: it is opened again, so often and after so long."""
+"""A file that is being written may be opened between two writes: it is opened again, so often and after so long."""
 T = TypeVar("T")
 
 
 def reading(path: str | os.PathLike[str], use: Callable[[StoredFile], T], *, known: bool = False) -> T:
-    """Open a run file, use it, and close it; again where it is being written and was met between two writes.
+    """Open a run file, use it, and close it; again where it is being written and was opened between two writes.
 
     Args:
         path: The file.

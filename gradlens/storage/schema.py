@@ -125,7 +125,7 @@ def create_layout(
 
 
 def describe_run(file: h5py.File, attributes: Mapping[str, Any], header: Header) -> None:
-    """Write what stands once: the root attributes and the table of layers.
+    """Write what is written once: the root attributes and the table of layers.
 
     Text of any length lies in HDF5's global heap, which no checksum guards, and which HDF5 2.0 reads for ever where it
     is damaged. So gradlens itself reads the copy ``header_json``, a text of fixed length.

@@ -12,17 +12,17 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.row_chunks import LEVELS
 from gradlens.run import FloatArray, Layer, Status
-from gradlens.storage.checksums import Slot, crc, header_crc, is_sealed, state_crc
+from gradlens.storage.block_checks import BLOCK, BlockChecks
+from gradlens.storage.checksums import crc, header_crc, is_sealed, state_crc
 from gradlens.storage.contents import BROKEN, Contents
+from gradlens.storage.counts import read_counts
 from gradlens.storage.damage import line_of, tells_damage
 from gradlens.storage.description import described_layers, read_description
 from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS
 from gradlens.storage.schema import column_names, metric_names
 from gradlens.storage.stored_facts import FACTS_BYTES, decode_facts
 
-BLOCK = LEVELS[0]
 METRIC_BYTES, COLUMN_BYTES = 4, 8
 
 
@@ -49,10 +49,12 @@ class StoredFile:
         self.closed = closed
         self.salvage = salvage
         self.doubts: list[str] = []
-        self.n_steps = int(self.contents.value("state/n_steps"))
-        self.n_epochs = int(self.contents.value("state/n_epochs"))
-        self._slots = self._find_slots()
+        counts = read_counts(contents)
+        self.n_steps, self.n_epochs = counts.n_steps, counts.n_epochs
+        self._slots = counts.slots
         self._slot = self._slots[0] if self._slots else None
+        if counts.are_doubtful and not (salvage and self._slots):  # with a slot whose counts are taken, nothing is lost
+            self._doubt("the numbers of its rows and epochs do not fit their checksum")
         inside = self.contents
         held = inside.names("metric")
         if len(held) > MOST_METRICS:  # each is read with a file opened for it
@@ -63,7 +65,7 @@ class StoredFile:
             self._check_counts()
         self.verify = True
         """Whether checksums are compared."""
-        self._records: dict[int, NDArray[np.uint32]] | None = None
+        self._checks = BlockChecks(contents, self._slot, len(self.columns), self.metrics)
         self._described: tuple[dict[str, Any], dict[str, list[Any]]] | None = None
 
     def _check_counts(self) -> None:
@@ -87,38 +89,7 @@ class StoredFile:
                 f"it claims {claimed:,} bytes of numbers; a file of this size may hold {self.contents.believed_bytes:,}"
             )
 
-    def _find_slots(self) -> list[Slot]:
-        """Return the slots that guard the counts; none in files that were made before there were any."""
-        names = [name for name in ("state/check_a", "state/check_b") if name in self.contents]
-        if not names:
-            return []
-        counts = self.n_steps, self.n_epochs
-        decoded = (Slot.decode(bytes(self.contents.value(name))) for name in names)
-        slots = [slot for slot in decoded if slot is not None]
-        found = [slot for slot in slots if (slot.n_steps, slot.n_epochs) == counts]
-        if (
-            not found
-            and len(slots) == 2
-            and all(count in pair for count, pair in zip(counts, _counts(slots), strict=True))
-        ):
-            # Its writer ended between the one count and the other: all that the newer slot guards was written before.
-            found = [max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))]
-            self.n_steps, self.n_epochs = found[0].n_steps, found[0].n_epochs
-        if not found:
-            self._doubt("the numbers of its rows and epochs do not fit their checksum")
-            found = self._take_newest(slots)
-        return found
-
-    def _take_newest(self, slots: list[Slot]) -> list[Slot]:
-        """Take the counts from the slot with the most rows, where they are damaged themselves."""
-        if not slots:
-            return []
-        newest = max(slots, key=lambda slot: (slot.n_steps, slot.n_epochs))
-        self.n_steps, self.n_epochs = newest.n_steps, newest.n_epochs
-        self.doubts.clear()  # nothing is lost
-        return [newest]
-
-    # --- what stands once ---------------------------------------------------------------------------------
+    # --- what is written once -----------------------------------------------------------------------------
 
     @property
     @tells_damage
@@ -281,7 +252,7 @@ class StoredFile:
         begin = start // BLOCK * BLOCK
         end = min(-(-stop // BLOCK) * BLOCK, self.n_steps)
         values = self._read(metric, begin, end)
-        self._compare(metric, begin, values)
+        self._checks.compare_rows(metric, begin, values)
         return values[start - begin : stop - begin]
 
     @tells_damage
@@ -294,35 +265,6 @@ class StoredFile:
         if len(values) != stop - start:
             raise ValueError(f"metric/{metric} holds {start + len(values)} rows of {stop}")
         return values
-
-    def _compare(self, metric: str, begin: int, values: NDArray[np.float32]) -> None:
-        column = self.metrics.index(metric)
-        whole = len(values) // BLOCK
-        blocks = values[: whole * BLOCK].reshape(whole, BLOCK, values.shape[1])
-        first = begin // BLOCK
-        expected = self._expected(0, first, first + whole)[:, column]
-        for i, block in enumerate(blocks):
-            if crc(block) != expected[i]:
-                raise ValueError(
-                    f"rows {begin + i * BLOCK} to {begin + (i + 1) * BLOCK} of {metric} do not fit their checksum"
-                )
-        rest = values[whole * BLOCK :]
-        crcs = self._slot.crcs if self._slot is not None else ()
-        if len(rest) and crcs and crc(rest) != crcs[len(self.columns) + column]:
-            raise ValueError(f"the last {len(rest)} rows of {metric} do not fit their checksum")
-
-    def _expected(self, level: int, start: int, stop: int) -> NDArray[np.uint32]:
-        """Return the checksums of blocks of a level, (stop - start, M)."""
-        if self._records is None:
-            count = self._slot.records if self._slot is not None else 0
-            table = self.contents.read("check/block", 0, count)
-            if len(table) != count:
-                raise ValueError("its table of checksums is cut off")
-            self._records = {int(key): table[table[:, 0] == key] for key in np.unique(table[:, 0])}
-        found = self._records.get(level, np.empty((0, 2 + len(self.metrics)), dtype=np.uint32))[start:stop]
-        if len(found) != stop - start or not np.array_equal(found[:, 1], np.arange(start, stop)):
-            raise ValueError("its table of checksums has gaps")
-        return found[:, 2:]
 
     # --- levels -------------------------------------------------------------------------------------------
 
@@ -359,12 +301,5 @@ class StoredFile:
         if len(values) != stop - start:
             raise ValueError(f"level {rows} holds {start + len(values)} blocks of {stop}")
         if self.verify and "check" in self.contents:
-            expected = self._expected(rows, start, stop)[:, column]
-            for i, block in enumerate(values):
-                if crc(block) != expected[i]:
-                    raise ValueError(f"block {start + i} of level {rows} of {metric} does not fit its checksum")
+            self._checks.compare_level(rows, metric, start, values)
         return values.astype(np.float64)
-
-
-def _counts(slots: list[Slot]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(slot.n_steps for slot in slots), tuple(slot.n_epochs for slot in slots)

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.atomic import replaceable, stale_names, whole_file, write_errors
-from gradlens.errors import ConfigError, NoRunError, RunExistsError, RunFileError
+from gradlens.atomic import whole_file
+from gradlens.errors import ConfigError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
 from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
-from gradlens.storage.locate import free_name
-from gradlens.storage.lock import WriterLock, check_unlocked
 from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
+from gradlens.storage.place import Place
 from gradlens.storage.publish import Publisher
 from gradlens.storage.row_levels import RowChunk
 from gradlens.storage.run_file import open_run_file
@@ -59,8 +58,8 @@ class FileSink:
     """Write rows to an HDF5 file that others can read meanwhile.
 
     The file appears under its name with the first flush, complete in layout; before that, and whenever it has to
-    be laid out anew (a scalar that was not there before), it is built beside under a temporary name. When the run ends
-    it is packed (see ``schema``), likewise beside.
+    be laid out anew (a scalar that was not there before), it is built next to it under a temporary name. When the run
+    ends it is packed (see ``schema``), likewise.
 
     Args:
         path: Where the run goes; its folder is made when the file is claimed. A relative one counts from the working
@@ -86,18 +85,14 @@ class FileSink:
         flush_seconds: float = FLUSH_SECONDS,
         publisher: Publisher | None = None,
     ) -> None:
-        self._shown = Path(path)
-        with _file_errors(self._shown):
-            self.path = replaceable(self._shown).absolute()  # a link stays, and the file that it leads to is written
+        self._place = Place(path)
         self._overwrite = overwrite
         self._resume_at = resume_at
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._publisher = publisher
         self._header: Header | None = None
-        self._lock: WriterLock | None = None
         self._file: LiveFile | None = None
-        self._process: int | None = None
         self._lost: RunFileError | None = None
         """Why the file cannot be written any more."""
         self._rows: list[Row] = []
@@ -106,31 +101,14 @@ class FileSink:
         self._state = self._state_written = NOTHING_SAID
         self._order: NDArray[np.int64] | None = None
         """(L,) place of each layer of the file in the rows that come, in a run that goes on."""
-        self._check_place()
+        self._place.check(overwrite=overwrite, resume=resume_at is not None)
         if publisher is not None:
             publisher.claim(self.path, onto=overwrite or resume_at is not None)
 
-    def _check_place(self) -> None:
-        with _file_errors(self._shown):
-            self._look_at_place()
-
-    def _look_at_place(self) -> None:
-        if self.path.is_dir():
-            raise RunFileError(
-                f"{self._shown} is a folder; expected the name of a file", tip=f"{self._shown / 'run.h5'}"
-            )
-        check_unlocked(self.path, self._shown)
-        if self._resume_at is not None:
-            if not self.path.exists():
-                raise NoRunError(f"{self._shown} is not there, so nothing can be resumed")
-        elif self.path.exists() and not self._overwrite:
-            raise RunExistsError(
-                f"{self._shown} already exists; nothing was overwritten",
-                tip=f"{free_name(self._shown).as_posix()} is free; overwrite=True (--overwrite) replaces the file",
-            )
-        there = next(folder for folder in self.path.parents if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise RunFileError(f"{self._shown} cannot be written: {there.name} is no folder that you may write to")
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self._place.path
 
     def claim(self) -> None:
         """Make sure that nobody else writes this file until it is closed.
@@ -138,14 +116,7 @@ class FileSink:
         Raises:
             RunFileError: Somebody else is writing it, or its folder cannot be made.
         """
-        if self._lock is not None:
-            return
-        with _file_errors(self._shown):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = WriterLock(self.path, self._shown)
-            self._process = os.getpid()
-            for stale in stale_names(self.path):  # of writers that were killed
-                stale.unlink(missing_ok=True)
+        self._place.claim()
 
     def open(self, header: Header) -> None:
         """Begin the run; the file itself is made with the first flush, when the scalars' names are known.
@@ -160,7 +131,7 @@ class FileSink:
             with open_run_file(self.path) as source:
                 stored = source.layers()
             if {layer.name for layer in stored} != {layer.name for layer in header.layers}:
-                raise RunFileError(f"{self._shown} cannot be resumed: the model has other layers now")
+                raise RunFileError(f"{self._place.shown} cannot be resumed: the model has other layers now")
             now = [layer.name for layer in header.layers]
             self._order = np.array([now.index(layer.name) for layer in stored], dtype=np.int64)
             header = replace(header, layers=stored)
@@ -211,10 +182,10 @@ class FileSink:
         self._flush(self._make_ready)
 
     def _flush(self, make_ready: Callable[[], None], *, epoch: bool = False) -> None:
-        check_process(self._process)
+        self._place.check_process()
         if self._lost is not None:
             raise self._lost
-        with alone(), _file_errors(self._shown):
+        with alone(), self._place.errors():
             if self._file is not None:
                 self._abandon_if(self._file.check_place)
             make_ready()
@@ -226,7 +197,7 @@ class FileSink:
     def _abandon_if(self, act: Callable[[], None]) -> None:
         """Do something with the file; after an error it is not written any more."""
         try:
-            with _file_errors(self._shown):
+            with self._place.errors():
                 act()
         except RunFileError as error:
             self._lost = error
@@ -254,16 +225,16 @@ class FileSink:
 
         In a forked process the run goes on without it.
         """
-        if self._process not in (None, os.getpid()):
+        if self._place.is_forked:
             return
         if self._header is None:
-            self._release()
+            self._place.release()
             return
         try:
             if self._lost is None and (self._file or self._rows or self._epochs or self._resume_at is not None):
                 self.flush()
                 assert self._file is not None
-                with alone(), _file_errors(self._shown):
+                with alone(), self._place.errors():
                     self._file.close(status)
                 self._file = None
                 self._pack()
@@ -276,12 +247,7 @@ class FileSink:
                 if self._publisher is not None:
                     self._publisher.finish()
             finally:
-                self._release()
-
-    def _release(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+                self._place.release()
 
     def _pack(self) -> None:
         """Put the finished file in its compact form; where that cannot be done, it stays whole as it is."""
@@ -304,7 +270,7 @@ class FileSink:
             self._lay_out(list(scalars), list(columns))
 
     def _lay_out(self, scalars: list[str], columns: list[str], instead: Row | None = None) -> None:
-        """Build the file beside, with the rows that are to be kept, and move it into place.
+        """Build the file next to the old one, with the rows that are to be kept, and move it into place.
 
         The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
 
@@ -322,7 +288,7 @@ class FileSink:
                 scalars = list(dict.fromkeys((*scalars, *_members(names, "scalar/"))))
                 columns = list(dict.fromkeys((*columns, *_members(names, "epoch/"))))
                 created = str(source.attributes["created"])
-            new = LiveFile(self.path, self._header, scalars, columns, created, self._shown)
+            new = LiveFile(self.path, self._header, scalars, columns, created, self._place.shown)
             try:
                 if source is not None:
                     copy_rows(source, new, (kept[0] - (instead is not None), kept[1]))
@@ -350,8 +316,8 @@ class FileSink:
         rows, epochs = self._resume_at
         if source.n_steps < rows or source.n_epochs < epochs:
             raise RunFileError(
-                f"{self._shown} holds {source.n_steps} rows and {source.n_epochs} epochs, fewer than the {rows} and "
-                f"{epochs} to be kept"
+                f"{self._place.shown} holds {source.n_steps} rows and {source.n_epochs} epochs, fewer than the {rows} "
+                f"and {epochs} to be kept"
             )
         return source, self._resume_at
 
@@ -376,7 +342,7 @@ class FileSink:
 
 
 def copy_rows(source: StoredFile, target: LiveFile, counts: tuple[int, int]) -> None:
-    """Append so many rows and epochs of one file to another; what the other has besides is NaN.
+    """Append so many rows and epochs of one file to another; what else the other has is NaN.
 
     Raises:
         DamagedError: What is to be copied is damaged.
@@ -409,22 +375,9 @@ def _rows_or_gap(source: StoredFile, metric: str, part: slice) -> NDArray[np.flo
     return np.full(shape, np.nan, dtype=np.float32)
 
 
-def check_process(process: int | None) -> None:
-    """Raise a RunFileError if this is not the process that writes, but one that was forked from it."""
-    if process not in (None, os.getpid()):
-        raise RunFileError(
-            "this process was forked from the one that writes the run, and cannot write it too",
-            tip="make the recorder in the process that trains",
-        )
-
-
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> FloatArray:
     return np.array([row.get(name, MISSING_SCALARS.get(name, np.nan)) for row in rows], dtype=np.float64)
 
 
 def _members(names: Sequence[str], prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
-def _file_errors(path: Path) -> contextlib.AbstractContextManager[None]:
-    return write_errors(f"{path} cannot be written", tip="is there room, and may you write there?", also=RuntimeError)

@@ -4,9 +4,9 @@ from gradlens.study.claims import judge_claims
 from gradlens.study.controls import Control
 from gradlens.study.criteria import CLAIMS, OUTCOMES, Claim, Outcome
 from gradlens.study.evidence import Evidence, JudgedClaim, Verdict, say
+from gradlens.study.interface import STUDY
 from gradlens.study.judgement import Judgement
 from gradlens.study.next_experiments import listed
-from gradlens.study.original import STUDY
 
 __all__ = [
     "CLAIMS",

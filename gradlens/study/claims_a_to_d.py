@@ -132,7 +132,7 @@ def _say_invariant(invariant: Sequence[tuple[str, Evidence]], main: Evidence) ->
     """Name the measures by which the median over rows would be judged otherwise; "" where there is none."""
     apart = [f"{what} it is {_fate(one)[0]} ({say(one)})"
              for what, one in invariant if one.n > 1 and _fate(one)[0] != _fate(main)[0]]  # fmt: skip
-    return f"; the verdict of the median hangs on the measure: by {' and by '.join(apart)}" if apart else ""
+    return f"; the verdict of the median depends on the measure: by {' and by '.join(apart)}" if apart else ""
 
 
 def _enumerate(names: Sequence[str]) -> str:

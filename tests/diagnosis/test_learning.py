@@ -145,7 +145,7 @@ def test_a_plateau_names_steps_that_are_too_large_or_too_small() -> None:
     )
     check(found, "plateau")
     assert found.learning == "unknown"
-    assert "and then it stands" in found.learning_evidence
+    assert "and then it stays there" in found.learning_evidence
     assert found.findings[0].remedy.startswith("Lower the learning rate of SGD (0.02) to about 0.0002, and warm it up")
     check(diagnose_arrays(data, scalars={"loss": early}), "healthy")  # it may be as low as it can be
 

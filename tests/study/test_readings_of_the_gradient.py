@@ -98,7 +98,7 @@ def test_scaled_weights_change_the_plain_ratio_and_not_the_product() -> None:
     assert product_ratio(ones[0]) == pytest.approx(0.2, abs=1e-3)
     found = verdict(runs, "A")
     assert found.verdict == "supported"
-    assert "hangs on the measure: by first / last hidden layer by |W| |dL/dW| it is refuted (10^0.2" in found.why
+    assert "depends on the measure: by first / last hidden layer by |W| |dL/dW| it is refuted (10^0.2" in found.why
     assert "hangs" not in verdict([with_weights(planted("plain34", s, decades=-5.0), 1.0) for s in range(5)], "A").why
 
 
