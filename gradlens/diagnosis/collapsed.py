@@ -21,9 +21,9 @@ EMBEDDING = 4
 
 
 def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
-    """Find representations that are the same for all examples, under a loss without targets.
+    """Find representations that are the same for all examples, under a loss that compares outputs with each other.
 
-    Where there are targets, the same output for all examples may be the best one. Where the loss does not fall, or
+    Under another loss, the same output for all examples may be the best one. Where the loss does not fall, or
     stands since the first updates, which were too large, the collapse follows from something else: see ``plateau``.
 
     Args:
@@ -34,17 +34,11 @@ def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     graph = rec.setup.graph
-    known = [item for item in graph.entries("losses") if item.text("op") not in ("", "Mean", "Sum")]
+    compared = {item.text("op") for item in graph.entries("compared")}
+    others = {item.text("op") for kind in ("losses", "targets") for item in graph.entries(kind)}
     items = [item for item in _same_outputs(rec, ALIKE, FEWER) if item.whole("features") >= EMBEDDING]
     leapt = Network(rec).first_update() > LARGE_STEP and stands_early(rec)
-    if (
-        learning.verdict == "no"
-        or leapt
-        or known
-        or graph.entries("targets")
-        or not graph.entries("losses")
-        or not items
-    ):
+    if not compared or others - compared - {"", "Mean", "Sum"} or learning.verdict == "no" or leapt or not items:
         return []
     item = items[0]
     layers = (item.text("layer"),) if item.text("layer") != "(model)" else ()
@@ -55,7 +49,7 @@ def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
             (item.whole("last_step"), rec.last_step),
             f"{_say(item)}: the representations collapse, which alone lowers this loss",
             f"below {ALIKE} of their size in two looks in succession, and less than half of that at first, under a "
-            "loss without targets",
+            "loss that compares outputs with each other",
             "Chen & He 2021, SimSiam, sec. 4.1: the standard deviation of normalised outputs is near 1 / sqrt(d), and "
             "0 in a collapse; the fifth of it is this project's",
             "Let the loss keep different examples apart: negatives (InfoNCE) or a term for the variance (VICReg); or "

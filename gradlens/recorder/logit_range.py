@@ -43,7 +43,7 @@ def _find_limit(node: Any, steps: int) -> Facts | None:
     if node is None or not steps:
         return None
     op, below, names = op_of(node), children(node), labels_of(node)
-    if op in ENDS or _is_cosine(node, op):
+    if op in ENDS or is_cosine(node, op):
         return {"of": ENDS.get(op, "cosine similarities"), "limit": 1.0, "layer": names[0] if names else None}
     if op not in (*VIEWS, *KEEPS, "Mul", "Div") or not below or (len(below) > 1 and op != "Cat"):
         return None
@@ -77,8 +77,13 @@ def _number_in(node: Any) -> float | None:
     return abs(float(value))
 
 
-def _is_cosine(node: Any, op: str) -> bool:
-    """Return whether something is the product of vectors of length 1: of two matrices, or summed up by hand."""
+def is_cosine(node: Any, op: str) -> bool:
+    """Return whether something is the product of vectors of length 1: of two matrices, or summed up by hand.
+
+    Args:
+        node: The node that made it.
+        op: The operation.
+    """
     below = [child for child, _ in children(node)]
     if op == "Sum" and len(below) == 1 and op_of(below[0]) == "Mul":
         below = [child for child, _ in children(below[0])]

@@ -352,7 +352,7 @@ class LossGraph:
             "losses", "outputs", "softmax_twice", "probabilities_as_logs", "softmax_dims", "broadcast", "flat",
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
-            "terms_apart", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
+            "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
         )  # fmt: skip
         return {
             "source": self._source,

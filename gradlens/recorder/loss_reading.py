@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
+from gradlens.recorder.compared_outputs import compared_outputs
 from gradlens.recorder.graph_reading import (
     MOST_NODES,
     RESHAPES,
@@ -85,6 +86,7 @@ class LossReading:
     mixed_classes: list[Facts] = field(default_factory=list)
     logit_range: list[Facts] = field(default_factory=list)
     likelihoods: list[Facts] = field(default_factory=list)
+    compared: list[Facts] = field(default_factory=list)
     signed_errors: list[Facts] = field(default_factory=list)
     class_weights: list[Facts] = field(default_factory=list)
     late_weights: list[Facts] = field(default_factory=list)
@@ -144,6 +146,7 @@ def read_loss(root: Any) -> LossReading:
             found.mixed_views += _reordered(node)
         found.probabilities_as_logs += _look_for_divergence(node)
         found.ratios += _look_for_ratio(node)
+        found.compared += compared_outputs(node)
         found.late_weights += look_for_late_weights(node, op)
         found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:

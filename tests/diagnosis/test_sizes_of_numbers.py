@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
+from tests.diagnosis.recordings import check
 from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train
 
 
@@ -129,20 +130,36 @@ def test_an_optimizer_that_writes_into_no_parameter(tmp_path: Path, how: str) ->
         assert ("makes a new tensor" in found.findings[0].remedy) == (how == "rebinds")
 
 
-@pytest.mark.parametrize("way", ["collapses", "variance", "negatives"])
+def test_an_optimum_that_is_the_same_for_all_examples_is_no_collapse(tmp_path: Path) -> None:
+    best = torch.linspace(-2, 2, 6)
+
+    def cost(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return torch.log1p((model(x) - best).square().sum(1)).mean()
+
+    found = train(tmp_path / "run.h5", mlp(out=6), cost, steps=320)
+    (whole,) = [item for item in read_run(tmp_path / "run.h5").facts["spread"] if item["layer"] == "(model)"]
+    assert whole["last"] < 0.2 < whole["first"]
+    check(found, "healthy")
+
+
+@pytest.mark.parametrize("way", ["collapses", "difference", "mse_loss", "variance", "negatives"])
 def test_representations_that_collapse(tmp_path: Path, way: str) -> None:
     def alike(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         one, two = (functional.normalize(model(x + 0.1 * torch.randn_like(x)), dim=1) for _ in range(2))
         if way == "negatives":
             return functional.cross_entropy(one @ two.T / 0.1, torch.arange(len(x)))
+        if way in ("difference", "mse_loss"):
+            one, two = (model(x + 0.1 * torch.randn_like(x)) for _ in range(2))
+            return functional.mse_loss(one, two) if way == "mse_loss" else (one - two).square().sum(1).mean()
         spread = functional.relu(0.25 - one.std(0)).mean() if way == "variance" else 0.0
         return -(one * two).sum(1).mean() + 10 * spread
 
     found = train(tmp_path / "run.h5", mlp(out=16), alike, steps=320)
     (whole,) = [item for item in read_run(tmp_path / "run.h5").facts["spread"] if item["layer"] == "(model)"]
     assert whole["features"] == 16
-    assert (whole["last"] < 0.2 < whole["first"]) == (way == "collapses")
-    assert ["collapse" in finding.evidence for finding in found.findings] == [True] * (way == "collapses")
+    collapses = way not in ("variance", "negatives")
+    assert (whole["last"] < 0.2 < whole["first"]) == collapses
+    assert ["collapse" in finding.evidence for finding in found.findings] == [True] * collapses
 
 
 @pytest.mark.parametrize("how", ["sample", "rsample", "by hand", "two decoders"])
