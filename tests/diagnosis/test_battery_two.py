@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import gradlens
 from tests.diagnosis.recordings import check
-from tests.diagnosis.test_programs import INPUTS, both
+from tests.diagnosis.test_programs import INPUTS, both, ways
 
 FEW = 60
 
@@ -113,7 +113,7 @@ def test_the_weight_of_a_rare_positive_class(tmp_path: Path, weight: float, faul
 
 
 @both
-@pytest.mark.parametrize("way", ["log-probabilities", "cross entropy"])
+@ways("way", "log-probabilities", "cross entropy")
 def test_weights_after_the_average(tmp_path: Path, faulty: bool, way: str) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x, y = scarce(32)
@@ -213,7 +213,7 @@ def says(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs.reshape(-1, WORDS), targets.reshape(-1))
 
 
-@pytest.mark.parametrize("way", ["twice", "in the batch", "in the loss", "two heads", "a prefix"])
+@ways("way", "twice", "in the batch", "in the loss", "two heads", "a prefix")
 def test_targets_that_are_moved_twice(tmp_path: Path, way: str) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x = text(32)
@@ -240,7 +240,7 @@ def test_positions_that_are_counted_along_the_batch(tmp_path: Path, faulty: bool
 
 
 @both
-@pytest.mark.parametrize("way", ["fused", "by hand"])
+@ways("way", "fused", "by hand")
 def test_a_padding_mask_that_is_turned_round(tmp_path: Path, faulty: bool, way: str) -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:
@@ -270,7 +270,7 @@ def test_a_padding_mask_that_is_turned_round(tmp_path: Path, faulty: bool, way: 
     assert ("the padding mask is turned round" in causes(found)) == faulty, str(found)
 
 
-@pytest.mark.parametrize("way", ["attack", "samples"])
+@ways("way", "attack", "samples")
 def test_gradients_without_a_graph_beside_a_sum_that_begins_with_0(tmp_path: Path, way: str) -> None:
     """Adversarial examples and Langevin samples are meant to pass no gradient; autograd takes the 0 for a tensor."""
 
@@ -292,7 +292,7 @@ def test_gradients_without_a_graph_beside_a_sum_that_begins_with_0(tmp_path: Pat
     assert causes(found) == [], str(found)
 
 
-@pytest.mark.parametrize("way", ["no graph", "a graph", "an attack", "a number"])
+@ways("way", "no graph", "a graph", "an attack", "a number")
 def test_a_gradient_penalty_without_a_graph(tmp_path: Path, way: str) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x, y = scarce(64)
@@ -331,7 +331,7 @@ class Taught(nn.Module):
             mean.copy_(own)
 
 
-@pytest.mark.parametrize("way", ["weights alone", "buffers, too", "train mode", "statistics that fit"])
+@ways("way", "weights alone", "buffers, too", "train mode", "statistics that fit")
 def test_a_teacher_that_gets_no_statistics(tmp_path: Path, way: str) -> None:
     model = Taught()
     model.teacher.train(way == "train mode")
@@ -362,7 +362,7 @@ class WithTarget(nn.Module):
         self.target = copy.deepcopy(self.own)
 
 
-@pytest.mark.parametrize("way", ["its own", "the model's", "once at the start", "never"])
+@ways("way", "its own", "the model's", "once at the start", "never")
 def test_a_target_that_gets_its_own_weights(tmp_path: Path, way: str) -> None:
     model = WithTarget()
     source = model.target if way == "its own" else model.own
@@ -431,7 +431,7 @@ def test_a_softmax_over_the_examples_of_which_actions_are_picked(tmp_path: Path,
     assert causes(found) == (["softmax over the batch"] if faulty else []), str(found)
 
 
-@pytest.mark.parametrize("way", ["in no optimizer", "in this optimizer", "in its own optimizer"])
+@ways("way", "in no optimizer", "in this optimizer", "in its own optimizer")
 def test_weights_of_the_loss_in_no_optimizer_are_noted(tmp_path: Path, way: str) -> None:
     model = classifier()
     torch.manual_seed(1)

@@ -77,6 +77,11 @@ def expect(found: Diagnosis, faulty: bool, kind: str, says: str) -> None:
     assert re.search(says, f"{main.evidence} {main.remedy} {main.cause}", re.IGNORECASE), str(found)
 
 
+def ways(name: str, first: object, *others: object) -> pytest.MarkDecorator:
+    """Parametrise a test by ways to write a program, of which the quick suite runs the first."""
+    return pytest.mark.parametrize(name, [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)])
+
+
 both = pytest.mark.parametrize("faulty", [True, pytest.param(False, marks=pytest.mark.slow)])
 both_slowly = pytest.mark.parametrize(
     "faulty", [pytest.param(faulty, marks=pytest.mark.slow) for faulty in (True, False)]

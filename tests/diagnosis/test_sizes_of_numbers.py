@@ -14,7 +14,7 @@ from torch.nn import functional
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
 from tests.diagnosis.recordings import check
-from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train
+from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train, ways
 
 
 @both
@@ -71,7 +71,7 @@ def test_data_that_are_far_too_large_are_noted(tmp_path: Path, faulty: bool) -> 
     )
 
 
-@pytest.mark.parametrize("faulty", [True, False])
+@ways("faulty", True, False)
 def test_updates_lost_in_bfloat16_are_noted(tmp_path: Path, faulty: bool) -> None:
     model = mlp().to(torch.bfloat16 if faulty else torch.float32)
 
@@ -118,7 +118,7 @@ class Own(torch.optim.Optimizer):
                 p.copy_(p)
 
 
-@pytest.mark.parametrize("how", ["rebinds", "in place", "replaces data", "writes the same"])
+@ways("how", "rebinds", "in place", "replaces data", "writes the same")
 def test_an_optimizer_that_writes_into_no_parameter(tmp_path: Path, how: str) -> None:
     model = mlp()
     found = train(tmp_path / "run.h5", model, optimizer=Own(model.parameters(), how))
@@ -142,7 +142,7 @@ def test_an_optimum_that_is_the_same_for_all_examples_is_no_collapse(tmp_path: P
     check(found, "healthy")
 
 
-@pytest.mark.parametrize("way", ["collapses", "difference", "mse_loss", "variance", "negatives"])
+@ways("way", "collapses", "difference", "mse_loss", "variance", "negatives")
 def test_representations_that_collapse(tmp_path: Path, way: str) -> None:
     def alike(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         one, two = (functional.normalize(model(x + 0.1 * torch.randn_like(x)), dim=1) for _ in range(2))
@@ -162,7 +162,7 @@ def test_representations_that_collapse(tmp_path: Path, way: str) -> None:
     assert ["collapse" in finding.evidence for finding in found.findings] == [True] * collapses
 
 
-@pytest.mark.parametrize("how", ["sample", "rsample", "by hand", "two decoders"])
+@ways("how", "sample", "rsample", "by hand", "two decoders")
 def test_a_sample_without_a_graph(tmp_path: Path, how: str) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"enc": nn.Sequential(nn.Linear(INPUTS, 24), nn.ReLU(), nn.Linear(24, 8))})
@@ -198,7 +198,7 @@ def test_two_models_with_losses_of_their_own_share_no_sample(tmp_path: Path) -> 
     assert [finding.cause for finding in diagnose(tmp_path / "run.h5").findings if finding.kind == "cut"] == []
 
 
-@pytest.mark.parametrize("way", ["binary", "classes", "even"])
+@ways("way", "binary", "classes", "even")
 def test_a_rare_class_is_noted(tmp_path: Path, way: str) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = (x[:, 0] > (0 if way == "even" else x[:, 0].sort()[0][-2])).float()
@@ -277,7 +277,7 @@ def test_an_average_of_weights_with_batch_norm_is_meant(tmp_path: Path) -> None:
     assert any(note.startswith("average is built like inner") for note in found.notes)
 
 
-@pytest.mark.parametrize("way", ["counted", "left out"])
+@ways("way", "counted", "left out")
 def test_padding_in_the_loss_is_noted(tmp_path: Path, way: str) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"words": nn.Embedding(20, 16), "read": nn.GRU(16, 24, batch_first=True)})

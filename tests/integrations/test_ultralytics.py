@@ -51,7 +51,7 @@ class StubTrainer:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad()
-                self.losses.append(float(self.loss.sum()))
+                self.losses.append(float(self.loss.detach().sum()))
                 self.run("on_train_batch_end")
             self.metrics = {"metrics/mAP50(B)": 0.5, "val/box_loss": 1.0, "val/cls_loss": 2.0, "fitness": 0.1}
             self.run("on_fit_epoch_end")
