@@ -87,9 +87,11 @@ def run_line(part: Part, line: str, data: str) -> Found:
     out.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
         run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment())
-        code = wait(run, part.left - CLOSING_SECONDS - KEEPING_SECONDS)
+        seconds = part.left - CLOSING_SECONDS - KEEPING_SECONDS
+        code = wait(run, seconds)
+    stopped = time.time() - began >= seconds  # an interrupt before the command handles it ends in another code than 130
     last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-    status = MEASURED if code == 0 else STOPPED if code in (130, -signal.SIGKILL) else ERROR
+    status = MEASURED if code == 0 else STOPPED if stopped else ERROR
     return {"status": status, "exit_code": code, "run_seconds": round(time.time() - began, 1), "last_line": last}
 
 

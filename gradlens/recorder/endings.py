@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Protocol
 
 from gradlens.run import Status
-from gradlens.storage import finish_abandoned, lock_path
+from gradlens.storage import finish_abandoned, lock_path, writer  # noqa: F401
 
 PATIENCE_S = 2.0
 """Ctrl-C breaks off the closing of a file only after so many seconds."""
@@ -103,6 +103,7 @@ def _shown_error() -> BaseException | None:
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
+# The writer loads h5py, which ends itself at the end of the interpreter: what is registered after that runs before it.
 @atexit.register
 def close_all() -> None:
     """Close all recorders of this process that are open."""

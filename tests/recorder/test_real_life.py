@@ -256,15 +256,19 @@ r = gradlens.record(m, "run.h5", optimizer=o)
 START = RECORD + "r.start()\ntrain(m, o, 200, r)\n"
 
 
-@pytest.mark.slow
+ENDS = [
+    (START + "sys.exit(3)", 3, "interrupted", f"ended by the end of the interpreter; {NO_CLOSE}"),
+    (START + "raise ValueError('boom\\nmore')", 1, "failed", f"ended by ValueError: boom; {NO_CLOSE}"),
+    (START + "raise KeyboardInterrupt", -2, "interrupted", f"ended by KeyboardInterrupt (SIGINT); {NO_CLOSE}"),
+    (RECORD + "with r:\n train(m, o, 200, r); sys.exit(3)", 3, "failed", "ended by SystemExit: 3"),
+]
+
+
 @pytest.mark.parametrize(
     ("program", "code", "status", "note"),
     [
         (START, 0, "interrupted", f"ended by the end of the interpreter; {NO_CLOSE}"),
-        (START + "sys.exit(3)", 3, "interrupted", f"ended by the end of the interpreter; {NO_CLOSE}"),
-        (START + "raise ValueError('boom\\nmore')", 1, "failed", f"ended by ValueError: boom; {NO_CLOSE}"),
-        (START + "raise KeyboardInterrupt", -2, "interrupted", f"ended by KeyboardInterrupt (SIGINT); {NO_CLOSE}"),
-        (RECORD + "with r:\n train(m, o, 200, r); sys.exit(3)", 3, "failed", "ended by SystemExit: 3"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ENDS),
     ],
 )
 def test_a_program_that_ends_without_close_keeps_every_row(
