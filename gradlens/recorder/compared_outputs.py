@@ -1,38 +1,61 @@
-"""Losses that compare two outputs of one module with each other: they are smallest where all outputs are the same."""
+"""Losses of nothing but comparisons of a module's outputs with each other: smallest where all outputs are the same."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import Any
 
-from gradlens.recorder.graph_reading import Facts, children, labels_of, op_of, shape_of
-from gradlens.recorder.logit_range import is_cosine
+from gradlens.recorder.graph_reading import VIEWS, Facts, children, labels_of, op_of, shape_of
+from gradlens.recorder.logit_range import is_cosine, number_in
 
 DIFFERENCES = {"Sub", "MseLoss", "SmoothL1Loss", "HuberLoss", "L1Loss"}
-MOST_NODES = 200
-"""Nodes between a comparison and the modules whose outputs it compares."""
+KEEPS = VIEWS | {"Mean", "Sum", "Neg", "Rsub", "Pow", "Abs", "Sqrt", "LinalgVectorNorm", "Norm"}
+"""Operations after which a comparison is still smallest, or largest, where both sides are the same."""
+MOST_TERMS, MOST_NODES = 64, 200
+"""Nodes of the loss above its comparisons, and nodes between a comparison and the modules whose outputs it compares."""
 
 
-def compared_outputs(node: Any) -> list[Facts]:
-    """Describe a comparison of two outputs that both have a graph and come from the same module.
+def compared_outputs(root: Any) -> list[Facts]:
+    """Describe a loss that consists of comparisons of outputs of one module, both with a graph, and of nothing else.
+
+    Another term, a margin, or labels that choose pairs may keep outputs apart.
 
     Args:
-        node: A node of a loss.
+        root: The loss's node.
 
     Returns:
-        One fact, or none: ``op`` (the operation, or ``Cosine``) and ``layer``.
+        One fact, or none: ``op`` (of a comparison, or ``Cosine``) and ``layer``.
     """
-    op = op_of(node)
-    sides = [child for child, _ in children(node)]
+    found: list[Facts] = []
+    stack, steps = [root], 0
+    while stack:
+        node, steps = stack.pop(), steps + 1
+        op, below = op_of(node), [child for child, _ in children(node)]
+        if fact := _comparison(node, op, below):
+            found.append(fact)
+        elif steps > MOST_TERMS or not below or labels_of(node):
+            return []
+        elif (
+            op == "Add"
+            or (op in KEEPS | {"Sub"} and len(below) == 1)
+            or (op in ("Mul", "Div") and len(below) == 1 and number_in(node))
+        ):
+            stack += below
+        else:
+            return []
+    return found[:1]
+
+
+def _comparison(node: Any, op: str, sides: list[Any]) -> Facts | None:
     if is_cosine(node, op):
         op, sides = "Cosine", [child for child, _ in children(sides[0])] if op == "Sum" else sides
     elif op not in DIFFERENCES:
-        return []
+        return None
     if len(sides) != 2 or min(prod(shape_of(side)) for side in sides) < 2:
-        return []
+        return None
     one, two = map(_modules_under, sides)
     same = sorted(one & two)
-    return [{"op": op, "layer": same[0]}] if same else []
+    return {"op": op, "layer": same[0]} if same else None
 
 
 def _modules_under(node: Any) -> set[str]:

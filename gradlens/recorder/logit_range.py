@@ -55,7 +55,7 @@ def _find_limit(node: Any, steps: int) -> Facts | None:
     layer = names[0] if names else widest["layer"]
     if op not in ("Mul", "Div"):
         return {**widest, "layer": layer}
-    factor = _number_in(node)
+    factor = number_in(node)
     limit = widest["limit"] * (factor if op == "Mul" else 1 / factor) if factor else 0.0
     return {**widest, "layer": layer, "limit": limit} if limit else None
 
@@ -65,8 +65,12 @@ def _only_child(node: Any) -> Any:
     return below[0][0] if len(below) == 1 else None
 
 
-def _number_in(node: Any) -> float | None:
-    """Return the size of the Python number that a tensor is multiplied with or divided by; None for a tensor."""
+def number_in(node: Any) -> float | None:
+    """Return the size of the Python number that a tensor is multiplied with or divided by; None for a tensor.
+
+    Args:
+        node: The multiplication or division.
+    """
     try:
         saved = node._raw_saved_other
         value = saved.data if saved.unpack_hook is None else None

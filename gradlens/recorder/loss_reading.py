@@ -107,6 +107,7 @@ def read_loss(root: Any) -> LossReading:
     found = LossReading()
     found.minimax += _look_for_minimax(root)
     found.likelihoods += likelihood_sign(root)
+    found.compared += compared_outputs(root)
     found.signed_errors += signed_error(root)
     found.entropies += entropy_signs(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
@@ -146,7 +147,6 @@ def read_loss(root: Any) -> LossReading:
             found.mixed_views += _reordered(node)
         found.probabilities_as_logs += _look_for_divergence(node)
         found.ratios += _look_for_ratio(node)
-        found.compared += compared_outputs(node)
         found.late_weights += look_for_late_weights(node, op)
         found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
+from gradlens.recorder.compared_outputs import compared_outputs
+from gradlens.recorder.graph_reading import label
 from tests.diagnosis.recordings import check
 from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train, ways
 
@@ -128,6 +130,26 @@ def test_an_optimizer_that_writes_into_no_parameter(tmp_path: Path, how: str) ->
     else:
         assert [each.kind for each in found.findings] == ["frozen"]
         assert ("makes a new tensor" in found.findings[0].remedy) == (how == "rebinds")
+
+
+@pytest.mark.parametrize("way", ["pairs", "cosine", "margin", "labels", "variance", "detached", "negatives", "mean"])
+def test_losses_of_comparisons_alone(way: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5)
+    layer.register_forward_hook(lambda *called: label(called[-1], "layer"))
+    one, two, three = (layer(torch.randn(8, 6)) for _ in range(3))
+    distance = (one - two).square().sum(1)
+    loss = {
+        "pairs": distance.mean(),
+        "cosine": 2 - 2 * functional.cosine_similarity(one, two, dim=1).mean(),
+        "margin": functional.relu(distance - (one - three).square().sum(1) + 1).mean(),
+        "labels": (torch.arange(8) % 2 * distance).mean(),
+        "variance": distance.mean() - one.std(0).mean(),
+        "detached": (one - two.detach()).square().mean(),
+        "negatives": distance.mean() - torch.log((one - three).square().sum(1)).mean(),
+        "mean": one.square().mean(),
+    }[way]
+    assert [fact["layer"] for fact in compared_outputs(loss.grad_fn)] == ["layer"] * (way in ("pairs", "cosine"))
 
 
 def test_an_optimum_that_is_the_same_for_all_examples_is_no_collapse(tmp_path: Path) -> None:
