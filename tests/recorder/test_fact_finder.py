@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -499,3 +500,19 @@ def test_a_look_asks_the_host_only_when_the_optimizer_has_stepped(monkeypatch: p
             after.append(len(asked) - before[-1])
     assert before[3:] == [0, 0]
     assert 0 < max(after[3:]) <= 6
+
+
+def test_recordings_that_do_not_end_in_turn_leave_no_wrapper(tmp_path: Path) -> None:
+    before = torch.autograd.backward, torch.autograd.grad
+    for turn in range(3):
+        recorders = []
+        for k in range(3):
+            model = nn.Linear(2, 2)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            recorders.append(gradlens.record(model, tmp_path / f"{turn}-{k}.h5", optimizer=optimizer).start())
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        assert torch.autograd.backward is not before[0]  # they look at their next steps
+        for k in ((0, 1, 2), (0, 2, 1), (1, 0, 2))[turn]:
+            recorders[k].close()
+        assert (torch.autograd.backward, torch.autograd.grad) == before

@@ -61,6 +61,8 @@ class GlobalForwardHook:
             self._handle.remove()  # not the callback: torch is going through the list of callbacks
 
 
+MARK = "_gradlens_call"
+"""Attribute of a wrapper that names its call; a wrapper around it that somebody else made may have copied it."""
 CLIP = "_clip_grads_with_norm_"
 """The part of ``clip_grad_norm_`` that scales the gradients, in newer versions of torch."""
 
@@ -89,7 +91,7 @@ class ObservedCall:
         found = getattr(self._module, self._name, None)
         if found is None or self._wrapper is not None:  # still there, inside a wrapper that somebody else placed
             return
-        self._original = found
+        found = self._original = _without_ended(found)
         signature = inspect.signature(found)
 
         @functools.wraps(found)
@@ -103,14 +105,36 @@ class ObservedCall:
                 self._after()
 
         self._wrapper = outside_graphs(observed)
+        self._wrapper.__dict__[MARK] = self
         setattr(self._module, self._name, self._wrapper)
 
     def remove(self) -> None:
         """Put the function back."""
         self._is_on = False
         if self._wrapper is not None and getattr(self._module, self._name, None) is self._wrapper:
-            setattr(self._module, self._name, self._original)
+            setattr(self._module, self._name, _without_ended(self._original))
             self._wrapper = None
+
+    def leave(self, found: Any) -> Any:
+        """Return the function inside this call's wrapper, if that is what was found and the call has ended; else None.
+
+        Args:
+            found: A function.
+        """
+        if self._is_on or found is not self._wrapper:
+            return None
+        self._wrapper = None
+        return self._original
+
+
+def _without_ended(found: Any) -> Any:
+    """Return a function without the wrappers on top of it of calls that have ended: of recordings not ended in turn."""
+    while isinstance(call := getattr(found, MARK, None), ObservedCall):
+        inner = call.leave(found)
+        if inner is None:
+            break
+        found = inner
+    return found
 
 
 def observe_backward(
