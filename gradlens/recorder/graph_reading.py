@@ -89,6 +89,30 @@ def through_views(node: Any) -> tuple[Any, list[str]]:
     return node, names
 
 
+def saved(node: Any, name: str) -> Tensor | None:
+    """Return a tensor that an operation has saved, where no hook on saved tensors would have to run.
+
+    Args:
+        node: The operation's node.
+        name: The tensor's name in torch's derivatives, such as "target".
+    """
+    try:
+        found = getattr(node, f"_raw_saved_{name}")
+        values = found.data if found.unpack_hook is None else None
+    except (AttributeError, RuntimeError):  # another operation, an older torch, or freed by the backward pass
+        return None
+    return values.detach() if isinstance(values, Tensor) and values.numel() else None
+
+
+def saved_factor(node: Any) -> Tensor | None:
+    """Return what a result with a graph is multiplied with or divided by, as far as it has no graph and was saved.
+
+    Args:
+        node: The node of the multiplication or division, with one result under it.
+    """
+    return next((found for found in (saved(node, "other"), saved(node, "self")) if found is not None), None)
+
+
 @dataclass
 class Reading:
     """What one pass through a graph shows."""

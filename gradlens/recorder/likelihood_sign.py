@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from gradlens.recorder.graph_reading import VIEWS, Facts, children, labels_of, op_of
+from gradlens.recorder.signed_terms import signed_terms
 
-PASSED = VIEWS | {"Mean", "Sum", "Index", "Gather", "IndexSelect", "MaskedSelect", "Cat", "Stack"}
 PROBABILITIES = {"Softmax", "Sigmoid"}
 NEAR = VIEWS | {"Index", "Gather", "IndexSelect", "MaskedSelect", "Clamp", "ClampMin", "ClampMax", "Add"}
 """What may lie between a probability and its logarithm."""
-MOST_STEPS = 64
 
 
 def likelihood_sign(root: Any) -> list[Facts]:
@@ -27,28 +24,11 @@ def likelihood_sign(root: Any) -> list[Facts]:
         One fact, or none: ``op`` (``LogSoftmax``, ``LogSigmoid``, or ``Log``), ``layer`` (the module that made the
         probabilities or their logarithm, or None).
     """
-    found: list[Facts] = []
-    stack, steps = [(root, 1.0)], 0
-    while stack and steps < MOST_STEPS:
-        steps += 1
-        node, sign = stack.pop()
-        op, parts = op_of(node), [(child, index) for index, (child, _) in enumerate(node.next_functions) if child]
-        if end := _find_end(node, op):
-            if sign < 0:
-                return []
-            found += [end]
-        elif op == "Neg" or op == "Rsub":
-            stack += [(child, -sign) for child, _ in parts]
-        elif op == "Sub":
-            stack += [(child, -sign if index else sign) for child, index in parts]
-        elif op in PASSED or op == "Add":
-            stack += [(child, sign) for child, _ in parts]
-        elif op in ("Mul", "Div") and len(parts) == 1 and (factor := _sign_of_factor(node)):
-            stack += [(child, sign * factor) for child, _ in parts]
-        else:
-            return []
-    direct = [fact for fact in found if not fact.pop("rest")]
-    return direct[:1] if not stack else []
+    terms, whole = signed_terms(root, lambda node: _find_end(node, op_of(node)) is not None)
+    if not whole or any(sign < 0 for _, sign in terms):
+        return []
+    found = [end for node, _ in terms if (end := _find_end(node, op_of(node)))]
+    return [fact for fact in found if not fact.pop("rest")][:1]
 
 
 def signed_error(root: Any) -> list[Facts]:
@@ -90,16 +70,3 @@ def _find_end(node: Any, op: str) -> Facts | None:
 def _name(node: Any) -> str | None:
     names = labels_of(node)
     return names[0] if names else None
-
-
-def _sign_of_factor(node: Any) -> float:
-    """Return 1 or -1 for a factor without a graph whose elements have no other sign; 0 where that is not known."""
-    for name in ("_raw_saved_other", "_raw_saved_self"):
-        try:
-            saved = getattr(node, name)
-            value = saved.data if saved.unpack_hook is None else None
-        except (AttributeError, RuntimeError):  # freed, or not needed for the gradient
-            continue
-        if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() and not value.requires_grad:
-            return 1.0 if bool((value >= 0).all()) else -1.0 if bool((value <= 0).all()) else 0.0
-    return 0.0

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from torch import Tensor
-
-from gradlens.recorder.graph_reading import VIEWS, Facts, Shape, children, labels_of, op_of, shape_of
+from gradlens.recorder.graph_reading import VIEWS, Facts, Shape, children, labels_of, op_of, saved, shape_of
 
 PRODUCTS = {"Mm", "Bmm"}
 NORMS = {"LinalgVectorNorm", "Norm", "Sqrt"}
@@ -71,14 +69,8 @@ def number_in(node: Any) -> float | None:
     Args:
         node: The multiplication or division.
     """
-    try:
-        saved = node._raw_saved_other
-        value = saved.data if saved.unpack_hook is None else None
-    except (AttributeError, RuntimeError):  # freed by the backward pass, or not needed
-        return None
-    if not isinstance(value, Tensor) or value.dim() or value.requires_grad or value.device.type != "cpu":
-        return None
-    return abs(float(value))
+    value = saved(node, "other")
+    return abs(float(value)) if value is not None and value.dim() == 0 and value.device.type == "cpu" else None
 
 
 def is_cosine(node: Any, op: str) -> bool:

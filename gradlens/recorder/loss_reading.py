@@ -21,6 +21,7 @@ from gradlens.recorder.graph_reading import (
     dim_of,
     labels_of,
     op_of,
+    saved,
     shape_of,
     through_views,
 )
@@ -278,12 +279,8 @@ def _describe_loss(node: Any, op: str) -> Facts:
 
 def _take_targets(node: Any, op: str) -> list[Facts]:
     """Copy the targets that a loss has saved, unread, where no hook on saved tensors would have to run."""
-    try:
-        saved = node._raw_saved_target
-        values = saved.data if saved.unpack_hook is None else None
-    except (AttributeError, RuntimeError):  # another loss, an older torch, or freed by the backward pass
-        return []
-    if not isinstance(values, Tensor) or values.is_complex() or not values.numel():
+    values = saved(node, "target")
+    if values is None or values.is_complex():
         return []
     ignored = getattr(node, "_saved_ignore_index", None)  # a class that the loss leaves out
     return [{"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}]
@@ -291,13 +288,8 @@ def _take_targets(node: Any, op: str) -> list[Facts]:
 
 def _take_mask(node: Any, loss: str | None) -> list[Facts]:
     """Copy what outputs are multiplied by before a loss compares them, unread: the only trace of dropout on a CPU."""
-    for name in ("_raw_saved_other", "_raw_saved_self"):
-        try:
-            saved = getattr(node, name)
-            values = saved.data if saved.unpack_hook is None else None
-        except (AttributeError, RuntimeError):  # freed, or not needed for the gradient
-            continue
-        if isinstance(values, Tensor) and values.is_floating_point() and values.shape == shape_of(node) != ():
+    for values in (saved(node, "other"), saved(node, "self")):
+        if values is not None and values.is_floating_point() and values.shape == shape_of(node) != ():
             names = labels_of(node)
             return [{"layer": names[0] if names else None, "loss": loss, "values": thinned(values).clone()}]
     return []

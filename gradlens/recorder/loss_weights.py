@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlens.recorder.graph_reading import Facts, children, op_of, shape_of, through_views
+from gradlens.recorder.graph_reading import Facts, children, op_of, saved, saved_factor, shape_of, through_views
 from gradlens.recorder.layer_inputs import MOST_ELEMENTS, thinned
 
 MOST_CLASSES = 64
@@ -18,21 +18,6 @@ ALIKE = 1e-5
 """Rows of one product of matrices may differ by roundings (IEEE 754: 1e-7 each)."""
 REDUCED = {"Mean", "Sum"}
 NO_REDUCTION = 0
-
-
-def saved(node: Any, name: str) -> Tensor | None:
-    """Return a tensor that an operation has saved, where no hook on saved tensors would have to run.
-
-    Args:
-        node: The operation's node.
-        name: The tensor's name in torch's derivatives, such as "target".
-    """
-    try:
-        found = getattr(node, f"_raw_saved_{name}")
-        values = found.data if found.unpack_hook is None else None
-    except (AttributeError, RuntimeError):  # another operation, an older torch, or freed by the backward pass
-        return None
-    return values.detach() if isinstance(values, Tensor) and values.numel() else None
 
 
 def take_class_weights(node: Any, op: str) -> list[Facts]:
@@ -97,7 +82,7 @@ def look_for_late_weights(node: Any, op: str) -> list[Facts]:
     made = through_views(below[0][0])[0]
     while op_of(made) == "Neg":
         made = through_views(children(made)[0][0])[0]
-    weights = next((w for w in (saved(node, "other"), saved(node, "self")) if w is not None), None)
+    weights = saved_factor(node)
     if weights is None or weights.numel() != count or _averaged_over(made) != count:
         return []
     flat = weights.reshape(-1)

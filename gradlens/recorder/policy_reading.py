@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradlens.recorder.bare_terms import SCALED, SUMS
 from gradlens.recorder.graph_reading import Facts, children, dim_of, labels_of, op_of, shape_of, through_views
-from gradlens.recorder.loss_weights import REDUCED, saved
+from gradlens.recorder.signed_terms import signed_terms
 
 BETWEEN = {"Log", "Clamp", "ClampMin", "Add"}
 """Operations between a softmax and what picks one of its numbers."""
-MOST_TERMS = 64
 
 
 def look_for_picked(node: Any, op: str) -> list[Facts]:
@@ -47,23 +45,8 @@ def entropy_signs(root: Any) -> list[Facts]:
     Returns:
         A fact for each sign.
     """
-    stack, found, count = [(root, 1)], set[int](), 0
-    while stack and count < MOST_TERMS:
-        node, sign = stack.pop()
-        count += 1
-        op, below = op_of(node), [child for child, _ in children(node)]
-        if _is_entropy(node):
-            found.add(-sign)  # this is the sum of p * log(p)
-        elif op in SUMS and len(below) == len(node.next_functions):
-            signs = {"Add": (1, 1), "Sub": (1, -1), "Rsub": (-1, 1)}[op]
-            stack += [(child, sign * each) for child, each in zip(below, signs, strict=False)]
-        elif op in SUMS and len(below) == 1 and op == "Add":
-            stack.append((below[0], sign))
-        elif op == "Neg":
-            stack.append((below[0], -sign))
-        elif (op in SCALED or op in REDUCED) and len(below) == 1 and (factor := _factor(node, op)):
-            stack.append((below[0], sign * factor))
-    return [{"sign": sign} for sign in sorted(found)]
+    terms, _ = signed_terms(root, _is_entropy)
+    return [{"sign": sign} for sign in sorted({-sign for _, sign in terms})]  # they are the sums of p * log(p)
 
 
 def _is_entropy(node: Any) -> bool:
@@ -81,14 +64,3 @@ def _is_entropy(node: Any) -> bool:
         return False
     normed = op_of(other) == "Sub" and any(op_of(through_views(c)[0]) == "Logsumexp" for c, _ in children(other))
     return op_of(other) in ("LogSoftmax", "Log") or normed
-
-
-def _factor(node: Any, op: str) -> int:
-    """Return the sign of the number that a term is multiplied or divided by; 0 where it is none."""
-    if op in REDUCED:
-        return 1
-    number = next((n for n in (saved(node, "other"), saved(node, "self")) if n is not None), None)
-    if number is None or number.numel() != 1 or number.device.type != "cpu":
-        return 0
-    value = float(number)
-    return (value > 0) - (value < 0)

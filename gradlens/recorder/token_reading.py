@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.recorder.graph_reading import MOST_NODES, Facts, children, dim_of, labels_of, op_of, shape_of
+from gradlens.recorder.graph_reading import MOST_NODES, Facts, children, dim_of, labels_of, op_of, saved, shape_of
 from gradlens.recorder.layer_inputs import MOST_ELEMENTS
-from gradlens.recorder.loss_weights import saved
 
 FARTHEST = 3
 """Targets are compared with the inputs of up to so many positions later."""

@@ -52,10 +52,16 @@ WORDS, LENGTH, WIDTH = 12, 8, 16
 
 
 def fit(
-    path: Path, model: nn.Module, loss_of: Callable[[nn.Module, int], Tensor], *, steps: int = FEW, rate: float = 1e-2
+    path: Path,
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, int], Tensor],
+    *,
+    part: nn.Module | None = None,
+    steps: int = FEW,
+    rate: float = 1e-2,
 ) -> gradlens.Diagnosis:
-    """Train a model with a loss per step, and diagnose it."""
-    optimizer = torch.optim.Adam(model.parameters(), rate)
+    """Train a model, or a part of it, with a loss per step, and diagnose it."""
+    optimizer = torch.optim.Adam((part or model).parameters(), rate)
     with gradlens.record(model, path, optimizer=optimizer) as recorder:
         for step in range(steps):
             torch.manual_seed(step)
@@ -376,16 +382,7 @@ def test_a_target_that_gets_its_own_weights(tmp_path: Path, way: str) -> None:
         outputs = model.own(x)
         return functional.cross_entropy(outputs, y) + 0.01 * (outputs.max(1)[0] - goal).square().mean()
 
-    optimizer = torch.optim.Adam(model.own.parameters(), 1e-2)
-    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
-        for step in range(FEW):
-            torch.manual_seed(step)
-            optimizer.zero_grad()
-            loss = loss_of(model, step)
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    found = gradlens.diagnose(tmp_path / "run.h5")
+    found = fit(tmp_path / "run.h5", model, loss_of, part=model.own)
     assert causes(found) == (["a copy is written with its own weights"] if way == "its own" else []), str(found)
 
 
