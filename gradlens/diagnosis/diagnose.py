@@ -18,15 +18,15 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen, slow, steady
+from gradlens.diagnosis.frozen import frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
-from gradlens.diagnosis.logit_range import note_on_logits
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
+from gradlens.diagnosis.number_notes import notes_on_numbers
 from gradlens.diagnosis.plateau import plateau
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
@@ -39,6 +39,7 @@ from gradlens.diagnosis.recorded_rows import (
 )
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
+from gradlens.diagnosis.small_steps import slow, steady
 from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
@@ -52,15 +53,6 @@ from gradlens.run import FloatArray, Layer, Run
 
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
-MOSTLY_PADDED, PADDED_TARGETS = 0.5, 0.4
-"""Shares of sequences that end with padding, and of targets that are padding; no outside source."""
-RARELY = 0.95
-"""Share of the more frequent of two classes above which an accuracy tells little; no outside source."""
-BINARY = ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
-RARE = (
-    "a model that always says so is as accurate. Look at precision and recall, or the area under the precision-recall "
-    "curve, and give the rare class a weight (pos_weight, weight) or sample it more often"
-)
 NO_CHANGE, HIGH = 0.05, 0.9
 """An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
@@ -69,6 +61,8 @@ CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
+BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
+"""An exact cause, and the one that follows from it."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
@@ -103,19 +97,12 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         raise ConfigError(f"expected one run, its file or its name, got {type(run).__name__}")
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
-    exact = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]
-    if any(finding.cause == ANOTHER_MODEL for finding in exact):
-        exact = [finding for finding in exact if finding.cause != MADE_ANEW]
+    exact = _exact_findings(rec, learning)
     clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
     if clamped:
         notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
     chance = off_by_chance(rec) if learning.verdict != "no" else ()
-    if chance:
-        notes.append(
-            f"the gradient is exactly 0 in every row at {plural(len(chance), 'layer')} of {len(rec.run.layers):,} "
-            f"({say_layers(chance)}), and a shortcut passes the gradient by: all units of a narrow layer may be off by "
-            "chance"
-        )
+    notes += _note_on_chance(rec, chance)
     explained = {
         name
         for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped, chance)
@@ -126,7 +113,6 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
     if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
-        exact = [finding for finding in exact if finding.cause != POSTERIOR]
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
     findings = _without_scores(findings, exact, notes)
@@ -144,13 +130,31 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
-    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *_notes_on_numbers(rec, findings)]
+    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
+    """Return the findings of exact causes, without those that another one of them brings about."""
+    found = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]
+    brought = {BRINGS[finding.cause] for finding in found if finding.cause in BRINGS}
+    return [finding for finding in found if finding.cause not in brought]
+
+
+def _note_on_chance(rec: Recording, layers: tuple[str, ...]) -> list[str]:
+    """Return a note on layers whose gradient is 0 beside a shortcut, if there are any."""
+    if not layers:
+        return []
+    return [
+        f"the gradient is exactly 0 in every row at {plural(len(layers), 'layer')} of {len(rec.run.layers):,} "
+        f"({say_layers(layers)}), and a shortcut passes the gradient by: all units of a narrow layer may be off by "
+        "chance"
+    ]
 
 
 def _open(place: str | os.PathLike[str]) -> Run:
@@ -215,42 +219,6 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
-
-
-def _notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    """Return notes on data, updates and logits whose size is odd, unless a finding has said so."""
-    network, said = Network(rec), [finding.evidence for finding in findings]
-    pairs = (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups())
-    notes = [f"{what}. {fix.strip()}" for what, fix in pairs if what and not any(what in each for each in said)]
-    return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec)]
-
-
-def _note_on_padding(rec: Recording) -> list[str]:
-    """Return a note on targets that are mostly the index with which padded sequences end."""
-    inputs = [item for item in rec.setup.entries("inputs") if item.number("padded") > MOSTLY_PADDED]
-    for item in rec.setup.graph.entries("targets") if inputs else ():
-        if item.number("commonest") == 0 and item.number("common") > PADDED_TARGETS and item.whole("distinct") > 2:
-            return [
-                f"{item.number('common'):.0%} of the targets are 0, with which {inputs[0].number('padded'):.0%} of the "
-                f"sequences of {quoted(inputs[0].text('layer'))} end (padding): the loss is mostly that of padding. "
-                "Leave it out with ignore_index=0, or with a mask"
-            ]
-    return []
-
-
-def _note_on_rare(rec: Recording) -> list[str]:
-    """Return a note on targets of two kinds, one of which is rare: an accuracy tells little then."""
-    for item in rec.setup.graph.entries("targets"):
-        shapes = [loss.numbers("shape") for loss in rec.setup.graph.entries("losses")]
-        single = all(len(shape) == 1 or math.prod(shape[1:]) == 1 for shape in shapes)
-        of_two = item.number("least") == 0 and item.number("largest") == 1
-        if item.text("op") in BINARY and of_two and single and item.number("mean") > 0:
-            share = max(item.number("mean"), 1 - item.number("mean"))
-            which = 0 if item.number("mean") < 0.5 else 1
-            return [f"{share:.1%} of the targets are {which}: {RARE}"] if share > RARELY else []
-        if item.whole("distinct") == 2 and item.number("common") > RARELY:
-            return [f"{item.number('common'):.1%} of the targets are of one of two classes: {RARE}"]
-    return []
 
 
 def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:
