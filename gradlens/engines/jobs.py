@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.atomic import write_errors
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
@@ -116,7 +117,7 @@ def _progress(path: Path, epochs: int) -> Progress:
     seconds = np.asarray(run.epochs.get("seconds", ()), dtype=np.float64)
     losses = np.asarray(run.scalars.get("loss", ()), dtype=np.float64)[-RECENT:]
     losses = losses[np.isfinite(losses)]
-    left = float(np.median(seconds)) * (epochs - len(seconds)) if len(seconds) else math.nan
+    left = median_of_all(seconds) * (epochs - len(seconds)) if len(seconds) else math.nan
     return Progress(len(seconds), epochs, float(losses.mean()) if len(losses) else math.nan, left)
 
 
