@@ -84,7 +84,25 @@ def _copies(rec: Recording) -> list[Finding]:
                     "the targets are the inputs",
                 )
             )
-    return found[:1]
+    return found[:1] or _fed_targets(rec)
+
+
+def _fed_targets(rec: Recording) -> list[Finding]:
+    """Find a decoder that gets the very targets that it is to predict."""
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"in each of {item.whole('passes')} passes {quoted(item.text('layer'))}, the last of the embeddings that "
+            "get sequences, gets at each position the target of that position: a decoder is given what it is to "
+            "predict",
+            "Give the decoder the targets moved by one position: a start index first, and the last target left out "
+            "(y[:, :-1] in, y[:, 1:] out).",
+            "the targets are the inputs",
+        )
+        for item in rec.setup.entry("tokens").entries("shifts")
+        if item.whole("distance") == 0 and item.whole("after") and item.whole("passes") >= LEAST_CALLS
+    ][:1]
 
 
 def _shifts(rec: Recording, *, distance: int) -> list[tuple[Entry, Entry]]:

@@ -14,8 +14,10 @@ from gradlens.diagnosis.likelihood import likelihood, maximizes
 from gradlens.diagnosis.logit_range import logit_range
 from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
+from gradlens.diagnosis.own_targets import own_targets
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.same_outputs import bent_logits, same_for_all
 from gradlens.diagnosis.sequences import sequences
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
@@ -82,7 +84,8 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, copies,
+        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets,
+        bent_logits, copies,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -90,7 +93,9 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     return [finding for finding in found if not (CLEARED in causes and finding.cause == THROWN_AWAY)]
 
 
-AFTER_LEARNING = (collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop)
+AFTER_LEARNING = (
+    collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
+)  # fmt: skip
 """Rules that also ask whether the model learns."""
 
 

@@ -1,6 +1,6 @@
-"""Arguments that are repeated or in the wrong order: a tensor compared with itself, logs of logs, betas.
+"""Arguments that are repeated, swapped or something else: a tensor against itself, logs of logs, log variances, betas.
 
-The first two are exact: the recorder reads them from the graph of the loss.
+All but the betas and label smoothing are exact: the recorder reads them from the graph of the loss.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.unfit import named, setup_finding
 
+MOST_SMOOTHING = 0.5
+"""Label smoothing that takes more than half; Szegedy et al. 2016, section 7, who proposed it, use 0.1."""
+
 
 def wrong_arguments(rec: Recording) -> list[Finding]:
     """Find arguments that are repeated or in the wrong order.
@@ -22,7 +25,7 @@ def wrong_arguments(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_with_itself(rec), *_logs_of_logs(rec), *_betas(rec)]
+    return [*_with_itself(rec), *_logs_of_logs(rec), *_log_as_deviation(rec), *_smoothing(rec), *_betas(rec)]
 
 
 def _with_itself(rec: Recording) -> list[Finding]:
@@ -61,6 +64,43 @@ def _logs_of_logs(rec: Recording) -> list[Finding]:
         )
         cause = "the arguments of the KL divergence are swapped" if divergence else "a logarithm of a logarithm"
         found.append(setup_finding(rec, item, evidence, remedy, cause, named(item)))
+    return found
+
+
+def _log_as_deviation(rec: Recording) -> list[Finding]:
+    """Find a log variance that is used as a standard deviation."""
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the output of {quoted(item.text('layer'))} multiplies noise as it is, and the loss takes its "
+            "exponential: as a logarithm of the variance it is no standard deviation, which is never below 0",
+            f"Draw with the deviation: {quoted(item.text('mean'))} + torch.exp(0.5 * logvar) * noise.",
+            "a log variance is used as a deviation",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("log_as_deviation")[:1]
+    ]
+
+
+def _smoothing(rec: Recording) -> list[Finding]:
+    """Find label smoothing that takes away more than it leaves."""
+    found = []
+    for item in rec.setup.graph.entries("smoothing")[:1]:
+        share, classes = item.number("share"), item.whole("classes")
+        if classes < 2 or not share > MOST_SMOOTHING:
+            continue
+        found.append(
+            setup_finding(
+                rec,
+                item,
+                f"label_smoothing={share:.3g} spreads that share of each target over all {classes} classes, which "
+                f"leaves {1 - share + share / classes:.3g} for the right one",
+                "Use label_smoothing=0.1: the number is the share that is taken away from the right class, and not the "
+                "share that is left.",
+                "label smoothing takes most of the target away",
+            )
+        )
     return found
 
 

@@ -153,6 +153,8 @@ class Reading:
     """Logarithms of what is a logarithm of probabilities already."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
+    nodes: list[Any] = field(default_factory=list)
+    """All nodes, inputs first."""
 
 
 def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
@@ -166,7 +168,7 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         What was found.
     """
     found = Reading()
-    order = _inputs_first(roots, found)
+    order = found.nodes = _inputs_first(roots, found)
     has_module: set[Any] = set()
     only_leaf: dict[Any, int] = {}
     joins: dict[Any, list[int]] = {}

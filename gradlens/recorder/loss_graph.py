@@ -15,6 +15,7 @@ from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
 from gradlens.recorder.loss_terms import terms_apart
 from gradlens.recorder.loss_weights import count_classes
+from gradlens.recorder.own_targets import log_as_deviation
 from gradlens.recorder.parameter_states import sample
 
 MOST_GRADIENTS = 2
@@ -238,6 +239,8 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
+        for fact in log_as_deviation(graph.nodes):
+            self._add("log_as_deviation", fact, step)
         for kind in ("doubled", "with_itself", "logs_of_logs"):
             for fact in getattr(graph, kind):
                 self._add(kind, fact, step)
@@ -358,7 +361,8 @@ class LossGraph:
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
-            "with_itself", "logs_of_logs", "many_labels",
+            "with_itself", "logs_of_logs", "many_labels", "own_targets", "own_advantages", "smoothing",
+            "log_as_deviation",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -29,11 +29,13 @@ from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import (
+    label_smoothing,
     look_for_equal_examples,
     look_for_late_weights,
     take_class_weights,
     take_soft_targets,
 )
+from gradlens.recorder.own_targets import own_advantage, own_target
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
@@ -100,6 +102,9 @@ class LossReading:
     picked: list[Facts] = field(default_factory=list)
     entropies: list[Facts] = field(default_factory=list)
     soft_targets: list[Facts] = field(default_factory=list)
+    own_targets: list[Facts] = field(default_factory=list)
+    own_advantages: list[Facts] = field(default_factory=list)
+    smoothing: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -158,6 +163,9 @@ def read_loss(root: Any) -> LossReading:
         found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
+        found.own_targets += own_target(node, op)
+        found.own_advantages += own_advantage(node, op)
+        found.smoothing += label_smoothing(node, op)
         if op == "Mul":
             found.soft_targets += take_soft_targets(node)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):

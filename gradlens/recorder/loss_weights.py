@@ -140,3 +140,26 @@ def take_soft_targets(node: Any) -> list[Facts]:
     sums = targets.sum(dim).double()
     whole = ((targets == 0) | (targets == 1)).all()
     return [{"op": op_of(made), "sums": torch.stack([whole.double(), sums.min(), sums.max()])}]
+
+
+def label_smoothing(node: Any, op: str) -> list[Facts]:
+    """Look for a cross entropy with label smoothing: (1 - a) times the loss plus a / C times the sum over C classes.
+
+    Args:
+        node: An operation of the loss.
+        op: Its name.
+
+    Returns:
+        One fact, or none.
+    """
+    parts = [child for child, _ in children(node)]
+    if op != "Add" or len(parts) != 2 or any(op_of(part) != "Mul" for part in parts):
+        return []
+    left, spread = (getattr(part, "_saved_other", None) for part in parts)
+    below = children(parts[0])
+    if not (isinstance(left, float) and isinstance(spread, float) and len(below) == 1):
+        return []
+    loss = below[0][0]
+    shape = shape_of(children(loss)[0][0]) if op_of(loss).startswith("NllLoss") and children(loss) else ()
+    classes = shape[1] if len(shape) > 1 else 0
+    return [{"share": 1 - left, "classes": classes}] if abs(1 - left - spread * classes) < ALIKE else []

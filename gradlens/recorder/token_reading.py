@@ -164,8 +164,16 @@ class TokenReading:
                 continue
             rows = target.reshape(ids.shape[0], -1)
             if first + rows.shape[1] <= ids.shape[1]:
-                found = torch.stack([_equals(rows, ids, first + distance) for distance in range(FARTHEST + 1)])
-                self._unread.append(("shifts", {"layer": name, "since": step}, found))
+                before = self._sources(name)
+                found = [_equals(rows, ids, first + distance) for distance in range(FARTHEST + 1)]
+                found.append(torch.stack([_counts_up(each).to(rows.device) for each in (*before, rows)]).any())
+                fact = {"layer": name, "since": step, "after": len(before)}
+                self._unread.append(("shifts", fact, torch.stack(found)))
+
+    def _sources(self, name: str) -> list[Tensor]:
+        """Return the sequences that embeddings got before the last one got its own; [] where this is not the last."""
+        is_last = self._calls[-1] == name and self._calls.count(name) == 1
+        return [self._tokens[each] for each in self._calls[:-1]] if is_last else []
 
     def _compare_seen(self, node: Any, op: str, step: int) -> None:
         """Note which indices lie where attention sees something, and which where it sees nothing."""
@@ -201,7 +209,9 @@ class TokenReading:
         ever = [i for i in range(FARTHEST + 1) if any(fact["values"][i] for fact in facts)]
         if len(ever) != 1 or ever != always:
             return []
-        return [{"layer": name, "distance": ever[0], "passes": len(facts), "since": facts[0]["since"]}]
+        after = 0 if any(fact["values"][-1] for fact in facts) else min(fact["after"] for fact in facts)
+        known = {"layer": name, "distance": ever[0], "after": after}
+        return [known | {"passes": len(facts), "since": facts[0]["since"]}]
 
     def _only_index(self, name: str) -> list[Facts]:
         """Return the only index that attention sees, where it is the same in all passes and is seen wherever it is."""
@@ -275,6 +285,11 @@ def _equals(targets: Tensor, ids: Tensor, first: int) -> Tensor:
         return torch.zeros((), dtype=torch.bool, device=ids.device)
     part, kept = targets[:, :count], targets[:, :count] >= 0
     return ((part == ids[:, first : first + count]) | ~kept).all() & (2 * kept.sum() >= kept.numel())
+
+
+def _counts_up(ids: Tensor) -> Tensor:
+    """Return (): whether (B, L) indices are places, each one more than the one before."""
+    return (ids[:, 1:] - ids[:, :-1] == 1).all()
 
 
 def _range(ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -266,3 +266,173 @@ def test_several_labels_under_a_softmax_are_noted(tmp_path: Path, wanted: str) -
     found = fit(tmp_path / "run.h5", model, loss)
     assert not found.findings
     assert any("several labels at once" in note for note in found.notes) == (wanted == "several")
+
+
+class Decoder(Translator):
+    """An encoder, and a decoder that gets its targets, or those of one position earlier."""
+
+    def __init__(self, moved: bool) -> None:
+        super().__init__()
+        self.moved = moved
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return super().forward(
+            source, torch.cat([torch.zeros_like(target[:, :1]), target[:, :-1]], 1) if self.moved else target
+        )
+
+
+@both
+def test_a_decoder_that_gets_its_targets(tmp_path: Path, faulty: bool) -> None:
+    torch.manual_seed(0)
+    model = Decoder(moved=not faulty)
+
+    def loss(step: int) -> Tensor:
+        ids = words(step)
+        return functional.cross_entropy(model(ids.flip(1), ids).transpose(1, 2), ids)
+
+    expect(fit(tmp_path / "run.h5", model, loss), INPUTS if faulty else "")
+
+
+@ways("best", lambda q: q.max(1)[0], lambda q: q.amax(1), lambda q: q.gather(1, q.argmax(1, keepdim=True)).squeeze(1))
+@both
+def test_the_target_of_a_value_that_has_a_gradient(
+    tmp_path: Path, best: Callable[[Tensor], Tensor], faulty: bool
+) -> None:
+    model = mlp()
+
+    def loss(step: int) -> Tensor:
+        x, actions = blobs(step)
+        target = x[:, 0].clamp(-1, 1) + 0.9 * best(model(x.roll(1, 0))) * (x[:, 1] > 0)
+        value = model(x).gather(1, actions[:, None]).squeeze(1)
+        return functional.smooth_l1_loss(value, target if faulty else target.detach())
+
+    expect(fit(tmp_path / "run.h5", model, loss), "the target has a gradient" if faulty else "")
+
+
+@pytest.mark.slow
+def test_two_views_that_are_drawn_together_are_no_target(tmp_path: Path) -> None:
+    model = mlp()
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        first, second = model(x), model(x + 0.1)
+        return functional.cross_entropy(first, labels) + functional.mse_loss(first, second)
+
+    expect(fit(tmp_path / "run.h5", model, loss), "")
+
+
+class ActorCritic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.policy, self.value = nn.Linear(10, 16), nn.Linear(16, 4), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.body(x))
+        return self.policy(hidden), self.value(hidden).squeeze(1)
+
+
+@ways("normalised", False, True)
+@both
+def test_an_advantage_that_has_a_gradient(tmp_path: Path, normalised: bool, faulty: bool) -> None:
+    torch.manual_seed(0)
+    model = ActorCritic()
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        logits, value = model(x)
+        chosen = torch.distributions.Categorical(logits=logits)
+        actions = chosen.sample()
+        reward = (actions == labels).float()
+        advantage = reward - value if faulty else (reward - value).detach()
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6) if normalised else advantage
+        error = functional.mse_loss(value, reward)
+        return -(chosen.log_prob(actions) * advantage).mean() + 0.5 * error - 0.01 * chosen.entropy().mean()
+
+    expect(fit(tmp_path / "run.h5", model, loss), "the advantage has a gradient" if faulty else "")
+
+
+class Variational(nn.Module):
+    def __init__(self, faulty: bool) -> None:
+        super().__init__()
+        self.faulty = faulty
+        self.body, self.mean, self.log_variance = nn.Linear(10, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.back, self.out = nn.Linear(3, 16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = torch.relu(self.body(x))
+        mean, log_variance = self.mean(hidden), self.log_variance(hidden)
+        deviation = log_variance if self.faulty else (0.5 * log_variance).exp()
+        drawn = mean + deviation * torch.randn_like(mean)
+        return self.out(torch.relu(self.back(drawn))), mean, log_variance
+
+
+@both
+def test_a_log_variance_that_is_used_as_a_deviation(tmp_path: Path, faulty: bool) -> None:
+    torch.manual_seed(0)
+    model = Variational(faulty)
+
+    def loss(step: int) -> Tensor:
+        x, _ = blobs(step)
+        made, mean, log_variance = model(x)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
+        return (made - x).square().sum(1).mean() + 0.1 * divergence
+
+    expect(fit(tmp_path / "run.h5", model, loss), "a log variance is used as a deviation" if faulty else "")
+
+
+@both
+def test_label_smoothing_that_takes_most_of_the_target(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        return functional.cross_entropy(model(x), labels, label_smoothing=0.9 if faulty else 0.1)
+
+    expect(fit(tmp_path / "run.h5", model, loss), "label smoothing takes most of the target away" if faulty else "")
+
+
+class Pooled(nn.Module):
+    def __init__(self, faulty: bool) -> None:
+        super().__init__()
+        self.faulty, self.body, self.head = faulty, nn.Linear(10, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.body(x))
+        mean = hidden.mean(0, keepdim=True)
+        logits: Tensor = self.head(mean.expand_as(hidden) if self.faulty else hidden - mean)
+        return logits
+
+
+@both
+def test_a_mean_over_the_batch_in_the_model(tmp_path: Path, faulty: bool) -> None:
+    torch.manual_seed(0)
+    model = Pooled(faulty)
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        return functional.cross_entropy(model(x), labels)
+
+    expect(fit(tmp_path / "run.h5", model, loss), "all examples get the same output" if faulty else "")
+
+
+def test_a_last_layer_that_begins_at_0_gives_all_examples_the_same_output_only_then(tmp_path: Path) -> None:
+    model = mlp()
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        return functional.cross_entropy(model(x), labels)
+
+    expect(fit(tmp_path / "run.h5", model, loss), "")
+
+
+@both
+def test_a_relu_in_front_of_a_loss_that_takes_logits(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    whole = nn.Sequential(*model, nn.ReLU()) if faulty else model
+
+    def loss(step: int) -> Tensor:
+        x, labels = blobs(step)
+        return functional.cross_entropy(whole(x), labels)
+
+    expect(fit(tmp_path / "run.h5", whole, loss), "an activation function behind the output layer" if faulty else "")
