@@ -284,7 +284,7 @@ def _say_differences(run: Run, others: list[Run]) -> list[str]:
     twins = [compared_settings(other) for other in others if other.seed >= 0 and group_name(other) == group_name(run)]
     keys = sorted({key for settings in twins for key in settings})
     varying = [key for key in keys if len({jsonable(settings.get(key)) for settings in twins}) > 1]
-    return [f"{key}={_show(compared_settings(run).get(key))}" for key in varying]
+    return [f"{key}={show_setting(compared_settings(run).get(key))}" for key in varying]
 
 
 def compared_settings(run: Run) -> dict[str, Any]:
@@ -301,5 +301,6 @@ def group_name(run: Run) -> str:
     return (run.model or run.name) if run.seed >= 0 else run.name
 
 
-def _show(value: Any) -> str:
+def show_setting(value: Any) -> str:
+    """Return the value of a setting for a label."""
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

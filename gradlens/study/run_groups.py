@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from gradlens.analysis.groups import NOT_COMPARED
+from gradlens.analysis.groups import NOT_COMPARED, show_setting
 from gradlens.errors import ConfigError
 from gradlens.run import Run, jsonable
 from gradlens.specs import ModelSpec, parse_model
@@ -224,8 +224,4 @@ def _set_labels(settings: list[Setting]) -> None:
 
 def _parts(setting: Setting, keys: list[str]) -> str:
     parts = [f"{setting.settings['image_size']} px"] if "image_size" in setting.settings else []
-    return ", ".join([*parts, *(f"{key}={_show(setting.settings.get(key))}" for key in keys)])
-
-
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return ", ".join([*parts, *(f"{key}={show_setting(setting.settings.get(key))}" for key in keys)])
