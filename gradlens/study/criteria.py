@@ -134,8 +134,3 @@ CLAIMS: tuple[Claim, ...] = (
         "gradient that such a shortcut passes back is not the gradient of the network's loss.",
     ),
 )
-
-
-def claim(key: str) -> Claim:
-    """Return a claim by its letter."""
-    return next(one for one in CLAIMS if one.key == key)
