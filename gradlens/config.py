@@ -166,7 +166,7 @@ class RunConfig:
         return f"{parse_model(self.model).slug}-s{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types; ``freeze`` only where it is set, as runs from before it have none."""
+        """Return the fields as plain JSON types; ``freeze`` only where it is set: earlier runs have none."""
         found = {**asdict(self), "augment": list(self.augment), "metrics": list(self.metrics)}
         return {key: value for key, value in found.items() if key != "freeze" or value}
 
@@ -196,10 +196,7 @@ def make_config(model: str, recipe: str = "quick", **overrides: Any) -> RunConfi
         overrides: Fields of ``RunConfig`` to change; None keeps the field.
 
     Returns:
-        The settings.
-
-    Returns:
-        The configuration of the run.
+        The settings of the run.
 
     Raises:
         ConfigError: A name or a value is not allowed.

@@ -114,6 +114,12 @@ def plural(count: int, noun: str, several: str = "") -> str:
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
+def say_error(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def say_magnitude(value: float) -> str:
     """Format a magnitude with three digits: ``1.23e-04``, ``0``, ``not finite``, or ``-`` for NaN."""
     if math.isnan(value):

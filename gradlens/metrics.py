@@ -199,6 +199,8 @@ DEFAULT_METRICS: tuple[str, ...] = (
     *("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "dead_fraction"),
 )
 """``nonfinite_count`` is added to these where a GradScaler is in use."""
+GRADIENT_NORMS = ("activation_grad_norm", "param_grad_norm")
+"""They are in every row, so their interval is that of the rows; views that show one show the first that a run has."""
 METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
 DEAD_UNITS = "dead_fraction"

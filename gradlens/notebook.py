@@ -21,7 +21,7 @@ from gradlens.diagnosis.diagnose import diagnose
 from gradlens.diagnosis.findings import Diagnosis, Finding, say_confidence, say_layers, say_steps
 from gradlens.diagnosis.kinds import HEALTHY, NOT_KNOWN, UNDECIDED
 from gradlens.format import plural
-from gradlens.metrics import METRICS
+from gradlens.metrics import GRADIENT_NORMS, METRICS
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.run_summary import Summary
 from gradlens.studies import Control, JudgedClaim, Judgement
@@ -34,7 +34,6 @@ MOST_SENTENCES = 4
 MOST_SCALARS = 7
 MOST_NUMBERS = 200
 """Most rows of the table of all numbers of a judgement."""
-SHOWN_FIRST = ("activation_grad_norm", "param_grad_norm")
 
 GREEN, RED, ORANGE, OCHRE, BLUE, GREY = "#1a7f37", "#b3261e", "#a84b00", "#7a6000", "#0b62a8", "#5f6771"
 COLOURS = {
@@ -151,7 +150,7 @@ def _main_finding(diagnosis: Diagnosis) -> Markup:
 
 
 def _small_heatmap(run: Run) -> Markup:
-    named = [name for name in SHOWN_FIRST if name in run.metrics] or list(run.metrics)
+    named = [name for name in GRADIENT_NORMS if name in run.metrics] or list(run.metrics)
     if not named or not len(run.steps):
         return Markup()
 

@@ -111,7 +111,7 @@ class PartlyReadable(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
         """Return rows ``start`` to ``stop - 1`` of a metric, (stop - start, L)."""
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
+    def read_chunks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of at least ``least`` chunks of rows."""
 
 
@@ -202,7 +202,7 @@ class Run:
         stop = len(self.steps) if stop is None else min(stop, len(self.steps))
         start = min(max(start, 0), stop)
         if isinstance(self.metrics, PartlyReadable):
-            return self.metrics.read_blocks(name, start, stop, least)
+            return self.metrics.read_chunks(name, start, stop, least)
         if start == stop:
             return RowChunks(np.array([start]), np.empty((0, len(self.layers), len(STATISTICS))))
         starts = np.arange(start, stop, choose_level(stop - start, least))
@@ -249,5 +249,5 @@ class Run:
 
 
 def jsonable(value: Any) -> str:
-    """Return a configuration as JSON text; values that JSON cannot represent become strings."""
+    """Return settings as JSON text that is the same for equal settings; what JSON cannot represent becomes a string."""
     return json.dumps(value, default=str, sort_keys=True)

@@ -28,9 +28,8 @@ FACTORS: dict[str, tuple[str, ...]] = {"coherent_grad_norm": ("param_grad_norm",
 """Derived metric to its factors; the metric is their product."""
 CHUNK = 65_536
 """Rows that are read at once: as many as in the largest chunk."""
-
-
 OF_HALVES = ("grad_coherence", "coherent_grad_norm")
+"""Metrics that compare two halves of one batch."""
 
 
 def say_caution(metric: str) -> str:
@@ -84,7 +83,7 @@ class _Metrics(Mapping[str, FloatArray]):
                 first = first * other
         return first
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
+    def read_chunks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of at least ``least`` chunks of rows."""
         if name not in self._derived:
             return self._run.row_chunks(name, least=least, start=start, stop=stop)

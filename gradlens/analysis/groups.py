@@ -5,7 +5,6 @@ Shapes: S seeds, E epochs (over steps: the steps of ``StepWindow.grid``).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.analysis.step_curves import StepWindow, was_logged
 from gradlens.format import plural
 from gradlens.lazy import shown_by
-from gradlens.run import FloatArray, Run
+from gradlens.run import FloatArray, Run, jsonable
 
 # These settings describe how a run was recorded or run, not what was trained.
 NOT_COMPARED = {
@@ -215,7 +214,7 @@ def group_runs(runs: list[Run]) -> list[Group]:
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """Return the names of runs: the model's, or without a seed the file's, with folders where two would be the same."""
-    names = [_name(run) for run in runs]
+    names = [group_name(run) for run in runs]
     for depth in range(1, max((len(run.path.parts) for run in runs), default=0)):
         twice = {name for name in names if names.count(name) > 1}
         alone = [run.seed < 0 and name in twice for run, name in zip(runs, names, strict=True)]
@@ -282,10 +281,10 @@ def _say_differences(run: Run, others: list[Run]) -> list[str]:
     """Return the settings in which runs of a run's model differ: ``split=random``."""
     if run.seed < 0:
         return []
-    twins = [compared_settings(other) for other in others if other.seed >= 0 and _name(other) == _name(run)]
+    twins = [compared_settings(other) for other in others if other.seed >= 0 and group_name(other) == group_name(run)]
     keys = sorted({key for settings in twins for key in settings})
-    varying = [key for key in keys if len({_text(settings.get(key)) for settings in twins}) > 1]
-    return [f"{key}={_show(compared_settings(run).get(key))}" for key in varying]
+    varying = [key for key in keys if len({jsonable(settings.get(key)) for settings in twins}) > 1]
+    return [f"{key}={show_setting(compared_settings(run).get(key))}" for key in varying]
 
 
 def compared_settings(run: Run) -> dict[str, Any]:
@@ -294,17 +293,14 @@ def compared_settings(run: Run) -> dict[str, Any]:
 
 
 def _key(run: Run) -> str:
-    return _text([_name(run), compared_settings(run), "" if run.seed >= 0 else str(run.path)])
+    return jsonable([group_name(run), compared_settings(run), "" if run.seed >= 0 else str(run.path)])
 
 
-def _name(run: Run) -> str:
+def group_name(run: Run) -> str:
     """Return the name of a run's group: its model, or the run's own name where it has no seed."""
     return (run.model or run.name) if run.seed >= 0 else run.name
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _show(value: Any) -> str:
+def show_setting(value: Any) -> str:
+    """Return the value of a setting for a label."""
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

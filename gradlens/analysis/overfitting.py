@@ -1,4 +1,4 @@
-"""Whether training accuracy lies above validation accuracy by more than few epochs or few images explain."""
+"""Whether training accuracy is above validation accuracy by more than chance and the first epochs explain."""
 
 from __future__ import annotations
 

@@ -92,18 +92,6 @@ def ran(run: Run) -> NDArray[np.bool_]:
     return np.array([layer.out_numel > 0 for layer in run.layers], dtype=bool)
 
 
-def find_heads(run: Run) -> NDArray[np.int64]:
-    """Return the layers that others feed and that feed no other; without a graph the last main layer.
-
-    Layers that a path is not judged by, such as a module around the others, are no heads and are not counted as fed.
-    """
-    main, edges = run.main_layers(), run.edges
-    if not len(edges):
-        return main[-1:]
-    graph, counted = _Graph(run.layers), _preferred(run, main)
-    return np.array([i for i in graph.ends(counted) if i in edges[:, 1]], dtype=np.int64)
-
-
 def name_path(run: Run, path: NDArray[np.int64]) -> str:
     """Return a name for a path: "from FIRST to LAST"."""
     return f"from {run.layers[path[0]].name} to {run.layers[path[-1]].name}"
@@ -179,11 +167,6 @@ class _Graph:
                 found = [*found, np.array(path, dtype=np.int64)] if seen else [np.array(path, dtype=np.int64)]
                 seen.update(path)
         return found
-
-    def ends(self, counted: Sequence[int]) -> list[int]:
-        """Return the layers that count and feed no other that counts."""
-        after, _ = self._longest(self._counts(counted), self._order[::-1], self._children)
-        return [i for i in counted if after[i] == 1]
 
     def _counts(self, counted: Sequence[int]) -> NDArray[np.int64]:
         counts = np.zeros(len(self._parents), dtype=np.int64)

@@ -23,9 +23,9 @@ EXACT_NUMBERS = 4_000_000
 LONG_CHUNKS = 256
 """Minimum number of chunks; a run with fewer chunks is short enough to be read row by row."""
 WIDE_NUMBERS = 16_000_000
-"""A metric with more values than this (128 MB in float64) is read by chunks even where they are few,"""
+"""A metric with more values than this (128 MB in float64) is read by chunks even where they are few."""
 WIDE_CHUNKS = 32
-"""but not fewer than these."""
+"""The least number of chunks that such a metric has."""
 NUMBERS_AT_ONCE = 1_000_000
 """Values that are averaged at once; each takes about 50 bytes meanwhile."""
 ALL_ROWS = slice(None)

@@ -142,7 +142,7 @@ POWER_Z = 1.9600 + 0.8416
 
 
 def seeds_for_power(std: float, distance: float) -> float:
-    """Return how many independent values give a mean that lies so far from a threshold a power of 0.8.
+    """Return how many independent values give a test a power of 0.8, for a mean so far from a threshold.
 
     The normal approximation, and 2 more for Student's t; two-sided at 5 %.
 

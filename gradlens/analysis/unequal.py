@@ -90,7 +90,7 @@ def noted_settings(run: Run) -> dict[str, Any]:
 
 
 def say_names(names: Sequence[str]) -> str:
-    """Return a few names as a list; of more, their number."""
+    """Return a few names as a list; where there are more, their number."""
     if len(names) > MOST_NAMED:
         return plural(len(names), "run")
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]

@@ -24,7 +24,7 @@ from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_layer, t
 from gradlens.analysis.stats import Interval, mean_interval, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
-from gradlens.metrics import METRICS_OF_SOME_LAYERS, is_linear
+from gradlens.metrics import GRADIENT_NORMS, METRICS_OF_SOME_LAYERS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 from gradlens.theory.predict import (
     Prediction,
@@ -36,7 +36,6 @@ from gradlens.theory.predict import (
 )
 
 Steps = tuple[int | None, int | None]
-GRADIENTS = (ACTIVATION_GRAD, "param_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,7 @@ def say_curve(curve: Curve, metric: str) -> str:
         fit = curve.fits[0][0]
         estimate, slope, total, seeds = fit.slope, fit.slope.value, fit.decades.value, ""
     first, last = (say_layer(curve.runs[0].layers[i]) for i in curve.fits[0][0].ends)
-    if metric in GRADIENTS:
+    if metric in GRADIENT_NORMS:
         said = say_fate(total) + (f"; {say_ratio(first, last, total)}" if np.isfinite(total) else "")
     else:
         said = f"{first} / {last} is {say_times(total)}"

@@ -1,4 +1,4 @@
-"""Checks of names and files that need no import: a mistake is answered before torch is loaded."""
+"""Checks of names and files that need no import: a mistake is reported before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_NAMES, MOST_NEAR = 12, 3
 
 
 def check_model(name: str) -> None:
-    """Check that a model can be there: its file, its package, its name among those of torchvision.
+    """Check that a model can exist: its file, its package, its name among those of torchvision.
 
     Args:
         name: As in ``gradlens run``.
@@ -35,7 +35,7 @@ def check_model(name: str) -> None:
 
 
 def check_data(text: str) -> None:
-    """Check that the data of a SPEC can be there: its folder or its file.
+    """Check that the data of a SPEC can exist: its folder or its file.
 
     Args:
         text: As in ``--data``.

@@ -15,7 +15,7 @@ from gradlens.specs import parse_model
 
 
 def find_experiment(name: str) -> Path | None:
-    """Return the file of an experiment; None if the name is that of a model, which goes first.
+    """Return the file of an experiment; None if the name is that of a model, which takes precedence.
 
     Args:
         name: A file that ends in .toml; or the name of an experiment: NAME.toml in the current folder, or one of the

@@ -28,7 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class GivenPath(click.Path):
-    """A path that is not empty, as an empty variable of a script makes it: the working folder would stand for it."""
+    """A path that must not be empty: an unset variable in a script gives an empty one: the working folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path.
@@ -57,7 +57,7 @@ class GivenFile(GivenPath):
 
 
 def check_is_file_name(text: str) -> None:
-    """Raise a ConfigError if a name ends in a slash: that of a file to write does not."""
+    """Raise a ConfigError if the name of a file to write ends in a slash, as that of a folder does."""
     if text.endswith(("/", os.sep)):
         raise ConfigError(f"-o {text}: expected the name of a file, got that of a folder (it ends in a slash)")
 
@@ -146,7 +146,7 @@ def open_runs(arguments: Sequence[str], *, default: str, strict: bool = False) -
 
     Args:
         arguments: Files, folders, or names under runs/.
-        default: "newest" or "all": the runs that no argument stands for.
+        default: "newest" or "all": which runs are read where there is no argument.
         strict: Whether a file that cannot be read is an error among others too.
 
     Returns:

@@ -241,7 +241,7 @@ def _plan(
 
 
 def _say(text: str) -> None:
-    """Print a line on stderr; of the processes of a torchrun, only the first does."""
+    """Print a line on stderr; in a torchrun, only the first process prints it."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(text, err=True)
 
@@ -277,7 +277,7 @@ def _refuse_existing(plans: list[tuple[RunConfig, Path]]) -> None:
 
 
 def _elsewhere(paths: list[Path]) -> str:
-    """Return the option for a folder below the chosen one in which none of these files is."""
+    """Return the option for a folder below the chosen one that has none of these files."""
     out = paths[0].parent
     folders = (out / f"again{'' if number == 1 else f'-{number}'}" for number in count(1))
     folder = next(folder for folder in folders if not any((folder / path.name).exists() for path in paths))

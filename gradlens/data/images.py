@@ -26,8 +26,8 @@ HASH_SIDE = 16
 PROGRESS_S = 10.0
 AT_ONCE = 4096
 MOST_PIXELS = 64_000_000
-"""Pixels of an image: as many as the largest cameras have. Several images are decoded at once, each in 4 bytes a pixel
-and more; a file of a few kilobytes may declare billions."""
+"""Most pixels of an image: as many as the largest cameras have. Several images are decoded at once, each in 4 bytes a
+pixel and more; a file of a few kilobytes may declare billions."""
 MOST_BYTES = 1 << 28
 SKIP = "--skip-broken trains without such images"
 

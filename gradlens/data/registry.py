@@ -171,7 +171,7 @@ def _load_table(table: Table, config: RunConfig, listener: Listener) -> Splits:
 
 
 def _note_labels(files: list[ImageFile], labels: np.ndarray[Any, Any], copies: Copies, listener: Listener) -> None:
-    """Report an image that is there twice, under two labels."""
+    """Report images that occur twice, with different labels."""
     first: dict[int, int] = {}
     twice = [(first[group], i) for i, group in enumerate(copies.exact.tolist()) if first.setdefault(group, i) != i]
     differing = [(a, b) for a, b in twice if labels[a] != labels[b]]

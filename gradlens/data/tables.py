@@ -13,7 +13,7 @@ from gradlens.errors import DataError
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 MACOS_FOLDER = "__MACOSX"
-"""What macOS puts into an archive besides: for each image a file of its name that is none."""
+"""What macOS adds to an archive: for each image a file with its name that is no image."""
 
 
 MOST_SHOWN = 400

@@ -31,8 +31,8 @@ in normalised gradient descent. Ten times the lowest healthy value of Ben Braiek
 def clipping(rec: Recording, learning: Learning) -> list[Finding]:
     """Find clipping that is far too strong, comes after the step, or acts on gradients that are still scaled.
 
-    Optimizers that divide gradients by their size do not feel strong clipping, and a loss that halves needs no more:
-    then it is no fault. Confidence: 1, because the calls were observed.
+    Optimizers that divide gradients by their size are not changed by strong clipping, and a loss that halves
+    shows that enough is left: in both cases it is no fault. Confidence: 1, because the calls were observed.
 
     Args:
         rec: The recording.
@@ -123,7 +123,7 @@ def _scaled(rec: Recording, item: Entry) -> Finding:
         rec,
         item,
         f"clip_grad_norm_ (max_norm {item.number('max_norm'):g}) is called on gradients that are still multiplied by "
-        "the loss scale: it clips them to that much less",
+        "the loss scale, so max_norm acts as if it were divided by that scale",
         "Call scaler.unscale_(optimizer) before clip_grad_norm_.",
         "clipping before unscaling",
     )

@@ -1,4 +1,4 @@
-"""A model whose outputs become alike for all examples of a batch, although it told them apart at first."""
+"""A model whose outputs become alike for all examples of a batch, although they differed at first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ ALIKE = 0.2
 & He 2021, SimSiam, sec. 4.1: in a collapse the standard deviation of normalised outputs goes to 0, else it is near
 1 / sqrt(d), which is 1 here; a fifth of that."""
 FEWER = 2
-"""So many times as far apart were they at first: at initialisation many networks give outputs that are alike."""
+"""Outputs that collapse were at least so many times as far apart at first: at initialisation many networks give outputs
+that are alike."""
 SAME, MANY = 0.01, 20
 """The same where a model does not learn; no outside source."""
 EMBEDDING = 4
@@ -23,8 +24,8 @@ EMBEDDING = 4
 def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
     """Find representations that are the same for all examples, under a loss that compares outputs with each other.
 
-    Under another loss, the same output for all examples may be the best one. Where the loss does not fall, or
-    stands since the first updates, which were too large, the collapse follows from something else: see ``plateau``.
+    Under another loss, the same output for all examples may be the best one. Where the loss does not fall, or stays the
+    same after the first updates because they were too large, the collapse has another cause: see ``plateau``.
 
     Args:
         rec: The recording.
@@ -48,10 +49,10 @@ def collapsed(rec: Recording, learning: Learning) -> list[Finding]:
             layers,
             (item.whole("last_step"), rec.last_step),
             f"{_say(item)}: the representations collapse, which alone lowers this loss",
-            f"below {ALIKE} of their size in two looks in succession, and less than half of that at first, under a "
-            "loss that compares outputs with each other",
+            f"below {ALIKE} of their size in two measurements in succession, and less than half of the first one, "
+            "under a loss that compares outputs with each other",
             "Chen & He 2021, SimSiam, sec. 4.1: the standard deviation of normalised outputs is near 1 / sqrt(d), and "
-            "0 in a collapse; the fifth of it is this project's",
+            "0 in a collapse; a fifth of that is this project's choice",
             "Let the loss keep different examples apart: negatives (InfoNCE) or a term for the variance (VICReg); or "
             "compare with outputs that pass no gradient (.detach(), an average of weights) behind a predictor "
             "(SimSiam, BYOL).",

@@ -45,17 +45,17 @@ def _stale(rec: Recording) -> list[Finding]:
 
 
 def _written_as_they_are(rec: Recording) -> list[Finding]:
-    """Find a copy that something writes, with the weights that it has already."""
+    """Find a copy whose weights are written with the values that they already have."""
     return [
         exact_finding(
             "setup",
             (),
             (rec.setup.whole("first_step"), rec.last_step),
-            f"something writes the weights of {quoted(item.text('layer'))}, a copy of {quoted(item.text('of'))}, and "
-            f"they stay as they were, {item.number('distance'):.2g} of their norm away from it at step "
+            f"the weights of {quoted(item.text('layer'))}, a copy of {quoted(item.text('of'))}, are written and do not "
+            f"change, at a distance of {item.number('distance'):.2g} of their norm from the original at step "
             f"{item.whole('step')}: the copy gets its own weights, or old ones",
-            f"Give it the weights of {quoted(item.text('of'))}: target.load_state_dict(model.state_dict()), with two "
-            "models, and after the optimizer's step.",
+            f"Give it the weights of {quoted(item.text('of'))}: target.load_state_dict(model.state_dict()), after the "
+            "optimizer's step and with two different models.",
             "a copy is written with its own weights",
         )
         for item in rec.setup.entries("copies")

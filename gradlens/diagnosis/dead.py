@@ -130,7 +130,7 @@ def _few_left(rec: Recording, learning: Learning) -> list[Finding]:
             f"three recordings in succession, in the later half; {plural(len(layers), 'hidden layer')} in all; "
             f"{learning.evidence}",
             f"at least {MOSTLY_DEAD:.0%} dead units in a hidden layer of a model that does not learn",
-            "smdebug, DeadRelu, judges activations; each unit alone, over three recordings, is this project's",
+            "smdebug, DeadRelu, judges activations; judging each unit over three recordings is this project's choice",
             _revive(rec, rec.names(layers), bool(np.nan_to_num(column[np.isfinite(column)][:1] >= MOSTLY_DEAD).all())),
             (beyond + 1) / (len(column[series.late]) + 2),
         )

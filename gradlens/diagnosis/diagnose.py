@@ -55,7 +55,7 @@ from gradlens.run import FloatArray, Layer, Run
 SPIKE = 100
 """A row whose loss is so many times the median is another batch than the rest; no outside source."""
 NO_CHANGE, HIGH = 0.05, 0.9
-"""An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
+"""An accuracy stays the same where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
 CAUSED_BY_INPUTS = (
@@ -241,7 +241,7 @@ def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:
 
 
 def _note_on_accuracy(rec: Recording) -> list[str]:
-    """Return a note on an accuracy that stands while the loss falls to half: it is computed wrongly."""
+    """Return a note on an accuracy that stays the same while the loss falls to half: it is computed wrongly."""
     table = rec.run.epochs
     scores = {
         name: np.asarray(values)[np.isfinite(values)]

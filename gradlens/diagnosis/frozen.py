@@ -72,7 +72,7 @@ def _rate_is_zero(rec: Recording) -> list[Finding]:
     if not schedule:
         fix = "Set a learning rate above 0. If a schedule sets it, look at its factor: whole-number division gives 0."
         return [replace(found, remedy=fix)]
-    fix = f"Look at {schedule}: a whole-number division, a warm-up from 0 that never ends, or its end makes 0 of it."
+    fix = f"Look at {schedule}: a whole-number division, a warm-up from 0 that never ends, or an end that sets it to 0."
     return [replace(found, evidence=f"{found.evidence}, as {schedule} sets it", remedy=fix)]
 
 
@@ -346,7 +346,7 @@ def _release(rec: Recording, names: tuple[str, ...]) -> str:
     check = f", and {network.schedule}" if network.schedule else ""
     return (
         f"{network.optimizer[:1].upper()}{network.optimizer[1:]} has {say_layers(names)}: check {rate}{check}, and "
-        "whether code of yours sets these weights back after a step."
+        "whether your own code resets these weights after a step."
     )
 
 

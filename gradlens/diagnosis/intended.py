@@ -148,7 +148,7 @@ def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
         or not (first or changed.intersection(names) or _share_trained(rec) < ADAPTED or _adapts(rec))
     ):
         return []
-    what = "another optimizer, or code of yours, changes them" if changed.intersection(names) else "they do not change"
+    what = "another optimizer, or your own code, changes them" if changed.intersection(names) else "they do not change"
     return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]
 
 

@@ -369,7 +369,7 @@ def _by_trend(rec: Recording, losses: Losses) -> Learning:
 
 
 def _keeps_level(rec: Recording, losses: Losses) -> bool:
-    """Return whether a loss that is one error over examples stands over many rows, in longer windows."""
+    """Return whether a loss that is one error over examples stays the same over many rows, in longer windows."""
     kinds = rec.setup.graph.entries("losses")
     is_error = len(kinds) == 1 and kinds[0].flag("alone") and kinds[0].text("op") not in ("Mean", "Sum")
     if not is_error or span_of(rec) < MANY_STEPS or losses.values.min() <= 0:

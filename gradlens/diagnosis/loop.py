@@ -38,7 +38,7 @@ def loop(rec: Recording, learning: Learning) -> list[Finding]:
 
 
 def _thrown_away(rec: Recording) -> list[Finding]:
-    """Find that most backward passes are cleared before a step: the step stands outside the loop over batches."""
+    """Find that most backward passes are cleared before a step: the step is outside the loop over batches."""
     thrown = np.nan_to_num(rec.scalar("discarded_passes"))
     strange = rec.setup.graph.entries("unregistered")
     if len(thrown) < FIRST_ROWS or strange or rec.combines_by_hand or (thrown[1:] >= MANY).mean() < MOSTLY:

@@ -16,7 +16,7 @@ LARGE_INPUT = 10.0
 """Initialisations assume inputs with a root mean square of about 1: LeCun et al. 1998, Efficient BackProp, sec. 4.3; a
 tenfold input is a tenfold output, and a hundredfold curvature of the loss."""
 SMALL_INPUT = 0.1
-"""The same, tenfold smaller."""
+"""A root mean square of the inputs that is as far below 1."""
 SHRUNK = 0.01
 """Share of the first norm below which weights count as gone; no outside source: healthy weight decay takes a few
 percent off in the runs of experiments/scorecard."""

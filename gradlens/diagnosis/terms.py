@@ -27,7 +27,7 @@ OTHER_KL = {"policy", "reward", "return", "value", "student", "teacher", "distil
 
 
 def collapsed_posterior(rec: Recording) -> list[Finding]:
-    """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stands."""
+    """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stays."""
     series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
     known = {
         name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(words_of(name))

@@ -28,7 +28,7 @@ from gradlens.run import FloatArray, Run
 from gradlens.storage import read_run
 
 POINTS = 200
-"""Most rows that are sent at once; of more, evenly spaced ones."""
+"""Most rows that are sent at once; where there are more, evenly spaced ones are sent."""
 SCALARS = ("loss", "lr", "clip_coefficient", "discarded_passes")
 """Scalars of the file that are sent if they are there; with those of ``_from_metrics`` there are at most ten."""
 

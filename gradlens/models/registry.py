@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gradlens.errors import GradlensError, ModelError
+from gradlens.format import say_error
 from gradlens.models.plain_and_residual import Init, build_from_spec
 from gradlens.specs import ModelSpec, parse_model
 
@@ -76,7 +77,7 @@ def _call_factory(spec: ModelSpec, num_classes: int) -> nn.Module:
     try:
         model = factory(**options)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{spec.name} failed: {_describe_error(error)}") from error
+        raise ModelError(f"{spec.name} failed: {say_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec.name} returned a value of type {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -93,7 +94,7 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
         ) from None
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"{spec.location} cannot be loaded: {_describe_error(error)}",
+            f"{spec.location} cannot be loaded: {say_error(error)}",
             tip='a file is run when it is loaded: what trains belongs under if __name__ == "__main__":',
         ) from error
     factory = getattr(module, spec.factory, None)
@@ -101,12 +102,6 @@ def _find_factory(spec: ModelSpec) -> Callable[..., Any]:
         raise ModelError(f"{spec.location} has no callable {spec.factory!r}")
     found: Callable[..., Any] = factory
     return found
-
-
-def _describe_error(error: BaseException) -> str:
-    """Return an error's type and the first line of its message."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _import(name: str) -> Any:

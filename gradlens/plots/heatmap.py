@@ -27,12 +27,11 @@ from gradlens.analysis.gradient_ratio import (
 from gradlens.analysis.groups import Group, group_runs, label_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
 from gradlens.analysis.stats import median_of_all
-from gradlens.charts.curves import GRADIENTS
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
 from gradlens.errors import ConfigError
 from gradlens.format import plural
-from gradlens.metrics import is_linear
+from gradlens.metrics import GRADIENT_NORMS, is_linear
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
 from gradlens.plots.style import Look, fill, head_inches, house_style, usual_look
@@ -229,7 +228,7 @@ def _draw_table(panels: list[list[Panel]], marks: list[list[Marks]], look: Look,
 
 def _title(panel: Panel, label: str, inches: float, *, short: bool) -> str:
     """Return the title of a panel: the run, and the message of its gradient."""
-    if panel.view.metric not in GRADIENTS or panel.minus is not None:
+    if panel.view.metric not in GRADIENT_NORMS or panel.minus is not None:
         return _wrapped(label, inches)
     rows = rows_within(panel.run, *panel.view.steps)
     message = say_message(_ratio(panel.run, panel.view), rows.stop - rows.start, short=short)
@@ -310,7 +309,7 @@ def _describe_groups(panels: Sequence[Panel]) -> list[str]:
     """Describe the gradient of many runs, grouped over seeds; return nothing for other metrics than gradients."""
     view = panels[0].view
     if (
-        view.metric not in GRADIENTS
+        view.metric not in GRADIENT_NORMS
         or panels[0].minus is not None
         or any(one.view.metric != view.metric for one in panels)
     ):
@@ -351,7 +350,7 @@ def _ratio(run: Run, view: View) -> GradientRatio | None:
 def _describe_panel(panel: Panel) -> str:
     run, view = panel.run, panel.view
     rows = rows_within(run, *view.steps)
-    if view.metric in GRADIENTS:
+    if view.metric in GRADIENT_NORMS:
         ratio = _ratio(run, view)
         if ratio is None:
             return ""

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from gradlens.analysis.derived_metrics import say_caution
-from gradlens.analysis.groups import Group
+from gradlens.analysis.groups import Group, group_name
 from gradlens.analysis.profile import ACTIVATION_GRAD, find_stages
 from gradlens.analysis.stats import median
 from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve, say_curves, say_farthest, say_theory
@@ -29,7 +29,6 @@ from gradlens.plots.style import (
     fill,
     head_inches,
     house_style,
-    look_name,
     looks_of,
     usual_look,
 )
@@ -80,7 +79,7 @@ def _draw(curves: list[Curve], metric: str, per_element: bool, steps: Steps, loo
     panels = 2 if with_theory else 1
     axes = figure.subplots(panels if stacked else 1, 1 if stacked else panels, squeeze=False).ravel()
     inches = width / (1 if stacked else panels)
-    looks = looks_of([look_name(curve.runs[0]) for curve in curves])
+    looks = looks_of([group_name(curve.runs[0]) for curve in curves])
     for curve, line in zip(curves, looks, strict=True):
         draw_curve(axes[0], curve, *line, floor=find_floor(curves))
     title = say_metric(metric, per_element=per_element)
@@ -200,7 +199,7 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: b
 def curve_handles(curves: Sequence[Curve]) -> list[Line2D]:
     """Return legend handles of the profiles, and of the marks of exact zeros."""
     handles = []
-    for curve, (colour, dash) in zip(curves, looks_of([look_name(curve.runs[0]) for curve in curves]), strict=True):
+    for curve, (colour, dash) in zip(curves, looks_of([group_name(curve.runs[0]) for curve in curves]), strict=True):
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=_label(curve)))  # type: ignore[arg-type]
     mark: dict[str, Any] = {"color": current().ink, "linestyle": "none", "marker": "v", "markersize": 4}
     if any(np.isneginf(curve.centre).any() for curve in curves):

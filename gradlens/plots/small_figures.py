@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gradlens.analysis.compare import columns_of
-from gradlens.analysis.groups import Group, group_runs
+from gradlens.analysis.groups import Group, group_name, group_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
 from gradlens.analysis.stats import median_of_all
 from gradlens.charts.curves import make_curves
@@ -20,7 +20,7 @@ from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import CSS_DPI, GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
 from gradlens.plots.profile import curve_handles, draw_curve, dress_axis, find_floor
-from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, look_name, looks_of
+from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, looks_of
 from gradlens.run import Run
 
 COLUMNS = 400
@@ -90,7 +90,7 @@ def draw_answer(runs: Sequence[Run], width_in: float = WIDTH_IN) -> GradlensFigu
 
 def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
     curves = make_curves(runs, ACTIVATION_GRAD)
-    looks = looks_of([look_name(curve.runs[0]) for curve in curves])
+    looks = looks_of([group_name(curve.runs[0]) for curve in curves])
     with house_style():
         handles = curve_handles(curves)[:MOST_ENTRIES]
         height = HEIGHT_IN + ROW_IN * -(-len(handles) // 2)
@@ -106,7 +106,7 @@ def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
 
 
 def svg(figure: GradlensFigure, runs: Sequence[Run]) -> str:
-    """Return a figure as SVG to be placed into a page, whose colours it takes, those of lines in either theme.
+    """Return a figure as SVG for a page: text and background take the page's colours, lines those of its theme.
 
     Args:
         figure: A figure in the light theme.

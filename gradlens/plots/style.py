@@ -15,7 +15,6 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.ticker import LogFormatterSciNotation
 
 from gradlens.errors import ConfigError
-from gradlens.run import Run
 
 # Okabe & Ito 2008, Color Universal Design: vermillion, blue, bluish green, orange, purple, sky blue, black.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -218,7 +217,7 @@ NAME = re.compile(r"([a-z_]+?)(\d+)((?:-[a-z]+)*)")
 CONDITIONS = {"": 0, "-nobn": 1, "-nobn-sigmoid": 2, "-sigmoid": 3}
 """Endings that change the condition of a network, to the number of its dash; others make another network."""
 COLOURS = {"plain": 0, "resnet": 1, "resnet-gradonly": 2, "resnet-valueonly": 3}
-"""The networks of the original study to the number of their colour, in every figure."""
+"""Families of the registry, with the endings that make another network, to the number of their colour."""
 
 
 def look_of(number: int) -> tuple[str, str]:
@@ -251,11 +250,6 @@ def looks_of(models: Sequence[str]) -> list[tuple[str, str]]:
         order = [DASHES[(dash + more) % len(DASHES)] for more in range(len(DASHES))]
         looks.append((colour, next((one for one in order if one not in taken), order[0])))
     return looks
-
-
-def look_name(run: Run) -> str:
-    """Return what a run's colour belongs to: its model, or the run itself where it has no seed."""
-    return (run.model or run.name) if run.seed >= 0 else run.name
 
 
 def _parts(model: str) -> tuple[str, str, int]:

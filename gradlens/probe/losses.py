@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradlens.errors import GradlensError, ModelError
+from gradlens.format import say_error
 from gradlens.probe.plan import ModulePlan, ProbePlan
 from gradlens.train.loop import find_output
 
@@ -32,12 +33,6 @@ class Feed:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Tensor | None = None
     loss: Callable[[Any], Any] | None = None
-
-
-def reason_of(error: Exception) -> str:
-    """Return the kind of an error and the first line of what it says."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def find_scores(output: Any, plan: ProbePlan) -> Tensor:
@@ -101,7 +96,7 @@ def own_loss(feed: Feed, output: Any) -> Tensor:
     except GradlensError:
         raise
     except Exception as error:
-        raise ModelError(f"loss failed on the module's output: {reason_of(error)}", tip=LOSS_TIP) from error
+        raise ModelError(f"loss failed on the module's output: {say_error(error)}", tip=LOSS_TIP) from error
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
         return loss.reshape(())
     got = f"a {loss.dtype} tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"

@@ -17,10 +17,11 @@ from torch.nn.parameter import UninitializedParameter
 from gradlens.config import make_config
 from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
+from gradlens.format import say_error
 from gradlens.models import Init, build_model
 from gradlens.probe.histograms import Counting, count_entries
 from gradlens.probe.inputs import Batch, first_input, make_noise, suitable_input
-from gradlens.probe.losses import Feed, find_loss, find_scores, own_loss, reason_of
+from gradlens.probe.losses import Feed, find_loss, find_scores, own_loss
 from gradlens.probe.plan import (
     DEFAULT_CLASSES,
     INPUT_TIP,
@@ -100,7 +101,7 @@ def _build(plan: ProbePlan, classes: int, seed: int) -> nn.Module:
     except GradlensError:
         raise
     except Exception as error:
-        raise ModelError(f"{plan.model} cannot be built: {reason_of(error)}") from error
+        raise ModelError(f"{plan.model} cannot be built: {say_error(error)}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = any(True for _ in model.parameters())
         raise ModelError(f"{plan.model} has no parameters{' that want a gradient' if frozen else ''}: nothing to probe")
@@ -269,7 +270,7 @@ def _forward(plan: ProbePlan, model: nn.Module, feed: Feed) -> Any:
         suited = first_input(model)
         tip = INPUT_TIP if suited is None or suited == plan.input else f"--input {suited}? {INPUT_TIP}"
         tip = MODULE_TIP if isinstance(plan, ModulePlan) else tip
-        raise ModelError(f"{plan.model} cannot take {plan.say_batch()}: {where}{reason_of(error)}", tip=tip) from error
+        raise ModelError(f"{plan.model} cannot take {plan.say_batch()}: {where}{say_error(error)}", tip=tip) from error
 
 
 @torch.no_grad()
@@ -311,4 +312,4 @@ def _backward(plan: ProbePlan, loss: Tensor) -> None:
         raise
     except Exception as error:
         tip = "loss.backward() must work without gradlens, too"
-        raise ModelError(f"{plan.model}: its backward pass failed: {reason_of(error)}", tip=tip) from error
+        raise ModelError(f"{plan.model}: its backward pass failed: {say_error(error)}", tip=tip) from error

@@ -10,7 +10,7 @@ from gradlens.recorder.graph_reading import MOST_FACTS, Facts
 from gradlens.recorder.layers import clean_name
 
 MOST_NORMS = 256
-"""So many batch norms are followed."""
+"""Most batch norms that are followed."""
 
 
 class CopiedStatistics:

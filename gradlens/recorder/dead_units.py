@@ -5,7 +5,7 @@ ReLU its gradient is exactly 0 for a batch if no example switches it on. A spars
 unit counts as dead only if it was off in each of the last ``WINDOW`` recordings. The gradients are read where they are,
 right before the optimizer's step, so no hook and no forward pass is needed.
 
-Source: smdebug's DeadRelu judges activations in the same way; the window is this project's.
+Source: smdebug's DeadRelu judges activations in the same way; the window is this project's choice.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ _c10d: Any = dist.distributed_c10d if dist.is_available() else None
 TIMEOUT = "GRADLENS_RANK_TIMEOUT"
 """The environment variable with the number of seconds that a rank waits for the others."""
 PATIENCE_S = 60.0
-"""The same where it is not set. Ranks come to a row within milliseconds of each other, because the reduction of the
-gradients right before it waits for all of them."""
+"""That number of seconds where the variable is not set. Ranks come to a row within milliseconds of each other, because
+the reduction of the gradients right before it waits for all of them."""
 ROLL_CALL_S = 2.0
 """Seconds in which ranks that gave up tell rank 0, which then knows who is missing."""
 OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}

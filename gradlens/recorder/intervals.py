@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from gradlens.errors import ConfigError
-from gradlens.metrics import get_metric
+from gradlens.metrics import GRADIENT_NORMS, get_metric
 from gradlens.recorder.schedule import AutoMetrics, Clock, Every, make_rule
-
-GRADIENT_NORMS = ("activation_grad_norm", "param_grad_norm")
-"""They are in every row, so that their interval is that of the rows."""
 
 
 class Intervals(dict[str, int]):

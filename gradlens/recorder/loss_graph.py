@@ -50,7 +50,7 @@ def find_holders(model: nn.Module) -> dict[int, str]:
 
 
 def find_weights_in_buffers(model: nn.Module) -> list[Facts]:
-    """Find modules that train parameters, none of two dimensions, beside a buffer of two or more named as weights are.
+    """Find modules that train only vectors, and have a buffer of two or more dimensions with a name of weights.
 
     Args:
         model: The model.

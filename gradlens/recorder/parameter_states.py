@@ -22,9 +22,10 @@ WATCHED = 4
 MOST_GAINS = 16
 """Layers whose weights are measured at the start."""
 MOST_WRITES = 64
-"""Steps before which weights were written that are kept."""
+"""Most steps that are kept of those before which weights were written."""
 MOST_QUESTIONS = 64
-"""Questions about tensors that wait for their answers: more of them would be kept where no optimizer steps."""
+"""Most questions about tensors that are kept until they are answered; without a limit they would pile up where no
+optimizer steps."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of numbers of which torch finds the least and the largest."""

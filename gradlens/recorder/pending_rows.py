@@ -21,7 +21,7 @@ from gradlens.sinks import Sink
 from gradlens.storage import BackgroundSink
 
 HOLD_S = 0.25
-"""So long a row waits for values that are logged after the step, unless the next step ends before."""
+"""Time that a row waits for values that are logged after the step, unless the next step ends before."""
 
 
 class Table:

@@ -29,7 +29,7 @@ APART = 1e-5
 """Relative distance from which ranks are out of sync: about a hundred roundings of float32. The projection itself is
 exact to about 1e-7 of the norm. A step by a different gradient changes weights by about 1e-3."""
 ROUNDINGS = 4
-"""The same in roundings, for types less precise than float32."""
+"""The same distance in roundings, for types that are less precise than float32."""
 NUMBERS = 4
 LARGE = 1e10
 """Stands for NaN and Inf."""

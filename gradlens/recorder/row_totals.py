@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gradlens.metrics import GRADIENT_NORMS
 from gradlens.recorder.measured_row import MeasuredRow
 from gradlens.recorder.norms import HostNorms
-
-GRADIENTS = ("activation_grad_norm", "param_grad_norm")
 
 
 class RowTotals:
@@ -20,7 +19,7 @@ class RowTotals:
     """
 
     def __init__(self, n_layers: int) -> None:
-        self.last_row_with = {name: np.full(n_layers, -1) for name in GRADIENTS}
+        self.last_row_with = {name: np.full(n_layers, -1) for name in GRADIENT_NORMS}
         """Metric to (L,): the last row in which each layer had a value; -1 for none."""
         self.gaps = np.zeros(n_layers, dtype=np.int64)
         """(L,) number of rows in which a layer's parameters had a gradient and its output had none."""
@@ -43,8 +42,8 @@ class RowTotals:
             if name in columns:
                 there = ~np.isnan(columns[name])
                 last[there] = np.maximum(last[there], measured.index)
-        outputs, parameters = (columns.get(name) for name in GRADIENTS)
-        if parameters is not None and GRADIENTS[0] in measured.due:
+        outputs, parameters = (columns.get(name) for name in GRADIENT_NORMS)
+        if parameters is not None and GRADIENT_NORMS[0] in measured.due:
             self.gaps += ~np.isnan(parameters) & (True if outputs is None else np.isnan(outputs))
         unlike_clipping = measured.before and measured.changes_seen and np.isnan(totals).all()
         self.changed_otherwise += bool(unlike_clipping and measured.began_finite())

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradlens.analysis.profile import heat_matrix
 from gradlens.metrics import METRICS, is_linear
@@ -109,14 +108,3 @@ def encode(values: FloatArray, *, linear: bool) -> dict[str, Any]:
         "linear": bool(linear),
         "codes": base64.b64encode(codes.tobytes()).decode("ascii"),
     }
-
-
-def decode(packed: dict[str, Any]) -> FloatArray:
-    """Decode a matrix as the page does, to (L, C)."""
-    codes: NDArray[np.uint16] = np.frombuffer(base64.b64decode(packed["codes"]), dtype="<u2")
-    codes = codes.reshape(-1, packed["columns"])
-    span = packed["high"] - packed["low"] if packed["high"] > packed["low"] else 1.0
-    scaled = packed["low"] + (codes.astype(np.float64) - 1) / (LAST - 1) * span
-    values = scaled if packed["linear"] else 10.0**scaled
-    values = np.where(codes == MISSING, np.nan, np.where(codes == ZERO, 0.0, values))
-    return np.where(codes == INFINITE, np.inf, values)

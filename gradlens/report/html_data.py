@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradlens.analysis.compare import compare_runs
-from gradlens.analysis.groups import Group, n_epochs
+from gradlens.analysis.groups import Group, group_name, n_epochs
 from gradlens.analysis.profile import epoch_starts
 from gradlens.analysis.step_curves import has_scalars
 from gradlens.metrics import METRICS, METRICS_OF_PATHS, is_linear
@@ -41,12 +41,12 @@ def payload(facts: Facts, words: Words = ENGLISH) -> dict[str, Any]:
     Returns:
         Values for JSON. The last runs have no matrices if even coarse ones do not fit into the page.
     """
-    from gradlens.plots.style import THEMES, look_name, magnitude_colours
+    from gradlens.plots.style import THEMES, magnitude_colours
 
     measured = [(run, label) for run, label in zip(facts.runs, facts.labels, strict=True) if len(run.steps)]
     columns, room = choose_columns([run for run, _ in measured])
     layers: list[dict[str, Any]] = []
-    looks = _looks(list(dict.fromkeys(look_name(run) for run in facts.runs)))
+    looks = _looks(list(dict.fromkeys(group_name(run) for run in facts.runs)))
     runs, shown = [], []
     for run, label in measured[:room]:
         packed = pack_run(run, columns)
@@ -55,7 +55,7 @@ def payload(facts: Facts, words: Words = ENGLISH) -> dict[str, Any]:
             runs.append(
                 {
                     "label": label,
-                    "look": looks[look_name(run)],
+                    "look": looks[group_name(run)],
                     "layers": _place(layers, run.layers),
                     "epochs": _epochs(run),
                     **packed,

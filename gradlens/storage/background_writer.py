@@ -21,9 +21,9 @@ GATHERED = 64
 WAITING = 4096
 """Calls that may wait for the disk; a training that is still faster then waits too, so that memory stays bounded."""
 WAKE_SECONDS = 0.25
-"""So often the thread looks for rows that wait."""
+"""Interval at which the thread looks for rows that wait."""
 FLUSH_SECONDS = 1.0
-"""So often the file is flushed when no further row comes."""
+"""Interval at which the file is flushed when no further row comes."""
 LONGEST_END = 30.0
 """Seconds after which the end of the interpreter waits no more for an abandoned run."""
 PAUSE_SECONDS = 2e-4

@@ -191,7 +191,7 @@ def _copy_metrics(
 def _read(
     source: StoredFile, metric: str, start: int, stop: int, salvaged: Callable[[str, int, int], None] | None
 ) -> NDArray[np.float32]:
-    """Read rows; of what is damaged, each block of 64 rows by itself."""
+    """Read rows; where they are damaged, each block of 64 rows is read by itself."""
     try:
         return source.rows(metric, start, stop)
     except DamagedError:

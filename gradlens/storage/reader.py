@@ -160,15 +160,15 @@ class StoredMetrics(_Stored):
         stop = min(stop, self._n_steps)
         return reading(self._path, lambda stored: stored.rows(name, start, stop), known=True)
 
-    def read_blocks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
+    def read_chunks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of chunks of rows, at least so many where there are as many rows."""
         stop = min(stop, self._n_steps)
         start = min(max(start, 0), stop)
         size = choose_level(stop - start, least)
-        return reading(self._path, lambda stored: _read_blocks(stored, name, start, stop, size), known=True)
+        return reading(self._path, lambda stored: _read_chunks(stored, name, start, stop, size), known=True)
 
 
-def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> RowChunks:
+def _read_chunks(stored: StoredFile, name: str, start: int, stop: int, size: int) -> RowChunks:
     """Read blocks of one level, and what they do not cover at both ends out of finer ones, at last out of rows."""
     linear = is_linear(name)
     if start == stop:
@@ -186,9 +186,9 @@ def _read_blocks(stored: StoredFile, name: str, start: int, stop: int, size: int
     begin, end = (first * size, last * size) if last > first else (stop, stop)
     finer = LEVELS[LEVELS.index(size) - 1] if size > LEVELS[0] else 1
     if begin > start:
-        parts.insert(0, _as_one(_read_blocks(stored, name, start, begin, finer), size, linear))
+        parts.insert(0, _as_one(_read_chunks(stored, name, start, begin, finer), size, linear))
     if stop > end:
-        parts.append(_as_one(_read_blocks(stored, name, end, stop, finer), size, linear))
+        parts.append(_as_one(_read_chunks(stored, name, end, stop, finer), size, linear))
     edges = np.concatenate([*(part.edges[:-1] for part in parts), [stop]])
     return RowChunks(edges, np.concatenate([part.values for part in parts]))
 

@@ -102,7 +102,7 @@ def create_layout(
 ) -> None:
     """Make every attribute, group and dataset of an empty run that is going to be written.
 
-    All of it must stand before SWMR mode begins: HDF5 shows no object made later to readers.
+    All of it must exist before SWMR mode begins: HDF5 shows no object made later to readers.
     """
     describe_run(file, root_attributes(header, created), header)
     create_column(file, "step", np.int64).make_scale("step")

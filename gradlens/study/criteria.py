@@ -1,6 +1,6 @@
 """The original study's claims, and what would support and refute each.
 
-Each threshold is given here with its reason; what was fixed when is listed in ``experiments/PLAN.md``. A verdict is one
+Each threshold is given here with its reason; when each was fixed is listed in ``experiments/PLAN.md``. A verdict is one
 of
 
 * supported: a 95 % interval over seeds lies completely on the claim's side of the threshold;
@@ -86,7 +86,7 @@ CLAIMS: tuple[Claim, ...] = (
         "There is a path: in every block some of the gradient came through the shortcut, and at the median block more "
         "than a tenth of it.",
         "At the median block less than a tenth of the gradient came through the shortcut, or none did in some block.",
-        "A shortcut is a path by construction; a tenth keeps out one that is there and hardly used. The shortcut's "
+        "A shortcut is a path by construction; a tenth excludes one that is hardly used. The shortcut's "
         "part is projected on the sum of both, (S² + cSB) / (S² + B² + 2cSB) with norms S, B and cosine c; the two "
         "parts add up to 1. Reported with it: the share that came through shortcuts alone, the product over all "
         "blocks.",
@@ -134,8 +134,3 @@ CLAIMS: tuple[Claim, ...] = (
         "gradient that such a shortcut passes back is not the gradient of the network's loss.",
     ),
 )
-
-
-def claim(key: str) -> Claim:
-    """Return a claim by its letter."""
-    return next(one for one in CLAIMS if one.key == key)

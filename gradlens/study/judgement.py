@@ -13,7 +13,7 @@ from gradlens.study.next_experiments import listed, names_experiment, trained_co
 
 REACHED = ("refuted", "supported", "mixed")
 SCHEMA = 2
-"""Of ``to_dict``. In 1, which was not named in the output, "refuted" was "not supported"."""
+"""Version of what ``to_dict`` returns. Version 1, which the output did not name, had "not supported" for "refuted"."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from gradlens.analysis.groups import NOT_COMPARED
+from gradlens.analysis.groups import NOT_COMPARED, show_setting
 from gradlens.errors import ConfigError
-from gradlens.run import Run
+from gradlens.run import Run, jsonable
 from gradlens.specs import ModelSpec, parse_model
 from gradlens.study.criteria import SHALLOW
 from gradlens.study.study_run import StudyRun, as_study_run
@@ -108,7 +107,7 @@ def sort_runs(runs: Sequence[Run | StudyRun]) -> SortedRuns:
         settings = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
         if "data" in settings:
             settings["data"] = data[data_of(run)]
-        key = (run.model or run.name, run.seed, _text(settings))
+        key = (run.model or run.name, run.seed, jsonable(settings))
         if run.status == "running":
             sorted_runs.unfinished.append(run)
         elif run.status != "complete" and not run.diverged:
@@ -122,7 +121,7 @@ def sort_runs(runs: Sequence[Run | StudyRun]) -> SortedRuns:
     _share_plain(every)
     sorted_runs.settings = sorted(
         (setting for setting in every if setting.plain or setting.resnet),
-        key=lambda one: (CONDITIONS.index(one.condition), one.settings.get("image_size") or 0, _text(one.settings)),
+        key=lambda one: (CONDITIONS.index(one.condition), one.settings.get("image_size") or 0, jsonable(one.settings)),
     )
     sorted_runs.unmatched = [
         run
@@ -150,7 +149,7 @@ def _place(
         if spec.family == "plain":
             settings.pop("shortcut", None)  # plain networks have no shortcut
         condition = WITH if spec.norm else WITHOUT
-        setting = found.setdefault((condition, _text(settings)), Setting(condition, settings))
+        setting = found.setdefault((condition, jsonable(settings)), Setting(condition, settings))
         if spec.carries != "both":
             by_depth = setting.halves[spec.carries]
         else:
@@ -165,7 +164,11 @@ def _share_plain(settings: list[Setting]) -> None:
             continue
         rest = {key: value for key, value in setting.settings.items() if key != "shortcut"}
         for other in settings:
-            if other is not setting and other.condition == setting.condition and _text(other.settings) == _text(rest):
+            if (
+                other is not setting
+                and other.condition == setting.condition
+                and jsonable(other.settings) == jsonable(rest)
+            ):
                 setting.plain = other.plain
     placed = [id(setting.plain) for setting in settings if "shortcut" in setting.settings and setting.plain]
     settings[:] = [one for one in settings if "shortcut" in one.settings or id(one.plain) not in placed or one.resnet]
@@ -207,13 +210,13 @@ def _set_labels(settings: list[Setting]) -> None:
     If two labels are equal, all differing values are named.
     """
     keys = sorted({key for one in settings for key in one.settings} - {"image_size"})
-    values = {key: [_text(one.settings.get(key)) for one in settings] for key in keys}
+    values = {key: [jsonable(one.settings.get(key)) for one in settings] for key in keys}
     varying = [key for key in keys if len(set(values[key])) > 1 and key != "shortcut"]
     shortcuts = {one.settings["shortcut"] for one in settings if "shortcut" in one.settings}
     varying += ["shortcut"] if len(shortcuts) > 1 else []
     usual = {key: max(sorted(set(values[key])), key=values[key].count) for key in varying}
     for setting in settings:
-        setting.label = _parts(setting, [key for key in varying if _text(setting.settings.get(key)) != usual[key]])
+        setting.label = _parts(setting, [key for key in varying if jsonable(setting.settings.get(key)) != usual[key]])
     for setting in settings:
         if [(one.condition, one.name()) for one in settings].count((setting.condition, setting.name())) > 1:
             setting.label = _parts(setting, varying)
@@ -221,12 +224,4 @@ def _set_labels(settings: list[Setting]) -> None:
 
 def _parts(setting: Setting, keys: list[str]) -> str:
     parts = [f"{setting.settings['image_size']} px"] if "image_size" in setting.settings else []
-    return ", ".join([*parts, *(f"{key}={_show(setting.settings.get(key))}" for key in keys)])
-
-
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return ", ".join([*parts, *(f"{key}={show_setting(setting.settings.get(key))}" for key in keys)])

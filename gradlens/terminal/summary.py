@@ -15,6 +15,7 @@ from gradlens.analysis.profile import depth_profile
 from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.format import plural, say_magnitude, say_seconds, say_share
+from gradlens.metrics import GRADIENT_NORMS
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style
@@ -124,7 +125,7 @@ def _epoch_cell(name: str, value: float) -> str:
 
 def _profile_table(console: Console, run: Run) -> Table:
     """Return a table of the median gradient norm of each layer as a bar on a log scale, and of the update ratio."""
-    metric = next((m for m in ("activation_grad_norm", "param_grad_norm") if m in run.metrics), "")
+    metric = next((m for m in GRADIENT_NORMS if m in run.metrics), "")
     table = evidence_table("Depth profile: median over all rows, input first")
     if not metric:
         return table

@@ -24,7 +24,7 @@ State = dict[str, Any]
 NEEDED = ("config", "progress", "rows", "steps")
 """What every checkpoint holds."""
 TRAINED = ("model", "optimizer", "scheduler")
-"""What a checkpoint after an epoch holds besides."""
+"""What a checkpoint after an epoch also holds."""
 KINDS: dict[str, type] = {
     "config": dict,
     "progress": dict,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlens.analysis.gradient_ratio import compare_layers
-from gradlens.analysis.paths import find_heads, find_paths, hidden_layers, main_path
+from gradlens.analysis.paths import find_paths, hidden_layers, main_path
 from gradlens.run import Layer, Run
 from tests.conftest import make_layers
 
@@ -75,7 +75,6 @@ def fed(*parents: tuple[int, ...]) -> Run:
 def test_two_heads_of_one_layer_are_one_path() -> None:
     run = fed((), (0,), (1,), (2,), (2,))  # a body of three, a policy, and a value
     assert [path.tolist() for path in find_paths(run)] == [[0, 1, 2, 3]]
-    assert find_heads(run).tolist() == [3, 4]
     assert hidden_layers(run).tolist() == [0, 1, 2]
 
 
@@ -89,4 +88,3 @@ def test_a_layer_without_values_may_lie_between() -> None:
 def test_without_a_graph_all_main_layers_are_one_path() -> None:
     run = run_of(make_layers(4))
     assert [path.tolist() for path in find_paths(run)] == [[0, 1, 2, 3]]
-    assert find_heads(run).tolist() == [3]

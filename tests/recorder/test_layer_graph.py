@@ -19,12 +19,12 @@ from torchvision import models
 
 import gradlens
 from gradlens.analysis.gradient_ratio import gradient_ratio, gradient_ratios
-from gradlens.analysis.paths import find_heads, find_paths, main_path
+from gradlens.analysis.paths import ASIDE, find_paths, main_path
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, make_panel
 from gradlens.recorder.layer_tags import find_tags
 from gradlens.recorder.layers import choose_layers
-from gradlens.run import Run
+from gradlens.run import TAGS, Run
 from tests.recorder.case import floats, rand
 from tests.recorder.layer_zoo import (
     ActorCritic,
@@ -65,6 +65,17 @@ def train(model: nn.Module, x: Tensor, **options: Any) -> Run:
 
 def names(run: Run, layers: Any) -> list[str]:
     return [run.layers[i].name for i in layers]
+
+
+def heads(run: Run) -> list[int]:
+    """Return the layers that others feed and from which no other leads on; those beside the path do not count."""
+    edges = run.edges.tolist()
+    counted = {i for i in run.main_layers().tolist() if not {*ASIDE, "block"} & {*run.layers[i].tags}}
+
+    def leads_on(i: int) -> bool:
+        return any(child in counted or leads_on(child) for parent, child in edges if parent == i)
+
+    return [i for i in counted if any(child == i for _, child in edges) and not leads_on(i)]
 
 
 def tagged(run: Run, tag: str) -> list[str]:
@@ -208,10 +219,11 @@ def test_main_path_heads_and_tags(expected: Expected) -> None:
     path = main_path(run)
     assert (run.layers[path[0]].name, run.layers[path[-2]].name) == (expected.first, expected.last_hidden)
     assert len(path) == expected.length
-    assert set(names(run, find_heads(run))) == expected.heads
+    assert set(names(run, heads(run))) == expected.heads
     assert len(find_paths(run)) == expected.paths
     for tag, layers in expected.tags.items():
         assert tagged(run, tag) == layers, tag
+    assert {tag for layer in run.layers for tag in layer.tags} <= TAGS.keys()
     ratio = gradient_ratio(run)
     assert ratio is not None
     assert (ratio.first.name, ratio.last.name) == (expected.first, expected.last_hidden)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,28 @@ from gradlens import read_run
 from gradlens.report.embedded_metrics import (
     BUDGET,
     BYTES_PER_NUMBER,
+    INFINITE,
+    LAST,
     LEAST_COLUMNS,
+    MISSING,
     MOST_COLUMNS,
+    ZERO,
     choose_columns,
-    decode,
     encode,
     pack_run,
 )
 from tests.conftest import SAMPLE
+
+
+def decode(packed: dict[str, Any]) -> np.ndarray:
+    """Decode a matrix as page.js does, to (L, C)."""
+    codes = np.frombuffer(base64.b64decode(packed["codes"]), dtype="<u2")
+    codes = codes.reshape(-1, packed["columns"])
+    span = packed["high"] - packed["low"] if packed["high"] > packed["low"] else 1.0
+    scaled = packed["low"] + (codes.astype(np.float64) - 1) / (LAST - 1) * span
+    values = scaled if packed["linear"] else 10.0**scaled
+    values = np.where(codes == MISSING, np.nan, np.where(codes == ZERO, 0.0, values))
+    return np.where(codes == INFINITE, np.inf, values)
 
 
 def test_magnitudes_over_all_decades_of_float32_come_back_to_a_fifth_of_a_percent() -> None:

@@ -135,7 +135,7 @@ def epochs_differ(run: Run, generation: int) -> str:
 def blocks_differ(run: Run, name: str, values: np.ndarray) -> str:
     """Compare blocks of 64 rows, read past the rows, with what the rows give."""
     fresh = read_run(run.path).metrics
-    blocks = fresh.read_blocks(name, 0, len(values), max(len(values) // 64, 1))  # type: ignore[attr-defined]
+    blocks = fresh.read_chunks(name, 0, len(values), max(len(values) // 64, 1))  # type: ignore[attr-defined]
     expected = summarise(values, blocks.edges[:-1], linear=is_linear(name))
     if blocks.edges[0] != 0 or blocks.edges[-1] != len(values):
         return f"edges {blocks.edges}"

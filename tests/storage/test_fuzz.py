@@ -73,7 +73,7 @@ def everything(path: Path) -> str:
     fresh = read_run(path).metrics  # reads blocks before rows
     for name in sorted(run.metrics):
         for size, start in ((1, 0), (LEVELS[0], 7), (LEVELS[1], 0)):
-            blocks = fresh.read_blocks(name, start, len(run.steps), len(run.steps) // size)  # type: ignore[attr-defined]
+            blocks = fresh.read_chunks(name, start, len(run.steps), len(run.steps) // size)  # type: ignore[attr-defined]
             said.update(blocks.edges.tobytes() + np.ascontiguousarray(blocks.values).tobytes())
         said.update(name.encode() + run.metric(name).tobytes())
     card = read_card(path)

@@ -14,7 +14,7 @@ from gradlens.analysis.gradient_ratio import compare_layers, say_power
 from gradlens.analysis.profile import say_layer
 from gradlens.errors import GradlensError, NoRunError
 from gradlens.format import plural, visible
-from gradlens.metrics import METRICS
+from gradlens.metrics import GRADIENT_NORMS, METRICS
 from gradlens.storage import awaited_run
 from gradlens.terminal.console import has_colour, results
 from gradlens.terminal.live.canvas import Canvas
@@ -336,7 +336,7 @@ def step_line(watched: Watched) -> str:
 
 def ratio_line(watched: Watched) -> str:
     """Return the gradient norm of the first layer over that of the last hidden layer, the median of the newest rows."""
-    metric = next((name for name in ("activation_grad_norm", "param_grad_norm") if name in watched.run.metrics), "")
+    metric = next((name for name in GRADIENT_NORMS if name in watched.run.metrics), "")
     rows = watched.recent[metric].rows[-NOW_ROWS:].astype(np.float64) if metric else np.empty((0, 0))
     ratio = compare_layers(watched.run, np.where(np.isfinite(rows), rows, np.nan)) if len(rows) else None
     if ratio is None or np.isnan(typical := ratio.typical()):

@@ -26,7 +26,7 @@ from gradlens.storage.lock import seconds_silent
 LONG = 16_384
 """Most rows that are read one by one at the start; a longer run is read in chunks."""
 WIDE = 16_000_000
-"""Most numbers of a metric that are read so."""
+"""Most numbers of a metric whose rows are read one by one at the start."""
 COLUMNS = 128
 """Least columns of a run that is read in chunks."""
 RECENT = 2048
@@ -37,7 +37,7 @@ COLUMN_BYTES = 100_000_000
 """Most bytes of the columns of all metrics. A model with more has those columns only that are shown, read when they are
 asked for."""
 PIECE = 1_000_000
-"""Numbers that are read at once for those."""
+"""Numbers of such columns that are read at once."""
 AT_ONCE_S = 0.2
 """Longest time of a look; the next look reads the rest."""
 SILENT_S = 30.0
