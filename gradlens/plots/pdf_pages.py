@@ -233,7 +233,7 @@ def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[st
     Args:
         text: The text; a word that is wider than a line is split.
         width: In inches.
-        size: Of the font, in points.
+        size: Size of the font, in points.
         bold: Whether the letters are bold.
 
     Returns:
