@@ -128,6 +128,8 @@ def make_run(tmp_path: Path) -> RunMaker:
         change: Callable[[np.ndarray], np.ndarray] = as_it_is,
     ) -> Path:
         path = tmp_path / folder / f"{name}.h5"
+        if model.startswith(("plain", "resnet")):  # what gradlens run stores of its models
+            config = {"model": model, "data_facts": {}, **(config or {})}
         asked = (name, folder, model, seed, steps, epochs, layers, decades, accuracy, config, status, overhead, notes)
         if repr(asked) in WRITTEN and change is as_it_is and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,15 @@ def test_every_program_has_its_card() -> None:
     assert len(PROGRAMS) == 5
 
 
+def test_the_explained_card_is_that_of_the_symptom_page() -> None:
+    pages = [ROOT / "docs" / "reading.md", ROOT / "docs" / "symptoms" / "loss-does-not-fall.md"]
+    cards = [
+        re.findall(r"^```text\n(run: setup .*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S) for page in pages
+    ]
+    assert len(cards[0]) == len(cards[1]) == 1
+    assert cards[0] == cards[1]  # the program of that page is run, and its card compared, in tests/test_symptoms.py
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_the_program_prints_the_card(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

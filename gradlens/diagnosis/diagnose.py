@@ -400,6 +400,12 @@ def _follows(finding: Finding, causes: Sequence[Finding]) -> bool:
 def _missing(rec: Recording, explained: Collection[str]) -> str:
     """Return why the data do not suffice, or ""; layers that a note explains need no gradient."""
     if rec.n_rows < LEAST_ROWS:
+        steps = int(rec.run.steps[-1] - rec.run.steps[0]) + 1 if rec.n_rows > 1 else rec.n_rows
+        if steps >= LEAST_ROWS:  # an interval as wide as that of every="auto" in a short training of fast steps
+            return (
+                f"too few rows: {rec.n_rows:,} of {steps:,} steps, but at least {LEAST_ROWS} are needed: "
+                "record more steps, with a smaller every="
+            )
         return f"too few rows: {rec.n_rows}, but at least {LEAST_ROWS} are needed"
     if not rec.gradient:
         return f"no gradients were recorded: activation_grad_norm or {PARAM_GRAD} is needed"

@@ -22,6 +22,9 @@ from gradlens.format import plural
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
 
+ENDS_SOON = 0.05
+"""A schedule that is near 0 for less of the steps than this needs no word. A cosine to 0 is at most a thousandth of its
+largest rate for the last 2.0 % of its steps (Loshchilov and Hutter 2017, SGDR, eq. 5: 1 - acos(0.002 - 1) / pi)."""
 MOSTLY = 0.5
 """The first layers are left out on purpose (a pretrained body) where they are most of what requires a gradient."""
 ADAPTED = 0.1
@@ -255,8 +258,13 @@ def near_zero(rec: Recording) -> tuple[int, Entry] | None:
 
 def is_spent(rec: Recording, step: int) -> bool:
     """Return whether the learning rate is near zero for more than half of the steps."""
+    return _share_after(rec, step) > ENDS_LATE
+
+
+def _share_after(rec: Recording, step: int) -> float:
+    """Return the share of the steps that come after one."""
     first, last = rec.setup.whole("first_step"), rec.last_step
-    return last > first and (last - step) / (last - first) > ENDS_LATE
+    return (last - step) / (last - first) if last > first else 0.0
 
 
 def say_schedule(rec: Recording, step: int, rate: Entry) -> str:
@@ -280,7 +288,8 @@ def say_schedule(rec: Recording, step: int, rate: Entry) -> str:
 
 def _schedule(rec: Recording) -> list[Intended]:
     found = near_zero(rec)
-    return [] if found is None or is_spent(rec, found[0]) else [Intended(say_schedule(rec, *found))]
+    worth_saying = found is not None and ENDS_SOON <= _share_after(rec, found[0]) <= ENDS_LATE
+    return [Intended(say_schedule(rec, *found))] if found is not None and worth_saying else []
 
 
 def _norms(rec: Recording) -> list[Intended]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import textwrap
+import re
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,9 +22,8 @@ from PIL import Image
 from gradlens.plots.style import FAINT, INK, house_style
 
 WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.7
+TEXT_IN = WIDTH_IN - 2 * MARGIN_IN
 POINTS = 72
-EM_SHARE = 0.54
-"""Mean width of a character over the font size; a bold one is a tenth wider."""
 SPACING = 1.4
 """Distance of lines over the font size."""
 FOOT, FOOT_IN = 6.5, 0.4
@@ -88,13 +89,13 @@ class Pages:
         self._page_with(FOOT_IN)
         self._y -= FOOT_IN
         page = self._page_with(-FOOT_IN)
-        for line in _wrap(text, int((WIDTH_IN - 2 * MARGIN_IN) * POINTS / (FOOT * EM_SHARE))):
+        for line in wrap(text, TEXT_IN, FOOT):
             self._text(page, MARGIN_IN, line, FOOT, "normal", FAINT)
             self._y -= FOOT * SPACING / POINTS
 
     def paragraph(self, text: str, *, faint: bool = False) -> None:
         """Write a paragraph; a short one is not split between pages."""
-        lines = len(_wrap(text, _letters_of_a_line(TEXT)))
+        lines = len(wrap(text, TEXT_IN, TEXT))
         self._page_with(min(lines, MOST_TOGETHER) * TEXT * SPACING / POINTS)
         self._lines(text, TEXT, colour=FAINT if faint else INK)
         self._y -= 0.08
@@ -158,11 +159,11 @@ class Pages:
             self.paragraph(text, faint=True)
 
     def _row_inches(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool) -> float:
-        lines = max(len(_wrap(cell, _letters(width, bold))) for cell, width in zip(cells, widths, strict=True))
+        lines = max(len(_wrap_cell(cell, width, bold)) for cell, width in zip(cells, widths, strict=True))
         return min(lines, 60) * CELL * SPACING / POINTS + 0.13
 
     def _row(self, cells: Sequence[str], widths: Sequence[float], *, bold: bool, rule: float) -> None:
-        wrapped = [_wrap(cell, _letters(width, bold)) for cell, width in zip(cells, widths, strict=True)]
+        wrapped = [_wrap_cell(cell, width, bold) for cell, width in zip(cells, widths, strict=True)]
         step = CELL * SPACING / POINTS
         lines = max(map(len, wrapped))
         self._page_with(min(lines, 60) * step + 0.08)
@@ -181,7 +182,7 @@ class Pages:
 
     def _lines(self, text: str, size: float, *, weight: str = "normal", colour: str = INK) -> None:
         step = size * SPACING / POINTS
-        for line in _wrap(text, _letters_of_a_line(size, bold=weight == "bold")):
+        for line in wrap(text, TEXT_IN, size, bold=weight == "bold"):
             self._text(self._page_with(step), MARGIN_IN, line, size, weight, colour)
             self._y -= step
 
@@ -218,16 +219,6 @@ class Pages:
         self.count += 1
 
 
-def _letters_of_a_line(size: float, *, bold: bool = False) -> int:
-    """Return how many characters of a size in points a line of text holds."""
-    return int((WIDTH_IN - 2 * MARGIN_IN) * POINTS / (size * EM_SHARE * (1.1 if bold else 1.0)))
-
-
-def _letters(width: float, bold: bool) -> int:
-    """Return how many characters a cell of a width in inches holds in a line."""
-    return max(int((width - 0.08) * POINTS / (CELL * EM_SHARE * (1.1 if bold else 1.0))), 4)
-
-
 def _raster(figure: Figure, width_in: float) -> NDArray[np.uint8]:
     """Return a figure as an image that is sharp at a width in print."""
     out = io.BytesIO()
@@ -236,5 +227,46 @@ def _raster(figure: Figure, width_in: float) -> NDArray[np.uint8]:
     return np.asarray(Image.open(out).convert("RGB"))
 
 
-def _wrap(text: str, most: int) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), most) or [""]
+def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
+    """Split a text into lines that fit a width, by the widths of the letters in the font.
+
+    Args:
+        text: The text; a word that is wider than a line is split.
+        width: In inches.
+        size: Size of the font, in points.
+        bold: Whether the letters are bold.
+
+    Returns:
+        The lines; one that is empty for an empty text.
+    """
+    room, lines = width * POINTS / size, [""]
+    for word in text.split():
+        space = " " if lines[-1] else ""
+        for part in re.split(r"(?<=[^\W\d]-)(?=[^\W\d])", word):  # a line may end with the hyphen between two letters
+            if lines[-1] and _ems(lines[-1] + space + part, bold) > room:
+                lines.append("")
+                space = ""
+            lines[-1] += space
+            space = ""
+            for letter in part:
+                if lines[-1] and _ems(lines[-1] + letter, bold) > room:
+                    lines.append("")
+                lines[-1] += letter
+    return lines
+
+
+def _wrap_cell(text: str, width: float, bold: bool) -> list[str]:
+    return wrap(text, width - 0.08, CELL, bold=bold)
+
+
+def _ems(text: str, bold: bool) -> float:
+    """Return the width of a text over its font size."""
+    return sum(_advance(letter, bold) for letter in text)
+
+
+@lru_cache(maxsize=1024)
+def _advance(letter: str, bold: bool) -> float:
+    """Return the width of a letter over the font size."""
+    font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
+    font.set_size(POINTS, POINTS)
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / (POINTS << 16)

@@ -16,7 +16,7 @@ if sys.platform != "win32":  # there a file that is open cannot be replaced, whi
     import fcntl
 
 CLOCKS_S = 3600.0
-"""The most by which the clock of another machine may be ahead."""
+"""The most by which the clock of another machine may be ahead, or behind."""
 _held: dict[Path, int] = {}
 """The locks that this process holds, each with the process that took it: a forked one does not hold them."""
 
@@ -49,7 +49,7 @@ class WriterLock:
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                if _lock(file):
+                if _lock(file) is not False:
                     if not _is_at(file, self._path):  # released by its owner meanwhile
                         os.close(file)
                         continue
@@ -89,7 +89,7 @@ def check_unlocked(path: Path, shown: Path | None = None) -> None:
     except OSError:
         return
     try:
-        if not _lock(file):
+        if _lock(file) is False:
             raise _refusal(shown, f"by {os.read(file, 200).decode(errors='replace') or 'another process'}")
     finally:
         os.close(file)
@@ -100,12 +100,40 @@ def killed_while_packing(path: Path) -> bool:
 
     Its hidden lock file is left; nobody holds it.
     """
+    return _is_written_here(path) is False
+
+
+def stopped_without_closing(path: Path, heartbeat: float) -> bool:
+    """Return whether the writer of a run whose file says that it is running has ended.
+
+    Where it ran on this machine its lock tells, which is free once its process has ended, however it ended. Elsewhere
+    nothing but its signs of life is known, in the time of its own clock: it has ended after ``CLOCKS_S`` without one.
+
+    Args:
+        path: The run file.
+        heartbeat: The writer's last sign of life, in seconds since 1970.
+    """
+    written = _is_written_here(path)
+    return seconds_silent(heartbeat) > CLOCKS_S if written is None else not written
+
+
+def _is_written_here(path: Path) -> bool | None:
+    """Return whether a process holds the lock of a run file; None where no lock file of this machine is there."""
+    place = lock_path(path)
+    if _is_held(place):  # to open it and close it would release it
+        return True
     try:
-        owner = lock_path(path).read_text(errors="replace")
-        check_unlocked(path)
-    except (OSError, RunFileError):
-        return False
-    return owner.endswith(f" on {platform.node()}")
+        file = os.open(place, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        taken, owner = _lock(file), os.read(file, 200).decode(errors="replace")
+        here = owner.endswith(f" on {platform.node()}") and _is_at(file, place)  # not removed by its owner meanwhile
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return True if taken is False else False if taken and here else None
 
 
 def seconds_silent(heartbeat: float) -> float:
@@ -129,15 +157,16 @@ def _is_held(place: Path) -> bool:
     return _held.get(place) == os.getpid()
 
 
-def _lock(file: int) -> bool:
-    """Take the lock; True also on a file system that knows none."""
+def _lock(file: int) -> bool | None:
+    """Take the lock; False where another process holds it, None on a system or file system that knows none."""
+    if sys.platform == "win32":
+        return None
     try:
-        if sys.platform != "win32":
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
-        return True
+        return None
     return True
 
 

@@ -17,6 +17,7 @@ from gradlens.row_chunks import LEVELS, STATISTICS, RowChunks, choose_level, com
 from gradlens.run import FloatArray, Run, Status
 from gradlens.storage.damage import telling_damage
 from gradlens.storage.locate import resolve_runs
+from gradlens.storage.lock import stopped_without_closing
 from gradlens.storage.run_file import reading
 from gradlens.storage.shown import shown_names, visible_layers, visible_settings
 from gradlens.storage.stored_file import StoredFile
@@ -100,10 +101,17 @@ def _make_run(stored: StoredFile) -> Run:
         else _group(columns, "scalar/"),
         metrics=StoredMetrics(path, {name: name for name in stored.metrics}, stored.n_steps),
         epochs=_group(columns, "epoch/"),
-        status=cast(Status, state["status"]),
+        status=_status(path, state),
         info=info,
         facts=visible_settings(stored.facts()),
     )
+
+
+def _status(path: Path, state: Mapping[str, Any]) -> Status:
+    """Return how a run ended; one that was never closed, as its writer was killed, was interrupted."""
+    if state["status"] == "running" and stopped_without_closing(path, float(state["heartbeat"])):
+        return "interrupted"
+    return cast(Status, state["status"])
 
 
 def _group(columns: Mapping[str, FloatArray], prefix: str) -> dict[str, FloatArray]:

@@ -146,9 +146,9 @@ def _to_dict(run: StudyRun, common: str, data: Mapping[str, str], *, with_kinds:
 
 def _kept_config(run: StudyRun, data: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings, without folders of the machine on which the run was trained."""
-    facts = run.config.get("data_facts", {})
-    facts = facts if isinstance(facts, Mapping) else {}
-    found = {**run.config, "data_facts": {key: facts[key] for key in KEPT_FACTS if key in facts}}
+    found, facts = dict(run.config), run.config.get("data_facts")
+    if isinstance(facts, Mapping):
+        found["data_facts"] = {key: facts[key] for key in KEPT_FACTS if key in facts}
     return {**found, "data": data[data_of(run)]} if "data" in found else found
 
 

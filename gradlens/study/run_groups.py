@@ -69,6 +69,7 @@ class SortedRuns:
         positive: Runs of the positive control: their gradient must vanish.
         negative: Runs of the negative control: their gradient cannot vanish.
         others: Runs of other models.
+        foreign: Runs of models that only bear the name of one of these, from loops other than that of ``gradlens run``.
         unfinished: Runs that have not ended.
         broken: Runs that were interrupted, or that failed without having diverged.
         repeats: Runs that repeat a seed of the same model and settings.
@@ -79,6 +80,7 @@ class SortedRuns:
     positive: list[StudyRun] = field(default_factory=list)
     negative: list[StudyRun] = field(default_factory=list)
     others: list[StudyRun] = field(default_factory=list)
+    foreign: list[StudyRun] = field(default_factory=list)
     unfinished: list[StudyRun] = field(default_factory=list)
     broken: list[StudyRun] = field(default_factory=list)
     repeats: list[StudyRun] = field(default_factory=list)
@@ -141,6 +143,8 @@ def _place(
     spec = spec_of(run.model)
     if spec is None or spec.branch != "whole" or run.seed < 0:
         sorted_runs.others.append(run)
+    elif not is_trained_here(run):
+        sorted_runs.foreign.append(run)
     elif spec.activation == "sigmoid":
         (sorted_runs.others if spec.norm or spec.family == "resnet" else sorted_runs.positive).append(run)
     elif spec.family == "plain" and spec.depth <= SHALLOW and settings.get("init", "he") == "he":
@@ -181,6 +185,19 @@ def spec_of(model: str) -> ModelSpec | None:
     except ConfigError:
         return None
     return spec if spec.source == "registry" else None
+
+
+def is_trained_here(run: StudyRun) -> bool:
+    """Return whether ``gradlens run`` trained it, and so built the model that its name says.
+
+    Only that command stores the model's name among the settings, with facts about the data. A model of one's own may
+    have any name, and what its loop does is not known, so that it cannot be "trained alike".
+
+    Args:
+        run: The run.
+    """
+    facts = run.config.get("data_facts")
+    return isinstance(facts, Mapping) and run.config.get("model") == run.model
 
 
 def data_of(run: StudyRun) -> str:

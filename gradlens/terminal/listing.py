@@ -16,18 +16,20 @@ from gradlens.errors import GradlensError
 from gradlens.format import plural, visible
 from gradlens.storage import find_runs, read_card
 from gradlens.storage.locate import name_below
-from gradlens.storage.lock import killed_while_packing, seconds_silent
+from gradlens.storage.lock import killed_while_packing, seconds_silent, stopped_without_closing
 from gradlens.terminal.cards import BAD, GOOD, OPEN, Card, print_card
 from gradlens.terminal.console import STATUS_STYLE
 
 STALE_SECONDS = 60.0
-"""A running run whose last heartbeat is older than this may have been killed."""
+"""A running run whose last heartbeat, which comes every second, is older than this may have been killed."""
 COLUMNS = ("run", "status", "epochs", "rows", "train acc", "val acc", "data / note")
 MANY = 200
 """More runs than this are printed as plain lines, because a Rich table would be slow."""
 MOST_NOTES = 3
 LEAST_DATA = 10
 """Least width of the last column; in a narrower window it is left out."""
+STOPPED = "stopped without closing its file"
+SILENT = "no sign of life for a minute: killed?"
 FIRST_RUN = "gradlens run plain34 makes one"
 
 
@@ -70,15 +72,18 @@ def _row(path: Path, name: str) -> dict[str, Any]:
         card = read_card(path)
     except GradlensError as error:
         return {"run": visible(name), "status": "unreadable", "note": visible(error.message)}
-    stale = card["status"] == "running" and seconds_silent(float(card.get("heartbeat", 0))) > STALE_SECONDS
+    beat = float(card.pop("heartbeat", 0))
+    stopped = card["status"] == "running" and stopped_without_closing(path, beat)
+    silent = card["status"] == "running" and not stopped and seconds_silent(beat) > STALE_SECONDS
     row = {
         "run": visible(name),
-        **{key: value for key, value in card.items() if key != "heartbeat"},
+        **card,
         "seed": card["seed"] if card["seed"] >= 0 else None,
-        "note": "no sign of life for a minute: killed?" if stale else _left(path, card["status"]),
+        "status": "interrupted" if stopped else card["status"],
+        "note": STOPPED if stopped else SILENT if silent else _left(path, card["status"]),
     }
-    if job is not None and card["status"] != "complete" and (job.failed or stale):
-        row |= {"status": "failed" if job.failed else card["status"], "note": _why(job) or row["note"]}
+    if job is not None and card["status"] != "complete" and (job.failed or stopped or silent):
+        row |= {"status": "failed" if job.failed else row["status"], "note": _why(job) or row["note"]}
     return row
 
 

@@ -57,6 +57,19 @@ def test_too_few_rows_are_undecided_unless_a_fault_is_certain() -> None:
     check(diagnose_arrays(few), "nonfinite")
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (range(0, 60, 10), "too few rows: 6 of 51 steps, but at least 10 are needed: record more steps"),
+        (range(0, 12, 2), "too few rows: 6 of 11 steps, but"),
+        (range(3, 9), "too few rows: 6, but at least 10 are needed"),
+    ],
+)
+def test_too_few_rows_of_enough_steps_are_answered_with_the_interval(steps: range, said: str) -> None:
+    few = {name: grid[:6] for name, grid in arrays(-10).items()}
+    assert said in diagnose_arrays(few, steps=np.array(steps)).reason
+
+
 def test_missing_metrics_are_undecided() -> None:
     check(diagnose_arrays({"param_norm": np.ones((ROWS, LAYERS)) * np.arange(ROWS)[:, None]}), "undecided")
     data = {name: grid for name, grid in arrays().items() if name == "activation_grad_norm"}

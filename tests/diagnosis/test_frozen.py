@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from gradlens import diagnose_arrays
-from tests.diagnosis.recordings import ROWS, arrays, check
+from tests.diagnosis.recordings import LAYERS, ROWS, arrays, check, facts
 
 
 def test_frozen_layers() -> None:
@@ -63,3 +64,23 @@ def test_gradients_that_came_before_the_layer_stood_are_no_evidence() -> None:
     found = diagnose_arrays(data)
     assert "the gradient is exactly 0" in found.findings[0].evidence
     assert any("frozen" in note and "the gradient is exactly 0" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("share", "noted", "spent"),
+    [(0.0, False, False), (0.02, False, False), (0.04, False, False), (0.07, True, False), (0.4, True, False),
+     (0.6, False, True)],
+)  # fmt: skip
+def test_a_schedule_that_ends_near_0_is_noted_only_where_it_takes_up_steps(
+    share: float, noted: bool, spent: bool
+) -> None:
+    """A cosine to 0 has 2 % of its steps there; every training under one had a note that said nothing."""
+    last = ROWS - 1
+    rate = {"first": 1e-3, "last": 1e-7, "largest": 1e-3, "near_zero_since": round(last * (1 - share)), "every": 1.0}
+    layers = [f"layer{i + 1}" for i in range(LAYERS)]
+    group = {"layers": layers, "count": 16, "lr": rate}
+    one = {"class": "SGD", "foreign": {"count": 0, "numel": 0}, "groups": [group], "schedulers": ["CosineAnnealingLR"]}
+    scalars = {"loss": np.geomspace(2.0, 1.9, ROWS)}
+    found = diagnose_arrays(arrays(noise=0.0), scalars=scalars, facts=facts(optimizers=[one]))
+    assert any("it is at most a thousandth" in note for note in found.notes) == noted
+    assert any("at most a thousandth, for" in finding.evidence for finding in found.findings) == spent

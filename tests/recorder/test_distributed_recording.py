@@ -229,7 +229,7 @@ def assert_readable(task: str, together: Together, whole: Run) -> None:
     assert 0 not in codes
     got = together.read(task, task)
     rows = 11 if dying == 0 else 12  # the last row is open until the next, for scalars
-    assert got.status == ("running" if dying == 0 else "failed")
+    assert got.status == ("interrupted" if dying == 0 else "failed")
     assert got.steps.tolist() == list(range(rows))
     for metric in got.metrics:
         assert_same_metric(task.partition("-")[0], metric, got, whole, slice(rows))

@@ -271,7 +271,12 @@ def outputs_of(
         outputs.setdefault(name, []).append(floats(output)[0].detach())
         if name != changed:
             return output
-        return (output[0] + 1, *output[1:]) if isinstance(output, tuple) else output + rand(*output.shape)
+        # not a constant, which a layer norm takes away
+        return (
+            (output[0] + rand(*output[0].shape), *output[1:])
+            if isinstance(output, tuple)
+            else output + rand(*output.shape)
+        )
 
     handles = [m.register_forward_hook(lambda _, __, out, name=n: see(name, out)) for n, m in modules.items()]
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlens.recorder.logit_range import logit_range
+from tests.torch_versions import needs_saved_tensors
 
 SIZE, WIDTH = 24, 8
 Made = Callable[[Tensor, Tensor], Tensor]
@@ -66,6 +67,7 @@ def made(make: Made) -> Tensor:
     return make(one(torch.randn(SIZE, WIDTH)), two(torch.randn(SIZE, WIDTH)))
 
 
+@needs_saved_tensors
 @pytest.mark.parametrize("name", LIMITED)
 def test_logits_with_a_limit(name: str) -> None:
     make, limit = LIMITED[name]

@@ -15,6 +15,7 @@ from torch.nn import functional
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink
 from tests.recorder.fact_programs import Branches, Hidden, classes, cross_entropy, follow, inputs, mlp
+from tests.torch_versions import needs_saved_tensors, needs_single_edges
 
 
 def graph_of(model: nn.Module, loss: Callable[[Tensor, int], Tensor], *, steps: int = 4) -> dict:
@@ -212,7 +213,7 @@ def test_an_input_that_requires_a_gradient_is_no_parameter() -> None:
 @pytest.mark.skipif(
     "GradientEdge" not in str(inspect.signature(torch.autograd.backward)), reason="this torch takes no edges"
 )
-@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("listed", [pytest.param(False, marks=needs_single_edges), True])
 def test_a_pass_that_begins_at_an_edge_of_the_graph_reaches_what_a_tensor_would(*, listed: bool) -> None:
     """As in a pipeline that has released the outputs of its stage."""
     model = mlp()
@@ -313,6 +314,7 @@ def test_no_graph_and_no_tensor_stays_alive() -> None:
             assert [ref() for ref in kept] == [None, None]
 
 
+@needs_saved_tensors
 def test_the_targets_of_a_loss_are_read_unless_a_hook_would_have_to_run() -> None:
     y = torch.tensor([0, 0, 0, 2] * 4)
     found = graph_of(mlp(), lambda out, step: functional.cross_entropy(out, y))["targets"]

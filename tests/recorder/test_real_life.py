@@ -284,7 +284,7 @@ def test_a_program_that_ends_without_close_keeps_every_row(
 def test_an_exit_past_python_keeps_what_was_flushed(programs: Programs, tmp_path: Path) -> None:
     ended = programs(START + "wait_for_rows(200)\nos._exit(4)", tmp_path)
     assert ended.code == 4
-    assert ended.run() == (200, "running", [])
+    assert ended.run() == (200, "interrupted", [])
 
 
 @pytest.mark.slow

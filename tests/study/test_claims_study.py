@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradlens import studies
 from gradlens.analysis.stats import mean_interval
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.errors import ConfigError
@@ -282,6 +283,29 @@ def test_copies_that_are_not_known_are_no_copies() -> None:
     judged = judge_claims(runs)
     assert not any(judged.claims[i].verdicts[0].counts for i in (3, 4))
     assert "validation" not in judged.explanation
+
+
+def foreign(model: str, seed: int, config: dict[str, Any]) -> Run:
+    """A run of a loop of one's own, whose model has a name of the study; ``config`` is what its user stored."""
+    run = planted(model, seed)
+    run.info["config"] = config
+    return run
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"lr": 1e-3}, {"model": "plain34", "data": "cifar10", "data_facts": 3}, {"model": "mine", "data_facts": {}}],
+)
+def test_own_models_with_names_of_the_study_are_no_evidence_for_it(config: dict[str, Any]) -> None:
+    own = [foreign(model, seed, config) for model in ("plain34", "resnet34") for seed in range(3)]
+    controls = [foreign("plain34-nobn-sigmoid", 0, config), foreign("plain8", 0, config)]
+    with pytest.raises(ConfigError, match=r"is among 8 runs .got 8 not trained by gradlens run"):
+        judge_claims([*own, *controls])
+    assert studies.judge_pairs(own) is None  # what a report asks
+    assert not studies.pairs(own)
+    judged = judge_claims([*pair({}, {}), *own])
+    assert judged.explanation == judge_claims(pair({}, {})).explanation
+    assert any("left out, not trained by gradlens run, whatever the model's name: 6 runs" in n for n in judged.notes)
 
 
 def test_what_is_left_out_is_noted() -> None:
