@@ -25,16 +25,14 @@ def structure(cases: int, seconds: int) -> None:
     from tests.fuzz.check import BASES, check_structures
 
     started, found = time.monotonic(), collections.Counter[str]()
-    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
-        while found.total() < cases and time.monotonic() - started < seconds:
-            for make in BASES:
+    while found.total() < cases and time.monotonic() - started < seconds:
+        for make in BASES:
+            with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
                 found += check_structures(make, Path(folder), min(ROUND, max(cases // len(BASES), 1)))
-            passed = time.monotonic() - started
-            kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
-            print(
-                f"{found.total()} files in {passed:.0f} s ({found.total() / passed:.0f} per second): {kinds}",
-                flush=True,
-            )
+        passed = time.monotonic() - started
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+        rate = found.total() / passed
+        print(f"{found.total()} files in {passed:.0f} s ({rate:.0f} per second): {kinds}", flush=True)
 
 
 def in_memory() -> str | None:
