@@ -187,7 +187,7 @@ class FileSink:
             raise self._lost
         with alone(), self._place.errors():
             if self._file is not None:
-                self._abandon_if(self._file.check_place)
+                self._abandon_if(self._check_place)
             make_ready()
             self._abandon_if(self._write)
         self._last_flush = time.monotonic()
@@ -204,6 +204,17 @@ class FileSink:
             assert self._file is not None
             self._file.abandon("failed")
             self._file = None
+            raise
+
+    def _check_place(self) -> None:
+        """See whether the file is still there; one that was moved away gets what waits, and stays whole where it is."""
+        assert self._file is not None
+        try:
+            self._file.check_place()
+        except RunFileError:
+            if self._file.is_whole:
+                with contextlib.suppress(RuntimeError, OSError):
+                    self._write()
             raise
 
     def _write(self) -> None:
