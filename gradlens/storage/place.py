@@ -27,7 +27,7 @@ class Place:
         """The path as it was given; messages show it."""
         with self.errors():
             path = replaceable(self.shown)  # a link stays, and the file that it leads to is written
-            self.path = path.parent.resolve() / path.name  # also where a folder on the way, as in ../a.h5, is removed
+            self.path = path.parent.resolve() / path.name  # also where a folder that ../a.h5 passes is removed
         self._lock: WriterLock | None = None
         self._process: int | None = None
         """The process that claimed it."""
