@@ -2,7 +2,7 @@
 
 HDF5 inflates a chunk to the end of its stream, whatever size it should have: three megabytes can become three
 gigabytes. And where a chunk is too short, it returns what lies behind it in the memory of this process (seen with HDF5
-2.0). So a packed chunk is inflated here, and must have exactly the size that it should have.
+2.0). So a packed chunk is inflated here, and must have exactly the size that it should have; so must any other.
 """
 
 from __future__ import annotations
@@ -55,6 +55,28 @@ def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | No
         raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
     if dataset.filters:
         _check_size(dataset, max(sizes))
+
+
+def check_plain(dataset: StoredDataset, start: int, stop: int, column: int | None) -> None:
+    """Check that the chunks of some rows of a dataset that is not packed have their size; arguments as above.
+
+    An older index of chunks (a version 1 B-tree) says how long each chunk is. HDF5 reads so many bytes of the file, and
+    returns what lay in the memory of this process for the rest (seen with HDF5 2.0).
+
+    Raises:
+        ValueError: A chunk is not as long as it should be.
+    """
+    ranges = _ranges(dataset, start, stop, column)
+    size = prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if prod(map(len, ranges)) <= MOST_SINGLE:
+        look = dataset.id.get_chunk_info_by_coord
+        found = [look(place) for place in itertools.product(*ranges)]
+        sizes = {chunk.size for chunk in found if chunk.byte_offset is not None}
+    else:
+        sizes = set[int]()
+        dataset.id.chunk_iter(lambda chunk: sizes.add(chunk.size))
+    if sizes - {size}:
+        raise ValueError(f"{dataset.name} has a chunk that is not {size:,} bytes long")
 
 
 def _check_size(dataset: StoredDataset, size: int) -> None:

@@ -23,7 +23,7 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s
 from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
-from gradlens.storage.chunks import check_stored, read_packed
+from gradlens.storage.chunks import check_plain, check_stored, read_packed
 from gradlens.storage.expected import StoredDataset, checked
 from gradlens.storage.limits import (
     MOST_COLUMNS,
@@ -131,6 +131,8 @@ class Contents:
         self._check_rows(dataset, start, stop, column)
         if dataset.filters:
             return read_packed(dataset, start, stop, column)
+        if dataset.chunks is not None:
+            check_plain(dataset, start, stop, column)
         if column is None and start == 0 and stop == dataset.shape[0]:
             values = np.empty(dataset.shape, dtype=dataset.dtype)
             dataset.id.read(h5s.ALL, h5s.ALL, values)
@@ -169,6 +171,8 @@ class Contents:
                 found += [text.decode() for text in self.read(name, start, stop).tolist()]
             else:
                 self._check_rows(dataset, start, stop)
+                if dataset.chunks is not None:
+                    check_plain(dataset, start, stop, None)
                 found += rows[start:stop].tolist()
             total += sum(map(len, found[start:]))
             if total > MOST_TEXT_BYTES:
