@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.copies import copies
@@ -41,6 +42,7 @@ from gradlens.diagnosis.unfit import (
     setup_finding,
 )
 from gradlens.diagnosis.weighting import weighting
+from gradlens.diagnosis.wrong_arguments import wrong_arguments
 from gradlens.format import plural
 
 MOST = 0.5
@@ -80,7 +82,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, likelihood, weighting, sequences, copies,
+        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, copies,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -361,7 +363,7 @@ def _accumulates_nothing(rec: Recording) -> list[Finding]:
     counts = counts[np.isfinite(counts)]
     losses = rec.setup.graph.entries("losses")
     looks = rec.setup.graph.whole("last_step") - rec.setup.graph.whole("step") + 1
-    lost = int(np.median(counts)) if len(counts) and not rec.combines_by_hand else 0
+    lost = int(median_of_all(counts)) if len(counts) and not rec.combines_by_hand else 0
     if lost < 1 or (counts == lost).mean() < MOSTLY_LOST or len(losses) != 1 or losses[0].flag("scaled") is not True:
         return []
     if losses[0].whole("passes") != looks * (lost + 1):  # all passes of a step are of this loss

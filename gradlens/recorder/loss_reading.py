@@ -28,7 +28,12 @@ from gradlens.recorder.graph_reading import (
 from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
-from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
+from gradlens.recorder.loss_weights import (
+    look_for_equal_examples,
+    look_for_late_weights,
+    take_class_weights,
+    take_soft_targets,
+)
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
@@ -94,6 +99,7 @@ class LossReading:
     equal_examples: list[Facts] = field(default_factory=list)
     picked: list[Facts] = field(default_factory=list)
     entropies: list[Facts] = field(default_factory=list)
+    soft_targets: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -152,6 +158,8 @@ def read_loss(root: Any) -> LossReading:
         found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
+        if op == "Mul":
+            found.soft_targets += take_soft_targets(node)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
             found.outputs.append(_describe_output(node, loss))
             continue
