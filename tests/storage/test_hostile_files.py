@@ -8,6 +8,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -330,6 +331,18 @@ def test_no_text_of_a_run_reaches_a_terminal_as_a_command(
     said = said.replace(SPINNER, b"")
     found = OBEYED.search(said)
     assert found is None, said[max(found.start() - 80, 0) : found.end() + 80] if found else ""
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
+def test_figures_and_their_json_hold_no_hidden_character(
+    hostile_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An SVG with one in its metadata is no XML."""
+    os.chdir(hostile_runs)
+    assert run_command(["profile", "runs", "-o", "hidden.svg"]) == 0, capsys.readouterr().err
+    ElementTree.parse("hidden.svg")
+    for name in ("hidden.svg", "hidden.json"):
+        assert Path(name).read_text(encoding="utf-8").replace("\n", "").isprintable(), name
 
 
 def test_cells_of_csv_are_no_formulas(hostile_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
