@@ -14,8 +14,8 @@ from typing import Any
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of characters that are not shown but do something: controls, marks of direction, line ends."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""The beginnings of a cell that a spreadsheet computes."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The beginnings of a cell that a spreadsheet computes; the last four are the full-width forms of the first."""
 ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:~?/|[A-Za-z]:\\)(?:[^\s/\\'\",;]+[/\\])+[^\s/\\'\",;]*")
 """An absolute path of two names or more."""
 MOST_PLAIN = 1e5
@@ -95,9 +95,14 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return a value as indented JSON; values that JSON has no type for are written as text."""
+    """Return a value as indented JSON; values that JSON has no type for are written as text.
+
+    What is hidden in a text, such as the name of a file, is escaped as JSON does it: a reader gets it back as it was.
+    """
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    return text.encode("utf-8", "backslashreplace").decode()  # the name of a file may be no text
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(json.dumps(char)[1:-1] if char != "\n" and _is_hidden(char) else char for char in text)
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

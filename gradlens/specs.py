@@ -269,9 +269,6 @@ def parse_span(text: str) -> tuple[int | None, int | None]:
     Returns:
         First and last step; None is the beginning, or the end.
 
-    Returns:
-        First and last step; None is the beginning, or the end.
-
     Raises:
         ConfigError: The text is no span.
     """

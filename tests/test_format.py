@@ -59,6 +59,13 @@ def test_every_number_has_one_form_in_json(value: object, expected: object) -> N
     assert json.loads(to_json({"x": value})) == {"x": expected}
 
 
+def test_what_is_hidden_is_escaped_in_json_and_comes_back() -> None:
+    text = "a\x1b[2J\x9b31m\u202e\u2028\U000e0041\ufffe\x7f\ud800 \xa0漢\n"
+    said = to_json({text: [text]})
+    assert said.replace("\n", "").replace("\xa0", "").isprintable()
+    assert json.loads(said) == {text: [text]}
+
+
 def test_what_json_does_not_know_is_text() -> None:
     assert json.loads(to_json([Path("a/b"), "größe"])) == ["a/b", "größe"]
     assert "größe" in to_json("größe")

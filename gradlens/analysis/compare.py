@@ -6,6 +6,7 @@ Shapes: S seeds, E epochs (over steps: the steps of ``StepWindow.grid``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -205,8 +206,8 @@ def final_table(
         own: Whether to take each run's own last epoch or step, not the last that all have.
 
     Returns:
-        Rows with ``quantity`` and ``column``, an ``Interval`` for each group's label, and the number for each
-        reference's label.
+        Rows with ``quantity`` and ``column``, an ``Interval`` for each group's label, and for each
+        reference's label its number, NaN where it has none. All rows have the same keys.
     """
     rows: list[dict[str, Any]] = []
     for column, title in columns_of(groups).items():
@@ -214,8 +215,8 @@ def final_table(
         for group in groups:
             row[group.label] = group.final(column, own=own)
         for reference in references:
-            if any(group.model == reference.model for group in groups) and column in reference.numbers:
-                row[reference.label] = reference.numbers[column]
+            if any(group.model == reference.model for group in groups):
+                row[reference.label] = reference.numbers.get(column, math.nan)
         rows.append(row)
     return rows
 

@@ -112,7 +112,7 @@ def _flat(row: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
             parts = {"": value.mean, " std": value.std, " low": value.low, " high": value.high, " n": value.n}
             flat |= {f"{key}{name}": None if part != part else part for name, part in parts.items()}
         elif key not in ("quantity", "column"):
-            flat[key] = value
+            flat[key] = plain(value)
     return flat
 
 

@@ -61,7 +61,10 @@ def read_csv(path: Path, *, allow_outside: bool = False) -> Table:
             there are fewer than two classes.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file", tip="--data csv:FILE with the columns filename,label")
+        said = "there is no such file"
+        if path.exists():
+            said = f"it is {'a folder' if path.is_dir() else 'a pipe, a socket or a device'}; expected a file"
+        raise DataError(f"{path}: {said}", tip="--data csv:FILE with the columns filename,label")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -112,7 +115,7 @@ def _csv_file(
     if not label:
         raise DataError(f"{where}: {filename} has no label")
     try:
-        found = next((folder / filename for folder in folders if (folder / filename).is_file()), folders[-1] / filename)
+        found = next((folder / filename for folder in folders if (folder / filename).exists()), folders[-1] / filename)
         outside = walls is not None and not walls.hold(found)
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: the filename is no name of a file ({error})"[:MOST_SHOWN]) from None

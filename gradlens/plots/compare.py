@@ -264,7 +264,9 @@ def _extent(group: Group) -> str:
 
 
 def _cell(value: Interval | float) -> str:
-    return say_interval(value) if isinstance(value, Interval) else f"{value:.4g}"
+    if isinstance(value, Interval):
+        return say_interval(value)
+    return "-" if np.isnan(value) else f"{value:.4g}"
 
 
 def caption(groups: list[Group]) -> str:

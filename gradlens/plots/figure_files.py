@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gradlens.atomic import whole_file, write_errors, write_text
 from gradlens.errors import RunExistsError
-from gradlens.format import file_name, to_json
+from gradlens.format import file_name, to_json, visible
 from gradlens.plots.style import Look, house_style
 from gradlens.provenance import commit, versions
 from gradlens.run import Run, jsonable
@@ -98,16 +98,14 @@ def _options(path: Path) -> dict[str, Any]:
 
 
 def _metadata(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:
-    """Return the metadata inside the file: caption, command and runs."""
-    title = caption or path.stem
-    names = [run.path.name for run in runs]
+    """Return the metadata inside the file: caption, command and runs, of which XML takes no hidden character."""
+    texts = caption or path.stem, command, ", ".join(run.path.name for run in runs)
+    title, command, names = map(visible, texts)
     if path.suffix.lower() == ".png":
-        return {"Title": title, "Description": command, "Source": ", ".join(names), "Software": "gradlens"}
+        return {"Title": title, "Description": command, "Source": names, "Software": "gradlens"}
     if path.suffix.lower() == ".svg":
-        return {"Title": title, "Description": command, "Source": ", ".join(names), "Creator": "gradlens", "Date": None}
-    return {
-        "Title": title, "Subject": command, "Keywords": ", ".join(names), "Creator": "gradlens", "CreationDate": None
-    }  # fmt: skip
+        return {"Title": title, "Description": command, "Source": names, "Creator": "gradlens", "Date": None}
+    return {"Title": title, "Subject": command, "Keywords": names, "Creator": "gradlens", "CreationDate": None}
 
 
 def figure_facts(path: Path, command: str, runs: Sequence[Run], caption: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
+from gradlens.format import visible
 from gradlens.plots.style import FAINT, INK, house_style
 
 WIDTH_IN, HEIGHT_IN, MARGIN_IN = 8.27, 11.69, 0.7
@@ -49,7 +50,7 @@ class Pages:
     """
 
     def __init__(self, path: Path, *, title: str, subject: str) -> None:
-        facts = {"Title": title, "Subject": subject, "Creator": "gradlens", "CreationDate": None}
+        facts = {"Title": visible(title), "Subject": visible(subject), "Creator": "gradlens", "CreationDate": None}
         self._stream = path.open("wb")  # matplotlib would leave a file that it opened itself open when the disk is full
         self._file = PdfPages(self._stream, metadata=facts)
         self._page: Figure | None = None

@@ -95,6 +95,7 @@ class Recorder:
         )
         self._steps, self._writer, self._table, self._facts = parts.steps, parts.writer, parts.table, parts.facts
         self._state = "ready"
+        self._logged, self._logged_epochs = set[str](), set[str]()
         self._at_exit = False
         self.path: Path | None = getattr(sink, "path", None)
         """The run file, if the rows go to one."""
@@ -350,7 +351,7 @@ class Recorder:
         """
         if not self._is_recording("log"):
             return
-        numbers, error = to_numbers(scalars)
+        numbers, error = to_numbers(scalars, self._logged)
         self._facts.log({name: scalars[name] for name in scalars if name in numbers} if error else scalars)
         self._steps.log(numbers)
         if error is not None:
@@ -370,7 +371,7 @@ class Recorder:
         """
         if not self._is_recording("log_epoch"):
             return
-        found, error = to_numbers(values, reserved=())
+        found, error = to_numbers(values, self._logged_epochs, reserved=())
         numbers = {name: float(value) for name, value in found.items()}
         self._guard(lambda: self._write_epoch(numbers))
         if error is not None:

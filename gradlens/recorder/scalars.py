@@ -13,17 +13,22 @@ from gradlens.errors import RecorderError
 Scalar = float | Tensor
 LONGEST_NAME = 255
 """Characters of a name."""
+MOST_NAMES = 2_000
+"""Names of values in one recording: each is a column with a place in every row, and no reader takes twice as many."""
+MOST_SHOWN = 10
+"""Errors of one call that are shown."""
 RESERVED = ("step", "epoch_of_step", "(shrunk)")
 """Names that rows of the file have already, or that the recorder uses itself."""
 
 
 def to_numbers(
-    values: Mapping[str, Scalar], reserved: tuple[str, ...] = RESERVED
+    values: Mapping[str, Scalar], logged: set[str], reserved: tuple[str, ...] = RESERVED
 ) -> tuple[dict[str, Scalar], RecorderError | None]:
     """Return each value as a number, with "/" in its name replaced by ".".
 
     Args:
         values: Name to value; see ``to_number``.
+        logged: The names that were logged before; new ones are added.
         reserved: Names that are not allowed.
 
     Returns:
@@ -33,12 +38,18 @@ def to_numbers(
     wrong: list[RecorderError] = []
     for given, value in values.items():
         try:
-            numbers[_stored_name(given, reserved)] = to_number(given, value)
+            name, number = _stored_name(given, reserved), to_number(given, value)
+            if name not in logged:
+                _check_room(name, logged)
+                logged.add(name)
+            numbers[name] = number
         except RecorderError as error:
             wrong.append(error)
     if len(wrong) < 2:
         return numbers, wrong[0] if wrong else None
-    return numbers, RecorderError("; ".join(error.message for error in wrong), tip=wrong[0].tip)
+    said = "; ".join(error.message for error in wrong[:MOST_SHOWN])
+    more = f"; and {len(wrong) - MOST_SHOWN} more" if len(wrong) > MOST_SHOWN else ""
+    return numbers, RecorderError(said + more, tip=wrong[0].tip)
 
 
 def is_name(name: str, reserved: tuple[str, ...] = RESERVED) -> bool:
@@ -48,6 +59,14 @@ def is_name(name: str, reserved: tuple[str, ...] = RESERVED) -> bool:
     except RecorderError:
         return False
     return True
+
+
+def _check_room(name: str, logged: set[str]) -> None:
+    if len(logged) >= MOST_NAMES:
+        raise RecorderError(
+            f"{name} is one name too many: a run holds {MOST_NAMES:,} names of values",
+            tip="log a value under the same name in every step; the file has the number of the step anyway",
+        )
 
 
 def _stored_name(given: str, reserved: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from gradlens.report.sentences import (
     say_found,
     say_mean,
     say_name,
+    say_reference,
     say_seeds,
     say_setting,
 )
@@ -144,7 +145,7 @@ def finals_table(facts: Facts, words: Words) -> str:
 
 def _number(value: Interval | float, words: Words) -> str:
     if not isinstance(value, Interval):
-        return f'<td class="number">{local(f"{value:.4g}", words)}</td>'
+        return f'<td class="number">{say_reference(value, words)}</td>'
     interval = ""
     if math.isfinite(value.low):
         low, high = (local(f"{end:.3f}", words) for end in (value.low, value.high))

@@ -26,6 +26,7 @@ from gradlens.report.sentences import (
     say_found,
     say_mean,
     say_name,
+    say_reference,
     say_seeds,
     say_setting,
 )
@@ -128,9 +129,9 @@ def finals(facts: Facts, words: Words) -> str:
 
 
 def say_number(value: Interval | float, words: Words) -> str:
-    """Write a mean with its spread and interval, or a single number."""
+    """Write a mean with its spread and interval, or a single number, "-" where there is none."""
     if not isinstance(value, Interval):
-        return local(f"{value:.4g}", words)
+        return say_reference(value, words)
     mean = say_mean(value, words)
     if not (math.isfinite(value.low) and math.isfinite(value.high)):
         return mean

@@ -53,6 +53,11 @@ def say_mean(interval: Interval, words: Words) -> str:
     return words["part of values"].format(mean=text, n=interval.n, total=interval.n + interval.left_out)
 
 
+def say_reference(value: float, words: Words) -> str:
+    """Write a number from another source, "-" where there is none."""
+    return "-" if math.isnan(value) else local(f"{value:.4g}", words)
+
+
 def say(text: str, words: Words) -> str:
     """Return an English text of gradlens in the language of the words."""
     return translate(text, words["language"])

@@ -2,7 +2,7 @@
 
 HDF5 inflates a chunk to the end of its stream, whatever size it should have: three megabytes can become three
 gigabytes. And where a chunk is too short, it returns what lies behind it in the memory of this process (seen with HDF5
-2.0). So a packed chunk is inflated here, and must have exactly the size that it should have.
+2.0). So a packed chunk is inflated here, and must have exactly the size that it should have; so must any other.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gradlens.storage.expected import StoredDataset
 
 MOST_SINGLE = 4096
 """The sizes of more chunks than this are found by listing all chunks of the dataset."""
+LISTED_AS_FAST = 5
+"""So many chunks are listed in the time in which one is looked up."""
 CHECKSUM_BYTES = 4
 SLACK_BYTES = 1024
 """Deflated noise is a little longer than the noise."""
@@ -55,6 +57,34 @@ def check_stored(dataset: StoredDataset, start: int, stop: int, column: int | No
         raise ValueError(f"{dataset.name} claims {stop:,} rows that the file does not hold")
     if dataset.filters:
         _check_size(dataset, max(sizes))
+
+
+def check_plain(dataset: StoredDataset, start: int, stop: int, column: int | None) -> bool:
+    """Check that the chunks of some rows of a dataset that is not packed have their size; arguments as above.
+
+    An older index of chunks (a version 1 B-tree) says how long each chunk is. HDF5 reads so many bytes of the file, and
+    returns what lay in the memory of this process for the rest (seen with HDF5 2.0).
+
+    Returns:
+        Whether all chunks of the dataset were looked at, and not those rows' alone.
+
+    Raises:
+        ValueError: A chunk is not as long as it should be.
+    """
+    ranges = _ranges(dataset, start, stop, column)
+    size = prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    places = prod(map(len, ranges))
+    in_all = prod(-(-side // chunk) for side, chunk in zip(dataset.shape, dataset.chunks or (), strict=True))
+    listed = in_all <= LISTED_AS_FAST * places or places > MOST_SINGLE
+    sizes = set[int]()
+    if listed:
+        dataset.id.chunk_iter(lambda chunk: sizes.add(chunk.size))
+    else:
+        found = map(dataset.id.get_chunk_info_by_coord, itertools.product(*ranges))
+        sizes = {chunk.size for chunk in found if chunk.byte_offset is not None}
+    if sizes - {size}:
+        raise ValueError(f"{dataset.name} has a chunk that is not {size:,} bytes long")
+    return listed
 
 
 def _check_size(dataset: StoredDataset, size: int) -> None:

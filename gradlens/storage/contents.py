@@ -23,7 +23,7 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s
 from numpy.typing import NDArray
 
 from gradlens.errors import RunFileError
-from gradlens.storage.chunks import check_stored, read_packed
+from gradlens.storage.chunks import check_plain, check_stored, read_packed
 from gradlens.storage.expected import StoredDataset, checked
 from gradlens.storage.limits import (
     MOST_COLUMNS,
@@ -72,6 +72,8 @@ class Contents:
         self._groups: dict[str, h5g.GroupID] = {"": file.id}
         self._opened: dict[str, tuple[h5d.DatasetID, h5p.PropDCID]] = {}
         self._checked: dict[str, StoredDataset] = {}
+        self._plain: set[str] = set()
+        """Datasets all of whose chunks have their size."""
         self._attributes: dict[tuple[str, str], Any] = {}
         self.believed_bytes = believed_bytes(self._bytes)
         """The most bytes of numbers that the file is believed to hold."""
@@ -131,6 +133,7 @@ class Contents:
         self._check_rows(dataset, start, stop, column)
         if dataset.filters:
             return read_packed(dataset, start, stop, column)
+        self._check_plain(name, start, stop, column)
         if column is None and start == 0 and stop == dataset.shape[0]:
             values = np.empty(dataset.shape, dtype=dataset.dtype)
             dataset.id.read(h5s.ALL, h5s.ALL, values)
@@ -151,6 +154,13 @@ class Contents:
         elif size > SMALL_BYTES:
             check_stored(dataset, start, stop, column)
 
+    def _check_plain(self, name: str, start: int, stop: int, column: int | None = None) -> None:
+        """Check that chunks that are not packed have their size; each dataset's once, where all are looked at."""
+        if name not in self._plain and (
+            self._checked[name].chunks is None or check_plain(self._checked[name], start, stop, column)
+        ):
+            self._plain.add(name)
+
     def texts(self, name: str) -> list[str]:
         """Return a column of texts; errors as in ``read``.
 
@@ -169,6 +179,7 @@ class Contents:
                 found += [text.decode() for text in self.read(name, start, stop).tolist()]
             else:
                 self._check_rows(dataset, start, stop)
+                self._check_plain(name, start, stop)
                 found += rows[start:stop].tolist()
             total += sum(map(len, found[start:]))
             if total > MOST_TEXT_BYTES:

@@ -202,6 +202,11 @@ class LiveFile:
                 tip="leave a run's file alone until the run has ended",
             )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file, wherever it is, is as long as it was left."""
+        return os.fstat(self._handle).st_size >= self._size
+
     def disown(self) -> None:
         """Let nothing that is written from now on come into the file."""
         _write_to_null(self._handle, self._identity)
@@ -221,15 +226,14 @@ class LiveFile:
         Args:
             status: What to write as its status, in its place, past HDF5; None leaves that as it is.
         """
+        if self._temporary is None and status is not None and self._status_place:
+            with contextlib.suppress(OSError):
+                if _identity(os.fstat(self._handle)) == self._identity and self.is_whole:
+                    os.lseek(self._handle, self._status_place, os.SEEK_SET)  # HDF5 writes no more through it
+                    os.write(self._handle, status.encode().ljust(STATUS_BYTES, b"\0"))
         close_unwritten(self._file, self._datasets, self._handle, self._identity)
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
-        elif status is not None and self._status_place:
-            with contextlib.suppress(OSError), self.path.open("r+b") as file:
-                there = os.fstat(file.fileno())
-                if _identity(there) == self._identity and there.st_size >= self._size:
-                    file.seek(self._status_place)
-                    file.write(status.encode().ljust(STATUS_BYTES, b"\0"))
 
 
 def _new_file(

@@ -40,6 +40,8 @@ from gradlens.storage.stored_file import StoredFile
 THREADS = 2
 AHEAD = 4
 """Chunks that wait for each thread, so that memory stays bounded."""
+MOST_WAITING = 1 << 26
+"""Bytes of the chunks that wait, but for the last one: a chunk of a very wide run has 40 MB."""
 COLUMN_CHUNK = 16384
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
 
@@ -53,7 +55,8 @@ class ChunkWriter:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._waiting: deque[tuple[h5py.Dataset, tuple[int, ...], Future[bytes]]] = deque()
+        self._waiting: deque[tuple[h5py.Dataset, tuple[int, ...], Future[bytes], int]] = deque()
+        self._bytes = 0
 
     def write(self, dataset: h5py.Dataset, place: tuple[int, ...], values: NDArray[Any]) -> None:
         """Write a chunk; where the values end before it does, the rest is filled."""
@@ -61,7 +64,10 @@ class ChunkWriter:
             whole = np.full(dataset.chunks, dataset.fillvalue, dtype=dataset.dtype)
             whole[tuple(map(slice, values.shape))] = values
             values = whole
-        self._waiting.append((dataset, place, self._pool.submit(deflate, values)))
+        while self._waiting and self._bytes + values.nbytes > MOST_WAITING:
+            self._write_next()
+        self._waiting.append((dataset, place, self._pool.submit(deflate, values), values.nbytes))
+        self._bytes += values.nbytes
         if len(self._waiting) >= THREADS * AHEAD:
             self._write_next()
 
@@ -71,8 +77,9 @@ class ChunkWriter:
             self._write_next()
 
     def _write_next(self) -> None:
-        dataset, place, packed = self._waiting.popleft()
+        dataset, place, packed, size = self._waiting.popleft()
         dataset.id.write_direct_chunk(place, packed.result())
+        self._bytes -= size
 
 
 def deflate(values: NDArray[Any]) -> bytes:

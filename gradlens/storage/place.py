@@ -26,7 +26,8 @@ class Place:
         self.shown = Path(path)
         """The path as it was given; messages show it."""
         with self.errors():
-            self.path = replaceable(self.shown).absolute()  # a link stays, and the file that it leads to is written
+            path = replaceable(self.shown)  # a link stays, and the file that it leads to is written
+            self.path = path.parent.resolve() / path.name  # also where a folder that ../a.h5 passes is removed
         self._lock: WriterLock | None = None
         self._process: int | None = None
         """The process that claimed it."""

@@ -14,6 +14,8 @@ from gradlens.run import FloatArray
 from gradlens.storage.checksums import crc
 from gradlens.storage.schema import as_float32
 
+NUMBERS_AT_ONCE = 2_000_000
+"""Numbers of a chunk of rows that are summarised at once; each takes about 50 bytes meanwhile."""
 BLOCK = LEVELS[0]
 
 
@@ -111,7 +113,13 @@ class Growth:
             for i in range(whole)
         ]
         starts = np.arange(whole) * BLOCK
-        grown = self._grow(rows.steps[::BLOCK], as_float32(summarise(values, starts, linear=self._linear)))
+        if values.size <= NUMBERS_AT_ONCE:
+            summary = as_float32(summarise(values, starts, linear=self._linear))
+        else:
+            parts = zip(self.metrics, self._linear, strict=True)
+            each = (summarise(rows.metrics[name], starts, linear=bool(linear)) for name, linear in parts)
+            summary = np.stack([as_float32(part) for part in each], axis=1)
+        grown = self._grow(rows.steps[::BLOCK], summary)
         for part in grown:
             begin = self.levels[part.level].count - len(part.values)
             for i, one in enumerate(part.values):

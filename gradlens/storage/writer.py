@@ -18,7 +18,7 @@ from gradlens.atomic import whole_file
 from gradlens.errors import ConfigError, RunFileError
 from gradlens.run import EPOCH_COLUMNS, FloatArray, Header, Row, Status
 from gradlens.sinks import row_of
-from gradlens.storage.limits import MOST_LAYERS, MOST_METRICS, MOST_NAME
+from gradlens.storage.limits import MOST_COLUMNS, MOST_LAYERS, MOST_METRICS, MOST_NAME
 from gradlens.storage.live_file import LiveFile
 from gradlens.storage.one_thread import alone
 from gradlens.storage.packing import pack
@@ -187,7 +187,7 @@ class FileSink:
             raise self._lost
         with alone(), self._place.errors():
             if self._file is not None:
-                self._abandon_if(self._file.check_place)
+                self._abandon_if(self._check_place)
             make_ready()
             self._abandon_if(self._write)
         self._last_flush = time.monotonic()
@@ -204,6 +204,17 @@ class FileSink:
             assert self._file is not None
             self._file.abandon("failed")
             self._file = None
+            raise
+
+    def _check_place(self) -> None:
+        """See whether the file is still there; one that was moved away gets what waits, and stays whole where it is."""
+        assert self._file is not None
+        try:
+            self._file.check_place()
+        except RunFileError:
+            if self._file.is_whole:
+                with contextlib.suppress(RuntimeError, OSError):
+                    self._write()
             raise
 
     def _write(self) -> None:
@@ -266,7 +277,8 @@ class FileSink:
         held = (self._file.scalars, self._file.epoch_columns) if self._file is not None else ((), ())
         scalars = dict.fromkeys((*SCALARS, *held[0], *(name for row in self._rows for name in row.scalars)))
         columns = dict.fromkeys((*EPOCH_COLUMNS, *held[1], *(name for row in self._epochs for name in row)))
-        if self._file is None or len(scalars) > len(held[0]) or len(columns) > len(held[1]):
+        counts = min(len(scalars), MOST_COLUMNS), min(len(columns), MOST_COLUMNS)
+        if self._file is None or counts[0] > len(held[0]) or counts[1] > len(held[1]):
             self._lay_out(list(scalars), list(columns))
 
     def _lay_out(self, scalars: list[str], columns: list[str], instead: Row | None = None) -> None:
@@ -275,8 +287,8 @@ class FileSink:
         The file so far stays open and in place until then, so that a failure (a full disk) loses nothing.
 
         Args:
-            scalars: Names of the scalars.
-            columns: Names of the columns of the table of epochs.
+            scalars: Names of the scalars; those beyond what a reader takes are left out.
+            columns: Names of the columns of the table of epochs, likewise.
             instead: What takes the place of the last row.
         """
         assert self._header is not None
@@ -288,7 +300,8 @@ class FileSink:
                 scalars = list(dict.fromkeys((*scalars, *_members(names, "scalar/"))))
                 columns = list(dict.fromkeys((*columns, *_members(names, "epoch/"))))
                 created = str(source.attributes["created"])
-            new = LiveFile(self.path, self._header, scalars, columns, created, self._place.shown)
+            held = scalars[:MOST_COLUMNS], columns[:MOST_COLUMNS]
+            new = LiveFile(self.path, self._header, *held, created, self._place.shown)
             try:
                 if source is not None:
                     copy_rows(source, new, (kept[0] - (instead is not None), kept[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,7 +149,7 @@ def _table(groups: list[Group], rows: list[dict[str, Any]], title: str) -> Table
 
 def _cell(value: Interval | float) -> str:
     if not isinstance(value, Interval):
-        return f"{value:.4g}"
+        return "-" if math.isnan(value) else f"{value:.4g}"
     interval = f"\n{value.low:.2f} to {value.high:.2f}" if value.n > 1 else ""
     return say_interval(value) + interval
 

@@ -394,6 +394,23 @@ def test_only_plain_files_are_images(photos: Path) -> None:
             open_image(file)
 
 
+def test_a_pipe_or_a_device_in_a_table_is_named_as_one(photos: Path) -> None:
+    os.mkfifo(photos / "cat" / "pipe.png")
+    (photos / "cat" / "zero.png").symlink_to("/dev/zero")
+    file = next(file for file in read_csv(write_table(photos, "cat/pipe.png,cat")).files if "pipe" in file.path.name)
+    with pytest.raises(DataError, match=r"row 14: cat/pipe.png: the image is no plain file"):
+        open_image(file)
+    with pytest.raises(DataError, match=r"row 14: cat/zero.png lies outside"):
+        read_csv(write_table(photos, "cat/zero.png,cat"))
+    for path, said in (
+        (photos / "cat" / "pipe.png", "a pipe, a socket or a device"),
+        (Path("/dev/zero"), "a pipe"),
+        (photos, "a folder"),
+    ):
+        with pytest.raises(DataError, match=f"{path}: it is {said}.*; expected a file"):
+            read_csv(path)
+
+
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     Image.new("1", (9000, 9000)).save(path)

@@ -16,17 +16,28 @@ import tempfile
 import time
 from pathlib import Path
 
+ROUND = 1000
+"""Files that hypothesis draws at once: it keeps what it has drawn, and gets slower."""
 
-def structure(cases: int) -> None:
-    """Check so many changed files, half of each base."""
+
+def structure(cases: int, seconds: int) -> None:
+    """Check so many changed files, or for so long, in rounds; half of each base."""
     from tests.fuzz.check import BASES, check_structures
 
     started, found = time.monotonic(), collections.Counter[str]()
-    for make in BASES:
-        with tempfile.TemporaryDirectory() as folder:
-            found += check_structures(make, Path(folder), cases // len(BASES))
-    seconds = time.monotonic() - started
-    print(f"{found.total()} files in {seconds:.0f} s: " + ", ".join(f"{n} {kind}" for kind, n in found.most_common()))
+    while found.total() < cases and time.monotonic() - started < seconds:
+        for make in BASES:
+            with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
+                found += check_structures(make, Path(folder), min(ROUND, max(cases // len(BASES), 1)))
+        passed = time.monotonic() - started
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+        rate = found.total() / passed
+        print(f"{found.total()} files in {passed:.0f} s ({rate:.0f} per second): {kinds}", flush=True)
+
+
+def in_memory() -> str | None:
+    """Return a folder that lies in memory, if there is one."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def by_bytes(seconds: int) -> None:
@@ -36,7 +47,7 @@ def by_bytes(seconds: int) -> None:
     with atheris.instrument_imports(include=["gradlens"]):  # what is imported earlier is not guided by
         from tests.storage.test_fuzz import finished, killed, old, outcome
 
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    folder = Path(tempfile.mkdtemp(dir=in_memory()))
     corpus, copy = folder / "corpus", folder / "copy.h5"
     corpus.mkdir()
     for make in (finished, killed, old):
@@ -57,10 +68,10 @@ def by_bytes(seconds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("what", choices=["structure", "bytes"])
-    parser.add_argument("--cases", type=int, default=100_000, help="files to change (structure)")
-    parser.add_argument("--seconds", type=int, default=3600, help="how long (bytes)")
+    parser.add_argument("--cases", type=int, default=100_000, help="files to change at most (structure)")
+    parser.add_argument("--seconds", type=int, default=3600, help="how long at most")
     chosen = parser.parse_args()
     if chosen.what == "structure":
-        structure(chosen.cases)
+        structure(chosen.cases, chosen.seconds)
     else:
         by_bytes(chosen.seconds)

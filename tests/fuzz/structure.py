@@ -6,8 +6,6 @@ Hypothesis draws the changes and, where a reader fails, finds the fewest that sh
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from typing import Any
 import h5py
 import numpy as np
 from hypothesis import strategies as st
-
-from tests.storage import known
 
 MEMORY = 500 * 2**20
 """Bytes that a file under 5 MB may cost a reader."""
@@ -83,16 +79,6 @@ def write_changed(path: Path, data: bytes, made: list[Change]) -> None:
     with h5py.File(path, "r+") as file:
         for change in made:
             apply(file, change)
-
-
-def writes_changed(path: Path, data: bytes, made: list[Change]) -> bool:
-    """Write a file with changes in a process of its own, and return whether it survived: some changes crash HDF5."""
-    child = known.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            write_changed(path, data, made)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
 
 
 def _dataset(file: h5py.File, name: str, dtype: Any, shape: tuple[int, ...], kept: str) -> None:
@@ -178,17 +164,12 @@ MAKERS: dict[str, Callable[..., None]] = {
 }
 
 
-def limited(outcome: Callable[[Path], str]) -> Callable[[Path], str]:
-    """Return a reader's outcome, or "MEMORY" where it took more than ``MEMORY``.
+def forget_peak() -> None:
+    """Let the kernel's peak of this process's memory begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
-    Args:
-        outcome: Reads a file and says what came of it, in a process of its own.
-    """
 
-    def read(path: Path) -> str:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        said = outcome(path)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        return f"MEMORY: {grown / 2**20:.0f} MiB" if grown > MEMORY else said
-
-    return read
+def memory(kind: str) -> int:
+    """Return the bytes of memory that this process has (VmRSS), or had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))

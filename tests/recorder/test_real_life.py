@@ -92,6 +92,41 @@ def test_several_bad_values_are_one_error_and_numbers_of_any_kind_are_taken() ->
     assert {key: sink.rows[0].scalars[key] for key in wanted} == wanted
 
 
+def test_a_name_for_each_step_is_refused_before_no_reader_takes_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradlens.recorder.scalars.MOST_NAMES", 30)
+    model, optimizer = parts()
+    with gradlens.record(model, "a.h5", optimizer=optimizer) as recorder:
+        train(model, optimizer, 1)
+        with pytest.raises(
+            RecorderError, match=r"^step-28.x is one name too many: a run holds 30.*; and 4 more .*tip:"
+        ):
+            recorder.log(loss=0.5, more=1.0, **{f"step-{k}/x": 1.0 for k in range(41)}, late=2.0)
+        train(model, optimizer, 1)
+        recorder.log(loss=0.25)
+        with pytest.raises(RecorderError, match=r"too many"):
+            recorder.log_epoch(**{f"e{k}": 1.0 for k in range(31)})
+        recorder.log_epoch(e0=2.0)
+    run = gradlens.read_run("a.h5")
+    assert run.scalars["loss"].tolist() == [0.5, 0.25]
+    assert (len(run.steps), "step-27.x" in run.scalars, "late" in run.scalars) == (2, True, False)
+    assert run.epochs["e0"].tolist() == [1.0, 2.0]
+
+
+def test_the_names_of_every_run_that_is_continued_add_up_to_a_file_that_can_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gradlens.storage.writer.MOST_COLUMNS", 20)
+    for start in (0, 10, 20):
+        model, optimizer = parts()
+        with gradlens.record(model, "a.h5", optimizer=optimizer, resume=start > 0) as recorder:
+            for step in range(4):
+                train(model, optimizer, 1)
+                recorder.log(loss=start + step, **{f"v{start + k}": 1.0 for k in range(5 + step)})
+    run = gradlens.read_run("a.h5")
+    assert (len(run.scalars), len(run.steps)) == (20, 12)
+    assert run.scalars["loss"].tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
+
+
 # --- in one process -------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,26 @@ def test_a_file_that_somebody_meddles_with_is_left_to_them(
     assert not known.is_locked(path)
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["", "in the background"])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_file_that_is_moved_away_has_every_row_where_it_is(folder: bool, background: bool, path: Path) -> None:
+    file = FileSink(path)
+    sink = BackgroundSink(file) if background else file
+    sink.open(known.header())
+    known.write_rows(sink, 0, 0, 70)  # type: ignore[arg-type]
+    sink.flush()
+    moved = path.parent.with_name("moved") if folder else path.with_name("moved.h5")
+    (path.parent if folder else path).rename(moved)
+    known.write_rows(sink, 0, 70, 75)  # type: ignore[arg-type]
+    assert "was removed while" in message(sink.flush)
+    with contextlib.suppress(RunFileError):
+        sink.close("failed")
+    assert not path.exists()
+    run = read_run(moved / path.name if folder else moved)
+    assert (len(run.steps), run.status) == (75, "failed")
+    assert known.mismatch(run) == ""
+
+
 def test_a_folder_that_is_removed_says_so(sink: FileSink, path: Path) -> None:
     for left in path.parent.iterdir():
         left.unlink()

@@ -8,6 +8,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ from gradlens.cli import run_command
 from gradlens.errors import ConfigError, DamagedError, RunFileError
 from gradlens.specs import parse_seeds
 from gradlens.storage import find_runs, read_card
+from gradlens.storage.contents import Contents
 from gradlens.storage.run_file import open_run_file
 from gradlens.storage.superblock import check_text_attribute
 from tests.processes import some_slow
@@ -194,6 +196,29 @@ def test_a_chunk_that_is_too_short_shows_nothing_of_the_reader(
         read_run(path)
 
 
+@pytest.mark.parametrize("size", [0, 8, 1199, 1201])
+@pytest.mark.parametrize("name", ["scalar/loss", "layer/name"])
+def test_a_plain_chunk_of_another_length_shows_nothing_of_the_reader(name: str, size: int, tmp_path: Path) -> None:
+    """An older index has a length of its own for each chunk, and HDF5 believes it."""
+    path = tmp_path / "older.h5"
+    values = np.array([b"main"] * 5, "S240") if name == "layer/name" else np.arange(150.0)
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset(name, data=values, chunks=values.shape)
+        file.create_dataset("scalar/whole", data=values, chunks=values.shape)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"TREE\x01", 0, data.rindex(b"TREE\x01")) + 24
+    assert int.from_bytes(data[at : at + 4], "little") == 1200
+    data[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(data)
+    with h5py.File(path, "r") as file:
+        contents = Contents(path, file)
+        read = contents.texts if name == "layer/name" else lambda name: contents.read(name, 0, 150).tolist()
+        if name == "scalar/loss":
+            assert read("scalar/whole") == values.tolist()
+        with pytest.raises(ValueError, match="has a chunk that is not 1,200 bytes long"):
+            read(name)
+
+
 def test_texts_of_a_chunk_that_is_too_short_show_nothing_of_the_reader(tmp_path: Path) -> None:
     path = make_hostile(tmp_path, ["attribute_of_gigabytes"])["attribute_of_gigabytes"]
     with h5py.File(path, "r+") as file:
@@ -306,6 +331,18 @@ def test_no_text_of_a_run_reaches_a_terminal_as_a_command(
     said = said.replace(SPINNER, b"")
     found = OBEYED.search(said)
     assert found is None, said[max(found.start() - 80, 0) : found.end() + 80] if found else ""
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
+def test_figures_and_their_json_hold_no_hidden_character(
+    hostile_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An SVG with one in its metadata is no XML."""
+    os.chdir(hostile_runs)
+    assert run_command(["profile", "runs", "-o", "hidden.svg"]) == 0, capsys.readouterr().err
+    ElementTree.parse("hidden.svg")
+    for name in ("hidden.svg", "hidden.json"):
+        assert Path(name).read_text(encoding="utf-8").replace("\n", "").isprintable(), name
 
 
 def test_cells_of_csv_are_no_formulas(hostile_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

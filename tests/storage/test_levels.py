@@ -18,6 +18,7 @@ from gradlens.errors import ConfigError
 from gradlens.row_chunks import LEVELS, RowChunks, combine, summarise
 from gradlens.run import Header, Row, Run
 from gradlens.storage import FileSink
+from gradlens.storage.row_levels import Growth, RowChunk
 from tests.conftest import make_layers
 
 RHYTHM = {"activation_grad_norm": 1, "nonfinite_count": 1, "update_ratio": 25}
@@ -48,6 +49,26 @@ def write(path: Path, values: np.ndarray, *, flush_rows: int = 64, close: bool =
     else:
         sink.flush()
     return sink
+
+
+def test_a_very_wide_run_has_the_levels_of_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metrics are summarised one by one, so that they need not be in memory together."""
+    names = ("param_grad_norm", "nonfinite_count", "update_ratio")
+    rng = np.random.default_rng(0)
+    metrics = {name: np.where(rng.random((700, 5)) < 0.1, np.nan, rng.random((700, 5))).astype("f4") for name in names}
+
+    def grown() -> list[bytes]:
+        growth, found = Growth(names), []
+        for start in range(0, 700, 100):
+            rows = slice(start, start + 100)
+            part = {name: values[rows] for name, values in metrics.items()}
+            levels, records = growth.add(RowChunk(np.arange(700)[rows], np.zeros(100, np.int32), {}, part))
+            found += [records.tobytes(), *(level.values.tobytes() for level in levels)]
+        return found
+
+    together = grown()
+    monkeypatch.setattr("gradlens.storage.row_levels.NUMBERS_AT_ONCE", 1)
+    assert grown() == together
 
 
 def slowly(values: np.ndarray, *, linear: bool) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 from tests.fuzz.check import BASES, check_structures
@@ -24,14 +27,55 @@ def test_a_file_whose_structure_lies_is_read_or_refused(
 
 
 def test_a_reader_that_fails_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(path: Path) -> str:
+    def careless(path: Path, *, once: bool = False) -> str:
         if path.name == "copy.h5":
             raise ZeroDivisionError
-        return everything(path)
+        return everything(path, once=once)
 
     monkeypatch.setattr("tests.storage.test_fuzz.everything", careless)
     with pytest.raises(AssertionError, match="raised ZeroDivisionError"):
         check_structures(finished, tmp_path, 20, seed=0)
+
+
+def test_a_reader_that_takes_too_much_memory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a file whose writing took more."""
+
+    def wasteful(path: Path, *, once: bool = False) -> str:
+        held = np.ones(80 * 2**20, np.uint8) if path.name == "copy.h5" else ""
+        return everything(path, once=once) + str(len(held))[:0]
+
+    monkeypatch.setattr("tests.storage.test_fuzz.everything", wasteful)
+    monkeypatch.setattr("tests.fuzz.check.MEMORY", 50 * 2**20)
+    with pytest.raises(AssertionError, match=r"MEMORY: [89]. MiB"):
+        check_structures(finished, tmp_path, 1, seed=0)
+
+
+def test_a_reader_that_crashes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashing(path: Path, *, once: bool = False) -> str:
+        if path.name == "copy.h5":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return everything(path, once=once)
+
+    monkeypatch.setattr("tests.storage.test_fuzz.everything", crashing)
+    with pytest.raises(AssertionError, match="CRASH; CRASH"):
+        check_structures(finished, tmp_path, 20, seed=0)
+
+
+def test_a_crash_while_a_file_is_written_is_none_of_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashing(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("tests.fuzz.check.write_changed", crashing)
+    assert set(check_structures(finished, tmp_path, 3, seed=0)) == {"not written"}
+
+
+def test_a_file_whose_writing_fails_is_read_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path, data: bytes, made: object) -> None:
+        write_changed(path, data, [("delete", "step")])
+        raise OSError
+
+    monkeypatch.setattr("tests.fuzz.check.write_changed", failing)
+    assert set(check_structures(finished, tmp_path, 3, seed=0)) == {"error"}
 
 
 def test_each_kind_of_change_is_made(tmp_path: Path) -> None:
