@@ -22,6 +22,7 @@ from gradlens.diagnosis.frozen import frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
+from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.network import Network
@@ -174,8 +175,8 @@ def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learnin
 
 
 def _without_scores(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
-    """Return findings without a gradient of 0 that a softmax over one element causes; it becomes a note."""
-    single = any(finding.cause == ONE_SCORE and finding.layers for finding in exact)
+    """Return findings without a gradient of 0 that a softmax over one element or labels of 0 cause; a note tells."""
+    single = any((finding.cause == ONE_SCORE and finding.layers) or finding.cause == ZERO_LABELS for finding in exact)
     caused = [finding for finding in findings if single and finding.kind == "zero_gradient" and not finding.cause]
     notes += [f"{CONSEQUENCE}: {finding}" for finding in caused]
     return [finding for finding in findings if finding not in caused]

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 KEY = "gradlens"
 """Key of the labels in a node's metadata."""
@@ -142,6 +144,10 @@ class Reading:
     """Layers with weights whose output goes into the next one with nothing but views between them."""
     doubled: list[Facts] = field(default_factory=list)
     """Outputs of modules that are added to themselves."""
+    divided: list[Facts] = field(default_factory=list)
+    """What is divided by its own sum over one element."""
+    written: list[Facts] = field(default_factory=list)
+    """Functions whose backward pass was written by hand (``torch.autograd.Function``), inside the model."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -188,6 +194,10 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         is_doubled = op == "Add" and len(below) == 2 and node.next_functions[0] == node.next_functions[1]
         if is_doubled and near and len(shape_of(node)) > 1 and len(found.doubled) < MOST_FACTS:
             found.doubled.append({"layer": near[0]})
+        if op == "Div" and near and len(found.divided) < MOST_FACTS and _is_divided_by_itself(node, below):
+            found.divided.append({"layer": near[0], "shape": list(shape_of(node))})
+        if isinstance(node, BackwardCFunction) and below and len(found.written) < MOST_FACTS:
+            found.written.append({"name": op, "layer": near[0] if near else None})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
     in_model: set[Any] = set()
@@ -210,6 +220,19 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         if node in under or labels_of(node):
             under.update(child for child, _ in children(node))
     return found
+
+
+def _is_divided_by_itself(node: Any, below: Sequence[Any]) -> bool:
+    """Return whether something is divided by its own sum over one element, to which a small number may be added."""
+    if len(below) != 2:
+        return False
+    total = below[1]
+    while op_of(total) in ("Add", "Clamp", "ClampMin", *VIEWS) and len(children(total)) == 1:
+        total = children(total)[0][0]
+    summed = children(total)
+    if op_of(total) != "Sum" or len(summed) != 1 or through_views(summed[0][0])[0] is not through_views(below[0])[0]:
+        return False
+    return prod(shape_of(*summed[0])) == prod(shape_of(total)) > 1
 
 
 def _weights_under(node: Any, known: Mapping[int, str]) -> str | None:
