@@ -46,6 +46,7 @@ from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
+from gradlens.diagnosis.weight_growth import weight_growth
 from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
@@ -58,6 +59,8 @@ NO_CHANGE, HIGH = 0.05, 0.9
 """An accuracy stands where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
+CAUSED_BY_GROWTH = ("plateau", "exploding", "vanishing", "dead", "saturated")
+"""Kinds that weights which grow without end can cause: they saturate bounded functions, and switch units off."""
 CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
@@ -127,6 +130,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
     findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
+    findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
     findings = [_with_inputs(rec, finding) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
@@ -283,6 +287,16 @@ def _with_decay(rec: Recording, learning: Learning, finding: Finding) -> Finding
     if finding.kind not in CAUSED_BY_DECAY or learning.verdict != "no":
         return finding
     said, fix = Network(rec).shrunk()
+    return (
+        replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
+    )
+
+
+def _with_growth_of_weights(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding that the weights of a model that does not learn grow by one factor per step."""
+    if finding.cause or finding.kind not in CAUSED_BY_GROWTH or learning.verdict != "no":
+        return finding
+    said, fix = weight_growth(rec)
     return (
         replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
     )

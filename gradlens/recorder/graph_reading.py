@@ -196,7 +196,7 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             found.doubled.append({"layer": near[0]})
         if op == "Div" and near and len(found.divided) < MOST_FACTS and _is_divided_by_itself(node, below):
             found.divided.append({"layer": near[0], "shape": list(shape_of(node))})
-        if isinstance(node, BackwardCFunction) and below and len(found.written) < MOST_FACTS:
+        if below and len(found.written) < MOST_FACTS and _is_written_by_hand(node):
             found.written.append({"name": op, "layer": near[0] if near else None})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
@@ -220,6 +220,12 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         if node in under or labels_of(node):
             under.update(child for child, _ in children(node))
     return found
+
+
+def _is_written_by_hand(node: Any) -> bool:
+    """Return whether the backward pass of an operation is the user's: no C++ of torch, and no Python of torch's own."""
+    made = getattr(type(node), "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
+    return made is not None and not str(made.__module__).startswith("torch.")
 
 
 def _is_divided_by_itself(node: Any, below: Sequence[Any]) -> bool:

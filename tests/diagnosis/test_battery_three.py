@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradlens
 from tests.diagnosis.test_battery_two import causes, classifier, fit, scarce
 from tests.diagnosis.test_programs import INPUTS, both, ways
 
@@ -279,3 +280,153 @@ def test_a_weight_that_is_divided_by_itself(tmp_path: Path, way: tuple[int, bool
     assert causes(found) == (["divided by its own sum over one element"] if way == (1, True) else []), str(found)
     if way == (1, True):
         assert found.findings[0].layers == ("router",)
+
+
+# --- what a backward pass or an optimizer does ----------------------------------------------------------------
+
+
+class Halved(torch.autograd.Function):
+    """A sigmoid whose backward pass leaves out the gradient that it gets."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return y * (1 - y)  # type: ignore[no-any-return]
+
+
+class Straight(torch.autograd.Function):
+    """A sigmoid with the right backward pass."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * y * (1 - y)  # type: ignore[no-any-return]
+
+
+class ByHand(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.out, self.function = nn.Linear(INPUTS, 24), nn.Linear(24, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(self.function.apply(self.hidden(x)))
+        return made
+
+
+@both
+def test_a_backward_pass_that_was_written_by_hand_is_to_be_checked_first(tmp_path: Path, faulty: bool) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = torch.randn(64, INPUTS), torch.randint(3, (64,))
+        return functional.cross_entropy(model(x + 2 * functional.one_hot(y, INPUTS)), y)
+
+    found = fit(tmp_path / "run.h5", ByHand(Halved if faulty else Straight), loss_of, steps=150, rate=0.3)
+    assert found.kind == ("plateau" if faulty else "healthy"), str(found)
+    if faulty:
+        assert found.findings[0].remedy.startswith("Check the backward pass of Halved first"), str(found)
+
+
+@both
+def test_weight_decay_with_the_wrong_sign(tmp_path: Path, faulty: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3))
+    with gradlens.record(model, tmp_path / "run.h5", every={"param_norm": 5}) as recorder:
+        for step in range(150):
+            torch.manual_seed(step)
+            x, y = scarce(64)
+            loss = functional.cross_entropy(model(x), y)
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for weight in model.parameters():
+                    decay = 0.6 * weight
+                    weight -= 0.1 * (weight.grad - decay if faulty else weight.grad + 0.01 * decay)  # type: ignore[operator]
+            recorder.step(loss=loss)
+    found = gradlens.diagnose(tmp_path / "run.h5")
+    said = " ".join(finding.evidence for finding in found.findings)
+    assert ("all by the same factor" in said) == faulty, str(found)
+
+
+@ways("rate", 3.0, 30.0)
+def test_a_large_learning_rate_is_no_decay_of_the_wrong_sign(tmp_path: Path, rate: float) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, y = scarce(64)
+        return functional.cross_entropy(model(x), y)
+
+    found = fit(tmp_path / "run.h5", classifier(), loss_of, steps=150, rate=rate)
+    assert "all by the same factor" not in str(found)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+
+class Variational(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = (
+            nn.Linear(INPUTS, 8),
+            nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, INPUTS)),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encoder(x).chunk(2, 1)
+        made = self.decoder(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
+        return made, -0.5 * (1 + log_variance - mean.pow(2) - log_variance.exp()).sum()
+
+
+@both
+def test_a_divergence_that_is_summed_over_the_batch(tmp_path: Path, faulty: bool) -> None:
+    model = Variational()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    directions = torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1))
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(200):
+            torch.manual_seed(step)
+            x = torch.randn(64, 2) @ directions
+            made, divergence = model(x)
+            error = functional.mse_loss(made, x)
+            kl = divergence if faulty else divergence / x.numel()
+            optimizer.zero_grad()
+            (error + kl).backward()
+            optimizer.step()
+            recorder.log(loss=error + kl, recon=error, kl=kl)
+    found = gradlens.diagnose(tmp_path / "run.h5")
+    assert causes(found) == (["the KL term dominates (posterior collapse)"] if faulty else []), str(found)
+
+
+@ways("way", "single", "sequences", "no padding")
+def test_a_padding_index_that_stands_for_something_is_noted(tmp_path: Path, way: str) -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(4, 8, padding_idx=None if way == "no padding" else 0)
+    model = nn.Sequential(table, nn.Flatten(), nn.LazyLinear(4))
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        index = torch.randint(4, (32, 3) if way == "sequences" else (32,))
+        return functional.cross_entropy(model(index), index if index.dim() == 1 else index[:, 0])
+
+    model(torch.randint(4, (32, 3) if way == "sequences" else (32,)))
+    found = fit(tmp_path / "run.h5", model, loss_of)
+    assert any("its padding_idx" in note for note in found.notes) == (way == "single"), str(found)
+
+
+def test_a_flow_subtracts_a_term_and_compares_no_outputs(tmp_path: Path) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x = 0.01 * torch.randn(64, INPUTS)
+        shift, scale = model(x).chunk(2, 1)
+        return (0.5 * ((x - shift) * scale.exp()).pow(2).sum(1) - scale.sum(1)).mean()
+
+    fit(tmp_path / "run.h5", scorer(2 * INPUTS), loss_of)
+    assert not gradlens.read_run(tmp_path / "run.h5").facts["graph"]["compared"]
