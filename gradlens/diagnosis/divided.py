@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.unfit import named, setup_finding
@@ -33,7 +33,7 @@ def divided(rec: Recording) -> list[Finding]:
         place = names.index(layer)
         others = np.delete(norms, place)
         others = others[np.isfinite(others)]
-        if not len(others) or not norms[place] < ROUNDING * np.median(others):
+        if not len(others) or not norms[place] < ROUNDING * median_of_all(others):
             continue
         shape = " x ".join(f"{size:.0f}" for size in item.numbers("shape"))
         return [
@@ -42,7 +42,7 @@ def divided(rec: Recording) -> list[Finding]:
                 item,
                 f"what {quoted(layer)} makes ({shape}) is divided by its own sum over one element: it is always "
                 f"exactly 1, and the gradient of {quoted(layer)} is what rounding leaves ({norms[place]:.1g}, beside "
-                f"{np.median(others):.1g} of other layers)",
+                f"{median_of_all(others):.1g} of other layers)",
                 "Leave out the division where one weight is kept (a router that chooses one expert), so that the "
                 "output is multiplied by the probability itself, or divide by the sum over all of them before the "
                 "choice.",

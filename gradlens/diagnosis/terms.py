@@ -50,7 +50,7 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
     before, after = median_of_all(error[part : 2 * part]), median_of_all(error[-part:])
     stands = abs(before - after) < STANDS * abs(median_of_all(error))
     gone = late < NO_NATS and late < largest / 10
-    gone |= late < largest / FALLEN and float(np.median(error[-part:])) > OF_MEAN * _variance(rec)
+    gone |= late < largest / FALLEN and median_of_all(error[-part:]) > OF_MEAN * _variance(rec)
     if not (stands and late >= 0 and (gone or late < largest / SUMMED)):
         return []
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import say_layers
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_NORM, Recording
@@ -32,7 +33,7 @@ def weight_growth(rec: Recording) -> tuple[str, str]:
     if len(steps) < LEAST_POINTS or not logs.size or not (logs[-1] - logs[0] > np.log(LEAST_GROWTH)).all():
         return "", ""
     rates = np.diff(logs, axis=0) / np.diff(steps)[:, None]
-    rate = float(np.median(rates))
+    rate = median_of_all(rates)
     if not (np.abs(rates - rate) < ALIKE * rate).all():
         return "", ""
     names = rec.names(rec.run.main_layers())
