@@ -26,6 +26,8 @@ def gradless(rec: Recording) -> list[Finding]:
     """
     passes = [item for item in rec.setup.graph.lists("bare_numbers") if len(item) == 3]
     numbers, others = [item[1] for item in passes], [item[2] for item in passes]
+    if rec.setup.entry("scaling").flag("scaler_seen"):
+        return []  # a constant differs, too, when the scale changes
     if len(passes) < LEAST_PASSES or rec.setup.states(requires_grad=False) or rec.setup.graph.entries("penalties"):
         return []
     least, most = min(numbers), max(numbers)

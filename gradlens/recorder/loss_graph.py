@@ -19,7 +19,7 @@ from gradlens.recorder.loss_terms import terms_apart
 from gradlens.recorder.loss_values import bare_number
 from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.parameter_states import sample
-from gradlens.recorder.undefined_values import whole
+from gradlens.recorder.undefined_values import whole_number
 
 MOST_GRADIENTS = 2
 """Gradients of outputs taken in a step, from which on they draw samples."""
@@ -88,7 +88,9 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-UNREAD = ("class_weights", "late_weights", "equal_examples", "logarithms", "counted", "clamps", "label_signs")
+UNREAD = (
+    "class_weights", "late_weights", "equal_examples", "soft_targets", "logarithms", "counted", "clamps", "label_signs",
+)  # fmt: skip
 """Kinds of facts that hold numbers on the device."""
 VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
@@ -249,12 +251,9 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
-        for fact in graph.divided:
-            self._add("divided", fact, step)
-        for fact in graph.written:
-            self._add("written", fact, step)
-        for fact in graph.doubled:
-            self._add("doubled", fact, step)
+        for kind in ("doubled", "with_itself", "logs_of_logs", "divided", "written"):
+            for fact in getattr(graph, kind):
+                self._add(kind, fact, step)
         recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
         for fact in graph.mixed_views:
             if fact["layer"] in recurrent:
@@ -324,7 +323,7 @@ class LossGraph:
             if math.isfinite(least := float(fact["least"])):  # NaN comes from further below
                 known["least"].append([step, least])
         for number, (fact, step) in enumerate(taken["counted"]):
-            count = whole(fact["count"])
+            count = whole_number(fact["count"])
             place = sum(other[1] == step for other in taken["counted"][:number])
             if count is not None:
                 known = self._counted.setdefault(f"{fact['op']} {place}", {"op": fact["op"], "counts": []})
@@ -340,6 +339,10 @@ class LossGraph:
         for fact, step in taken["equal_examples"]:
             if fact["alike"].tolist():
                 self._add("equal_examples", fact | {"alike": True}, step)
+        for fact, step in taken["soft_targets"]:
+            whole, *sums = fact["sums"].tolist()
+            if whole and sums[0] != sums[1]:
+                self._add("many_labels", {"op": fact["op"], "least": sums[0], "largest": sums[1]}, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -393,6 +396,7 @@ class LossGraph:
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
             "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
+            "with_itself", "logs_of_logs", "many_labels",
         )  # fmt: skip
         return {
             "source": self._source,

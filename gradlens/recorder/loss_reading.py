@@ -31,7 +31,12 @@ from gradlens.recorder.label_signs import hinge_labels, pair_labels
 from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
-from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
+from gradlens.recorder.loss_weights import (
+    look_for_equal_examples,
+    look_for_late_weights,
+    take_class_weights,
+    take_soft_targets,
+)
 from gradlens.recorder.overlap_sign import overlap_sign
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 from gradlens.recorder.undefined_values import look_for_clamp, look_for_count, look_for_logarithm
@@ -104,6 +109,7 @@ class LossReading:
     clamps: list[Facts] = field(default_factory=list)
     label_signs: list[Facts] = field(default_factory=list)
     overlaps: list[Facts] = field(default_factory=list)
+    soft_targets: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -169,6 +175,8 @@ def read_loss(root: Any) -> LossReading:
         factors |= _factors_of_losses(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
+        if op == "Mul":
+            found.soft_targets += take_soft_targets(node)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
             found.outputs.append(_describe_output(node, loss))
             continue

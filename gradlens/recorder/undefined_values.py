@@ -64,7 +64,7 @@ def look_for_count(node: Any, op: str) -> list[Facts]:
     return []
 
 
-def whole(count: Tensor | int) -> int | None:
+def whole_number(count: Tensor | int) -> int | None:
     """Return a count as a number, or None where it is no whole number; this waits for an accelerator.
 
     Args:
