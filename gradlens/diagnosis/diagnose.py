@@ -23,6 +23,7 @@ from gradlens.diagnosis.frozen import frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
+from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.network import Network
@@ -46,6 +47,7 @@ from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
+from gradlens.diagnosis.weight_growth import weight_growth
 from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
@@ -58,6 +60,8 @@ NO_CHANGE, HIGH = 0.05, 0.9
 """An accuracy stays the same where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
+CAUSED_BY_GROWTH = ("plateau", "exploding", "vanishing", "dead", "saturated")
+"""Kinds that weights which grow without end can cause: they saturate bounded functions, and switch units off."""
 CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
@@ -127,6 +131,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
     findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
+    findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
     findings = [_with_inputs(rec, finding) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
@@ -175,8 +180,8 @@ def _unless_all_zero(learning: Learning, findings: Sequence[Finding]) -> Learnin
 
 
 def _without_scores(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
-    """Return findings without a gradient of 0 that a softmax over one element causes; it becomes a note."""
-    single = any(finding.cause == ONE_SCORE and finding.layers for finding in exact)
+    """Return findings without a gradient of 0 that a softmax over one element or labels of 0 cause; a note tells."""
+    single = any((finding.cause == ONE_SCORE and finding.layers) or finding.cause == ZERO_LABELS for finding in exact)
     caused = [finding for finding in findings if single and finding.kind == "zero_gradient" and not finding.cause]
     notes += [f"{CONSEQUENCE}: {finding}" for finding in caused]
     return [finding for finding in findings if finding not in caused]
@@ -283,6 +288,16 @@ def _with_decay(rec: Recording, learning: Learning, finding: Finding) -> Finding
     if finding.kind not in CAUSED_BY_DECAY or learning.verdict != "no":
         return finding
     said, fix = Network(rec).shrunk()
+    return (
+        replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
+    )
+
+
+def _with_growth_of_weights(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding that the weights of a model that does not learn grow by one factor per step."""
+    if finding.cause or finding.kind not in CAUSED_BY_GROWTH or learning.verdict != "no":
+        return finding
+    said, fix = weight_growth(rec)
     return (
         replace(finding, evidence=f"{finding.evidence}; {said}", remedy=f"{fix} {finding.remedy}") if said else finding
     )

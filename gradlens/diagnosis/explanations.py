@@ -60,7 +60,9 @@ EXPLANATIONS: dict[str, Explanation] = {
             ("logits in a narrow range", "divide cosine similarities by a temperature, do not multiply by it"),
             ("class weights favour the frequent classes", "turn them round: total / count of each class"),
             ("weights of examples multiply their average", "multiply element by element, then average"),
-            ("a term of the loss has no graph", "pass create_graph=True to torch.autograd.grad"),
+            ("a term of the loss has no graph", "pass create_graph=True to torch.autograd.grad, or remove detach()"),
+            ("labels of 0 where the loss takes -1 and 1", "turn them into -1 and 1: 2 * label - 1"),
+            ("a weight is divided by its own sum over one element", "leave out the division"),
             ("targets are moved by more than one position", "move them once: in the batch or in the loss"),
             ("the padding mask is turned round", "True hides a position in key_padding_mask"),
             ("the sign of the loss is wrong", "put a minus before a mean of log-probabilities, none before an error"),
@@ -114,6 +116,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "IEEE 754: arithmetic with NaN stays NaN.",
         (
             ("log(0), 0 / 0, or an infinite input", "check the data and the loss; clamp before log and division"),
+            ("an average over no element (an empty mask)", "divide by at least 1"),
             ("an infinite slope (sqrt or norm at 0)", "add a small number inside"),
             ("the range of 16 bits", "use bfloat16 or a GradScaler"),
         ),

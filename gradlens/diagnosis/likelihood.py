@@ -25,7 +25,7 @@ def likelihood(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_without_minus(rec), *_below_zero(rec), *_without_square(rec)]
+    return [*_without_minus(rec), *_below_zero(rec), *_without_square(rec), *_overlap_made_small(rec)]
 
 
 def maximizes(rec: Recording) -> bool:
@@ -51,6 +51,22 @@ def _without_minus(rec: Recording) -> list[Finding]:
             named(item),
         )
         for item in rec.setup.graph.entries("likelihoods")[:1]
+        if not maximizes(rec)
+    ]
+
+
+def _overlap_made_small(rec: Recording) -> list[Finding]:
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"from step {item.whole('since')} on, the loss is an overlap of outputs and targets (Dice, or IoU), and "
+            "nothing else: an optimizer that makes it smaller takes the outputs away from the targets",
+            "Subtract the overlap from 1 (loss = 1 - dice).",
+            "the sign of the loss is wrong",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("overlaps")[:1]
         if not maximizes(rec)
     ]
 

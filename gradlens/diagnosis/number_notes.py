@@ -31,7 +31,7 @@ def notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     network, said = Network(rec), [finding.evidence for finding in findings]
     pairs = (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups())
     notes = [f"{what}. {fix.strip()}" for what, fix in pairs if what and not any(what in each for each in said)]
-    return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec)]
+    return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec), *_note_on_padding_index(rec)]
 
 
 def _note_on_padding(rec: Recording) -> list[str]:
@@ -45,6 +45,17 @@ def _note_on_padding(rec: Recording) -> list[str]:
                 "Leave it out with ignore_index=0, or with a mask"
             ]
     return []
+
+
+def _note_on_padding_index(rec: Recording) -> list[str]:
+    """Return a note on an embedding that gets single indices, among them the one that is kept at 0."""
+    return [
+        f"{item.number('padding_share'):.0%} of the single indices that {quoted(item.text('layer'))} gets are "
+        f"{item.whole('padding_idx')}, its padding_idx: the vector of this index stays as it was (0) and gets no "
+        "gradient. Leave out padding_idx if the index stands for something"
+        for item in rec.setup.entries("inputs")
+        if item.number("padding_share") > 0
+    ][:1]
 
 
 def _note_on_rare(rec: Recording) -> list[str]:

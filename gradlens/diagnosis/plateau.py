@@ -72,7 +72,8 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
         return []
     why, first = _likely(rec) if learning.verdict == "no" else ("", "")
     far = far or too_small or why
-    parts = (_say_gradients(rec), _say_directions(rec), _say_steps(rec), _say_batch(rec), say_collapse(rec))
+    written, check = _written_by_hand(rec) if learning.verdict == "no" else ("", "")
+    parts = (_say_gradients(rec), written, _say_directions(rec), _say_steps(rec), _say_batch(rec), say_collapse(rec))
     out = "; ".join(part for part in parts if part)
     evidence = f"{learning.evidence}; {too_large or far or 'the model does not learn'}" + (f"; {out}" if out else "")
     threshold = (
@@ -90,7 +91,7 @@ def plateau(rec: Recording, learning: Learning) -> list[Finding]:
             threshold,
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; ln C is the cross entropy "
             "of equal probabilities for C classes",
-            (first or (FAR_REMEDY if far and not too_small else "")) + _next(rec, learning, bool(too_large)),
+            check + (first or (FAR_REMEDY if far and not too_small else "")) + _next(rec, learning, bool(too_large)),
             0.997,
         )
     ]
@@ -145,6 +146,18 @@ def _likely(rec: Recording) -> tuple[str, str]:
             + (f"Lower momentum ({heavy:g}) to 0.9 at most. " if heavy > USUAL_MOMENTUM else ""),
         )
     return "", ""
+
+
+def _written_by_hand(rec: Recording) -> tuple[str, str]:
+    """Name the functions whose backward pass the user wrote, and say how to check it; or twice ""."""
+    names = tuple(dict.fromkeys(item.text("name") for item in rec.setup.graph.entries("written")))
+    if not names:
+        return "", ""
+    return (
+        f"the gradient passes through {say_layers(names)}, with a backward pass that was written by hand",
+        f"Check the backward pass of {say_layers(names)} first: torch.autograd.gradcheck, in float64, compares it with "
+        "differences of the forward pass. It must return the gradient that it gets, times the derivative. ",
+    )
 
 
 def _stays(rec: Recording) -> str:

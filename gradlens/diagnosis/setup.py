@@ -8,7 +8,10 @@ from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.copies import copies
+from gradlens.diagnosis.divided import divided
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
+from gradlens.diagnosis.gradless import gradless
+from gradlens.diagnosis.labels import labels
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.likelihood import likelihood, maximizes
 from gradlens.diagnosis.logit_range import logit_range
@@ -84,8 +87,8 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets,
-        bent_logits, copies,
+        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
+        gradless, labels, divided,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]

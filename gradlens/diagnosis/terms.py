@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradlens.analysis.stats import median_of_all
@@ -14,6 +16,9 @@ NO_NATS = 0.05
 """A divergence of so many nats tells nothing about an example."""
 SUMMED = 500
 """A divergence may be summed over a batch: it is gone where so small a part is left of it. No outside source."""
+FALLEN, OF_MEAN = 100, 0.9
+"""A divergence of which a hundredth is left is gone where the reconstruction is about as wrong as the mean of all data:
+its error is nine tenths of their variance. No outside source."""
 OUTWEIGHED = 1e-3
 """Share of a loss below which one of its terms has next to no say; no outside source."""
 SMALL_TERMS = {
@@ -45,6 +50,7 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
     before, after = median_of_all(error[part : 2 * part]), median_of_all(error[-part:])
     stands = abs(before - after) < STANDS * abs(median_of_all(error))
     gone = late < NO_NATS and late < largest / 10
+    gone |= late < largest / FALLEN and median_of_all(error[-part:]) > OF_MEAN * _variance(rec)
     if not (stands and late >= 0 and (gone or late < largest / SUMMED)):
         return []
     return [
@@ -59,6 +65,16 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
             POSTERIOR,
         )
     ]
+
+
+def _variance(rec: Recording) -> float:
+    """Return the variance of the targets of a mean squared error; NaN where there is none, or more than one."""
+    graph = rec.setup.graph
+    losses = [item for item in graph.entries("losses") if item.text("op") == "MseLoss"]
+    targets = [item for item in graph.entries("targets") if item.text("op") == "MseLoss"]
+    if len(losses) != 1 or losses[0].text("reduction") != "mean" or not targets:
+        return math.nan
+    return float(np.mean([item.number("rms") ** 2 - item.number("mean") ** 2 for item in targets]))
 
 
 def outweighed(rec: Recording) -> list[Finding]:

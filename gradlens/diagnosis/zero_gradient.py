@@ -246,7 +246,24 @@ def _relu_at_the_end(rec: Recording, layers: NDArray[np.int64], everywhere: bool
         f"{op} is the last operation",
         f"the last operation before the loss is a {op}{where}{before}, and its input is on the flat side for every "
         "example",
-        f"Remove the {op}{where} at the end of the model: an output layer has no activation function in regression.",
+        f"Remove the {op}{where} at the end of the model: an output layer has no activation function in regression. "
+        "Where the output must not be negative, use softplus.",
+    )
+
+
+def _off_the_clamp(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """A clamp in the loss that gets numbers outside its range for every example."""
+    passes = rec.setup.graph.whole("passes")
+    off = [item for item in rec.setup.graph.entries("clamps") if item.whole("passes") >= passes]
+    if not everywhere or not off:
+        return None
+    return (
+        "a clamp in the loss lets nothing through",
+        "a clamp between the model and the loss gets numbers outside its range for every example, in each pass that "
+        "was read, and passes no gradient there: boxes or sets that do not overlap have an intersection of 0 wherever "
+        "they lie",
+        "Use a loss that has a slope there, too (GIoU or L1 beside IoU for boxes, softplus for max(0, x)), or begin "
+        "with outputs inside the range.",
     )
 
 
@@ -440,6 +457,6 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _half, _flat, _ratio, _off, _collapsed, _unknown,
+    _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed, _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

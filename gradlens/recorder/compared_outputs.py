@@ -11,6 +11,8 @@ from gradlens.recorder.logit_range import is_cosine, number_in
 DIFFERENCES = {"Sub", "MseLoss", "SmoothL1Loss", "HuberLoss", "L1Loss"}
 KEEPS = VIEWS | {"Mean", "Sum", "Neg", "Rsub", "Pow", "Abs", "Sqrt", "LinalgVectorNorm", "Norm"}
 """Operations after which a comparison is still smallest, or largest, where both sides are the same."""
+SIZES = {"Pow", "Abs", "LinalgVectorNorm", "Norm"}
+"""Operations that make a difference smallest where it is 0; one with its sign has no such place."""
 MOST_TERMS, MOST_NODES = 64, 200
 """Nodes of the loss above its comparisons, and nodes between a comparison and the modules whose outputs it compares."""
 
@@ -27,11 +29,11 @@ def compared_outputs(root: Any) -> list[Facts]:
         One fact, or none: ``op`` (of a comparison, or ``Cosine``) and ``layer``.
     """
     found: list[Facts] = []
-    stack, steps = [root], 0
+    stack, steps = [(root, False)], 0
     while stack:
-        node, steps = stack.pop(), steps + 1
+        (node, is_size), steps = stack.pop(), steps + 1
         op, below = op_of(node), [child for child, _ in children(node)]
-        if fact := _comparison(node, op, below):
+        if (is_size or op != "Sub") and (fact := _comparison(node, op, below)):
             found.append(fact)
         elif steps > MOST_TERMS or not below or labels_of(node):
             return []
@@ -40,7 +42,7 @@ def compared_outputs(root: Any) -> list[Facts]:
             or (op in KEEPS | {"Sub"} and len(below) == 1)
             or (op in ("Mul", "Div") and len(below) == 1 and number_in(node))
         ):
-            stack += below
+            stack += [(child, is_size or op in SIZES) for child in below]
         else:
             return []
     return found[:1]

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 KEY = "gradlens"
 """Key of the labels in a node's metadata."""
@@ -147,6 +149,10 @@ class Reading:
     """Layers with weights whose output goes into the next one with nothing but views between them."""
     doubled: list[Facts] = field(default_factory=list)
     """Outputs of modules that are added to themselves."""
+    divided: list[Facts] = field(default_factory=list)
+    """What is divided by its own sum over one element."""
+    written: list[Facts] = field(default_factory=list)
+    """Functions whose backward pass was written by hand (``torch.autograd.Function``), inside the model."""
     with_itself: list[Facts] = field(default_factory=list)
     """Outputs of modules that are compared with themselves."""
     logs_of_logs: list[Facts] = field(default_factory=list)
@@ -199,6 +205,10 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         twice = len(below) == 2 and node.next_functions[0] == node.next_functions[1]
         if twice and op == "Add" and near and len(shape_of(node)) > 1 and len(found.doubled) < MOST_FACTS:
             found.doubled.append({"layer": near[0]})
+        if op == "Div" and near and len(found.divided) < MOST_FACTS and _is_divided_by_itself(node, below):
+            found.divided.append({"layer": near[0], "shape": list(shape_of(node))})
+        if below and len(found.written) < MOST_FACTS and _is_written_by_hand(node):
+            found.written.append({"name": op, "layer": near[0] if near else None})
         if op in COMPARED and near and (twice or _has_same_target(node)) and len(found.with_itself) < MOST_FACTS:
             found.with_itself.append({"op": op, "layer": near[0]})
         _note_operation(node, op, names, found)
@@ -223,6 +233,25 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         if node in under or labels_of(node):
             under.update(child for child, _ in children(node))
     return found
+
+
+def _is_written_by_hand(node: Any) -> bool:
+    """Return whether the backward pass of an operation is the user's: no C++ of torch, and no Python of torch's own."""
+    made = getattr(type(node), "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
+    return made is not None and not str(made.__module__).startswith("torch.")
+
+
+def _is_divided_by_itself(node: Any, below: Sequence[Any]) -> bool:
+    """Return whether something is divided by its own sum over one element, to which a small number may be added."""
+    if len(below) != 2:
+        return False
+    total = below[1]
+    while op_of(total) in ("Add", "Clamp", "ClampMin", *VIEWS) and len(children(total)) == 1:
+        total = children(total)[0][0]
+    summed = children(total)
+    if op_of(total) != "Sum" or len(summed) != 1 or through_views(summed[0][0])[0] is not through_views(below[0])[0]:
+        return False
+    return prod(shape_of(*summed[0])) == prod(shape_of(total)) > 1
 
 
 def _has_same_target(loss: Any) -> bool:

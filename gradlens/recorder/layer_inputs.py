@@ -31,6 +31,8 @@ class LayerInputs:
         """For calls that are not read yet: the layer, and whether all examples were the same."""
         self._unread: dict[str, Tensor] = {}
         self._rms: dict[str, Tensor] = {}
+        self._padding: dict[str, Tensor] = {}
+        """Share of single indices that are the ``padding_idx`` of an embedding."""
         self._padded: dict[str, Tensor] = {}
         """Share of sequences of indices that end with 0 and do not begin with it."""
 
@@ -82,6 +84,10 @@ class LayerInputs:
             self._facts[name]["dtype"] = str(inputs.dtype).removeprefix("torch.")
             if isinstance(module, nn.Embedding) and inputs.dim() == 2:
                 self._padded[name] = ((inputs[:, -1] == 0) & (inputs[:, 0] != 0)).float().mean()
+            padding = getattr(module, "padding_idx", None)
+            if isinstance(module, nn.Embedding) and inputs.dim() == 1 and padding is not None:
+                self._facts[name]["padding_idx"] = int(padding)
+                self._padding[name] = (inputs == padding).float().mean()
         if made:
             self._rms[name] = _rms(thinned(made[0]).float())
 
@@ -110,7 +116,9 @@ class LayerInputs:
             self._facts[name]["finite_output"] = math.isfinite(size)
         for name, share in self._padded.items():
             self._facts[name]["padded"] = float(share)
-        self._equal, self._unread, self._rms, self._padded = [], {}, {}, {}
+        for name, share in self._padding.items():
+            self._facts[name]["padding_share"] = float(share)
+        self._equal, self._unread, self._rms, self._padded, self._padding = [], {}, {}, {}, {}
         return list(self._facts.values())
 
     def forget(self) -> None:

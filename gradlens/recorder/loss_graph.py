@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 from gradlens.recorder.bare_terms import has_bare_term, is_output
 from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
+from gradlens.recorder.label_signs import DISTANCES
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.loss_reading import describe_mask, describe_targets, read_loss
 from gradlens.recorder.loss_terms import terms_apart
+from gradlens.recorder.loss_values import bare_number
 from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.own_targets import log_as_deviation
 from gradlens.recorder.parameter_states import sample
+from gradlens.recorder.undefined_values import whole_number
 
 MOST_GRADIENTS = 2
 """Gradients of outputs taken in a step, from which on they draw samples."""
@@ -25,7 +29,9 @@ OFTEN = 4
 
 WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
-COUNTED = ("entropies", "penalties", "losses", "targets", "masks", "late_weights", "equal_examples")
+COUNTED = (
+    "entropies", "penalties", "losses", "targets", "masks", "late_weights", "equal_examples", "clamps", "label_signs",
+)  # fmt: skip
 """Kinds of facts whose passes are counted."""
 
 
@@ -83,7 +89,9 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-UNREAD = ("class_weights", "late_weights", "equal_examples", "soft_targets")
+UNREAD = (
+    "class_weights", "late_weights", "equal_examples", "soft_targets", "logarithms", "counted", "clamps", "label_signs",
+)  # fmt: skip
 """Kinds of facts that hold numbers on the device."""
 VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
@@ -116,6 +124,11 @@ class LossGraph:
         self._later: dict[str, list[tuple[Facts, int]]] = defaultdict(list)
         """Facts of other kinds that hold numbers on the device, likewise."""
         self._weights: dict[str, Facts] = {}
+        self._logarithms: dict[str, Facts] = {}
+        self._bare: list[tuple[Tensor, Tensor, int]] = []
+        """What was added to the other terms of a loss, these, both unread, and the step."""
+        self._bare_numbers: list[list[float]] = []
+        self._counted: dict[str, Facts] = {}
         self._values: list[tuple[Tensor, int]] = []
         """Copies of losses that are not read yet, and their steps."""
         self._nonfinite_since: int | None = None
@@ -241,7 +254,7 @@ class LossGraph:
             self._add("stacked", fact, step)
         for fact in log_as_deviation(graph.nodes):
             self._add("log_as_deviation", fact, step)
-        for kind in ("doubled", "with_itself", "logs_of_logs"):
+        for kind in ("doubled", "with_itself", "logs_of_logs", "divided", "written"):
             for fact in getattr(graph, kind):
                 self._add(kind, fact, step)
         recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
@@ -255,6 +268,9 @@ class LossGraph:
         if modules and taken == step and count <= MOST_GRADIENTS and any(has_bare_term(root) for root in roots):
             fact = {"layers": [name for name in self._order if name in modules][:MOST_FACTS], "count": len(modules)}
             self._add("penalties", fact, step)
+        is_number = len(roots) == 1 and len(tensors) == 1 and tensors[0].numel() == 1
+        if is_number and graph.modules and (number := bare_number(roots[0], tensors[0])) is not None:
+            self._bare.append((*number, step))
         for root in roots:
             for fact in terms_apart(root, self._order):
                 self._add("terms_apart", fact, step)
@@ -278,6 +294,8 @@ class LossGraph:
         broken = [step for value, step in values if not torch.isfinite(value).all().tolist()]
         if broken and self._nonfinite_since is None:
             self._nonfinite_since = broken[0]
+        bare, self._bare = self._bare, []
+        self._bare_numbers += [[step, float(number), float(rest)] for number, rest, step in bare]
         masks, self._masks = self._masks, []
         for fact, step in masks:
             before, self._mask = self._mask, sample(fact["values"])
@@ -302,6 +320,25 @@ class LossGraph:
         for fact, step in taken["late_weights"]:
             if fact["varies"].tolist():
                 self._add("late_weights", fact | {"varies": True}, step)
+        for fact, step in taken["logarithms"]:
+            name = repr({name: value for name, value in fact.items() if name != "least"})
+            known = self._logarithms.setdefault(name, fact | {"least": []})
+            if math.isfinite(least := float(fact["least"])):  # NaN comes from further below
+                known["least"].append([step, least])
+        for number, (fact, step) in enumerate(taken["counted"]):
+            count = whole_number(fact["count"])
+            place = sum(other[1] == step for other in taken["counted"][:number])
+            if count is not None:
+                known = self._counted.setdefault(f"{fact['op']} {place}", {"op": fact["op"], "counts": []})
+                known["counts"].append([step, count])
+        for fact, step in taken["clamps"]:
+            if fact["all_off"].tolist():
+                self._add("clamps", fact | {"all_off": True}, step)
+        for fact, step in taken["label_signs"]:
+            if fact["op"] == DISTANCES:
+                self._add("pairs", {"op": DISTANCES}, step)
+            if 0 < (zeros := float(fact["zeros"])) <= 1:  # NaN for other labels
+                self._add("label_signs", fact | {"zeros": zeros}, step)
         for fact, step in taken["equal_examples"]:
             if fact["alike"].tolist():
                 self._add("equal_examples", fact | {"alike": True}, step)
@@ -362,7 +399,7 @@ class LossGraph:
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
             "with_itself", "logs_of_logs", "many_labels", "own_targets", "own_advantages", "smoothing",
-            "log_as_deviation",
+            "log_as_deviation", "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -372,6 +409,9 @@ class LossGraph:
             "complete": self._complete,
             **{kind: self._facts[kind] for kind in kinds},
             "class_weights": list(self._weights.values())[:MOST_FACTS],
+            "logarithms": list(self._logarithms.values())[:MOST_FACTS],
+            "counted": list(self._counted.values())[:MOST_FACTS],
+            "bare_numbers": self._bare_numbers[:MOST_FACTS],
             "modules": {"ran": len(self.ran.keys() - self.without_graph), "reached": len(self.reached)},
             "nonfinite_since": self._nonfinite_since,
             "unregistered": self._group_leaves(),

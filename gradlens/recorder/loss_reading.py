@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
@@ -22,9 +23,11 @@ from gradlens.recorder.graph_reading import (
     labels_of,
     op_of,
     saved,
+    saved_factor,
     shape_of,
     through_views,
 )
+from gradlens.recorder.label_signs import hinge_labels, pair_labels
 from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
@@ -35,8 +38,10 @@ from gradlens.recorder.loss_weights import (
     take_class_weights,
     take_soft_targets,
 )
+from gradlens.recorder.overlap_sign import overlap_sign
 from gradlens.recorder.own_targets import own_advantage, own_target
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
+from gradlens.recorder.undefined_values import look_for_clamp, look_for_count, look_for_logarithm
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {
@@ -101,6 +106,11 @@ class LossReading:
     equal_examples: list[Facts] = field(default_factory=list)
     picked: list[Facts] = field(default_factory=list)
     entropies: list[Facts] = field(default_factory=list)
+    logarithms: list[Facts] = field(default_factory=list)
+    counted: list[Facts] = field(default_factory=list)
+    clamps: list[Facts] = field(default_factory=list)
+    label_signs: list[Facts] = field(default_factory=list)
+    overlaps: list[Facts] = field(default_factory=list)
     soft_targets: list[Facts] = field(default_factory=list)
     own_targets: list[Facts] = field(default_factory=list)
     own_advantages: list[Facts] = field(default_factory=list)
@@ -122,10 +132,13 @@ def read_loss(root: Any) -> LossReading:
     found.compared += compared_outputs(root)
     found.signed_errors += signed_error(root)
     found.entropies += entropy_signs(root)
+    found.label_signs += hinge_labels(root) + pair_labels(root)
+    found.overlaps += overlap_sign(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}
     by_hand: set[Any] = set()
+    factors: dict[Any, Tensor] = {}
     while stack and len(seen) < MOST_NODES:
         node, loss, is_compared = stack.pop()
         op = op_of(node)
@@ -138,7 +151,7 @@ def read_loss(root: Any) -> LossReading:
         if op in LOSSES:
             loss = op
             found.losses.append(_describe_loss(node, op))
-            found.targets += _take_targets(node, op)
+            found.targets += _take_targets(node, op, factors.get(node))
             found.class_weights += take_class_weights(node, op)
             found.equal_examples += look_for_equal_examples(node, op)
             _look_under_loss(node, op, found)
@@ -161,6 +174,10 @@ def read_loss(root: Any) -> LossReading:
         found.ratios += _look_for_ratio(node)
         found.late_weights += look_for_late_weights(node, op)
         found.picked += look_for_picked(node, op)
+        found.logarithms += look_for_logarithm(node, op)
+        found.counted += look_for_count(node, op)
+        found.clamps += look_for_clamp(node, op)
+        factors |= _factors_of_losses(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         found.own_targets += own_target(node, op)
@@ -293,13 +310,42 @@ def _describe_loss(node: Any, op: str) -> Facts:
     return {"op": op, "reduction": reduction, "classes": classes, "shape": list(shape)}
 
 
-def _take_targets(node: Any, op: str) -> list[Facts]:
+def _take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Facts]:
     """Copy the targets that a loss has saved, unread, where no hook on saved tensors would have to run."""
     values = saved(node, "target")
     if values is None or values.is_complex():
         return []
     ignored = getattr(node, "_saved_ignore_index", None)  # a class that the loss leaves out
-    return [{"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}]
+    factors = saved(node, "weight") if factors is None and not op.startswith("Nll") else factors
+    fact = {"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}
+    if factors is None or factors.numel() == 1:
+        return [fact]
+    if factors.numel() != values.numel():
+        try:
+            factors = factors.expand(values.shape)
+        except RuntimeError:  # it is not known which of them count
+            return []
+    return [fact | {"factors": thinned(factors).clone()}]
+
+
+def _factors_of_losses(node: Any, op: str) -> dict[Any, Tensor]:
+    """Return losses of single elements that something multiplies or chooses, each with its factors (0: left out)."""
+    if op not in ("Mul", "Where", "MaskedFill", "MaskedSelect", "Index"):
+        return {}
+    made = [through_views(child)[0] for child, _ in children(node)]
+    losses = [under for under in made if op_of(under) in LOSSES and getattr(under, "_saved_reduction", -1) == 0]
+    if len(losses) != 1:
+        return {}
+    if op == "Mul":
+        factors = saved_factor(node)
+    elif op == "MaskedFill":
+        filled = saved(node, "mask")
+        factors = None if filled is None else ~filled
+    else:
+        factors = saved(node, "condition" if op == "Where" else "mask")
+    if factors is None:
+        factors = torch.empty(0)  # not known, so that nothing is known of the targets that count
+    return {losses[0]: factors}
 
 
 def _take_mask(node: Any, loss: str | None) -> list[Facts]:
@@ -329,7 +375,9 @@ def describe_mask(layer: str | None, loss: str | None, values: Tensor) -> Facts 
     return {"layer": layer, "loss": loss, "factor": float(kept[0]), "zeros": float(1 - len(kept) / len(factors))}
 
 
-def describe_targets(op: str, count: int, values: Tensor, ignored: int | None = None) -> Facts | None:
+def describe_targets(
+    op: str, count: int, values: Tensor, ignored: int | None = None, factors: Tensor | None = None
+) -> Facts | None:
     """Return what the targets of a loss are; this waits for an accelerator.
 
     Args:
@@ -337,12 +385,17 @@ def describe_targets(op: str, count: int, values: Tensor, ignored: int | None = 
         count: The number of targets.
         values: (n,) copies of evenly spaced ones.
         ignored: The class that the loss leaves out, or None.
+        factors: (n,) what their losses are multiplied by, or None; 0 leaves them out.
 
     Returns:
         Their facts; None where the loss leaves out all of them: classes are negative then, or the one that is ignored.
     """
     fact: Facts = {"op": op, "count": count, "distinct": None, "common": None}
     numbers = (values.float() if values.is_floating_point() else values).cpu().numpy()
+    if factors is not None:
+        numbers = numbers[factors.cpu().numpy() != 0]
+        if not len(numbers):
+            return None
     if not values.is_floating_point():
         numbers = numbers[(numbers >= 0) & (numbers != ignored)]
         found, counts = np.unique(numbers, return_counts=True)
