@@ -173,12 +173,27 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
         for i, layer in enumerate(layers)
         if layer.name in wanted and not late[i] and (ever[i] or (layer.out_numel == 0 and _family(layer.name) in alive))
     ]
-    if not idle:
-        return []
     names = rec.names(idle)
-    return [
-        Intended(f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(names)}", names)
-    ]
+    resting = tuple(name for name in names if _rests(rec, name))
+    others = tuple(name for name in names if name not in resting)
+    found = []
+    if resting:
+        said = f"the optimizer of these makes no step in the last fifth of the rows: {say_layers(resting)}"
+        found.append(Intended(said, resting))
+    if others:
+        said = f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(others)}"
+        found.append(Intended(said, others))
+    return found
+
+
+def _rests(rec: Recording, layer: str) -> bool:
+    """Return whether the optimizer of a layer, one of several, stepped in early rows and not in the last fifth."""
+    indices = {item.whole("optimizer", -1) for item in rec.setup.entries("parameters") if layer in item.texts("layers")}
+    if len(rec.setup.entries("optimizers")) < 2 or len(indices) != 1 or min(indices) < 0:
+        return False
+    index = indices.pop()
+    stepped = np.isfinite(rec.scalar(f"lr_{index + 1}" if index else "lr"))
+    return bool(stepped.any()) and not stepped[-max(len(stepped) // 5, 1) :].any()
 
 
 def _used_late(rec: Recording) -> NDArray[np.bool_]:
@@ -202,12 +217,15 @@ def _thawed(rec: Recording) -> set[str]:
 def side_branch(rec: Recording, item: Entry) -> bool:
     """Return whether modules that the loss does not reach may be a branch that nothing uses, rather than cut off.
 
-    They are a small part, ran with a graph after others that the loss reaches and before none, and the network learns.
+    A module that contains them returned their output, and the loss uses other parts of that module; or they are a small
+    part, ran with a graph after others that the loss reaches and before none, and the network learns.
 
     Args:
         rec: The recording.
         item: What the graph says of them; see "cut" in ``docs/facts.md``.
     """
+    if item.text("how") == "detached" and item.text("returned_by"):
+        return judge_learning(rec).verdict != "no"
     if item.text("next") or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
         return False
     states = rec.setup.states(requires_grad=True, in_optimizer=True)

@@ -29,6 +29,7 @@ from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
+from gradlens.recorder.policy_gradients import policy_gradients
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
@@ -94,6 +95,7 @@ class LossReading:
     equal_examples: list[Facts] = field(default_factory=list)
     picked: list[Facts] = field(default_factory=list)
     entropies: list[Facts] = field(default_factory=list)
+    policy_gradients: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -111,6 +113,7 @@ def read_loss(root: Any) -> LossReading:
     found.compared += compared_outputs(root)
     found.signed_errors += signed_error(root)
     found.entropies += entropy_signs(root)
+    found.policy_gradients += policy_gradients(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}
