@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,6 +187,17 @@ def test_optional_packages_are_imported_inside_functions() -> None:
     for path in FILES:
         for module, at_top in imports(tree_of(path)):
             assert not (at_top and module.split(".")[0] in OPTIONAL), f"{path.name} imports {module} at the top"
+
+
+def test_one_median_for_all() -> None:
+    """In recorded values, NaN and infinities are treated in one way: by ``analysis.stats``."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(r"\bnp\.(nan)?median\(", line)
+    ]
+    assert not found
 
 
 def test_no_pyplot_anywhere() -> None:

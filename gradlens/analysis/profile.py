@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.row_chunks import LEVELS, RowChunks
@@ -232,7 +232,7 @@ def heat_matrix(
     if stop <= start:
         return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
     steps = run.steps[start:stop].astype(np.float64)
-    interval = float(np.median(np.diff(run.steps))) if len(run.steps) > 1 else 1.0
+    interval = median_of_all(np.diff(run.steps)) if len(run.steps) > 1 else 1.0
     least = -(-columns // 4)  # each level of chunks has four times the rows of the one before
     if (stop - start) * len(run.layers) > WIDE_NUMBERS:
         least = min(least, max((stop - start) // LEVELS[0], WIDE_CHUNKS))

@@ -194,3 +194,15 @@ def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     mixed = np.isinf(low) != np.isinf(high)
     found = np.where(mixed, np.where(np.isinf(low), high, low), mean)
     return np.asarray(np.where(count > 0, found, np.nan))
+
+
+def median_of_all(values: ArrayLike) -> float:
+    """Return the median of all values of an array, as ``median`` defines it; NaN where none is known.
+
+    Args:
+        values: An array of any shape.
+
+    Returns:
+        One number, in the unit of the values.
+    """
+    return float(median(np.ravel(values)))

@@ -21,7 +21,7 @@ from gradlens.analysis.gradient_ratio import say_fate, say_power, say_ratio, say
 from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
 from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_layer, typical_values
-from gradlens.analysis.stats import Interval, mean_interval
+from gradlens.analysis.stats import Interval, mean_interval, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
 from gradlens.metrics import METRICS_OF_SOME_LAYERS, is_linear
@@ -331,7 +331,9 @@ def _say_values(curve: Curve) -> str:
     ends = (f"{curve.centre[i]:+.3g} ({curve.layers[i].name})" for i in (low, high))
     above, below = (int((side > 0).sum()) for side in (curve.low[known], -curve.high[known]))
     signs = f"; the band lies above 0 at {above} of {plural(len(known), 'layer')} and below 0 at {below}"
-    return f"{curve.label}: from {' to '.join(ends)}, median over layers {np.median(curve.centre[known]):+.3g}{signs}"
+    return (
+        f"{curve.label}: from {' to '.join(ends)}, median over layers {median_of_all(curve.centre[known]):+.3g}{signs}"
+    )
 
 
 def say_theory(curve: Curve) -> str:
@@ -359,7 +361,7 @@ def say_curves(curves: Sequence[Curve]) -> str:
         curves: The curves; all are of one metric.
     """
     if is_linear(curves[0].metric):
-        medians = (f"{curve.label} {np.nanmedian(curve.centre):+.3g}" for curve in curves)
+        medians = (f"{curve.label} {median_of_all(curve.centre):+.3g}" for curve in curves)
         return f"Median over layers of {curves[0].metric}: {', '.join(medians)}"
     ratios = [f"{curve.label} {say_power(_total(curve))}" for curve in curves if curve.fits[0]]
     return f"First layer / last hidden layer: {', '.join(ratios)}"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
@@ -208,7 +209,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             "gradients are finite: an average over no element (all targets ignored, an empty mask) does that"
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
-    usual = max((float(np.median(part)) for part in parts), default=math.nan)  # late losses may be tiny and scatter
+    usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
     notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
@@ -252,10 +253,10 @@ def _note_on_accuracy(rec: Recording) -> list[str]:
         for values in (table.get("train_loss", np.empty(0)), rec.scalar("loss"))
         if np.isfinite(values).sum() >= LEAST_ROWS
     ]
-    if not losses or not float(np.median(losses[0][-2:])) < float(np.median(losses[0][:2])) / 2 or losses[0].min() < 0:
+    if not losses or not median_of_all(losses[0][-2:]) < median_of_all(losses[0][:2]) / 2 or losses[0].min() < 0:
         return []
     return [
-        f"{name} stays at {float(np.median(values)):.3g} while the loss falls to less than half: look at how the "
+        f"{name} stays at {median_of_all(values):.3g} while the loss falls to less than half: look at how the "
         "accuracy is computed (shapes that are broadcast, such as (N, 1) with (N,), a wrong dimension of argmax, a "
         "threshold of 0.5 on logits)"
         for name, values in scores.items()

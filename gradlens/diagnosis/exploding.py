@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
 from gradlens.diagnosis.loss import FELL, falls_after, loss_rises
@@ -193,7 +193,7 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
         return found
     if before.sum() < LEAST_ROWS:
         return None
-    usual = float(np.nanmedian(total[:LEAST_ROWS])) if not np.isnan(total[:LEAST_ROWS]).all() else math.nan
+    usual = median_of_all(total[:LEAST_ROWS]) if not np.isnan(total[:LEAST_ROWS]).all() else math.nan
     smooth = np.array([float(median(total[max(i - 4, 0) : i + 1])) for i in range(len(total))])
     high = np.nan_to_num(smooth - usual, nan=-np.inf) > SURGE_DECADES
     if not high.any():

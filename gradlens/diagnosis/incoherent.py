@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import Network
@@ -58,9 +58,9 @@ def incoherent(rec: Recording) -> list[Finding]:
     cosines = _row_medians(series.values[:, main])
     early = cosines[: max(len(cosines) // 5, 3)]
     fell = loss_fell(rec)
-    if name == BATCHES and np.nanmedian(cosines) < -OPPOSED:
+    if name == BATCHES and median_of_all(cosines) < -OPPOSED:
         return []
-    if not (np.nanmedian(cosines) < COHERENT and np.nanmedian(early) < COHERENT) or fell >= FELL or loss_halved(rec):
+    if not (median_of_all(cosines) < COHERENT and median_of_all(early) < COHERENT) or fell >= FELL or loss_halved(rec):
         return []
     typical = median(series.values, axis=0)
     layers = [int(i) for i in main if typical[i] < COHERENT]
@@ -70,7 +70,7 @@ def incoherent(rec: Recording) -> list[Finding]:
             "incoherent",
             rec.names(layers),
             (int(series.steps[0]), rec.last_step),
-            f"the cosine between gradients of {rec.compared_gradients} is {float(np.nanmedian(cosines)):.4f} (median "
+            f"the cosine between gradients of {rec.compared_gradients} is {median_of_all(cosines):.4f} (median "
             f"over layers and rows), and below {COHERENT} at {len(layers)} of {len(main)} layers{loss}",
             f"a cosine below {COHERENT} from the first rows on",
             "measured at initialisation: plain34 0.001, resnet34 0.028; Balduzzi et al. 2017, The Shattered Gradients "

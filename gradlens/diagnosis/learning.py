@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, UPDATE, Recording, words_of
@@ -103,7 +104,7 @@ class Losses:
         self.values = values
         first, last = values[: max(min(n // 20, FIRST_ROWS), 2)], values[-(n // 5) :]
         self.first, self.last = float(first.mean()), float(last.mean())
-        noise = float(np.median(np.abs(np.diff(values[: max(n // 5, 4)])))) / 0.954
+        noise = median_of_all(np.abs(np.diff(values[: max(n // 5, 4)]))) / 0.954
         self.error_first = noise / math.sqrt(len(first))
         means = [float(part.mean()) for part in np.array_split(last, min(5, len(last)))]
         self.error_last = float(np.std(means, ddof=1)) / math.sqrt(len(means))
@@ -126,7 +127,7 @@ class Losses:
             return False
         signs = float(np.triu(np.sign(values[None, :] - values[:, None]), 1).sum())
         part = n // 5
-        early, late = float(np.median(values[:part])), float(np.median(values[-part:]))
+        early, late = median_of_all(values[:part]), median_of_all(values[-part:])
         enough = min(self.fell, 1 - late / early if early > 0 else 0.0) >= OBVIOUS
         return enough and -signs > ORDERED * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
 
@@ -212,7 +213,7 @@ def _stays_random(rec: Recording, _losses: Losses) -> Learning | None:
 
 def _constant(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" where a loss whose graph was read is one number in all rows although weights change."""
-    value = float(np.median(losses.values))
+    value = median_of_all(losses.values)
     moves = [np.nan_to_num(rec.series(name).values).any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
     if (
         not rec.setup.graph.entries("losses")

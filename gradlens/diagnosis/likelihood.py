@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.unfit import named, setup_finding
@@ -79,7 +80,7 @@ def _without_square(rec: Recording) -> list[Finding]:
     """Find a signed error that falls without bound; around 0 it may be one term of several, or meant."""
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
-    late = float(np.median(loss[-max(len(loss) // 5, 1) :])) if len(loss) else 0.0
+    late = median_of_all(loss[-max(len(loss) // 5, 1) :]) if len(loss) else 0.0
     if not late < -FAR_BELOW * float(np.abs(loss[:3]).max(initial=0.0)) or not late < -1:
         return []
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
@@ -43,7 +43,7 @@ def _thrown_away(rec: Recording) -> list[Finding]:
     strange = rec.setup.graph.entries("unregistered")
     if len(thrown) < FIRST_ROWS or strange or rec.combines_by_hand or (thrown[1:] >= MANY).mean() < MOSTLY:
         return []
-    number = int(np.median(thrown[1:]))
+    number = int(median_of_all(thrown[1:]))
     return [
         exact_finding(
             "setup",
@@ -79,11 +79,11 @@ def _written_anew(rec: Recording) -> list[Finding]:
         return []
     rows = np.searchsorted(rec.run.steps, steps)
     rows = rows[(rows >= FIRST_ROWS) & (rows < len(loss))]
-    first = float(np.nanmedian(loss[:FIRST_ROWS]))
+    first = median_of_all(loss[:FIRST_ROWS])
     before = np.array([median(loss[row - 3 : row]) for row in rows])
     after = np.array([median(loss[row : row + 2]) for row in rows])
     returns = (after > before) & (after >= MOSTLY * first)
-    if len(rows) < LEAST_WRITES or returns.mean() < MOSTLY or not np.median(before) < np.median(after):
+    if len(rows) < LEAST_WRITES or returns.mean() < MOSTLY or not median_of_all(before) < median_of_all(after):
         return []
     layers = written.texts("layers")
     return [
@@ -93,8 +93,8 @@ def _written_anew(rec: Recording) -> list[Finding]:
             (int(steps[0]), rec.last_step),
             f"something other than the optimizer writes the weights of {say_layers(layers)} between steps, "
             f"{plural(written.whole('count'), 'time')}, first before step {int(steps[0])}; the loss is then "
-            f"{float(np.median(after)):.3g} again (in the first rows {first:.3g}), after "
-            f"{float(np.median(before)):.3g} just before: what was learnt is lost",
+            f"{median_of_all(after):.3g} again (in the first rows {first:.3g}), after "
+            f"{median_of_all(before):.3g} just before: what was learnt is lost",
             "Look for an initialisation (reset_parameters, apply(init)), load_state_dict or a model made anew inside "
             "the loop over epochs, and call it once before the training.",
             "weights are made anew during the training",

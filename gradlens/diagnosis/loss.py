@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS, LEAST_ROWS
 from gradlens.analysis.overfitting import LASTING, accuracy_gap
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.recorded_rows import Recording
 
 FELL = 0.1
@@ -32,7 +33,7 @@ def loss_fell(rec: Recording) -> float:
     part = len(loss) // 5
     if part < 2:
         return math.nan
-    before, after = float(np.median(loss[part : 2 * part])), float(np.median(loss[-part:]))
+    before, after = median_of_all(loss[part : 2 * part]), median_of_all(loss[-part:])
     return (before - after) / abs(before) if before != 0 else math.nan
 
 
@@ -50,7 +51,7 @@ def loss_halved(rec: Recording) -> bool:
     if part < 2:
         return False
     first = max(min(part // 4, FIRST_ROWS), 2)
-    return bool(np.median(loss[-part:]) <= 0.5 * np.median(loss[:first]))
+    return bool(median_of_all(loss[-part:]) <= 0.5 * median_of_all(loss[:first]))
 
 
 def overfits(rec: Recording, guess: float) -> str:
@@ -70,7 +71,7 @@ def overfits(rec: Recording, guess: float) -> str:
         accuracies = np.concatenate([table["train_accuracy"], table["val_accuracy"]])
         if not np.isnan(accuracies).all():
             return ""  # few images of which some are badly wrong
-    here, there = float(np.median(seen[-max(len(seen) // 5, 1) :])), float(unseen[-1])
+    here, there = median_of_all(seen[-max(len(seen) // 5, 1) :]), float(unseen[-1])
     if not (0 <= here < there / FAR_ABOVE) or there < POOR * guess or there < float(unseen[-max(len(unseen) // 3, 2)]):
         return ""
     return f"the validation loss ends at {there:.3g}, while that in training is {here:.2g}"
@@ -87,7 +88,7 @@ def falls_after(rec: Recording, row: int) -> float:
     later = loss[row:][np.isfinite(loss[row:])]
     if len(later) < 2 * LEAST_ROWS:
         return math.nan
-    before, after = float(np.median(later[:LEAST_ROWS])), float(np.median(later[-max(len(later) // 5, 2) :]))
+    before, after = median_of_all(later[:LEAST_ROWS]), median_of_all(later[-max(len(later) // 5, 2) :])
     return (before - after) / abs(before) if before else math.nan
 
 
@@ -101,4 +102,4 @@ def loss_rises(rec: Recording, row: int) -> bool:
     loss = rec.scalar("loss")
     first, later = loss[:LEAST_ROWS], loss[row:]
     first, later = first[np.isfinite(first)], later[~np.isnan(later)]
-    return not len(first) or not len(later) or float(np.median(later)) > float(np.median(first))
+    return not len(first) or not len(later) or median_of_all(later) > median_of_all(first)

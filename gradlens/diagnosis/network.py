@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, PARAM_NORM, UPDATE, Recording
 
@@ -190,7 +190,7 @@ class Network:
             return "", ""
         norms = self._rec.series(PARAM_NORM).values[:, self._rec.run.main_layers()]
         known = norms[:, (norms > 0).all(axis=0)]
-        if len(known) < 2 or not known.size or not (left := float(np.median(known[-1] / known[0]))) < SHRUNK:
+        if len(known) < 2 or not known.size or not (left := median_of_all(known[-1] / known[0])) < SHRUNK:
             return "", ""
         if not decay > 0:
             said = f"the weights shrink to {left:.1g} of their first norm, and the loss has another term than its error"
@@ -306,7 +306,7 @@ class Network:
         main = {self._rec.run.layers[i].name for i in self._rec.run.main_layers()}
         gains = [item for item in self._rec.setup.entries("gains") if item.text("layer") in main - set(self.norms)]
         sizes = [item.number("gain") for item in gains if item.number("gain") > 0]
-        typical = float(np.median(sizes)) if len(sizes) > 1 else 1.0
+        typical = median_of_all(sizes) if len(sizes) > 1 else 1.0
         if LOW_GAIN <= typical <= HIGH_GAIN or self.norms or self._rec.run.steps[:1].any():
             return "", ""
         fix = "Initialise the weights with torch's default, He or Glorot initialisation instead."
@@ -344,4 +344,4 @@ def usual_update(rec: Recording) -> float:
         return math.nan
     values = rec.series(UPDATE).values[:, rec.run.main_layers()]
     moving = values[:, (np.nan_to_num(values) > 0).any(axis=0)]
-    return float(np.median(median(moving, axis=0))) if moving.size else math.nan
+    return float(median(median(moving, axis=0))) if moving.size else math.nan

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.collapsed import say_collapse
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import (
@@ -132,7 +132,7 @@ def _likely(rec: Recording) -> tuple[str, str]:
         return network.rounding()
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
-    first, last = (float(np.median(part)) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))
+    first, last = (median_of_all(part) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))
     if classes_of(rec) > 1 and last > RISEN * first > 0:
         optimizer = Network(rec)
         groups = [group.entry("settings") for item in optimizer.optimizers for group in item.entries("groups")]
@@ -178,7 +178,7 @@ def _out_of_reach(rec: Recording) -> str:
     if usual_update(rec) * steps < NOTHING:
         return ""  # nothing is in reach of such steps, and a model that was trained before may be tuned with them
     reach, stays = network.rate * steps, len(loss) >= LEAST_STEPS and not loss_halved(rec)
-    error = math.sqrt(max(float(np.median(loss)), 0)) if stays else 0.0
+    error = math.sqrt(max(median_of_all(loss), 0)) if stays else 0.0
     if not error > FAR * reach or error**2 < spread_of_targets(rec):  # better than a constant: it learnt before
         return ""
     return (
@@ -197,7 +197,7 @@ def _gradient_collapses(rec: Recording) -> bool:
     values = rec.series(rec.gradient).values[:, rec.path[:-1]]
     parts = [values[i : i + LEAST_ROWS] for i in range(3, 2 * len(values) // 5, LEAST_ROWS)]
     first = median(values[:3], axis=0)
-    return any(float(np.median(median(part, axis=0) / first)) < COLLAPSED for part in parts if (first > 0).all())
+    return any(float(median(median(part, axis=0) / first)) < COLLAPSED for part in parts if (first > 0).all())
 
 
 def _say_batch(rec: Recording) -> str:
@@ -224,7 +224,7 @@ def _say_directions(rec: Recording) -> str:
     if not rec.coherence:
         return ""
     values = rec.series(rec.coherence).values[:, rec.run.main_layers()]
-    cosine = float(np.nanmedian(values)) if values.size else math.nan
+    cosine = median_of_all(values) if values.size else math.nan
     said = "agree" if cosine > AGREE else "do not agree" if cosine < DISAGREE else "hardly agree"
     if not math.isfinite(cosine):
         return ""

@@ -6,7 +6,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import guessing_of, judge_learning
 from gradlens.diagnosis.loss import loss_halved
@@ -113,7 +113,7 @@ def _is_good(rec: Recording) -> bool:
     """Return whether a model learns whose loss is no cross entropy, or one far below guessing."""
     loss, guess = rec.scalar("loss"), guessing_of(rec)
     late = loss[np.isfinite(loss)][-max(len(loss) // 5, 1) :]
-    far = not len(late) or not float(np.median(late)) > HALF * guess
+    far = not len(late) or not median_of_all(late) > HALF * guess
     return judge_learning(rec).verdict == "yes" and far
 
 

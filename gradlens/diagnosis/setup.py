@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.copies import copies
@@ -361,7 +362,7 @@ def _accumulates_nothing(rec: Recording) -> list[Finding]:
     counts = counts[np.isfinite(counts)]
     losses = rec.setup.graph.entries("losses")
     looks = rec.setup.graph.whole("last_step") - rec.setup.graph.whole("step") + 1
-    lost = int(np.median(counts)) if len(counts) and not rec.combines_by_hand else 0
+    lost = int(median_of_all(counts)) if len(counts) and not rec.combines_by_hand else 0
     if lost < 1 or (counts == lost).mean() < MOSTLY_LOST or len(losses) != 1 or losses[0].flag("scaled") is not True:
         return []
     if losses[0].whole("passes") != looks * (lost + 1):  # all passes of a step are of this loss

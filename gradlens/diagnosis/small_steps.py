@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.learning import ERRORS, LEAST_STEPS, Losses, guessing_of, trained_before
 from gradlens.diagnosis.loss import HALVED, loss_fell
@@ -53,10 +53,10 @@ def slow(rec: Recording) -> list[Finding]:
     moving = (np.nan_to_num(moved) > 0).any(axis=0)
     if not moving.any():
         return []
-    step = float(np.median(median(moved[:, moving], axis=0)))
+    step = float(median(median(moved[:, moving], axis=0)))
     what = "two batches in succession" if name == BATCHES else "two halves of the batch"
     fell, cosines = loss_fell(rec), median(agreement.values[:, main])
-    if not (step < SMALL_STEP and np.nanmedian(cosines) > AGREE) or math.isnan(fell) or fell >= HALVED:
+    if not (step < SMALL_STEP and median_of_all(cosines) > AGREE) or math.isnan(fell) or fell >= HALVED:
         return []
     return [
         Finding(
@@ -64,7 +64,7 @@ def slow(rec: Recording) -> list[Finding]:
             rec.names(rec.in_order(main[moving])),
             (int(series.steps[0]), rec.last_step),
             f"one step changes a layer by {step:.1e} of its norm (median over layers and rows), while the gradients of "
-            f"{what} agree (cosine {float(np.nanmedian(cosines)):.2f}) and the loss falls by only {max(fell, 0):.0%}",
+            f"{what} agree (cosine {median_of_all(cosines):.2f}) and the loss falls by only {max(fell, 0):.0%}",
             f"update_ratio below {SMALL_STEP:.0e}, a cosine above {AGREE}, and a loss that does not halve",
             "Ben Braiek & Khomh 2023, TheDeepChecker: log10 of update / weight in [-4, -1]; at a minimum the gradients "
             "of the halves cancel",

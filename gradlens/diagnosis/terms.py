@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Finding, exact_finding
 from gradlens.diagnosis.learning import LEAST_STEPS, STANDS, Losses
 from gradlens.diagnosis.recorded_rows import UNSEEN_DATA, Recording, words_of
@@ -40,8 +41,9 @@ def collapsed_posterior(rec: Recording) -> list[Finding]:
     part = len(kl) // 5
     if part < 2 or len(error) != len(kl):
         return []
-    late, largest = float(np.median(kl[-part:])), float(kl.max())
-    stands = abs(float(np.median(error[part : 2 * part]) - np.median(error[-part:]))) < STANDS * abs(np.median(error))
+    late, largest = median_of_all(kl[-part:]), float(kl.max())
+    before, after = median_of_all(error[part : 2 * part]), median_of_all(error[-part:])
+    stands = abs(before - after) < STANDS * abs(median_of_all(error))
     gone = late < NO_NATS and late < largest / 10
     if not (stands and late >= 0 and (gone or late < largest / SUMMED)):
         return []
@@ -87,7 +89,7 @@ def outweighed(rec: Recording) -> list[Finding]:
                 f"{shares[name]:.1g} of the loss: {largest} dominates it, and decides on what the layers learn that "
                 "both share",
                 f"Bring the terms to about the same size: scale the targets of {largest} to mean 0 and standard "
-                f"deviation 1, or multiply it by a weight (about {float(np.median(values / total)):.1g}), and set the "
+                f"deviation 1, or multiply it by a weight (about {median_of_all(values / total):.1g}), and set the "
                 "learning rate anew.",
                 "one term of the loss dominates the others",
             )

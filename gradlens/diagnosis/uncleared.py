@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
@@ -62,16 +62,16 @@ def uncleared(rec: Recording) -> list[Finding]:
     if len(layers) < 2 or len(layers) <= len(known) / 2:
         return []
     params = params_of(layers)
-    grown = float(np.nanmedian(median(params[-LEAST_ROWS:], axis=0) / median(params[:LEAST_ROWS], axis=0)))
+    grown = float(median(median(params[-LEAST_ROWS:], axis=0) / median(params[:LEAST_ROWS], axis=0)))
     if not grown > ADDED_UP:
         return []
-    typical = median(_changes(params)) / float(np.nanmedian(usual))
+    typical = median(_changes(params)) / median_of_all(usual)
     return [
         Finding(
             "exploding",
             rec.names(rec.in_order(layers)),
             (int(rec.run.steps[0]), rec.last_step),
-            f"from row to row, the parameters' gradient changes {float(np.nanmedian(ratio)):.2f} times as much as the "
+            f"from row to row, the parameters' gradient changes {median_of_all(ratio):.2f} times as much as the "
             f"outputs' gradient, and it has grown to {grown:.0f} times its first size: it is a sum over steps",
             f"less than {SMOOTH} times the outputs' change at most layers, and a growth by a factor of {ADDED_UP:.0f}",
             "a sum of t gradients changes by 1/t of its size; measured: 0.35 or more in healthy runs, mostly 0.9",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
@@ -111,11 +111,11 @@ def out_of_range(rec: Recording) -> list[Finding]:
         highest = most(high - low) if most else math.inf
         is_mean = any(kind.text("op") == item.text("loss") and kind.text("reduction") == "mean" for kind in kinds)
         beyond = _targets_beyond(rec, item.text("loss"), low, high)
-        too_high = is_mean and len(late) and float(np.median(late)) > highest
+        too_high = is_mean and len(late) and median_of_all(late) > highest
         if high <= low or not (beyond or too_high):
             continue
         why = beyond or (
-            f"the loss stays at {float(np.median(late)):.3g}: with targets in that range it is at most {highest:g}, so "
+            f"the loss stays at {median_of_all(late):.3g}: with targets in that range it is at most {highest:g}, so "
             "the targets lie outside"
         )
         op = item.text("op").lower()
@@ -240,7 +240,7 @@ def _forgets_classes(rec: Recording) -> bool:
     """Return whether a usually small loss rises above that of guessing again: the next class has come."""
     loss, guess = rec.scalar("loss"), guessing_of(rec)
     later = loss[np.isfinite(loss)][LEAST_CALLS:]
-    return len(later) > LEAST_CALLS and bool(np.median(later) < guess / 2 and later.max() > guess)
+    return len(later) > LEAST_CALLS and bool(median_of_all(later) < guess / 2 and later.max() > guess)
 
 
 def one_class(rec: Recording, learning: Learning) -> list[Finding]:
@@ -476,7 +476,7 @@ def minimax(rec: Recording) -> list[Finding]:
         if not columns.size or len(columns) < 3 * FIRST_ROWS:
             continue
         first, last = median(columns[:FIRST_ROWS], axis=0), median(columns[-(len(columns) // 5) :], axis=0)
-        left = float(np.median(np.where(first > 0, last / np.maximum(first, np.finfo(float).tiny), 1.0)))
+        left = median_of_all(np.where(first > 0, last / np.maximum(first, np.finfo(float).tiny), 1.0))
         if left < SATURATED:
             layers = tuple(dict.fromkeys(names))
             return [

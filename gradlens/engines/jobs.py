@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from gradlens.analysis.stats import median_of_all
 from gradlens.atomic import write_errors
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, GradlensError, RunFileError
@@ -116,7 +117,7 @@ def _progress(path: Path, epochs: int) -> Progress:
     seconds = np.asarray(run.epochs.get("seconds", ()), dtype=np.float64)
     losses = np.asarray(run.scalars.get("loss", ()), dtype=np.float64)[-RECENT:]
     losses = losses[np.isfinite(losses)]
-    left = float(np.median(seconds)) * (epochs - len(seconds)) if len(seconds) else math.nan
+    left = median_of_all(seconds) * (epochs - len(seconds)) if len(seconds) else math.nan
     return Progress(len(seconds), epochs, float(losses.mean()) if len(losses) else math.nan, left)
 
 
@@ -189,10 +190,18 @@ def count_cores() -> int:
 
 
 def environment(cores: int) -> dict[str, str]:
-    """Return the environment of a run that uses so many cores and imports the same gradlens."""
+    """Return the environment of a run that imports the same gradlens.
+
+    Args:
+        cores: Cores that it may use; fewer, if OMP_NUM_THREADS or MKL_NUM_THREADS is set to fewer.
+    """
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}
+    threads = {}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        asked = os.environ.get(name, "")
+        threads[name] = str(min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores)
+    return {**os.environ, "PYTHONPATH": paths, **threads}
 
 
 def error_line(output: str, code: int) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradlens.analysis.gradient_ratio import gradient_ratio
+from gradlens.analysis.stats import median
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.errors import ConfigError, GradlensWarning, MissingLibraryError
 from gradlens.plots import draw_heatmap
@@ -121,7 +122,7 @@ def _median(values: FloatArray) -> FloatArray:
     """Return the median over layers (T,); NaN where none has a value."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        return np.asarray(np.nanmedian(values, axis=1))
+        return np.asarray(median(values, axis=1))
 
 
 def wandb(run: Any = None) -> Tracker:

@@ -26,6 +26,7 @@ from gradlens.analysis.gradient_ratio import (
 )
 from gradlens.analysis.groups import Group, group_runs, label_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
+from gradlens.analysis.stats import median_of_all
 from gradlens.charts.curves import GRADIENTS
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
@@ -365,7 +366,7 @@ def _describe_panel(panel: Panel) -> str:
         return ""
     low, high = int(np.nanargmin(profile)), int(np.nanargmax(profile))
     values = [say_value(profile[i], view.metric) for i in (low, high)]
-    middle = f", median layer {say_value(float(np.nanmedian(profile)), view.metric)}" if is_linear(view.metric) else ""
+    middle = f", median layer {say_value(median_of_all(profile), view.metric)}" if is_linear(view.metric) else ""
     return (
         f"median over rows from {values[0]} ({run.layers[low].name}) to {values[1]} ({run.layers[high].name}){middle}"
     )
@@ -381,7 +382,7 @@ def _describe_difference(panel: Panel) -> str:
     finite = np.where(np.isfinite(panel.drawn), panel.drawn, np.nan)
     if np.isnan(finite).all() or panel.minus is None:
         return "there is no step at which both runs have a value"
-    centre, share = float(np.nanmedian(finite)), float((finite > 0).sum() / np.isfinite(finite).sum())
+    centre, share = median_of_all(finite), float((finite > 0).sum() / np.isfinite(finite).sum())
     typical = f"{say_power(centre)} times that of" if panel.kind == "ratio" else f"differs by {centre:+.3f} from"
     return f"{typical} {panel.minus.name}, median over layers and steps; larger in {share:.0%} of them"
 

@@ -17,6 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.groups import Group
 from gradlens.analysis.profile import ACTIVATION_GRAD, find_stages
+from gradlens.analysis.stats import median
 from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve, say_curves, say_farthest, say_theory
 from gradlens.charts.heatmap import quiet_end
 from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
@@ -190,7 +191,7 @@ def _draw_theory(axis: Axes, theory: Theory, colour: str, dash: str, *, every: b
     axis.fill_between(x, low, high, where=np.isfinite(low), color=colour, alpha=0.15, linewidth=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a layer without a value
-        rows = theory.measured if every else np.nanmedian(theory.measured, axis=0, keepdims=True)
+        rows = theory.measured if every else median(theory.measured, axis=0)[None]
     for measured in rows:
         shown: FloatArray = np.where(np.isfinite(measured), measured, np.nan)
         axis.plot(x, shown, "o", color=colour, markersize=2.8, markerfacecolor="none", markeredgewidth=0.8)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from gradlens.analysis.compare import columns_of
 from gradlens.analysis.groups import Group, group_runs
 from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
+from gradlens.analysis.stats import median_of_all
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
 from gradlens.errors import ConfigError
@@ -169,7 +170,7 @@ def _use_log_scale(axis: Axes, groups: Sequence[Group], column: str) -> str:
     """Use a log scale for a loss that began far above its later values; return what to add to the title."""
     values = np.concatenate([group.curve(column).ravel() for group in groups])
     values = values[np.isfinite(values) & (values > 0)]
-    if "loss" not in column or not len(values) or values.max() < HIGH * np.median(values):
+    if "loss" not in column or not len(values) or values.max() < HIGH * median_of_all(values):
         return ""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(PlainPowers())

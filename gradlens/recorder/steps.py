@@ -53,41 +53,38 @@ Error in recording         Stop following steps; drop open rows; close the file 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradlens.errors import RecorderError
 from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
-from gradlens.recorder.hooks.grad_scaler import ScalerWatch, find_stepping_scaler
+from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
 from gradlens.recorder.hooks.other_steps import OtherSteps
-from gradlens.recorder.hooks.pipeline_scaling import PipelineWatch
 from gradlens.recorder.intervals import Intervals
 from gradlens.recorder.layers import Learned
+from gradlens.recorder.logged_values import LoggedValues
 from gradlens.recorder.measuring import Measuring
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.optimizer_calls import OptimizerCalls
 from gradlens.recorder.passes import Passes
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.pipeline_steps import PipelineSteps
 from gradlens.recorder.rows import Rows
-from gradlens.recorder.scalars import Scalar, to_number
+from gradlens.recorder.scalars import Scalar
 from gradlens.recorder.schedule import AutoEvery, Clock
-from gradlens.recorder.step_state import BackwardPass, StepState, add_logged
+from gradlens.recorder.step_reading import StepReader
+from gradlens.recorder.step_state import BackwardPass, StepState
 
 MANY_PASSES = 20
 """Backward passes before the first row after which a warning says that no optimizer has stepped."""
 SOME_PASSES = 3
 """Backward passes of one step after which steps of other optimizers are counted."""
-SCALER_ROWS = 3
-"""Number of first rows in which a GradScaler that was not given is looked for."""
 
 
 class Steps:
@@ -161,8 +158,10 @@ class Steps:
         self.passes = Passes(self.measuring, notes, self.state)
         self._sharing = self.measuring.find_sharing()
         self.rows = Rows(self.measuring, notes, ranks, guard)
+        self._reader = StepReader(optimizers, self.measuring, self.passes, self.rows, scaler, notes, alone=self._alone)
+        self._values = LoggedValues(self.passes, notes)
         self._other_steps = OtherSteps(model, [*optimizers, *(wrapper for _, wrapper in wrappers)])
-        self._pipeline = PipelineWatch(model, self._divide, self._note_split, self._leave_out)
+        self._pipeline = PipelineSteps(model, self.passes, self.measuring, self.rows, notes, guard, lambda: self.on)
         self._calls = OptimizerCalls(
             optimizers, wrappers, before=self._on_step, closure=self._on_closure, after=self._on_stepped
         )
@@ -188,7 +187,7 @@ class Steps:
             self._in_turn = True
             self._notes.note_in_turn(self._table.n_rows, shared=True)
         self._calls.place()
-        self._pipeline.put()
+        self._pipeline.start()
         self.measuring.watch_first()
         self._begin_step(self.index)
 
@@ -250,16 +249,7 @@ class Steps:
         started = time.perf_counter()
         if self.state.wanted:
             self._guard(self.settle_skipped)
-        state = self.state
-        if self.passes.has_begun or state.stepped:
-            passes = [*state.passes, *state.inner]
-            add_logged(passes[-1].logged if passes else state.logged, values)
-        elif self._table.last_step == self.index - 1 >= 0:
-            if not self._table.add_scalars(values):
-                self._notes.warn_of_late_log()
-        elif self.steps_seen == 0 and state.wanted:
-            self._notes.warn_of_early_log()
-            add_logged(state.logged, values)
+        self._values.add(values, first=self.steps_seen == 0)
         self.state.cost += time.perf_counter() - started
 
     # --- from step to step --------------------------------------------------------------------------------
@@ -345,26 +335,6 @@ class Steps:
         elif ended == MANY_PASSES and not self.steps_seen:
             self._notes.warn_of_no_step(ended, self.optimizers, self._other_steps.name)
 
-    def _divide(self, number: float, modules: set[nn.Module] | None) -> None:
-        """Divide what the passes of this step brought, as a pipeline's schedule has divided the gradients."""
-        if self.on and self.state.wanted:
-            with torch.no_grad():
-                self._guard(lambda: self.passes.divide(number, modules))
-
-    def _leave_out(self, begins: bool) -> None:
-        """Record nothing while a stage of a pipeline tries out its model."""
-        if not self.on:
-            return
-        if begins:
-            self._guard(self.measuring.pause)
-        elif self.state.wanted:
-            self._guard(lambda: self.measuring.go_on(self.rows.due(self.index), self._table.n_rows))
-
-    def _note_split(self) -> None:
-        if self.on and not self.passes.are_split:
-            self.passes.are_split = True
-            self._notes.warn_of_split_passes()
-
     # --- the optimizer ------------------------------------------------------------------------------------
 
     def _on_step(self, k: int, grad_scale: Tensor | None) -> None:
@@ -392,52 +362,8 @@ class Steps:
                 self._notes.note_in_turn(self._table.n_rows)
             self._end_round()
         if self.state.wanted:
-            self._read(k, grad_scale)
+            self._reader.read(k, grad_scale, first=not self.steps_seen)
         self.state.cost += time.perf_counter() - started
-
-    def _read(self, k: int, grad_scale: Tensor | None) -> None:
-        measuring, passes, state = self.measuring, self.passes, self.state
-        measuring.follow_groups()
-        passes.before_step()
-        groups = measuring.states.groups
-        strange = not self.steps_seen and self.optimizers and not any(groups[:-1])
-        if strange and any(each.touched for each in state.passes):
-            self._notes.warn_of_strangers(self.optimizers)
-        elif strange and state.inner and measuring.takes_gradients:
-            self._notes.warn_of_copies(self.optimizers)
-        group = groups[k] | (frozenset() if state.read else groups[-1])
-        passes.prepare(group)
-        if self._table.n_rows_here < SCALER_ROWS and not self._scaler.present and self.optimizers:
-            self._look_for_scaler()
-        passes.read(k, grad_scale, group, others=not state.read and bool(self.optimizers))
-        if not state.read:
-            due, row = self.rows.due(self.index), self._table.n_rows
-            for measurer in measuring.measurers:
-                measurer.before_step(due, row)
-        state.read.add(k)
-        if self.optimizers:
-            self._note_optimizer(k)
-
-    def _note_optimizer(self, k: int) -> None:
-        """Note the learning rate, and whether a fused optimizer skips its step."""
-        optimizer, state = self.optimizers[k], self.state
-        name = "lr" if k == 0 else f"lr_{k + 1}"
-        with contextlib.suppress(RecorderError):  # some choose their rate themselves, and hold None
-            rate: Any = optimizer.param_groups[0].get("lr")
-            state.lrs[name] = to_number(name, rate)
-        found_inf = getattr(optimizer, "found_inf", None)
-        state.found_inf = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
-
-    def _look_for_scaler(self) -> None:
-        """Follow the GradScaler that calls the optimizer, if there is one."""
-        scaler = find_stepping_scaler()
-        if scaler is None:
-            return
-        self._scaler.adopt(scaler)
-        self._notes.note_found_scaler()
-        self.passes.set_scale(self._scaler.scale)
-        if self._table.n_rows_here == 0 and self._alone:
-            self.measuring.count_nonfinite()
 
     def _after_step(self, k: int) -> None:
         state = self.state

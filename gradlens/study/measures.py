@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.stats import Interval, mean_interval, median, t_975
+from gradlens.analysis.stats import Interval, mean_interval, median, median_of_all, t_975
 from gradlens.run import FloatArray
 from gradlens.study.criteria import FLOAT32_DECADES, GUESSING
 from gradlens.study.study_run import StudyRun
@@ -152,7 +152,7 @@ def gap(run: StudyRun) -> float:
 def end_loss(run: StudyRun) -> float:
     """Return the training loss at the end: the median of the last epochs."""
     losses = np.asarray(run.epochs.get("train_loss", np.empty(0)), dtype=np.float64)[-LAST_EPOCHS:]
-    return float(np.median(losses)) if len(losses) and not run.diverged else math.nan
+    return median_of_all(losses) if len(losses) and not run.diverged else math.nan
 
 
 def still_falls(run: StudyRun) -> float:

@@ -22,6 +22,7 @@ from gradlens.events import Ended, Listener, Note, Started, ignore
 from gradlens.metrics import METRICS_OF_PATHS, choose_metrics
 from gradlens.models import Init, build_model
 from gradlens.models.blocks import Block
+from gradlens.models.early_layers import freeze
 from gradlens.recorder import Recorder, with_norms
 from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.layers import LayerChoice, is_norm
@@ -189,7 +190,7 @@ def _make_trainer(config: RunConfig, data: Splits, device: torch.device, listene
     ).to(device)
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{config.model} has no parameters: there is nothing to train")
-    freeze_layers(model, config.freeze)
+    freeze(model, config.freeze)
     optimizer = make_optimizer(config, model)
     train_batches, val_batches = make_batches(
         data.train,
@@ -284,25 +285,6 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used: {reason}", tip="--device cpu works everywhere") from None
     return device
-
-
-def freeze_layers(model: nn.Module, share: float) -> None:
-    """Keep the first layers as they are: their parameters, and those of the norms between them, get no gradient.
-
-    Args:
-        model: A model whose modules are in order of execution, as those of plain and residual models are.
-        share: Share of the convolutions and linear layers; rounded down to a whole number of them.
-    """
-    weighted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    frozen = weighted[: int(share * len(weighted))]
-    left = set(map(id, frozen))
-    for module in model.modules():
-        if not left and isinstance(module, nn.Conv2d | nn.Linear):
-            return
-        left.discard(id(module))
-        if frozen and not any(True for _ in module.children()):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:

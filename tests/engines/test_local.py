@@ -23,7 +23,7 @@ from gradlens.cli import cli, run_command
 from gradlens.config import RunConfig
 from gradlens.engine_settings import EngineSettings
 from gradlens.engines.driver import View, carry_out
-from gradlens.engines.jobs import Job, Progress, make_jobs, remove_runs
+from gradlens.engines.jobs import Job, Progress, environment, make_jobs, remove_runs
 from gradlens.engines.local import LocalEngine, gpu_shares
 from gradlens.engines.notes import note_path, read_note
 from gradlens.errors import ConfigError, RunFileError
@@ -215,7 +215,8 @@ def carry(jobs: list[Job], at_once: int, view: View = lambda one: None, *, cores
     carry_out(jobs, LocalEngine(at_once, cores, None), retries, view)
 
 
-def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path) -> None:
+def test_a_failed_one_leaves_the_others_going_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     jobs = [
         job("bad", "import sys; sys.exit('Error: no luck')", tmp_path),
         job("worse", "import os; os.abort()", tmp_path),
@@ -268,6 +269,18 @@ def test_one_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
     assert other.wait() == 0
     assert seen == ["running", "complete"]
     assert (mine.reasons, read_run(mine.path).seed) == ([], 7)
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, "4"), ("2", "2"), ("16", "4"), ("2,1", "4"), ("0", "4")])
+def test_a_run_uses_no_more_threads_than_the_user_asked_for(
+    asked: str | None, got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+        if asked is not None:
+            monkeypatch.setenv(name, asked)
+    found = environment(4)
+    assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == (got, got)
 
 
 SLOW = COMPLETE.replace('"param_grad_norm": 1}', '"param_grad_norm": 1}, seed=7').replace(

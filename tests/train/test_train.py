@@ -19,12 +19,13 @@ from gradlens.errors import ConfigError, ModelError, RunExistsError, RunFileErro
 from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
+from gradlens.models.early_layers import freeze
 from gradlens.recorder.residual_paths import find_blocks
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path
 from gradlens.train.loop import find_logits
-from gradlens.train.session import choose_device, freeze_layers, make_optimizer, make_scheduler
+from gradlens.train.session import choose_device, make_optimizer, make_scheduler
 from tests.processes import some_slow
 from tests.train import distributed_cases
 
@@ -75,7 +76,7 @@ def test_a_run_is_recorded_whole(tmp_path: Path) -> None:
 def test_frozen_layers_keep_their_weights_and_norm_layers_are_recorded_on_request(tmp_path: Path) -> None:
     made = config("resnet8", epochs=1, freeze=0.4, norms=True)
     model = build_model("resnet8", num_classes=5)
-    freeze_layers(model, made.freeze)
+    freeze(model, made.freeze)
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
     assert {key.rsplit(".", 1)[0] for key in frozen} == {  # 3 of 8 layers, and the norms behind them
         "conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2",

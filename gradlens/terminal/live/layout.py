@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlens.analysis.profile import find_stages
+from gradlens.analysis.stats import median
 from gradlens.charts.heatmap import drawn_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.live_columns import shown
@@ -227,7 +228,7 @@ def _median(rows: FloatArray) -> FloatArray:
     """Return (L,) medians of (T, L) rows; inf if a layer has an infinite value, NaN if it has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no known value
-        medians = np.nanmedian(rows.astype(np.float64), axis=0)
+        medians = median(rows.astype(np.float64), axis=0)
     return np.where(np.isinf(rows).any(axis=0), np.inf, medians)
 
 
