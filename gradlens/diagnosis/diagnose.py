@@ -29,6 +29,7 @@ from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
 from gradlens.diagnosis.plateau import plateau
+from gradlens.diagnosis.program_notes import notes_on_program
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
     RMS,
@@ -64,6 +65,8 @@ CAUSED_BY_INPUTS = (
 """Kinds that data of a wrong scale can cause."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
+WITHOUT_BOUND = ("the divergence has the wrong sign",)
+"""Exact causes that make a loss fall without bound, so that outputs and gradients grow without bound."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
@@ -117,6 +120,9 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
     findings = _without_scores(findings, exact, notes)
+    if any(finding.cause in WITHOUT_BOUND for finding in exact):
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in CAUSED_BY_INPUTS]
+        findings = [finding for finding in findings if finding.kind not in CAUSED_BY_INPUTS]
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
@@ -132,6 +138,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
     notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
+    notes += notes_on_program(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),

@@ -358,7 +358,7 @@ class LossGraph:
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
-            "policy_gradients", "own_functions",
+            "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
         )  # fmt: skip
         return {
             "source": self._source,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.compared_outputs import compared_outputs
+from gradlens.recorder.divergence_sign import maximized_divergence
 from gradlens.recorder.graph_reading import (
     MOST_NODES,
     RESHAPES,
@@ -29,7 +30,7 @@ from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
-from gradlens.recorder.policy_gradients import policy_gradients
+from gradlens.recorder.policy_gradients import policy_gradients, trained_advantages
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
@@ -96,6 +97,8 @@ class LossReading:
     picked: list[Facts] = field(default_factory=list)
     entropies: list[Facts] = field(default_factory=list)
     policy_gradients: list[Facts] = field(default_factory=list)
+    trained_advantages: list[Facts] = field(default_factory=list)
+    maximized_divergences: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -114,6 +117,8 @@ def read_loss(root: Any) -> LossReading:
     found.signed_errors += signed_error(root)
     found.entropies += entropy_signs(root)
     found.policy_gradients += policy_gradients(root)
+    found.trained_advantages += trained_advantages(root)
+    found.maximized_divergences += maximized_divergence(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}

@@ -1,4 +1,4 @@
-"""Log-probabilities in a loss that are multiplied by numbers of both signs: the advantages of a policy gradient."""
+"""Log-probabilities in a loss that are multiplied by advantages: by numbers of both signs, or by what has a graph."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ MOST_NODES = 256
 LEAST_TERMS = 4
 """Log-probabilities, each multiplied by a number, that are taken for examples: fewer may be parts of a loss."""
 LOGARITHMS = {"Log", "LogSoftmax", "LogSigmoid", "NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits"}
+PROBABILITIES = {"Softmax", "Sigmoid", "Exp", "LogSoftmax"}
 DIFFERENCES = {"Logsumexp", "Pow"}
 """What is under the difference that is a log-probability: of a categorical and of a normal distribution."""
 
@@ -74,7 +75,10 @@ def _signs_of(factor: Tensor) -> set[int]:
 
 def _weighted(node: Any) -> Kind | None:
     """Return the log-probability or the ratio that a product weights, and the module that made it; else None."""
-    end = children(node)[0][0]
+    return _log_probability(children(node)[0][0])
+
+
+def _log_probability(end: Any) -> Kind | None:
     names = labels_of(end)
     while (op_of(end) == "Neg" or op_of(end) in PASSED) and children(end):
         end = children(end)[0][0]
@@ -94,3 +98,53 @@ def _is_difference(end: Any) -> bool:
         if op_of(node) in {"Sub", "Neg", "Div", *VIEWS}:
             stack += [child for child, _ in children(node)]
     return op_of(end) == "Sub" and not ops.isdisjoint(DIFFERENCES)
+
+
+def trained_advantages(root: Any) -> list[Facts]:
+    """Describe log-probabilities that are multiplied by a difference with a graph, of a module's output and a number.
+
+    Args:
+        root: The loss's node.
+
+    Returns:
+        One fact, or none: ``layer`` (the module whose output is in the difference), ``op`` (of the log-probability).
+    """
+    stack, seen, count = [root], {root}, 0
+    while stack and count < MOST_NODES:
+        node = stack.pop()
+        count += 1
+        op, below = op_of(node), [child for child, _ in children(node)]
+        if op == "Mul" and len(below) == 2:
+            for one, other in (below, below[::-1]):
+                kind, critic = _log_probability(one), _critic(other)
+                if kind and critic is not None and not _is_under(critic, one):
+                    return [{"layer": labels_of(critic)[0], "op": kind[0]}]
+            continue
+        if op in SELECTED or op in SIGNS or op == "Neg" or (op in ("Mul", "Div") and len(below) == 1):
+            stack += [child for child in below if child not in seen]
+            seen.update(below)
+    return []
+
+
+def _critic(node: Any) -> Any:
+    """Return the node of a layer's output that is taken from something without a graph, or the other way; else None."""
+    while op_of(node) in VIEWS and len(children(node)) == 1:
+        node = children(node)[0][0]
+    if op_of(node) not in ("Sub", "Rsub") or len(children(node)) != 1:
+        return None
+    end = children(node)[0][0]
+    while op_of(end) in VIEWS and len(children(end)) == 1 and not labels_of(end):
+        end = children(end)[0][0]
+    return end if labels_of(end) and op_of(end) not in PROBABILITIES else None
+
+
+def _is_under(node: Any, top: Any) -> bool:
+    """Return whether a node is near under another one: a probability and its own logarithm."""
+    stack, count = [top], 0
+    while stack and count < MOST_NODES:
+        each = stack.pop()
+        count += 1
+        if each is node:
+            return True
+        stack += [child for child, _ in children(each)]
+    return False

@@ -1,6 +1,7 @@
 """Compare sequences of indices that embeddings get with the targets of the loss, and with what attention sees of them.
 
-An embedding gets (B, L): a batch of sequences. What is compared here holds exactly or is not noted.
+An embedding gets (B, L): a batch of sequences; shifts are found in (L, B), too. What is compared here holds exactly or
+is not noted.
 """
 
 from __future__ import annotations
@@ -119,8 +120,10 @@ class TokenReading:
                 continue
             rows = target.reshape(ids.shape[0], -1)
             if first + rows.shape[1] <= ids.shape[1]:
-                found = torch.stack([_equals(rows, ids, first + distance) for distance in range(FARTHEST + 1)])
-                self._unread.append(("shifts", {"layer": name, "since": step}, found))
+                equal = [_equals(rows, ids, first + distance) for distance in range(FARTHEST + 1)]
+                if rows.shape == ids.shape:  # sequences may also be columns
+                    equal += [_equals(rows.t(), ids.t(), distance) for distance in range(1, FARTHEST + 1)]
+                self._unread.append(("shifts", {"layer": name, "since": step}, torch.stack(equal)))
 
     def _compare_seen(self, node: Any, op: str, step: int) -> None:
         """Note which indices lie where attention sees something, and which where it sees nothing."""
@@ -151,11 +154,13 @@ class TokenReading:
     def _shift(self, name: str) -> list[Facts]:
         """Return by how many positions targets lie behind the inputs, where that is one number in all passes."""
         facts = [fact for fact in self._found["shifts"] if fact["layer"] == name]
-        always = [i for i in range(FARTHEST + 1) if all(fact["values"][i] for fact in facts)]
-        ever = [i for i in range(FARTHEST + 1) if any(fact["values"][i] for fact in facts)]
+        values = list(zip(*(fact["values"] for fact in facts), strict=False))
+        always = [i for i, found in enumerate(values) if all(found)]
+        ever = [i for i, found in enumerate(values) if any(found)]
         if len(ever) != 1 or ever != always:
             return []
-        return [{"layer": name, "distance": ever[0], "passes": len(facts), "since": facts[0]["since"]}]
+        distance = ever[0] if ever[0] <= FARTHEST else ever[0] - FARTHEST
+        return [{"layer": name, "distance": distance, "passes": len(facts), "since": facts[0]["since"]}]
 
     def _only_index(self, name: str) -> list[Facts]:
         """Return the only index that attention sees, where it is the same in all passes and is seen wherever it is."""
