@@ -34,7 +34,15 @@ from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.metrics import is_linear
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
+from gradlens.plots.panels import (
+    draw_colour_bar,
+    draw_key,
+    draw_marks,
+    draw_panel,
+    mark_formats,
+    mark_handles,
+    name_room,
+)
 from gradlens.plots.style import Look, fill, head_inches, house_style, usual_look
 from gradlens.run import Run
 
@@ -168,7 +176,7 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
     each = (width - beside) / columns
     labels = label_runs([panel.run for panel in panels])
     titles = [
-        _title(panel, label, each - _beside_names(panel), short=len(panels) > 1)
+        _title(panel, label, each - _beside_names(panel, width / columns), short=len(panels) > 1)
         for panel, label in zip(panels, labels, strict=True)
     ]
     above = LINE_IN * max(max(title.count("\n") for title in titles) - 1, 0)
@@ -247,12 +255,13 @@ def _names(panel: Panel) -> list[str]:
     return [layer.name for layer in panel.layers]
 
 
-def _beside_names(panel: Panel) -> float:
+def _beside_names(panel: Panel, inches: float) -> float:
     """Return by how many inches a title must be shorter, because it begins behind long names of layers.
 
     A title takes 0.7 of the inches that its length is reckoned by.
     """
-    return max(max(map(len, _names(panel)), default=0) * LETTER_IN - USUAL_NAMES_IN, 0.0) / 0.7
+    longest = min(max(map(len, _names(panel)), default=0), name_room(inches, 7.0))
+    return max(longest * LETTER_IN - USUAL_NAMES_IN, 0.0) / 0.7
 
 
 def _gap(panel: Panel, height_in: float) -> float:
