@@ -19,7 +19,7 @@ def sequences(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_moved_twice(rec), *_turned_mask(rec), *_places_of_examples(rec)]
+    return [*_moved_twice(rec), *_sees_targets(rec), *_turned_mask(rec), *_places_of_examples(rec)]
 
 
 def _moved_twice(rec: Recording) -> list[Finding]:
@@ -37,6 +37,26 @@ def _moved_twice(rec: Recording) -> list[Finding]:
         for item in rec.setup.entry("tokens").entries("shifts")[:1]
         if item.whole("distance") > 1 and item.whole("passes") >= LEAST_CALLS
     ]
+
+
+def _sees_targets(rec: Recording) -> list[Finding]:
+    """Find a model that is to predict the next index and whose attention sees it: no mask hides what comes later."""
+    tokens = rec.setup.entry("tokens")
+    next_ones = {item.text("layer") for item in tokens.entries("shifts") if item.whole("distance") == 1}
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"in each of {item.whole('passes')} passes the targets are the indices that {quoted(item.text('layer'))} "
+            "gets one position later, and every attention that was read lets each position see the next one: the "
+            "model learns to copy the answer, and cannot generate",
+            "Hide later positions: is_causal=True in scaled_dot_product_attention, or a mask from torch.triu(..., "
+            "diagonal=1) that is True (or -inf) above the diagonal.",
+            "no causal mask",
+        )
+        for item in tokens.entries("future")
+        if item.text("layer") in next_ones and item.whole("passes") >= LEAST_CALLS
+    ][:1]
 
 
 def _turned_mask(rec: Recording) -> list[Finding]:

@@ -41,7 +41,7 @@ class TokenReading:
         self._before: dict[str, Tensor] = {}
         """Name of such an embedding to the sequences that were beside it in the step before."""
         self._unread: list[tuple[str, Facts, Tensor]] = []
-        self._found: dict[str, list[Facts]] = {"shifts": [], "seen": [], "places": []}
+        self._found: dict[str, list[Facts]] = {"shifts": [], "seen": [], "places": [], "future": []}
 
     def note_call(self, name: str, module: nn.Module, inputs: Tensor, step: int) -> None:
         """Note the indices that an embedding gets.
@@ -93,6 +93,7 @@ class TokenReading:
             elif attentions < MOST_ATTENTIONS and (op == "Softmax" or op.startswith(FUSED)):
                 attentions += 1
                 self._compare_seen(node, op, step)
+                self._compare_future(node, op, step)
         self.forget()
 
     def _compare_places(self, step: int) -> None:
@@ -137,6 +138,13 @@ class TokenReading:
             found = torch.stack([least, largest, low, high, kept.to(least.dtype)])
             self._unread.append(("seen", {"layer": name, "since": step}, found))
 
+    def _compare_future(self, node: Any, op: str, step: int) -> None:
+        """Note whether every position but the last sees the one behind it."""
+        for name, ids in self._tokens.items():
+            seen = _sees_next(node, op, set(ids.shape))
+            if seen is not None:
+                self._unread.append(("future", {"layer": name, "since": step}, seen[None]))
+
     def facts(self) -> Facts:
         """Return what was found; this waits for an accelerator where something was compared since."""
         taken, self._unread = self._unread, []
@@ -146,6 +154,7 @@ class TokenReading:
             "shifts": [item for name in self._names("shifts") for item in self._shift(name)],
             "seen": [item for name in self._names("seen") for item in self._only_index(name)],
             "places": [item for name in self._names("places") for item in self._numbered(name)],
+            "future": [item for name in self._names("future") for item in self._sees_all(name)],
         }
 
     def _names(self, kind: str) -> list[str]:
@@ -170,6 +179,13 @@ class TokenReading:
         if len(seen) != 1 or len(set(*seen)) != 1 or min(hidden) < FARTHEST or any(f["values"][4] for f in facts):
             return []
         return [{"layer": name, "index": facts[0]["values"][0], "passes": len(facts), "since": facts[0]["since"]}]
+
+    def _sees_all(self, name: str) -> list[Facts]:
+        """Return in how many passes every attention that was read sees the next positions, where that is in all."""
+        facts = [fact for fact in self._found["future"] if fact["layer"] == name]
+        if not all(fact["values"][0] for fact in facts):
+            return []
+        return [{"layer": name, "passes": len({fact["since"] for fact in facts}), "since": facts[0]["since"]}]
 
     def _numbered(self, name: str) -> list[Facts]:
         facts = [fact for fact in self._found["places"] if fact["layer"] == name]
@@ -250,3 +266,32 @@ def _visible(node: Any, op: str, shape: tuple[int, ...]) -> Tensor | None:
     if kept.numel() > MOST_WEIGHTS or kept.shape[-1] != shape[1] or kept.shape[0] % shape[0]:
         return None
     return kept.reshape(shape[0], -1, shape[1]).any(1)
+
+
+def _sees_next(node: Any, op: str, lengths: set[int]) -> Tensor | None:
+    """Return (): whether every position but the last sees the one behind it, in a square attention.
+
+    Args:
+        node: The node of a softmax or of a fused attention.
+        op: Its name.
+        lengths: What may be the length of the sequences.
+
+    Returns:
+        None where the table has another shape, is large, or is not kept.
+    """
+    if op == "Softmax":
+        table = saved(node, "result")
+        if table is None or dim_of(node, table.dim()) != table.dim() - 1:
+            return None
+        table = table != 0
+    else:
+        query, key, mask = (saved(node, name) for name in ("query", "key", "attn_mask"))
+        causal = getattr(node, "_saved_is_causal", None)
+        if query is None or key is None or causal is None or query.dim() < 3:
+            return None
+        table = torch.full((query.shape[-2], key.shape[-2]), not causal, dtype=torch.bool, device=query.device)
+        if mask is not None:
+            table = table & (mask if mask.dtype == torch.bool else mask > -math.inf)
+    if table.dim() < 2 or table.shape[-1] != table.shape[-2] or table.shape[-1] not in lengths:
+        return None
+    return table.diagonal(1, -2, -1).all() if 1 < table.shape[-1] and table.numel() <= MOST_WEIGHTS else None
