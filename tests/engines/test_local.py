@@ -22,8 +22,9 @@ from gradlens import read_run
 from gradlens.cli import cli, run_command
 from gradlens.config import RunConfig
 from gradlens.engine_settings import EngineSettings
+from gradlens.engines import jobs as engine_jobs
 from gradlens.engines.driver import View, carry_out
-from gradlens.engines.jobs import Job, Progress, environment, make_jobs, remove_runs
+from gradlens.engines.jobs import Job, Progress, make_jobs, remove_runs
 from gradlens.engines.local import LocalEngine, gpu_shares
 from gradlens.engines.notes import note_path, read_note
 from gradlens.errors import ConfigError, RunFileError
@@ -279,7 +280,7 @@ def test_a_run_uses_no_more_threads_than_the_user_asked_for(
         monkeypatch.delenv(name, raising=False)
         if asked is not None:
             monkeypatch.setenv(name, asked)
-    found = environment(4)
+    found = engine_jobs.environment(4)
     assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == (got, got)
 
 
