@@ -294,4 +294,4 @@ def _sees_next(node: Any, op: str, lengths: set[int]) -> Tensor | None:
             table = table & (mask if mask.dtype == torch.bool else mask > -math.inf)
     if table.dim() < 2 or table.shape[-1] != table.shape[-2] or table.shape[-1] not in lengths:
         return None
-    return table.diagonal(1, -2, -1).all() if 1 < table.shape[-1] and table.numel() <= MOST_WEIGHTS else None
+    return table.diagonal(1, -2, -1).all() if table.shape[-1] > 1 and table.numel() <= MOST_WEIGHTS else None
