@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.diagnosis.findings import say_layers
+from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
@@ -22,6 +22,8 @@ from gradlens.format import plural
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
 
+MOST_PARTLY = 4
+"""Notes on layers of which a part is frozen."""
 MOSTLY = 0.5
 """The first layers are left out on purpose (a pretrained body) where they are most of what requires a gradient."""
 ADAPTED = 0.1
@@ -82,13 +84,26 @@ def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     adapts = _adapts(rec)
     states = [item for item in rec.setup.states(requires_grad=False) if adapts or math.isnan(item.number("optimizer"))]
     copied = copied | _thawed(rec)
-    names = _names([item for item in states if item.whole("since") <= first], copied)
+    states = [item for item in states if item.whole("since") <= first]
+    names = _names(states, copied)
     why = "small layers beside them are trained" if adapts else "not in the optimizer"
-    found = [Intended(f"frozen from the first row on, and {why}: {say_layers(names)}", names)] if names else []
+    trained = rec.setup.layers_of(requires_grad=True)
+    whole = tuple(name for name in names if name not in trained)
+    found = [Intended(f"frozen from the first row on, and {why}: {say_layers(whole)}", whole)] if whole else []
+    found += [_partly_frozen(states, name) for name in names if name in trained][:MOST_PARTLY]
     held = [item for item in rec.setup.states(requires_grad=False, in_optimizer=True) if item.whole("since") <= first]
     idle = tuple(name for name in _names(held, {*copied, *names}) if name in _unread(rec))
     said = f"frozen from the first row on, and nothing uses their output: {say_layers(idle)}"
     return [*found, Intended(said, idle)] if idle else found
+
+
+def _partly_frozen(states: list[Entry], layer: str) -> Intended:
+    """Return a note on a layer of which some parameters are frozen and others are trained."""
+    own = [item.texts("names") for item in states if item.texts("layers") == (layer,)]
+    said = f"a part of the parameters of {quoted(layer)} is frozen from the first row on"
+    return Intended(
+        f"{said}: {', '.join(dict.fromkeys(name for names in own for name in names))}" if own else said, (layer,)
+    )
 
 
 def _unread(rec: Recording) -> set[str]:

@@ -33,7 +33,11 @@ def _copied_inputs(rec: Recording) -> list[str]:
 def _written_outside(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return a note on weights of the optimizer that something else writes in every step that was compared."""
     found = [item for item in rec.setup.entries("changed_outside") if item.flag("in_optimizer")]
-    found = [item for item in found if item.whole("looks") >= rec.setup.whole("looks") - 2 > LEAST_CALLS]
+    found = [
+        item
+        for item in found
+        if item.flag("requires_grad") and item.whole("looks") >= rec.setup.whole("looks") - 2 > LEAST_CALLS
+    ]
     layers = layers_of(found)
     if not layers or any(set(layers) & set(finding.layers) for finding in findings):
         return []

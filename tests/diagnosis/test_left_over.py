@@ -117,3 +117,33 @@ def test_layers_whose_own_optimizer_has_done_its_steps_are_no_experts(tmp_path: 
     assert not found.findings
     assert any("makes no step in the last fifth of the rows: layer '0'" in note for note in found.notes)
     assert not any("experts" in note or "not logged" in note for note in found.notes)
+
+
+class WithPlaces(nn.Module):
+    """Owns a trained token and a table of positions that is not trained, as masked autoencoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.body, self.head = nn.Parameter(torch.zeros(16)), nn.Linear(6, 16), nn.Linear(16, 3)
+        self.places = nn.Parameter(torch.randn(16), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x) + self.token + self.places))
+
+
+def test_a_table_of_positions_that_is_not_trained_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WithPlaces()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for _ in range(40):
+            x = torch.randn(32, 6)
+            loss = F.cross_entropy(model(x), x[:, :3].argmax(1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss)
+    found = gradlens.diagnose(tmp_path / "run.h5")
+    assert not found.findings
+    assert any("a part of the parameters of (model) is frozen from the first row on: places" in n for n in found.notes)
+    assert not any("not in the optimizer: (model)" in note for note in found.notes)
