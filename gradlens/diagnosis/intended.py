@@ -57,7 +57,16 @@ def find_intended(rec: Recording) -> list[Intended]:
     copied = {name for item in copies for name in item.layers}
     rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen, _side_branches)
     found = [item for rule in rules for item in rule(rec, copied)]
-    return [*copies, *found, *_schedule(rec), *_norms(rec), *_listed(rec), *_untrained_parts(rec), *_doubled(rec)]
+    return [
+        *copies,
+        *found,
+        *_schedule(rec),
+        *_norms(rec),
+        *_listed(rec),
+        *_untrained_parts(rec),
+        *_doubled(rec),
+        *_many_labels(rec),
+    ]
 
 
 def _inside(rec: Recording, module: str) -> tuple[str, ...]:
@@ -359,3 +368,15 @@ def _doubled(rec: Recording) -> list[Intended]:
         "whether the input of the block was meant"
     )
     return [Intended(said)]
+
+
+def _many_labels(rec: Recording) -> list[Intended]:
+    """A cross entropy whose targets are several labels per example, of which softmax can give each only a share."""
+    return [
+        Intended(
+            f"the targets of the cross entropy are 0 or 1 and add up to {item.number('least'):g} to "
+            f"{item.number('largest'):g} per example: for several labels at once use "
+            "binary_cross_entropy_with_logits, since softmax makes them share a probability of 1"
+        )
+        for item in rec.setup.graph.entries("many_labels")[:1]
+    ]

@@ -9,6 +9,8 @@ from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.unfit import LEAST_CALLS, layers_of
 from gradlens.format import plural
 
+INPUTS = "the targets are the inputs"
+
 
 def notes_on_program(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on targets that are the inputs, and on weights that something besides the optimizer writes.
@@ -17,10 +19,13 @@ def notes_on_program(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         rec: The recording.
         findings: What was found.
     """
-    return [*_copied_inputs(rec), *_written_outside(rec, findings)]
+    return [*_copied_inputs(rec, findings), *_written_outside(rec, findings)]
 
 
-def _copied_inputs(rec: Recording) -> list[str]:
+def _copied_inputs(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return a note on targets that are the inputs, where no finding says so: an autoencoder is meant to copy them."""
+    if any(finding.cause == INPUTS for finding in findings):
+        return []
     return [
         f"in each of {item.whole('passes')} passes the targets are the indices that {quoted(item.text('layer'))} gets "
         "at the same positions: an autoencoder is meant to copy them; to predict the next one, move the targets by one "

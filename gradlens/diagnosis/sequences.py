@@ -1,4 +1,4 @@
-"""Sequences of indices: targets that are moved, places that are counted along the batch, a mask that is turned round.
+"""Sequences of indices: targets that are moved, seen, or the inputs; positions along the batch; a turned mask.
 
 Exact: the recorder compares the indices that embeddings get with the loss's targets and with the masks in its graph.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.recorded_setup import Entry
 from gradlens.diagnosis.unfit import LEAST_CALLS, named, setup_finding
 
 
@@ -19,7 +20,7 @@ def sequences(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_moved_twice(rec), *_sees_targets(rec), *_turned_mask(rec), *_places_of_examples(rec)]
+    return [*_moved_twice(rec), *_sees_targets(rec), *_copies(rec), *_turned_mask(rec), *_places_of_examples(rec)]
 
 
 def _moved_twice(rec: Recording) -> list[Finding]:
@@ -40,23 +41,63 @@ def _moved_twice(rec: Recording) -> list[Finding]:
 
 
 def _sees_targets(rec: Recording) -> list[Finding]:
-    """Find a model that is to predict the next index and whose attention sees it: no mask hides what comes later."""
-    tokens = rec.setup.entry("tokens")
-    next_ones = {item.text("layer") for item in tokens.entries("shifts") if item.whole("distance") == 1}
-    return [
-        setup_finding(
-            rec,
-            item,
-            f"in each of {item.whole('passes')} passes the targets are the indices that {quoted(item.text('layer'))} "
-            "gets one position later, and every attention that was read lets each position see the next one: the "
-            "model learns to copy the answer, and cannot generate",
-            "Hide later positions: is_causal=True in scaled_dot_product_attention, or a mask from torch.triu(..., "
-            "diagonal=1) that is True (or -inf) above the diagonal.",
-            "no causal mask",
+    """Find a model of the next index that sees it: attention without a causal mask, or a layer in both directions."""
+    found = []
+    for target, item in _shifts(rec, distance=1):
+        attentions, both = item.whole("attentions"), item.whole("both_ways")
+        if not (attentions and item.whole("open") == attentions) and not both:
+            continue
+        layer = quoted(item.text("layer"))
+        evidence = (
+            f"the targets are the indices that {layer} gets 1 position later, and attention without a causal mask sees "
+            f"that position, too, in each of {item.whole('passes')} passes: the answer is in the input"
+            if attentions
+            else f"the targets are the indices that {layer} gets 1 position later, and a recurrent layer that reads in "
+            f"both directions sees that position, too, in each of {item.whole('passes')} passes: the answer is in the "
+            "input"
         )
-        for item in tokens.entries("future")
-        if item.text("layer") in next_ones and item.whole("passes") >= LEAST_CALLS
-    ][:1]
+        remedy = (
+            "Hide later positions: is_causal=True in scaled_dot_product_attention, or an upper triangular mask "
+            "(nn.Transformer.generate_square_subsequent_mask)."
+            if attentions
+            else "Let the recurrent layer read in one direction only (bidirectional=False)."
+        )
+        found.append(setup_finding(rec, target, evidence, remedy, "the model sees what it is to predict"))
+    return found[:1]
+
+
+def _copies(rec: Recording) -> list[Finding]:
+    """Find a model with a causal mask, or one recurrent layer in one direction, whose targets are its inputs."""
+    found = []
+    for target, item in _shifts(rec, distance=0):
+        attentions, recurrent = item.whole("attentions"), item.whole("recurrent")
+        causal = attentions > 0 and item.whole("causal") == attentions and not recurrent
+        if causal or (not attentions and recurrent == 1 and not item.whole("both_ways")):
+            found.append(
+                setup_finding(
+                    rec,
+                    target,
+                    f"in each of {target.whole('passes')} passes the target of each position is the index that "
+                    f"{quoted(item.text('layer'))} gets there, in a model that sees no later "
+                    "position: it learns to repeat its input",
+                    "Move the targets by one position: input x[:, :-1] and target x[:, 1:].",
+                    "the targets are the inputs",
+                )
+            )
+    return found[:1]
+
+
+def _shifts(rec: Recording, *, distance: int) -> list[tuple[Entry, Entry]]:
+    """Return where targets lie so many positions behind the inputs, and what sees later positions there."""
+    tokens = rec.setup.entry("tokens")
+    return [
+        (target, item)
+        for target in tokens.entries("shifts")
+        for item in tokens.entries("next")
+        if target.text("layer") == item.text("layer")
+        and target.whole("distance") == distance
+        and min(target.whole("passes"), item.whole("passes")) >= LEAST_CALLS
+    ]
 
 
 def _turned_mask(rec: Recording) -> list[Finding]:

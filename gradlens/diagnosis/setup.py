@@ -42,6 +42,7 @@ from gradlens.diagnosis.unfit import (
     setup_finding,
 )
 from gradlens.diagnosis.weighting import weighting
+from gradlens.diagnosis.wrong_arguments import wrong_arguments
 from gradlens.format import plural
 
 MOST = 0.5
@@ -81,7 +82,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
-        class_dims, logit_range, likelihood, weighting, sequences, copies,
+        class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, copies,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]

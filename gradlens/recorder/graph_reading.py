@@ -138,6 +138,11 @@ def saved_factor(node: Any) -> Tensor | None:
     return next((found for found in (saved(node, "other"), saved(node, "self")) if found is not None), None)
 
 
+COMPARED = {"Sub", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss"}
+"""Operations that compare two tensors."""
+LOGARITHMS = {"Log", "Log2", "Log10", "Xlogy"}
+
+
 @dataclass
 class Reading:
     """What one pass through a graph shows."""
@@ -169,6 +174,10 @@ class Reading:
     """Layers with weights whose output goes into the next one with nothing but views between them."""
     doubled: list[Facts] = field(default_factory=list)
     """Outputs of modules that are added to themselves."""
+    with_itself: list[Facts] = field(default_factory=list)
+    """Outputs of modules that are compared with themselves."""
+    logs_of_logs: list[Facts] = field(default_factory=list)
+    """Logarithms of what is a logarithm of probabilities already."""
     normalisation: dict[tuple[str, bool], int] = field(default_factory=dict)
     complete: bool = True
 
@@ -214,9 +223,11 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
         if op in KINKED and len(below) == 1 and len(found.curvature) < MOST_FACTS:
             found.curvature.append({"op": KINKED[op], "layer": before.get(below[0])})
-        is_doubled = op == "Add" and len(below) == 2 and node.next_functions[0] == node.next_functions[1]
-        if is_doubled and near and len(shape_of(node)) > 1 and len(found.doubled) < MOST_FACTS:
+        twice = len(below) == 2 and node.next_functions[0] == node.next_functions[1]
+        if twice and op == "Add" and near and len(shape_of(node)) > 1 and len(found.doubled) < MOST_FACTS:
             found.doubled.append({"layer": near[0]})
+        if op in COMPARED and near and (twice or _has_same_target(node)) and len(found.with_itself) < MOST_FACTS:
+            found.with_itself.append({"op": op, "layer": near[0]})
         _note_operation(node, op, names, found)
     under: set[Any] = set()
     in_model: set[Any] = set()
@@ -239,6 +250,14 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
         if node in under or labels_of(node):
             under.update(child for child, _ in children(node))
     return found
+
+
+def _has_same_target(loss: Any) -> bool:
+    """Return whether a loss compares a tensor with itself, or with the same numbers without a graph."""
+    values, target = saved(loss, "self"), saved(loss, "target")
+    if values is None or target is None or values.shape != target.shape or values.stride() != target.stride():
+        return False
+    return values.device.type != "meta" and values.data_ptr() == target.data_ptr()
 
 
 def _weights_under(node: Any, known: Mapping[int, str]) -> str | None:
@@ -283,6 +302,12 @@ def _note_operation(node: Any, op: str, names: list[str], found: Reading) -> Non
     elif op in ("Sigmoid", "Tanh") and len(found.bounded) < MOST_FACTS:
         made = [through_views(child)[1] for child, _ in children(node)]
         found.bounded += [{"op": op, "layer": labels[0]} for labels in made if labels]
+    elif op in LOGARITHMS and len(found.logs_of_logs) < MOST_FACTS:
+        found.logs_of_logs += [
+            {"op": op, "of": op_of(each), "layer": labels[0] if labels else None}
+            for each, labels in [through_views(child) for child, _ in children(node)][:1]
+            if op_of(each) in ("LogSoftmax", "LogSigmoid")
+        ]
     elif op in ("Softmax", "LogSoftmax"):
         shape = shape_of(node)
         dim = dim_of(node, len(shape))

@@ -84,7 +84,7 @@ def _tensors_in(value: Any, depth: int) -> list[Tensor]:
     return []
 
 
-UNREAD = ("class_weights", "late_weights", "equal_examples")
+UNREAD = ("class_weights", "late_weights", "equal_examples", "soft_targets")
 """Kinds of facts that hold numbers on the device."""
 VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
 """What may differ from step to step in one fact."""
@@ -243,8 +243,9 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
-        for fact in graph.doubled:
-            self._add("doubled", fact, step)
+        for kind in ("doubled", "with_itself", "logs_of_logs"):
+            for fact in getattr(graph, kind):
+                self._add(kind, fact, step)
         recurrent = {clean_name(name) for name, part in self._model.named_modules() if isinstance(part, nn.RNNBase)}
         for fact in graph.mixed_views:
             if fact["layer"] in recurrent:
@@ -306,6 +307,10 @@ class LossGraph:
         for fact, step in taken["equal_examples"]:
             if fact["alike"].tolist():
                 self._add("equal_examples", fact | {"alike": True}, step)
+        for fact, step in taken["soft_targets"]:
+            whole, *sums = fact["sums"].tolist()
+            if whole and sums[0] != sums[1]:
+                self._add("many_labels", {"op": fact["op"], "least": sums[0], "largest": sums[1]}, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -359,6 +364,7 @@ class LossGraph:
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
             "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
+            "with_itself", "logs_of_logs", "many_labels",
         )  # fmt: skip
         return {
             "source": self._source,

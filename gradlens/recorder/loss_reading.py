@@ -29,7 +29,12 @@ from gradlens.recorder.graph_reading import (
 from gradlens.recorder.layer_inputs import thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
-from gradlens.recorder.loss_weights import look_for_equal_examples, look_for_late_weights, take_class_weights
+from gradlens.recorder.loss_weights import (
+    look_for_equal_examples,
+    look_for_late_weights,
+    take_class_weights,
+    take_soft_targets,
+)
 from gradlens.recorder.policy_gradients import policy_gradients, trained_advantages
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 
@@ -99,6 +104,7 @@ class LossReading:
     policy_gradients: list[Facts] = field(default_factory=list)
     trained_advantages: list[Facts] = field(default_factory=list)
     maximized_divergences: list[Facts] = field(default_factory=list)
+    soft_targets: list[Facts] = field(default_factory=list)
 
 
 def read_loss(root: Any) -> LossReading:
@@ -160,6 +166,8 @@ def read_loss(root: Any) -> LossReading:
         found.picked += look_for_picked(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
+        if op == "Mul":
+            found.soft_targets += take_soft_targets(node)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
             found.outputs.append(_describe_output(node, loss))
             continue

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlens.recorder.graph_reading import Facts, children, op_of, saved, saved_factor, shape_of, through_views
+from gradlens.recorder.graph_reading import Facts, children, dim_of, op_of, saved, saved_factor, shape_of, through_views
 from gradlens.recorder.layer_inputs import MOST_ELEMENTS, thinned
 
 MOST_CLASSES = 64
@@ -115,3 +115,28 @@ def look_for_equal_examples(node: Any, op: str) -> list[Facts]:
         return []
     spread = (outputs - outputs[:1]).abs().max()
     return [{"op": op, "alike": (spread <= ALIKE * outputs.abs().max()) & (targets == targets[:1]).all()}]
+
+
+def take_soft_targets(node: Any) -> list[Facts]:
+    """Add up what each example's log-softmax is multiplied by: 1 in all for probabilities, more for several labels.
+
+    Args:
+        node: A multiplication under the loss.
+
+    Returns:
+        One fact, with ``sums`` unread ((3,): whether all are 0 or 1, the least and the largest sum), or none.
+    """
+    below = children(node)
+    targets = saved_factor(node)
+    if len(below) != 1 or targets is None or targets.numel() > MOST_ELEMENTS:
+        return []
+    made = through_views(below[0][0])[0]
+    while op_of(made) == "Neg":
+        made = through_views(children(made)[0][0])[0]
+    shape = shape_of(made)
+    dim = dim_of(made, len(shape)) if op_of(made) == "LogSoftmax" else None
+    if dim is None or tuple(targets.shape) != tuple(shape) or shape[dim] < 2:
+        return []
+    sums = targets.sum(dim).double()
+    whole = ((targets == 0) | (targets == 1)).all()
+    return [{"op": op_of(made), "sums": torch.stack([whole.double(), sums.min(), sums.max()])}]

@@ -1,7 +1,6 @@
 """Compare sequences of indices that embeddings get with the targets of the loss, and with what attention sees of them.
 
-An embedding gets (B, L): a batch of sequences; shifts are found in (L, B), too. What is compared here holds exactly or
-is not noted.
+An embedding gets (B, L): a batch of sequences. What is compared here holds exactly or is not noted.
 """
 
 from __future__ import annotations
@@ -41,7 +40,11 @@ class TokenReading:
         self._before: dict[str, Tensor] = {}
         """Name of such an embedding to the sequences that were beside it in the step before."""
         self._unread: list[tuple[str, Facts, Tensor]] = []
-        self._found: dict[str, list[Facts]] = {"shifts": [], "seen": [], "places": [], "future": []}
+        self._calls: list[str] = []
+        """Names of the embeddings that got sequences in this step, one for each call."""
+        self._recurrent: list[bool] = []
+        """Whether each recurrent layer that ran in this step goes in both directions."""
+        self._found: dict[str, list[Facts]] = {"shifts": [], "seen": [], "places": [], "next": []}
 
     def note_call(self, name: str, module: nn.Module, inputs: Tensor, step: int) -> None:
         """Note the indices that an embedding gets.
@@ -55,6 +58,8 @@ class TokenReading:
         if step != self._step:
             self._step = step
             self.forget()
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.append(module.bidirectional)
         if not isinstance(module, nn.Embedding) or inputs.dim() != 2 or inputs.is_floating_point():
             return
         if inputs.shape[0] < 2 or inputs.numel() > MOST_ELEMENTS:
@@ -63,6 +68,7 @@ class TokenReading:
             self._places[name] = inputs, module.num_embeddings
         else:
             self._tokens.setdefault(name, inputs)
+            self._calls.append(name)
 
     def end(self) -> None:
         """Let go of everything that is no fact."""
@@ -73,6 +79,8 @@ class TokenReading:
         """Let go of the indices of a step."""
         self._tokens.clear()
         self._places.clear()
+        self._calls.clear()
+        self._recurrent.clear()
 
     @torch.no_grad()
     def read(self, tensors: Sequence[Tensor], step: int) -> None:
@@ -85,7 +93,7 @@ class TokenReading:
         if not self._tokens or step != self._step:
             return
         self._compare_places(step)
-        attentions = 0
+        attentions, views = 0, list[Tensor]()
         for node in _nodes([tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]):
             op = op_of(node)
             if op.startswith("NllLoss"):
@@ -93,8 +101,43 @@ class TokenReading:
             elif attentions < MOST_ATTENTIONS and (op == "Softmax" or op.startswith(FUSED)):
                 attentions += 1
                 self._compare_seen(node, op, step)
-                self._compare_future(node, op, step)
+                views += self._views_of_next(node, op)
+        self._compare_next(views, step)
         self.forget()
+
+    def _views_of_next(self, node: Any, op: str) -> list[Tensor]:
+        """Return how an attention of a sequence to itself sees later positions: [(2,)], or [] if it is none.
+
+        The two are whether each position sees the next one, if any sees that, and whether none sees a later one.
+        """
+        length = next(iter(self._tokens.values())).shape[1]
+        if op == "Softmax":
+            weights = saved(node, "result")
+            if weights is None or dim_of(node, weights.dim()) != weights.dim() - 1:
+                return []
+            kept = weights != 0
+        else:
+            query, key, mask = (saved(node, name) for name in ("query", "key", "attn_mask"))
+            if query is None or key is None or (query.shape[-2], key.shape[-2]) != (length, length):
+                return []
+            if mask is None:
+                causal = bool(getattr(node, "_saved_is_causal", False))
+                return [torch.tensor([not causal, causal], device=query.device)]
+            kept = mask if mask.dtype == torch.bool else mask > -math.inf
+        if kept.dim() < 2 or kept.shape[-2:] != (length, length) or kept.numel() > MOST_WEIGHTS:
+            return []
+        following, later = kept.diagonal(1, -2, -1), kept.tril(-1).any(-2)[..., 1:]
+        is_open = (following | ~later).all() & following.any()  # padding is seen from nowhere
+        return [torch.stack([is_open, ~kept.triu(1).any()])]
+
+    def _compare_next(self, views: list[Tensor], step: int) -> None:
+        """Note what the layers that mix positions see of later ones, where one embedding got one sequence."""
+        if len(self._calls) != 1 or not (views or self._recurrent):
+            return
+        device = next(iter(self._tokens.values())).device
+        seen = torch.stack(views).sum(0) if views else torch.zeros(2, device=device)
+        counts = torch.tensor([len(views), len(self._recurrent), sum(self._recurrent)], device=device)
+        self._unread.append(("next", {"layer": self._calls[0], "since": step}, torch.cat([counts, seen.to(counts)])))
 
     def _compare_places(self, step: int) -> None:
         """Note whether an embedding gets the numbers of the examples, beside sequences."""
@@ -138,13 +181,6 @@ class TokenReading:
             found = torch.stack([least, largest, low, high, kept.to(least.dtype)])
             self._unread.append(("seen", {"layer": name, "since": step}, found))
 
-    def _compare_future(self, node: Any, op: str, step: int) -> None:
-        """Note whether every position but the last sees the one behind it."""
-        for name, ids in self._tokens.items():
-            seen = _sees_next(node, op, set(ids.shape))
-            if seen is not None:
-                self._unread.append(("future", {"layer": name, "since": step}, seen[None]))
-
     def facts(self) -> Facts:
         """Return what was found; this waits for an accelerator where something was compared since."""
         taken, self._unread = self._unread, []
@@ -154,7 +190,7 @@ class TokenReading:
             "shifts": [item for name in self._names("shifts") for item in self._shift(name)],
             "seen": [item for name in self._names("seen") for item in self._only_index(name)],
             "places": [item for name in self._names("places") for item in self._numbered(name)],
-            "future": [item for name in self._names("future") for item in self._sees_all(name)],
+            "next": [item for name in self._names("next") for item in self._next(name)],
         }
 
     def _names(self, kind: str) -> list[str]:
@@ -180,12 +216,14 @@ class TokenReading:
             return []
         return [{"layer": name, "index": facts[0]["values"][0], "passes": len(facts), "since": facts[0]["since"]}]
 
-    def _sees_all(self, name: str) -> list[Facts]:
-        """Return in how many passes every attention that was read sees the next positions, where that is in all."""
-        facts = [fact for fact in self._found["future"] if fact["layer"] == name]
-        if not all(fact["values"][0] for fact in facts):
+    def _next(self, name: str) -> list[Facts]:
+        """Return what sees later positions of a sequence, where it is the same in all passes."""
+        facts = [fact for fact in self._found["next"] if fact["layer"] == name]
+        if len({tuple(fact["values"]) for fact in facts}) != 1:
             return []
-        return [{"layer": name, "passes": len({fact["since"] for fact in facts}), "since": facts[0]["since"]}]
+        keys = ("attentions", "recurrent", "both_ways", "open", "causal")
+        counted = dict(zip(keys, facts[0]["values"], strict=True))
+        return [{"layer": name, "passes": len(facts), "since": facts[0]["since"], **counted}]
 
     def _numbered(self, name: str) -> list[Facts]:
         facts = [fact for fact in self._found["places"] if fact["layer"] == name]
@@ -266,32 +304,3 @@ def _visible(node: Any, op: str, shape: tuple[int, ...]) -> Tensor | None:
     if kept.numel() > MOST_WEIGHTS or kept.shape[-1] != shape[1] or kept.shape[0] % shape[0]:
         return None
     return kept.reshape(shape[0], -1, shape[1]).any(1)
-
-
-def _sees_next(node: Any, op: str, lengths: set[int]) -> Tensor | None:
-    """Return (): whether every position but the last sees the one behind it, in a square attention.
-
-    Args:
-        node: The node of a softmax or of a fused attention.
-        op: Its name.
-        lengths: What may be the length of the sequences.
-
-    Returns:
-        None where the table has another shape, is large, or is not kept.
-    """
-    if op == "Softmax":
-        table = saved(node, "result")
-        if table is None or dim_of(node, table.dim()) != table.dim() - 1:
-            return None
-        table = table != 0
-    else:
-        query, key, mask = (saved(node, name) for name in ("query", "key", "attn_mask"))
-        causal = getattr(node, "_saved_is_causal", None)
-        if query is None or key is None or causal is None or query.dim() < 3:
-            return None
-        table = torch.full((query.shape[-2], key.shape[-2]), not causal, dtype=torch.bool, device=query.device)
-        if mask is not None:
-            table = table & (mask if mask.dtype == torch.bool else mask > -math.inf)
-    if table.dim() < 2 or table.shape[-1] != table.shape[-2] or table.shape[-1] not in lengths:
-        return None
-    return table.diagonal(1, -2, -1).all() if table.shape[-1] > 1 and table.numel() <= MOST_WEIGHTS else None

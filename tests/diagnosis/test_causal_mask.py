@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import gradlens
 
 WORDS, LENGTH, WIDTH = 9, 10, 16
-CAUSE = "no causal mask"
+CAUSE = "the model sees what it is to predict"
 
 
 class Block(nn.Module):
