@@ -363,7 +363,7 @@ class Passes:
             for part in each.parts:
                 brought[k, part.layers] = True
         wanted = np.array([[bool(mine & each.touched) for mine in own] for each, _ in counted])
-        whole = ~(brought.any(axis=0) & (wanted & ~brought).any(axis=0))
+        whole: LayerMask = np.logical_not(brought.any(axis=0) & (wanted & ~brought).any(axis=0))
         return [(each, whole if mask is None else whole & mask) for each, mask in counted]
 
     def _note_inner(self) -> None:
