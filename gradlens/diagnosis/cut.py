@@ -55,6 +55,8 @@ def _another_loss(rec: Recording) -> list[Finding]:
         return []
     if not modules.whole("ran") or modules.whole("reached", 1) or graph.entry("no_graph"):
         return []
+    if graph.entries("own_functions"):
+        return []  # such a function may run the model inside it, and make the gradients itself
     return [
         exact_finding(
             "cut",
@@ -117,6 +119,12 @@ def _sampled(rec: Recording) -> list[Finding]:
     return found
 
 
+def _ran_on(rec: Recording, layer: str, few: set[str]) -> bool:
+    """Return whether a layer behind another one has outputs that no loss reaches, too."""
+    names = [each.name for each in rec.run.layers]
+    return not few.isdisjoint(names[names.index(layer) + 1 :])
+
+
 def _state_detached(rec: Recording) -> list[Finding]:
     """Find a recurrent layer that ran many times in a pass of which the loss reaches only the last."""
     few = {item.text("layer"): item for item in rec.setup.graph.entries("unreached_calls")}
@@ -124,8 +132,8 @@ def _state_detached(rec: Recording) -> list[Finding]:
     recurrent = [
         layer.name for layer in rec.run.layers if layer.name in few and any(kind in layer.kind for kind in RECURRENT)
     ]
-    if not recurrent or not others:
-        return []  # where all layers ran more often, passes were made that no loss used
+    if not recurrent or not others or _ran_on(rec, recurrent[0], set(few) - set(recurrent)):
+        return []  # where layers behind it ran more often, too, passes were made that no loss used (to choose actions)
     calls, reached = few[recurrent[0]].whole("calls"), few[recurrent[0]].whole("reached")
     return [
         exact_finding(

@@ -30,6 +30,7 @@ from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
 from gradlens.diagnosis.plateau import plateau
+from gradlens.diagnosis.program_notes import notes_on_program
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
     RMS,
@@ -39,6 +40,7 @@ from gradlens.diagnosis.recorded_rows import (
     run_of_arrays,
     words_of,
 )
+from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
 from gradlens.diagnosis.small_steps import slow, steady
@@ -68,6 +70,10 @@ CAUSED_BY_INPUTS = (
 """Kinds that data of a wrong scale can cause."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
+WITHOUT_BOUND = ("the divergence has the wrong sign",)
+"""Exact causes that make a loss fall without bound, so that outputs and gradients grow without bound."""
+LOSES_SIGNAL = ("vanishing", "saturated", "dead", "zero_gradient", "nonfinite")
+"""Kinds with which a model may return the same for all examples."""
 CONSEQUENCE = "a consequence, not a separate fault"
 """The beginning of a note about a finding that another finding causes."""
 
@@ -121,6 +127,10 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
         findings = [finding for finding in findings if finding.kind != "vanishing"]
     findings = _without_scores(findings, exact, notes)
+    if any(finding.cause in WITHOUT_BOUND for finding in exact):
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in CAUSED_BY_INPUTS]
+        findings = [finding for finding in findings if finding.kind not in CAUSED_BY_INPUTS]
+    exact = _without_same_outputs(exact, findings)
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
@@ -137,6 +147,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
     notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
+    notes += notes_on_program(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
@@ -150,6 +161,13 @@ def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
     found = [*cut(rec, learning), *setup(rec, learning), *clipping(rec, learning)]
     brought = {BRINGS[finding.cause] for finding in found if finding.cause in BRINGS}
     return [finding for finding in found if finding.cause not in brought]
+
+
+def _without_same_outputs(exact: list[Finding], findings: list[Finding]) -> list[Finding]:
+    """Return the exact findings without outputs that are the same because no signal comes through the layers."""
+    if not any(finding.kind in LOSES_SIGNAL for finding in findings):
+        return exact
+    return [finding for finding in exact if finding.cause != SAME]
 
 
 def _note_on_chance(rec: Recording, layers: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.profile import ACTIVATION_GRAD
-from gradlens.diagnosis.findings import say_layers
+from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
@@ -25,6 +25,8 @@ ENDS_LATE = 0.5
 ENDS_SOON = 0.05
 """A schedule that is near 0 for less of the steps than this needs no word. A cosine to 0 is at most a thousandth of its
 largest rate for the last 2.0 % of its steps (Loshchilov and Hutter 2017, SGDR, eq. 5: 1 - acos(0.002 - 1) / pi)."""
+MOST_PARTLY = 4
+"""Notes on layers of which a part is frozen."""
 MOSTLY = 0.5
 """The first layers are left out on purpose (a pretrained body) where they are most of what requires a gradient."""
 ADAPTED = 0.1
@@ -94,13 +96,26 @@ def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     adapts = _adapts(rec)
     states = [item for item in rec.setup.states(requires_grad=False) if adapts or math.isnan(item.number("optimizer"))]
     copied = copied | _thawed(rec)
-    names = _names([item for item in states if item.whole("since") <= first], copied)
+    states = [item for item in states if item.whole("since") <= first]
+    names = _names(states, copied)
     why = "small layers beside them are trained" if adapts else "not in the optimizer"
-    found = [Intended(f"frozen from the first row on, and {why}: {say_layers(names)}", names)] if names else []
+    trained = rec.setup.layers_of(requires_grad=True)
+    whole = tuple(name for name in names if name not in trained)
+    found = [Intended(f"frozen from the first row on, and {why}: {say_layers(whole)}", whole)] if whole else []
+    found += [_partly_frozen(states, name) for name in names if name in trained][:MOST_PARTLY]
     held = [item for item in rec.setup.states(requires_grad=False, in_optimizer=True) if item.whole("since") <= first]
     idle = tuple(name for name in _names(held, {*copied, *names}) if name in _unread(rec))
     said = f"frozen from the first row on, and nothing uses their output: {say_layers(idle)}"
     return [*found, Intended(said, idle)] if idle else found
+
+
+def _partly_frozen(states: list[Entry], layer: str) -> Intended:
+    """Return a note on a layer of which some parameters are frozen and others are trained."""
+    own = [item.texts("names") for item in states if item.texts("layers") == (layer,)]
+    said = f"a part of the parameters of {quoted(layer)} is frozen from the first row on"
+    return Intended(
+        f"{said}: {', '.join(dict.fromkeys(name for names in own for name in names))}" if own else said, (layer,)
+    )
 
 
 def _unread(rec: Recording) -> set[str]:
@@ -185,12 +200,27 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
         for i, layer in enumerate(layers)
         if layer.name in wanted and not late[i] and (ever[i] or (layer.out_numel == 0 and _family(layer.name) in alive))
     ]
-    if not idle:
-        return []
     names = rec.names(idle)
-    return [
-        Intended(f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(names)}", names)
-    ]
+    resting = tuple(name for name in names if _rests(rec, name))
+    others = tuple(name for name in names if name not in resting)
+    found = []
+    if resting:
+        said = f"the optimizer of these makes no step in the last fifth of the rows: {say_layers(resting)}"
+        found.append(Intended(said, resting))
+    if others:
+        said = f"not used in the last fifth of the rows (experts that are not chosen?): {say_layers(others)}"
+        found.append(Intended(said, others))
+    return found
+
+
+def _rests(rec: Recording, layer: str) -> bool:
+    """Return whether the optimizer of a layer, one of several, stepped in early rows and not in the last fifth."""
+    indices = {item.whole("optimizer", -1) for item in rec.setup.entries("parameters") if layer in item.texts("layers")}
+    if len(rec.setup.entries("optimizers")) < 2 or len(indices) != 1 or min(indices) < 0:
+        return False
+    index = indices.pop()
+    stepped = np.isfinite(rec.scalar(f"lr_{index + 1}" if index else "lr"))
+    return bool(stepped.any()) and not stepped[-max(len(stepped) // 5, 1) :].any()
 
 
 def _used_late(rec: Recording) -> NDArray[np.bool_]:
@@ -214,12 +244,15 @@ def _thawed(rec: Recording) -> set[str]:
 def side_branch(rec: Recording, item: Entry) -> bool:
     """Return whether modules that the loss does not reach may be a branch that nothing uses, rather than cut off.
 
-    They are a small part, ran with a graph after others that the loss reaches and before none, and the network learns.
+    A module that contains them returned their output, and the loss uses other parts of that module; or they are a small
+    part, ran with a graph after others that the loss reaches and before none, and the network learns.
 
     Args:
         rec: The recording.
         item: What the graph says of them; see "cut" in ``docs/facts.md``.
     """
+    if item.text("how") == "detached" and item.text("returned_by"):
+        return judge_learning(rec).verdict != "no"
     if item.text("next") or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
         return False
     states = rec.setup.states(requires_grad=True, in_optimizer=True)

@@ -357,6 +357,8 @@ def _other_terms_fall(rec: Recording, losses: Losses) -> bool:
 def _by_trend(rec: Recording, losses: Losses) -> Learning:
     """Return what the change of the loss tells."""
     said = losses.say()
+    if losses.falls and (reason := _policy(rec, losses)):
+        return Learning("unknown", f"{said}; {reason}")
     if losses.falls:
         by = f"{losses.fell:.0%}" if losses.last >= 0 else f"{losses.first - losses.last:.3g}"  # no share below 0
         return Learning("yes", f"{said}: it falls by {by}")
@@ -399,6 +401,15 @@ def _warming(rec: Recording, losses: Losses) -> str:
 
 def _sign(rec: Recording, losses: Losses) -> str:
     return "a loss that is negative need not fall to 0" if losses.values.min() < 0 else ""
+
+
+def _policy(rec: Recording, losses: Losses) -> str:
+    if not rec.setup.graph.entries("policy_gradients"):
+        return ""
+    return (
+        "in it, log-probabilities of actions are multiplied by numbers of both signs (advantages), so that it tells "
+        "nothing of the policy: log the reward"
+    )
 
 
 def _rivals(rec: Recording, losses: Losses) -> str:
@@ -447,6 +458,6 @@ def _rising_regression(rec: Recording, losses: Losses) -> str:
 
 
 EXCUSES: tuple[Callable[[Recording, Losses], str], ...] = (
-    _too_short, _warming, _sign, _rivals, _targets, _mostly_frozen, _trained_before, _rising_regression,
+    _too_short, _warming, _sign, _policy, _rivals, _targets, _mostly_frozen, _trained_before, _rising_regression,
 )  # fmt: skip
 """Reasons for which a loss that does not fall is not held against a model; each returns a sentence, or ""."""

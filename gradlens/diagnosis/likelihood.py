@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.stats import median_of_all
-from gradlens.diagnosis.findings import Finding
+from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.unfit import named, setup_finding
 from gradlens.format import plural
@@ -25,7 +25,10 @@ def likelihood(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    return [*_without_minus(rec), *_below_zero(rec), *_without_square(rec), *_overlap_made_small(rec)]
+    rules = (
+        _without_minus, _below_zero, _without_square, _overlap_made_small, _divergence_grows, _advantage_trains,
+    )  # fmt: skip
+    return [finding for rule in rules for finding in rule(rec)]
 
 
 def maximizes(rec: Recording) -> bool:
@@ -89,6 +92,44 @@ def _below_zero(rec: Recording) -> list[Finding]:
             "Use F.cross_entropy on the logits, or apply log_softmax once, directly before this loss.",
             "no log-softmax before the loss",
         )
+    ]
+
+
+def _divergence_grows(rec: Recording) -> list[Finding]:
+    """Find a divergence with a minus in a loss that falls below 0, which reconstruction and divergence never do."""
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    late = median_of_all(loss[-max(len(loss) // 5, 1) :]) if len(loss) else 0.0
+    return [
+        setup_finding(
+            rec,
+            item,
+            "the loss holds minus an exponential and minus a square of what the model computes, and falls to "
+            f"{late:.3g}: a divergence (KL) with the wrong sign is made larger, without bound",
+            "Add the divergence to the reconstruction error: KL = -0.5 * sum(1 + logvar - mu**2 - exp(logvar)), loss = "
+            "error + KL.",
+            "the divergence has the wrong sign",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("maximized_divergences")[:1]
+        if late < 0 and not maximizes(rec)
+    ]
+
+
+def _advantage_trains(rec: Recording) -> list[Finding]:
+    """Find a policy gradient whose advantage has a graph: the policy's loss trains the critic, too."""
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"from step {item.whole('since')} on, log-probabilities of actions are multiplied by a difference that has "
+            f"a graph and holds the output of {quoted(item.text('layer'))}: the policy's loss trains that critic, too, "
+            "and moves its values to where the loss is small, not to the returns",
+            "Detach the advantage, (returns - values).detach(), and train the critic by its own loss alone.",
+            "the advantage is not detached",
+            (item.text("layer"),),
+        )
+        for item in rec.setup.graph.entries("trained_advantages")[:1]
     ]
 
 

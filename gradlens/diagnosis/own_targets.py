@@ -1,4 +1,4 @@
-"""What should be a number in a loss but has a graph: the target of a value, the advantage of an action.
+"""The target of a value that has a graph, so that the gradient moves it, too.
 
 Exact: the recorder reads it from the graph of the loss.
 """
@@ -11,7 +11,7 @@ from gradlens.diagnosis.unfit import named, setup_finding
 
 
 def own_targets(rec: Recording) -> list[Finding]:
-    """Find targets and advantages through which a gradient goes.
+    """Find targets through which a gradient goes.
 
     Args:
         rec: The recording.
@@ -19,33 +19,17 @@ def own_targets(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    graph = rec.setup.graph
     return [
-        *(
-            setup_finding(
-                rec,
-                item,
-                f"both sides of the error ({item.text('op')}) depend on {quoted(item.text('layer'))}, the target by a "
-                "number plus a multiple of its next output, as in r + 0.9 * max Q: the gradient moves the target "
-                "toward the prediction, too",
-                "Compute the target under torch.no_grad(), or detach() it; better, with a copy of the model that is "
-                "updated seldom (a target network).",
-                "the target has a gradient",
-                named(item),
-            )
-            for item in graph.entries("own_targets")[:1]
-        ),
-        *(
-            setup_finding(
-                rec,
-                item,
-                "the logarithm of a probability is multiplied by a difference (return minus value) that depends on "
-                f"{quoted(item.text('layer'))}: both of the 2 factors have a graph, so that the loss of the policy "
-                "trains the value, toward whatever makes that loss small",
-                "Detach the advantage: log_prob * advantage.detach(). The value learns from its own error alone.",
-                "the advantage has a gradient",
-                named(item),
-            )
-            for item in graph.entries("own_advantages")[:1]
-        ),
+        setup_finding(
+            rec,
+            item,
+            f"both sides of the error ({item.text('op')}) depend on {quoted(item.text('layer'))}, the target by a "
+            "number plus a multiple of its next output, as in r + 0.9 * max Q: the gradient moves the target toward "
+            "the prediction, too",
+            "Compute the target under torch.no_grad(), or detach() it; better, with a copy of the model that is "
+            "updated seldom (a target network).",
+            "the target has a gradient",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("own_targets")[:1]
     ]

@@ -13,6 +13,8 @@ ROUNDED = 1e-5
 operation)."""
 HUGE = 1e4
 """Data so large in one column leave the others no decimals after a few layers; no outside source."""
+SAME = "all examples get the same output"
+DROWNED = "a column of the data drowns all others"
 LOGITS = {"NllLoss": "cross entropy", "NllLoss2D": "cross entropy", "BinaryCrossEntropyWithLogits": "loss with logits"}
 LAST = ("Addmm", "Convolution")
 """Operations of an output layer."""
@@ -51,7 +53,7 @@ def same_for_all(rec: Recording, learning: Learning) -> list[Finding]:
                 else "Look for a mean, a sum, a norm or a softmax over dimension 0, the batch, or over all nodes of a "
                 "graph at once: print the outputs of each layer for two examples, and find the first that are the "
                 "same.",
-                "all examples get the same output",
+                DROWNED if largest > HUGE else SAME,
             )
         ]
     return []

@@ -33,7 +33,15 @@ from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.metrics import GRADIENT_NORMS, is_linear
 from gradlens.plots.figure import GradlensFigure
-from gradlens.plots.panels import draw_colour_bar, draw_key, draw_marks, draw_panel, mark_formats, mark_handles
+from gradlens.plots.panels import (
+    draw_colour_bar,
+    draw_key,
+    draw_marks,
+    draw_panel,
+    mark_formats,
+    mark_handles,
+    name_room,
+)
 from gradlens.plots.style import Look, fill, head_inches, house_style, usual_look
 from gradlens.run import Run
 
@@ -43,6 +51,8 @@ NAMES_IN = 1.7
 """Inches that the layer names and the colour bar take in a row of small panels."""
 TITLE_LESS_IN = 1.2
 """Inches that a title leaves free in a figure as wide as one column of print, where it begins behind the names."""
+LETTER_IN, USUAL_NAMES_IN = 0.056, 1.7
+"""Width in inches of a letter of a layer's name, and of the names beside which a title has its usual length."""
 LINE_IN = 0.15
 """Height in inches of a line of a title, for each beyond two."""
 LAYERS = "layer, from the input (top) to the output (bottom)"
@@ -164,7 +174,10 @@ def _draw_grid(panels: list[Panel], marks: list[Marks], look: Look, by: By) -> G
     beside = NAMES_IN if columns > PANELS_PER_ROW else TITLE_LESS_IN if look.width == "one" else 0.0
     each = (width - beside) / columns
     labels = label_runs([panel.run for panel in panels])
-    titles = [_title(panel, label, each, short=len(panels) > 1) for panel, label in zip(panels, labels, strict=True)]
+    titles = [
+        _title(panel, label, each - _beside_names(panel, width / columns), short=len(panels) > 1)
+        for panel, label in zip(panels, labels, strict=True)
+    ]
     above = LINE_IN * max(max(title.count("\n") for title in titles) - 1, 0)
     size = (width, 0.8 + head_inches(head) + (height + above) * rows)
     figure = GradlensFigure(figsize=size, layout="constrained")
@@ -239,6 +252,15 @@ def _title(panel: Panel, label: str, inches: float, *, short: bool) -> str:
 
 def _names(panel: Panel) -> list[str]:
     return [layer.name for layer in panel.layers]
+
+
+def _beside_names(panel: Panel, inches: float) -> float:
+    """Return by how many inches a title must be shorter, because it begins behind long names of layers.
+
+    A title takes 0.7 of the inches that its length is reckoned by.
+    """
+    longest = min(max(map(len, _names(panel)), default=0), name_room(inches, 7.0))
+    return max(longest * LETTER_IN - USUAL_NAMES_IN, 0.0) / 0.7
 
 
 def _gap(panel: Panel, height_in: float) -> float:

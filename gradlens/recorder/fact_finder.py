@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ from torch.optim import Optimizer
 
 from gradlens.format import plain
 from gradlens.recorder.fact_collectors import FactCollectors, make_collectors
-from gradlens.recorder.graph_reading import MODEL
+from gradlens.recorder.graph_reading import MODEL, labels_for
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import (
     GlobalForwardHook,
@@ -62,6 +63,9 @@ COMPARED_EVERY = 64
 M = TypeVar("M", bound=Callable[..., None])
 
 
+_numbers = itertools.count(1)
+
+
 def safely(method: M) -> M:
     """Return a method of ``FactFinder`` that does nothing after an error, and ends the search at the first."""
 
@@ -70,7 +74,8 @@ def safely(method: M) -> M:
         if self.failed:
             return
         try:
-            method(self, *args, **kwargs)
+            with labels_for(self.number):
+                method(self, *args, **kwargs)
         except Exception:
             self.failed = True
             with contextlib.suppress(Exception):
@@ -140,6 +145,8 @@ class FactFinder:
         write: Callable[[Facts], None],
     ) -> None:
         self.failed = False
+        self.number = next(_numbers)
+        """Tells its labels in a graph from those of others."""
         self._model, self._optimizers, self._scaler = model, optimizers, scaler
         self._index, self._write = index, write
         self._watched = [
@@ -148,6 +155,8 @@ class FactFinder:
             observe_gradients(weakly(self._note_gradients)),
         ]
         self._calls = GlobalForwardHook(weakly(self._note_call))
+        self._containers: dict[int, str] = {}
+        """Modules that contain others, by ``id``."""
         self._names: dict[int, str] = {}
         """``id`` of each module that is noted when it runs, to its name."""
         self._first_step = self._last_step = 0
@@ -212,6 +221,11 @@ class FactFinder:
             for name, module in modules
             if next(module.children(), None) is None or own_parameters(module)
         }
+        self._containers = {
+            id(module): clean_name(name) or MODEL
+            for name, module in modules
+            if next(module.children(), None) is not None
+        }
         self._calls.put()
 
     def _put_away(self) -> None:
@@ -221,9 +235,12 @@ class FactFinder:
     @safely
     def _note_call(self, module: nn.Module, args: Any, output: Any) -> None:
         name, found, this = self._names.get(id(module)), self._collectors, self._round
-        if not this.is_look or is_trial() or (name is None and module is not self._model):
+        container = self._containers.get(id(module))
+        if not this.is_look or is_trial() or (name is None and container is None):
             return
         outputs = output_tensors(output)
+        if container is not None and this.reads_graph:
+            found.graph.returned.note(container, outputs, found.graph.ran)
         if module is self._model:
             found.spread.note_call(MODEL, outputs, (MODEL,))
             if this.reads_graph:

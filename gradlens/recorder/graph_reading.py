@@ -7,8 +7,10 @@ found by labels that a forward hook leaves on the nodes (``Node.metadata``).
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -45,11 +47,33 @@ KINKED = {"ThresholdBackward": "Relu", "LeakyReluBackward": "LeakyRelu", "Hardta
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
+_READER: ContextVar[int] = ContextVar("gradlens_reader", default=0)
+"""The recorder that leaves or reads labels: another one may record a part of the same graph, with the same names."""
+
+
+@contextlib.contextmanager
+def labels_for(reader: int) -> Iterator[None]:
+    """Leave and read the labels of one recorder.
+
+    Args:
+        reader: Its number.
+    """
+    token = _READER.set(reader)
+    try:
+        yield
+    finally:
+        _READER.reset(token)
+
+
+def _key(key: str) -> str:
+    return f"{key}.{_READER.get()}"
+
+
 def label(tensor: Tensor, name: str, key: str = KEY) -> None:
     """Leave a module's name on the node that made its output."""
     if tensor.grad_fn is not None:
         metadata: Any = tensor.grad_fn.metadata
-        metadata.setdefault(key, []).append(name)
+        metadata.setdefault(_key(key), []).append(name)
 
 
 def op_of(node: Any) -> str:
@@ -60,7 +84,7 @@ def op_of(node: Any) -> str:
 
 def labels_of(node: Any) -> list[str]:
     """Return the names of the modules whose output a node made."""
-    return list(node.metadata.get(KEY, ()))
+    return list(node.metadata.get(_key(KEY), ()))
 
 
 def shape_of(node: Any, index: int = 0) -> Shape:
@@ -134,6 +158,8 @@ class Reading:
     """Leaves on which an output of the model as a whole depends."""
     has_model: bool = False
     """Whether such an output is in the graph."""
+    own_functions: set[str] = field(default_factory=set)
+    """Names of autograd functions of a program's own, in Python, that get parameters or other leaves."""
     flat: list[Facts] = field(default_factory=list)
     """Operations of ``FLAT``, each with the nearest modules toward the input and toward the loss."""
     softmax_dims: list[Facts] = field(default_factory=list)
@@ -188,6 +214,8 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             before[node] = near[0]
         if names or any(child in has_module for child in below):
             has_module.add(node)
+        if isinstance(node, BackwardCFunction) and any(op_of(child) == "AccumulateGrad" for child in below):
+            found.own_functions.add(op)
         if op == "AccumulateGrad":
             leaf = node.variable
             found.leaves[id(leaf)] = leaf
@@ -223,7 +251,7 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             nearest = next((before[child] for child, _ in children(node) if child in before), None)
             weights = _weights_under(node, known)
             found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node), "weights": weights})
-        if node in in_model or MODEL_KEY in node.metadata:
+        if node in in_model or _key(MODEL_KEY) in node.metadata:
             found.has_model = True
             in_model.update(child for child, _ in children(node))
             if op_of(node) == "AccumulateGrad":

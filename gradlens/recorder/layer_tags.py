@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from gradlens.recorder.registered import registered_parameters
+
 ATTENTION = {
     tag: re.compile(rf"(w_?|to_)?({words})(_?(proj|lin|linear|layer))?", re.IGNORECASE)
     for tag, words in (("query", "q|query"), ("key", "k|key"), ("value", "v|value"))
@@ -26,7 +28,7 @@ PACKED = re.compile(r"quantized|quantlinear|[48]bit", re.IGNORECASE)
 
 def holds_packed_weight(module: nn.Module) -> bool:
     """Return whether a module's own weight is stored as integers, as a parameter or as a buffer."""
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    own = (*registered_parameters(module).items(), *module.named_buffers(recurse=False))
     return any("weight" in name and not (t.is_floating_point() or t.is_complex()) for name, t in own)
 
 
@@ -106,11 +108,11 @@ def _attention_parts(modules: Mapping[str, nn.Module]) -> list[tuple[str, str]]:
 
 def _holds_only_vectors(module: nn.Module) -> bool:
     """Return whether each of a module's own parameters is a vector or a number, and it has some."""
-    own = list(module.parameters(recurse=False))
+    own = list(registered_parameters(module).values())
     return bool(own) and all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
 
 
 def _holds_batch_of_weights(module: nn.Module) -> bool:
     """Return whether a module owns matrices in one tensor, (experts, in, out), and is no layer of torch's."""
     known = isinstance(module, _ConvNd | nn.Bilinear) or "conv" in type(module).__name__.lower()
-    return not known and any(p.ndim == 3 and min(p.shape) > 1 for p in module.parameters(recurse=False))
+    return not known and any(p.ndim == 3 and min(p.shape) > 1 for p in registered_parameters(module).values())

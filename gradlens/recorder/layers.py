@@ -16,6 +16,7 @@ from gradlens.errors import RecorderError
 from gradlens.recorder.layer_graph import LayerGraph
 from gradlens.recorder.layer_tags import find_tags, holds_packed_weight
 from gradlens.recorder.norms import local_part
+from gradlens.recorder.registered import registered_parameters
 from gradlens.run import Layer, Role
 
 LayerChoice = str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None
@@ -43,7 +44,7 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
     Integers, in which weights are packed, are left out: no gradient reaches them, and they have no norm.
     """
-    own = list(module.parameters(recurse=False))
+    own = list(dict.fromkeys(registered_parameters(module).values()))
     parametrizations = getattr(module, "parametrizations", None)
     if isinstance(parametrizations, nn.Module):
         own += list(parametrizations.parameters())
@@ -79,7 +80,7 @@ def refuse_uninitialised(model: nn.Module) -> None:
 
 
 def _is_uninitialised(module: nn.Module) -> bool:
-    return any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False))
+    return any(isinstance(parameter, nn.UninitializedParameter) for parameter in registered_parameters(module).values())
 
 
 def takes_hooks(module: nn.Module) -> bool:

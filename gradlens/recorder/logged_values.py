@@ -29,7 +29,7 @@ class LoggedValues:
             first: Whether no step has ended yet.
         """
         state, table = self._passes.state, self._passes.table
-        if self._passes.has_begun:
+        if self._passes.has_begun or self._passes.state.stepped:
             passes = [*state.passes, *state.inner]
             add_logged(passes[-1].logged if passes else state.logged, values)
         elif table.last_step == state.index - 1 >= 0:

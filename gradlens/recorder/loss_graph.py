@@ -20,6 +20,8 @@ from gradlens.recorder.loss_values import bare_number
 from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.own_targets import log_as_deviation
 from gradlens.recorder.parameter_states import sample
+from gradlens.recorder.registered import registered_parameters
+from gradlens.recorder.returned_outputs import ReturnedOutputs
 from gradlens.recorder.undefined_values import whole_number
 
 MOST_GRADIENTS = 2
@@ -66,7 +68,7 @@ def find_weights_in_buffers(model: nn.Module) -> list[Facts]:
     """
     found = []
     for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+        own = [parameter for parameter in registered_parameters(module).values() if parameter.requires_grad]
         if own and all(parameter.ndim < 2 for parameter in own):
             buffers = [(key, value) for key, value in module.named_buffers(recurse=False) if key.lower() in WEIGHTS]
             found += [
@@ -108,6 +110,7 @@ class LossGraph:
     def __init__(self, model: nn.Module, names: Mapping[int, str]) -> None:
         self._model, self._names = model, names
         self.reached: set[str] = set()
+        self.returned = ReturnedOutputs()
         self.ran: dict[str, int] = {}
         """Modules with parameters that require a gradient, in the order in which they ran, and when first."""
         self.without_graph: set[str] = set()
@@ -240,6 +243,8 @@ class LossGraph:
         self._complete &= graph.complete
         for fact in graph.softmax_dims:
             self._add("softmax_dims", fact, step)
+        for name in sorted(graph.own_functions):
+            self._add("own_functions", {"op": name}, step)
         for fact in graph.flat:
             self._add("flat", fact, step)
         for fact in graph.bounded:
@@ -398,8 +403,9 @@ class LossGraph:
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
-            "with_itself", "logs_of_logs", "many_labels", "own_targets", "own_advantages", "smoothing",
+            "with_itself", "logs_of_logs", "many_labels", "own_targets", "smoothing",
             "log_as_deviation", "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
+            "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -457,4 +463,6 @@ class LossGraph:
                 cuts.append({"layers": [name], "last": name, "next": None, "how": how, "since": self.ran[name]})
             elif cuts and cuts[-1]["next"] is None and name in self.reached:
                 cuts[-1]["next"] = name
+        for cut in cuts:
+            cut["returned_by"] = self.returned.left_over(cut["layers"], cut["last"], self.reached)
         return cuts

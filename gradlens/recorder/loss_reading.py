@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.compared_outputs import compared_outputs
+from gradlens.recorder.divergence_sign import maximized_divergence
 from gradlens.recorder.graph_reading import (
     MOST_NODES,
     RESHAPES,
@@ -39,7 +40,8 @@ from gradlens.recorder.loss_weights import (
     take_soft_targets,
 )
 from gradlens.recorder.overlap_sign import overlap_sign
-from gradlens.recorder.own_targets import own_advantage, own_target
+from gradlens.recorder.own_targets import own_target
+from gradlens.recorder.policy_gradients import policy_gradients, trained_advantages
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 from gradlens.recorder.undefined_values import look_for_clamp, look_for_count, look_for_logarithm
 
@@ -111,9 +113,11 @@ class LossReading:
     clamps: list[Facts] = field(default_factory=list)
     label_signs: list[Facts] = field(default_factory=list)
     overlaps: list[Facts] = field(default_factory=list)
+    policy_gradients: list[Facts] = field(default_factory=list)
+    trained_advantages: list[Facts] = field(default_factory=list)
+    maximized_divergences: list[Facts] = field(default_factory=list)
     soft_targets: list[Facts] = field(default_factory=list)
     own_targets: list[Facts] = field(default_factory=list)
-    own_advantages: list[Facts] = field(default_factory=list)
     smoothing: list[Facts] = field(default_factory=list)
 
 
@@ -134,6 +138,9 @@ def read_loss(root: Any) -> LossReading:
     found.entropies += entropy_signs(root)
     found.label_signs += hinge_labels(root) + pair_labels(root)
     found.overlaps += overlap_sign(root)
+    found.policy_gradients += policy_gradients(root)
+    found.trained_advantages += trained_advantages(root)
+    found.maximized_divergences += maximized_divergence(root)
     stack: list[tuple[Any, str | None, bool]] = [(root, None, False)]
     seen = {root}
     top: Facts = {}
@@ -181,7 +188,6 @@ def read_loss(root: Any) -> LossReading:
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
         found.own_targets += own_target(node, op)
-        found.own_advantages += own_advantage(node, op)
         found.smoothing += label_smoothing(node, op)
         if op == "Mul":
             found.soft_targets += take_soft_targets(node)

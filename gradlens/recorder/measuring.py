@@ -97,6 +97,11 @@ class Measuring:
         self.measurers = make_measurers(intervals, context)
         """They measure what is due besides the gradient norms."""
 
+    @property
+    def n_optimizers(self) -> int:
+        """Number of optimizers whose steps are followed."""
+        return len(self._optimizers)
+
     def _count_groups(self) -> list[int]:
         return [len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups]
 

@@ -1,4 +1,4 @@
-"""Find what a loss should take for a number but has a graph: targets, advantages; and deviations that are logarithms.
+"""Find targets of a loss that have a graph of their own module, and deviations that are logarithms.
 
 Exact: read from the graph of the loss. A module's output is known by its label.
 """
@@ -13,9 +13,8 @@ PICKS = {"Gather", "Index", "IndexSelect", "Max", "Amax", "Minimum", "MaskedSele
 """Operations that choose among a module's outputs: the value of an action, the best one, the lower of two."""
 CHOICES = VIEWS | PICKS
 SHIFTED = {"Add", "Sub", "Rsub"}
-SCALED = {"Mul", "Div", "Neg", "Clamp", "ClampMin", "ClampMax", "Mean", "Std", "Var"}
-"""Operations that scale a value, or normalise an advantage."""
-LOGS = {"LogSoftmax", "Logsumexp", "Log", "LogSigmoid", "BinaryCrossEntropyWithLogits", "NllLoss"}
+SCALED = {"Mul", "Div", "Neg", "Clamp", "ClampMin", "ClampMax"}
+"""Operations that scale a value."""
 COMPARES = {"MseLoss", "SmoothL1Loss", "HuberLoss", "L1Loss", "Sub"}
 MOST_STEPS = 40
 """Operations that are followed from a loss to a module."""
@@ -52,29 +51,6 @@ def _adds_a_number(node: Any) -> bool:
     return op_of(node) in SHIFTED and len(children(node)) == 1
 
 
-def own_advantage(node: Any, op: str) -> list[Facts]:
-    """Look for a logarithm of a probability times a difference that depends on a module of the model.
-
-    Args:
-        node: An operation of the loss.
-        op: Its name.
-
-    Returns:
-        One fact, or none.
-    """
-    below = [child for child, _ in children(node)]
-    if op != "Mul" or len(below) != 2 or below[0] is below[1]:
-        return []
-    for logs, other in (below, below[::-1]):
-        difference = other
-        while op_of(difference) in VIEWS | {"Neg", "Div"} and children(difference) and not labels_of(difference):
-            difference = children(difference)[0][0]
-        ends = _ends(difference) if op_of(difference) == "Sub" else None
-        if ends is not None and _has_log(logs):
-            return [{"layer": sorted(ends[0])[0]}]
-    return []
-
-
 def _ends(node: Any) -> tuple[set[str], set[str]] | None:
     """Return the modules whose outputs a value is computed from, and the operations between.
 
@@ -93,20 +69,6 @@ def _ends(node: Any) -> tuple[set[str], set[str]] | None:
         else:
             return None
     return modules, ops
-
-
-def _has_log(node: Any) -> bool:
-    """Return whether a logarithm lies between an operation and the modules."""
-    stack, seen = [node], {node}
-    while stack and len(seen) < MOST_STEPS:
-        here = stack.pop()
-        if op_of(here) in LOGS:
-            return True
-        for child, _ in () if labels_of(here) else children(here):
-            if child not in seen:
-                seen.add(child)
-                stack.append(child)
-    return False
 
 
 def log_as_deviation(nodes: list[Any]) -> list[Facts]:

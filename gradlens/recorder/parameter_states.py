@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.recorder.layers import clean_name
+from gradlens.recorder.registered import registered_parameters
 
 SAMPLE = 256
 """Elements of each parameter that are compared between two steps."""
@@ -152,7 +153,7 @@ class ParameterStates:
         self.states: dict[int, ParameterState] = {}
         for raw_name, module in model.named_modules():
             layer = clean_name(raw_name) or "(model)"
-            for name, parameter in module.named_parameters(recurse=False):
+            for name, parameter in registered_parameters(module).items():
                 state = ParameterState(parameter, layer, name, requires_grad=parameter.requires_grad, since=step)
                 self.states.setdefault(id(parameter), state)
         self._watched: list[ParameterState] | None = None

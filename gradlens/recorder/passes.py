@@ -39,6 +39,8 @@ class Passes:
         self._scaler, self._learned, self._outputs = measuring.scaler, measuring.learned, measuring.outputs
         self._gradients, self._states = measuring.gradients, measuring.states
         self._inner_passes = InnerPasses()
+        self._distinguished_in = -1
+        """The step in which passes were distinguished last."""
         self._running: BackwardPass | None = None
         """The backward pass in progress."""
         self._uncollected: BackwardPass | None = None
@@ -97,6 +99,7 @@ class Passes:
     def _distinguish(self) -> None:
         """Use the hooks that notice the beginning of every pass, for some rows."""
         self._inner_passes.begin_trial()
+        self._distinguished_in = self.state.index
         self._learned.stays_on = True
         self._measuring.hooks.renew()
         self._measuring.hooks.put()
@@ -311,6 +314,8 @@ class Passes:
                 learned.add_pass(only(each.learned, mask))
         if self._from_before and state.index == self._first_step:
             counted = self._without_partial(counted)
+        if self._distinguished_in == state.index and len(counted) > 1:
+            counted = self._without_some_of(counted)
         for each, mask in counted:
             for measurer, taken in zip(self._measuring.measurers, each.taken, strict=False):
                 measurer.add_pass(taken, mask)
@@ -336,6 +341,29 @@ class Passes:
         whole = np.array([bool(own & touched) and not own & self._from_before for own in self._measuring.own_indices])
         if counted and not whole.all():
             self._notes.note_earlier_passes(self.table.n_rows)
+        return [(each, whole if mask is None else whole & mask) for each, mask in counted]
+
+    def _without_some_of(
+        self, counted: list[tuple[BackwardPass, LayerMask | None]]
+    ) -> list[tuple[BackwardPass, LayerMask | None]]:
+        """Leave out the layers whose gradients came with some passes of the step and not with others.
+
+        A pass inside another one (a function that runs layers again in the backward pass) is told apart from the
+        moment on in which passes are distinguished, and is then no part of the outer one.
+
+        Args:
+            counted: Passes, each with the layers for which it belongs to the step; None for all.
+
+        Returns:
+            The same with fewer layers.
+        """
+        own = self._measuring.own_indices
+        brought = np.zeros((len(counted), len(own)), dtype=bool)
+        for k, (each, _) in enumerate(counted):
+            for part in each.parts:
+                brought[k, part.layers] = True
+        wanted = np.array([[bool(mine & each.touched) for mine in own] for each, _ in counted])
+        whole: LayerMask = np.logical_not(brought.any(axis=0) & (wanted & ~brought).any(axis=0))
         return [(each, whole if mask is None else whole & mask) for each, mask in counted]
 
     def _note_inner(self) -> None:

@@ -112,7 +112,7 @@ class Rows:
         )
         gradients.end_row()
         self.table.close_row(measured)
-        for values in [state.logged, *[each.logged for each in (*state.passes, *state.inner)]]:
+        for values in state.logged_here(one_optimizer=self._measuring.n_optimizers < 2):
             self.table.add_lists(values)
             values.clear()
         if self.table.n_rows % MANY_ROWS == 0:

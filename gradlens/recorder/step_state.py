@@ -88,7 +88,8 @@ class BackwardPass:
         """
         self.is_carried |= self.is_used
         self.lost |= self.used
-        self.used, self.is_used, self.logged = set(), False, {}
+        self.logged = {} if self.is_used else self.logged
+        self.used, self.is_used = set(), False
         return self
 
     def use(self, parameters: Collection[int]) -> None:
@@ -172,6 +173,17 @@ class StepState:
     def carried(self) -> list[BackwardPass]:
         """Return the passes that an optimizer may still use in the next step, as they begin it."""
         return [each.carry() for each in self.passes if each.left]
+
+    def logged_here(self, *, one_optimizer: bool) -> list[dict[str, list[Scalar]]]:
+        """Return what was logged for the row of this step.
+
+        What was logged after a pass that no optimizer has got yet belongs to the step of the one that gets it.
+
+        Args:
+            one_optimizer: Whether no other optimizer can get a pass later.
+        """
+        here = [each for each in self.passes if one_optimizer or each.is_used or not each.left]
+        return [self.logged, *[each.logged for each in (*here, *self.inner)]]
 
     def counted(self, own: Sequence[frozenset[int]]) -> list[tuple[BackwardPass, LayerMask | None]]:
         """Return the passes that belong to the step, and for each of them the layers for which it does.

@@ -38,9 +38,10 @@ Round ends                 If recorded: hand the previous row to the sink, read 
                            row; with several ranks, combine it. In any case: count the step; the next step begins, with
                            the passes that another optimizer may still use.
 ``step()`` by hand         As before an optimizer step and after it; each call ends a round.
-``log``                    Close the row of a skipped step. If a pass has begun in this step: the values belong to it,
-                           and so to the row of the step that uses it. Otherwise: to the row just closed. Before the
-                           first pass of all: to the first row, with a warning.
+``log``                    Close the row of a skipped step. If a pass has begun in this step, or an optimizer has
+                           stepped with one of the step before: the values belong to it, and so to the row of the step
+                           that uses it. Otherwise: to the row just closed. Before the first pass of all: to the first
+                           row, with a warning.
 ``log_epoch``              Close the row of a skipped step; count the epoch; write the last row and the epoch. Before
                            the first row, the epoch waits.
 Error in recording         Stop following steps; drop open rows; close the file as failed. With several ranks: keep the

@@ -166,9 +166,11 @@ class TokenReading:
             if first + rows.shape[1] <= ids.shape[1]:
                 before = self._sources(name)
                 found = [_equals(rows, ids, first + distance) for distance in range(FARTHEST + 1)]
-                found.append(torch.stack([_counts_up(each).to(rows.device) for each in (*before, rows)]).any())
+                if rows.shape == ids.shape:  # sequences may also be columns
+                    found += [_equals(rows.t(), ids.t(), distance) for distance in range(1, FARTHEST + 1)]
+                places = torch.stack([_counts_up(each).to(rows.device) for each in (*before, rows)]).any()
                 fact = {"layer": name, "since": step, "after": len(before)}
-                self._unread.append(("shifts", fact, torch.stack(found)))
+                self._unread.append(("shifts", fact, torch.stack([places, *found])))
 
     def _sources(self, name: str) -> list[Tensor]:
         """Return the sequences that embeddings got before the last one got its own; [] where this is not the last."""
@@ -205,12 +207,14 @@ class TokenReading:
     def _shift(self, name: str) -> list[Facts]:
         """Return by how many positions targets lie behind the inputs, where that is one number in all passes."""
         facts = [fact for fact in self._found["shifts"] if fact["layer"] == name]
-        always = [i for i in range(FARTHEST + 1) if all(fact["values"][i] for fact in facts)]
-        ever = [i for i in range(FARTHEST + 1) if any(fact["values"][i] for fact in facts)]
+        values = list(zip(*(fact["values"][1:] for fact in facts), strict=False))
+        always = [i for i, found in enumerate(values) if all(found)]
+        ever = [i for i, found in enumerate(values) if any(found)]
         if len(ever) != 1 or ever != always:
             return []
-        after = 0 if any(fact["values"][-1] for fact in facts) else min(fact["after"] for fact in facts)
-        known = {"layer": name, "distance": ever[0], "after": after}
+        after = 0 if any(fact["values"][0] for fact in facts) else min(fact["after"] for fact in facts)
+        distance = ever[0] if ever[0] <= FARTHEST else ever[0] - FARTHEST
+        known = {"layer": name, "distance": distance, "after": after}
         return [known | {"passes": len(facts), "since": facts[0]["since"]}]
 
     def _only_index(self, name: str) -> list[Facts]:

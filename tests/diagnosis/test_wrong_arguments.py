@@ -348,7 +348,7 @@ def test_an_advantage_that_has_a_gradient(tmp_path: Path, normalised: bool, faul
         error = functional.mse_loss(value, reward)
         return -(chosen.log_prob(actions) * advantage).mean() + 0.5 * error - 0.01 * chosen.entropy().mean()
 
-    expect(fit(tmp_path / "run.h5", model, loss), "the advantage has a gradient" if faulty else "")
+    expect(fit(tmp_path / "run.h5", model, loss), "the advantage is not detached" if faulty else "")
 
 
 class Variational(nn.Module):
