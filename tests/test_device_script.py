@@ -276,7 +276,7 @@ def test_a_wait_is_found(gpu: checks.Part, monkeypatch: pytest.MonkeyPatch) -> N
             raise RuntimeError("called a synchronizing CUDA operation")
         return {}
 
-    monkeypatch.setattr("gradlens.recorder.recorder.to_numbers", lambda scalars: wait())
+    monkeypatch.setattr("gradlens.recorder.recorder.to_numbers", lambda *scalars: wait())
     found = waits.check_steps(setup)
     assert found["status"] == "fail"
     assert any("recorder.py" in line for line in found["first_wait"]["where"])

@@ -35,8 +35,8 @@ def claims(runs: tuple[str, ...], detail: bool, keep: Path | None, kept: Path | 
     the folders in them; default: all runs under runs/. The claims need runs of plain and residual models that were
     trained with the same settings and share at least two seeds; gradlens run report makes such runs. Control runs
     (such as plain8 and plain34-nobn-sigmoid), and runs of models whose shortcut passes only the value or only the
-    gradient (resnet34-valueonly, resnet34-gradonly), are recognised by the name of their model. Only runs that
-    gradlens run trained count: a model in your own loop may have the same name and be another one.
+    gradient (resnet34-valueonly, resnet34-gradonly), are recognised by the name of their model. Only runs
+    that the command run trained are judged: a model in your own loop may have the same name and be another one.
     """
     if kept is not None and (runs or keep):
         raise ConfigError("--from FOLDER takes the place of RUNS, and its numbers are kept already")

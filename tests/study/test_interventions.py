@@ -1,16 +1,19 @@
 """The analysis of the interventions, on values whose answer is known."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.interventions.analyse import correlations, table, verdict
-from experiments.interventions.arms import ARMS, EXPLANATIONS, Learned
+from experiments.interventions.analyse import bounds, correlations, main, table, verdict
+from experiments.interventions.arms import ARMS, EXPLANATIONS, Learned, read_learned
 from experiments.interventions.start import forward_identity
 from gradlens.analysis.stats import Interval
 from gradlens.models import build_model
 from gradlens.models.blocks import Block
+from gradlens.study.claims import judge_claims
+from gradlens.study.kept_numbers import read_kept
 
 SPEED = dict(zip(ARMS.values(), (0.5, 0.4, 0.8, 1.1, 1.0, 0.55, 0.45, 0.9, 0.6, 0.9), strict=True))
 
@@ -59,3 +62,30 @@ def test_forward_identity_of_one_block_is_the_share_of_its_mean_square() -> None
     with torch.no_grad():
         branch = 0.5 * block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(images)))))
     assert found == pytest.approx(float(images.square().mean() / (images + branch).square().mean()), rel=1e-5)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_says_what_the_kept_runs_say(capsys: pytest.CaptureFixture[str]) -> None:
+    main()
+    page = (ROOT / "experiments" / "interventions.md").read_text(encoding="utf-8")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) == 2 + len(ARMS) + 2 + len(EXPLANATIONS)
+    assert [line for line in printed if line not in page] == []
+    kept = read_learned()
+    for value in (kept.gap("speed"), kept.gap("unseen"), kept.difference("plain34, early layers frozen", "plain34")):
+        assert bounds(value) in page
+    study = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    part = " ".join(study[study.index("## Interventions") : study.index("## Agreement between batches")].split())
+    for arm in ("resnet34, early layers frozen", "resnet34, early noise", "gradient alone", "value alone"):
+        share = kept.share(arm, "speed")
+        assert f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]" in part
+
+
+def test_the_claims_are_judged_from_the_kept_runs() -> None:
+    found = judge_claims(read_kept(ROOT / "experiments" / "results")).claims
+    verdicts = {each.claim.key: each.overall["with batch norm"].verdict for each in found}
+    assert verdicts == dict(
+        zip("ABCDEF", ("refuted", "supported", "supported", "undecided", "undecided", "refuted"), strict=True)
+    )
