@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.interventions.analyse import MARGIN
 from experiments.interventions.arms import ARMS, PLAIN, WHOLE, Learned, read_learned
+from experiments.story.draw import mark_ends
 from gradlens.plots.figure_files import save_figure
 from gradlens.plots.style import current, house_style, looks_of
 
@@ -47,14 +48,9 @@ def draw(learned: Learned) -> Figure:
         panel.plot(100 * share.mean, row, "o", color=colour, markersize=6)
     panel.set_yticks(range(len(shares)), sorted(shares, key=lambda arm: -shares[arm].mean), fontsize=8.5)
     panel.set_ylim(len(shares) - 0.5, -0.5)
-    for end, label in {0: "as plain34", 100: "as resnet34"}.items():
-        panel.axvline(end, color=current().faint, linewidth=0.8, linestyle="--", zorder=0)
-        panel.annotate(label, (end, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                       ha="center", va="bottom", fontsize=7.5, color=current().ink)  # fmt: skip
+    mark_ends(panel, {0: "as plain34", 100: "as resnet34"})
     panel.axvline(100 * MARGIN, color=current().faint, linewidth=0.8, linestyle=":", zorder=0)
     panel.set_xlabel("share of the gap in training speed that is closed (%)")
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.tick_params(axis="y", length=0)
     figure.suptitle(TITLE, x=0.01, ha="left", fontsize=9.5)
     return figure
 

@@ -12,8 +12,10 @@ import argparse
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -42,6 +44,21 @@ CAPTION = (
 )
 
 
+def mark_ends(panel: Axes, ends: Mapping[float, str]) -> None:
+    """Draw an axis of shares: a dashed line with a label at each end, and no frame.
+
+    Args:
+        panel: The panel; the axis of shares is horizontal.
+        ends: Share in percent to label.
+    """
+    for end, label in ends.items():
+        panel.axvline(end, color=current().faint, linewidth=0.8, linestyle="--", zorder=0)
+        panel.annotate(label, (end, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                       ha="center", va="bottom", fontsize=7.5, color=current().ink)  # fmt: skip
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+
+
 def draw() -> Figure:
     """Return the figure: a row for each outcome, a dot with its interval for each half of the shortcut."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -57,16 +74,11 @@ def draw() -> Figure:
                        label=what.removesuffix(" alone") if row == 0 else None)  # fmt: skip
             panel.annotate(f"{100 * found.mean:.0f} %", (100 * found.mean, y), (0, 6 if number == 0 else -14),
                            textcoords="offset points", ha="center", fontsize=7, color=colour)  # fmt: skip
-    for end, label in ENDS.items():
-        panel.axvline(end, color=current().faint, linewidth=0.8, linestyle="--", zorder=0)
-        panel.annotate(label, (end, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                       ha="center", va="bottom", fontsize=7.5, color=current().ink)  # fmt: skip
+    mark_ends(panel, ENDS)
     panel.set_yticks(range(len(OUTCOMES)), list(OUTCOMES), fontsize=8.5)
     panel.set_ylim(len(OUTCOMES) - 0.5, -0.5)
     panel.set_xlim(-75, 115)
     panel.set_xlabel("share of the gap between the two networks that is closed (%)")
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.tick_params(axis="y", length=0)
     panel.legend(title="the shortcut passes only", loc="lower left", fontsize=8)
     figure.suptitle(TITLE, x=0.01, ha="left", fontsize=9.5)
     return figure

@@ -6,7 +6,7 @@ from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.unfit import judged_by, named, setup_finding
 
 ROUNDED = 1e-5
 """Outputs that differ by less than this share of their size differ by roundings of float32 alone (IEEE 754: 6e-8 per
@@ -41,21 +41,20 @@ def same_for_all(rec: Recording, learning: Learning) -> list[Finding]:
         seen = [item.number(key) for key in ("first", "before", "last")]
         if item.text("layer") != "(model)" or not all(value < ROUNDED for value in seen):
             continue
-        return [
-            setup_finding(
-                rec,
-                item,
-                f"the model's outputs for the examples of a batch differ by {seen[-1]:.1e} of their size, no more than "
-                "roundings, at every look, while its data differ",
-                f"Look at the data: they reach {largest:.3g}, and one such column drowns all others. Divide by its "
-                "standard deviation, unless that is 0."
-                if largest > HUGE
-                else "Look for a mean, a sum, a norm or a softmax over dimension 0, the batch, or over all nodes of a "
-                "graph at once: print the outputs of each layer for two examples, and find the first that are the "
-                "same.",
-                DROWNED if largest > HUGE else SAME,
-            )
-        ]
+        found = setup_finding(
+            rec,
+            item,
+            f"the model's outputs for the examples of a batch differ by {seen[-1]:.1e} of their size, no more than "
+            "roundings, at every look, while its data differ",
+            f"Look at the data: they reach {largest:.3g}, and one such column drowns all others. Divide by its "
+            "standard deviation, unless that is 0."
+            if largest > HUGE
+            else "Look for a mean, a sum, a norm or a softmax over dimension 0, the batch, or over all nodes of a "
+            "graph at once: print the outputs of each layer for two examples, and find the first that are the same.",
+            DROWNED if largest > HUGE else SAME,
+        )
+        threshold = "outputs that differ by less than 1e-5 of their size, at every look"
+        return [judged_by(found, threshold, "IEEE 754: an operation of float32 rounds by 6e-8")]
     return []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,6 +66,11 @@ def setup_finding(
 ) -> Finding:
     """Return a finding of the kind ``setup``, from the step since which the fact is so."""
     return exact_finding("setup", layers, (item.whole("since"), rec.last_step), evidence, remedy, cause)
+
+
+def judged_by(finding: Finding, threshold: str, source: str) -> Finding:
+    """Return a finding of facts that are judged by a threshold, with that threshold and its source."""
+    return replace(finding, threshold=threshold, source=source)
 
 
 def named(item: Entry, key: str = "layer") -> tuple[str, ...]:

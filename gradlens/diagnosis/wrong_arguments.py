@@ -10,7 +10,7 @@ import math
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.unfit import judged_by, named, setup_finding
 
 MOST_SMOOTHING = 0.5
 """Label smoothing that takes more than half; Szegedy et al. 2016, section 7, who proposed it, use 0.1."""
@@ -90,17 +90,17 @@ def _smoothing(rec: Recording) -> list[Finding]:
         share, classes = item.number("share"), item.whole("classes")
         if classes < 2 or not share > MOST_SMOOTHING:
             continue
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"label_smoothing={share:.3g} spreads that share of each target over all {classes} classes, which "
-                f"leaves {1 - share + share / classes:.3g} for the right one",
-                "Use label_smoothing=0.1: the number is the share that is taken away from the right class, and not the "
-                "share that is left.",
-                "label smoothing takes most of the target away",
-            )
+        smoothed = setup_finding(
+            rec,
+            item,
+            f"label_smoothing={share:.3g} spreads that share of each target over all {classes} classes, which "
+            f"leaves {1 - share + share / classes:.3g} for the right one",
+            "Use label_smoothing=0.1: the number is the share that is taken away from the right class, and not the "
+            "share that is left.",
+            "label smoothing takes most of the target away",
         )
+        source = "Szegedy et al. 2016, section 7, use 0.1; the threshold is this project's choice"
+        found.append(judged_by(smoothed, "a share of more than 0.5", source))
     return found
 
 
@@ -116,17 +116,17 @@ def _betas(rec: Recording) -> list[Finding]:
             if len(betas) < 2 or not 0 < betas[1] < betas[0] < 1 or betas[0] ** 2 < math.sqrt(betas[1]):
                 continue
             name = item.text("class")
-            return [
-                exact_finding(
-                    "setup",
-                    (),
-                    (int(rec.run.steps[0]), rec.last_step),
-                    f"{name} has betas=({betas[0]:g}, {betas[1]:g}): a step follows the mean of about "
-                    f"{1 / (1 - betas[0]):,.0f} gradients, and is divided by the size of the last "
-                    f"{1 / (1 - betas[1]):,.0f}: it goes on where gradients pointed long ago, the faster the smaller "
-                    "they are now",
-                    f"Swap them: {name}(..., betas=({betas[1]:g}, {betas[0]:g})); the second one is for the squares.",
-                    "the betas are swapped",
-                )
-            ]
+            swapped = exact_finding(
+                "setup",
+                (),
+                (int(rec.run.steps[0]), rec.last_step),
+                f"{name} has betas=({betas[0]:g}, {betas[1]:g}): a step follows the mean of about "
+                f"{1 / (1 - betas[0]):,.0f} gradients, and is divided by the size of the last "
+                f"{1 / (1 - betas[1]):,.0f}: it goes on where gradients pointed long ago, the faster the smaller "
+                "they are now",
+                f"Swap them: {name}(..., betas=({betas[1]:g}, {betas[0]:g})); the second one is for the squares.",
+                "the betas are swapped",
+            )
+            threshold = "beta1 squared over the root of beta2 is at least 1, and beta1 is larger than beta2"
+            return [judged_by(swapped, threshold, "Kingma & Ba 2015, Adam, theorem 4.1")]
     return []
