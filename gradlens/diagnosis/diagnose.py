@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.accumulated import with_passes
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
@@ -25,7 +26,7 @@ from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
-from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
@@ -47,6 +48,7 @@ from gradlens.diagnosis.small_steps import slow, steady
 from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
+from gradlens.diagnosis.unseen_data import note_on_unseen_data
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
@@ -142,7 +144,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
     findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
     findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
-    findings = [_with_inputs(rec, finding) for finding in findings]
+    findings = [with_passes(rec, _with_inputs(rec, finding)) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
@@ -233,7 +235,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
+    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings), *_note_on_the_start(rec, loss)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -243,16 +245,6 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
-
-
-def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    said = overfits(rec, guessing_of(rec))
-    if not said or any(said in finding.evidence for finding in findings):
-        return []
-    return [
-        f"{said}: the model learns its training data by heart (overfitting); more data, weight decay, dropout, a "
-        "smaller model or an earlier stop help"
-    ]
 
 
 def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:

@@ -49,6 +49,9 @@ UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
 UNSCALED = 0.25
 """An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
+DIVERGED = 2.0
+"""A classifier that begins at the level of guessing, and of which every late loss is above so many times that level,
+diverges. No outside source."""
 AT_THE_LEVEL = 2.0
 """A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
 FAR_OFF = 100.0
@@ -314,9 +317,11 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a classifier whose loss is no better than guessing."""
     classes, guess = classes_of(rec), guessing_of(rec)
+    said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
+    if losses.first < (1 + UNSCALED) * guess and losses.values[-(len(losses.values) // 5) :].min() > DIVERGED * guess:
+        return Learning("no", f"{said}: it began there, and is far above since: the training diverges", True)
     if span_of(rec) < LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
         return None
-    said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
         return Learning("no", f"{said}: the model is no better than guessing", True)
     may_expect_more = span_of(rec) >= MANY_STEPS and classes <= FEW_CLASSES and not _mostly_frozen(rec, losses)
