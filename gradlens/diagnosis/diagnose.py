@@ -26,6 +26,7 @@ from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
+from gradlens.diagnosis.left_out import notes_on_what_is_left_out
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
@@ -41,6 +42,7 @@ from gradlens.diagnosis.recorded_rows import (
     run_of_arrays,
     words_of,
 )
+from gradlens.diagnosis.same_numbers import note_on_same_numbers
 from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
@@ -149,7 +151,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
     notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
-    notes += notes_on_program(rec, findings)
+    notes += [*notes_on_program(rec, findings), *notes_on_what_is_left_out(rec), *note_on_same_numbers(rec, findings)]
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),

@@ -20,8 +20,10 @@ from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.own_targets import own_targets
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
+from gradlens.diagnosis.same_numbers import same_numbers
 from gradlens.diagnosis.same_outputs import bent_logits, same_for_all
 from gradlens.diagnosis.sequences import sequences
+from gradlens.diagnosis.shared_labels import shared_labels
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
     FIT_MEAN,
@@ -88,7 +90,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
         class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
-        gradless, labels, divided,
+        gradless, labels, divided, shared_labels,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -98,6 +100,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
 
 AFTER_LEARNING = (
     collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
+    same_numbers,
 )  # fmt: skip
 """Rules that also ask whether the model learns."""
 

@@ -21,6 +21,7 @@ from gradlens.recorder.module_modes import BatchNorms, Modes
 from gradlens.recorder.optimizer_settings import OptimizerSettings
 from gradlens.recorder.output_spread import OutputSpread
 from gradlens.recorder.parameter_states import Facts, ParameterStates
+from gradlens.recorder.random_states import RandomStates
 from gradlens.recorder.rounding import Rounding
 from gradlens.recorder.token_reading import TokenReading
 
@@ -36,6 +37,7 @@ class FactCollectors:
     clipping: Clipping
     scaling: Scaling
     rounding: Rounding
+    random: RandomStates
     spread: OutputSpread
     copies: Copies
     statistics: CopiedStatistics
@@ -70,6 +72,7 @@ class FactCollectors:
             "changed_outside": parameters.changed_outside(groups),
             "gains": self.gains,
             "rounding": self.rounding.facts(),
+            "random": self.random.facts(),
             "spread": self.spread.facts(),
             "written_between": parameters.written_between(),
             "copies": [each | self.statistics.describe(each["layer"], each["of"]) for each in self.copies.facts()],
@@ -99,6 +102,7 @@ def make_collectors(
         parameters=parameters,
         gains=parameters.gains(),
         rounding=Rounding(parameters.states),
+        random=RandomStates(),
         spread=OutputSpread(),
         settings=OptimizerSettings(optimizers, step),
         modes=Modes(model, step),

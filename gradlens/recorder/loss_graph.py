@@ -349,8 +349,9 @@ class LossGraph:
                 self._add("equal_examples", fact | {"alike": True}, step)
         for fact, step in taken["soft_targets"]:
             whole, *sums = fact["sums"].tolist()
-            if whole and sums[0] != sums[1]:
-                self._add("many_labels", {"op": fact["op"], "least": sums[0], "largest": sums[1]}, step)
+            kind = "many_labels" if fact["op"] == "LogSoftmax" else "shared_labels"
+            if whole and (sums[0] != sums[1] if kind == "many_labels" else sums[1] > 1):
+                self._add(kind, {"op": fact["op"], "least": sums[0], "largest": sums[1]}, step)
 
     def _reach(self, modules: Counter[str]) -> None:
         self.reached.update(modules)
@@ -403,7 +404,7 @@ class LossGraph:
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
-            "with_itself", "logs_of_logs", "many_labels", "own_targets", "smoothing",
+            "with_itself", "logs_of_logs", "many_labels", "shared_labels", "own_targets", "smoothing",
             "log_as_deviation", "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
             "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
         )  # fmt: skip

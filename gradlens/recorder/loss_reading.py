@@ -37,6 +37,7 @@ from gradlens.recorder.loss_weights import (
     look_for_equal_examples,
     look_for_late_weights,
     take_class_weights,
+    take_shared_labels,
     take_soft_targets,
 )
 from gradlens.recorder.overlap_sign import overlap_sign
@@ -191,6 +192,7 @@ def read_loss(root: Any) -> LossReading:
         found.smoothing += label_smoothing(node, op)
         if op == "Mul":
             found.soft_targets += take_soft_targets(node)
+        found.soft_targets += take_shared_labels(node, op)
         if op not in ARITHMETIC or (labels_of(node) and op not in LOSSES):
             found.outputs.append(_describe_output(node, loss))
             continue
@@ -403,6 +405,8 @@ def describe_targets(
         if not len(numbers):
             return None
     if not values.is_floating_point():
+        if ignored is not None and ignored >= 0 and (left_out := float((numbers == ignored).mean())):
+            fact |= {"ignored": int(ignored), "left_out": left_out}
         numbers = numbers[(numbers >= 0) & (numbers != ignored)]
         found, counts = np.unique(numbers, return_counts=True)
         if not len(counts):

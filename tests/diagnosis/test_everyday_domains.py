@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradlens
-from tests.diagnosis.test_programs import CLASSES, INPUTS, batch, both, mlp, ways
+from tests.diagnosis.test_battery_two import causes
+from tests.diagnosis.test_programs import CLASSES, INPUTS, batch, both, cross_entropy, mlp, train, ways
 
 Epoch = Callable[[nn.Module], float]
 
@@ -171,3 +172,165 @@ def test_a_logarithm_in_the_loss_that_breaks_in_a_later_step(tmp_path: Path, fau
     assert (found.kind == "nonfinite") == faulty, str(found)
     if faulty:
         assert found.findings[0].remedy.startswith("The loss takes a logarithm of the result of"), str(found)
+
+
+# --- several labels for a softmax ---------------------------------------------------------------------------
+
+SHARED = "a softmax for several labels at once"
+
+
+@both
+def test_a_softmax_for_several_labels_at_once(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        labels = (functional.one_hot(y, CLASSES) + functional.one_hot((y + 1) % CLASSES, CLASSES)).float()
+        return functional.binary_cross_entropy(model(x), labels)
+
+    found = train(tmp_path / "run.h5", nn.Sequential(mlp(), nn.Softmax(1) if faulty else nn.Sigmoid()), loss)
+    assert causes(found) == ([SHARED] if faulty else []), str(found)
+
+
+def test_a_binary_cross_entropy_of_a_softmax_with_one_label_is_no_fault(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy(model(x), functional.one_hot(y, CLASSES).float())
+
+    assert not train(tmp_path / "run.h5", nn.Sequential(mlp(), nn.Softmax(1)), loss).findings
+
+
+# --- cosines without a scale --------------------------------------------------------------------------------
+
+
+class Centres(nn.Module):
+    """Cosine similarities of embeddings and of one column of weights per class."""
+
+    def __init__(self, scale: float, classes: int = 100) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, classes))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (functional.normalize(x) @ functional.normalize(self.weight, dim=0))
+
+
+@both
+def test_cosines_of_normalised_columns_without_a_scale(tmp_path: Path, faulty: bool) -> None:
+    model = nn.Sequential(mlp(out=8), Centres(1.0 if faulty else 16.0))
+    found = train(tmp_path / "run.h5", model, cross_entropy)
+    assert ("the logits are cosine similarities between -1 and 1" in str(found).replace("\n    ", " ")) == faulty
+
+
+# --- the same random numbers in every step ------------------------------------------------------------------
+
+REPEATED = "a seed is set in each step"
+
+
+def drop(path: Path, seed: Callable[[int], None], model: nn.Module | None = None) -> gradlens.Diagnosis:
+    model = model or mlp(nn.Dropout(0.3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with gradlens.record(model, path, optimizer=optimizer) as recorder:
+        for step in range(60):
+            seed(step)
+            x, y = batch(step)
+            loss = functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss)
+    return gradlens.diagnose(path)
+
+
+@both
+def test_a_seed_that_is_set_in_the_loop(tmp_path: Path, faulty: bool) -> None:
+    found = drop(tmp_path / "run.h5", (lambda step: torch.manual_seed(7) and None) if faulty else lambda step: None)
+    assert not found.findings, str(found)
+    assert (REPEATED in " ".join(found.notes)) == faulty, str(found)
+
+
+def test_a_seed_in_the_loop_of_a_model_that_draws_nothing_is_not_noted(tmp_path: Path) -> None:
+    found = drop(tmp_path / "run.h5", lambda step: torch.manual_seed(7) and None, mlp())
+    assert REPEATED not in " ".join(found.notes), str(found)
+
+
+def test_a_seed_of_its_own_for_each_step_is_not_noted(tmp_path: Path) -> None:
+    found = drop(tmp_path / "run.h5", lambda step: torch.manual_seed(step) and None)
+    assert REPEATED not in " ".join(found.notes), str(found)
+
+
+# --- what the loss leaves out -------------------------------------------------------------------------------
+
+
+@both
+def test_a_class_that_ignore_index_leaves_out(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(model(x), y, ignore_index=2 if faulty else -100)
+
+    found = train(tmp_path / "run.h5", mlp(), loss)
+    assert not found.findings, str(found)
+    assert ("those of class 2 (ignore_index=2)" in " ".join(found.notes)) == faulty, str(found)
+
+
+def test_padding_that_ignore_index_leaves_out_is_not_noted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 16, padding_idx=0), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 9))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for _ in range(40):
+            words = torch.randint(1, 9, (16, 8)) * (torch.arange(8) < torch.randint(3, 9, (16, 1)))
+            targets = torch.where(words > 0, 1 + words % 8, 0)
+            loss = functional.cross_entropy(model(words).flatten(0, 1), targets.flatten(), ignore_index=0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss)
+    assert "ignore_index" not in " ".join(gradlens.diagnose(tmp_path / "run.h5").notes)
+
+
+UNREAD = "get a gradient of exactly 0 in every recording"
+
+
+@both
+def test_outputs_that_the_loss_does_not_read(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - x[:, :CLASSES])[:, 2 if faulty else 0 :].square().mean()
+
+    found = train(tmp_path / "run.h5", mlp(), loss)
+    assert not found.findings, str(found)
+    assert (f"2 of the {CLASSES} outputs of layer '4' {UNREAD}" in " ".join(found.notes)) == faulty, str(found)
+
+
+def test_outputs_that_are_read_by_turns_are_not_noted(tmp_path: Path) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x).gather(1, y.unsqueeze(1)) - x[:, :1]).square().mean()
+
+    assert UNREAD not in " ".join(train(tmp_path / "run.h5", mlp(), loss).notes)
+
+
+# --- a learning rate that is not the one asked for ----------------------------------------------------------
+
+ASKED = "was made with a learning rate of"
+
+
+@both
+def test_a_schedule_that_takes_a_dampened_rate_as_its_base(tmp_path: Path, faulty: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for group in optimizer.param_groups if faulty else ():
+        group["lr"] /= 400  # what a warm-up does when it is made
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    with gradlens.record(model, tmp_path / "run.h5", optimizer=optimizer) as recorder:
+        for step in range(120):
+            x, y = batch(step)
+            loss = functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            recorder.log(loss=loss)
+    assert (ASKED in str(gradlens.diagnose(tmp_path / "run.h5")).replace("\n    ", " ")) == faulty
+
+
+def test_groups_with_rates_of_their_own_are_not_noted(tmp_path: Path) -> None:
+    model = mlp()
+    groups = [{"params": model[0].parameters(), "lr": 1e-4}, {"params": [*model.parameters()][2:]}]
+    optimizer = torch.optim.SGD(groups, lr=0.02)
+    found = train(tmp_path / "run.h5", model, cross_entropy, optimizer)
+    assert ASKED not in " ".join(found.notes), str(found)
