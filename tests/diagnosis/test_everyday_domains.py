@@ -334,3 +334,40 @@ def test_groups_with_rates_of_their_own_are_not_noted(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(groups, lr=0.02)
     found = train(tmp_path / "run.h5", model, cross_entropy, optimizer)
     assert ASKED not in " ".join(found.notes), str(found)
+
+
+# --- no better than a constant ------------------------------------------------------------------------------
+
+
+def fit_many(path: Path, way: str, hidden: float) -> gradlens.Diagnosis:
+    """Train on batches of 500 examples whose targets depend on what the model sees a share ``1 - hidden`` of."""
+    torch.manual_seed(0)
+    model = mlp(out=1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with gradlens.record(model, path, optimizer=optimizer) as recorder:
+        for _ in range(220):
+            x = torch.randn(500, INPUTS)
+            told = torch.where(torch.rand(500, 1) < hidden, torch.randn(500, 1), x[:, :1])
+            if way == "regression":
+                loss = functional.mse_loss(model(x), told + 2)
+            else:
+                loss = functional.binary_cross_entropy_with_logits(model(x) + 2, (told > 1).float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss)
+    return gradlens.diagnose(path)
+
+
+@both
+@ways("way", "rare labels", "regression")
+def test_a_model_that_is_no_better_than_a_constant(tmp_path: Path, faulty: bool, way: str) -> None:
+    """Outputs begin far from the targets, so that the loss falls, and then nothing is learnt from the inputs."""
+    found = fit_many(tmp_path / "run.h5", way, hidden=1.0 if faulty else 0.2)
+    assert found.learning == ("no" if faulty else "yes"), str(found)
+    assert ("no better" in found.learning_evidence) == faulty
+
+
+@ways("way", "rare labels", "regression")
+def test_noisy_targets_that_are_learnt_a_little_are_better_than_a_constant(tmp_path: Path, way: str) -> None:
+    assert fit_many(tmp_path / "run.h5", way, hidden=0.5).learning == "yes"
