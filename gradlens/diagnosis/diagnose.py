@@ -46,6 +46,7 @@ from gradlens.diagnosis.same_numbers import note_on_same_numbers
 from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
+from gradlens.diagnosis.sharp_attention import note_on_attention
 from gradlens.diagnosis.small_steps import slow, steady
 from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
@@ -152,6 +153,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         notes += say_dead_units(rec)
     notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
     notes += [*notes_on_program(rec, findings), *notes_on_what_is_left_out(rec), *note_on_same_numbers(rec, findings)]
+    notes += note_on_attention(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),

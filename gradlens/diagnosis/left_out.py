@@ -1,4 +1,4 @@
-"""Notes on what takes no part in the training: outputs that the loss does not use, classes that it leaves out."""
+"""Notes on what takes no part in the training: outputs, classes and single examples that the loss does not use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def notes_on_what_is_left_out(rec: Recording) -> list[str]:
     Args:
         rec: The recording.
     """
-    return [*_unused_outputs(rec), *_ignored_class(rec)]
+    return [*_unused_outputs(rec), *_ignored_class(rec), *_averaged_batch(rec)]
 
 
 def _unused_outputs(rec: Recording) -> list[str]:
@@ -46,6 +46,19 @@ def _unused_outputs(rec: Recording) -> list[str]:
             f"indices with which the loss reads the output{saturated}"
         ]
     return []
+
+
+def _averaged_batch(rec: Recording) -> list[str]:
+    """Return a note on a loss that compares nothing but the average of the model's output over the batch."""
+    losses = rec.setup.graph.entries("losses")
+    if len(losses) != 1 or not losses[0].flag("alone"):
+        return []
+    return [
+        f"the loss compares the mean of the model's output over its first dimension ({item.numbers('shape')[0]:.0f} "
+        "examples), and no single one: it is 0 as soon as the averages agree. Compare each example with its own "
+        "target, and average the losses, unless these are the parts of one example"
+        for item in rec.setup.graph.entries("averaged_batch")[:1]
+    ]
 
 
 def _ignored_class(rec: Recording) -> list[str]:

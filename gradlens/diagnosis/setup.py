@@ -24,6 +24,7 @@ from gradlens.diagnosis.same_numbers import same_numbers
 from gradlens.diagnosis.same_outputs import bent_logits, same_for_all
 from gradlens.diagnosis.sequences import sequences
 from gradlens.diagnosis.shared_labels import shared_labels
+from gradlens.diagnosis.sharp_attention import sharp_attention
 from gradlens.diagnosis.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.unfit import (
     FIT_MEAN,
@@ -100,7 +101,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
 
 AFTER_LEARNING = (
     collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
-    same_numbers,
+    same_numbers, sharp_attention,
 )  # fmt: skip
 """Rules that also ask whether the model learns."""
 

@@ -61,6 +61,11 @@ def label(tensor: Tensor, name: str, key: str = KEY) -> None:
         metadata.setdefault(_key(key), []).append(name)
 
 
+def has_label(node: Any, key: str) -> bool:
+    """Return whether a label of that key is on a node."""
+    return _key(key) in node.metadata
+
+
 def op_of(node: Any) -> str:
     """Return an operation's name: "Addmm" of ``AddmmBackward0``."""
     name: str = node.name().rpartition("::")[2]

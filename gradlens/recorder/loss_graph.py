@@ -22,6 +22,7 @@ from gradlens.recorder.own_targets import log_as_deviation
 from gradlens.recorder.parameter_states import sample
 from gradlens.recorder.registered import registered_parameters
 from gradlens.recorder.returned_outputs import ReturnedOutputs
+from gradlens.recorder.score_scale import averaged_batch, unscaled_scores
 from gradlens.recorder.undefined_values import whole_number
 
 MOST_GRADIENTS = 2
@@ -257,6 +258,10 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
+        for fact in unscaled_scores(graph.nodes):
+            self._later["unscaled_scores"].append((fact, step))
+        for fact in averaged_batch(graph.nodes, roots[0]) if len(roots) == 1 else ():
+            self._add("averaged_batch", fact, step)
         for fact in log_as_deviation(graph.nodes):
             self._add("log_as_deviation", fact, step)
         for kind in ("doubled", "with_itself", "logs_of_logs", "divided", "written"):
@@ -339,6 +344,10 @@ class LossGraph:
         for fact, step in taken["clamps"]:
             if fact["all_off"].tolist():
                 self._add("clamps", fact | {"all_off": True}, step)
+        for fact, step in taken["unscaled_scores"]:
+            same = {name: value for name, value in fact.items() if name != "largest"}
+            if not any(same.items() <= known.items() for known in self._facts["unscaled_scores"]):
+                self._add("unscaled_scores", fact | {"largest": float(fact["largest"])}, step)
         for fact, step in taken["label_signs"]:
             if fact["op"] == DISTANCES:
                 self._add("pairs", {"op": DISTANCES}, step)
@@ -404,7 +413,8 @@ class LossGraph:
             "bounded", "targets", "masks", "clamped", "minimax", "curvature", "mixed_views", "stacked",
             "softmax_off_classes", "mixed_classes", "ratios", "logit_range", "likelihoods", "signed_errors",
             "terms_apart", "compared", "late_weights", "equal_examples", "penalties", "picked", "entropies", "doubled",
-            "with_itself", "logs_of_logs", "many_labels", "shared_labels", "own_targets", "smoothing",
+            "with_itself", "logs_of_logs", "many_labels", "shared_labels", "unscaled_scores",
+            "averaged_batch", "own_targets", "smoothing",
             "log_as_deviation", "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
             "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
         )  # fmt: skip

@@ -371,3 +371,60 @@ def test_a_model_that_is_no_better_than_a_constant(tmp_path: Path, faulty: bool,
 @ways("way", "rare labels", "regression")
 def test_noisy_targets_that_are_learnt_a_little_are_better_than_a_constant(tmp_path: Path, way: str) -> None:
     assert fit_many(tmp_path / "run.h5", way, hidden=0.5).learning == "yes"
+
+
+# --- averages over the batch, and scores of attention -------------------------------------------------------
+
+AVERAGED = "the loss compares the mean of the model's output over its first dimension"
+
+
+@both
+@ways("way", "all", "examples")
+def test_a_mean_over_the_batch_before_the_loss(tmp_path: Path, faulty: bool, way: str) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        output, target = model(x), x[:, :CLASSES]
+        if faulty:
+            output, target = (each.mean() if way == "all" else each.mean(0) for each in (output, target))
+        return functional.mse_loss(output, target)
+
+    found = train(tmp_path / "run.h5", mlp(), loss)
+    assert not found.findings, str(found)
+    assert (AVERAGED in " ".join(found.notes)) == faulty, str(found)
+
+
+def test_a_mean_over_places_inside_the_model_is_not_noted(tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.layers(x), self.layers(x)]).mean(0)
+
+    assert AVERAGED not in " ".join(train(tmp_path / "run.h5", Pooled()).notes)
+
+
+class Attention(nn.Module):
+    """Attention over the places of a sequence, with large features, divided by the root of its width or not."""
+
+    def __init__(self, *, scaled: bool, width: int = 64) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.expand, self.scale = nn.Linear(1, width), width**-0.5 if scaled else None
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.layer_norm(self.expand(x.unsqueeze(2)), (64,)) * 8
+        scores = self.query(h) @ self.key(h).transpose(1, 2)
+        weights = (scores if self.scale is None else scores * self.scale).softmax(-1)
+        return self.head((weights @ self.value(h)).mean(1))
+
+
+SCORES = "that nothing divides"
+
+
+@both
+def test_scores_of_attention_without_a_scale(tmp_path: Path, faulty: bool) -> None:
+    text = str(train(tmp_path / "run.h5", Attention(scaled=not faulty), steps=40)).replace("\n    ", " ")
+    assert (SCORES in text.replace("  ", " ")) == faulty, text
