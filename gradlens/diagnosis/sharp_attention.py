@@ -53,8 +53,8 @@ def _sharpest(rec: Recording) -> Entry | None:
 def _say(item: Entry) -> str:
     name = quoted(item.text("layer")) if item.text("layer") else "a layer"
     return (
-        f"the scores of attention behind {name} are products of {item.whole('width')} numbers that nothing divides, and in "
-        f"the first steps the softmax over {item.whole('keys')} of them gives the largest a weight of "
+        f"the scores of attention behind {name} are products of {item.whole('width')} numbers that nothing divides, and "
+        f"in the first steps the softmax over {item.whole('keys')} of them gives the largest a weight of "
         f"{item.number('largest'):.2f} on average: nearly all of the gradient is lost there"
     )
 
