@@ -8,7 +8,7 @@ from __future__ import annotations
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.unfit import LEAST_CALLS, named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS, named, setup_finding
 
 
 def sequences(rec: Recording) -> list[Finding]:

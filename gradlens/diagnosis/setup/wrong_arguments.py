@@ -10,7 +10,7 @@ import math
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import judged_by, named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import judged_by, named, setup_finding
 
 MOST_SMOOTHING = 0.5
 """Label smoothing that takes more than half; Szegedy et al. 2016, section 7, who proposed it, use 0.1."""

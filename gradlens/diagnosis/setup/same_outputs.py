@@ -6,7 +6,7 @@ from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import judged_by, named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import judged_by, named, setup_finding
 
 ROUNDED = 1e-5
 """Outputs that differ by less than this share of their size differ by roundings of float32 alone (IEEE 754: 6e-8 per

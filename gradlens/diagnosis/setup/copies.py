@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import FIT_MEAN, FIT_VARIANCE, is_far
+from gradlens.diagnosis.setup.norm_statistics import FIT_MEAN, FIT_VARIANCE, is_far
 
 
 def copies(rec: Recording) -> list[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording, words_of
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.unfit import LEAST_CALLS, named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS, named, setup_finding
 from gradlens.run import FloatArray
 
 SCARCE = 3.0

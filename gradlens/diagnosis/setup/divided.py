@@ -7,7 +7,7 @@ import numpy as np
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import named, setup_finding
 
 ROUNDING = 1e-4
 """A gradient of such a share of the other layers' is what float32 leaves of a difference of two equal numbers, in a

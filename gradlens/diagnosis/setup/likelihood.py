@@ -7,7 +7,7 @@ import numpy as np
 from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import named, setup_finding
 from gradlens.format import plural
 
 FAR_BELOW = 10.0
@@ -151,4 +151,20 @@ def _without_square(rec: Recording) -> list[Finding]:
             named(item),
         )
         for item in rec.setup.graph.entries("signed_errors")[:1]
+    ]
+
+
+def negated(rec: Recording) -> list[Finding]:
+    """Find a loss that is minus an error, while the optimizer makes the loss smaller."""
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the loss is minus {item.text('op')} and nothing else, from step {item.whole('since')} on: an optimizer "
+            "that makes it smaller makes the error larger, without bound",
+            "Remove the minus sign before the loss (or set maximize=True in the optimizer instead, not both).",
+            "the sign of the loss is wrong",
+        )
+        for item in rec.setup.graph.entries("losses")
+        if item.flag("negated") is True and not maximizes(rec)
     ]

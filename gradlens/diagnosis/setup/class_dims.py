@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import named, setup_finding
 
 
 def class_dims(rec: Recording) -> list[Finding]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import setup_finding
+from gradlens.diagnosis.setup.setup_findings import setup_finding
 
 ZEROS = "labels of 0 where the loss takes -1 and 1"
 BELOW = "distances below 0"

@@ -10,7 +10,7 @@ from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.learning import classes_of, guessing_of
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.unfit import named, setup_finding
+from gradlens.diagnosis.setup.setup_findings import named, setup_finding
 
 SHUT = 0.9
 """Where even the best logits leave nine tenths of the loss of guessing, nothing can be learnt; no outside source."""
