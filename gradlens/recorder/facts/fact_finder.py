@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 
 from gradlens.format import plain
 from gradlens.recorder.facts.fact_collectors import FactCollectors, make_collectors
-from gradlens.recorder.facts.loss.graph_reading import MODEL, labels_for
+from gradlens.recorder.facts.loss.graph_reading import MODEL, READER
 from gradlens.recorder.facts.parameter_states import Facts
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.observed_calls import (
@@ -73,15 +73,17 @@ def safely(method: M) -> M:
     def guarded(self: FactFinder, *args: Any, **kwargs: Any) -> None:
         if self.failed:
             return
+        reader = READER.set(self.number)
         try:
-            with labels_for(self.number):
-                method(self, *args, **kwargs)
+            method(self, *args, **kwargs)
         except Exception:
             self.failed = True
             with contextlib.suppress(Exception):
                 self._put_away()
                 self._calls.remove()
                 # The hooks on optimizers stay: one may be calling them at this moment.
+        finally:
+            READER.reset(reader)
 
     return cast(M, guarded)
 

@@ -140,14 +140,17 @@ def _active_units(module: Any) -> Units | None:
 
 
 def _active_on_host(rows: Tensor, own: Tensor | None) -> NDArray[np.bool_]:
-    """Return the same by numpy, whose calls are short and which stops at the first number other than 0.
+    """Return the same by numpy, whose calls are short; weights are read only of units that one number leaves open.
 
     Args:
         rows: (U, ...) gradient of the weight.
         own: (U,) gradient of the bias.
     """
-    active: NDArray[np.bool_] = np.zeros(len(rows), bool) if own is None else np.not_equal(own.numpy(), 0)
-    return active if active.all() else active | rows.flatten(1).numpy().any(axis=1)
+    active: NDArray[np.bool_] = (rows.flatten(1)[:, 0] if own is None else own).numpy() != 0
+    if not active.all():
+        open_ = np.flatnonzero(~active)
+        active[open_] = rows.flatten(1).numpy()[open_].any(axis=1)
+    return active
 
 
 def _count_off(known: Sequence[Units]) -> Tensor | int:

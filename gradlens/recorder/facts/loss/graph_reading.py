@@ -7,9 +7,7 @@ found by labels that a forward hook leaves on the nodes (``Node.metadata``).
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -42,26 +40,12 @@ WEIGHTED = {"Addmm", "Mm", "Convolution"}
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
-_READER: ContextVar[int] = ContextVar("gradlens_reader", default=0)
-"""The recorder that leaves or reads labels: another one may record a part of the same graph, with the same names."""
-
-
-@contextlib.contextmanager
-def labels_for(reader: int) -> Iterator[None]:
-    """Leave and read the labels of one recorder.
-
-    Args:
-        reader: Its number.
-    """
-    token = _READER.set(reader)
-    try:
-        yield
-    finally:
-        _READER.reset(token)
+READER: ContextVar[int] = ContextVar("gradlens_reader", default=0)
+"""Number of the recorder that leaves or reads labels; another one may record part of a graph by the same names."""
 
 
 def _key(key: str) -> str:
-    return f"{key}.{_READER.get()}"
+    return f"{key}.{READER.get()}"
 
 
 def label(tensor: Tensor, name: str, key: str = KEY) -> None:
