@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from gradlens.recorder.facts.loss.graph_reading import (
     BATCH_NORMS,
@@ -20,7 +21,7 @@ from gradlens.recorder.facts.loss.graph_reading import (
     labels_of,
     op_of,
 )
-from gradlens.recorder.facts.loss.kinds import EVERYWHERE, OF_PLACE
+from gradlens.recorder.facts.loss.kinds import OF_PLACE, OWN_FUNCTION
 from gradlens.recorder.facts.loss.odd_operations import Place, near_flat
 
 
@@ -45,19 +46,17 @@ class Reading:
     nodes: list[Any] = field(default_factory=list)
     """All nodes, inputs first."""
 
-    def read_place(self, place: Place) -> None:
-        """Read the facts that an operation shows.
+    def note_operation(self, node: Any, op: str) -> None:
+        """Count batch norms, and note a part that was compiled.
 
         Args:
-            place: The operation.
+            node: An operation's node.
+            op: Its name.
         """
-        for name, of_place, most in OF_PLACE.get(place.op, OF_PLACE[EVERYWHERE]):
-            if len(self.facts[name]) < most:
-                self.facts[name] += of_place(place)
-        if place.op in BATCH_NORMS:
-            key = place.op, bool(getattr(place.node, "_saved_training", True))
+        if op in BATCH_NORMS:
+            key = op, bool(getattr(node, "_saved_training", True))
             self.normalisation[key] = self.normalisation.get(key, 0) + 1
-        elif place.op.startswith("CompiledFunction"):
+        elif op.startswith("CompiledFunction"):
             self.complete = False  # modules inside left no labels
 
 
@@ -107,7 +106,15 @@ def _walk_toward_the_loss(found: Reading, known: Mapping[int, str]) -> tuple[dic
             only_leaf[node] = only_leaf[below[0]]
         elif any(child in only_leaf for child in below) and any(child in has_module for child in below):
             joins[node] = [only_leaf[child] for child in below if child in only_leaf]
-        found.read_place(Place(node, op, below, names, near, before, known))
+        found.note_operation(node, op)
+        kinds = OF_PLACE.get(op, [])
+        if isinstance(node, BackwardCFunction):
+            kinds = kinds + OF_PLACE[OWN_FUNCTION]
+        if kinds:
+            place = Place(node, op, below, names, near, before, known)
+            for name, of_place, most in kinds:
+                if len(found.facts[name]) < most:
+                    found.facts[name] += of_place(place)
     return before, joins
 
 

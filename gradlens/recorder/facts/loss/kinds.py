@@ -67,6 +67,10 @@ from gradlens.recorder.facts.loss.undefined_values import (
 )
 
 NLL = {"NllLoss", "NllLoss2D"}
+EVERYWHERE = ""
+"""Key of the kinds that are read at operations which no kind names."""
+OWN_FUNCTION = "(a function written in Python)"
+"""Stands for every ``torch.autograd.Function``, whatever its name."""
 
 
 class Collector(Protocol):
@@ -89,7 +93,7 @@ class Kind:
         of_operation: Reads it from an operation between the model's outputs and the loss, and that operation's name.
         of_place: Reads it from an operation anywhere in the graph.
         of_graph: Reads it from all nodes, inputs first.
-        at: Operations at which it is read; () for all.
+        at: Operations at which it is read; () for all between the outputs and the loss.
         later: Completes, when the step is over, what holds numbers on the device; returns facts with their kinds.
         collector: Collects, when the step is over, what holds numbers on the device.
         counts_passes: Whether the passes in which it was found are counted.
@@ -165,7 +169,7 @@ KINDS = (
     Kind("pairs"),
     Kind("overlaps", of_loss=overlap_sign),
     Kind("divided", of_place=divided_by_itself, at=("Div",)),
-    Kind("written", of_place=written_by_hand),
+    Kind("written", of_place=written_by_hand, at=(OWN_FUNCTION,)),
     Kind("policy_gradients", of_loss=policy_gradients),
     Kind("own_functions", of_graph=own_functions),
     Kind("trained_advantages", of_loss=trained_advantages),
@@ -176,24 +180,15 @@ KINDS = (
 )  # fmt: skip
 """In the order of the file."""
 BY_NAME = {kind.name: kind for kind in KINDS}
-EVERYWHERE = ""
-"""Key of the kinds that are read at operations which no kind names."""
-
-
-def _by_operation(kinds: Sequence[Kind]) -> dict[str, list[Kind]]:
-    """Return operations to the kinds that are read there."""
-    named = {op for kind in kinds for op in kind.at} | {EVERYWHERE}
-    return {op: [kind for kind in kinds if not kind.at or op in kind.at] for op in named}
-
-
 OF_LOSS = [(kind.name, kind.of_loss) for kind in KINDS if kind.of_loss]
 OF_GRAPH = [(kind.name, kind.of_graph) for kind in KINDS if kind.of_graph]
 OF_OPERATION = {
-    op: [(kind.name, kind.of_operation) for kind in kinds if kind.of_operation]
-    for op, kinds in _by_operation([kind for kind in KINDS if kind.of_operation]).items()
-}
-OF_PLACE = {
-    op: [(kind.name, kind.of_place, kind.most) for kind in kinds if kind.of_place]
-    for op, kinds in _by_operation([kind for kind in KINDS if kind.of_place]).items()
+    op: [(kind.name, kind.of_operation) for kind in KINDS if kind.of_operation and (not kind.at or op in kind.at)]
+    for op in sorted({EVERYWHERE} | {op for kind in KINDS if kind.of_operation for op in kind.at})
 }
 """Operation, or ``EVERYWHERE``, to the kinds that are read there."""
+OF_PLACE = {
+    op: [(kind.name, kind.of_place, kind.most) for kind in KINDS if kind.of_place and op in kind.at]
+    for op in sorted({op for kind in KINDS if kind.of_place for op in kind.at})
+}
+"""Operation, or ``OWN_FUNCTION``, to the kinds that are read there."""
