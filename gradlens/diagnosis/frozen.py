@@ -15,16 +15,10 @@ from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
 from gradlens.diagnosis.intended import is_spent, near_zero, replaced, say_schedule
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import (
-    LEAST_VALUES,
-    PARAM_GRAD,
-    PARAM_NORM,
-    UPDATE,
-    Recording,
-    Series,
-)
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, UPDATE, Recording, Series
 from gradlens.diagnosis.unused import wants_no_gradient, without_gradient
 from gradlens.format import plural
+from gradlens.metrics import PARAM_NORM
 
 FROZEN_LINE = "no change of the weights over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.measuring import Measuring
 from gradlens.recorder.notes import Notes
@@ -85,9 +86,9 @@ class Rows:
         self._measuring.find_replaced(self.table.n_rows_here)
         kept = self._measuring.unchanged
         parts: dict[str, list[Part]] = {
-            "activation_grad_norm": outputs,
-            "param_grad_norm": _only(gradients.parts, kept),
-            "nonfinite_count": _only(gradients.count_parts, kept),
+            ACTIVATION_GRAD_NORM: outputs,
+            PARAM_GRAD_NORM: _only(gradients.parts, kept),
+            NONFINITE_COUNT: _only(gradients.count_parts, kept),
         }
         for measurer in self._measuring.measurers:
             found = measurer.parts(self._measuring.scaler.scale)

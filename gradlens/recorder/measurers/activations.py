@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradlens.metrics import METRICS_OF_PATHS
+from gradlens.metrics import ACTIVATION_RMS, GRAD_COHERENCE, METRICS_OF_PATHS, ZERO_FRACTION
 from gradlens.recorder.hooks.compiled import outside_graphs
 from gradlens.recorder.hooks.layer_hooks import OnError, is_made_by, is_tracing, is_transformed
 from gradlens.recorder.layers import is_norm, output_tensors, takes_hooks
@@ -35,7 +35,7 @@ from gradlens.recorder.measurers.residual_paths import Measured, PathGradients, 
 from gradlens.recorder.norms import exact_norm, norm, plain
 from gradlens.recorder.ratios import ACTIVATED, NOISE, OUTPUT_NORM, OUTPUT_NUMEL, PATH_PRODUCT, SIGNAL, ZEROS
 
-METRICS_OF_LAYERS = ("activation_rms", "zero_fraction", "grad_coherence")
+METRICS_OF_LAYERS = (ACTIVATION_RMS, ZERO_FRACTION, GRAD_COHERENCE)
 METRICS_OF_CALLS = (*METRICS_OF_LAYERS, *METRICS_OF_PATHS)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -179,7 +179,7 @@ class CallWatch(Measurer):
         for layer, block, convolution in self._paths.blocks if self._due.intersection(METRICS_OF_PATHS) else ():
             self._hook(convolution, functools.partial(self._paths.see_convolution, layer))
             self._hook(block, functools.partial(self._paths.see_block, layer, self._see_path))
-        if "zero_fraction" in self._due:
+        if ZERO_FRACTION in self._due:
             for module in self._model.modules():
                 if is_norm(module):
                     self._hook(module, self._see_norm)
@@ -247,21 +247,21 @@ class CallWatch(Measurer):
 
     def _see_layer(self, layer: int, module: nn.Module, x: Any, output: Any) -> None:
         tensors = [tensor for tensor in output_tensors(output) if not is_transformed(tensor)]
-        if "zero_fraction" in self._due and isinstance(x, Tensor):
+        if ZERO_FRACTION in self._due and isinstance(x, Tensor):
             self._see_function(x)
         if not any(tensor.requires_grad for tensor in tensors):
             return
-        if "grad_coherence" in self._due:
+        if GRAD_COHERENCE in self._due:
             node = self._coherence.find_node(module, x, output)
             if node is not None:
                 node.register_prehook(functools.partial(self._split, Use(layer, module, x, x._version)))
-        if not self._due.intersection(("activation_rms", "zero_fraction")):
+        if not self._due.intersection((ACTIVATION_RMS, ZERO_FRACTION)):
             return
         call = Call(layer)
-        if "activation_rms" in self._due:
+        if ACTIVATION_RMS in self._due:
             call.norms = [self._measure(layer, tensor) for tensor in tensors]
             call.numel = sum(plain(tensor).numel() for tensor in tensors)
-        if "zero_fraction" in self._due and isinstance(output, Tensor):
+        if ZERO_FRACTION in self._due and isinstance(output, Tensor):
             self._trace(output, [call])
         self._attach(call, module, tensors)
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradlens.metrics import DEAD_UNITS
+from gradlens.metrics import DEAD_FRACTION
 from gradlens.recorder.layers import own_parameter
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
@@ -62,7 +62,7 @@ class DeadUnits(Measurer):
 
     def before_step(self, due: Sequence[str], row: int) -> None:
         """Read which units have a gradient, if the metric is due."""
-        for layer, module in self._layers if DEAD_UNITS in due else ():
+        for layer, module in self._layers if DEAD_FRACTION in due else ():
             now, known = _active_units(module), self._active[layer]
             if now is None or (known and known[-1].shape != now.shape):
                 known.clear()

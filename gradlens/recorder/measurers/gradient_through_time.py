@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
-from gradlens.metrics import DEFAULT_METRICS, METRIC_OF_TIME
+from gradlens.metrics import DEFAULT_METRICS, GRADIENT_THROUGH_TIME
 from gradlens.recorder.hooks.compiled import outside_graphs
 from gradlens.recorder.hooks.layer_hooks import is_transformed
 from gradlens.recorder.layers import takes_hooks
@@ -56,7 +56,7 @@ def is_recurrent(module: nn.Module) -> bool:
 
 def default_metrics(model: nn.Module) -> tuple[str, ...]:
     """Return the metrics that a model is recorded with by default; models with recurrent layers have one more."""
-    return (*DEFAULT_METRICS, METRIC_OF_TIME) if any(map(is_recurrent, model.modules())) else DEFAULT_METRICS
+    return (*DEFAULT_METRICS, GRADIENT_THROUGH_TIME) if any(map(is_recurrent, model.modules())) else DEFAULT_METRICS
 
 
 @dataclass(eq=False)
@@ -100,7 +100,7 @@ class GradientThroughTime(Measurer):
 
     def begin_step(self, due: Sequence[str], row: int) -> None:
         """Place the hooks if the metric is due, and remove them otherwise."""
-        now = METRIC_OF_TIME in due and not self.context.learned.compiled
+        now = GRADIENT_THROUGH_TIME in due and not self.context.learned.compiled
         if now == bool(self._handles):
             return
         self.remove_hooks()

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradlens.metrics import PARAM_NORM, UPDATE_RATIO
 from gradlens.recorder.measured_row import Part
 from gradlens.recorder.measurer import Context, Measurer
 from gradlens.recorder.norms import Reducer, list_norms, local_part
@@ -59,37 +60,37 @@ class Weights(Measurer):
         """Return the metrics that a row is to have: where weights are copied in turn, updates are in more rows."""
         if not self.in_turn:
             return list(due)
-        updates = ["update_ratio"] if self._group_of(row) < len(self.groups) else []
-        return [name for name in due if name != "update_ratio"] + updates
+        updates = [UPDATE_RATIO] if self._group_of(row) < len(self.groups) else []
+        return [name for name in due if name != UPDATE_RATIO] + updates
 
     @property
     def in_turn(self) -> bool:
         """Whether the weights are too large to be copied at once, so that ``update_ratio`` is spread over rows."""
-        return "update_ratio" in self.context.intervals and len(self.groups) > 1
+        return UPDATE_RATIO in self.context.intervals and len(self.groups) > 1
 
     @property
     def spread_over_rows(self) -> list[str]:
         """The update ratio, where weights are copied in turn."""
-        return ["update_ratio"] if self.in_turn else []
+        return [UPDATE_RATIO] if self.in_turn else []
 
     def _group_of(self, row: int) -> int:
         """Return the group of layers whose update is read in a row; there may be no group of this number."""
-        return row % max(self.context.intervals.get("update_ratio", 1), len(self.groups))
+        return row % max(self.context.intervals.get(UPDATE_RATIO, 1), len(self.groups))
 
     def before_step(self, due: Sequence[str], row: int) -> None:
         """Read the norms that are due, and copy the weights whose update is read after the step."""
-        copies = "update_ratio" in due
-        if not (copies or "param_norm" in due):
+        copies = UPDATE_RATIO in due
+        if not (copies or PARAM_NORM in due):
             return
         self._group = self._group_of(row) if self.in_turn else 0
         self._copied = self.groups[self._group] if copies else self._all
-        self._read_norms(self._all if "param_norm" in due else self._copied)
+        self._read_norms(self._all if PARAM_NORM in due else self._copied)
         if copies:
             self._copies = [local_part(parameter).detach().clone() for parameter in self._copied.parameters]
 
     def skip_step(self, due: Sequence[str], row: int) -> None:
         """Read the norms if they are due; there is no update."""
-        if "param_norm" in due:
+        if PARAM_NORM in due:
             self._read_norms(self._all)
 
     def _read_norms(self, read: Owners) -> None:
@@ -107,7 +108,7 @@ class Weights(Measurer):
 
     def parts(self, scale: Tensor | float | None) -> dict[str, list[Part]]:
         """Return the norms that were read, and those of updates."""
-        found = {"param_norm": self._norms, CHANGE: self._changes}
+        found = {PARAM_NORM: self._norms, CHANGE: self._changes}
         return {name: [part] for name, part in found.items() if part is not None}
 
 

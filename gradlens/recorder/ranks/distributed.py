@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradlens.errors import ConfigError, GradlensError, GradlensWarning, RecorderError, RunFileError
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.notes import line
 from gradlens.recorder.ranks.tensor_layouts import (
@@ -43,7 +44,7 @@ PATIENCE_S = 60.0
 the reduction of the gradients right before it waits for all of them."""
 ROLL_CALL_S = 2.0
 """Seconds in which ranks that gave up tell rank 0, which then knows who is missing."""
-OF_ACTIVATIONS = {"activation_grad_norm": 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
+OF_ACTIVATIONS = {ACTIVATION_GRAD_NORM: 1, SHORTCUT_NORM: 1, BRANCH_NORM: 1, PATH_PRODUCT: 2}
 """Addends that are measured on a rank's own loss, and the power of the gradient in them."""
 
 
@@ -235,7 +236,7 @@ class Ranks:
             there[:] = ~np.isnan(column)
             values[:] = np.where(np.isnan(column), 0, column)
             if name in OF_ACTIVATIONS:
-                copies = self.copies(n_layers) if name == "activation_grad_norm" else self.world / self.batch_parts
+                copies = self.copies(n_layers) if name == ACTIVATION_GRAD_NORM else self.world / self.batch_parts
                 values /= (self.batch_parts * np.sqrt(copies)) ** OF_ACTIVATIONS[name]
             if not adds(name):
                 np.square(values, out=values)

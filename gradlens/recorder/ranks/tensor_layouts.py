@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.metrics import NONFINITE_COUNT, PARAM_GRAD_NORM
 from gradlens.recorder.norms import HostNorms, Numbers, local_part, plain
 
 MOST_NODES = 500
@@ -189,7 +190,7 @@ class ShardedGradients:
             columns: Metric to (L,); changed in place.
             total: (``size``,) the sums over ranks.
         """
-        norms, counts = columns.get("param_grad_norm"), columns.get("nonfinite_count")
+        norms, counts = columns.get(PARAM_GRAD_NORM), columns.get(NONFINITE_COUNT)
         for layer, place in self._layers:
             if not total[place.start]:
                 continue
