@@ -1,7 +1,7 @@
 """The metrics that can be recorded for a layer: meaning, unit, scale and recording interval.
 
 The table is plain data, so that figures and pages can label an axis without loading torch. The code that measures a
-metric is in ``gradlens.recorder``.
+metric is in ``gradlens.recorder.measurers``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Metric:
         limits: The smallest and the largest possible value of a linear metric; None where there is no bound.
         quotient: Two other recorded metrics, the first of which is divided by the second; None for a metric that is
             measured by itself.
-        measured_by: The module of ``gradlens.recorder`` that measures it; "" for gradient norms, which every row has.
+        measured_by: The module of ``gradlens.recorder.measurers`` that measures it; "" for gradient norms, which every
+            row has.
     """
 
     name: str

@@ -15,8 +15,8 @@ from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.setup import say_statistics
-from gradlens.diagnosis.unfit import LEAST_CALLS, is_far
+from gradlens.diagnosis.setup.norm_statistics import is_far, say_statistics
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS
 from gradlens.format import plural
 
 ENDS_LATE = 0.5

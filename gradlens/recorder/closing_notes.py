@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gradlens.format import plural
-from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.distributed import Ranks
+from gradlens.recorder.measurers.activations import METRICS_OF_CALLS
 from gradlens.recorder.missing_values import MissingValues
 from gradlens.recorder.notes import Notes, listed
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.recorder.steps import Steps
 
 MANY_FACTORS = 5

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.gradient_states import GradientStates
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
 from gradlens.recorder.hooks.compiled import has_compiled
@@ -23,7 +22,8 @@ from gradlens.recorder.measurer import Context, make_measurers
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.output_gradients import OutputGradients
 from gradlens.recorder.parameters import Owners, ParameterGradients, group_by_optimizer
-from gradlens.recorder.tensor_layouts import ShardedGradients, is_distributed
+from gradlens.recorder.ranks.distributed import Ranks
+from gradlens.recorder.ranks.tensor_layouts import ShardedGradients, is_distributed
 
 SPREAD = 16
 """Number of parameters with a hook that detects backward passes, where gradients of outputs do not show them."""

@@ -20,11 +20,11 @@ from gradlens.format import plural
 from gradlens.metrics import DEFAULT_METRICS
 from gradlens.recorder import endings
 from gradlens.recorder.closing_notes import warn_of_no_row
-from gradlens.recorder.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, outside_graphs
 from gradlens.recorder.layers import LayerChoice
 from gradlens.recorder.notes import line
 from gradlens.recorder.parts import Callbacks, make_parts
+from gradlens.recorder.ranks.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import Every
 from gradlens.recorder.unwrapping import Optimizers

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.measuring import Measuring
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.recorder.ratios import addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.step_state import StepState

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
-from gradlens.recorder.loss_reading import read_loss
+from gradlens.recorder.facts.loss.loss_reading import read_loss
 from gradlens.run import Layer
 from tests.diagnosis.recordings import arrays, check, facts, state
 from tests.diagnosis.test_programs import INPUTS, both, expect, mlp, train
