@@ -12,10 +12,11 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from gradlens.recorder.facts.buffer_weights import find_weights_in_buffers
 from gradlens.recorder.facts.copied_statistics import CopiedStatistics
 from gradlens.recorder.facts.gradient_scaling import Clipping, Scaling
 from gradlens.recorder.facts.layer_inputs import LayerInputs
-from gradlens.recorder.facts.loss.loss_graph import LossGraph, find_weights_in_buffers
+from gradlens.recorder.facts.loss.loss_graph import LossGraph
 from gradlens.recorder.facts.module_copies import Copies
 from gradlens.recorder.facts.module_modes import BatchNorms, Modes
 from gradlens.recorder.facts.optimizer_settings import OptimizerSettings

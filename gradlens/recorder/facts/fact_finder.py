@@ -242,7 +242,7 @@ class FactFinder:
             return
         outputs = output_tensors(output)
         if container is not None and this.reads_graph:
-            found.graph.returned.note(container, outputs, found.graph.ran)
+            found.graph.modules.note_container(container, outputs)
         if module is self._model:
             found.spread.note_call(MODEL, outputs, (MODEL,))
             if this.reads_graph:
@@ -259,7 +259,7 @@ class FactFinder:
         if this.reads_graph:
             own = own_parameters(module)
             trains = any(parameter.requires_grad for parameter in own)
-            found.graph.note_call(name, outputs, trains=trains, step=self._index())
+            found.graph.modules.note_call(name, outputs, trains=trains, step=self._index())
             if own and inputs is not None:
                 found.inputs.note_call(name, module, inputs, outputs, self._index())
                 found.tokens.note_call(name, module, inputs, self._index())

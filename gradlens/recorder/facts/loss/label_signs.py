@@ -105,3 +105,20 @@ def _sides(node: Any) -> tuple[str, Tensor, Tensor] | None:
     if ops[0] in ("Sub", "Rsub") and ops[1] == "ClampMin":
         return "cosine_embedding_loss", one, other
     return (DISTANCES, one, other) if ops[0] == "ClampMin" and ops[1] != "ClampMin" else None
+
+
+def label_signs(root: Any) -> list[Facts]:
+    """Take the labels of losses of margins and pairs, unread; ``root`` is the loss's node."""
+    return [*hinge_labels(root), *pair_labels(root)]
+
+
+def read_label_signs(taken: Facts) -> list[tuple[str, Facts]]:
+    """Return losses some of whose labels they do not take, and losses of distances; this waits for an accelerator.
+
+    Args:
+        taken: What ``label_signs`` returned.
+    """
+    found: list[tuple[str, Facts]] = [("pairs", {"op": DISTANCES})] if taken["op"] == DISTANCES else []
+    if 0 < (zeros := float(taken["zeros"])) <= 1:  # NaN for other labels
+        found.append(("label_signs", taken | {"zeros": zeros}))
+    return found

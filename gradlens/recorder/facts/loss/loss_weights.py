@@ -126,17 +126,18 @@ def look_for_equal_examples(node: Any, op: str) -> list[Facts]:
     return [{"op": op, "alike": (spread <= ALIKE * outputs.abs().max()) & (targets == targets[:1]).all()}]
 
 
-def take_soft_targets(node: Any) -> list[Facts]:
+def take_soft_targets(node: Any, op: str) -> list[Facts]:
     """Add up what each example's log-softmax is multiplied by: 1 in all for probabilities, more for several labels.
 
     Args:
-        node: A multiplication under the loss.
+        node: An operation under the loss.
+        op: Its name.
 
     Returns:
         One fact, with ``sums`` unread ((3,): whether all are 0 or 1, the least and the largest sum), or none.
     """
     below = children(node)
-    targets = saved_factor(node)
+    targets = saved_factor(node) if op == "Mul" else None
     if len(below) != 1 or targets is None or targets.numel() > MOST_ELEMENTS:
         return []
     made = through_views(below[0][0])[0]
@@ -172,3 +173,41 @@ def label_smoothing(node: Any, op: str) -> list[Facts]:
     shape = shape_of(children(loss)[0][0]) if op_of(loss).startswith("NllLoss") and children(loss) else ()
     classes = shape[1] if len(shape) > 1 else 0
     return [{"share": 1 - left, "classes": classes}] if abs(1 - left - spread * classes) < ALIKE else []
+
+
+class ClassCounts:
+    """Weights of classes, and how many targets each class had in the passes read."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Facts] = {}
+
+    def read(self, taken: Facts, step: int) -> None:
+        """Count the targets that were taken; this waits for an accelerator.
+
+        Args:
+            taken: What ``take_class_weights`` returned.
+            step: The step of the loss.
+        """
+        counted = count_classes(taken["weights"], taken["values"], taken["ignored"])
+        if counted is None:
+            return
+        weights, counts = counted
+        fact = {"op": taken["op"], "weights": weights, "counts": [0] * len(counts), "since": step}
+        known = self._found.setdefault(repr((taken["op"], weights)), fact)
+        known["counts"] = [a + b for a, b in zip(known["counts"], counts, strict=True)]
+
+    def facts(self) -> list[Facts]:
+        """Return a fact for each loss with other weights."""
+        return list(self._found.values())
+
+
+def read_soft_targets(taken: Facts) -> list[tuple[str, Facts]]:
+    """Return targets of several labels, whose sums per example differ; this waits for an accelerator.
+
+    Args:
+        taken: What ``take_soft_targets`` returned.
+    """
+    whole, least, largest = taken["sums"].tolist()
+    if not whole or least == largest:
+        return []
+    return [("many_labels", {"op": taken["op"], "least": least, "largest": largest})]

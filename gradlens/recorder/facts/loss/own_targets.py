@@ -5,6 +5,7 @@ Exact: read from the graph of the loss. A module's output is known by its label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradlens.recorder.facts.loss.graph_reading import (
@@ -80,7 +81,7 @@ def _ends(node: Any) -> tuple[set[str], set[str]] | None:
     return modules, ops
 
 
-def log_as_deviation(nodes: list[Any]) -> list[Facts]:
+def log_as_deviation(nodes: Sequence[Any]) -> list[Facts]:
     """Look for an output that noise is multiplied with, and of which the loss takes the exponential: a log variance.
 
     Args:

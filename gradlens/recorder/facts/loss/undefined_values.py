@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import prod
 from typing import Any
 
@@ -95,3 +96,52 @@ def look_for_clamp(node: Any, op: str) -> list[Facts]:
     if most is not None:
         outside = outside | (values >= most)
     return [{"op": op, "all_off": outside.reshape(len(outside), -1).any(1).all()}]
+
+
+class LeastNumbers:
+    """The least number that each logarithm in a loss got, step by step."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Facts] = {}
+
+    def read(self, taken: Facts, step: int) -> None:
+        """Read the least number that was taken; this waits for an accelerator.
+
+        Args:
+            taken: What ``look_for_logarithm`` returned.
+            step: The step of the loss.
+        """
+        key = repr({name: value for name, value in taken.items() if name != "least"})
+        known = self._found.setdefault(key, taken | {"least": []})
+        if math.isfinite(least := float(taken["least"])):  # NaN comes from further below
+            known["least"].append([step, least])
+
+    def facts(self) -> list[Facts]:
+        """Return a fact for each logarithm."""
+        return list(self._found.values())
+
+
+class CountedElements:
+    """Over how many elements each average in a loss is taken, step by step."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Facts] = {}
+        self._step, self._number = -1, 0
+        """The step read last, and how many averages were read of it."""
+
+    def read(self, taken: Facts, step: int) -> None:
+        """Read the count that was taken; this waits for an accelerator.
+
+        Args:
+            taken: What ``look_for_count`` returned.
+            step: The step of the loss.
+        """
+        self._number = self._number + 1 if step == self._step else 0
+        self._step = step
+        if (count := whole_number(taken["count"])) is not None:
+            fact = {"op": taken["op"], "counts": []}
+            self._found.setdefault(f"{taken['op']} {self._number}", fact)["counts"].append([step, count])
+
+    def facts(self) -> list[Facts]:
+        """Return a fact for each average."""
+        return list(self._found.values())
