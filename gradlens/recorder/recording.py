@@ -134,12 +134,11 @@ def record(
             publisher = None if publish is None else Publisher(publish, onto=resume)
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
     except RunFileError as error:
-        rank = bare_rank(path)
-        if ranks is not None or not rank:
-            if isinstance(error, RunExistsError):
-                raise RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip)) from None
-            if endings.find_open(path) is not None:
-                raise RunFileError(error.message, tip=OPEN_TIP) from None
+        rank = "" if ranks is not None else bare_rank(path)
+        if not rank:
+            explained = _explain(error, path, model, layers)
+            if explained is not error:
+                raise explained from None
             raise
         warn_of_rank(error, rank)
     recorder = Recorder(
@@ -160,6 +159,13 @@ def record(
         recorder.note(text)
     recorder.on_never_started = weakref.finalize(recorder, _warn_never_started, type(model).__name__)
     return recorder
+
+
+def _explain(error: RunFileError, path: str | os.PathLike[str], model: nn.Module, layers: LayerChoice) -> RunFileError:
+    """Return an error with the tip that fits what has the file."""
+    if isinstance(error, RunExistsError):
+        return RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip))
+    return RunFileError(error.message, tip=OPEN_TIP) if endings.find_open(path) is not None else error
 
 
 def _take_over(path: str | os.PathLike[str], then: str) -> None:
