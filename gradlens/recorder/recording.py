@@ -14,7 +14,7 @@ from torch import nn
 from gradlens.errors import ConfigError, GradlensWarning, RunExistsError, RunFileError
 from gradlens.format import plural
 from gradlens.metrics import choose_metrics
-from gradlens.recorder import endings
+from gradlens.recorder import unclosed_recorders
 from gradlens.recorder.layers import LayerChoice, choose_layers
 from gradlens.recorder.measurers.gradient_through_time import default_metrics
 from gradlens.recorder.ranks.distributed import bare_rank, find_on_first_rank, find_ranks, warn_of_rank
@@ -165,13 +165,13 @@ def _explain(error: RunFileError, path: str | os.PathLike[str], model: nn.Module
     """Return an error with the tip that fits what has the file."""
     if isinstance(error, RunExistsError):
         return RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip))
-    return RunFileError(error.message, tip=OPEN_TIP) if endings.find_open(path) is not None else error
+    return RunFileError(error.message, tip=OPEN_TIP) if unclosed_recorders.find_open(path) is not None else error
 
 
 def _take_over(path: str | os.PathLike[str], then: str) -> None:
     """Close an earlier recorder of this process and thread that still writes the file, as a notebook's cell left it."""
     finish_abandoned()
-    earlier = endings.find_replaceable(path)
+    earlier = unclosed_recorders.find_replaceable(path)
     if isinstance(earlier, Recorder):
         rows = earlier.counts[0]
         earlier.close("interrupted", reason=f"ended by a new recorder of the same file: {then}")
