@@ -19,13 +19,14 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen
+from gradlens.diagnosis.frozen import RATE_ZERO, frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
@@ -68,6 +69,8 @@ CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
+OF_INITIAL_WEIGHTS = ("zero_gradient", "vanishing", "dead")
+"""Kinds that only say how the weights were made, where these never change."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
 WITHOUT_BOUND = ("the divergence has the wrong sign",)
@@ -136,13 +139,17 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
     if not findings and not exact:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
+    if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
+        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in OF_INITIAL_WEIGHTS]
+        findings = [*unchanged, *(finding for finding in findings if finding.kind not in OF_INITIAL_WEIGHTS)]
+        unchanged = []
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
     findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
     findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
-    findings = [_with_inputs(rec, finding) for finding in findings]
+    findings = [with_lower_bound(rec, _with_inputs(rec, finding)) for finding in findings]
     notes += [item.said for item in intended]
     if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
         notes += say_dead_units(rec)
@@ -224,7 +231,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     known = loss[np.isfinite(loss)]
     notes = []
     at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
-    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval
+    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval and bad[0] < len(loss) - 1
     if often and not any(finding.kind == "nonfinite" for finding in findings):
         first = int(rec.run.steps[bad[0]])
         notes.append(

@@ -40,6 +40,7 @@ from gradlens.diagnosis.unfit import (
     normalised_output,
     one_class,
     only_class,
+    only_value,
     out_of_range,
     overwritten,
     rounded_weights,
@@ -64,6 +65,7 @@ NO_LOGS = ("Softmax", "Sigmoid", "Relu", "Tanh", "Addmm", "Mm", "Bmm", "Convolut
 """Operations whose output is no log-probability; behind others (indexing, a sum of parts) there may be a logarithm."""
 TAKES = {
     "LogSoftmax": ("cross entropy", "softmax"),
+    "Softmax": ("a second softmax", "softmax"),
     "BinaryCrossEntropyWithLogits": ("binary cross entropy with logits", "sigmoid"),
 }
 
@@ -88,7 +90,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
         _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
         class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
-        gradless, labels, divided,
+        gradless, labels, divided, only_value,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]

@@ -115,6 +115,8 @@ class LossGraph:
         """Modules with parameters that require a gradient, in the order in which they ran, and when first."""
         self.without_graph: set[str] = set()
         """Those that ran without a graph, and never with one."""
+        self.fed: set[str] = set()
+        """Modules that got something with a graph."""
         self._order: list[str] = []
         self._calls: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         """Name of a module to its calls with a graph, and how many outputs of theirs losses reached."""
@@ -149,6 +151,8 @@ class LossGraph:
         self._steps: list[int] = []
         self._complete = True
         self._passes = 0
+        self._is_own = False
+        """Whether a loss reached a parameter or an output of the model."""
 
     def note_call(self, name: str, tensors: Sequence[Tensor], *, trains: bool, step: int) -> None:
         """Note that a module ran, and label its outputs.
@@ -231,16 +235,21 @@ class LossGraph:
         self._source = self._source or source
         self._steps.append(step)
         self._passes += 1
-        self._values += [(tensor.detach().clone(), step) for tensor in tensors if tensor.numel() == 1]
         bare = [tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad]
         if bare and not any(id(tensor) in self._names for tensor in bare):
             self._no_graph = self._no_graph or {"since": step, "passes": 0}
             self._no_graph["passes"] += 1
+        numbers = [(tensor.detach().clone(), step) for tensor in tensors if tensor.numel() == 1]
         if not roots:
+            self._values += numbers
             return
         graph = read_graph(roots, self._names)
         self._reach(graph.modules)
         self._complete &= graph.complete
+        if not self._concerns_model(graph):
+            self._note_leaves(graph, step, in_optimizer)
+            return
+        self._values += numbers
         for fact in graph.softmax_dims:
             self._add("softmax_dims", fact, step)
         for name in sorted(graph.own_functions):
@@ -288,6 +297,21 @@ class LossGraph:
                         self._later[kind].append((fact, step))
                     else:
                         self._add(kind, fact, step)
+
+    def _concerns_model(self, graph: Reading) -> bool:
+        """Return whether a loss reaches the model, or none has reached it so far.
+
+        A loss that reaches nothing of it is that of another model. What such losses have shown is forgotten once one
+        reaches the model; a model whose layers are not registered is never reached.
+        """
+        reaches = bool(graph.modules) or not self._names.keys().isdisjoint(graph.leaves)
+        if reaches and not self._is_own:
+            self._is_own, self._nonfinite_since = True, None
+            for kept in (self._facts, self._keys, self._later, self._weights, self._logarithms, self._counted):
+                kept.clear()
+            for several in (self._targets, self._masks, self._values, self._bare, self._bare_numbers):
+                several.clear()
+        return reaches or not self._is_own
 
     def _read_targets(self) -> None:
         """Read the values that passes have left, and let go of them."""
@@ -465,4 +489,6 @@ class LossGraph:
                 cuts[-1]["next"] = name
         for cut in cuts:
             cut["returned_by"] = self.returned.left_over(cut["layers"], cut["last"], self.reached)
+            if cut["next"] in self.fed:
+                cut["passed_by"] = True
         return cuts

@@ -173,6 +173,8 @@ def read_loss(root: Any) -> LossReading:
             top.setdefault("classes", None)
             top["classes"] = top["classes"] or (shape[dim_of(node, len(shape)) or 0] if shape else None)
             _look_for_twice(node, op, found)
+        if op == "Softmax":
+            found.softmax_twice += _softmax_of_softmax(node)
         if op == "AccumulateGrad":
             continue
         if op in RESHAPES and not labels_of(node):
@@ -453,6 +455,17 @@ def _look_for_twice(node: Any, loss: str, found: LossReading) -> None:
             under, names = through_views(children(under)[0][0])
         if op_of(under) in ("Softmax", "Sigmoid", "LogSoftmax"):
             found.softmax_twice.append({"loss": loss, "op": op_of(under), "layer": names[0] if names else None})
+
+
+def _softmax_of_softmax(node: Any) -> list[Facts]:
+    """Look for a softmax over the same dimension directly under a softmax."""
+    under, names = through_views(children(node)[0][0]) if children(node) else (node, [])
+    shape = shape_of(node)
+    if under is node or op_of(under) != "Softmax" or shape_of(under) != shape:
+        return []
+    if dim_of(under, len(shape)) != dim_of(node, len(shape)):
+        return []
+    return [{"loss": "Softmax", "op": "Softmax", "layer": names[0] if names else None}]
 
 
 def _look_for_broadcast(node: Any, op: str, found: LossReading) -> None:
