@@ -21,7 +21,8 @@ EXPLAINS = ("exploding", "nonfinite")
 """Kinds that such a loss explains."""
 NO_BOUND = (
     "Look at the sign of each term of the loss: a log-likelihood gets a minus (loss = -log_prob.mean()), and a "
-    "distance or a divergence that is made larger has no end. Where the signs are right, a variance goes to 0: bound it below."
+    "distance or a divergence that is made larger has no end. Where the signs are right, a variance goes to 0: bound "
+    "it below."
 )
 
 
