@@ -23,7 +23,6 @@ from gradlens.diagnosis.frozen import RATE_ZERO, frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
-from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
 from gradlens.diagnosis.lower_bound import with_lower_bound
@@ -41,17 +40,19 @@ from gradlens.diagnosis.recorded_rows import (
     run_of_arrays,
     words_of,
 )
-from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
-from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
+from gradlens.diagnosis.setup.labels import ZEROS as ZERO_LABELS
+from gradlens.diagnosis.setup.no_gradients import ANOTHER_MODEL
+from gradlens.diagnosis.setup.rules import setup
+from gradlens.diagnosis.setup.same_outputs import SAME
+from gradlens.diagnosis.setup.terms import POSTERIOR
+from gradlens.diagnosis.setup.weighting import ONE_SCORE
 from gradlens.diagnosis.small_steps import slow, steady
-from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
-from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
@@ -23,6 +22,7 @@ from gradlens.diagnosis.recorded_rows import (
 )
 from gradlens.diagnosis.zero_gradient import rounded_off
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray
 from gradlens.theory.laws import batch_norm_growth
 from gradlens.theory.predict import predicted_profile
@@ -79,7 +79,7 @@ def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
     """
     law = (layers - 2) * math.log10(batch_norm_growth(1024, "relu"))
     reason = f"batch norm explains a growth of {say_power(law)} over {layers} layers (Yang et al. 2019)"
-    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD else None
+    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD_NORM else None
     if prediction is not None and "Yang" in prediction.source:
         known = prediction.decades + SPREADS * np.nan_to_num(prediction.spread)
         most = float(np.nanmax(known)) if np.isfinite(known).any() else -math.inf

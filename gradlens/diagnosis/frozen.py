@@ -16,16 +16,10 @@ from gradlens.diagnosis.intended import is_spent, left_out, near_zero, replaced,
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import (
-    LEAST_VALUES,
-    PARAM_GRAD,
-    PARAM_NORM,
-    UPDATE,
-    Recording,
-    Series,
-)
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, UPDATE, Recording, Series
 from gradlens.diagnosis.unused import wants_no_gradient, without_gradient
 from gradlens.format import plural
+from gradlens.metrics import PARAM_NORM
 
 FROZEN_LINE = "no change of the weights over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.setup import say_statistics
-from gradlens.diagnosis.unfit import LEAST_CALLS, is_far
+from gradlens.diagnosis.setup.norm_statistics import is_far, say_statistics
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
@@ -151,9 +151,9 @@ def _partly_frozen(states: list[Entry], layer: str) -> Intended:
 
 def _unread(rec: Recording) -> set[str]:
     """Return the layers that ran and whose output never had a gradient, although one that ran earlier had one."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return set()
-    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD).values), axis=0)
+    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD_NORM).values), axis=0)
     first = int(np.argmax(known)) if known.any() else len(known)
     return {x.name for i, x in enumerate(rec.run.layers) if i > first and not known[i] and x.out_numel > 0}
 
@@ -282,9 +282,9 @@ def _rests(rec: Recording, layer: str) -> bool:
 
 def _used_late(rec: Recording) -> NDArray[np.bool_]:
     """Return (L,) whether the output of a layer has a gradient in the last fifth of the rows."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return np.zeros(len(rec.run.layers), dtype=bool)
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     late = series.values[-max(len(series) // 5, 1) :]
     found: NDArray[np.bool_] = np.any(~np.isnan(late), axis=0)
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import LEAST_CALLS, layers_of
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS, layers_of
 from gradlens.format import plural
 
 INPUTS = "the targets are the inputs"

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from gradlens.errors import GradlensWarning
 from gradlens.integrations.run_paths import choose_path
 from gradlens.recorder import Recorder, endings, record
-from gradlens.recorder.distributed import is_engine
 from gradlens.recorder.notes import line
+from gradlens.recorder.ranks.distributed import is_engine
 from gradlens.recorder.scalars import is_name
 from gradlens.run import Status
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFileError
 from gradlens.format import plural
-from gradlens.metrics import DEFAULT_METRICS
+from gradlens.metrics import ACTIVATION_GRAD_NORM, DEFAULT_METRICS
 from gradlens.recorder import endings
 from gradlens.recorder.closing_notes import warn_of_no_row
-from gradlens.recorder.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, outside_graphs
 from gradlens.recorder.layers import LayerChoice
 from gradlens.recorder.notes import line
 from gradlens.recorder.parts import Callbacks, make_parts
+from gradlens.recorder.ranks.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import Every
 from gradlens.recorder.unwrapping import Optimizers
@@ -140,7 +140,7 @@ class Recorder:
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
-        if self._learned.compiled and "activation_grad_norm" in self._intervals:
+        if self._learned.compiled and ACTIVATION_GRAD_NORM in self._intervals:
             forget_compiled_code(self._model)
         claimed = False
         try:

@@ -15,9 +15,9 @@ from gradlens.errors import ConfigError, GradlensWarning, RunExistsError, RunFil
 from gradlens.format import plural
 from gradlens.metrics import choose_metrics
 from gradlens.recorder import endings
-from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks, warn_of_rank
-from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.layers import LayerChoice, choose_layers
+from gradlens.recorder.measurers.gradient_through_time import default_metrics
+from gradlens.recorder.ranks.distributed import bare_rank, find_on_first_rank, find_ranks, warn_of_rank
 from gradlens.recorder.recorder import DISABLED, OnError, Recorder
 from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.schedule import Every
