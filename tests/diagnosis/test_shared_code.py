@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -376,3 +377,33 @@ def test_a_likelihood_that_falls_to_minus_infinity(tmp_path: Path, sign: int) ->
     if sign > 0:
         assert "it has no lower bound" in found.findings[0].evidence, str(found)
         assert "Look at the sign of each term" in found.findings[0].remedy
+
+
+# --- schedules ------------------------------------------------------------------------------------------------
+
+ROWS = 60
+RATES = {
+    "rises": np.linspace(1e-6, 1e-4, ROWS),
+    "rises from 0": np.linspace(0, 1e-4, ROWS),
+    "constant": np.full(ROWS, 1e-3),
+    "then constant": np.minimum(np.linspace(1e-6, 1e-3, ROWS), 5e-4),
+    "cycle": 1e-3 * np.sin(np.linspace(0.1, np.pi - 0.1, ROWS)),
+    "falls": np.linspace(1e-3, 1e-4, ROWS),
+}
+
+
+@pytest.mark.parametrize("way", RATES)
+def test_a_warm_up_that_has_not_ended_is_noted(way: str) -> None:
+    gradients = {"param_grad_norm": np.exp(np.random.default_rng(0).normal(0, 0.1, (ROWS, 4)))}
+    found = gradlens.diagnose_arrays(gradients, scalars={"loss": np.linspace(1, 0.5, ROWS), "lr": RATES[way]})
+    check(found, "healthy")
+    assert any("its warm-up has not ended" in note for note in found.notes) == way.startswith("rises")
+
+
+def test_a_loss_that_the_last_row_alone_lacks_is_no_average_over_nothing() -> None:
+    gradients = {"param_grad_norm": np.exp(np.random.default_rng(0).normal(0, 0.1, (ROWS, 4)))}
+    for missing in (ROWS - 1, ROWS // 2):
+        loss = np.linspace(1, 0.5, ROWS)
+        loss[missing] = np.nan
+        found = gradlens.diagnose_arrays(gradients, scalars={"loss": loss})
+        assert any("was not logged" in note for note in found.notes) == (missing < ROWS - 1)
