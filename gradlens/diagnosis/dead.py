@@ -154,7 +154,8 @@ def say_dead_units(rec: Recording) -> list[str]:
     most = max(layers, key=lambda i: typical[i])
     return [
         f"in {plural(len(layers), 'hidden layer')}, at least half of the units get no gradient in three recordings in "
-        f"succession ({quoted(rec.run.layers[most].name)}: {typical[most]:.0%}): dead units, or inputs that are 0"
+        f"succession ({quoted(rec.run.layers[most].name)}: {typical[most]:.0%}): dead units, inputs that are 0, or "
+        "outputs that nothing uses"
     ]
 
 

@@ -19,12 +19,13 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen
+from gradlens.diagnosis.frozen import RATE_ZERO, frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
@@ -69,6 +70,8 @@ CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
+OF_INITIAL_WEIGHTS = ("zero_gradient", "vanishing", "dead")
+"""Kinds that only say how the weights were made, where these never change."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
 WITHOUT_BOUND = ("the divergence has the wrong sign",)
@@ -116,7 +119,11 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     findings = _without_consequences(findings, exact, notes)
     exact = _without_same_outputs(exact, findings)
     learning = _unless_all_zero(learning, findings)
-    findings = [*exact, *findings, *_weight_findings(rec, explained, [*exact, *findings], findings, notes)]
+    unchanged = frozen(rec, explained)
+    unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
+    if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
+        findings, unchanged = [*unchanged, *_move_to_notes(findings, OF_INITIAL_WEIGHTS, notes)], []
+    findings = [*exact, *findings, *_weight_findings(rec, unchanged, [*exact, *findings], findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
@@ -163,19 +170,17 @@ def _move_to_notes(findings: list[Finding], kinds: Collection[str], notes: list[
 
 
 def _weight_findings(
-    rec: Recording, explained: set[str], known: Sequence[Finding], causes: Sequence[Finding], notes: list[str]
+    rec: Recording, unchanged: list[Finding], known: Sequence[Finding], causes: Sequence[Finding], notes: list[str]
 ) -> list[Finding]:
-    """Return weights that do not change, layers without a gradient, and steps without a direction or a size.
+    """Return what is wrong with weights by itself, and steps without a direction or a size.
 
     Args:
         rec: The recording.
-        explained: Layers that need no gradient.
+        unchanged: Weights that do not change, and layers without a gradient.
         known: All findings so far; steps are judged only where there are none.
         causes: Those of gradients and outputs.
         notes: Receive what another finding causes.
     """
-    unchanged = frozen(rec, explained)
-    unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
     if known:
         return _independent(unchanged, causes, notes)
     steps = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
@@ -183,9 +188,9 @@ def _weight_findings(
 
 
 def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> Finding:
-    """Add to a finding what is known of weights and data of a wrong size."""
+    """Add to a finding what is known of weights, data and a loss of a wrong size."""
     finding = _with_first_weights(rec, _with_decay(rec, learning, finding))
-    return _with_inputs(rec, _with_growth_of_weights(rec, learning, finding))
+    return with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
 
 
 def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
@@ -263,7 +268,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     known = loss[np.isfinite(loss)]
     notes = []
     at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
-    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval
+    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval and bad[0] < len(loss) - 1
     if often and not any(finding.kind == "nonfinite" for finding in findings):
         first = int(rec.run.steps[bad[0]])
         notes.append(

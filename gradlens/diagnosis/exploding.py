@@ -128,6 +128,9 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     table = np.array(["Embedding" in rec.run.layers[i].kind for i in path[:-1]])  # its rows are used now and then
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
     least = invariant_decades(rec, path)[:-1]
+    against = next_terms(rec, path)
+    least -= np.where(np.isnan(least), median(_padded(early), axis=0), _padded(least))[against]
+    early = early - _padded(early)[:, against]
     found = [
         (
             early[part],
@@ -149,12 +152,46 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{say_ratio(quoted(names[top]), quoted(names[-2]), float(typical[top]))} ({rows})",
+        f"{say_ratio(quoted(names[top]), quoted(names[against[top]]), float(typical[top]))} ({rows})",
         f"more than {say_power(line)} times the gradient norm of the last hidden layer",
         source,
         f"{Network(rec).tame()} {Network(rec).clip()}" if beyond[0] else too_fast(rec),
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
+
+
+def next_terms(rec: Recording, path: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the layer that each hidden layer of a path is compared with: places in the path, (M - 1,).
+
+    It is the last hidden layer, or the next layer toward the output at which another term of the loss joins: the loss
+    reads its output, as a divergence reads the latent layers of a variational autoencoder, or that of a head which
+    branches off behind it. All layers before it get the gradient of that term, and those after it do not. Such a layer
+    is compared with itself.
+
+    Args:
+        rec: The recording.
+        path: (M,) indices of the layers on the path, input first.
+    """
+    hidden, place = len(path) - 1, {int(layer): i for i, layer in enumerate(path)}
+    numbers = {layer.name: i for i, layer in enumerate(rec.run.layers)}
+    read = {numbers.get(item.text("layer"), -1) for item in rec.setup.graph.entries("outputs")} - {-1}
+    joins = {place[layer] for layer in read & place.keys()}
+    stack, seen = list(read - place.keys()), set[int]()
+    while stack:
+        parents = {int(parent) for parent in rec.run.layers[stack.pop()].parents} - seen
+        seen |= parents
+        joins |= {place[parent] for parent in parents & place.keys()}
+        stack += parents - place.keys()
+    ends = np.array([*sorted(end for end in joins if end < hidden - 1), hidden - 1], dtype=np.int64)
+    found: NDArray[np.int64] = ends[np.searchsorted(ends, np.arange(hidden))]
+    return found
+
+
+def _padded(decades: FloatArray) -> FloatArray:
+    """Return decades that are 0 at the last hidden layer, which the others are already compared with."""
+    whole = decades.copy()
+    whole[..., -1] = 0
+    return whole
 
 
 def _chooses(rec: Recording, ratio: GradientRatio) -> bool:

@@ -16,7 +16,7 @@ from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
-from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved, loss_is_nothing
 from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, Recording, Series, since
 from gradlens.format import plural
@@ -180,12 +180,13 @@ def is_satisfied(rec: Recording) -> bool:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    return 0 < len(layers) == len(_known(rec)) and (loss_halved(rec) or loss_fell(rec) >= FELL)
+    whole = 0 < len(layers) == len(_known(rec)) and not loss_is_nothing(rec)
+    return whole and (loss_halved(rec) or loss_fell(rec) >= FELL)
 
 
 def _is_stuck(rec: Recording) -> bool:
     """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
-    return loss_fell(rec) < FELL and not loss_halved(rec)
+    return loss_is_nothing(rec) or (loss_fell(rec) < FELL and not loss_halved(rec))
 
 
 def _metric(rec: Recording) -> str:
@@ -214,6 +215,18 @@ def _gradients(rec: Recording) -> Series:
 
 
 Cause = tuple[str, str, str]
+
+
+def _no_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """A loss that is exactly 0 from the first row on, such as a hinge of which no term counts."""
+    if not everywhere or row > 0 or not loss_is_nothing(rec):
+        return None
+    return (
+        "the loss is exactly 0 in every row",
+        "no term of the loss counts: no pair or triplet is selected, every margin is met, or every target is left out",
+        "Print how many pairs, triplets or targets the loss selects. Look at the labels (is each example a class of "
+        "its own?), the margin and the masks.",
+    )
 
 
 def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
@@ -457,6 +470,7 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed, _unknown,
+    _no_loss, _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed,
+    _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

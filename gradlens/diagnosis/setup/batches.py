@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradlens.analysis.stats import median_of_all
@@ -113,6 +115,40 @@ def only_class(rec: Recording, learning: Learning) -> list[Finding]:
             "a constant, because the targets have but one value",
             "Print the different targets (torch.unique). Scaling or dividing labels before .long() makes them all 0; "
             "scale the inputs only, and number the classes from 0.",
+            "all targets are the same",
+        )
+    ]
+
+
+def only_value(rec: Recording) -> list[Finding]:
+    """Find a binary classifier whose targets are all the same, and whose loss falls to nothing and stays there.
+
+    A generator's targets are all 1, too: a loss that parameters of another model take part in is left out.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        The findings; an empty list where there is no such fault.
+    """
+    targets = [item for item in rec.setup.graph.entries("targets") if item.text("op").startswith("BinaryCrossEntropy")]
+    values = {item.number(key) for item in targets for key in ("least", "largest")}
+    batches, count = (sum(item.whole(key) for item in targets) for key in ("passes", "count"))
+    loss = rec.scalar("loss")
+    late = loss[np.isfinite(loss)][len(loss) // 2 :]
+    others = rec.setup.graph.entries("unregistered") or len(rec.setup.graph.entries("losses")) != 1
+    if len(values) != 1 or others or batches < LEAST_CALLS or count < LEAST_EXAMPLES or not len(late):
+        return []
+    value = values.pop()
+    if value not in (0, 1) or not late.max() < NOTHING_LEFT * math.log(2):
+        return []
+    return [
+        setup_finding(
+            rec,
+            targets[0],
+            f"all targets of the {plural(batches, 'batch', 'batches')} that were read are {value:.0f}, and the loss "
+            f"stays below {float(late.max()):.2g}: the model learns a constant, because the targets have but one value",
+            "Print the different targets (torch.unique). Negatives that are drawn get the target 0.",
             "all targets are the same",
         )
     ]

@@ -13,6 +13,7 @@ NO_LOGS = ("Softmax", "Sigmoid", "Relu", "Tanh", "Addmm", "Mm", "Bmm", "Convolut
 """Operations whose output is no log-probability; behind others (indexing, a sum of parts) there may be a logarithm."""
 TAKES = {
     "LogSoftmax": ("cross entropy", "softmax"),
+    "Softmax": ("a second softmax", "softmax"),
     "BinaryCrossEntropyWithLogits": ("binary cross entropy with logits", "sigmoid"),
 }
 DROPS = ("Mul", "NativeDropout", "FusedDropout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.setup.batches import constant_data, few_values, one_class, only_class, same_batch
+from gradlens.diagnosis.setup.batches import constant_data, few_values, one_class, only_class, only_value, same_batch
 from gradlens.diagnosis.setup.class_dims import class_dims
 from gradlens.diagnosis.setup.clearing import CLEARED, accumulates_nothing, cleared, kept
 from gradlens.diagnosis.setup.collapsed import collapsed
@@ -37,7 +37,7 @@ RULES = (
     broadcast, mixed_views, batch_second, cleared, kept, alike, momentum, evaluates, scaled, same_batch,
     minimax, collapsed_posterior, outweighed, accumulates_nothing, weights_in_buffers, rounded_weights,
     class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
-    gradless, labels, divided,
+    gradless, labels, divided, only_value,
 )  # fmt: skip
 """In the order in which their findings are listed."""
 AFTER_LEARNING = (

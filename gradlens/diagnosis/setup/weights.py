@@ -88,12 +88,11 @@ def alike(rec: Recording) -> list[Finding]:
     layers = tuple(name for name in layers if list(order).index(name) in hidden or not hidden)
     if not layers:
         return []
-    are = "is" if len(layers) == 1 else "are"
     return [
         setup_finding(
             rec,
             states[0],
-            f"all rows of the weights of {say_layers(layers)} {are} equal, still at step "
+            f"all rows of the weights of {say_layers(layers)} are equal, still at step "
             f"{rec.setup.whole('last_step')}: every unit computes the same and gets the same gradient, so that a layer "
             "is worth a single unit (a constant initialisation, symmetry is not broken)",
             f"Initialise {say_layers(layers)} with random weights (torch's default, Glorot or He). A constant is for "

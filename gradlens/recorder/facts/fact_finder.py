@@ -260,6 +260,8 @@ class FactFinder:
             own = own_parameters(module)
             trains = any(parameter.requires_grad for parameter in own)
             found.graph.modules.note_call(name, outputs, trains=trains, step=self._index())
+            if any(isinstance(arg, Tensor) and arg.grad_fn is not None for arg in args):
+                found.graph.modules.fed.add(name)
             if own and inputs is not None:
                 found.inputs.note_call(name, module, inputs, outputs, self._index())
                 found.tokens.note_call(name, module, inputs, self._index())

@@ -297,7 +297,7 @@ class ParameterStates:
         self._ask_odd_weights(several)
         self._questions.read()
         if several:  # few: their first two rows are the same
-            differ = [_rows_differ(state.parameter, slice(1, None)) for state in several]
+            differ = [_units_differ(state.parameter) for state in several]
             self._questions.ask(differ, _note_alike(several))
             self._questions.read()
 
@@ -393,6 +393,14 @@ def _note_alike(states: list[ParameterState]) -> Callable[[list[bool]], None]:
             state.rows_alike = not differ
 
     return note
+
+
+def _units_differ(parameter: nn.Parameter) -> Tensor:
+    """Return whether rows differ from the first one, or their gradients do: those that differ part the rows."""
+    differ, grad = _rows_differ(parameter, slice(1, None)).any(), parameter.grad
+    if grad is None or grad.is_sparse or grad.shape != parameter.shape:
+        return differ
+    return differ | _rows_differ(grad, slice(1, None)).any()
 
 
 def _rows_differ(parameter: Tensor, rows: slice) -> Tensor:

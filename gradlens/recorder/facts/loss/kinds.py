@@ -130,7 +130,7 @@ def of_node(read: Callable[[Any], list[Facts]]) -> Callable[[Any, str], list[Fac
 KINDS = (
     Kind("losses", counts_passes=True),  # these without a reader are found on the walk itself
     Kind("outputs"),
-    Kind("softmax_twice", of_operation=softmax_twice, at=("BinaryCrossEntropyWithLogits", "LogSoftmax")),
+    Kind("softmax_twice", of_operation=softmax_twice, at=("BinaryCrossEntropyWithLogits", "LogSoftmax", "Softmax")),
     Kind("probabilities_as_logs", of_operation=probabilities_as_logs),
     Kind("softmax_dims", of_place=softmax_dim, at=SOFTMAX, most=MOST_NODES),
     Kind("broadcast", of_operation=broadcast, at=COMPARISONS),

@@ -70,6 +70,8 @@ class LossGraph:
         self._steps: list[int] = []
         """The step of each pass."""
         self._complete = True
+        self._is_own = False
+        """Whether a loss reached a parameter or an output of the model."""
 
     def note_gradients(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], step: int) -> None:
         """Note a gradient of a model's output with respect to what is no parameter, which has no graph of its own.
@@ -129,14 +131,18 @@ class LossGraph:
             return
         self._source = self._source or source
         self._steps.append(step)
-        self._note_values(tensors, step)
-        if not roots:
+        self._note_leaf(tensors, step)
+        graph = read_graph(roots, self._names) if roots else None
+        if graph is not None:
+            self.modules.reach(graph.modules)
+            self._complete &= graph.complete
+            self._leaves.note(graph, step, in_optimizer)
+            if not self._concerns_model(graph):
+                return
+        self._values += [(tensor.detach().clone(), step) for tensor in tensors if tensor.numel() == 1]
+        if graph is None:
             return
-        graph = read_graph(roots, self._names)
-        self.modules.reach(graph.modules)
-        self._complete &= graph.complete
         self._add_whole(graph, step)
-        self._leaves.note(graph, step, in_optimizer)
         self._note_penalty(roots, step)
         is_number = len(roots) == 1 and len(tensors) == 1 and tensors[0].numel() == 1
         if is_number and graph.modules and (number := bare_number(roots[0], tensors[0])) is not None:
@@ -148,9 +154,24 @@ class LossGraph:
                 for fact in facts:
                     self._take(name, fact, step)
 
-    def _note_values(self, tensors: Sequence[Tensor], step: int) -> None:
-        """Copy the values of a loss, unread, and note one that is a leaf."""
-        self._values += [(tensor.detach().clone(), step) for tensor in tensors if tensor.numel() == 1]
+    def _concerns_model(self, graph: Reading) -> bool:
+        """Return whether a loss reaches the model, or none has reached it so far.
+
+        A loss that reaches nothing of it is that of another model. What such losses have shown is forgotten once one
+        reaches the model; a model whose layers are not registered is never reached.
+        """
+        reaches = bool(graph.modules) or not self._names.keys().isdisjoint(graph.leaves)
+        if reaches and not self._is_own:
+            self._is_own, self._nonfinite_since = True, None
+            self._facts.clear()
+            self._keys.clear()
+            self._collectors = {kind.name: kind.collector() for kind in KINDS if kind.collector}
+            for several in (self._unread, self._bare, self._bare_numbers, self._values):
+                several.clear()
+        return reaches or not self._is_own
+
+    def _note_leaf(self, tensors: Sequence[Tensor], step: int) -> None:
+        """Note a loss that is a leaf."""
         bare = [tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad]
         if bare and not any(id(tensor) in self._names for tensor in bare):
             self._no_graph = self._no_graph or {"since": step, "passes": 0}

@@ -7,7 +7,9 @@ from typing import Any
 from gradlens.recorder.facts.loss.graph_reading import (
     VIEWS,
     Facts,
+    Shape,
     children,
+    dim_of,
     op_of,
     shape_of,
     through_views,
@@ -98,8 +100,10 @@ def _look_for_divergence(node: Any) -> list[Facts]:
 def softmax_twice(node: Any, op: str) -> list[Facts]:
     """Look for an activation directly under a loss that applies its own; scaling by a constant may lie between.
 
+    Under a softmax it is another one over the same numbers.
+
     Args:
-        node: The loss's node, or the log-softmax that it applies.
+        node: The loss's node, or the softmax or log-softmax that it applies.
         op: Its name.
 
     Returns:
@@ -112,4 +116,12 @@ def softmax_twice(node: Any, op: str) -> list[Facts]:
             under, names = through_views(children(under)[0][0])
         if op_of(under) in ("Softmax", "Sigmoid", "LogSoftmax"):
             found.append({"loss": op, "op": op_of(under), "layer": names[0] if names else None})
+            if op == "Softmax" and _runs_over(under) != _runs_over(node):
+                found.pop()
     return found
+
+
+def _runs_over(node: Any) -> tuple[str, Shape, int | None]:
+    """Return an operation, its shape, and the dimension that a softmax runs over."""
+    shape = shape_of(node)
+    return op_of(node), shape, dim_of(node, len(shape))

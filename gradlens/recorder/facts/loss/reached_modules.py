@@ -28,6 +28,8 @@ class ReachedModules:
         self._calls: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         """Name of a module to its calls with a graph, and how many outputs of theirs losses reached."""
         self._returned = ReturnedOutputs()
+        self.fed: set[str] = set()
+        """Modules that got something with a graph."""
 
     def note_call(self, name: str, tensors: Sequence[Tensor], *, trains: bool, step: int) -> None:
         """Note that a module ran, and label its outputs.
@@ -104,4 +106,6 @@ class ReachedModules:
                 cuts[-1]["next"] = name
         for cut in cuts:
             cut["returned_by"] = self._returned.left_over(cut["layers"], cut["last"], self._reached)
+            if cut["next"] in self.fed:
+                cut["passed_by"] = True
         return cuts
