@@ -407,3 +407,23 @@ def test_a_loss_that_the_last_row_alone_lacks_is_no_average_over_nothing() -> No
         loss[missing] = np.nan
         found = gradlens.diagnose_arrays(gradients, scalars={"loss": loss})
         assert any("was not logged" in note for note in found.notes) == (missing < ROWS - 1)
+
+
+# --- guessing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("way", "learning"), [("falls", "unknown"), ("stands", "no"), ("at guessing", "no")])
+def test_a_classifier_that_begins_far_above_guessing(way: str, learning: str) -> None:
+    """A large first layer and dropout give confident scores at first; guessing is reached only later."""
+    noise = np.random.default_rng(0).normal(0, 0.2, 120)
+    levels = {"falls": (1.8, 1.2), "stands": (1.5, 1.5), "at guessing": (1.8, np.log(2))}[way]
+    loss = np.linspace(*levels, 120) if way == "falls" else np.r_[np.full(10, levels[0]), np.full(110, levels[1])]
+    kinds = {"op": "NllLoss", "reduction": "mean", "classes": 2, "shape": [32, 2], "passes": 3, "since": 0}
+    kinds |= {"negated": False, "alone": True, "scaled": False}
+    graph = {"source": "backward", "step": 0, "last_step": 2, "passes": 3, "complete": True, "losses": [kinds]}
+    gradients = {"param_grad_norm": np.exp(np.random.default_rng(1).normal(0, 0.1, (120, 4)))}
+    found = gradlens.diagnose_arrays(
+        gradients, scalars={"loss": loss + noise}, facts={"version": 1, "looks": 5, "graph": graph}
+    )
+    assert found.learning == learning, str(found)
+    assert (found.kind == "plateau") == (learning == "no")
