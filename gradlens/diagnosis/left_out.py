@@ -6,7 +6,7 @@ import numpy as np
 
 from gradlens.diagnosis.findings import quoted
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.metrics import DEAD_UNITS
+from gradlens.metrics import DEAD_FRACTION
 
 SWITCHED_OFF = {"Relu", "Clamp", "ClampMin", "Threshold", "Hardtanh"}
 """Operations at the end of a model that can take the gradient of single outputs by themselves."""
@@ -25,9 +25,9 @@ def notes_on_what_is_left_out(rec: Recording) -> list[str]:
 
 def _unused_outputs(rec: Recording) -> list[str]:
     """Return a note on an output layer of which some units never get a gradient: the loss does not depend on them."""
-    if not rec.has(DEAD_UNITS):
+    if not rec.has(DEAD_FRACTION):
         return []
-    series, layers = rec.series(DEAD_UNITS), rec.run.layers
+    series, layers = rec.series(DEAD_FRACTION), rec.run.layers
     used = {parent for layer in layers for parent in layer.parents}
     late = series.values[series.late]
     for item in rec.setup.graph.entries("outputs"):

@@ -9,10 +9,10 @@ import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.learning import trained_before
-from gradlens.diagnosis.logit_range import note_on_logits
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.setup.logit_range import note_on_logits
 
 MOSTLY_PADDED, PADDED_TARGETS = 0.5, 0.4
 """Shares of sequences that end with padding, and of targets that are padding; no outside source."""
