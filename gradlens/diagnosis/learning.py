@@ -17,6 +17,7 @@ from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.constant_output import entropy_of_targets, many_targets, stays_at
 from gradlens.diagnosis.findings import Verdict
+from gradlens.diagnosis.lost_at_once import lost_at_once
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, UPDATE, Recording, words_of
 from gradlens.format import plural
@@ -186,7 +187,7 @@ def judge_learning(rec: Recording) -> Learning:
         said = f"the loss is known in {plural(len(finite), 'row')} only" if len(finite) else _say_none(rec)
         return Learning("unknown", f"{said}: at least {FEW_ROWS} are needed")
     losses = Losses(finite)
-    rules = (_constant, _stays_random, _against_guessing, _against_the_mean)
+    rules = (_constant, _stays_random, _forgot, _against_guessing, _against_the_mean)
     return next((found for rule in rules if (found := rule(rec, losses))), None) or _by_trend(rec, losses)
 
 
@@ -321,6 +322,18 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
     worse = _changed_score(rec, -1) if len(rec.run.steps) >= LEAST_STEPS else None
     falls = Losses(loss).falls if len(loss) >= FEW_ROWS else bool(_changed_score(rec, -1, LOSS))
     return None if worse and falls and words_of(worse[0]) & UNSEEN_DATA else worse
+
+
+def _forgot(rec: Recording, _losses: Losses) -> Learning | None:
+    """Return "no" for a classifier that was trained before, and whose first updates lose what it knew for good."""
+    first, highest, late = lost_at_once(rec, guessing_of(rec), LEAST_STEPS)
+    if not first > 0:
+        return None
+    return Learning(
+        "no",
+        f"the loss is {first:.3g} before the first update, {highest:.3g} soon after, and {late:.3g} at the end: what "
+        "the model knew is lost, and it does not come back",
+    )
 
 
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.learning import trained_before
-from gradlens.diagnosis.loss import loss_halved
-from gradlens.diagnosis.network import Network
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.network import TINY_INPUT, Network
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.setup.logit_range import note_on_logits
 
@@ -35,7 +35,7 @@ def notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         findings: What was found.
     """
     network, said = Network(rec), [finding.evidence for finding in findings]
-    pairs = (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups())
+    pairs = (network.far_inputs(), _tiny_inputs(rec), network.rounding(), network.decays(), network.slow_groups())
     notes = [f"{what}. {fix.strip()}" for what, fix in pairs if what and not any(what in each for each in said)]
     return [
         *notes,
@@ -45,6 +45,15 @@ def notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         *_note_on_padding(rec),
         *_note_on_padding_index(rec),
     ]
+
+
+def _tiny_inputs(rec: Recording) -> tuple[str, str]:
+    """Return a sentence on data of which next to nothing comes through, where the loss has not fallen lately."""
+    tiny = any(
+        "float" in item.text("dtype") and 0 < item.number("rms") < TINY_INPUT and item.flag("data")
+        for item in rec.setup.entries("inputs")
+    )
+    return Network(rec).inputs() if tiny and loss_fell(rec) < FELL else ("", "")
 
 
 def _note_on_the_rate(rec: Recording) -> list[str]:

@@ -21,6 +21,7 @@ from gradlens.diagnosis.learning import (
     trained_before,
 )
 from gradlens.diagnosis.loss import loss_halved
+from gradlens.diagnosis.lost_at_once import lost_at_once
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
 from gradlens.diagnosis.setup.collapsed import say_collapse
@@ -131,6 +132,12 @@ def _likely(rec: Recording) -> tuple[str, str]:
             "than linear. ",
         )
     network = Network(rec)
+    if lost_at_once(rec, guessing_of(rec), LEAST_STEPS)[0] > 0:
+        return (
+            "the first updates make the loss larger than it ever was before: the steps overshoot",
+            f"Lower {network.say_rate()} by a factor of 10, or the scale of the parts that are new: an adapter's "
+            "(LoRA) is alpha / rank, and alpha alone is as many times too large as its rank. ",
+        )
     if said := network.large_eps():
         return said, ""
     if any(network.rounding()):

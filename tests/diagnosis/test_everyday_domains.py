@@ -428,3 +428,50 @@ SCORES = "that nothing divides"
 def test_scores_of_attention_without_a_scale(tmp_path: Path, faulty: bool) -> None:
     text = str(train(tmp_path / "run.h5", Attention(scaled=not faulty), steps=40)).replace("\n    ", " ")
     assert (SCORES in text.replace("  ", " ")) == faulty, text
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------
+
+
+class Adapter(nn.Module):
+    """A frozen layer with a low-rank update beside it."""
+
+    def __init__(self, layer: nn.Linear, scale: float, rank: int = 4) -> None:
+        super().__init__()
+        self.layer, self.scale = layer.requires_grad_(False), scale
+        self.down = nn.Parameter(torch.randn(layer.in_features, rank) / rank**0.5)
+        self.up = nn.Parameter(torch.zeros(rank, layer.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.scale * (x @ self.down @ self.up)
+
+
+@both
+def test_adapters_whose_scale_loses_what_the_model_knew(tmp_path: Path, faulty: bool) -> None:
+    model = mlp(width=48)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(40):
+        loss = cross_entropy(model, *batch(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for i, layer in enumerate(model):
+        if isinstance(layer, nn.Linear):
+            model[i] = Adapter(layer, 400.0 if faulty else 1.0)
+    tuned = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    found = train(tmp_path / "run.h5", model, lambda m, x, y: cross_entropy(m, 0.4 * x, y), tuned)
+    assert (found.learning == "no") == faulty, str(found)
+    if faulty:
+        assert "what the model knew is lost" in found.learning_evidence, str(found)
+
+
+# --- tiny inputs --------------------------------------------------------------------------------------------
+
+
+@both
+def test_tiny_inputs_whose_loss_falls_only_at_first(tmp_path: Path, faulty: bool) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return functional.mse_loss(model((1e-5 if faulty else 1.0) * x), x[:, :1] + 1)
+
+    found = train(tmp_path / "run.h5", mlp(out=1), loss, steps=400)
+    assert ("next to nothing comes through" in str(found).replace("\n    ", " ")) == faulty, str(found)
