@@ -68,7 +68,7 @@ class SortedRuns:
         settings: The settings: those with batch norm first, small images before large ones.
         positive: Runs of the positive control: their gradient must vanish.
         negative: Runs of the negative control: their gradient cannot vanish.
-        others: Runs of other models.
+        others: Runs of other models, and of networks with gradients that are not their own (``rescale_to``).
         foreign: Runs of models that only bear the name of one of these, from loops other than that of ``gradlens run``.
         unfinished: Runs that have not ended.
         broken: Runs that were interrupted, or that failed without having diverged.
@@ -141,7 +141,7 @@ def _place(
     run: StudyRun, settings: dict[str, Any], sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]
 ) -> None:
     spec = spec_of(run.model)
-    if spec is None or spec.branch != "whole" or run.seed < 0:
+    if spec is None or spec.branch != "whole" or settings.get("rescale_to") or run.seed < 0:
         sorted_runs.others.append(run)
     elif not is_trained_here(run):
         sorted_runs.foreign.append(run)
