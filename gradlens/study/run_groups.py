@@ -68,7 +68,8 @@ class SortedRuns:
         settings: The settings: those with batch norm first, small images before large ones.
         positive: Runs of the positive control: their gradient must vanish.
         negative: Runs of the negative control: their gradient cannot vanish.
-        others: Runs of other models, and of networks with gradients that are not their own (``rescale_to``).
+        others: Runs of other models.
+        rescaled: Runs whose gradients have the sizes of another network's (``rescale_to``).
         foreign: Runs of models that only bear the name of one of these, from loops other than that of ``gradlens run``.
         unfinished: Runs that have not ended.
         broken: Runs that were interrupted, or that failed without having diverged.
@@ -80,6 +81,7 @@ class SortedRuns:
     positive: list[StudyRun] = field(default_factory=list)
     negative: list[StudyRun] = field(default_factory=list)
     others: list[StudyRun] = field(default_factory=list)
+    rescaled: list[StudyRun] = field(default_factory=list)
     foreign: list[StudyRun] = field(default_factory=list)
     unfinished: list[StudyRun] = field(default_factory=list)
     broken: list[StudyRun] = field(default_factory=list)
@@ -141,8 +143,10 @@ def _place(
     run: StudyRun, settings: dict[str, Any], sorted_runs: SortedRuns, found: dict[tuple[str, str], Setting]
 ) -> None:
     spec = spec_of(run.model)
-    if spec is None or spec.branch != "whole" or settings.get("rescale_to") or run.seed < 0:
+    if spec is None or spec.branch != "whole" or run.seed < 0:
         sorted_runs.others.append(run)
+    elif settings.get("rescale_to"):
+        sorted_runs.rescaled.append(run)
     elif not is_trained_here(run):
         sorted_runs.foreign.append(run)
     elif spec.activation == "sigmoid":
