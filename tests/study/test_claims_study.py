@@ -312,14 +312,15 @@ def test_what_is_left_out_is_noted() -> None:
     runs = pair({}, {})
     extra = [planted("plain34", 9, status="running"), planted("plain34", 0), planted("torchvision:vgg16", 0)]
     rescaled = planted("plain34", 0, settings={"rescale_to": "../residual/resnet34"})
-    judged = judge_claims([*runs, *extra, rescaled])
+    frozen = [planted(model, 0, settings={"freeze": 0.34}, decades=-9.0) for model in ("plain34", "resnet34")]
+    judged = judge_claims([*runs, *extra, rescaled, *frozen])
     notes = " ".join(judged.notes)
     for words in ("not finished: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
         assert words in notes
-    assert "its gradients have the sizes of another network's (--rescale-to): 1 run (plain34-s0)" in notes
+    assert "left out, layers that keep their weights, or gradients of another network's sizes: 3 runs" in notes
     assert judged.explanation == judge_claims(runs).explanation
-    with pytest.raises(ConfigError, match=r"is among 1 run .got 1 with rescaled gradients"):
-        judge_claims([rescaled])
+    with pytest.raises(ConfigError, match=r"is among 3 runs .got 3 with frozen layers or rescaled gradients"):
+        judge_claims([*frozen, rescaled])
     with pytest.raises(ConfigError, match=r"is among 1 run .got 1 of another network"):
         judge_claims([planted("torchvision:vgg16", 0)])
     with pytest.raises(ConfigError, match=r"among 2 runs .got 2 of another network"):  # without a seed, neither repeats
