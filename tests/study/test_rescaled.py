@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.interventions.arms import PLAIN, WHOLE, Learned
-from experiments.rescaled.analyse import RESCALED, answer, largest_deviation, table
+from experiments.interventions.analyse import bounds
+from experiments.interventions.arms import PLAIN, WHOLE, Learned, read_learned
+from experiments.rescaled.analyse import ARMS, RATES, RESCALED, answer, largest_deviation, main, table, table_of_rates
+from gradlens.experiment import read_experiment
 from tests.study.planted_claims import planted
 
 SCATTER = (-0.01, 0.0, 0.015)
@@ -48,3 +51,33 @@ def test_the_deviation_from_a_profile() -> None:
     assert largest_deviation(b, a) == pytest.approx(0, abs=1e-12)
     other[7, 3] *= 1.01
     assert largest_deviation(b, a) == pytest.approx(0.01)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_says_what_the_kept_runs_say(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    page = (ROOT / "experiments" / "rescaled.md").read_text(encoding="utf-8")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) == 2 * (2 + len(ARMS))
+    assert [line for line in printed if line not in page] == []
+    kept = read_learned(arms=ARMS)
+    assert len(kept.seeds) >= 3
+    for value in (kept.gap("speed"), kept.gap("unseen")):
+        assert bounds(value) in page
+    assert f"is **{answer(kept)}**" in page
+    study = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    share = kept.share(RESCALED, "speed")
+    assert f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]" in study
+
+
+def test_each_arm_is_trained_with_the_best_of_the_rates_that_were_tried() -> None:
+    planned = read_experiment(ROOT / "experiments" / "rescaled.toml")
+    lines = [line.split(",") for line in RATES.read_text(encoding="utf-8").splitlines()[1:]]
+    for group in planned.groups:
+        tried = {float(rate): float(value) for arm, rate, value in lines if arm == group.name}
+        best = max(tried, key=lambda rate: tried[rate])
+        assert group.settings["lr"] == best
+        assert min(tried) < best < max(tried)  # the best is inside
+    assert table_of_rates().count("**") == 2 * len(ARMS)
