@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.interventions.analyse import bounds
-from experiments.interventions.arms import PLAIN, WHOLE, Learned, read_learned
+from experiments.interventions.arms import PLAIN, RESULTS, WHOLE, Learned, arm_of, read_learned
 from experiments.rescaled.analyse import ARMS, RATES, RESCALED, answer, largest_deviation, main, table, table_of_rates
+from experiments.rescaled.draw import draw
+from gradlens.analysis.stats import mean_interval
 from gradlens.experiment import read_experiment
+from gradlens.study.kept_numbers import read_kept
 from tests.study.planted_claims import planted
 
 SCATTER = (-0.01, 0.0, 0.015)
@@ -54,6 +57,25 @@ def test_the_deviation_from_a_profile() -> None:
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_ratio_under_sgd_is_what_the_page_says() -> None:
+    runs = [run for run in read_kept(RESULTS) if arm_of(run, ARMS) == PLAIN]
+    page = (ROOT / "experiments" / "rescaled.md").read_text(encoding="utf-8")
+    for values in ([run.gradients.ratio[0] for run in runs], [np.median(run.gradients.ratio) for run in runs]):
+        found = mean_interval(np.array(values))
+        assert f"10^{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]" in page
+
+
+def test_the_figure_has_a_line_for_each_run_and_each_mean() -> None:
+    runs = [run for run in read_kept(RESULTS) if arm_of(run, ARMS) is not None]
+    figure = draw(runs)
+    assert [len(panel.lines) for panel in figure.axes] == [len(runs) + len(ARMS)] * 2
+    thick = [line for line in figure.axes[0].lines if line.get_label() in ARMS.values()]
+    learned = read_learned(arms=ARMS)
+    for line in thick:
+        speed = learned.speed[str(line.get_label())]
+        assert np.mean(line.get_ydata()) == pytest.approx(np.mean(list(speed.values())))
 
 
 def test_the_page_says_what_the_kept_runs_say(capsys: pytest.CaptureFixture[str]) -> None:
