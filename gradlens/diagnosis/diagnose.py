@@ -113,55 +113,91 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = _exact_findings(rec, learning)
-    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
-    if clamped:
-        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
-    chance = off_by_chance(rec) if learning.verdict != "no" else ()
-    notes += _note_on_chance(rec, chance)
-    explained = {
-        name
-        for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped, chance)
-        for name in layers
-    }
-    if is_satisfied(rec):
-        explained |= set(rec.names(range(len(rec.run.layers))))
-        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    explained = _explained_layers(rec, learning, notes)
+    explained.update(*(item.layers for item in intended), *(finding.layers for finding in exact))
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
-    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
-        findings = [finding for finding in findings if finding.kind != "vanishing"]
-    findings = _without_scores(findings, exact, notes)
-    if any(finding.cause in WITHOUT_BOUND for finding in exact):
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in CAUSED_BY_INPUTS]
-        findings = [finding for finding in findings if finding.kind not in CAUSED_BY_INPUTS]
+    findings = _without_consequences(findings, exact, notes)
     exact = _without_same_outputs(exact, findings)
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
-    if not findings and not exact:
-        findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
     if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in OF_INITIAL_WEIGHTS]
-        findings = [*unchanged, *(finding for finding in findings if finding.kind not in OF_INITIAL_WEIGHTS)]
-        unchanged = []
-    findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
+        findings, unchanged = [*unchanged, *_move_to_notes(findings, OF_INITIAL_WEIGHTS, notes)], []
+    findings = [*exact, *findings, *_weight_findings(rec, unchanged, [*exact, *findings], findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
-    findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
-    findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
-    findings = [with_lower_bound(rec, _with_inputs(rec, finding)) for finding in findings]
+    findings = [_with_wrong_sizes(rec, learning, finding) for finding in findings]
     notes += [item.said for item in intended]
-    if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
-        notes += say_dead_units(rec)
-    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
-    notes += notes_on_program(rec, findings)
+    notes += _notes_on_run(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _explained_layers(rec: Recording, learning: Learning, notes: list[str]) -> set[str]:
+    """Return layers whose gradient may be 0: behind a clamp, off by chance, or in a model whose loss is learnt."""
+    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
+    if clamped:
+        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
+    chance = off_by_chance(rec) if learning.verdict != "no" else ()
+    notes += _note_on_chance(rec, chance)
+    explained = {*clamped, *chance}
+    if is_satisfied(rec):
+        explained |= set(rec.names(range(len(rec.run.layers))))
+        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    return explained
+
+
+def _without_consequences(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return the findings of gradients and outputs that no exact cause brings about; notes tell of the others."""
+    caused: set[str] = set()
+    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        caused.add("vanishing")
+    findings = _move_to_notes(findings, caused, notes)
+    findings = _without_scores(findings, exact, notes)
+    without_bound = any(finding.cause in WITHOUT_BOUND for finding in exact)
+    return _move_to_notes(findings, CAUSED_BY_INPUTS if without_bound else (), notes)
+
+
+def _move_to_notes(findings: list[Finding], kinds: Collection[str], notes: list[str]) -> list[Finding]:
+    """Return the findings of other kinds; those of these kinds become notes."""
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in kinds]
+    return [finding for finding in findings if finding.kind not in kinds]
+
+
+def _weight_findings(
+    rec: Recording, unchanged: list[Finding], known: Sequence[Finding], causes: Sequence[Finding], notes: list[str]
+) -> list[Finding]:
+    """Return what is wrong with weights by itself, and steps without a direction or a size.
+
+    Args:
+        rec: The recording.
+        unchanged: Weights that do not change, and layers without a gradient.
+        known: All findings so far; steps are judged only where there are none.
+        causes: Those of gradients and outputs.
+        notes: Receive what another finding causes.
+    """
+    if known:
+        return _independent(unchanged, causes, notes)
+    steps = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
+    return [*steps, *_independent(unchanged, steps, notes)]
+
+
+def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding what is known of weights, data and a loss of a wrong size."""
+    finding = _with_first_weights(rec, _with_decay(rec, learning, finding))
+    return with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
+
+
+def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return notes on units, rows, losses, numbers and the program."""
+    dead_units = [] if any(f.kind in ("dead", "zero_gradient") for f in findings) else say_dead_units(rec)
+    rows = [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
+    return [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
 
 
 def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:

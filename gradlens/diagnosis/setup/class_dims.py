@@ -17,38 +17,45 @@ def class_dims(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    graph = rec.setup.graph
-    wrong = [item for item in graph.entries("softmax_off_classes") if item.whole("dim") > 0]  # 0: see softmax_dims
+    return [*_off_classes(rec), *_over_examples(rec), *_mixed(rec)]
+
+
+def _off_classes(rec: Recording) -> list[Finding]:
+    wrong = [item for item in rec.setup.graph.entries("softmax_off_classes") if item.whole("dim") > 0]
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the log-softmax{_where(item)} runs over dimension {item.whole('dim')} of {_sizes(item, 'shape')}, and "
+            f"the loss ({item.text('loss')}) takes dimension {item.whole('classes_dim')} for the classes",
+            f"Let the log-softmax run over the classes (dim={item.whole('classes_dim')}), or use F.cross_entropy "
+            "on the logits.",
+            "softmax over the wrong dimension",
+            named(item),
+        )
+        for item in wrong[:1]  # dimension 0: see softmax_dim
+    ]
+
+
+def _over_examples(rec: Recording) -> list[Finding]:
+    return [
+        setup_finding(
+            rec,
+            item,
+            f"the softmax{_where(item)} runs over the first dimension of {_sizes(item, 'shape')}, over the examples, "
+            "and the loss picks one number of each example: its numbers are no probabilities of classes or actions",
+            "Let the softmax run over the classes or actions (dim=-1); give a single example a dimension for the "
+            "batch.",
+            "softmax over the batch",
+            named(item),
+        )
+        for item in rec.setup.graph.entries("picked")[:1]
+    ]
+
+
+def _mixed(rec: Recording) -> list[Finding]:
     found = []
-    for item in wrong[:1]:
-        where = f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"the log-softmax{where} runs over dimension {item.whole('dim')} of {_sizes(item, 'shape')}, and the "
-                f"loss ({item.text('loss')}) takes dimension {item.whole('classes_dim')} for the classes",
-                f"Let the log-softmax run over the classes (dim={item.whole('classes_dim')}), or use F.cross_entropy "
-                "on the logits.",
-                "softmax over the wrong dimension",
-                named(item),
-            )
-        )
-    for item in graph.entries("picked")[:1]:
-        where = f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"the softmax{where} runs over the first dimension of {_sizes(item, 'shape')}, over the examples, and "
-                "the loss picks one number of each example: its numbers are no probabilities of classes or actions",
-                "Let the softmax run over the classes or actions (dim=-1); give a single example a dimension for the "
-                "batch.",
-                "softmax over the batch",
-                named(item),
-            )
-        )
-    for item in graph.entries("mixed_classes")[:1]:
+    for item in rec.setup.graph.entries("mixed_classes")[:1]:
         classes = int(item.numbers("result")[-1])
         found.append(
             setup_finding(
@@ -64,6 +71,10 @@ def class_dims(rec: Recording) -> list[Finding]:
             )
         )
     return found
+
+
+def _where(item: Entry) -> str:
+    return f" in {quoted(item.text('layer'))}" if item.text("layer") else ""
 
 
 def _sizes(item: Entry, key: str) -> str:

@@ -205,11 +205,6 @@ class ParameterStates:
         }
 
     @property
-    def trainable(self) -> set[str]:
-        """Names of modules that own a parameter that requires a gradient."""
-        return {state.layer for state in self.states.values() if state.parameter.requires_grad}
-
-    @property
     def with_gradient(self) -> set[str]:
         """Names of modules of which a parameter had a gradient at some look."""
         return {state.layer for state in self.states.values() if state.seen - {"none", "stale"}}
