@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError
+from gradlens.metrics import PARAM_GRAD_NORM
 from gradlens.run import FloatArray, Run
 
 
@@ -62,7 +63,7 @@ def relative_sizes(run: Run, names: list[str]) -> FloatArray:
     if missing or len(columns) != len(names):
         which = f"has no layer {missing[0]}" if missing else "has other layers"
         raise ConfigError(f"{run.path} {which}: its gradients' sizes are no example", tip="record it with --norms")
-    norms = run.metric("param_grad_norm").astype(np.float64)
+    norms = run.metric(PARAM_GRAD_NORM).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = norms[:, [columns[name] for name in names]] / norms[:, -1:]
     if len(found) == 0 or not np.isfinite(found).all():
