@@ -164,6 +164,8 @@ def test_settings_that_differ_are_mixed_and_no_vote_is_taken() -> None:
     vanishes, grows, unclear = [-6.0, -5.0, -5.5], [2.0, 2.1, 1.9], [-6.0, 2.0, -1.0]
     mixed = verdict([*at(32, vanishes), *at(64, grows)], "A")
     assert mixed.verdict == "mixed"
+    said = judge_claims([*at(32, vanishes), *at(64, grows)]).explanation
+    assert "it depends on the setting whether the plain network's gradient vanishes" in said
     assert "32 px" in mixed.why
     assert "64 px" in mixed.why
     half = verdict([*at(32, vanishes), *at(64, unclear)], "A")
