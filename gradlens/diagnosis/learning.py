@@ -445,7 +445,7 @@ def _policy(rec: Recording, losses: Losses) -> str:
     if not rec.setup.graph.entries("policy_gradients"):
         return ""
     return (
-        "in it, log-probabilities of actions are multiplied by numbers of both signs (advantages), so that it tells "
+        "in it, log-probabilities of actions are multiplied by advantages, numbers without a graph, so that it tells "
         "nothing of the policy: log the reward"
     )
 
