@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradlens.diagnosis.findings import Finding, quoted
-from gradlens.diagnosis.learning import trained_before
+from gradlens.diagnosis.learning import guessing_of, trained_before
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import TINY_INPUT, Network
+from gradlens.diagnosis.plateau import knows_other_inputs
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.setup.logit_range import note_on_logits
 
@@ -41,10 +42,19 @@ def notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         *notes,
         *note_on_logits(rec),
         *_note_on_the_rate(rec),
+        *_note_on_the_pretrained(rec, findings),
         *_note_on_rare(rec),
         *_note_on_padding(rec),
         *_note_on_padding_index(rec),
     ]
+
+
+def _note_on_the_pretrained(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return a note on a mostly frozen classifier that begins far above guessing and ends above it, too."""
+    loss = rec.scalar("loss")
+    late = loss[np.isfinite(loss)][-(len(loss) // 5) :]
+    said = "" if findings or not len(late) else knows_other_inputs(rec)
+    return [said.removesuffix(".")] if said and float(late.min()) > guessing_of(rec) else []
 
 
 def _tiny_inputs(rec: Recording) -> tuple[str, str]:

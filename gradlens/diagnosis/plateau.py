@@ -280,8 +280,15 @@ def _say_frozen(rec: Recording) -> str:
     return say_layers(tuple(name for name in order if name in frozen)) if frozen.issuperset(ends) and ends else ""
 
 
-def _knows_other_inputs(rec: Recording) -> str:
-    """Say what to compare where a mostly frozen classifier begins far above guessing: it is sure, and wrong."""
+def knows_other_inputs(rec: Recording) -> str:
+    """Say what to compare where a mostly frozen classifier begins far above guessing: it is sure, and wrong.
+
+    Args:
+        rec: The recording.
+
+    Returns:
+        Sentences, or "".
+    """
     loss, guess, totals = rec.scalar("loss"), guessing_of(rec), rec.setup.entry("totals")
     loss = loss[np.isfinite(loss)][:FIRST_ROWS]
     share = totals.number("trainable") / totals.number("numel") if totals.number("numel") > 0 else math.nan
@@ -318,7 +325,7 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
             "advantages (all 0, or detached from the log-probabilities of the actions that were taken), and whether "
             "any reward was found at all."
         )
-    if said := _knows_other_inputs(rec):
+    if said := knows_other_inputs(rec):
         return said
     if layers := _say_frozen(rec):
         return (
