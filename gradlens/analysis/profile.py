@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.parts import by_layers
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
@@ -26,8 +27,8 @@ WIDE_NUMBERS = 16_000_000
 """A metric with more values than this (128 MB in float64) is read by chunks even where they are few."""
 WIDE_CHUNKS = 32
 """The least number of chunks that such a metric has."""
-NUMBERS_AT_ONCE = 1_000_000
-"""Values that are averaged at once; each takes about 50 bytes meanwhile."""
+WIDE = 2_000_000
+"""Numbers of a metric beyond which they are kept in half the memory, as the file has them."""
 ALL_ROWS = slice(None)
 
 
@@ -70,6 +71,26 @@ def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: 
     if per_element:
         values /= element_scale(run, metric)
     return values
+
+
+def held_values(run: Run, metric: str, rows: slice = ALL_ROWS) -> FloatArray:
+    """Return a metric over rows and layers in a new array: float64, or as the run holds it where it is ``WIDE``.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows to return.
+
+    Returns:
+        (T, L), as in ``layer_values``; nothing is lost, as a file holds float32.
+
+    Raises:
+        ConfigError: The run lacks the metric.
+    """
+    start, stop, _ = rows.indices(len(run.steps))
+    values = run.metric_rows(metric, start, stop)
+    is_kept = values.size > WIDE and values.dtype == np.float32
+    return values if is_kept else values.astype(np.float64, copy=False)
 
 
 def element_scale(run: Run, metric: str) -> FloatArray:
@@ -161,8 +182,13 @@ def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element:
     Raises:
         ConfigError: As in ``layer_values``.
     """
-    values = typical_values(run, metric, rows, per_element=per_element)
-    return median(values, axis=0)
+    if is_long(run, rows):
+        return median(typical_values(run, metric, rows, per_element=per_element), axis=0)
+    values = held_values(run, metric, rows)
+    if not per_element:
+        return median(values, axis=0)
+    scales = element_scale(run, metric)[None]
+    return by_layers(lambda some, scale: median(some / scale, axis=0), values, scales)
 
 
 @dataclass(frozen=True)
@@ -283,10 +309,12 @@ def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool =
     Returns:
         (B, L) in the unit of the values.
     """
-    part = max(NUMBERS_AT_ONCE // max(len(values), 1), 1)
-    if values.ndim == 2 and values.shape[1] > part:
-        parts = [values[:, i : i + part] for i in range(0, values.shape[1], part)]
-        return np.concatenate([chunk_means(some, starts, linear=linear) for some in parts], axis=1)
+    if values.ndim == 2:
+        return by_layers(lambda some: _chunk_means(some, starts, linear), values)
+    return _chunk_means(values, starts, linear)
+
+
+def _chunk_means(values: FloatArray, starts: NDArray[np.int64], linear: bool) -> FloatArray:
     positive = np.isfinite(values) & (linear | (values > 0))
     logs = np.where(positive, values, 0.0) if linear else np.log(np.where(positive, values, 1.0))
     counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)

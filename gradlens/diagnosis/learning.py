@@ -214,7 +214,7 @@ def _stays_random(rec: Recording, _losses: Losses) -> Learning | None:
 def _constant(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" where a loss whose graph was read is one number in all rows although weights change."""
     value = median_of_all(losses.values)
-    moves = [np.nan_to_num(rec.series(name).values).any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
+    moves = [rec.series(name).positive.any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
     if (
         not rec.setup.graph.entries("losses")
         or not value

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
-from gradlens.analysis.stats import median, median_of_all
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning, guessing_of
 from gradlens.diagnosis.loss import loss_halved, overfits
@@ -472,16 +472,16 @@ def minimax(rec: Recording) -> list[Finding]:
     games = rec.setup.graph.entries("minimax")
     if not games or not rec.has(PARAM_GRAD):
         return []
-    values = rec.series(PARAM_GRAD).values
+    series = rec.series(PARAM_GRAD)
     order = {layer.name: i for i, layer in enumerate(rec.run.layers)}
     for item in rec.setup.entries("optimizers"):
         names = [name for group in item.entries("groups") for name in group.texts("layers") if name in order]
         if any(game.text("behind") in names for game in games):
             continue  # the discriminator's
-        columns = values[:, [order[name] for name in dict.fromkeys(names)]]
-        if not columns.size or len(columns) < 3 * FIRST_ROWS:
+        places = [order[name] for name in dict.fromkeys(names)]
+        if not places or len(series) < 3 * FIRST_ROWS:
             continue
-        first, last = median(columns[:FIRST_ROWS], axis=0), median(columns[-(len(columns) // 5) :], axis=0)
+        first, last = (series.median(part)[places] for part in (slice(FIRST_ROWS), slice(-(len(series) // 5), None)))
         left = median_of_all(np.where(first > 0, last / np.maximum(first, np.finfo(float).tiny), 1.0))
         if left < SATURATED:
             layers = tuple(dict.fromkeys(names))
