@@ -19,7 +19,8 @@ from gradlens.analysis.gradient_ratio import (
     say_rows,
 )
 from gradlens.analysis.overfitting import accuracy_gap
-from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks, say_layer, typical_values
+from gradlens.analysis.parts import by_layers
+from gradlens.analysis.profile import ACTIVATION_GRAD, held_values, is_long, long_chunks, say_layer, typical_held
 from gradlens.format import plural
 from gradlens.run import Run
 
@@ -113,7 +114,7 @@ def _zeros(run: Run) -> list[str]:
     if is_long(run):
         share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
     else:
-        share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
+        share = by_layers(lambda values: (values == 0).mean(axis=0), held_values(run, ACTIVATION_GRAD))
     dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
@@ -124,7 +125,7 @@ def _zeros(run: Run) -> list[str]:
 def _missing(run: Run) -> list[str]:
     if "param_grad_norm" not in run.metrics or not len(run.steps):
         return []
-    never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
+    never = by_layers(lambda values: np.isnan(values).all(axis=0), typical_held(run, "param_grad_norm"))
     names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]
     if not names:
         return []

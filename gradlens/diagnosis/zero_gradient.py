@@ -426,7 +426,7 @@ def _collapsed(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row:
         "",
         f"gradients arrived in the first {plural(row, 'row')}, then the output no longer depended on the weights: all "
         "units are off (dead), or every output is the same",
-        _revive(rec, row, rec.run.layers[rec.run.main_layers()[-1]].name),
+        _revive(rec, row, rec.run.layers[[*rec.in_order(layers), *rec.run.main_layers()][-1]].name),
     )
 
 

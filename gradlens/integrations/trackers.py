@@ -109,7 +109,7 @@ def _from_metrics(run: Run, new: NDArray[np.int64]) -> dict[str, FloatArray]:
     metric = "activation_grad_norm" if "activation_grad_norm" in run.metrics else "param_grad_norm"
     ratio = gradient_ratio(run, metric, rows) if metric in run.metrics else None
     if ratio is not None and len(ratio.rows):
-        put("log10_first_over_last_layer", ratio.decades[:, 0], ratio.rows)
+        put("log10_first_over_last_layer", ratio.first_decades, ratio.rows)
     for name, metric in (("median_update_ratio", "update_ratio"), ("median_zero_fraction", "zero_fraction")):
         if metric in run.metrics:
             put(name, _median(run.metric(metric)[rows]))

@@ -18,7 +18,7 @@ from gradlens.charts.heatmap import View, common_scale, make_panel
 from gradlens.errors import ConfigError
 from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import CSS_DPI, GradlensFigure
-from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
+from gradlens.plots.panels import MOST_SEEN, draw_colour_bar, draw_key, draw_panel
 from gradlens.plots.profile import curve_handles, draw_curve, dress_axis, find_floor
 from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, looks_of
 from gradlens.run import Run
@@ -55,7 +55,7 @@ def draw_small_heatmap(run: Run, metric: str, width_in: float = WIDTH_IN) -> Gra
     Raises:
         ConfigError: The run lacks the metric, or has no row of it yet.
     """
-    panel = make_panel(run, View(metric), columns=COLUMNS)
+    panel = make_panel(run, View(metric), columns=COLUMNS, most_layers=MOST_SEEN)
     if panel.is_empty or np.isnan(panel.drawn).all():
         raise ConfigError(f"no row of {metric} has been recorded yet")
     with house_style():
