@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
@@ -37,6 +38,8 @@ SPREADS = 3.0
 SURGE_DECADES = 3.0
 """Over steps: 1,000 times the usual norm. Measured: in healthy runs (plain34 and resnet34, 20 epochs) the norm is never
 more than 0.7 decades above the median of its first ten rows."""
+SMOOTHED = 5
+"""Rows whose median is compared with the first ones."""
 RISE_DECADES = 2.0
 """Before a non-finite step, a rise by a factor of 100 counts as its beginning. Measured: in the same healthy runs, a
 row is up to 1.5 decades above the row before it."""
@@ -196,7 +199,8 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
     if before.sum() < LEAST_ROWS:
         return None
     usual = median_of_all(total[:LEAST_ROWS]) if not np.isnan(total[:LEAST_ROWS]).all() else math.nan
-    smooth = np.array([float(median(total[max(i - 4, 0) : i + 1])) for i in range(len(total))])
+    begin = [float(median(total[: i + 1])) for i in range(min(SMOOTHED - 1, len(total)))]
+    smooth = np.append(begin, median(sliding_window_view(total, SMOOTHED)) if len(total) >= SMOOTHED else [])
     high = np.nan_to_num(smooth - usual, nan=-np.inf) > SURGE_DECADES
     if not high.any():
         return None

@@ -131,6 +131,7 @@ class Recording:
         self.long = is_long(run)
         self.setup = Setup(run.facts)
         self._kept: dict[str, Series] = {}
+        self._broken: dict[str, NDArray[np.int64]] = {}
 
     @property
     def n_rows(self) -> int:
@@ -167,6 +168,11 @@ class Recording:
         name = self._loss if name == "loss" else name
         values = np.asarray(self.run.scalars.get(name, np.empty(0)), dtype=np.float64)
         return np.where(self.skipped, np.nan, values) if len(values) else values
+
+    def logged(self, name: str) -> FloatArray:
+        """Return the finite values of what was logged under a name: of the table of epochs, else of rows."""
+        values = np.asarray(self.run.epochs[name] if name in self.run.epochs else self.scalar(name), dtype=np.float64)
+        return values[np.isfinite(values)]
 
     @cached_property
     def _loss(self) -> str:
@@ -264,6 +270,11 @@ class Recording:
 
     def broken_rows(self, name: str) -> NDArray[np.int64]:
         """Return the indices of rows with a non-finite value, without those that a GradScaler skipped."""
+        if name not in self._broken:
+            self._broken[name] = self._find_broken(name)
+        return self._broken[name]
+
+    def _find_broken(self, name: str) -> NDArray[np.int64]:
         run = self.run
         if name not in run.metrics or not len(run.steps):
             return np.empty(0, dtype=np.int64)
@@ -273,8 +284,13 @@ class Recording:
             high = chunks.high > 0 if name == COUNT else np.isinf(chunks.high)
             found = np.flatnonzero(high.any(axis=1))[:MOST_CHUNKS]
             spans = [(int(chunks.edges[i]), int(chunks.edges[i + 1])) for i in found]
-        rows = [np.flatnonzero(self.broken(name, *span).any(axis=1)) + span[0] for span in spans]
+        rows = [self._broken_within(name, *span) for span in spans]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def _broken_within(self, name: str, start: int, stop: int) -> NDArray[np.int64]:
+        values = self.run.metric_rows(name, start, stop)
+        found = by_rows(lambda some: (some > 0 if name == COUNT else np.isinf(some)).any(axis=1), values)
+        return np.flatnonzero(found & ~self.skipped[start:stop]) + start
 
     def broken(self, name: str, start: int, stop: int) -> NDArray[np.bool_]:
         """Return which values of rows are not finite, (stop - start, L); False in skipped rows."""
