@@ -20,8 +20,9 @@ from gradlens.analysis.gradient_ratio import (
 )
 from gradlens.analysis.overfitting import accuracy_gap
 from gradlens.analysis.parts import by_layers
-from gradlens.analysis.profile import ACTIVATION_GRAD, held_values, is_long, long_chunks, say_layer, typical_held
+from gradlens.analysis.profile import held_values, is_long, long_chunks, say_layer, typical_held
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM
 from gradlens.run import Run
 
 
@@ -53,7 +54,7 @@ MOST_CHUNKS = 64
 
 
 def _nonfinite(run: Run) -> list[str]:
-    names = [name for name in (ACTIVATION_GRAD, "param_grad_norm") if name in run.metrics]
+    names = [name for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM) if name in run.metrics]
     rows, more = _broken_rows(run, names)
     if len(rows):
         number = f"{'more than ' if more else ''}{plural(len(rows), 'row')}"
@@ -109,12 +110,12 @@ def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
 
 
 def _zeros(run: Run) -> list[str]:
-    if ACTIVATION_GRAD not in run.metrics or not len(run.steps):
+    if ACTIVATION_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
     if is_long(run):
-        share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
+        share = long_chunks(run, ACTIVATION_GRAD_NORM).zeros.sum(axis=0) / len(run.steps)
     else:
-        share = by_layers(lambda values: (values == 0).mean(axis=0), held_values(run, ACTIVATION_GRAD))
+        share = by_layers(lambda values: (values == 0).mean(axis=0), held_values(run, ACTIVATION_GRAD_NORM))
     dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
@@ -123,7 +124,7 @@ def _zeros(run: Run) -> list[str]:
 
 
 def _missing(run: Run) -> list[str]:
-    if "param_grad_norm" not in run.metrics or not len(run.steps):
+    if PARAM_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
     never = by_layers(lambda values: np.isnan(values).all(axis=0), typical_held(run, "param_grad_norm"))
     names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]

@@ -14,18 +14,20 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.accumulated import with_passes
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen
+from gradlens.diagnosis.frozen import RATE_ZERO, frozen
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
-from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
-from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.left_out import notes_on_what_is_left_out
+from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved
+from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
@@ -40,17 +42,22 @@ from gradlens.diagnosis.recorded_rows import (
     run_of_arrays,
     words_of,
 )
-from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
-from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
+from gradlens.diagnosis.setup.labels import ZEROS as ZERO_LABELS
+from gradlens.diagnosis.setup.no_gradients import ANOTHER_MODEL
+from gradlens.diagnosis.setup.rules import setup
+from gradlens.diagnosis.setup.same_numbers import note_on_same_numbers
+from gradlens.diagnosis.setup.same_outputs import SAME
+from gradlens.diagnosis.setup.sharp_attention import note_on_attention
+from gradlens.diagnosis.setup.terms import POSTERIOR
+from gradlens.diagnosis.setup.weighting import ONE_SCORE
 from gradlens.diagnosis.small_steps import slow, steady
-from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
+from gradlens.diagnosis.unseen_data import note_on_unseen_data
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
-from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
 from gradlens.errors import ConfigError
 from gradlens.format import plural
@@ -68,6 +75,8 @@ CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
+OF_INITIAL_WEIGHTS = ("zero_gradient", "vanishing", "dead")
+"""Kinds that only say how the weights were made, where these never change."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
 WITHOUT_BOUND = ("the divergence has the wrong sign",)
@@ -109,51 +118,94 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = _exact_findings(rec, learning)
-    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
-    if clamped:
-        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
-    chance = off_by_chance(rec) if learning.verdict != "no" else ()
-    notes += _note_on_chance(rec, chance)
-    explained = {
-        name
-        for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped, chance)
-        for name in layers
-    }
-    if is_satisfied(rec):
-        explained |= set(rec.names(range(len(rec.run.layers))))
-        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    explained = _explained_layers(rec, learning, notes)
+    explained.update(*(item.layers for item in intended), *(finding.layers for finding in exact))
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
-    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
-        findings = [finding for finding in findings if finding.kind != "vanishing"]
-    findings = _without_scores(findings, exact, notes)
-    if any(finding.cause in WITHOUT_BOUND for finding in exact):
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in CAUSED_BY_INPUTS]
-        findings = [finding for finding in findings if finding.kind not in CAUSED_BY_INPUTS]
+    findings = _without_consequences(findings, exact, notes)
     exact = _without_same_outputs(exact, findings)
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
-    if not findings and not exact:
-        findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
-    findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
+    if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
+        findings, unchanged = [*unchanged, *_move_to_notes(findings, OF_INITIAL_WEIGHTS, notes)], []
+    findings = [*exact, *findings, *_weight_findings(rec, unchanged, [*exact, *findings], findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
-    findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
-    findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
-    findings = [_with_inputs(rec, finding) for finding in findings]
+    findings = [_with_wrong_sizes(rec, learning, finding) for finding in findings]
     notes += [item.said for item in intended]
-    if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
-        notes += say_dead_units(rec)
-    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
-    notes += notes_on_program(rec, findings)
+    notes += _notes_on_run(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _explained_layers(rec: Recording, learning: Learning, notes: list[str]) -> set[str]:
+    """Return layers whose gradient may be 0: behind a clamp, off by chance, or in a model whose loss is learnt."""
+    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
+    if clamped:
+        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
+    chance = off_by_chance(rec) if learning.verdict != "no" else ()
+    notes += _note_on_chance(rec, chance)
+    explained = {*clamped, *chance}
+    if is_satisfied(rec):
+        explained |= set(rec.names(range(len(rec.run.layers))))
+        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    return explained
+
+
+def _without_consequences(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return the findings of gradients and outputs that no exact cause brings about; notes tell of the others."""
+    caused: set[str] = set()
+    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        caused.add("vanishing")
+    findings = _move_to_notes(findings, caused, notes)
+    findings = _without_scores(findings, exact, notes)
+    without_bound = any(finding.cause in WITHOUT_BOUND for finding in exact)
+    return _move_to_notes(findings, CAUSED_BY_INPUTS if without_bound else (), notes)
+
+
+def _move_to_notes(findings: list[Finding], kinds: Collection[str], notes: list[str]) -> list[Finding]:
+    """Return the findings of other kinds; those of these kinds become notes."""
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in kinds]
+    return [finding for finding in findings if finding.kind not in kinds]
+
+
+def _weight_findings(
+    rec: Recording, unchanged: list[Finding], known: Sequence[Finding], causes: Sequence[Finding], notes: list[str]
+) -> list[Finding]:
+    """Return what is wrong with weights by itself, and steps without a direction or a size.
+
+    Args:
+        rec: The recording.
+        unchanged: Weights that do not change, and layers without a gradient.
+        known: All findings so far; steps are judged only where there are none.
+        causes: Those of gradients and outputs.
+        notes: Receive what another finding causes.
+    """
+    if known:
+        return _independent(unchanged, causes, notes)
+    steps = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
+    return [*steps, *_independent(unchanged, steps, notes)]
+
+
+def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding what is known of weights, data and a loss of a wrong size."""
+    finding = _with_first_weights(rec, _with_decay(rec, learning, finding))
+    finding = with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
+    return with_passes(rec, finding)
+
+
+def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return notes on units, rows, losses, numbers and the program."""
+    dead_units = [] if any(f.kind in ("dead", "zero_gradient") for f in findings) else say_dead_units(rec)
+    rows = [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
+    notes = [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
+    notes += [*notes_on_what_is_left_out(rec), *note_on_same_numbers(rec, findings)]
+    return [*notes, *note_on_attention(rec, findings)]
 
 
 def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
@@ -224,7 +276,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     known = loss[np.isfinite(loss)]
     notes = []
     at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
-    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval
+    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval and bad[0] < len(loss) - 1
     if often and not any(finding.kind == "nonfinite" for finding in findings):
         first = int(rec.run.steps[bad[0]])
         notes.append(
@@ -233,7 +285,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
+    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings), *_note_on_the_start(rec, loss)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -243,16 +295,6 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
-
-
-def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    said = overfits(rec, guessing_of(rec))
-    if not said or any(said in finding.evidence for finding in findings):
-        return []
-    return [
-        f"{said}: the model learns its training data by heart (overfitting); more data, weight decay, dropout, a "
-        "smaller model or an earlier stop help"
-    ]
 
 
 def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, PARAM_NORM, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
+from gradlens.metrics import PARAM_NORM
 from gradlens.run import FloatArray
 
 

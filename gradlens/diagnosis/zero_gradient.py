@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
-from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved, loss_is_nothing
 from gradlens.diagnosis.network import LARGE_STEP, Network
-from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, Series, since
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, Recording, Series, since
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_NORM
 from gradlens.run import FloatArray
 
 UNDERFLOW_DECADES = -20.0
@@ -184,12 +184,13 @@ def is_satisfied(rec: Recording) -> bool:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    return 0 < len(layers) == len(_known(rec)) and (loss_halved(rec) or loss_fell(rec) >= FELL)
+    whole = 0 < len(layers) == len(_known(rec)) and not loss_is_nothing(rec)
+    return whole and (loss_halved(rec) or loss_fell(rec) >= FELL)
 
 
 def _is_stuck(rec: Recording) -> bool:
     """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
-    return loss_fell(rec) < FELL and not loss_halved(rec)
+    return loss_is_nothing(rec) or (loss_fell(rec) < FELL and not loss_halved(rec))
 
 
 def _metric(rec: Recording) -> str:
@@ -208,9 +209,9 @@ def _gradients(rec: Recording) -> Series:
     output has no gradient in that row, while it has one in others.
     """
     series = rec.series(_metric(rec))
-    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)):
+    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD_NORM)):
         return series
-    outputs = rec.series(ACTIVATION_GRAD)
+    outputs = rec.series(ACTIVATION_GRAD_NORM)
     at = np.searchsorted(outputs.rows, series.rows).clip(max=len(outputs) - 1)
     both = (outputs.rows[at] == series.rows)[:, None]
     unused = outputs.by_layers(lambda values: both & np.isnan(values[at])) & outputs.known
@@ -218,6 +219,18 @@ def _gradients(rec: Recording) -> Series:
 
 
 Cause = tuple[str, str, str]
+
+
+def _no_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """A loss that is exactly 0 from the first row on, such as a hinge of which no term counts."""
+    if not everywhere or row > 0 or not loss_is_nothing(rec):
+        return None
+    return (
+        "the loss is exactly 0 in every row",
+        "no term of the loss counts: no pair or triplet is selected, every margin is met, or every target is left out",
+        "Print how many pairs, triplets or targets the loss selects. Look at the labels (is each example a class of "
+        "its own?), the margin and the masks.",
+    )
 
 
 def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
@@ -383,9 +396,9 @@ def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) 
 
 def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
     """Return the last layer on the path with a gradient of 0 at its output, if a later one has a gradient there."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return None
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     typical = series.median(series.late)
     path = [int(i) for i in rec.path]
     zero = [place for place, i in enumerate(path) if typical[i] == 0]
@@ -396,7 +409,7 @@ def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
 
 def _is_passed_by(rec: Recording, layer: int) -> bool:
     """Return whether a layer before one without a gradient at its output has one: there is another way to it."""
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     typical = series.median(series.late)
     path = [int(i) for i in rec.path]
     return any(typical[i] > 0 for i in path[: path.index(layer)])
@@ -412,9 +425,9 @@ def off_by_chance(rec: Recording) -> tuple[str, ...]:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    if not rec.has(ACTIVATION_GRAD) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
+    if not rec.has(ACTIVATION_GRAD_NORM) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
         return ()
-    arrive, path = rec.series(ACTIVATION_GRAD).positive[layers], {int(i) for i in rec.path}
+    arrive, path = rec.series(ACTIVATION_GRAD_NORM).positive[layers], {int(i) for i in rec.path}
     off = not arrive.any() and all(int(i) in path and _is_passed_by(rec, int(i)) for i in layers)
     return rec.names(rec.in_order(layers)) if off else ()
 
@@ -463,6 +476,7 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed, _unknown,
+    _no_loss, _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed,
+    _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""
