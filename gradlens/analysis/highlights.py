@@ -126,7 +126,7 @@ def _zeros(run: Run) -> list[str]:
 def _missing(run: Run) -> list[str]:
     if PARAM_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
-    never = by_layers(lambda values: np.isnan(values).all(axis=0), typical_held(run, "param_grad_norm"))
+    never = by_layers(lambda values: np.isnan(values).all(axis=0), typical_held(run, PARAM_GRAD_NORM))
     names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]
     if not names:
         return []

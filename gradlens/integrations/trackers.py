@@ -22,7 +22,7 @@ from gradlens.analysis.gradient_ratio import gradient_ratio
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.errors import ConfigError, GradlensWarning, MissingLibraryError
-from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM, UPDATE_RATIO, ZERO_FRACTION
 from gradlens.plots import draw_heatmap
 from gradlens.plots.figure import png
 from gradlens.run import FloatArray, Run
@@ -111,7 +111,7 @@ def _from_metrics(run: Run, new: NDArray[np.int64]) -> dict[str, FloatArray]:
     ratio = gradient_ratio(run, metric, rows) if metric in run.metrics else None
     if ratio is not None and len(ratio.rows):
         put("log10_first_over_last_layer", ratio.first_decades, ratio.rows)
-    for name, metric in (("median_update_ratio", "update_ratio"), ("median_zero_fraction", "zero_fraction")):
+    for name, metric in (("median_update_ratio", UPDATE_RATIO), ("median_zero_fraction", ZERO_FRACTION)):
         if metric in run.metrics:
             put(name, _median(run.metric(metric)[rows]))
     if NONFINITE_COUNT in run.metrics:
