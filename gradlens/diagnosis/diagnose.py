@@ -19,7 +19,7 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen
+from gradlens.diagnosis.frozen import frozen, is_starved
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
@@ -51,7 +51,9 @@ from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
 from gradlens.diagnosis.weighting import ONE_SCORE
+from gradlens.diagnosis.written_weights import rises_at_writes
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
+from gradlens.diagnosis.zero_loss import EMPTY, GONE
 from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import FloatArray, Layer, Run
@@ -135,7 +137,12 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
     if not findings and not exact:
+        findings = _starved_by(rec, learning, unchanged)
+    if not findings and not exact:
         findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
+    if any(finding.cause in (EMPTY, GONE) for finding in findings):  # what it does not reach is no fault of its own
+        notes += [str(finding) for finding in exact if finding.kind == "cut"]
+        exact = [finding for finding in exact if finding.kind != "cut"]
     findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
@@ -154,6 +161,23 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _starved_by(rec: Recording, learning: Learning, unchanged: Sequence[Finding]) -> list[Finding]:
+    """Return a gradient that vanishes through time, where all that is unchanged are layers whose steps it takes.
+
+    Returns:
+        The finding with the names of these layers, too, in a list.
+    """
+    depth = {layer.name: layer.depth for layer in rec.run.layers}
+    found = forgets(rec, learning) if unchanged else []
+    for finding in found:
+        last = max(depth[name] for name in finding.layers)
+        if all(each.kind == "frozen" and not each.cause and is_starved(rec, each.layers) for each in unchanged):
+            starved = tuple(name for each in unchanged for name in each.layers if depth[name] < last)
+            if len(starved) == sum(len(each.layers) for each in unchanged):
+                return [replace(finding, layers=(*finding.layers, *starved))]
+    return []
 
 
 def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
@@ -288,9 +312,11 @@ def _note_on_accuracy(rec: Recording) -> list[str]:
 
 
 def _with_causes(rec: Recording, finding: Finding) -> Finding:
-    """Add to an explosion that the gradient grows through time, or that the loss is a sum over elements."""
+    """Add to an explosion that weights are written, that the gradient grows through time, or that the loss is a sum."""
     if finding.kind not in ("exploding", "nonfinite"):
         return finding
+    if writes := rises_at_writes(rec):
+        return replace(finding, evidence=f"{finding.evidence}; the loss rises; {writes[0]}", remedy=writes[1].strip())
     if grows := say_growth(rec):
         fix = f"{Network(rec).clip()} Initialise the recurrent weights orthogonally."
         finding = replace(finding, evidence=f"{finding.evidence}; {grows}", remedy=fix)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.alike_places import alike_places
+from gradlens.diagnosis.broadcast import broadcast
 from gradlens.diagnosis.class_dims import class_dims
 from gradlens.diagnosis.collapsed import collapsed
 from gradlens.diagnosis.copies import copies
 from gradlens.diagnosis.divided import divided
+from gradlens.diagnosis.exponents import exponents
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.gradless import gradless
 from gradlens.diagnosis.labels import labels
@@ -17,6 +20,7 @@ from gradlens.diagnosis.likelihood import likelihood, maximizes
 from gradlens.diagnosis.logit_range import logit_range
 from gradlens.diagnosis.loop import THROWN_AWAY, loop
 from gradlens.diagnosis.loss import loss_halved
+from gradlens.diagnosis.other_weights import other_weights
 from gradlens.diagnosis.own_targets import own_targets
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.recorded_setup import Entry
@@ -47,6 +51,7 @@ from gradlens.diagnosis.unfit import (
     setup_finding,
 )
 from gradlens.diagnosis.weighting import weighting
+from gradlens.diagnosis.written_weights import undone_steps
 from gradlens.diagnosis.wrong_arguments import wrong_arguments
 from gradlens.format import plural
 
@@ -85,10 +90,10 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
     """
     rules = (
         _no_backward, _negated, _twice, _no_logs, _flat_derivative, _outside, out_of_range, _softmax_dim, dropped,
-        _broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
+        broadcast, mixed_views, batch_second, _cleared, _kept, alike, _momentum, _evaluates, _scaled, same_batch,
         minimax, collapsed_posterior, outweighed, _accumulates_nothing, _weights_in_buffers, rounded_weights,
         class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
-        gradless, labels, divided,
+        gradless, labels, divided, alike_places, other_weights, exponents,
     )  # fmt: skip
     found = [finding for rule in rules for finding in rule(rec)]
     found += [finding for rule in AFTER_LEARNING for finding in rule(rec, learning)]
@@ -98,6 +103,7 @@ def setup(rec: Recording, learning: Learning) -> list[Finding]:
 
 AFTER_LEARNING = (
     collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
+    undone_steps,
 )  # fmt: skip
 """Rules that also ask whether the model learns."""
 
@@ -282,23 +288,6 @@ def _goes_into_nll(rec: Recording, shape: tuple[float, ...]) -> bool:
     outputs, losses = rec.setup.graph.entries("outputs"), rec.setup.graph.entries("losses")
     made = any(out.text("op") == "LogSoftmax" and out.text("loss").startswith("NllLoss") for out in outputs)
     return made and len(shape) > 1 and any(tuple(loss.numbers("shape")) == tuple(shape) for loss in losses)
-
-
-def _broadcast(rec: Recording) -> list[Finding]:
-    found = []
-    for item in rec.setup.graph.entries("broadcast"):
-        output, result = (" x ".join(f"{size:.0f}" for size in item.numbers(key)) for key in ("output", "result"))
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"the loss ({item.text('op')}) compares shapes that differ: the model's output of shape {output} is "
-                f"broadcast to {result}, so that every output is compared with every target",
-                "Give output and target the same shape, with output.squeeze(-1) or target.unsqueeze(-1).",
-                "shapes are broadcast in the loss",
-            )
-        )
-    return found
 
 
 def _share(rec: Recording, gradient: str) -> tuple[list[Entry], float]:

@@ -20,6 +20,7 @@ from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, Series, since
+from gradlens.diagnosis.zero_loss import EMPTY, GONE, zero_loss
 from gradlens.format import plural
 
 UNDERFLOW_DECADES = -20.0
@@ -70,7 +71,7 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     cause, why, remedy = next(filter(None, (rule(rec, layers, everywhere, begins) for rule in CAUSES)))
     where = "all layers" if everywhere else plural(len(layers), "layer")
     said = f"the gradient is exactly 0 at {where} ({say_layers(names)}) in {plural(count, 'row')}, and not by underflow"
-    loss = f"; {learning.evidence}" if everywhere else ""
+    loss = f"; {learning.evidence}" if everywhere and cause not in (EMPTY, GONE) else ""
     return [
         Finding(
             "zero_gradient",
@@ -180,12 +181,16 @@ def is_satisfied(rec: Recording) -> bool:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    return 0 < len(layers) == len(_known(rec)) and (loss_halved(rec) or loss_fell(rec) >= FELL)
+    is_zero = 0 < len(layers) == len(_known(rec))
+    return is_zero and (loss_halved(rec) or loss_fell(rec) >= FELL) and zero_loss(rec) is None
 
 
 def _is_stuck(rec: Recording) -> bool:
-    """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
-    return loss_fell(rec) < FELL and not loss_halved(rec)
+    """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows.
+
+    A loss that is 0 and was not learnt counts, too.
+    """
+    return (loss_fell(rec) < FELL and not loss_halved(rec)) or zero_loss(rec) is not None
 
 
 def _metric(rec: Recording) -> str:
@@ -214,6 +219,11 @@ def _gradients(rec: Recording) -> Series:
 
 
 Cause = tuple[str, str, str]
+
+
+def _zero_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """The loss itself is exactly 0, and was not learnt."""
+    return zero_loss(rec) if everywhere else None
 
 
 def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
@@ -457,6 +467,7 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed, _unknown,
+    _zero_loss, _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed,
+    _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

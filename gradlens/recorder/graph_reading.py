@@ -61,6 +61,11 @@ def label(tensor: Tensor, name: str, key: str = KEY) -> None:
         metadata.setdefault(_key(key), []).append(name)
 
 
+def is_returned(node: Any) -> bool:
+    """Return whether a node made what the model as a whole returned."""
+    return _key(MODEL_KEY) in node.metadata
+
+
 def op_of(node: Any) -> str:
     """Return an operation's name: "Addmm" of ``AddmmBackward0``."""
     name: str = node.name().rpartition("::")[2]
@@ -236,7 +241,7 @@ def read_graph(roots: Sequence[Any], known: Mapping[int, str]) -> Reading:
             nearest = next((before[child] for child, _ in children(node) if child in before), None)
             weights = _weights_under(node, known)
             found.flat.append({"op": op_of(node), "layer": nearest, "next": after.get(node), "weights": weights})
-        if node in in_model or _key(MODEL_KEY) in node.metadata:
+        if node in in_model or is_returned(node):
             found.has_model = True
             in_model.update(child for child, _ in children(node))
             if op_of(node) == "AccumulateGrad":

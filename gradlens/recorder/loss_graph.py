@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.recorder.bare_terms import has_bare_term, is_output
+from gradlens.recorder.even_softmax import even_softmaxes
+from gradlens.recorder.exponent_signs import exponent_signs
 from gradlens.recorder.graph_reading import MODEL, MODEL_KEY, MOST_FACTS, Facts, Reading, label, read_graph
 from gradlens.recorder.label_signs import DISTANCES
 from gradlens.recorder.layers import clean_name
@@ -20,6 +22,7 @@ from gradlens.recorder.loss_values import bare_number
 from gradlens.recorder.loss_weights import count_classes
 from gradlens.recorder.own_targets import log_as_deviation
 from gradlens.recorder.parameter_states import sample
+from gradlens.recorder.penalised import penalised_instead
 from gradlens.recorder.registered import registered_parameters
 from gradlens.recorder.returned_outputs import ReturnedOutputs
 from gradlens.recorder.undefined_values import whole_number
@@ -33,6 +36,7 @@ WEIGHTS = {"weight", "weights", "kernel", "w"}
 """Names that tell of weights."""
 COUNTED = (
     "entropies", "penalties", "losses", "targets", "masks", "late_weights", "equal_examples", "clamps", "label_signs",
+    "even_softmax", "penalised", "exponents",
 )  # fmt: skip
 """Kinds of facts whose passes are counted."""
 
@@ -95,7 +99,7 @@ UNREAD = (
     "class_weights", "late_weights", "equal_examples", "soft_targets", "logarithms", "counted", "clamps", "label_signs",
 )  # fmt: skip
 """Kinds of facts that hold numbers on the device."""
-VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
+VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros", "weights")
 """What may differ from step to step in one fact."""
 
 
@@ -257,6 +261,9 @@ class LossGraph:
             self._add("curvature", fact, step)
         for fact in graph.stacked:
             self._add("stacked", fact, step)
+        self._later["even_softmax"] += [(fact, step) for fact in even_softmaxes(graph.nodes)]
+        for fact in penalised_instead(roots, graph, self._model, self._names):
+            self._add("penalised", fact, step)
         for fact in log_as_deviation(graph.nodes):
             self._add("log_as_deviation", fact, step)
         for kind in ("doubled", "with_itself", "logs_of_logs", "divided", "written"):
@@ -277,6 +284,8 @@ class LossGraph:
         if is_number and graph.modules and (number := bare_number(roots[0], tensors[0])) is not None:
             self._bare.append((*number, step))
         for root in roots:
+            for fact in exponent_signs(root, graph.nodes):
+                self._add("exponents", fact, step)
             for fact in terms_apart(root, self._order):
                 self._add("terms_apart", fact, step)
             loss = read_loss(root)
@@ -347,6 +356,9 @@ class LossGraph:
         for fact, step in taken["equal_examples"]:
             if fact["alike"].tolist():
                 self._add("equal_examples", fact | {"alike": True}, step)
+        for fact, step in taken["even_softmax"]:
+            if fact["even"].tolist():
+                self._add("even_softmax", fact | {"even": True}, step)
         for fact, step in taken["soft_targets"]:
             whole, *sums = fact["sums"].tolist()
             if whole and sums[0] != sums[1]:
@@ -406,6 +418,7 @@ class LossGraph:
             "with_itself", "logs_of_logs", "many_labels", "own_targets", "smoothing",
             "log_as_deviation", "clamps", "label_signs", "pairs", "overlaps", "divided", "written",
             "policy_gradients", "own_functions", "trained_advantages", "maximized_divergences",
+            "even_softmax", "penalised", "exponents",
         )  # fmt: skip
         return {
             "source": self._source,
@@ -414,6 +427,10 @@ class LossGraph:
             "passes": self._passes,
             "complete": self._complete,
             **{kind: self._facts[kind] for kind in kinds},
+            "only_targets": [
+                fact | dict(zip(("calls", "reached"), self._calls[fact["layer"]], strict=True))
+                for fact in self._facts["only_targets"]
+            ],
             "class_weights": list(self._weights.values())[:MOST_FACTS],
             "logarithms": list(self._logarithms.values())[:MOST_FACTS],
             "counted": list(self._counted.values())[:MOST_FACTS],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlens.recorder.broadcasting import broadcast_output, broadcast_product
 from gradlens.recorder.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.compared_outputs import compared_outputs
 from gradlens.recorder.divergence_sign import maximized_divergence
@@ -29,7 +30,7 @@ from gradlens.recorder.graph_reading import (
     through_views,
 )
 from gradlens.recorder.label_signs import hinge_labels, pair_labels
-from gradlens.recorder.layer_inputs import thinned
+from gradlens.recorder.layer_inputs import MOST_ELEMENTS, thinned
 from gradlens.recorder.likelihood_sign import likelihood_sign, signed_error
 from gradlens.recorder.logit_range import logit_range
 from gradlens.recorder.loss_weights import (
@@ -40,7 +41,7 @@ from gradlens.recorder.loss_weights import (
     take_soft_targets,
 )
 from gradlens.recorder.overlap_sign import overlap_sign
-from gradlens.recorder.own_targets import own_target
+from gradlens.recorder.own_targets import only_target, own_target
 from gradlens.recorder.policy_gradients import policy_gradients, trained_advantages
 from gradlens.recorder.policy_reading import entropy_signs, look_for_picked
 from gradlens.recorder.undefined_values import look_for_clamp, look_for_count, look_for_logarithm
@@ -118,6 +119,7 @@ class LossReading:
     maximized_divergences: list[Facts] = field(default_factory=list)
     soft_targets: list[Facts] = field(default_factory=list)
     own_targets: list[Facts] = field(default_factory=list)
+    only_targets: list[Facts] = field(default_factory=list)
     smoothing: list[Facts] = field(default_factory=list)
 
 
@@ -187,7 +189,9 @@ def read_loss(root: Any) -> LossReading:
         factors |= _factors_of_losses(node, op)
         if op == "Mul" and is_compared:
             found.masks += _take_mask(node, loss)
+        found.broadcast += broadcast_product(node, op)
         found.own_targets += own_target(node, op)
+        found.only_targets += only_target(node, op)
         found.smoothing += label_smoothing(node, op)
         if op == "Mul":
             found.soft_targets += take_soft_targets(node)
@@ -196,7 +200,7 @@ def read_loss(root: Any) -> LossReading:
             continue
         below = children(node)
         if op in COMPARISONS and len(below) == 1:
-            _look_for_broadcast(node, op, found)
+            found.broadcast += broadcast_output(node, op, LOSSES)
         is_compared |= op in COMPARISONS or op == "LogSoftmax"
         for child, _ in below:
             if child not in seen:
@@ -324,6 +328,7 @@ def _take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Fac
     ignored = getattr(node, "_saved_ignore_index", None)  # a class that the loss leaves out
     factors = saved(node, "weight") if factors is None and not op.startswith("Nll") else factors
     fact = {"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}
+    fact |= {"along": _apart_along(values)} if values.dim() == 3 and values.is_floating_point() else {}
     if factors is None or factors.numel() == 1:
         return [fact]
     if factors.numel() != values.numel():
@@ -332,6 +337,13 @@ def _take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Fac
         except RuntimeError:  # it is not known which of them count
             return []
     return [fact | {"factors": thinned(factors).clone()}]
+
+
+@torch.no_grad()
+def _apart_along(values: Tensor) -> Tensor:
+    """Return how far (B, T, F) targets are from their mean over T, as a share of their size, unread."""
+    part = values[: max(MOST_ELEMENTS // max(values[0].numel(), 1), 1)].float()
+    return ((part - part.mean(1, keepdim=True)).square().mean() / part.square().mean()).sqrt()
 
 
 def _factors_of_losses(node: Any, op: str) -> dict[Any, Tensor]:
@@ -382,7 +394,12 @@ def describe_mask(layer: str | None, loss: str | None, values: Tensor) -> Facts 
 
 
 def describe_targets(
-    op: str, count: int, values: Tensor, ignored: int | None = None, factors: Tensor | None = None
+    op: str,
+    count: int,
+    values: Tensor,
+    ignored: int | None = None,
+    factors: Tensor | None = None,
+    along: Tensor | None = None,
 ) -> Facts | None:
     """Return what the targets of a loss are; this waits for an accelerator.
 
@@ -392,6 +409,7 @@ def describe_targets(
         values: (n,) copies of evenly spaced ones.
         ignored: The class that the loss leaves out, or None.
         factors: (n,) what their losses are multiplied by, or None; 0 leaves them out.
+        along: How far targets of three dimensions are from their mean over the second one, or None.
 
     Returns:
         Their facts; None where the loss leaves out all of them: classes are negative then, or the one that is ignored.
@@ -410,6 +428,7 @@ def describe_targets(
         fact |= {"distinct": len(counts), "common": float(counts.max() / counts.sum())}
         fact["commonest"] = int(found[counts.argmax()])
     wide = numbers.astype(np.float64)
+    fact |= {} if along is None else {"along": float(along)}
     return fact | {
         "least": float(wide.min()),
         "largest": float(wide.max()),
@@ -453,18 +472,3 @@ def _look_for_twice(node: Any, loss: str, found: LossReading) -> None:
             under, names = through_views(children(under)[0][0])
         if op_of(under) in ("Softmax", "Sigmoid", "LogSoftmax"):
             found.softmax_twice.append({"loss": loss, "op": op_of(under), "layer": names[0] if names else None})
-
-
-def _look_for_broadcast(node: Any, op: str, found: LossReading) -> None:
-    """Look for a vector of N outputs that is compared with N targets in a table of N x N."""
-    child, index = children(node)[0]
-    result = shape_of(node)
-    if op in LOSSES:  # they expand their arguments beforehand
-        result = shape_of(child, index)
-        if op_of(child) != "Expand" or not children(child):
-            return
-        child, index = children(child)[0]
-    output = shape_of(child, index)
-    sizes = [size for size in output if size > 1]
-    if op_of(child) != "Unsqueeze" and len(sizes) == 1 and [size for size in result if size > 1] == 2 * sizes:
-        found.broadcast.append({"op": op, "output": list(output), "result": list(result)})
