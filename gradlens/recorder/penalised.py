@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from torch import nn
 
-from gradlens.recorder.graph_reading import Facts, Reading, children, is_returned, op_of
+from gradlens.recorder.graph_reading import VIEWS, Facts, Reading, children, is_returned, op_of, shape_of
 from gradlens.recorder.layers import clean_name
 from gradlens.recorder.registered import registered_parameters
+
+TOTALS = {"Sum", "Mean", "Norm", "LinalgVectorNorm"}
+ELEMENTWISE = VIEWS | {
+    "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Square", "Exp", "Log", "Log1P", "Sqrt", "Rsqrt", "Abs",
+    "Softplus", "Sigmoid", "Clamp", "ClampMin", "ClampMax", "Reciprocal",
+}  # fmt: skip
 
 
 def penalised_instead(roots: list[Any], graph: Reading, model: nn.Module, known: Mapping[int, str]) -> list[Facts]:
@@ -30,11 +37,11 @@ def penalised_instead(roots: list[Any], graph: Reading, model: nn.Module, known:
     only = {key for key in graph.leaves if key in known and key not in graph.inside and graph.leaves[key].dim() > 1}
     if not only:
         return []
-    beside, found = _beside(roots), []
+    beside, found = _beside(roots), list[Facts]()
     for name, module in model.named_modules():
         own = registered_parameters(module)
         for key, parameter in own.items():
-            if id(parameter) not in only & beside:
+            if id(parameter) not in only & beside or not _is_whole(parameter, graph.nodes):
                 continue
             others = [
                 other
@@ -44,6 +51,24 @@ def penalised_instead(roots: list[Any], graph: Reading, model: nn.Module, known:
             if others and beside.isdisjoint(id(own[other]) for other in others):
                 found.append({"layer": clean_name(name) or "(model)", "name": key, "instead": others[0]})
     return found
+
+
+def _is_whole(parameter: nn.Parameter, nodes: list[Any]) -> bool:
+    """Return whether weights are taken as a whole, and elementwise, until they are summed up: as in a penalty.
+
+    Where some of their rows are chosen, or data are compared with them, they are trained by data.
+    """
+    touched: set[Any] = set()
+    for node in nodes:
+        if op_of(node) == "AccumulateGrad":
+            touched |= {node} if node.variable is parameter else set()
+        elif any(child in touched for child, _ in children(node)):
+            if op_of(node) in TOTALS:
+                continue
+            if op_of(node) not in ELEMENTWISE or prod(shape_of(node)) != parameter.numel():
+                return False
+            touched.add(node)
+    return True
 
 
 def _beside(roots: list[Any]) -> set[int]:

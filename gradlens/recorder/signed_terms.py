@@ -13,22 +13,19 @@ SIGNS = {"Add": (1, 1), "Sub": (1, -1), "Rsub": (-1, 1)}
 MOST_NODES = 64
 
 
-def signed_terms(
-    root: Any, is_end: Callable[[Any], bool], most: int = MOST_NODES
-) -> tuple[list[tuple[Any, int]], bool]:
+def signed_terms(root: Any, is_end: Callable[[Any], bool]) -> tuple[list[tuple[Any, int]], bool]:
     """Walk from a loss through sums, averages, and factors of one sign.
 
     Args:
         root: The loss's node.
         is_end: Returns whether a node is a term that is looked for; what is under it is not walked through.
-        most: Operations after which the walk ends.
 
     Returns:
         These terms, each with 1 or -1; and whether the loss consists of them alone.
     """
     found: list[tuple[Any, int]] = []
     stack, whole, count = [(root, 1)], True, 0
-    while stack and count < most:
+    while stack and count < MOST_NODES:
         node, sign = stack.pop()
         count += 1
         op, below = op_of(node), node.next_functions

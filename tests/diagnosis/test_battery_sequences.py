@@ -457,6 +457,30 @@ def test_a_divergence_of_weights_that_the_model_does_not_use(tmp_path: Path, use
         assert found.findings[0].cause == OTHERS, str(found)
 
 
+def test_vectors_that_are_chosen_and_compared_are_no_penalty(tmp_path: Path) -> None:
+    """The codes of a quantiser learn from a term of their own, and the model's output depends on their scales."""
+
+    class Quantiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.encode, self.decode = nn.Linear(INPUTS, 4), nn.Linear(4, INPUTS)
+            self.codes, self.scales = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.ones(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.encode(x)
+            chosen = torch.cdist(z, self.codes).argmin(1)
+            code = self.codes[chosen]
+            self.term = (code - z.detach()).square().mean() + 0.2 * (z - code.detach()).square().mean()
+            return self.decode((z + (code - z).detach()) * self.scales[chosen])
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x, _ = batch(step)
+        return functional.mse_loss(model(x), x) + model.term
+
+    assert OTHERS not in causes(fit(tmp_path / "run.h5", Quantiser(), loss_of))
+
+
 def test_a_penalty_on_all_weights_is_no_fault(tmp_path: Path) -> None:
     """One of two branches is not used in these steps, and decays."""
 
@@ -514,12 +538,14 @@ SIGN, LEFT_OUT = "a logarithm of a scale has the wrong sign", "log-determinants 
 class Flow(nn.Module):
     """Three affine couplings; what passes is scaled by exp(s), or by exp(-s)."""
 
-    def __init__(self, *, divides: bool = False) -> None:
+    def __init__(self, *, divides: bool = False, split: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.sign = -1 if divides else 1
+        self.sign, self.split = -1 if divides else 1, split
         self.scales, self.shifts = (
-            nn.ModuleList(nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 1)) for _ in range(3))
+            nn.ModuleList(
+                nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 2 if split else 1)) for _ in range(3)
+            )
             for _ in range(2)
         )
 
@@ -527,13 +553,13 @@ class Flow(nn.Module):
         logs = []
         for scale, shift in zip(self.scales, self.shifts, strict=True):
             kept, other = x[:, 1:], x[:, :1]
-            s = torch.tanh(scale(kept))
-            x = torch.cat([kept, other * (self.sign * s).exp() + shift(kept)], 1)
+            s, t = scale(kept).chunk(2, 1) if self.split else (torch.tanh(scale(kept)), shift(kept))
+            x = torch.cat([kept, other * (self.sign * s).exp() + t], 1)
             logs.append(self.sign * s.sum(1))
         return x, logs
 
 
-FLOWS = ("right", "wrong sign", "overwritten", "divides", "divides wrongly")
+FLOWS = ("wrong sign", "right", "overwritten", "divides", "divides wrongly", "split", "split wrongly")
 
 
 @ways("way", *FLOWS)
@@ -545,7 +571,7 @@ def test_log_determinants_of_a_flow(tmp_path: Path, way: str) -> None:
         square = z.pow(2).sum(1) / 2
         return (square + log_det if "wrong" in way else square - log_det).mean()
 
-    found = fit(tmp_path / "run.h5", Flow(divides="divides" in way), loss_of)
+    found = fit(tmp_path / "run.h5", Flow(divides="divides" in way, split="split" in way), loss_of)
     expected = [SIGN] if "wrong" in way else [LEFT_OUT] if way == "overwritten" else []
     assert [cause for cause in causes(found) if cause in (SIGN, LEFT_OUT)] == expected, str(found)
     if way == "overwritten":
