@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradlens.errors import ConfigError, GradlensError
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import Run
 from gradlens.storage import read_run, read_runs, recover_run, resolve_runs
 
@@ -31,7 +32,7 @@ Runs = One | Iterable[One]
 Place = str | os.PathLike[str]
 Places = Place | Iterable[Place]
 Steps = tuple[int | None, int | None]
-DEFAULT = "activation_grad_norm"
+DEFAULT = ACTIVATION_GRAD_NORM
 
 
 def as_runs(runs: Runs) -> list[Run]:

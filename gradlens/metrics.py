@@ -1,7 +1,7 @@
 """The metrics that can be recorded for a layer: meaning, unit, scale and recording interval.
 
 The table is plain data, so that figures and pages can label an axis without loading torch. The code that measures a
-metric is in ``gradlens.recorder``.
+metric is in ``gradlens.recorder.measurers``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Metric:
         limits: The smallest and the largest possible value of a linear metric; None where there is no bound.
         quotient: Two other recorded metrics, the first of which is divided by the second; None for a metric that is
             measured by itself.
-        measured_by: The module of ``gradlens.recorder`` that measures it; "" for gradient norms, which every row has.
+        measured_by: The module of ``gradlens.recorder.measurers`` that measures it; "" for gradient norms, which every
+            row has.
     """
 
     name: str
@@ -44,11 +45,28 @@ class Metric:
     measured_by: str = ""
 
 
+ACTIVATION_GRAD_NORM = "activation_grad_norm"
+PARAM_GRAD_NORM = "param_grad_norm"
+PARAM_NORM = "param_norm"
+UPDATE_RATIO = "update_ratio"
+NONFINITE_COUNT = "nonfinite_count"
+ACTIVATION_RMS = "activation_rms"
+ZERO_FRACTION = "zero_fraction"
+DEAD_FRACTION = "dead_fraction"
+GRAD_COHERENCE = "grad_coherence"
+BATCH_COHERENCE = "batch_coherence"
+SHORTCUT_GRAD_NORM = "shortcut_grad_norm"
+BRANCH_GRAD_NORM = "branch_grad_norm"
+PATH_COSINE = "path_cosine"
+GRADIENT_THROUGH_TIME = "gradient_through_time"
+COHERENT_GRAD_NORM = "coherent_grad_norm"
+"""Names of metrics; the rest of the package writes them by these constants."""
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "activation_grad_norm",
+            ACTIVATION_GRAD_NORM,
             "L2 norm of the gradient w.r.t. the layer's output",
             "log",
             1,
@@ -57,7 +75,7 @@ METRICS: dict[str, Metric] = {
             "layers by the RMS (norm / sqrt(out_numel)). With a mean loss it falls like 1/sqrt(batch size).",
         ),
         Metric(
-            "param_grad_norm",
+            PARAM_GRAD_NORM,
             "L2 norm of the gradient w.r.t. the layer's parameters",
             "log",
             1,
@@ -65,7 +83,7 @@ METRICS: dict[str, Metric] = {
             "As the optimizer receives it: after accumulation and clipping. It scales with the loss.",
         ),
         Metric(
-            "param_norm",
+            PARAM_NORM,
             "L2 norm of the layer's parameters before the step",
             "log",
             25,
@@ -74,7 +92,7 @@ METRICS: dict[str, Metric] = {
             measured_by="weights",
         ),
         Metric(
-            "update_ratio",
+            UPDATE_RATIO,
             "norm of the optimizer's update, divided by param_norm",
             "log",
             25,
@@ -83,7 +101,7 @@ METRICS: dict[str, Metric] = {
             measured_by="weights",
         ),
         Metric(
-            "nonfinite_count",
+            NONFINITE_COUNT,
             "NaN and Inf entries in the gradient w.r.t. the layer's parameters",
             "linear",
             1,
@@ -91,7 +109,7 @@ METRICS: dict[str, Metric] = {
             "0 in a healthy step. A GradScaler skips a step that has any, and halves its scale.",
         ),
         Metric(
-            "activation_rms",
+            ACTIVATION_RMS,
             "root mean square of the layer's output",
             "log",
             25,
@@ -101,7 +119,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "zero_fraction",
+            ZERO_FRACTION,
             "share of zeros in the output of the activation function after the layer",
             "linear",
             25,
@@ -112,7 +130,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "dead_fraction",
+            DEAD_FRACTION,
             "share of units whose gradient is exactly 0 in three recordings in succession",
             "linear",
             10,
@@ -124,7 +142,7 @@ METRICS: dict[str, Metric] = {
             measured_by="dead_units",
         ),
         Metric(
-            "grad_coherence",
+            GRAD_COHERENCE,
             "cosine between the weight gradients of two halves of the batch",
             "linear",
             50,
@@ -136,7 +154,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "batch_coherence",
+            BATCH_COHERENCE,
             "cosine between the parameter gradients of two batches in succession",
             "linear",
             50,
@@ -150,7 +168,7 @@ METRICS: dict[str, Metric] = {
             measured_by="batch_coherence",
         ),
         Metric(
-            "shortcut_grad_norm",
+            SHORTCUT_GRAD_NORM,
             "L2 norm of the gradient through the block's shortcut",
             "log",
             25,
@@ -161,7 +179,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "branch_grad_norm",
+            BRANCH_GRAD_NORM,
             "L2 norm of the gradient through the block's branch",
             "log",
             25,
@@ -170,7 +188,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "path_cosine",
+            PATH_COSINE,
             "cosine between the gradients through the block's shortcut and its branch",
             "linear",
             25,
@@ -181,7 +199,7 @@ METRICS: dict[str, Metric] = {
             measured_by="activations",
         ),
         Metric(
-            "gradient_through_time",
+            GRADIENT_THROUGH_TIME,
             "gradient w.r.t. the first hidden state / the last one",
             "log",
             25,
@@ -196,28 +214,28 @@ METRICS: dict[str, Metric] = {
 }
 
 DEFAULT_METRICS: tuple[str, ...] = (
-    *("activation_grad_norm", "param_grad_norm", "param_norm", "update_ratio", "dead_fraction"),
+    ACTIVATION_GRAD_NORM,
+    PARAM_GRAD_NORM,
+    PARAM_NORM,
+    UPDATE_RATIO,
+    DEAD_FRACTION,
 )
 """``nonfinite_count`` is added to these where a GradScaler is in use."""
-GRADIENT_NORMS = ("activation_grad_norm", "param_grad_norm")
+GRADIENT_NORMS = (ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM)
 """They are in every row, so their interval is that of the rows; views that show one show the first that a run has."""
-METRICS_OF_PATHS: tuple[str, ...] = ("shortcut_grad_norm", "branch_grad_norm", "path_cosine")
+METRICS_OF_PATHS: tuple[str, ...] = (SHORTCUT_GRAD_NORM, BRANCH_GRAD_NORM, PATH_COSINE)
 """Metrics of residual blocks; ``gradlens run`` records them for every model that has such blocks."""
-DEAD_UNITS = "dead_fraction"
-BATCH_COHERENCE = "batch_coherence"
-METRIC_OF_TIME = "gradient_through_time"
-"""Recorded for every model that has recurrent layers."""
-METRICS_OF_SOME_LAYERS: tuple[str, ...] = (*METRICS_OF_PATHS, METRIC_OF_TIME, DEAD_UNITS)
+METRICS_OF_SOME_LAYERS: tuple[str, ...] = (*METRICS_OF_PATHS, GRADIENT_THROUGH_TIME, DEAD_FRACTION)
 """Metrics that only some layers have by their nature: figures leave the others out."""
 METRICS_ON_REQUEST: tuple[str, ...] = tuple(
-    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS, METRIC_OF_TIME)
+    name for name in METRICS if name not in (*DEFAULT_METRICS, *METRICS_OF_PATHS, GRADIENT_THROUGH_TIME)
 )
 
 DERIVED_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "coherent_grad_norm",
+            COHERENT_GRAD_NORM,
             "L2 norm of the gradient w.r.t. the layer's parameters, times the cosine between the gradients of two "
             "halves of the batch",
             "signed",

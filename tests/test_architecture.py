@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gradlens
+from gradlens.metrics import SHOWN_METRICS
 from tests.processes import some_slow
 
 PACKAGE = Path(gradlens.__file__).parent
@@ -197,6 +198,18 @@ def test_one_median_for_all() -> None:
         for path in FILES
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if re.search(r"\bnp\.(nan)?median\(", line)
+    ]
+    assert not found
+
+
+def test_metrics_are_named_by_the_constants_of_their_table() -> None:
+    """A literal would be missed where a metric gets another name, and misspelt without a sound."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.value}"
+        for path in FILES
+        if path != PACKAGE / "metrics.py"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in SHOWN_METRICS
     ]
     assert not found
 

@@ -138,7 +138,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PACKAGE, folder / "gradlens", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "gradlens" / "diagnosis" / "rising.py").write_text(RULE, encoding="utf-8")
     add_line(folder / "gradlens" / "diagnosis" / "kinds.py", ")\n# fmt: on", KIND)
-    (folder / "gradlens" / "recorder" / "largest_weight.py").write_text(MEASURER, encoding="utf-8")
+    (folder / "gradlens" / "recorder" / "measurers" / "largest_weight.py").write_text(MEASURER, encoding="utf-8")
     add_line(folder / "gradlens" / "metrics.py", "    )\n}\n\nDEFAULT_METRICS", METRIC + MEASURED)
     (folder / "gradlens" / "cli" / "rows.py").write_text(COMMAND, encoding="utf-8")
     add_line(folder / "gradlens" / "cli" / "__init__.py", ')  # fmt: skip\n"""Each has a module', '    "rows",\n')

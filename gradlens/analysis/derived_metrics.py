@@ -20,15 +20,15 @@ from dataclasses import replace
 import numpy as np
 
 from gradlens.errors import ConfigError
-from gradlens.metrics import is_linear
+from gradlens.metrics import COHERENT_GRAD_NORM, GRAD_COHERENCE, PARAM_GRAD_NORM, is_linear
 from gradlens.row_chunks import STATISTICS, RowChunks, choose_level, summarise
 from gradlens.run import FloatArray, Run
 
-FACTORS: dict[str, tuple[str, ...]] = {"coherent_grad_norm": ("param_grad_norm", "grad_coherence")}
+FACTORS: dict[str, tuple[str, ...]] = {COHERENT_GRAD_NORM: (PARAM_GRAD_NORM, GRAD_COHERENCE)}
 """Derived metric to its factors; the metric is their product."""
 CHUNK = 65_536
 """Rows that are read at once: as many as in the largest chunk."""
-OF_HALVES = ("grad_coherence", "coherent_grad_norm")
+OF_HALVES = (GRAD_COHERENCE, COHERENT_GRAD_NORM)
 """Metrics that compare two halves of one batch."""
 
 

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.paths import LEAST_LAYERS, find_paths, name_path
-from gradlens.analysis.profile import ACTIVATION_GRAD, ALL_ROWS, element_scale, is_long, layer_values, long_chunks
+from gradlens.analysis.profile import ALL_ROWS, element_scale, is_long, layer_values, long_chunks
 from gradlens.analysis.stats import median
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray, Layer, Run
 
 LEAST_ROWS = 10
@@ -147,7 +148,7 @@ def late_windows(rows: int) -> list[tuple[slice, str]]:
 
 
 def gradient_ratio(
-    run: Run, metric: str = ACTIVATION_GRAD, rows: slice = ALL_ROWS, *, per_element: bool = False
+    run: Run, metric: str = ACTIVATION_GRAD_NORM, rows: slice = ALL_ROWS, *, per_element: bool = False
 ) -> GradientRatio | None:
     """Compare the gradient norms of a run's layers with that of its last hidden layer, row by row.
 
@@ -167,7 +168,7 @@ def gradient_ratio(
 
 
 def gradient_ratios(
-    run: Run, metric: str = ACTIVATION_GRAD, rows: slice = ALL_ROWS, *, per_element: bool = False
+    run: Run, metric: str = ACTIVATION_GRAD_NORM, rows: slice = ALL_ROWS, *, per_element: bool = False
 ) -> list[GradientRatio]:
     """Compare the layers on each path of a run, as ``gradient_ratio`` does on the longest.
 

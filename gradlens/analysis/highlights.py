@@ -19,8 +19,9 @@ from gradlens.analysis.gradient_ratio import (
     say_rows,
 )
 from gradlens.analysis.overfitting import accuracy_gap
-from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks, say_layer, typical_values
+from gradlens.analysis.profile import is_long, long_chunks, say_layer, typical_values
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM
 from gradlens.run import Run
 
 
@@ -52,7 +53,7 @@ MOST_CHUNKS = 64
 
 
 def _nonfinite(run: Run) -> list[str]:
-    names = [name for name in (ACTIVATION_GRAD, "param_grad_norm") if name in run.metrics]
+    names = [name for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM) if name in run.metrics]
     rows, more = _broken_rows(run, names)
     if len(rows):
         number = f"{'more than ' if more else ''}{plural(len(rows), 'row')}"
@@ -108,12 +109,12 @@ def _over_time(run: Run, ratio: GradientRatio, whole: float) -> list[str]:
 
 
 def _zeros(run: Run) -> list[str]:
-    if ACTIVATION_GRAD not in run.metrics or not len(run.steps):
+    if ACTIVATION_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
     if is_long(run):
-        share = long_chunks(run, ACTIVATION_GRAD).zeros.sum(axis=0) / len(run.steps)
+        share = long_chunks(run, ACTIVATION_GRAD_NORM).zeros.sum(axis=0) / len(run.steps)
     else:
-        share = (run.metric(ACTIVATION_GRAD) == 0).mean(axis=0)
+        share = (run.metric(ACTIVATION_GRAD_NORM) == 0).mean(axis=0)
     dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
@@ -122,9 +123,9 @@ def _zeros(run: Run) -> list[str]:
 
 
 def _missing(run: Run) -> list[str]:
-    if "param_grad_norm" not in run.metrics or not len(run.steps):
+    if PARAM_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
-    never = np.isnan(typical_values(run, "param_grad_norm")).all(axis=0)
+    never = np.isnan(typical_values(run, PARAM_GRAD_NORM)).all(axis=0)
     names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]
     if not names:
         return []

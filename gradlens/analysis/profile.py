@@ -16,8 +16,6 @@ from gradlens.metrics import METRICS_OF_PATHS, is_linear
 from gradlens.row_chunks import LEVELS, RowChunks
 from gradlens.run import FloatArray, Layer, Run
 
-ACTIVATION_GRAD = "activation_grad_norm"
-
 EXACT_NUMBERS = 4_000_000
 """If a metric has more values than this (20,000 rows of 200 layers), chunks of rows are read instead of rows."""
 LONG_CHUNKS = 256

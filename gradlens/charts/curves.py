@@ -20,11 +20,11 @@ from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power, say_ratio, say_times
 from gradlens.analysis.groups import group_runs, label_runs
 from gradlens.analysis.paths import Section, find_sections, main_section
-from gradlens.analysis.profile import ACTIVATION_GRAD, rows_within, say_layer, typical_values
+from gradlens.analysis.profile import rows_within, say_layer, typical_values
 from gradlens.analysis.stats import Interval, mean_interval, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
-from gradlens.metrics import GRADIENT_NORMS, METRICS_OF_SOME_LAYERS, is_linear
+from gradlens.metrics import ACTIVATION_GRAD_NORM, GRADIENT_NORMS, METRICS_OF_SOME_LAYERS, is_linear
 from gradlens.run import FloatArray, Layer, Run
 from gradlens.theory.predict import (
     Prediction,
@@ -167,7 +167,7 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
         low, high = (np.array([getattr(interval, end) for interval in over]) for end in ("low", "high"))
     kept = ~np.isnan(centre) if metric in METRICS_OF_SOME_LAYERS else np.ones(len(main), dtype=bool)
     layers = tuple(runs[0].layers[i] for i in main[kept])
-    at_start = is_main and metric == ACTIVATION_GRAD and not (steps[0] or 0)
+    at_start = is_main and metric == ACTIVATION_GRAD_NORM and not (steps[0] or 0)
     theory = _theory(runs, per_element, main) if at_start else None
     seeds = over_seeds(fits) if len(runs) > 1 else []
     path = main_section(runs[0]).layers

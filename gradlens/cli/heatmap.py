@@ -21,9 +21,10 @@ from gradlens.cli.options import (
     write_figures,
 )
 from gradlens.errors import ConfigError
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.specs import say_span
 
-DEFAULT = ("activation_grad_norm",)
+DEFAULT = (ACTIVATION_GRAD_NORM,)
 
 
 @click.command()

@@ -21,13 +21,13 @@ from gradlens.cli.options import (
     say,
     write_figures,
 )
-from gradlens.metrics import is_linear
+from gradlens.metrics import ACTIVATION_GRAD_NORM, is_linear
 from gradlens.specs import say_span
 
 
 @click.command()
 @runs_argument
-@metrics_option("activation_grad_norm")
+@metrics_option(ACTIVATION_GRAD_NORM)
 @click.option("--per-element", is_flag=True, help="Divide norms by sqrt(number of elements), which gives the RMS.")
 @click.option(
     "--steps",
@@ -87,7 +87,7 @@ def profile(
 
     look = make_look(theme, width, caption=caption)
     details = [
-        *([metric] if metric != "activation_grad_norm" else []),
+        *([metric] if metric != ACTIVATION_GRAD_NORM else []),
         *(["per-element"] if per_element else []),
         *say_span(window),
         *look.details(),

@@ -18,7 +18,7 @@ from gradlens.diagnosis.recorded_rows import (
     window_beyond,
 )
 from gradlens.format import plural
-from gradlens.metrics import DEAD_UNITS
+from gradlens.metrics import DEAD_FRACTION
 
 DEAD_SHARE = 0.99
 """smdebug's DeadRelu: a unit that is active less than 1 % of the time is dead; here the share is over all units of a
@@ -109,9 +109,9 @@ def _few_left(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings.
     """
-    if learning.verdict != "no" or not rec.has(DEAD_UNITS):
+    if learning.verdict != "no" or not rec.has(DEAD_FRACTION):
         return []
-    series = rec.series(DEAD_UNITS)
+    series = rec.series(DEAD_FRACTION)
     typical = np.nan_to_num(median(series.values[series.late], axis=0))
     used = {parent for layer in rec.run.layers for parent in layer.parents}
     hidden = [int(i) for i in (used or rec.run.main_layers()[:-1])]
@@ -143,9 +143,9 @@ def say_dead_units(rec: Recording) -> list[str]:
     Args:
         rec: The recording.
     """
-    if not rec.has(DEAD_UNITS):
+    if not rec.has(DEAD_FRACTION):
         return []
-    series = rec.series(DEAD_UNITS)
+    series = rec.series(DEAD_FRACTION)
     typical = np.nan_to_num(median(series.values[series.late], axis=0))
     used = {parent for layer in rec.run.layers for parent in layer.parents}
     layers = [i for i in sorted(used) if HALF_DEAD <= typical[i] < 1]
@@ -154,7 +154,8 @@ def say_dead_units(rec: Recording) -> list[str]:
     most = max(layers, key=lambda i: typical[i])
     return [
         f"in {plural(len(layers), 'hidden layer')}, at least half of the units get no gradient in three recordings in "
-        f"succession ({quoted(rec.run.layers[most].name)}: {typical[most]:.0%}): dead units, or inputs that are 0"
+        f"succession ({quoted(rec.run.layers[most].name)}: {typical[most]:.0%}): dead units, inputs that are 0, or "
+        "outputs that nothing uses"
     ]
 
 

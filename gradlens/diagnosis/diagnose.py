@@ -19,13 +19,13 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import frozen, is_starved
+from gradlens.diagnosis.frozen import RATE_ZERO, frozen, is_starved
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
-from gradlens.diagnosis.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
 from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
 from gradlens.diagnosis.number_notes import notes_on_numbers
@@ -40,20 +40,22 @@ from gradlens.diagnosis.recorded_rows import (
     run_of_arrays,
     words_of,
 )
-from gradlens.diagnosis.same_outputs import SAME
 from gradlens.diagnosis.saturated import saturated
-from gradlens.diagnosis.setup import ANOTHER_MODEL, setup
+from gradlens.diagnosis.setup.labels import ZEROS as ZERO_LABELS
+from gradlens.diagnosis.setup.no_gradients import ANOTHER_MODEL
+from gradlens.diagnosis.setup.rules import setup
+from gradlens.diagnosis.setup.same_outputs import SAME
+from gradlens.diagnosis.setup.terms import POSTERIOR
+from gradlens.diagnosis.setup.weighting import ONE_SCORE
 from gradlens.diagnosis.small_steps import slow, steady
-from gradlens.diagnosis.terms import POSTERIOR
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
-from gradlens.diagnosis.weighting import ONE_SCORE
 from gradlens.diagnosis.written_weights import rises_at_writes
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
-from gradlens.diagnosis.zero_loss import EMPTY, GONE
+from gradlens.diagnosis.zero_loss import ZERO_LOSSES
 from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import FloatArray, Layer, Run
@@ -70,6 +72,8 @@ CAUSED_BY_INPUTS = (
     "exploding", "nonfinite", "dead", "saturated", "zero_gradient", "vanishing", "frozen", "plateau",
 )  # fmt: skip
 """Kinds that data of a wrong scale can cause."""
+OF_INITIAL_WEIGHTS = ("zero_gradient", "vanishing", "dead")
+"""Kinds that only say how the weights were made, where these never change."""
 BRINGS = {ANOTHER_MODEL: MADE_ANEW, DRAWN: POSTERIOR}
 """An exact cause, and the one that follows from it."""
 WITHOUT_BOUND = ("the divergence has the wrong sign",)
@@ -111,50 +115,28 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     rec, notes = Recording(run), list[str]()
     learning, intended = judge_learning(rec), find_intended(rec)
     exact = _exact_findings(rec, learning)
-    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
-    if clamped:
-        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
-    chance = off_by_chance(rec) if learning.verdict != "no" else ()
-    notes += _note_on_chance(rec, chance)
-    explained = {
-        name
-        for layers in (*(i.layers for i in intended), *(f.layers for f in exact), clamped, chance)
-        for name in layers
-    }
-    if is_satisfied(rec):
-        explained |= set(rec.names(range(len(rec.run.layers))))
-        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    explained = _explained_layers(rec, learning, notes)
+    explained.update(*(item.layers for item in intended), *(finding.layers for finding in exact))
     findings = [_with_causes(rec, finding) for finding in _signal_findings(rec, learning, notes)]
-    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind == "vanishing"]
-        findings = [finding for finding in findings if finding.kind != "vanishing"]
-    findings = _without_scores(findings, exact, notes)
-    if any(finding.cause in WITHOUT_BOUND for finding in exact):
-        notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in CAUSED_BY_INPUTS]
-        findings = [finding for finding in findings if finding.kind not in CAUSED_BY_INPUTS]
+    findings = _without_consequences(findings, exact, notes)
     exact = _without_same_outputs(exact, findings)
     learning = _unless_all_zero(learning, findings)
     unchanged = frozen(rec, explained)
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
+    if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
+        findings, unchanged = [*unchanged, *_move_to_notes(findings, OF_INITIAL_WEIGHTS, notes)], []
     if not findings and not exact:
         findings = _starved_by(rec, learning, unchanged)
-    if not findings and not exact:
-        findings = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
-    if any(finding.cause in (EMPTY, GONE) for finding in findings):  # what it does not reach is no fault of its own
+    if any(finding.cause in ZERO_LOSSES for finding in findings):  # what it does not reach is no fault of its own
         notes += [str(finding) for finding in exact if finding.kind == "cut"]
         exact = [finding for finding in exact if finding.kind != "cut"]
-    findings = [*exact, *findings, *_independent(unchanged, findings, notes)]
+    findings = [*exact, *findings, *_weight_findings(rec, unchanged, [*exact, *findings], findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
         learning = replace(learning, verdict="unknown", evidence=f"{learning.evidence}, and then it stays there")
-    findings = [_with_first_weights(rec, _with_decay(rec, learning, finding)) for finding in findings]
-    findings = [_with_growth_of_weights(rec, learning, finding) for finding in findings]
-    findings = [_with_inputs(rec, finding) for finding in findings]
+    findings = [_with_wrong_sizes(rec, learning, finding) for finding in findings]
     notes += [item.said for item in intended]
-    if not any(finding.kind in ("dead", "zero_gradient") for finding in findings):
-        notes += say_dead_units(rec)
-    notes += [*_notes_on_rows(rec), *_notes_on_loss(rec, findings), *notes_on_numbers(rec, findings)]
-    notes += notes_on_program(rec, findings)
+    notes += _notes_on_run(rec, findings)
     missing = "" if findings else _missing(rec, explained)
     return replace(
         make_diagnosis(run.name, findings, len(run.steps), missing, notes, _healthy(rec)),
@@ -178,6 +160,68 @@ def _starved_by(rec: Recording, learning: Learning, unchanged: Sequence[Finding]
             if len(starved) == sum(len(each.layers) for each in unchanged):
                 return [replace(finding, layers=(*finding.layers, *starved))]
     return []
+
+
+def _explained_layers(rec: Recording, learning: Learning, notes: list[str]) -> set[str]:
+    """Return layers whose gradient may be 0: behind a clamp, off by chance, or in a model whose loss is learnt."""
+    clamped = beyond_clamp(rec) if learning.verdict != "no" else ()
+    if clamped:
+        notes.append(f"parameters of {say_layers(clamped)} lie outside the range of a clamp: their gradient is 0")
+    chance = off_by_chance(rec) if learning.verdict != "no" else ()
+    notes += _note_on_chance(rec, chance)
+    explained = {*clamped, *chance}
+    if is_satisfied(rec):
+        explained |= set(rec.names(range(len(rec.run.layers))))
+        notes.append("all gradients are exactly 0 at the end, and the loss is learnt")
+    return explained
+
+
+def _without_consequences(findings: list[Finding], exact: Sequence[Finding], notes: list[str]) -> list[Finding]:
+    """Return the findings of gradients and outputs that no exact cause brings about; notes tell of the others."""
+    caused: set[str] = set()
+    if any(finding.cause == DRAWN for finding in exact):  # what comes before it has no gradient of the loss's own
+        caused.add("vanishing")
+    findings = _move_to_notes(findings, caused, notes)
+    findings = _without_scores(findings, exact, notes)
+    without_bound = any(finding.cause in WITHOUT_BOUND for finding in exact)
+    return _move_to_notes(findings, CAUSED_BY_INPUTS if without_bound else (), notes)
+
+
+def _move_to_notes(findings: list[Finding], kinds: Collection[str], notes: list[str]) -> list[Finding]:
+    """Return the findings of other kinds; those of these kinds become notes."""
+    notes += [f"{CONSEQUENCE}: {finding}" for finding in findings if finding.kind in kinds]
+    return [finding for finding in findings if finding.kind not in kinds]
+
+
+def _weight_findings(
+    rec: Recording, unchanged: list[Finding], known: Sequence[Finding], causes: Sequence[Finding], notes: list[str]
+) -> list[Finding]:
+    """Return what is wrong with weights by itself, and steps without a direction or a size.
+
+    Args:
+        rec: The recording.
+        unchanged: Weights that do not change, and layers without a gradient.
+        known: All findings so far; steps are judged only where there are none.
+        causes: Those of gradients and outputs.
+        notes: Receive what another finding causes.
+    """
+    if known:
+        return _independent(unchanged, causes, notes)
+    steps = [*incoherent(rec), *([] if unchanged else slow(rec) or steady(rec))]
+    return [*steps, *_independent(unchanged, steps, notes)]
+
+
+def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> Finding:
+    """Add to a finding what is known of weights, data and a loss of a wrong size."""
+    finding = _with_first_weights(rec, _with_decay(rec, learning, finding))
+    return with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
+
+
+def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+    """Return notes on units, rows, losses, numbers and the program."""
+    dead_units = [] if any(f.kind in ("dead", "zero_gradient") for f in findings) else say_dead_units(rec)
+    rows = [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
+    return [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
 
 
 def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
@@ -248,7 +292,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     known = loss[np.isfinite(loss)]
     notes = []
     at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
-    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval
+    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval and bad[0] < len(loss) - 1
     if often and not any(finding.kind == "nonfinite" for finding in findings):
         first = int(rec.run.steps[bad[0]])
         notes.append(
@@ -257,7 +301,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
+    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss, findings)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -279,10 +323,18 @@ def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[st
     ]
 
 
-def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:
-    """Return a note on a classifier that begins far above guessing because of its initial weights."""
+def _note_on_the_start(rec: Recording, loss: FloatArray, findings: Sequence[Finding]) -> list[str]:
+    """Return a note on a classifier that begins far above guessing: because of its initial weights, or unexplained."""
     said, guess = Network(rec).first_weights()[0], guessing_of(rec)
-    if not said or not len(loss) or not loss[0] > FAR_ABOVE * guess:
+    if not len(loss) or not loss[0] > FAR_ABOVE * guess:
+        return []
+    if not said and not findings and median_of_all(loss[-LEAST_ROWS:]) > guess:
+        return [
+            f"the loss begins at {loss[0]:.3g}, {loss[0] / guess:.0f} times that of guessing, and is still above it: "
+            "print the size of each layer's output for one batch, and find where it grows (inputs that are not "
+            "normalised, a sum over many elements in place of a mean, weights that are too large)"
+        ]
+    if not said:
         return []
     return [f"the loss begins at {loss[0]:.3g}, and guessing has {guess:.3g}: {said}"]
 

@@ -105,6 +105,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Zhang et al. 2021, AutoTrainer; Yang et al. 2019; measured on healthy runs.",
         (
             ("the learning rate is too high", "lower it or warm it up"),
+            ("the loss has no lower bound", "look at the sign of each of its terms"),
             ("the loss is a sum over elements", "average it, or divide the learning rate"),
             ("a recurrent layer multiplies over time", "clip the gradient's norm"),
             ("weights are too large for their number of inputs", "use He initialisation, or normalise"),
@@ -141,6 +142,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "all layers, only a loss that does not fall counts: a hinge that is satisfied has no gradient, either.",
         "Exact: a product with a factor of 0.",
         (
+            ("the loss is exactly 0 in every row", "look at what it selects: pairs, triplets, targets, margins"),
             ("weights of exactly 0 in front of a slope of 0", "initialise them with small random numbers"),
             ("a ReLU is the last operation", "remove it"),
             ("underflow in float16", "use a GradScaler or bfloat16"),
@@ -162,7 +164,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "frozen": Explanation(
         "Weights that do not change at all in the last fifth of the rows, or by less than 1e-4 per step while halves "
         "of the batch agree or the loss of an untrained model falls along a straight line. Layers that are frozen from "
-        "the start and in no optimizer are a note.",
+        "the start and in no optimizer are a note, and so are fixed tables.",
         "Exact, from facts or from update_ratio; Ben Braiek & Khomh 2023, TheDeepChecker, for the size of steps.",
         (
             ("parameters are not in the optimizer", "add them to a group"),

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
@@ -23,6 +22,7 @@ from gradlens.diagnosis.recorded_rows import (
 )
 from gradlens.diagnosis.zero_gradient import rounded_off
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray
 from gradlens.theory.laws import batch_norm_growth
 from gradlens.theory.predict import predicted_profile
@@ -79,7 +79,7 @@ def allowed_growth(rec: Recording, layers: int) -> tuple[float, str]:
     """
     law = (layers - 2) * math.log10(batch_norm_growth(1024, "relu"))
     reason = f"batch norm explains a growth of {say_power(law)} over {layers} layers (Yang et al. 2019)"
-    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD else None
+    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD_NORM else None
     if prediction is not None and "Yang" in prediction.source:
         known = prediction.decades + SPREADS * np.nan_to_num(prediction.spread)
         most = float(np.nanmax(known)) if np.isfinite(known).any() else -math.inf
@@ -128,6 +128,9 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     table = np.array(["Embedding" in rec.run.layers[i].kind for i in path[:-1]])  # its rows are used now and then
     early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
     least = invariant_decades(rec, path)[:-1]
+    against = next_terms(rec, path)
+    least -= np.where(np.isnan(least), median(_padded(early), axis=0), _padded(least))[against]
+    early = early - _padded(early)[:, against]
     found = [
         (
             early[part],
@@ -149,12 +152,46 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{say_ratio(quoted(names[top]), quoted(names[-2]), float(typical[top]))} ({rows})",
+        f"{say_ratio(quoted(names[top]), quoted(names[against[top]]), float(typical[top]))} ({rows})",
         f"more than {say_power(line)} times the gradient norm of the last hidden layer",
         source,
         f"{Network(rec).tame()} {Network(rec).clip()}" if beyond[0] else too_fast(rec),
         few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
     )
+
+
+def next_terms(rec: Recording, path: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the layer that each hidden layer of a path is compared with: places in the path, (M - 1,).
+
+    It is the last hidden layer, or the next layer toward the output at which another term of the loss joins: the loss
+    reads its output, as a divergence reads the latent layers of a variational autoencoder, or that of a head which
+    branches off behind it. All layers before it get the gradient of that term, and those after it do not. Such a layer
+    is compared with itself.
+
+    Args:
+        rec: The recording.
+        path: (M,) indices of the layers on the path, input first.
+    """
+    hidden, place = len(path) - 1, {int(layer): i for i, layer in enumerate(path)}
+    numbers = {layer.name: i for i, layer in enumerate(rec.run.layers)}
+    read = {numbers.get(item.text("layer"), -1) for item in rec.setup.graph.entries("outputs")} - {-1}
+    joins = {place[layer] for layer in read & place.keys()}
+    stack, seen = list(read - place.keys()), set[int]()
+    while stack:
+        parents = {int(parent) for parent in rec.run.layers[stack.pop()].parents} - seen
+        seen |= parents
+        joins |= {place[parent] for parent in parents & place.keys()}
+        stack += parents - place.keys()
+    ends = np.array([*sorted(end for end in joins if end < hidden - 1), hidden - 1], dtype=np.int64)
+    found: NDArray[np.int64] = ends[np.searchsorted(ends, np.arange(hidden))]
+    return found
+
+
+def _padded(decades: FloatArray) -> FloatArray:
+    """Return decades that are 0 at the last hidden layer, which the others are already compared with."""
+    whole = decades.copy()
+    whole[..., -1] = 0
+    return whole
 
 
 def _chooses(rec: Recording, ratio: GradientRatio) -> bool:

@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
-from gradlens.diagnosis.intended import is_spent, near_zero, replaced, say_schedule
+from gradlens.diagnosis.intended import is_spent, left_out, near_zero, replaced, say_schedule
+from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import (
-    LEAST_VALUES,
-    PARAM_GRAD,
-    PARAM_NORM,
-    UPDATE,
-    Recording,
-    Series,
-)
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, UPDATE, Recording, Series
 from gradlens.diagnosis.unused import wants_no_gradient, without_gradient
 from gradlens.format import plural
+from gradlens.metrics import PARAM_NORM
 
 FROZEN_LINE = "no change of the weights over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"
+RATE_ZERO = "the learning rate is 0"
 BY_HAND = (
     "No optimizer was given. Where the loop updates weights itself, change them in place under torch.no_grad() "
     "(p -= lr * p.grad), because p = p - lr * p.grad only makes a new tensor. Otherwise call the optimizer's step()."
@@ -55,6 +51,7 @@ def frozen(rec: Recording, explained: Collection[str] = ()) -> list[Finding]:
     if spent := [*_rate_is_zero(rec), *_rate_is_spent(rec)]:
         return spent[:1]
     exact = [*_foreign(rec), *_never_steps(rec), *_not_given(rec, explained), *_requires_no_gradient(rec, explained)]
+    exact = exact or partly_given(rec, explained)
     explained = {*explained, *(name for finding in exact for name in finding.layers)}
     return [*exact, *_unchanged(rec, explained)]
 
@@ -67,7 +64,8 @@ def _rate_is_zero(rec: Recording) -> list[Finding]:
         return []
     before = np.flatnonzero(np.nan_to_num(lr) != 0)
     start = int(before[-1]) + 1 if len(before) else 0
-    found = _finding(rec, np.arange(len(rec.run.layers)), start, "the learning rate is 0", len(late))
+    found = _finding(rec, np.arange(len(rec.run.layers)), start, RATE_ZERO, len(late))
+    found = found if len(before) else replace(found, cause=RATE_ZERO, confidence=1.0)
     schedule = Network(rec).schedule
     if not schedule:
         fix = "Set a learning rate above 0. If a schedule sets it, look at its factor: whole-number division gives 0."
@@ -169,6 +167,38 @@ def _not_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
             f"{'is' if len(names) == 1 else 'are'} in no optimizer: {say_layers(names)}",
             f"Add the parameters of {say_layers(names)} to a group of {optimizer}; if they are not to learn, set "
             "requires_grad to False.",
+            "parameters are not in the optimizer",
+        )
+    ]
+
+
+def partly_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
+    """Layers of which some parameters are in the optimizer, and others, to which gradients arrive, in none.
+
+    Parameters that another optimizer or the program's own code changes are left out, and so is all of this in a model
+    that learns: they are noted there.
+
+    Args:
+        rec: The recording.
+        explained: Names of layers that another finding or a note explains; they are left out.
+
+    Returns:
+        The findings.
+    """
+    items = left_out(rec)
+    names = tuple(dict.fromkeys(name for item in items for name in item.texts("layers") if name not in explained))
+    if not names or judge_learning(rec).verdict == "yes":
+        return []
+    own = say_layers(tuple(dict.fromkeys(name for item in items for name in item.texts("names"))))
+    return [
+        exact_finding(
+            "frozen",
+            names,
+            (rec.setup.whole("first_step"), rec.last_step),
+            f"at {say_layers(names)}, gradients arrive at {own}, and these are in no optimizer, which has other "
+            "parameters of the same layers",
+            f"Add {own} to a group of {Network(rec).optimizer}: look at the condition that sorts the parameters into "
+            "groups.",
             "parameters are not in the optimizer",
         )
     ]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import quoted, say_layers
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.recorded_setup import Entry
-from gradlens.diagnosis.setup import say_statistics
-from gradlens.diagnosis.unfit import LEAST_CALLS, is_far
+from gradlens.diagnosis.setup.norm_statistics import is_far, say_statistics
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 ENDS_LATE = 0.5
 """A schedule may end near 0; it is a fault only if that takes up more than half of the steps."""
@@ -32,6 +33,9 @@ MOSTLY = 0.5
 ADAPTED = 0.1
 """Where less than a tenth of what requires a gradient is in an optimizer, the rest was left out on purpose (adapters,
 prompts, a new head)."""
+
+OF_LAYERS = {"weight", "bias"}
+"""Names of the parameters of layers; a table that a module holds besides its layers has another name."""
 
 BRANCH = 0.1
 """A part whose output nothing uses, such as a pooler or an auxiliary head, has less than a tenth of what is trained."""
@@ -58,7 +62,7 @@ def find_intended(rec: Recording) -> list[Intended]:
     """
     copies = _copies(rec)
     copied = {name for item in copies for name in item.layers}
-    rules = (_frozen_by_user, _frozen_later, _without_optimizer, _not_chosen, _side_branches)
+    rules = (_frozen_by_user, _frozen_later, _without_optimizer, _partly_given, _not_chosen, _side_branches)
     found = [item for rule in rules for item in rule(rec, copied)]
     return [
         *copies,
@@ -106,7 +110,34 @@ def _frozen_by_user(rec: Recording, copied: set[str]) -> list[Intended]:
     held = [item for item in rec.setup.states(requires_grad=False, in_optimizer=True) if item.whole("since") <= first]
     idle = tuple(name for name in _names(held, {*copied, *names}) if name in _unread(rec))
     said = f"frozen from the first row on, and nothing uses their output: {say_layers(idle)}"
-    return [*found, Intended(said, idle)] if idle else found
+    found += [Intended(said, idle)] if idle else []
+    return [*found, *_fixed_tables(rec, held, {*copied, *names, *idle})]
+
+
+def _fixed_tables(rec: Recording, held: list[Entry], known: set[str]) -> list[Intended]:
+    """Return a note on frozen parameters that an optimizer has: tables of containers, and embeddings of a learner.
+
+    A module that contains layers makes a table besides them, such as fixed sine position codes (Vaswani et al. 2017,
+    sec. 3.5), with requires_grad off, and ``Embedding.from_pretrained`` freezes its vectors unless told otherwise;
+    ``parameters()`` hands both to the optimizer.
+    """
+    layers = {layer.name: layer.kind for layer in rec.run.layers}
+    tables = [item for item in held if item.texts("names") and OF_LAYERS.isdisjoint(item.texts("names"))]
+    names = {name for name in _names(tables, known) if _contains(name, layers)}
+    if judge_learning(rec).verdict == "yes":
+        names |= {name for name in _names(held, known) if layers.get(name) == "Embedding"}
+    inside = tuple(name for name in _names(held, known) if name in names)
+    own = tuple(dict.fromkeys(one for item in held if names & {*item.texts("layers")} for one in item.texts("names")))
+    said = (
+        "frozen from the first row on (requires_grad is off), though the optimizer has them: "
+        f"{say_layers(own)} of {say_layers(inside)}"
+    )
+    return [Intended(said, inside)] if inside else []
+
+
+def _contains(module: str, layers: Iterable[str]) -> bool:
+    """Return whether a module contains one of the layers."""
+    return any(name != module and (module == "(model)" or name.startswith(f"{module}.")) for name in layers)
 
 
 def _partly_frozen(states: list[Entry], layer: str) -> Intended:
@@ -120,9 +151,9 @@ def _partly_frozen(states: list[Entry], layer: str) -> Intended:
 
 def _unread(rec: Recording) -> set[str]:
     """Return the layers that ran and whose output never had a gradient, although one that ran earlier had one."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return set()
-    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD).values), axis=0)
+    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD_NORM).values), axis=0)
     first = int(np.argmax(known)) if known.any() else len(known)
     return {x.name for i, x in enumerate(rec.run.layers) if i > first and not known[i] and x.out_numel > 0}
 
@@ -168,6 +199,32 @@ def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
         return []
     what = "another optimizer, or your own code, changes them" if changed.intersection(names) else "they do not change"
     return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]
+
+
+def left_out(rec: Recording) -> list[Entry]:
+    """Return the states of parameters that get gradients and are in no optimizer, though their layer's others are.
+
+    Args:
+        rec: The recording.
+    """
+    given = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True))
+    changed = {name for item in rec.setup.entries("changed_outside") for name in item.texts("layers")}
+    states = rec.setup.states(requires_grad=True, in_optimizer=False)
+    states = [item for item in states if "arriving" in item.texts("seen")]
+    inside = [item for item in states if item.texts("names") and given.issuperset(item.texts("layers"))]
+    return [item for item in inside if changed.isdisjoint(item.texts("layers"))]
+
+
+def _partly_given(rec: Recording, copied: set[str]) -> list[Intended]:
+    """Return a note on parameters in no optimizer whose layer has others in one, in a model that learns."""
+    items = left_out(rec) if judge_learning(rec).verdict == "yes" and not replaced(rec) and not _adapts(rec) else []
+    names = _names(items, copied)
+    own = tuple(dict.fromkeys(name for item in items for name in item.texts("names")))
+    if not names:
+        return []
+    return [
+        Intended(f"gradients arrive at {say_layers(own)} of {say_layers(names)}, and no optimizer has these", names)
+    ]
 
 
 def _share_trained(rec: Recording) -> float:
@@ -225,9 +282,9 @@ def _rests(rec: Recording, layer: str) -> bool:
 
 def _used_late(rec: Recording) -> NDArray[np.bool_]:
     """Return (L,) whether the output of a layer has a gradient in the last fifth of the rows."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return np.zeros(len(rec.run.layers), dtype=bool)
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     late = series.values[-max(len(series) // 5, 1) :]
     found: NDArray[np.bool_] = np.any(~np.isnan(late), axis=0)
     return found
@@ -245,7 +302,8 @@ def side_branch(rec: Recording, item: Entry) -> bool:
     """Return whether modules that the loss does not reach may be a branch that nothing uses, rather than cut off.
 
     A module that contains them returned their output, and the loss uses other parts of that module; or they are a small
-    part, ran with a graph after others that the loss reaches and before none, and the network learns.
+    part, ran with a graph after others that the loss reaches and before none, or before one whose input has a graph
+    that passes them by, and the network learns.
 
     Args:
         rec: The recording.
@@ -253,7 +311,8 @@ def side_branch(rec: Recording, item: Entry) -> bool:
     """
     if item.text("how") == "detached" and item.text("returned_by"):
         return judge_learning(rec).verdict != "no"
-    if item.text("next") or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
+    before_others = item.text("next") and not item.flag("passed_by")
+    if before_others or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
         return False
     states = rec.setup.states(requires_grad=True, in_optimizer=True)
     inside = set(item.texts("layers"))

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.stats import median
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, PARAM_NORM, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
+from gradlens.metrics import PARAM_NORM
 from gradlens.run import FloatArray
 
 

@@ -132,6 +132,14 @@ class Losses:
         return enough and -signs > ORDERED * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
 
     @property
+    def still_falls(self) -> bool:
+        """Whether a fall from the second fifth to the last is likely, by more than a twentieth and two errors."""
+        part = len(self.values) // 5
+        before = float(self.values[part : 2 * part].mean())
+        noise = self.error_first * math.sqrt(max(min(len(self.values) // 20, FIRST_ROWS), 2) / part)
+        return before - self.last > max(STANDS * abs(before), 2 * math.hypot(noise, self.error_last))
+
+    @property
     def stands(self) -> bool:
         """Whether a fall that matters is excluded, and a rise is not seen."""
         return self.fell + self.margin < STANDS and self.fell + self.margin >= 0
@@ -317,6 +325,8 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     if span_of(rec) < LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
         return None
     said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
+    if losses.still_falls and losses.last - ERRORS * losses.error_last > guess:
+        return Learning("unknown", f"{said}: it is above that, and still falls")
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
         return Learning("no", f"{said}: the model is no better than guessing", True)
     may_expect_more = span_of(rec) >= MANY_STEPS and classes <= FEW_CLASSES and not _mostly_frozen(rec, losses)

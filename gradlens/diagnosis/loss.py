@@ -37,6 +37,17 @@ def loss_fell(rec: Recording) -> float:
     return (before - after) / abs(before) if before != 0 else math.nan
 
 
+def loss_is_nothing(rec: Recording) -> bool:
+    """Return whether the loss is known in at least ``LEAST_ROWS`` rows, and exactly 0 in each of them.
+
+    Args:
+        rec: The recording.
+    """
+    loss = rec.scalar("loss")
+    loss = loss[np.isfinite(loss)]
+    return len(loss) >= LEAST_ROWS and not loss.any()
+
+
 def loss_halved(rec: Recording) -> bool:
     """Return whether the loss in the last fifth of the rows is at most half of that in the very first rows.
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import quoted, say_layers
-from gradlens.diagnosis.recorded_rows import PARAM_GRAD, PARAM_NORM, UPDATE, Recording
+from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UPDATE, Recording
+from gradlens.metrics import PARAM_NORM
 
 RESCALING = ("adam", "rmsprop", "adagrad", "adadelta", "lion", "lamb", "lars", "adafactor", "sophia", "muon", "rprop")
 """Optimizers that divide each gradient by a size of its own, by their names."""

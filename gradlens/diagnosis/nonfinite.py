@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import COUNT, PARAM_GRAD, RMS, Recording
 from gradlens.diagnosis.undefined import may_be_empty, undefined
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 SKIPS = 16
 """A GradScaler starts at 65536 = 2^16 and halves its scale at each skipped step (PyTorch, torch.amp.GradScaler,
@@ -24,7 +24,7 @@ MOST_COUNTED = 2.0**63
 
 def first_broken_row(rec: Recording) -> int | None:
     """Return the first row with a non-finite value, skipped steps left out; None where there is none."""
-    rows = [rows[0] for name in (ACTIVATION_GRAD, PARAM_GRAD, COUNT, RMS) if len(rows := rec.broken_rows(name))]
+    rows = [rows[0] for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD, COUNT, RMS) if len(rows := rec.broken_rows(name))]
     loss = rec.scalar("loss")
     rows += list(np.flatnonzero(np.isinf(loss))[:1])
     return int(min(rows)) if rows else None
@@ -47,7 +47,9 @@ def nonfinite(rec: Recording, row: int | None) -> list[Finding]:
     if row is None:
         return _too_many_skips(rec)
     forward, layers, evidence = _direction(rec, row)
-    every = sorted({int(r) for name in (ACTIVATION_GRAD, PARAM_GRAD, COUNT) for r in rec.broken_rows(name)} | {row})
+    every = sorted(
+        {int(r) for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD, COUNT) for r in rec.broken_rows(name)} | {row}
+    )
     direction = "forward" if forward else "backward"
     step, more = int(rec.run.steps[row]), "at least " if rec.long else ""
     extent = f"{more}{plural(len(every), 'row')} with NaN or Inf"
@@ -98,7 +100,7 @@ def _direction(rec: Recording, row: int) -> tuple[bool, tuple[str, ...], str]:
         bad = _bad_layers(rec, RMS, row)
         if len(bad):
             return True, rec.names(bad), f"the output of {quoted(rec.names(bad)[0])} is the first non-finite one"
-    gradient = next((n for n in (ACTIVATION_GRAD, PARAM_GRAD, COUNT) if len(_bad_layers(rec, n, row))), "")
+    gradient = next((n for n in (ACTIVATION_GRAD_NORM, PARAM_GRAD, COUNT) if len(_bad_layers(rec, n, row))), "")
     names = rec.names(_bad_layers(rec, gradient, row)) if gradient else ()
     loss = rec.scalar("loss")
     if len(loss) and not math.isfinite(loss[row]) and (math.isinf(loss[row]) or np.isfinite(loss[:row]).any()):

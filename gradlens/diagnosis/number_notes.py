@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from gradlens.diagnosis.findings import Finding, quoted
-from gradlens.diagnosis.logit_range import note_on_logits
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.diagnosis.setup.logit_range import note_on_logits
 
 MOSTLY_PADDED, PADDED_TARGETS = 0.5, 0.4
 """Shares of sequences that end with padding, and of targets that are padding; no outside source."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, UPDATE, ZEROS, Recording
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT
 from gradlens.run import FloatArray, Run
 
 Grid = NDArray[np.bool_]
@@ -223,7 +224,7 @@ def _grid(rec: Recording, name: str) -> FloatArray:
 def _infinite(rec: Recording) -> Grid:
     """Return where a gradient is not finite, (T, L), on all rows."""
     grid = np.zeros((len(rec.run.steps), len(rec.run.layers)), dtype=bool)
-    for name in ("activation_grad_norm", PARAM_GRAD, "nonfinite_count"):
+    for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD, NONFINITE_COUNT):
         for row in rec.broken_rows(name):
             grid[row] |= rec.broken(name, int(row), int(row) + 1)[0]
     return grid

@@ -10,7 +10,7 @@ from gradlens.diagnosis.recorded_setup import Entry
 def out_of_sync(rec: Recording) -> list[Finding]:
     """Find ranks that should have the same weights, and do not.
 
-    Confidence: 1, because the weights of the ranks were compared (``gradlens.recorder.rank_agreement``).
+    Confidence: 1, because the weights of the ranks were compared (``gradlens.recorder.ranks.rank_agreement``).
 
     Args:
         rec: The recording.

@@ -8,7 +8,6 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median, median_of_all
-from gradlens.diagnosis.collapsed import say_collapse
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import (
     LEAST_STEPS,
@@ -23,6 +22,7 @@ from gradlens.diagnosis.learning import (
 from gradlens.diagnosis.loss import FAR_ABOVE, loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
+from gradlens.diagnosis.setup.collapsed import say_collapse
 from gradlens.diagnosis.written_weights import rises_at_writes
 from gradlens.format import plural
 

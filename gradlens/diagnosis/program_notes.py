@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.recorded_rows import Recording
-from gradlens.diagnosis.unfit import LEAST_CALLS, layers_of
+from gradlens.diagnosis.setup.setup_findings import LEAST_CALLS, layers_of
 from gradlens.format import plural
 
 INPUTS = "the targets are the inputs"
+RISES = 2.0
+"""Times by which a rate rises that is in its warm-up; cycles of a rate fall in between."""
 
 
 def notes_on_program(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    """Return notes on targets that are the inputs, and on weights that something besides the optimizer writes.
+    """Return notes on targets that are the inputs, on weights that something else writes, and on a long warm-up.
 
     Args:
         rec: The recording.
         findings: What was found.
     """
-    return [*_copied_inputs(rec, findings), *_written_outside(rec, findings)]
+    return [*_copied_inputs(rec, findings), *_written_outside(rec, findings), *_still_warming(rec)]
 
 
 def _copied_inputs(rec: Recording, findings: Sequence[Finding]) -> list[str]:
@@ -32,6 +37,20 @@ def _copied_inputs(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         "position (input x[:, :-1], target x[:, 1:])"
         for item in rec.setup.entry("tokens").entries("shifts")[:1]
         if item.whole("distance", -1) == 0 and item.whole("passes") >= LEAST_CALLS
+    ]
+
+
+def _still_warming(rec: Recording) -> list[str]:
+    """Return a note on a learning rate that rises from the first row to the last."""
+    rates = rec.scalar("lr")
+    rates = rates[np.isfinite(rates)]
+    if len(rates) < 2 * LEAST_ROWS or (np.diff(rates) < 0).any() or not rates[-1] > RISES * rates[0]:
+        return []
+    if rates[-1] <= rates[-LEAST_ROWS]:
+        return []
+    return [
+        f"the learning rate rises from {rates[0]:.2g} to {rates[-1]:.2g}, until the last row: its warm-up has not "
+        "ended; if the training has, look at whether the warm-up counts steps or epochs"
     ]
 
 

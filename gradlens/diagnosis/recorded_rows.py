@@ -22,15 +22,25 @@ from gradlens.analysis.gradient_ratio import (
     known_layers,
     late_windows,
 )
-from gradlens.analysis.profile import ACTIVATION_GRAD, is_long, long_chunks
+from gradlens.analysis.profile import is_long, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.recorded_setup import Setup
 from gradlens.errors import ConfigError
+from gradlens.metrics import (
+    ACTIVATION_GRAD_NORM,
+    ACTIVATION_RMS,
+    BATCH_COHERENCE,
+    GRAD_COHERENCE,
+    NONFINITE_COUNT,
+    PARAM_GRAD_NORM,
+    UPDATE_RATIO,
+    ZERO_FRACTION,
+)
 from gradlens.run import FloatArray, Layer, Run
 
-PARAM_GRAD, PARAM_NORM, UPDATE = "param_grad_norm", "param_norm", "update_ratio"
-COUNT, RMS, ZEROS, COHERENCE = "nonfinite_count", "activation_rms", "zero_fraction", "grad_coherence"
-BATCHES = "batch_coherence"
+PARAM_GRAD, UPDATE = PARAM_GRAD_NORM, UPDATE_RATIO
+COUNT, RMS, ZEROS, COHERENCE = NONFINITE_COUNT, ACTIVATION_RMS, ZERO_FRACTION, GRAD_COHERENCE
+BATCHES = BATCH_COHERENCE
 UNSEEN_DATA = {"val", "valid", "validation", "test", "eval", "dev"}
 """Words in the name of a loss that is not the one of the training."""
 LEAST_VALUES = 3
@@ -142,7 +152,7 @@ class Recording:
     @cached_property
     def gradient(self) -> str:
         """The gradient metric that is judged: of activations where recorded, else of parameters, else ""."""
-        return next((name for name in (ACTIVATION_GRAD, PARAM_GRAD) if self.has(name)), "")
+        return next((name for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD) if self.has(name)), "")
 
     @cached_property
     def path(self) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import guessing_of, judge_learning
@@ -20,6 +19,7 @@ from gradlens.diagnosis.recorded_rows import (
     window_beyond,
 )
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 SATURATED_RMS = 5.0
 """DeepDiagnosis (Wardat et al. 2022): tanh and sigmoid are saturated beyond +-5, where the sigmoid's slope is 0.0066,
@@ -124,13 +124,13 @@ def _bounded(rec: Recording, layer: int) -> bool:
         return named in BOUNDED
     if rec.is_behind_norm(layer):
         return False  # the norm divides the output by its size, and the gradient with it
-    if not (rec.has(ZEROS) and rec.has(ACTIVATION_GRAD)):
+    if not (rec.has(ZEROS) and rec.has(ACTIVATION_GRAD_NORM)):
         return False
     zeros = median(rec.series(ZEROS).values, axis=0)[layer]
     path = rec.path
     place = np.flatnonzero(path == layer)
     if not zeros < NO_RELU or not len(place) or place[0] + 1 >= len(path):
         return False
-    grads = rec.series(ACTIVATION_GRAD)
+    grads = rec.series(ACTIVATION_GRAD_NORM)
     ends = median(grads.values[grads.late], axis=0)[[layer, path[int(place[0]) + 1]]]
     return bool(ends[0] < ends[1] * 10**SHRINKS_DECADES)

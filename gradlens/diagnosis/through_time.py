@@ -9,7 +9,7 @@ from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.recorded_rows import Recording, share_beyond, since
-from gradlens.metrics import METRIC_OF_TIME
+from gradlens.metrics import GRADIENT_THROUGH_TIME
 from gradlens.run import FloatArray
 
 PADDED = 0.5
@@ -30,10 +30,10 @@ def forgets(rec: Recording, learning: Learning) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    if learning.verdict != "no" or not rec.has(METRIC_OF_TIME):
+    if learning.verdict != "no" or not rec.has(GRADIENT_THROUGH_TIME):
         return []
     decades = _decades(rec)
-    series = rec.series(METRIC_OF_TIME)
+    series = rec.series(GRADIENT_THROUGH_TIME)
     typical = median(decades[series.late], axis=0)
     layers = rec.in_order(np.flatnonzero(np.nan_to_num(typical, nan=0.0) < VANISH_DECADES))
     if not layers:
@@ -61,7 +61,7 @@ def forgets(rec: Recording, learning: Learning) -> list[Finding]:
 def _decades(rec: Recording) -> FloatArray:
     """Return log10 of the metric, (B, L): -inf where it is 0, NaN where unknown."""
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log10(rec.series(METRIC_OF_TIME).values))
+        return np.asarray(np.log10(rec.series(GRADIENT_THROUGH_TIME).values))
 
 
 def _padding(rec: Recording) -> tuple[str, str]:
@@ -91,7 +91,7 @@ def _remedy(rec: Recording) -> str:
 
 def say_growth(rec: Recording) -> str:
     """Return a sentence on a gradient that grows more than a thousandfold through time, or ""."""
-    if not rec.has(METRIC_OF_TIME):
+    if not rec.has(GRADIENT_THROUGH_TIME):
         return ""
     decades = np.nan_to_num(_decades(rec), nan=-np.inf, posinf=np.inf)
     layer = int(np.argmax(decades.max(axis=0)))

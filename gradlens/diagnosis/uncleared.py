@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding
 from gradlens.diagnosis.recorded_rows import (
@@ -14,6 +13,7 @@ from gradlens.diagnosis.recorded_rows import (
     Recording,
     share_beyond,
 )
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray
 
 SMOOTH = 0.2
@@ -43,12 +43,16 @@ def uncleared(rec: Recording) -> list[Finding]:
     Returns:
         The findings; an empty list where there is no such fault.
     """
-    if rec.long or not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)) or len(rec.series(PARAM_GRAD)) < SUM_ROWS:
+    if (
+        rec.long
+        or not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD_NORM))
+        or len(rec.series(PARAM_GRAD)) < SUM_ROWS
+    ):
         return []
     clip = rec.scalar("clip_coefficient")
     clip = np.where(clip > 0, clip, np.nan)[:, None] if len(clip) else np.ones((1, 1))
     clip = clip[~rec.skipped] if len(clip) > 1 else clip
-    grads = [np.asarray(rec.run.metric(name))[~rec.skipped] for name in (PARAM_GRAD, ACTIVATION_GRAD)]
+    grads = [np.asarray(rec.run.metric(name))[~rec.skipped] for name in (PARAM_GRAD, ACTIVATION_GRAD_NORM)]
     known = rec.path
 
     def params_of(layers: NDArray[np.int64]) -> FloatArray:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.diagnosis.findings import Finding, say_layers
 from gradlens.diagnosis.recorded_rows import (
     LEAST_VALUES,
@@ -16,6 +15,7 @@ from gradlens.diagnosis.recorded_rows import (
     Recording,
 )
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 
 def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
@@ -39,9 +39,9 @@ def wants_no_gradient(rec: Recording) -> NDArray[np.int64]:
     Returns:
         Indices of the layers.
     """
-    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD) and rec.has(UPDATE)):
+    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD_NORM) and rec.has(UPDATE)):
         return np.empty(0, dtype=np.int64)
-    never, silent = _never(rec, PARAM_GRAD), _never(rec, ACTIVATION_GRAD)
+    never, silent = _never(rec, PARAM_GRAD), _never(rec, ACTIVATION_GRAD_NORM)
     updates = rec.series(UPDATE).values
     unchanged = (updates == 0).any(axis=0) & ~(np.nan_to_num(updates) > 0).any(axis=0)
     kept = never & unchanged & ~silent

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, VANISH_DECADES, say_power, say_ratio
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
@@ -22,6 +21,7 @@ from gradlens.diagnosis.recorded_rows import (
 )
 from gradlens.diagnosis.zero_gradient import is_underflow, zero_layers
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray
 from gradlens.theory.predict import predicted_profile, say_deviation
 
@@ -149,7 +149,7 @@ def _say_zeros(lows: FloatArray, names: tuple[str, ...]) -> str:
 
 def _say_theory(rec: Recording, path: NDArray[np.int64], typical: float) -> str:
     """Return a sentence on the ratio that theory expects at initialisation; "" where it has no prediction."""
-    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD else None
+    prediction = predicted_profile(rec.run) if rec.gradient == ACTIVATION_GRAD_NORM else None
     if prediction is None or not len(prediction.decades) or prediction.layers[0] != path[0]:
         return ""
     expected, spread = float(prediction.decades[0]), float(prediction.spread[0])

@@ -7,7 +7,8 @@ import numpy as np
 from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import say_layers
 from gradlens.diagnosis.network import Network
-from gradlens.diagnosis.recorded_rows import PARAM_NORM, Recording
+from gradlens.diagnosis.recorded_rows import Recording
+from gradlens.metrics import PARAM_NORM
 
 LEAST_POINTS = 4
 LEAST_GROWTH = 10.0

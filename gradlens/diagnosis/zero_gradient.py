@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network
-from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, PARAM_NORM, Recording, Series, since
-from gradlens.diagnosis.zero_loss import EMPTY, GONE, zero_loss
+from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, Recording, Series, since
+from gradlens.diagnosis.zero_loss import ZERO_LOSSES, zero_loss
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_NORM
 
 UNDERFLOW_DECADES = -20.0
 """The nearest gradient that is not 0 must be smaller than this for zeros to be underflow of float32 (1e-45)."""
@@ -71,7 +71,7 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     cause, why, remedy = next(filter(None, (rule(rec, layers, everywhere, begins) for rule in CAUSES)))
     where = "all layers" if everywhere else plural(len(layers), "layer")
     said = f"the gradient is exactly 0 at {where} ({say_layers(names)}) in {plural(count, 'row')}, and not by underflow"
-    loss = f"; {learning.evidence}" if everywhere and cause not in (EMPTY, GONE) else ""
+    loss = f"; {learning.evidence}" if everywhere and cause not in ZERO_LOSSES else ""
     return [
         Finding(
             "zero_gradient",
@@ -209,9 +209,9 @@ def _gradients(rec: Recording) -> Series:
     output has no gradient in that row, while it has one in others.
     """
     series = rec.series(_metric(rec))
-    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD)):
+    if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD_NORM)):
         return series
-    outputs = rec.series(ACTIVATION_GRAD)
+    outputs = rec.series(ACTIVATION_GRAD_NORM)
     at = np.searchsorted(outputs.rows, series.rows).clip(max=len(outputs) - 1)
     unused = np.isnan(outputs.values[at]) & ~np.isnan(outputs.values).all(axis=0)
     unused &= (outputs.rows[at] == series.rows)[:, None]
@@ -387,9 +387,9 @@ def _off(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) 
 
 def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
     """Return the last layer on the path with a gradient of 0 at its output, if a later one has a gradient there."""
-    if not rec.has(ACTIVATION_GRAD):
+    if not rec.has(ACTIVATION_GRAD_NORM):
         return None
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     typical = median(series.values[series.late], axis=0)
     path = [int(i) for i in rec.path]
     zero = [place for place, i in enumerate(path) if typical[i] == 0]
@@ -400,7 +400,7 @@ def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
 
 def _is_passed_by(rec: Recording, layer: int) -> bool:
     """Return whether a layer before one without a gradient at its output has one: there is another way to it."""
-    series = rec.series(ACTIVATION_GRAD)
+    series = rec.series(ACTIVATION_GRAD_NORM)
     typical = median(series.values[series.late], axis=0)
     path = [int(i) for i in rec.path]
     return any(typical[i] > 0 for i in path[: path.index(layer)])
@@ -416,9 +416,9 @@ def off_by_chance(rec: Recording) -> tuple[str, ...]:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    if not rec.has(ACTIVATION_GRAD) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
+    if not rec.has(ACTIVATION_GRAD_NORM) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
         return ()
-    outputs, path = rec.series(ACTIVATION_GRAD).values[:, layers], {int(i) for i in rec.path}
+    outputs, path = rec.series(ACTIVATION_GRAD_NORM).values[:, layers], {int(i) for i in rec.path}
     off = not np.nan_to_num(outputs).any() and all(int(i) in path and _is_passed_by(rec, int(i)) for i in layers)
     return rec.names(rec.in_order(layers)) if off else ()
 

@@ -6,12 +6,14 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS, LEAST_ROWS
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.loss import loss_is_nothing
 from gradlens.diagnosis.recorded_rows import Recording
 
 LARGE_PART = 0.1
 """A loss that was never below this share of its first value and is 0 in the next step was not learnt; no outside
 source."""
-EMPTY, GONE = "the loss is 0 from the first row on", "the loss becomes 0 from one step to the next"
+EMPTY, GONE = "the loss is exactly 0 in every row", "the loss becomes 0 from one step to the next"
+ZERO_LOSSES = (EMPTY, GONE)
 
 
 def zero_loss(rec: Recording) -> tuple[str, str, str] | None:
@@ -23,14 +25,14 @@ def zero_loss(rec: Recording) -> tuple[str, str, str] | None:
     Returns:
         The cause, the evidence and a remedy; None where the loss is not 0, or fell to 0 little by little.
     """
-    if _is_empty(rec):
+    if loss_is_nothing(rec):
         return (
             EMPTY,
-            "the loss is exactly 0 in every row from the first on: a hinge in it (ReLU, clamp, max with 0) is off for "
-            "all examples, or all of it is multiplied by 0",
-            "Print what the loss is computed from, before the hinge and the mask: an infinite number among distances "
-            "(a diagonal filled with -inf before the sign is turned round) is the largest in every row, a difference "
-            "may be the wrong way round, and a mask may be empty.",
+            "no term of the loss counts: no pair or triplet is selected, every margin is met, or every target is left "
+            "out",
+            "Print how many pairs, triplets or targets the loss selects. Look at the labels (is each example a class "
+            "of its own?), the margin and the masks, and at infinite numbers among distances: a diagonal that is "
+            "filled with -inf before the sign is turned round is the largest in every row.",
         )
     if (dropped := drops_to_zero(rec)) is None:
         return None
@@ -73,9 +75,3 @@ def drops_to_zero(rec: Recording) -> tuple[int, float] | None:
     if not first > 0 or values[:start].min() < LARGE_PART * first:
         return None
     return int(steps[start]), median_of_all(values[start - LEAST_ROWS : start])
-
-
-def _is_empty(rec: Recording) -> bool:
-    loss = rec.scalar("loss")
-    values = loss[np.isfinite(loss)]
-    return len(values) >= LEAST_ROWS and not values.any()

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from gradlens.errors import GradlensWarning
 from gradlens.integrations.run_paths import choose_path
-from gradlens.recorder import Recorder, endings, record
-from gradlens.recorder.distributed import is_engine
+from gradlens.recorder import Recorder, record, unclosed_recorders
 from gradlens.recorder.notes import line
+from gradlens.recorder.ranks.distributed import is_engine
 from gradlens.recorder.scalars import is_name
 from gradlens.run import Status
 
@@ -147,7 +147,7 @@ class FrameworkRecording:
             if several and not shared:
                 self._recorder.note(OWN_PART)
             self._recorder.start()
-            endings.forget(self._recorder)  # this object closes it at the end
+            unclosed_recorders.forget(self._recorder)  # this object closes it at the end
         self._losses = []
 
     def log(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -196,7 +196,7 @@ class FrameworkRecording:
         if self._recorder is None:
             return
         with contextlib.suppress(Exception):
-            note = endings.describe_exit()[1]
+            note = unclosed_recorders.describe_exit()[1]
             ended_by = getattr(sys, "last_type", None)
             interrupted = isinstance(ended_by, type) and issubclass(ended_by, KeyboardInterrupt)
             self.end("interrupted" if interrupted else "failed", note)

@@ -22,6 +22,7 @@ from gradlens.analysis.gradient_ratio import gradient_ratio
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.errors import ConfigError, GradlensWarning, MissingLibraryError
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM, UPDATE_RATIO, ZERO_FRACTION
 from gradlens.plots import draw_heatmap
 from gradlens.plots.figure import png
 from gradlens.run import FloatArray, Run
@@ -80,7 +81,7 @@ class Tracker:
             known = {name: value for name, value in values.items() if not np.isnan(value)}
             if known:
                 self._scalars(known, int(run.steps[row]))
-        metric = next((name for name in ("activation_grad_norm", "param_grad_norm") if name in run.metrics), None)
+        metric = next((name for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM) if name in run.metrics), None)
         if metric is not None:
             self._image(Image.open(io.BytesIO(png(draw_heatmap([run], metric)))).convert("RGB"), step)
         for finding in diagnose(run).findings:
@@ -102,19 +103,19 @@ def _from_metrics(run: Run, new: NDArray[np.int64]) -> dict[str, FloatArray]:
         found[name] = np.full(len(run.steps), np.nan)
         found[name][at] = values
 
-    if "param_grad_norm" in run.metrics:
-        norms = run.metric("param_grad_norm")[rows].astype(np.float64)
+    if PARAM_GRAD_NORM in run.metrics:
+        norms = run.metric(PARAM_GRAD_NORM)[rows].astype(np.float64)
         known = ~np.isnan(norms).all(axis=1)
         put("grad_norm", np.where(known, np.sqrt(np.nansum(norms**2, axis=1)), np.nan))
-    metric = "activation_grad_norm" if "activation_grad_norm" in run.metrics else "param_grad_norm"
+    metric = ACTIVATION_GRAD_NORM if ACTIVATION_GRAD_NORM in run.metrics else PARAM_GRAD_NORM
     ratio = gradient_ratio(run, metric, rows) if metric in run.metrics else None
     if ratio is not None and len(ratio.rows):
         put("log10_first_over_last_layer", ratio.decades[:, 0], ratio.rows)
-    for name, metric in (("median_update_ratio", "update_ratio"), ("median_zero_fraction", "zero_fraction")):
+    for name, metric in (("median_update_ratio", UPDATE_RATIO), ("median_zero_fraction", ZERO_FRACTION)):
         if metric in run.metrics:
             put(name, _median(run.metric(metric)[rows]))
-    if "nonfinite_count" in run.metrics:
-        put("nonfinite_count", np.nansum(run.metric("nonfinite_count")[rows], axis=1))
+    if NONFINITE_COUNT in run.metrics:
+        put(NONFINITE_COUNT, np.nansum(run.metric(NONFINITE_COUNT)[rows], axis=1))
     return found
 
 

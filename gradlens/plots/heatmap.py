@@ -25,13 +25,13 @@ from gradlens.analysis.gradient_ratio import (
     say_rows,
 )
 from gradlens.analysis.groups import Group, group_runs, label_runs
-from gradlens.analysis.profile import ACTIVATION_GRAD, depth_profile, rows_within, say_layer
+from gradlens.analysis.profile import depth_profile, rows_within, say_layer
 from gradlens.analysis.stats import median_of_all
 from gradlens.charts.heatmap import Panel, Span, View, common_scale, make_panel
 from gradlens.charts.marks import Marks, find_marks, steps_to_epochs
 from gradlens.errors import ConfigError
 from gradlens.format import plural
-from gradlens.metrics import GRADIENT_NORMS, is_linear
+from gradlens.metrics import ACTIVATION_GRAD_NORM, GRADIENT_NORMS, is_linear
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import (
     draw_colour_bar,
@@ -70,7 +70,7 @@ By = Literal["step", "epoch"]
 
 def draw_heatmap(
     runs: Sequence[Run],
-    metric: str | Sequence[str] = ACTIVATION_GRAD,
+    metric: str | Sequence[str] = ACTIVATION_GRAD_NORM,
     *,
     per_element: bool = False,
     relative: bool = False,
@@ -278,7 +278,7 @@ def _head(panels: Sequence[Panel], width: float, look: Look) -> str:
 
 def caption(
     runs: Sequence[Run],
-    metric: str | Sequence[str] = ACTIVATION_GRAD,
+    metric: str | Sequence[str] = ACTIVATION_GRAD_NORM,
     *,
     per_element: bool = False,
     relative: bool = False,
@@ -427,6 +427,6 @@ MOST_PANELS = 6
 
 def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
     """Return the report's figure, its caption and its runs; None where nothing is recorded."""
-    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD_NORM in run.metrics]
     firsts = [group.runs[0] for group in groups if any(run is group.runs[0] for run in measured)][:MOST_PANELS]
     return (draw_heatmap(firsts), caption(firsts), firsts) if firsts else None

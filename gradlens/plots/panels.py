@@ -23,7 +23,7 @@ from gradlens.analysis.profile import epoch_starts, find_stages
 from gradlens.charts.heatmap import Panel, Scale, merge_layers
 from gradlens.charts.layer_names import shorten_names
 from gradlens.charts.marks import NORMAL_RANGES, Marks
-from gradlens.metrics import say_metric
+from gradlens.metrics import ACTIVATION_RMS, say_metric
 from gradlens.plots.style import current, magnitude_colours, signed_colours
 from gradlens.run import FloatArray, Layer, Run
 
@@ -210,7 +210,7 @@ def mark_formats(bar: Colorbar, panel: Panel, scale: Scale) -> list[Patch]:
     Returns:
         Legend handles for the hatched parts; none if there are none.
     """
-    if scale.kind != "magnitude" or not (panel.view.per_element or panel.view.metric == "activation_rms"):
+    if scale.kind != "magnitude" or not (panel.view.per_element or panel.view.metric == ACTIVATION_RMS):
         return []
     handles = []
     for (name, ends), hatch in zip(NORMAL_RANGES.items(), ("////", "xxxx"), strict=True):

@@ -16,11 +16,11 @@ from matplotlib.transforms import ScaledTranslation
 
 from gradlens.analysis.derived_metrics import say_caution
 from gradlens.analysis.groups import Group, group_name
-from gradlens.analysis.profile import ACTIVATION_GRAD, find_stages
+from gradlens.analysis.profile import find_stages
 from gradlens.analysis.stats import median
 from gradlens.charts.curves import Curve, Steps, Theory, make_curves, say_curve, say_curves, say_farthest, say_theory
 from gradlens.charts.heatmap import quiet_end
-from gradlens.metrics import SHOWN_METRICS, is_linear, say_metric
+from gradlens.metrics import ACTIVATION_GRAD_NORM, SHOWN_METRICS, is_linear, say_metric
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.style import (
     Look,
@@ -309,8 +309,8 @@ def _how_to_read(curves: Sequence[Curve], metric: str) -> list[str]:
 
 def for_report(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[GradlensFigure, str, list[Run]] | None:
     """Return the report's figure, its caption and its runs; None where nothing is recorded."""
-    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD_NORM in run.metrics]
     if not measured:
         return None
-    curves = make_curves(measured, ACTIVATION_GRAD)
-    return draw_profile(curves, ACTIVATION_GRAD), caption(curves, ACTIVATION_GRAD), measured
+    curves = make_curves(measured, ACTIVATION_GRAD_NORM)
+    return draw_profile(curves, ACTIVATION_GRAD_NORM), caption(curves, ACTIVATION_GRAD_NORM), measured

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 
 from gradlens.analysis.compare import columns_of
 from gradlens.analysis.groups import Group, group_name, group_runs
-from gradlens.analysis.profile import ACTIVATION_GRAD, heat_matrix
+from gradlens.analysis.profile import heat_matrix
 from gradlens.analysis.stats import median_of_all
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
 from gradlens.errors import ConfigError
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import CSS_DPI, GradlensFigure
 from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
@@ -79,17 +80,19 @@ def draw_answer(runs: Sequence[Run], width_in: float = WIDTH_IN) -> GradlensFigu
     Returns:
         The figure, without a caption; None where nothing is recorded.
     """
-    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD in run.metrics]
-    measured = [run for run in measured if not np.isnan(heat_matrix(run, ACTIVATION_GRAD, columns=1).values).all()]
+    measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD_NORM in run.metrics]
+    measured = [run for run in measured if not np.isnan(heat_matrix(run, ACTIVATION_GRAD_NORM, columns=1).values).all()]
     if not measured:
         return None
     return (
-        draw_small_heatmap(measured[0], ACTIVATION_GRAD, width_in) if len(measured) == 1 else _draw_profiles(measured)
+        draw_small_heatmap(measured[0], ACTIVATION_GRAD_NORM, width_in)
+        if len(measured) == 1
+        else _draw_profiles(measured)
     )
 
 
 def _draw_profiles(runs: Sequence[Run]) -> GradlensFigure:
-    curves = make_curves(runs, ACTIVATION_GRAD)
+    curves = make_curves(runs, ACTIVATION_GRAD_NORM)
     looks = looks_of([group_name(curve.runs[0]) for curve in curves])
     with house_style():
         handles = curve_handles(curves)[:MOST_ENTRIES]

@@ -15,12 +15,12 @@ import numpy as np
 
 from gradlens.analysis.depth import fit_depth, theil_sen
 from gradlens.analysis.gradient_ratio import say_fate, say_power
-from gradlens.analysis.profile import ACTIVATION_GRAD
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.kinds import KINDS
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.format import plural, say_share, say_signed
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.probe import faults
 from gradlens.probe.faults import say_parameters
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, FP16_TOP, Entries, Probe, WeightSample, add_up
@@ -185,7 +185,7 @@ def judge(probe: Probe) -> Judged:
     judged = all(ratio is not None for ratio in ratios)
     ends = (ratios[0].first.name, ratios[0].last.name) if judged and ratios[0] is not None else ()
     decades = np.array([math.nan if ratio is None else ratio.typical() for ratio in ratios])
-    fits = [fit_depth(sample.run, ACTIVATION_GRAD) if judged else [] for sample in samples]
+    fits = [fit_depth(sample.run, ACTIVATION_GRAD_NORM) if judged else [] for sample in samples]
     slopes = np.array([fit[0].slope.value if fit else math.nan for fit in fits])
     found = [faults.nonfinite(samples), faults.dead(samples), faults.unused(samples)]
     if judged:

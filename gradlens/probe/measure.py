@@ -18,6 +18,14 @@ from gradlens.config import make_config
 from gradlens.data import load_data, make_batches
 from gradlens.errors import GradlensError, ModelError
 from gradlens.format import say_error
+from gradlens.metrics import (
+    ACTIVATION_GRAD_NORM,
+    ACTIVATION_RMS,
+    NONFINITE_COUNT,
+    PARAM_GRAD_NORM,
+    PARAM_NORM,
+    ZERO_FRACTION,
+)
 from gradlens.models import Init, build_model
 from gradlens.probe.histograms import Counting, count_entries
 from gradlens.probe.inputs import Batch, first_input, make_noise, suitable_input
@@ -41,12 +49,12 @@ from gradlens.sinks import ListSink
 from gradlens.train.rng_state import read_generators, restore_generators, seed_generators
 
 METRICS = (
-    "activation_grad_norm",
-    "param_grad_norm",
-    "param_norm",
-    "activation_rms",
-    "zero_fraction",
-    "nonfinite_count",
+    ACTIVATION_GRAD_NORM,
+    PARAM_GRAD_NORM,
+    PARAM_NORM,
+    ACTIVATION_RMS,
+    ZERO_FRACTION,
+    NONFINITE_COUNT,
 )
 MODULE_TIP = "example_input is a batch as the module gets it in training, on its device"
 

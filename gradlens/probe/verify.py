@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM
 from gradlens.recorder import Recorder
 from gradlens.recorder.layers import LayerChoice
 from gradlens.run import FloatArray
@@ -49,7 +50,7 @@ def verify() -> Iterator[Check]:
 def _measure(
     net: nn.Module,
     losses: Sequence[Loss],
-    metric: str = "activation_grad_norm",
+    metric: str = ACTIVATION_GRAD_NORM,
     layers: LayerChoice = None,
 ) -> FloatArray:
     """Return what the recorder measures in each of several backward passes, (T, L)."""
@@ -219,7 +220,7 @@ def _noise() -> Iterator[Check]:
         return lambda: net(true + torch.randn(batch, size) * math.sqrt(noise / size)).mean()
 
     small_square, big_square = (
-        float(np.mean(_measure(net, [loss(batch)] * steps, "param_grad_norm") ** 2)) for batch in (small, big)
+        float(np.mean(_measure(net, [loss(batch)] * steps, PARAM_GRAD_NORM) ** 2)) for batch in (small, big)
     )
     found = noise_scale(small_square, big_square, small, big)
     setting = f"batches of {small} and {big}, {steps} of each"
@@ -239,10 +240,10 @@ def _scaled_weight() -> Iterator[Check]:
     def loss() -> Tensor:
         return nn.functional.cross_entropy(net(x), y)
 
-    before = _measure(net, [loss], "param_grad_norm")[0, 0]
+    before = _measure(net, [loss], PARAM_GRAD_NORM)[0, 0]
     with torch.no_grad():
         conv.weight *= factor
-    after = _measure(net, [loss], "param_grad_norm")[0, 0]
+    after = _measure(net, [loss], PARAM_GRAD_NORM)[0, 0]
     law = scaled_weight_gradient(factor)
     yield Check(
         "gradient of a weight times 3 before batch norm",

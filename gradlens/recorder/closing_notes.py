@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gradlens.format import plural
-from gradlens.recorder.activations import METRICS_OF_CALLS
-from gradlens.recorder.distributed import Ranks
+from gradlens.metrics import ACTIVATION_GRAD_NORM, GRAD_COHERENCE, PARAM_GRAD_NORM
+from gradlens.recorder.measurers.activations import METRICS_OF_CALLS
 from gradlens.recorder.missing_values import MissingValues
 from gradlens.recorder.notes import Notes, listed
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.recorder.steps import Steps
 
 MANY_FACTORS = 5
@@ -70,15 +71,15 @@ def note_missing(table: Table, steps: Steps, notes: Notes, intervals: Mapping[st
     if ranks is not None:
         sharded = steps.measuring.sharded
         missing.note_partial_sums(ranks.partial_outputs, sharded.left_out if sharded else ())
-        if "grad_coherence" in intervals and ranks.batch_parts < ranks.world:
+        if GRAD_COHERENCE in intervals and ranks.batch_parts < ranks.world:
             notes.add("grad_coherence is missing in layers whose weight is sharded by tensor parallelism")
-    if "activation_grad_norm" in intervals:
-        last = totals.last_row_with["activation_grad_norm"]
-        got = totals.last_row_with["param_grad_norm"] >= 0 if "param_grad_norm" in intervals else None
+    if ACTIVATION_GRAD_NORM in intervals:
+        last = totals.last_row_with[ACTIVATION_GRAD_NORM]
+        got = totals.last_row_with[PARAM_GRAD_NORM] >= 0 if PARAM_GRAD_NORM in intervals else None
         missing.note_outputs(last, table.n_rows, learned.called, got)
         missing.note_gaps(totals.gaps, last, table.n_rows)
     unwatched = [name for name in METRICS_OF_CALLS if name in intervals and learned.compiled]
     if unwatched:
         notes.note_unwatched_calls(unwatched)
-    if "param_grad_norm" in intervals:
-        missing.note_parameters(totals.last_row_with["param_grad_norm"])
+    if PARAM_GRAD_NORM in intervals:
+        missing.note_parameters(totals.last_row_with[PARAM_GRAD_NORM])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from gradlens.errors import ConfigError
-from gradlens.metrics import GRADIENT_NORMS, get_metric
+from gradlens.metrics import GRADIENT_NORMS, NONFINITE_COUNT, UPDATE_RATIO, get_metric
 from gradlens.recorder.schedule import AutoMetrics, Clock, Every, make_rule
 
 
@@ -61,8 +61,8 @@ def make_intervals(
     """
     names = dict.fromkeys((metrics,) if isinstance(metrics, str) else metrics)
     if scaled:
-        names.setdefault("nonfinite_count")
-    rows = {name: get_metric(name).every for name in names if optimizers or name != "update_ratio"}
+        names.setdefault(NONFINITE_COUNT)
+    rows = {name: get_metric(name).every for name in names if optimizers or name != UPDATE_RATIO}
     if not isinstance(every, Mapping):
         return Intervals(rows, {}), make_rule(every, clock)
     _check_names(every, names)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from gradlens.recorder.registered import registered_parameters
+from gradlens.recorder.registered_parameters import registered_parameters
 
 ATTENTION = {
     tag: re.compile(rf"(w_?|to_)?({words})(_?(proj|lin|linear|layer))?", re.IGNORECASE)

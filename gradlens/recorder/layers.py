@@ -16,7 +16,7 @@ from gradlens.errors import RecorderError
 from gradlens.recorder.layer_graph import LayerGraph
 from gradlens.recorder.layer_tags import find_tags, holds_packed_weight
 from gradlens.recorder.norms import local_part
-from gradlens.recorder.registered import registered_parameters
+from gradlens.recorder.registered_parameters import registered_parameters
 from gradlens.run import Layer, Role
 
 LayerChoice = str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None

@@ -1,7 +1,7 @@
 """The protocol by which metrics are measured, in addition to the gradient norms that every row has.
 
 ``gradlens.metrics`` names the module that measures a metric (``Metric.measured_by``); it has a class of this protocol
-as ``MEASURER``. So a new metric is a file here and a line there.
+as ``MEASURER``. So a new metric is a file in ``measurers/`` and a line there.
 """
 
 from __future__ import annotations
@@ -138,4 +138,4 @@ def make_measurers(metrics: Iterable[str], context: Context) -> list[Measurer]:
     """
     modules = dict.fromkeys(METRICS[name].measured_by for name in metrics if METRICS[name].measured_by)
     package = __name__.rpartition(".")[0]
-    return [importlib.import_module(f"{package}.{name}").MEASURER(context) for name in modules]
+    return [importlib.import_module(f"{package}.measurers.{name}").MEASURER(context) for name in modules]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from gradlens.recorder.distributed import Ranks
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM
 from gradlens.recorder.gradient_states import GradientStates
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
 from gradlens.recorder.hooks.compiled import has_compiled
@@ -23,7 +23,8 @@ from gradlens.recorder.measurer import Context, make_measurers
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.output_gradients import OutputGradients
 from gradlens.recorder.parameters import Owners, ParameterGradients, group_by_optimizer
-from gradlens.recorder.tensor_layouts import ShardedGradients, is_distributed
+from gradlens.recorder.ranks.distributed import Ranks
+from gradlens.recorder.ranks.tensor_layouts import ShardedGradients, is_distributed
 
 SPREAD = 16
 """Number of parameters with a hook that detects backward passes, where gradients of outputs do not show them."""
@@ -82,13 +83,13 @@ class Measuring:
         self._sharded_layers = [any(hasattr(p, "device_mesh") for p in own) for own in owned]
         self.unchanged: NDArray[np.bool_] | None = None
         """(L,) whether a layer still has the parameters that are read; None if all have."""
-        count = "nonfinite_count" in intervals
+        count = NONFINITE_COUNT in intervals
         self.gradients = ParameterGradients(
             self._find_owners(), count_nonfinite=count, always_early=scaler.present, sharded=self.sharded
         )
-        self.reads_outputs = "activation_grad_norm" in intervals
+        self.reads_outputs = ACTIVATION_GRAD_NORM in intervals
         self._takes_hooks = any(map(takes_hooks, modules.values()))
-        self.reads_gradients = "param_grad_norm" in intervals or count
+        self.reads_gradients = PARAM_GRAD_NORM in intervals or count
         self.hooks = LayerHooks(
             modules, self.outputs, learned, ranks, on_error, on_pass=watch.begin, on_left_over=on_left_over
         )
@@ -230,7 +231,7 @@ class Measuring:
 
     def count_nonfinite(self) -> None:
         """Have the metric ``nonfinite_count`` from the first row on."""
-        self.intervals.setdefault("nonfinite_count", 1)
+        self.intervals.setdefault(NONFINITE_COUNT, 1)
         self.gradients.count_nonfinite = True
 
     def stop(self) -> None:

@@ -17,7 +17,8 @@ NO_HOOK = (
 )
 NOT_CALLED = (
     "activation_grad_norm is missing in the first row: no layer was called as a module, although gradients reached its "
-    "parameters (layer.forward(x), its weight in a function, torch.jit or torch.export?)"
+    "parameters (layer.forward(x), its weight in a function, torch.jit or torch.export; or did recording begin between "
+    "the forward and the backward pass?)"
 )
 BY_HAND = (
     "activation_grad_norm is missing in the first row: no layer was called and no backward pass came; the gradients "
@@ -32,7 +33,9 @@ DISCARDED = (
     "backward passes whose gradients were cleared before a recorded optimizer got them are in no row; the scalar "
     "discarded_passes counts them"
 )
-INNER_PASSES = "backward passes of torch.autograd.grad that reach no parameter are not counted"
+INNER_PASSES = (
+    "backward passes that reach no parameter of the model (torch.autograd.grad, another model's loss) are not counted"
+)
 LISTED = 8
 """The most names that a note lists."""
 

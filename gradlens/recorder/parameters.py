@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradlens.recorder.layers import spread_out
 from gradlens.recorder.measured_row import Indices, Part
 from gradlens.recorder.norms import Numbers, Reducer, count_nonfinite, list_norms, plain
-from gradlens.recorder.tensor_layouts import ShardedGradients
+from gradlens.recorder.ranks.tensor_layouts import ShardedGradients
 
 EARLY_ROWS = 3
 """Number of first rows in which gradients are also read at the end of the backward pass, to detect clipping."""

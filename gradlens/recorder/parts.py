@@ -11,16 +11,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradlens.errors import ConfigError
-from gradlens.recorder.distributed import Ranks, find_ranks
-from gradlens.recorder.fact_finder import FactFinder
+from gradlens.recorder.facts.fact_finder import FactFinder
 from gradlens.recorder.hooks.compiled import is_compiled
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.intervals import Intervals, make_intervals
 from gradlens.recorder.layers import LayerChoice, Learned, choose_layers, refuse_uninitialised
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.rank_agreement import RankAgreement
-from gradlens.recorder.row_collective import RowCollective
+from gradlens.recorder.ranks.distributed import Ranks, find_ranks
+from gradlens.recorder.ranks.rank_agreement import RankAgreement
+from gradlens.recorder.ranks.row_collective import RowCollective
 from gradlens.recorder.run_writer import RunWriter
 from gradlens.recorder.schedule import AutoEvery, Clock, Every
 from gradlens.recorder.steps import Steps

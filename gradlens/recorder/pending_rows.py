@@ -14,7 +14,7 @@ from gradlens.recorder.layers import Learned
 from gradlens.recorder.measured_row import MeasuredRow, clip_coefficient, make_row
 from gradlens.recorder.norms import HostNorms
 from gradlens.recorder.parameters import ParameterGradients
-from gradlens.recorder.row_collective import RowCollective
+from gradlens.recorder.ranks.row_collective import RowCollective
 from gradlens.recorder.row_totals import RowTotals
 from gradlens.run import Header, Layer, Row
 from gradlens.sinks import Sink

@@ -7,7 +7,20 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gradlens.metrics import BATCH_COHERENCE, DEAD_UNITS, METRIC_OF_TIME, METRICS
+from gradlens.metrics import (
+    ACTIVATION_RMS,
+    BATCH_COHERENCE,
+    BRANCH_GRAD_NORM,
+    DEAD_FRACTION,
+    GRAD_COHERENCE,
+    GRADIENT_THROUGH_TIME,
+    METRICS,
+    PARAM_NORM,
+    PATH_COSINE,
+    SHORTCUT_GRAD_NORM,
+    UPDATE_RATIO,
+    ZERO_FRACTION,
+)
 from gradlens.recorder.norms import HostNorms
 
 CHANGE = "change"
@@ -18,7 +31,7 @@ ZEROS, ACTIVATED = "zeros", "activated"
 COSINES, PAIRS = "cosines", "pairs"
 SIGNAL, NOISE = "signal", "noise"
 """Estimates of |G|^2 and of trace(S) for one layer on one rank."""
-SHORTCUT_NORM, BRANCH_NORM = "shortcut_grad_norm", "branch_grad_norm"
+SHORTCUT_NORM, BRANCH_NORM = SHORTCUT_GRAD_NORM, BRANCH_GRAD_NORM
 PATH_PRODUCT = "path_product"
 """The inner product of the gradients that return through a block's shortcut and through its branch."""
 BATCH_PRODUCT, BATCH_NORM, NEXT_BATCH_NORM = "batch_product", "batch_grad_norm", "next_batch_grad_norm"
@@ -29,18 +42,18 @@ FIRST_STATE, LAST_STATE = "first_state_grad_norm", "last_state_grad_norm"
 """Norms of the gradients of a recurrent layer's states after the first and the last time step."""
 
 ADDENDS: dict[str, tuple[str, ...]] = {
-    "update_ratio": (CHANGE, "param_norm"),
-    "activation_rms": (OUTPUT_NORM, OUTPUT_NUMEL),
-    "zero_fraction": (ZEROS, ACTIVATED),
-    "grad_coherence": (COSINES, PAIRS, SIGNAL, NOISE),
-    DEAD_UNITS: (OFF, UNITS),
-    METRIC_OF_TIME: (FIRST_STATE, LAST_STATE),
+    UPDATE_RATIO: (CHANGE, PARAM_NORM),
+    ACTIVATION_RMS: (OUTPUT_NORM, OUTPUT_NUMEL),
+    ZERO_FRACTION: (ZEROS, ACTIVATED),
+    GRAD_COHERENCE: (COSINES, PAIRS, SIGNAL, NOISE),
+    DEAD_FRACTION: (OFF, UNITS),
+    GRADIENT_THROUGH_TIME: (FIRST_STATE, LAST_STATE),
     BATCH_COHERENCE: (BATCH_PRODUCT, BATCH_NORM, NEXT_BATCH_NORM),
-    "path_cosine": (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
+    PATH_COSINE: (PATH_PRODUCT, SHORTCUT_NORM, BRANCH_NORM),
     **{name: metric.quotient for name, metric in METRICS.items() if metric.quotient},
 }
 """Metric to its addends, which are not stored themselves. A metric that is not listed is its own addend."""
-OF_TWO_NORMS = ("path_cosine", BATCH_COHERENCE)
+OF_TWO_NORMS = (PATH_COSINE, BATCH_COHERENCE)
 """Metrics whose first addend is divided by both others: cosines."""
 COUNTS = (OUTPUT_NUMEL, ZEROS, ACTIVATED, OFF, UNITS, COSINES, PAIRS, SIGNAL, NOISE, PATH_PRODUCT, BATCH_PRODUCT)
 """Addends that are summed as they are; others are norms, whose squares are summed."""
@@ -72,9 +85,9 @@ def find_column(metric: str, columns: Mapping[str, HostNorms], n_layers: int) ->
         return columns.get(metric, unknown)
     above, below = ADDENDS[metric][:2]
     if above not in columns or below not in columns:
-        return None if metric == "update_ratio" else unknown
+        return None if metric == UPDATE_RATIO else unknown
     top, bottom = columns[above], columns[below]
-    if metric == "activation_rms":
+    if metric == ACTIVATION_RMS:
         bottom = np.sqrt(bottom)
     if metric in OF_TWO_NORMS:
         bottom = bottom * columns.get(ADDENDS[metric][2], unknown)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from gradlens.errors import ConfigError, GradlensWarning, RecorderError, RunFileError
 from gradlens.format import plural
-from gradlens.metrics import DEFAULT_METRICS
-from gradlens.recorder import endings
+from gradlens.metrics import ACTIVATION_GRAD_NORM, DEFAULT_METRICS
+from gradlens.recorder import unclosed_recorders
 from gradlens.recorder.closing_notes import warn_of_no_row
-from gradlens.recorder.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.hooks.compiled import forget_broken_code, forget_compiled_code, outside_graphs
 from gradlens.recorder.layers import LayerChoice
 from gradlens.recorder.notes import line
 from gradlens.recorder.parts import Callbacks, make_parts
+from gradlens.recorder.ranks.distributed import bare_rank, warn_of_rank
 from gradlens.recorder.scalars import to_number, to_numbers
 from gradlens.recorder.schedule import Every
 from gradlens.recorder.unwrapping import Optimizers
@@ -140,7 +140,7 @@ class Recorder:
         if self._state != "ready":
             raise RecorderError(f"this recorder is {self._state}; a recorder can be used once", tip="make a new one")
         self._state = "recording"
-        if self._learned.compiled and "activation_grad_norm" in self._intervals:
+        if self._learned.compiled and ACTIVATION_GRAD_NORM in self._intervals:
             forget_compiled_code(self._model)
         claimed = False
         try:
@@ -161,7 +161,7 @@ class Recorder:
             self.thread = threading.current_thread()
             if isinstance(self._table.sink, BackgroundSink):
                 self._table.sink.when_idle = weakref.WeakMethod(self._table.offer_row)
-            endings.follow(self)
+            unclosed_recorders.follow(self)
         except BaseException:
             if claimed:
                 self._steps.stop()
@@ -177,7 +177,7 @@ class Recorder:
         if kind is None:
             self.close("complete")
         else:
-            status, note = endings.describe(error if error is not None else kind())
+            status, note = unclosed_recorders.describe(error if error is not None else kind())
             self.close(status, reason=note)
 
     def close(self, status: Status = "complete", *, reason: str = "") -> None:
@@ -191,7 +191,7 @@ class Recorder:
         """
         if self._state in ("closed", "disabled"):
             return
-        with endings.interrupts_held(str(self.path or "the run"), drop=status == "interrupted"):
+        with unclosed_recorders.interrupts_held(str(self.path or "the run"), drop=status == "interrupted"):
             self._close(status, reason)
 
     def close_at_exit(self, status: Status, reason: str) -> None:
@@ -224,7 +224,7 @@ class Recorder:
             self._steps.stop()
             self._facts.stop()
             forget_broken_code()
-        endings.forget(self)
+        unclosed_recorders.forget(self)
         if state != "recording":
             return
         table = self._table
@@ -255,7 +255,7 @@ class Recorder:
         with contextlib.suppress(Exception):  # this may be at any moment, in any thread: nothing here may wait
             self._steps.stop()
             self._facts.stop()
-            self._notes.add(f"ended because the recorder was garbage-collected; {endings.NO_CLOSE}")
+            self._notes.add(f"ended because the recorder was garbage-collected; {unclosed_recorders.NO_CLOSE}")
             if isinstance(self._table.sink, BackgroundSink):
                 self._table.leave(self.overhead, self.notes)
                 self._table.sink.abandon("interrupted")

@@ -14,10 +14,10 @@ from torch import nn
 from gradlens.errors import ConfigError, GradlensWarning, RunExistsError, RunFileError
 from gradlens.format import plural
 from gradlens.metrics import choose_metrics
-from gradlens.recorder import endings
-from gradlens.recorder.distributed import bare_rank, find_on_first_rank, find_ranks, warn_of_rank
-from gradlens.recorder.gradient_through_time import default_metrics
+from gradlens.recorder import unclosed_recorders
 from gradlens.recorder.layers import LayerChoice, choose_layers
+from gradlens.recorder.measurers.gradient_through_time import default_metrics
+from gradlens.recorder.ranks.distributed import bare_rank, find_on_first_rank, find_ranks, warn_of_rank
 from gradlens.recorder.recorder import DISABLED, OnError, Recorder
 from gradlens.recorder.resuming import find_continuation, tip_of_existing
 from gradlens.recorder.schedule import Every
@@ -134,12 +134,11 @@ def record(
             publisher = None if publish is None else Publisher(publish, onto=resume)
             sink = BackgroundSink(FileSink(path, overwrite=overwrite, resume_at=resume_at, publisher=publisher))
     except RunFileError as error:
-        rank = bare_rank(path)
-        if ranks is not None or not rank:
-            if isinstance(error, RunExistsError):
-                raise RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip)) from None
-            if endings.find_open(path) is not None:
-                raise RunFileError(error.message, tip=OPEN_TIP) from None
+        rank = "" if ranks is not None else bare_rank(path)
+        if not rank:
+            explained = _explain(error, path, model, layers)
+            if explained is not error:
+                raise explained from None
             raise
         warn_of_rank(error, rank)
     recorder = Recorder(
@@ -162,10 +161,17 @@ def record(
     return recorder
 
 
+def _explain(error: RunFileError, path: str | os.PathLike[str], model: nn.Module, layers: LayerChoice) -> RunFileError:
+    """Return an error with the tip that fits what has the file."""
+    if isinstance(error, RunExistsError):
+        return RunExistsError(error.message, tip=tip_of_existing(path, model, layers, error.tip))
+    return RunFileError(error.message, tip=OPEN_TIP) if unclosed_recorders.find_open(path) is not None else error
+
+
 def _take_over(path: str | os.PathLike[str], then: str) -> None:
     """Close an earlier recorder of this process and thread that still writes the file, as a notebook's cell left it."""
     finish_abandoned()
-    earlier = endings.find_replaceable(path)
+    earlier = unclosed_recorders.find_replaceable(path)
     if isinstance(earlier, Recorder):
         rows = earlier.counts[0]
         earlier.close("interrupted", reason=f"ended by a new recorder of the same file: {then}")

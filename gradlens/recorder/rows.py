@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.recorder.distributed import Ranks
+from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT, PARAM_GRAD_NORM
 from gradlens.recorder.measured_row import SHRUNK, MeasuredRow, Part
 from gradlens.recorder.measuring import Measuring
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.pending_rows import Table
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.recorder.ratios import addends
 from gradlens.recorder.scalars import Scalar, to_number
 from gradlens.recorder.step_state import StepState
@@ -85,9 +86,9 @@ class Rows:
         self._measuring.find_replaced(self.table.n_rows_here)
         kept = self._measuring.unchanged
         parts: dict[str, list[Part]] = {
-            "activation_grad_norm": outputs,
-            "param_grad_norm": _only(gradients.parts, kept),
-            "nonfinite_count": _only(gradients.count_parts, kept),
+            ACTIVATION_GRAD_NORM: outputs,
+            PARAM_GRAD_NORM: _only(gradients.parts, kept),
+            NONFINITE_COUNT: _only(gradients.count_parts, kept),
         }
         for measurer in self._measuring.measurers:
             found = measurer.parts(self._measuring.scaler.scale)

@@ -9,12 +9,12 @@ from torch import nn
 
 from gradlens.errors import ConfigError
 from gradlens.recorder.closing_notes import note_missing
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.environment import describe_environment
-from gradlens.recorder.fact_finder import FactFinder
+from gradlens.recorder.facts.fact_finder import FactFinder
 from gradlens.recorder.notes import Notes
 from gradlens.recorder.pending_rows import Table
-from gradlens.recorder.rank_agreement import RankAgreement
+from gradlens.recorder.ranks.distributed import Ranks
+from gradlens.recorder.ranks.rank_agreement import RankAgreement
 from gradlens.recorder.schedule import Clock
 from gradlens.recorder.steps import Steps
 from gradlens.run import Header, Layer, Status

@@ -61,7 +61,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.hooks.backward_pass import BackwardWatch
 from gradlens.recorder.hooks.grad_scaler import ScalerWatch
 from gradlens.recorder.hooks.hook_cost import seconds_per_hook
@@ -75,6 +74,7 @@ from gradlens.recorder.optimizer_calls import OptimizerCalls
 from gradlens.recorder.passes import Passes
 from gradlens.recorder.pending_rows import Table
 from gradlens.recorder.pipeline_steps import PipelineSteps
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.recorder.rows import Rows
 from gradlens.recorder.scalars import Scalar
 from gradlens.recorder.schedule import AutoEvery, Clock

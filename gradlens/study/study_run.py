@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import GradientRatio, compare_layers, gradient_ratio
-from gradlens.analysis.profile import ACTIVATION_GRAD, element_scale, is_long, layer_values
+from gradlens.analysis.profile import element_scale, is_long, layer_values
 from gradlens.diagnosis.diagnose import diagnose
-from gradlens.metrics import METRICS_OF_PATHS
+from gradlens.metrics import ACTIVATION_GRAD_NORM, METRICS_OF_PATHS, PARAM_GRAD_NORM, PARAM_NORM
 from gradlens.run import FloatArray, Run
 
 DECIMALS = 4
@@ -147,9 +147,9 @@ def read_gradients(run: Run) -> Gradients | None:
 def _products(run: Run, ratio: GradientRatio) -> FloatArray:
     """Return the ratio of |W| |dL/dW| in the rows of ``ratio``, (T,)."""
     found = np.full(len(run.steps), np.nan)
-    if {"param_norm", "param_grad_norm"} <= set(run.metrics):
+    if {PARAM_NORM, PARAM_GRAD_NORM} <= set(run.metrics):
         with np.errstate(over="ignore", invalid="ignore"):
-            products = layer_values(run, "param_norm") * layer_values(run, "param_grad_norm")
+            products = layer_values(run, PARAM_NORM) * layer_values(run, PARAM_GRAD_NORM)
         compared = compare_layers(run, np.where(np.isfinite(products), products, np.nan))
         if compared is not None and (compared.first, compared.last) == (ratio.first, ratio.last):
             found[compared.rows] = compared.decades[:, 0]
@@ -161,7 +161,7 @@ def _at_norms(run: Run, ratio: GradientRatio) -> FloatArray:
     norms = [i for i, layer in enumerate(run.layers) if layer.role == "norm" and layer.out_numel > 0]
     if len(norms) < 2:
         return np.full(len(ratio.rows), np.nan)
-    values = layer_values(run, ACTIVATION_GRAD)[ratio.rows] / element_scale(run, ACTIVATION_GRAD)
+    values = layer_values(run, ACTIVATION_GRAD_NORM)[ratio.rows] / element_scale(run, ACTIVATION_GRAD_NORM)
     first, last = values[:, norms[0]], values[:, norms[-1]]
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(first) - np.log10(last)

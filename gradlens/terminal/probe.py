@@ -15,6 +15,7 @@ from rich.text import Text
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import finding_row
 from gradlens.format import plain, plural, say_share, say_signed
+from gradlens.metrics import ACTIVATION_GRAD_NORM, ACTIVATION_RMS, PARAM_GRAD_NORM, ZERO_FRACTION
 from gradlens.probe.judge import Judged, loss_scale, say_facts, say_next, say_verdict
 from gradlens.probe.plan import BF16_NORMAL, FP16_LOST, FP16_NORMAL, Entries, add_up
 from gradlens.run import Layer
@@ -231,7 +232,7 @@ def _layer_row(judged: Judged, i: int, layer: Layer, place: int | None) -> dict[
     samples, prediction, away = judged.probe.samples, judged.prediction, judged.deviations
     row: dict[str, Any] = {"model": judged.probe.plan.model, "layer": layer.name, "kind": layer.kind}
     row |= {"role": layer.role, "depth": layer.depth, "calls": layer.calls}
-    for name in ("activation_grad_norm", "param_grad_norm", "activation_rms", "zero_fraction"):
+    for name in (ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM, ACTIVATION_RMS, ZERO_FRACTION):
         row[name] = plain(float(median(np.array([sample.run.metric(name)[0, i] for sample in samples]))))
     row["decades"] = None if place is None else plain(float(median(judged.profile[:, place])))
     known = place is not None

@@ -15,7 +15,7 @@ from gradlens.analysis.profile import depth_profile
 from gradlens.analysis.step_curves import has_scalars, logged_scalars, make_window
 from gradlens.diagnosis.diagnose import diagnose
 from gradlens.format import plural, say_magnitude, say_seconds, say_share
-from gradlens.metrics import GRADIENT_NORMS
+from gradlens.metrics import GRADIENT_NORMS, UPDATE_RATIO
 from gradlens.run import EPOCH_COLUMNS, Run
 from gradlens.terminal.cards import Card, evidence_table, heading, print_card
 from gradlens.terminal.colours import magnitude_colour, style
@@ -130,7 +130,7 @@ def _profile_table(console: Console, run: Run) -> Table:
     if not metric:
         return table
     profile = depth_profile(run, metric)
-    update = depth_profile(run, "update_ratio") if "update_ratio" in run.metrics else None
+    update = depth_profile(run, UPDATE_RATIO) if UPDATE_RATIO in run.metrics else None
     table.add_column("layer", no_wrap=True)
     table.add_column(metric.replace("_grad", "\ngrad").replace("_", " "), justify="right", no_wrap=True)
     widest = max((len(layer.name) for layer in run.layers), default=0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlens.errors import ConfigError
+from gradlens.metrics import PARAM_NORM
 from gradlens.run import Layer, Run
 from gradlens.specs import parse_model
 from gradlens.theory.laws import ACTIVATIONS, Activation, default_variance, he_variance
@@ -244,9 +245,9 @@ def _chains(layers: list[Layer], batch: int, inputs: int, bias: bool, side: int 
 
 def _variances(run: Run, hidden: list[Conv], bias: bool) -> list[float] | None:
     """Return the variance of each layer's weights in the first row; biases are assumed to be PyTorch's default."""
-    if "param_norm" not in run.metrics or not len(run.steps) or run.steps[0] != 0:
+    if PARAM_NORM not in run.metrics or not len(run.steps) or run.steps[0] != 0:
         return None
-    norms = np.asarray(run.metric_rows("param_norm", 0, 1), dtype=np.float64)[0][run.main_layers()][:-1]
+    norms = np.asarray(run.metric_rows(PARAM_NORM, 0, 1), dtype=np.float64)[0][run.main_layers()][:-1]
     found = []
     for norm, conv in zip(norms, hidden, strict=True):
         fan_in = conv.inputs * conv.kernel**2

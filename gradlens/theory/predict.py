@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import gradient_ratio
-from gradlens.analysis.profile import ACTIVATION_GRAD
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray, Run
 from gradlens.theory.architecture import Net, Stack, recognise_net, recognise_stack
 from gradlens.theory.laws import DECADES, Activation, LogNormal, batch_norm_growth, norm_ratio
@@ -91,7 +91,7 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
         finite, -inf where it is 0.
     """
     main = run.main_layers()
-    if ACTIVATION_GRAD not in run.metrics or len(main) < 3 or not len(run.steps) or run.steps[0] != 0:
+    if ACTIVATION_GRAD_NORM not in run.metrics or len(main) < 3 or not len(run.steps) or run.steps[0] != 0:
         return None
     found = np.full(len(main), np.nan)
     ratio = gradient_ratio(run, rows=slice(0, 1), per_element=per_element)

@@ -20,6 +20,7 @@ from gradlens.data import IGNORED, Batches
 from gradlens.errors import ModelError
 from gradlens.events import EpochDone, Listener, NonFinite, StepDone
 from gradlens.format import plural
+from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.recorder import Recorder
 from gradlens.run import FloatArray
 from gradlens.train.distributed import World
@@ -249,7 +250,7 @@ def find_output(output: Any) -> Any:
 def main_profile(recorder: Recorder) -> FloatArray | None:
     """Return the newest gradient norms of the layers on the main path, input first, (L,); None if there are none."""
     row = recorder.last_row
-    if row is None or "activation_grad_norm" not in row.metrics:
+    if row is None or ACTIVATION_GRAD_NORM not in row.metrics:
         return None
     main = [layer.role == "main" for layer in recorder.layers]
-    return np.asarray(row.metrics["activation_grad_norm"])[main]
+    return np.asarray(row.metrics[ACTIVATION_GRAD_NORM])[main]

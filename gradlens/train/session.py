@@ -24,9 +24,9 @@ from gradlens.models import Init, build_model
 from gradlens.models.blocks import Block
 from gradlens.models.early_layers import freeze
 from gradlens.recorder import Recorder, with_norms
-from gradlens.recorder.gradient_through_time import default_metrics
 from gradlens.recorder.layers import LayerChoice, is_norm
-from gradlens.recorder.residual_paths import find_blocks
+from gradlens.recorder.measurers.gradient_through_time import default_metrics
+from gradlens.recorder.measurers.residual_paths import find_blocks
 from gradlens.run import Status
 from gradlens.specs import parse_data, parse_model, parse_schedule
 from gradlens.train.checkpoint import checkpoint_path, restore

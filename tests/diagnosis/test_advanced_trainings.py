@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
-from gradlens.recorder.loss_reading import read_loss
+from gradlens.recorder.facts.loss.loss_reading import read_loss
 from gradlens.run import Layer
 from tests.diagnosis.recordings import arrays, check, facts, state
 from tests.diagnosis.test_programs import INPUTS, both, expect, mlp, train
@@ -32,14 +32,14 @@ def test_a_divergence_of_probabilities(faulty: bool, log_target: bool) -> None:
     given = functional.softmax(logits, 1) if faulty else functional.log_softmax(logits, 1)
     wanted = functional.log_softmax(target, 1) if log_target else functional.softmax(target, 1)
     loss = functional.kl_div(given, wanted, reduction="batchmean", log_target=log_target) * 4
-    found = [(fact["loss"], fact["op"]) for fact in read_loss(loss.grad_fn).probabilities_as_logs]
+    found = [(fact["loss"], fact["op"]) for fact in read_loss(loss.grad_fn)["probabilities_as_logs"]]
     assert found == ([("KlDiv", "Softmax")] if faulty else [])
 
 
 def test_an_expected_reward_is_no_divergence() -> None:
     chances = torch.randn(4, 3, requires_grad=True).softmax(1)
     loss = -(chances * torch.randn(4, 3)).sum(1).mean()
-    assert not read_loss(loss.grad_fn).probabilities_as_logs
+    assert not read_loss(loss.grad_fn)["probabilities_as_logs"]
 
 
 @pytest.mark.parametrize("faulty", [True, False])
@@ -49,7 +49,7 @@ def test_ctc_of_scores(faulty: bool) -> None:
     loss = functional.ctc_loss(
         scores.transpose(0, 1), torch.ones(2, 1).long(), torch.tensor([6, 6]), torch.tensor([1, 1])
     )
-    assert bool(read_loss(loss.grad_fn).probabilities_as_logs) == faulty
+    assert bool(read_loss(loss.grad_fn)["probabilities_as_logs"]) == faulty
 
 
 def fitted(model: nn.Module, x: Tensor) -> Tensor:

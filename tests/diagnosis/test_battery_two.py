@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import gradlens
 from tests.diagnosis.recordings import check
+from tests.diagnosis.small_trainings import train_on
 from tests.diagnosis.test_programs import INPUTS, both, ways
 
 FEW = 60
@@ -61,16 +62,12 @@ def fit(
     rate: float = 1e-2,
 ) -> gradlens.Diagnosis:
     """Train a model, or a part of it, with a loss per step, and diagnose it."""
-    optimizer = torch.optim.Adam((part or model).parameters(), rate)
-    with gradlens.record(model, path, optimizer=optimizer) as recorder:
-        for step in range(steps):
-            torch.manual_seed(step)
-            optimizer.zero_grad()
-            loss = loss_of(model, step)
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    return gradlens.diagnose(path)
+
+    def loss(step: int) -> Tensor:
+        torch.manual_seed(step)
+        return loss_of(model, step)
+
+    return train_on(path, model, loss, optimizer=torch.optim.Adam((part or model).parameters(), rate), steps=steps)
 
 
 def causes(found: gradlens.Diagnosis) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradlens
+from tests.diagnosis.small_trainings import train_on
 
 WORDS, LENGTH, WIDTH = 9, 10, 16
 CAUSE = "the model sees what it is to predict"
@@ -54,17 +55,12 @@ class Model(nn.Module):
 
 
 def train(path: Path, model: nn.Module, shift: int = 1) -> gradlens.Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    with gradlens.record(model, path, optimizer=optimizer) as recorder:
-        for _ in range(40):
-            ids = torch.randint(0, WORDS, (6, LENGTH + 1))
-            x, y = ids[:, :LENGTH], ids[:, shift : shift + LENGTH]
-            loss = F.cross_entropy(model(x).flatten(0, 1), y.reshape(-1))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    return gradlens.diagnose(path)
+    def loss(step: int) -> Tensor:
+        ids = torch.randint(0, WORDS, (6, LENGTH + 1))
+        x, y = ids[:, :LENGTH], ids[:, shift : shift + LENGTH]
+        return F.cross_entropy(model(x).flatten(0, 1), y.reshape(-1))
+
+    return train_on(path, model, loss, steps=40)
 
 
 @pytest.mark.parametrize("how", ["by hand", "fused", "module"])

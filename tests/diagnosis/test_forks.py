@@ -12,25 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradlens
+from tests.diagnosis.small_trainings import train_on
 
 STEPS = 60
 Step = Callable[[], Tensor]
 
 
 def train(
-    path: Path, model: nn.Module, step: Step, rate: float = 0.01, after: Callable[[], None] | None = None
+    path: Path, model: nn.Module, step: Step, rate: float = 0.01, after: Callable[[], None] = lambda: None
 ) -> gradlens.Diagnosis:
     optimizer = torch.optim.Adam(model.parameters(), rate)
-    with gradlens.record(model, path, optimizer=optimizer) as recorder:
-        for _ in range(STEPS):
-            loss = step()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-            if after is not None:
-                after()
-    return gradlens.diagnose(path)
+    return train_on(path, model, lambda _: step(), optimizer=optimizer, steps=STEPS, after=after)
 
 
 def autoencoder(sign: int, *, by_hand: bool) -> tuple[nn.Module, Step]:

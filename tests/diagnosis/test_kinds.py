@@ -31,7 +31,7 @@ def kinds_found_in(*files: Path) -> set[str]:
 
 
 def test_the_rules_find_the_kinds_of_the_registry() -> None:
-    assert kinds_found_in(*(PACKAGE / "diagnosis").glob("*.py")) == set(KINDS)
+    assert kinds_found_in(*(PACKAGE / "diagnosis").rglob("*.py")) == set(KINDS)
     assert len(set(KINDS)) == len(KINDS)
 
 

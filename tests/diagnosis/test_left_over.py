@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradlens
+from tests.diagnosis.small_trainings import train_on
 
 
 class Body(nn.Module):
@@ -72,16 +73,12 @@ class DetachedBranch(nn.Module):
 def train(path: Path, make: Callable[[], nn.Module]) -> gradlens.Diagnosis:
     torch.manual_seed(0)
     model = make()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    with gradlens.record(model, path, optimizer=optimizer) as recorder:
-        for _ in range(60):
-            x = torch.randn(32, 6)
-            loss = F.cross_entropy(model(x), x[:, :3].argmax(1))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    return gradlens.diagnose(path)
+
+    def loss(step: int) -> Tensor:
+        x = torch.randn(32, 6)
+        return F.cross_entropy(model(x), x[:, :3].argmax(1))
+
+    return train_on(path, model, loss)
 
 
 @pytest.mark.parametrize(("make", "layers"), [(UsesHidden, "body.pool"), (TakenByAHook, "net.2")])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlens import read_run
-from gradlens.recorder.likelihood_sign import likelihood_sign
+from gradlens.recorder.facts.loss.likelihood_sign import likelihood_sign
 from tests.diagnosis.test_programs import both, expect, mlp, train
 
 Made = Callable[[Tensor, Tensor], Tensor]

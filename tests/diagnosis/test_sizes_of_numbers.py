@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import gradlens
 from gradlens import diagnose, diagnose_arrays, read_run
-from gradlens.recorder.compared_outputs import compared_outputs
-from gradlens.recorder.graph_reading import label
+from gradlens.recorder.facts.loss.compared_outputs import compared_outputs
+from gradlens.recorder.facts.loss.graph_reading import label
 from tests.diagnosis.recordings import check
 from tests.diagnosis.test_programs import CLASSES, INPUTS, both, expect, mlp, train, ways
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import gradlens
 from gradlens.diagnosis.diagnose import diagnose_arrays
-from gradlens.metrics import METRIC_OF_TIME
+from gradlens.metrics import GRADIENT_THROUGH_TIME
 
 ROWS = 200
 
@@ -21,7 +21,7 @@ def arrays(ratio: float, losses: np.ndarray) -> gradlens.Diagnosis:
     metrics = {
         "activation_grad_norm": np.exp(rng.normal(0, 0.1, (ROWS, 2))),
         "param_grad_norm": np.exp(rng.normal(0, 0.1, (ROWS, 2))),
-        METRIC_OF_TIME: through_time,
+        GRADIENT_THROUGH_TIME: through_time,
     }
     facts = {"graph": {"losses": [{"op": "NllLoss", "classes": 4, "shape": [32, 4]}]}}
     return diagnose_arrays(metrics, ["rnn", "out"], {"loss": losses}, facts=facts)

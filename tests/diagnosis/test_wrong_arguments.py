@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import gradlens
 from tests.diagnosis.recordings import check
+from tests.diagnosis.small_trainings import train_on
 from tests.diagnosis.test_programs import both, ways
 
 WORDS, LENGTH, WIDTH, BATCH, STEPS = 12, 9, 16, 8, 40
@@ -76,14 +77,7 @@ def words(step: int) -> Tensor:
 
 def fit(path: Path, model: nn.Module, loss_of: Callable[[int], Tensor], **options: object) -> gradlens.Diagnosis:
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, **options)  # type: ignore[arg-type]
-    with gradlens.record(model, path, optimizer=optimizer) as recorder:
-        for step in range(STEPS):
-            loss = loss_of(step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    return gradlens.diagnose(path)
+    return train_on(path, model, loss_of, optimizer=optimizer, steps=STEPS)
 
 
 def next_word(path: Path, mix: nn.Module, hidden: Tensor | None = None, *, shift: int = 1) -> gradlens.Diagnosis:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.metrics import BATCH_COHERENCE, METRIC_OF_TIME, METRICS, METRICS_OF_PATHS
+from gradlens.metrics import BATCH_COHERENCE, GRADIENT_THROUGH_TIME, METRICS, METRICS_OF_PATHS
 
-OTHERS = ("zero_fraction", "dead_fraction", "grad_coherence", BATCH_COHERENCE, METRIC_OF_TIME, *METRICS_OF_PATHS)
+OTHERS = ("zero_fraction", "dead_fraction", "grad_coherence", BATCH_COHERENCE, GRADIENT_THROUGH_TIME, *METRICS_OF_PATHS)
 KNOWN_METRICS = tuple(name for name in METRICS if name not in OTHERS)
 """Metrics whose expected values ``truth`` computes for any model."""
 GRADIENTS_AND_WEIGHTS = tuple(name for name in KNOWN_METRICS if name != "activation_rms")

@@ -25,10 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlens
 from gradlens.errors import RunFileError
-from gradlens.recorder import parameters, weights
-from gradlens.recorder.distributed import Ranks
+from gradlens.recorder import parameters
 from gradlens.recorder.hooks import layer_hooks
 from gradlens.recorder.measured_row import MeasuredRow
+from gradlens.recorder.measurers import weights
+from gradlens.recorder.ranks.distributed import Ranks
 from gradlens.storage import FileSink
 from tests.processes import PATIENCE, run_all
 from tests.recorder.case import KNOWN_METRICS

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.models import build_model
-from gradlens.recorder import weights
+from gradlens.recorder.measurers import weights
 from gradlens.recorder.recorder import Recorder
 from gradlens.sinks import ListSink
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradlens.metrics import DEFAULT_METRICS, METRICS
 from gradlens.recorder import Recorder
-from gradlens.recorder.activations import METRICS_OF_CALLS
+from gradlens.recorder.measurers.activations import METRICS_OF_CALLS
 from gradlens.sinks import ListSink
 from tests.recorder.case import rand
 from tests.recorder.small import mlp

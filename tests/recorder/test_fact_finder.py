@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
-import gradlens.recorder.fact_finder
+import gradlens.recorder.facts.fact_finder
 from gradlens.recorder import Recorder
-from gradlens.recorder.fact_finder import is_look
+from gradlens.recorder.facts.fact_finder import is_look
 from gradlens.sinks import ListSink
 from tests.recorder.fact_programs import STEPS, Branches, classes, cross_entropy, follow, inputs, mlp
 
@@ -344,12 +344,14 @@ def test_training_is_bit_equal() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("broken", ["read_graph", "find_holders", "read_loss"])
+@pytest.mark.parametrize(
+    "broken", ["loss_graph.read_graph", "unregistered_leaves.find_holders", "loss_graph.read_loss"]
+)
 def test_an_error_leaves_no_facts_and_does_no_harm(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(gradlens.recorder.loss_graph, broken, fail)
+    monkeypatch.setattr(f"gradlens.recorder.facts.loss.{broken}", fail)
     model, other = mlp(), nn.Linear(3, 1)
     backward, clip = torch.autograd.backward, torch.nn.utils.clip_grad._clip_grads_with_norm_
     facts = follow(model, lambda step: other(model(inputs(step, 16, 4))).mean())
@@ -418,7 +420,7 @@ def test_a_model_that_is_compiled_later_is_neither_warned_of_nor_compiled_more_o
     count, facts, said = train()
     assert states(facts)["0"] == ("arriving", 0, ["arriving"])
     assert facts["graph"]["cut"] == []
-    monkeypatch.setattr(gradlens.recorder.fact_finder.FactFinder, "start", lambda self: None)
+    monkeypatch.setattr(gradlens.recorder.facts.fact_finder.FactFinder, "start", lambda self: None)
     assert train() == (count, {}, said)
 
 

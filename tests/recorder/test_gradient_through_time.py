@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradlens
-from gradlens.metrics import DEFAULT_METRICS, METRIC_OF_TIME
+from gradlens.metrics import DEFAULT_METRICS, GRADIENT_THROUGH_TIME
 from gradlens.recorder.recorder import Recorder
 from gradlens.sinks import ListSink
 
@@ -23,13 +23,13 @@ def record_once(model: nn.Module, loss: Callable[[], Tensor], **options: Any) ->
     """Train for one step, and return the value of the first recurrent layer."""
     sink = ListSink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    metrics = options.pop("metrics", (*DEFAULT_METRICS, METRIC_OF_TIME))
+    metrics = options.pop("metrics", (*DEFAULT_METRICS, GRADIENT_THROUGH_TIME))
     with Recorder(model, sink, optimizer=optimizer, metrics=metrics, on_error="raise", **options) as recorder:
         names = list(recorder._steps.measuring.measurers[-1].context.modules)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    values = sink.rows[0].metrics[METRIC_OF_TIME]
+    values = sink.rows[0].metrics[GRADIENT_THROUGH_TIME]
     assert len(names) == len(values)
     return float(values[~np.isnan(values)][0]) if (~np.isnan(values)).any() else float("nan")
 
@@ -219,10 +219,10 @@ def test_it_is_recorded_where_there_are_recurrent_layers(tmp_path: Any) -> None:
                 model(torch.randn(TIME, BATCH, WIDTH)).square().sum().backward()
                 optimizer.step()
     run = gradlens.read_run(tmp_path / "a.h5")
-    known = ~np.isnan(np.asarray(run.metric(METRIC_OF_TIME)))
+    known = ~np.isnan(np.asarray(run.metric(GRADIENT_THROUGH_TIME)))
     assert known[[0, 25], 0].all()
     assert known.sum() == 2
-    assert METRIC_OF_TIME not in gradlens.read_run(tmp_path / "b.h5").metrics
+    assert GRADIENT_THROUGH_TIME not in gradlens.read_run(tmp_path / "b.h5").metrics
 
 
 def test_long_sequences_do_not_underflow() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradlens.recorder.logit_range import logit_range
+from gradlens.recorder.facts.loss.logit_range import logit_range
 from tests.torch_versions import needs_saved_tensors
 
 SIZE, WIDTH = 24, 8

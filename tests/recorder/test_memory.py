@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import gradlens.recorder.weights as weights
+import gradlens.recorder.measurers.weights as weights
 from gradlens import read_run, record
 from gradlens.recorder import Recorder
 from gradlens.sinks import ListSink

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from gradlens.errors import GradlensWarning, RecorderError
 from gradlens.recorder import Recorder
-from gradlens.recorder.endings import describe
+from gradlens.recorder.unclosed_recorders import describe
 from gradlens.recorder.unwrapping import find_optimizers
 from gradlens.sinks import ListSink
 from tests.recorder.small import backward, mlp, norms

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradlens.recorder.policy_gradients import policy_gradients
+from gradlens.recorder.facts.loss.policy_gradients import policy_gradients
 
 BATCH = 12
 ADVANTAGES = torch.linspace(-1.0, 1.5, BATCH)

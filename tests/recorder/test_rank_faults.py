@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import gradlens
 from gradlens.errors import ConfigError
-from gradlens.recorder.distributed import TIMEOUT, find_patience
+from gradlens.recorder.ranks.distributed import TIMEOUT, find_patience
 from tests.processes import PATIENCE
 from tests.recorder.rank_fault_cases import FAULT, PATIENCE_S, STEPS, TASKS, WORLD
 

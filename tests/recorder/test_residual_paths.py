@@ -25,7 +25,7 @@ from gradlens.metrics import DEFAULT_METRICS, METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
 from gradlens.models.blocks import Block
 from gradlens.recorder import Recorder
-from gradlens.recorder.residual_paths import find_blocks
+from gradlens.recorder.measurers.residual_paths import find_blocks
 from gradlens.sinks import ListSink
 from tests.processes import PATIENCE
 from tests.recorder import residual_paths_ranks

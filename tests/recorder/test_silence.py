@@ -19,7 +19,8 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradlens
 from gradlens.errors import GradlensWarning
-from gradlens.recorder import Recorder, distributed, measuring
+from gradlens.recorder import Recorder, measuring
+from gradlens.recorder.ranks import distributed
 from gradlens.sinks import ListSink
 from gradlens.storage.lock import lock_path
 from tests.recorder.small import backward, data, mlp, norms

@@ -65,12 +65,17 @@ def runs_over_steps(make_run) -> list[Run]:
 OF_THE_TERMINAL = ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
 """Beginnings of texts that are in no report."""
 NOT_IN_REPORTS = {"explanations", "kinds", "other_tools", "recorded_rows", "recorded_setup"}
-MODULES = sorted({path.stem for path in (ROOT / "diagnosis").glob("[a-z]*.py")} - NOT_IN_REPORTS)
+FOLDER = ROOT / "diagnosis"
+MODULES = sorted(
+    str(path.relative_to(FOLDER).with_suffix(""))
+    for path in FOLDER.rglob("[a-z]*.py")
+    if path.stem not in NOT_IN_REPORTS
+)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_sentence_of_the_diagnosis_has_a_translation(module: str) -> None:
-    for text in sentences_in(ROOT / "diagnosis" / f"{module}.py", least=4):
+    for text in sentences_in(FOLDER / f"{module}.py", least=4):
         if text not in FRAGMENTS and not text.startswith(
             ("Diagnosis(", "where: ", "does it learn? ", "expected one run")
         ):

@@ -20,7 +20,7 @@ from gradlens.events import Ended, EpochDone, NonFinite, Note, Started, StepDone
 from gradlens.metrics import DEFAULT_METRICS, METRICS_OF_PATHS
 from gradlens.models import build_model
 from gradlens.models.early_layers import freeze
-from gradlens.recorder.residual_paths import find_blocks
+from gradlens.recorder.measurers.residual_paths import find_blocks
 from gradlens.run import Run
 from gradlens.train import train_run
 from gradlens.train.checkpoint import checkpoint_path

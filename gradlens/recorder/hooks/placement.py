@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from gradlens.recorder.distributed import Ranks
 from gradlens.recorder.hooks.layer_hooks import PLACE, ForwardHook, LayerHook, LearningHook, OnError
 from gradlens.recorder.layers import Learned, takes_hooks
 from gradlens.recorder.output_gradients import OutputGradients
+from gradlens.recorder.ranks.distributed import Ranks
 
 
 class LayerHooks:
