@@ -174,7 +174,8 @@ def next_terms(rec: Recording, path: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     hidden, place = len(path) - 1, {int(layer): i for i, layer in enumerate(path)}
     numbers = {layer.name: i for i, layer in enumerate(rec.run.layers)}
-    read = {numbers.get(item.text("layer"), -1) for item in rec.setup.graph.entries("outputs")} - {-1}
+    made = [(item.text("layer"), item.text("behind")) for item in rec.setup.graph.entries("outputs")]
+    read = {numbers.get(layer, numbers.get(behind, -1)) for layer, behind in made} - {-1}
     joins = {place[layer] for layer in read & place.keys()}
     stack, seen = list(read - place.keys()), set[int]()
     while stack:

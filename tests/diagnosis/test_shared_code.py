@@ -192,20 +192,29 @@ class Coder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(INPUTS, INPUTS), nn.ReLU())])
-        self.mean, self.spread = nn.Linear(INPUTS, 4), nn.Linear(INPUTS, 4)
+        self.mean: nn.Module = nn.Linear(INPUTS, 4)
+        self.spread: nn.Module = nn.Linear(INPUTS, 4)
         self.decoder = nn.Sequential(nn.Linear(4, INPUTS), nn.ReLU(), nn.Linear(INPUTS, INPUTS))
 
 
-@pytest.mark.parametrize("factor", [2.0, pytest.param(1e-3, marks=pytest.mark.slow)])
-def test_a_divergence_of_latent_layers_is_no_growth_over_depth(tmp_path: Path, factor: float) -> None:
+@pytest.mark.parametrize(
+    ("factor", "bounded"),
+    [(2.0, False), (2.0, True), pytest.param(1e-3, False, marks=pytest.mark.slow)],
+)
+def test_a_divergence_of_latent_layers_is_no_growth_over_depth(tmp_path: Path, factor: float, bounded: bool) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         hidden = model.encoder(x)  # type: ignore[operator]
         mean, spread = model.mean(hidden), model.spread(hidden)  # type: ignore[operator]
         back = model.decoder(mean + (spread / 2).exp() * torch.randn_like(mean))  # type: ignore[operator]
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).sum(1).mean()
+        if bounded:  # a prior that is drawn
+            divergence = (mean - torch.rand_like(mean)).square().mean() + spread.mean()
         return 1e-3 * functional.mse_loss(back, x) + factor * 100 * divergence
 
-    found = train(tmp_path / "run.h5", Coder(), loss)
+    model = Coder()
+    if bounded:
+        model.mean, model.spread = (nn.Sequential(nn.Linear(INPUTS, 4), nn.Sigmoid()) for _ in range(2))
+    found = train(tmp_path / "run.h5", model, loss)
     assert "exploding" not in found.kinds, str(found)
 
 

@@ -260,14 +260,15 @@ def _base(tensor: Tensor) -> Tensor:
 
 
 def is_made_by(tensor: Tensor, module: nn.Module) -> bool:
-    """Return whether a tensor is a view of the complete output of an operation on the module's own parameters.
+    """Return whether a tensor is a view of the complete output of an operation on the module's parameters.
 
     An example is a linear layer with inputs of three dimensions: its output is a view of the product of two matrices.
+    Attention ends with such a product, too, with the parameters of a module inside it.
     """
     base = _base(tensor)
     if base.grad_fn is None or base.numel() != tensor.numel():
         return False
-    own = {id(parameter) for parameter in own_parameters(module)}
+    own = {id(parameter) for parameter in (*own_parameters(module), *module.parameters())}
     nodes = [node for node, _ in base.grad_fn.next_functions if node is not None]
     nodes += [below for node in nodes for below, _ in node.next_functions if below is not None]
     return any(id(getattr(node, "variable", None)) in own for node in nodes)

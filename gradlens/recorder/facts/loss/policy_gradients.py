@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from gradlens.recorder.facts.loss.graph_reading import (
     children,
     labels_of,
     op_of,
+    saved,
     saved_factor,
     through_views,
 )
@@ -32,6 +34,8 @@ Kind = tuple[str, str | None]
 
 def policy_gradients(root: Any) -> list[Facts]:
     """Describe log-probabilities, or ratios of probabilities, whose weights have no graph and both signs.
+
+    Weights of one sign count where their squares are in the same loss: they are a critic's errors, advantages.
 
     Args:
         root: The loss's node.
@@ -62,11 +66,25 @@ def policy_gradients(root: Any) -> list[Facts]:
         below = [(child, each) for (child, _), each in zip(node.next_functions, signs, strict=False) if child]
         stack += [item for item in below if item[0] not in seen]
         seen.update(child for child, _ in below)
-    return [
-        {"op": op, "layer": layer}
-        for (op, layer), found in numbers.items()
-        if len(found) >= LEAST_TERMS and len(set(found)) == 2
-    ][:1]
+    by_sign = [kind for kind, found in numbers.items() if len(found) >= LEAST_TERMS and len(set(found)) == 2]
+    return [{"op": op, "layer": layer} for op, layer in by_sign or _weighted_by_errors(seen)][:1]
+
+
+def _weighted_by_errors(nodes: Iterable[Any]) -> list[Kind]:
+    """Return log-probabilities that are multiplied by what is squared elsewhere, by the same memory."""
+    errors, weights = set[tuple[Any, ...]](), list[tuple[tuple[Any, ...], Kind]]()
+    for node in nodes:
+        op, below = op_of(node), children(node)
+        if op == "Pow" and len(below) == 1 and getattr(node, "_saved_exponent", None) == 2:
+            errors |= _memory(saved(node, "self"))
+        elif op == "Mul" and len(below) == 1 and (kind := _weighted(node)):
+            weights += [(memory, kind) for memory in _memory(saved_factor(node))]
+    return [kind for memory, kind in weights if memory in errors]
+
+
+def _memory(tensor: Tensor | None) -> set[tuple[Any, ...]]:
+    """Return where a tensor's numbers lie, in a set; empty for None and for single numbers."""
+    return set() if tensor is None or tensor.numel() < 2 else {(tensor.data_ptr(), tuple(tensor.shape))}
 
 
 def _factor_of(node: Any, op: str) -> set[int]:
