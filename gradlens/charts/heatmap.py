@@ -90,8 +90,8 @@ def make_panel(
         columns: Maximum number of columns; neighbouring rows are averaged.
         minus: Another run with the same layers, or None. The panel then shows log10 of the ratio for magnitudes and the
             difference for linear metrics, where both runs have a value; exact zeros cannot be compared.
-        most_layers: Of more layers than this, neighbours share a row of ``drawn``, as in ``merge_layers``; None for a
-            row for each. A difference has a row for each.
+        most_layers: The largest number of layers with a row each; neighbours of more layers share a row of ``drawn``,
+            as in ``merge_layers``. None, and a difference, give a row to each layer.
 
     Returns:
         The panel.

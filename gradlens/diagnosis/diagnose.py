@@ -20,7 +20,7 @@ from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
 from gradlens.diagnosis.exploding import exploding, swollen
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis, quoted, say_layers
-from gradlens.diagnosis.frozen import RATE_ZERO, frozen
+from gradlens.diagnosis.frozen import RATE_ZERO, frozen, is_starved
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
@@ -58,7 +58,9 @@ from gradlens.diagnosis.unseen_data import note_on_unseen_data
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
+from gradlens.diagnosis.written_weights import rises_at_writes
 from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_chance, rounded_off, zero_gradient
+from gradlens.diagnosis.zero_loss import ZERO_LOSSES
 from gradlens.errors import ConfigError
 from gradlens.format import plural
 from gradlens.run import FloatArray, Layer, Run
@@ -128,6 +130,11 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
     unchanged += unused(rec, explained.union(*(f.layers for f in unchanged if f.cause)))
     if unchanged and unchanged[0].cause == RATE_ZERO:  # nothing has moved: the rest shows the initial weights
         findings, unchanged = [*unchanged, *_move_to_notes(findings, OF_INITIAL_WEIGHTS, notes)], []
+    if not findings and not exact:
+        findings = _starved_by(rec, learning, unchanged)
+    if any(finding.cause in ZERO_LOSSES for finding in findings):  # what it does not reach is no fault of its own
+        notes += [str(finding) for finding in exact if finding.kind == "cut"]
+        exact = [finding for finding in exact if finding.kind != "cut"]
     findings = [*exact, *findings, *_weight_findings(rec, unchanged, [*exact, *findings], findings, notes)]
     findings += [finding for kind in REGISTRY if kind.on_its_own for finding in rule_of(kind)(rec)]
     if not findings and (findings := forgets(rec, learning) or plateau(rec, learning)) and learning.verdict == "yes":
@@ -141,6 +148,23 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Diagnosis:
         learning=learning.verdict,
         learning_evidence=learning.evidence,
     )
+
+
+def _starved_by(rec: Recording, learning: Learning, unchanged: Sequence[Finding]) -> list[Finding]:
+    """Return a gradient that vanishes through time, where all that is unchanged are layers whose steps it takes.
+
+    Returns:
+        The finding with the names of these layers, too, in a list.
+    """
+    depth = {layer.name: layer.depth for layer in rec.run.layers}
+    found = forgets(rec, learning) if unchanged else []
+    for finding in found:
+        last = max(depth[name] for name in finding.layers)
+        if all(each.kind == "frozen" and not each.cause and is_starved(rec, each.layers) for each in unchanged):
+            starved = tuple(name for each in unchanged for name in each.layers if depth[name] < last)
+            if len(starved) == sum(len(each.layers) for each in unchanged):
+                return [replace(finding, layers=(*finding.layers, *starved))]
+    return []
 
 
 def _explained_layers(rec: Recording, learning: Learning, notes: list[str]) -> set[str]:
@@ -285,7 +309,8 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings), *_note_on_the_start(rec, loss)]
+    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings)]
+    notes += _note_on_the_start(rec, loss, findings)
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -297,10 +322,18 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     return notes
 
 
-def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:
-    """Return a note on a classifier that begins far above guessing because of its initial weights."""
+def _note_on_the_start(rec: Recording, loss: FloatArray, findings: Sequence[Finding]) -> list[str]:
+    """Return a note on a classifier that begins far above guessing: because of its initial weights, or unexplained."""
     said, guess = Network(rec).first_weights()[0], guessing_of(rec)
-    if not said or not len(loss) or not loss[0] > FAR_ABOVE * guess:
+    if not len(loss) or not loss[0] > FAR_ABOVE * guess:
+        return []
+    if not said and not findings and median_of_all(loss[-LEAST_ROWS:]) > guess:
+        return [
+            f"the loss begins at {loss[0]:.3g}, {loss[0] / guess:.0f} times that of guessing, and is still above it: "
+            "print the size of each layer's output for one batch, and find where it grows (inputs that are not "
+            "normalised, a sum over many elements in place of a mean, weights that are too large)"
+        ]
+    if not said:
         return []
     return [f"the loss begins at {loss[0]:.3g}, and guessing has {guess:.3g}: {said}"]
 
@@ -330,9 +363,11 @@ def _note_on_accuracy(rec: Recording) -> list[str]:
 
 
 def _with_causes(rec: Recording, finding: Finding) -> Finding:
-    """Add to an explosion that the gradient grows through time, or that the loss is a sum over elements."""
+    """Add to an explosion that weights are written, that the gradient grows through time, or that the loss is a sum."""
     if finding.kind not in ("exploding", "nonfinite"):
         return finding
+    if writes := rises_at_writes(rec):
+        return replace(finding, evidence=f"{finding.evidence}; the loss rises; {writes[0]}", remedy=writes[1].strip())
     if grows := say_growth(rec):
         fix = f"{Network(rec).clip()} Initialise the recurrent weights orthogonally."
         finding = replace(finding, evidence=f"{finding.evidence}; {grows}", remedy=fix)

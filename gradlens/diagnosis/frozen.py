@@ -297,11 +297,20 @@ def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:
     sizes = rec.series(PARAM_NORM).typical[layers]
     counts = np.array([max(rec.run.layers[i].param_numel, 1) for i in layers])
     rate, network = Network(rec).rate, Network(rec)
-    moves = np.sqrt(counts) if network.rescales else grads  # Adam moves each weight by about its rate
-    steps = moves / np.maximum(sizes, np.finfo(float).tiny)
+    entries = grads / np.sqrt(counts)
+    tiny = np.finfo(float).tiny
+    shares = entries / np.maximum(entries + network.eps, tiny)  # Adam moves by about its rate, unless eps is larger
+    moves = np.sqrt(counts) * shares if network.rescales else grads
+    steps = moves / np.maximum(sizes, tiny)
     if not rate > 0 or not ((grads > 0) & (rate * steps < ROUNDING[dtype])).all():
         return ""
     size = float(sizes[grads.argmax()])
+    if network.rescales and shares.max() < 1 / 2:
+        return (
+            f"the optimizer has them, but a gradient of norm {float(grads.max()):.1e} is far below eps of "
+            f"{network.optimizer} ({network.eps:.1g}), so that its steps are less than half of the spacing of {dtype} "
+            f"numbers at weights of norm {size:.2g}"
+        )
     if network.rescales:
         return (
             f"the optimizer has them, but moves each weight by about {rate:.3g} per step, less than half of the "
@@ -311,6 +320,17 @@ def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:
         f"the optimizer has them, but a gradient of norm {float(grads.max()):.1e} times the learning rate {rate:.3g} "
         f"is less than half of the spacing of {dtype} numbers at weights of norm {size:.2g}"
     )
+
+
+def is_starved(rec: Recording, names: Collection[str]) -> bool:
+    """Return whether the steps of layers are lost in rounding because next to no gradient comes.
+
+    Args:
+        rec: The recording.
+        names: The layers.
+    """
+    layers = np.array([i for i, layer in enumerate(rec.run.layers) if layer.name in names], dtype=np.int64)
+    return len(layers) == len(names) > 0 and bool(_rounded(rec, layers))
 
 
 def _enlarge(rec: Recording, layers: NDArray[np.int64]) -> str:

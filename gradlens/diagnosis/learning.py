@@ -443,10 +443,18 @@ def _sign(rec: Recording, losses: Losses) -> str:
 def _policy(rec: Recording, losses: Losses) -> str:
     if not rec.setup.graph.entries("policy_gradients"):
         return ""
-    return (
+    said = (
         "in it, log-probabilities of actions are multiplied by advantages, numbers without a graph, so that it tells "
-        "nothing of the policy: log the reward"
+        "nothing of the policy"
     )
+    for name in rec.run.scalars:
+        values = rec.scalar(name)
+        values = values[np.isfinite(values)]
+        if words_of(name) & {"reward", "return", "rewards", "returns"} and len(values) >= FEW_ROWS:
+            part = max(len(values) // 5, 1)
+            first, last = float(values[:part].mean()), float(values[-part:].mean())
+            return f"{said}, and {name} goes from {first:.3g} to {last:.3g} (first and last fifth): no clear rise"
+    return f"{said}: log the reward"
 
 
 def _rivals(rec: Recording, losses: Losses) -> str:

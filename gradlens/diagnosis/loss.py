@@ -61,8 +61,9 @@ def loss_halved(rec: Recording) -> bool:
     part = len(loss) // 5
     if part < 2:
         return False
-    first = max(min(part // 4, FIRST_ROWS), 2)
-    return bool(median_of_all(loss[-part:]) <= 0.5 * median_of_all(loss[:first]))
+    first = median_of_all(loss[: max(min(part // 4, FIRST_ROWS), 2)])
+    last = median_of_all(loss[-part:])
+    return bool(last <= HALVED * first and last != first)  # a loss that is 0 from the first row on was not learnt
 
 
 def overfits(rec: Recording, guess: float) -> str:

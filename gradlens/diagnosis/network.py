@@ -85,6 +85,12 @@ class Network:
         return float(known.max()) if len(known) else math.nan
 
     @property
+    def eps(self) -> float:
+        """The largest eps that the optimizers add to the size of gradients, or 0."""
+        settings = [group.entry("settings") for item in self.optimizers for group in item.entries("groups")]
+        return max((item.number("eps") for item in settings if item.number("eps") > 0), default=0.0)
+
+    @property
     def clips(self) -> bool:
         """Whether gradients are clipped."""
         return bool(len(self._rec.scalar("clip_coefficient")) or self._rec.setup.entries("clipping"))
@@ -222,8 +228,7 @@ class Network:
         """Return a sentence on an eps of Adam above the gradients, so that steps shrink with them, or ""."""
         if not self.rescales or not self._rec.has(PARAM_GRAD):
             return ""
-        settings = [group.entry("settings") for item in self.optimizers for group in item.entries("groups")]
-        eps = max((item.number("eps") for item in settings if item.number("eps") > 0), default=0.0)
+        eps = self.eps
         main = self._rec.run.main_layers()
         sizes = np.sqrt([max(self._rec.run.layers[i].param_numel, 1) for i in main])
         usual = self._rec.series(PARAM_GRAD).typical[main] / sizes

@@ -20,11 +20,12 @@ from gradlens.diagnosis.learning import (
     stands_early,
     trained_before,
 )
-from gradlens.diagnosis.loss import loss_halved
+from gradlens.diagnosis.loss import FAR_ABOVE, loss_halved
 from gradlens.diagnosis.lost_at_once import lost_at_once
 from gradlens.diagnosis.network import LARGE_STEP, Network, usual_update
 from gradlens.diagnosis.recorded_rows import BATCHES, PARAM_GRAD, Recording
 from gradlens.diagnosis.setup.collapsed import say_collapse
+from gradlens.diagnosis.written_weights import rises_at_writes
 from gradlens.format import plural
 
 SMALL_STEP = 1e-5
@@ -140,11 +141,15 @@ def _likely(rec: Recording) -> tuple[str, str]:
         )
     if said := network.large_eps():
         return said, ""
+    if (found := _begins_far_above(rec))[0] and not any(network.first_weights()):
+        return found
     if any(network.rounding()):
         return network.rounding()
     loss = rec.scalar("loss")
     loss = loss[np.isfinite(loss)]
     first, last = (median_of_all(part) if len(part) else math.nan for part in (loss[:5], loss[-(len(loss) // 5) :]))
+    if classes_of(rec) > 1 and last > RISEN * first > 0 and (writes := rises_at_writes(rec)):
+        return f"the loss rises to {last / first:.0f} times its first value; {writes[0]}", writes[1]
     if classes_of(rec) > 1 and last > RISEN * first > 0:
         optimizer = Network(rec)
         groups = [group.entry("settings") for item in optimizer.optimizers for group in item.entries("groups")]
@@ -157,6 +162,21 @@ def _likely(rec: Recording) -> tuple[str, str]:
             + (f"Lower momentum ({heavy:g}) to 0.9 at most. " if heavy > USUAL_MOMENTUM else ""),
         )
     return "", ""
+
+
+def _begins_far_above(rec: Recording) -> tuple[str, str]:
+    """Say that a classifier begins far above guessing: its first outputs are far too large; or twice ""."""
+    loss, guess = rec.scalar("loss"), guessing_of(rec)
+    loss = loss[np.isfinite(loss)]
+    if not len(loss) or not loss[0] > FAR_ABOVE * guess:
+        return "", ""
+    return (
+        f"the loss begins at {loss[0]:.3g}, {loss[0] / guess:.0f} times that of guessing: untrained outputs should be "
+        "of a size near 1, and these are as many times too large",
+        "Print the size of each layer's output for one batch, and find where it grows: inputs that are not normalised, "
+        "a sum over many elements in place of a mean (the neighbours of a node, the places of a sequence; normalise an "
+        "adjacency matrix by the degrees), or weights that are too large. ",
+    )
 
 
 def _written_by_hand(rec: Recording) -> tuple[str, str]:

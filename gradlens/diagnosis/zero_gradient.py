@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
-from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved, loss_is_nothing
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
 from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, Recording, Series, since
+from gradlens.diagnosis.zero_loss import ZERO_LOSSES, zero_loss
 from gradlens.format import plural
 from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_NORM
 from gradlens.run import FloatArray
@@ -70,7 +71,7 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     cause, why, remedy = next(filter(None, (rule(rec, layers, everywhere, begins) for rule in CAUSES)))
     where = "all layers" if everywhere else plural(len(layers), "layer")
     said = f"the gradient is exactly 0 at {where} ({say_layers(names)}) in {plural(count, 'row')}, and not by underflow"
-    loss = f"; {learning.evidence}" if everywhere else ""
+    loss = f"; {learning.evidence}" if everywhere and cause not in ZERO_LOSSES else ""
     return [
         Finding(
             "zero_gradient",
@@ -184,13 +185,16 @@ def is_satisfied(rec: Recording) -> bool:
         rec: The recording.
     """
     layers = zero_layers(rec)
-    whole = 0 < len(layers) == len(_known(rec)) and not loss_is_nothing(rec)
-    return whole and (loss_halved(rec) or loss_fell(rec) >= FELL)
+    is_zero = 0 < len(layers) == len(_known(rec))
+    return is_zero and (loss_halved(rec) or loss_fell(rec) >= FELL) and zero_loss(rec) is None
 
 
 def _is_stuck(rec: Recording) -> bool:
-    """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows."""
-    return loss_is_nothing(rec) or (loss_fell(rec) < FELL and not loss_halved(rec))
+    """Return whether the loss is known, and has neither halved nor fallen since the first fifth of the rows.
+
+    A loss that is 0 and was not learnt counts, too.
+    """
+    return (loss_fell(rec) < FELL and not loss_halved(rec)) or zero_loss(rec) is not None
 
 
 def _metric(rec: Recording) -> str:
@@ -221,16 +225,9 @@ def _gradients(rec: Recording) -> Series:
 Cause = tuple[str, str, str]
 
 
-def _no_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
-    """A loss that is exactly 0 from the first row on, such as a hinge of which no term counts."""
-    if not everywhere or row > 0 or not loss_is_nothing(rec):
-        return None
-    return (
-        "the loss is exactly 0 in every row",
-        "no term of the loss counts: no pair or triplet is selected, every margin is met, or every target is left out",
-        "Print how many pairs, triplets or targets the loss selects. Look at the labels (is each example a class of "
-        "its own?), the margin and the masks.",
-    )
+def _zero_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
+    """The loss itself is exactly 0, and was not learnt."""
+    return zero_loss(rec) if everywhere else None
 
 
 def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
@@ -476,7 +473,7 @@ def _clamped(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 
 
 CAUSES: tuple[Callable[[Recording, NDArray[np.int64], bool, int], Cause | None], ...] = (
-    _no_loss, _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed,
+    _zero_loss, _zero_weights, _clamped, _relu_at_the_end, _off_the_clamp, _half, _flat, _ratio, _off, _collapsed,
     _unknown,
 )  # fmt: skip
 """Causes in order of certainty; each returns the exact cause or "", the evidence and the remedy."""

@@ -18,6 +18,9 @@ the input (adversarial training)."""
 MOSTLY = 0.8
 """Share of the rows that must be so, and of the first loss to which a loss returns when weights are made anew."""
 THROWN_AWAY = "most backward passes are thrown away"
+MOST = 2.0
+"""A loss that is more than so many times its first value is not that of weights that were made anew; no outside
+source."""
 LEAST_WRITES = 2
 """Times that weights must be written between steps."""
 PLAIN = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy")
@@ -82,7 +85,7 @@ def _written_anew(rec: Recording) -> list[Finding]:
     first = median_of_all(loss[:FIRST_ROWS])
     before = np.array([median(loss[row - 3 : row]) for row in rows])
     after = np.array([median(loss[row : row + 2]) for row in rows])
-    returns = (after > before) & (after >= MOSTLY * first)
+    returns = (after > before) & (after >= MOSTLY * first) & (after <= MOST * first)
     if len(rows) < LEAST_WRITES or returns.mean() < MOSTLY or not median_of_all(before) < median_of_all(after):
         return []
     layers = written.texts("layers")

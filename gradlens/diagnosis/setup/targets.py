@@ -73,24 +73,6 @@ def outside(rec: Recording) -> list[Finding]:
     ]
 
 
-def broadcast(rec: Recording) -> list[Finding]:
-    """Find outputs and targets of different shapes: every output is compared with every target."""
-    found = []
-    for item in rec.setup.graph.entries("broadcast"):
-        output, result = (" x ".join(f"{size:.0f}" for size in item.numbers(key)) for key in ("output", "result"))
-        found.append(
-            setup_finding(
-                rec,
-                item,
-                f"the loss ({item.text('op')}) compares shapes that differ: the model's output of shape {output} is "
-                f"broadcast to {result}, so that every output is compared with every target",
-                "Give output and target the same shape, with output.squeeze(-1) or target.unsqueeze(-1).",
-                "shapes are broadcast in the loss",
-            )
-        )
-    return found
-
-
 def out_of_range(rec: Recording) -> list[Finding]:
     """Find a loss that a bounded output cannot have, however wrong it is, while targets lie in the same range."""
     loss = rec.scalar("loss")

@@ -13,6 +13,8 @@ LEAST_EXAMPLES = 4
 MOST_OUTPUTS = 4
 MOST_FEATURES = 4096
 """About so many numbers per example are looked at."""
+MOST_NUMBERS = 65_536
+"""Only some examples of larger outputs are compared along the second dimension."""
 
 
 class OutputSpread:
@@ -20,7 +22,7 @@ class OutputSpread:
 
     def __init__(self) -> None:
         self._facts: dict[str, Facts] = {}
-        self._unread: dict[str, tuple[Tensor, int]] = {}
+        self._unread: dict[str, tuple[Tensor, int, int]] = {}
 
     @torch.no_grad()
     def note_call(self, name: str, outputs: list[Tensor], known: Collection[str]) -> None:
@@ -36,10 +38,12 @@ class OutputSpread:
             return
         if name not in self._facts and (len(self._facts) + len(self._unread) >= MOST_OUTPUTS or name not in known):
             return
-        rows = made[0].detach().flatten(1)
+        rows, apart = made[0].detach().flatten(1), torch.zeros((), device=made[0].device)
+        if made[0].dim() == 3 and made[0].shape[1] >= LEAST_EXAMPLES:
+            apart = _apart_along(made[0].detach()[:: max(made[0].numel() // MOST_NUMBERS, 1)].float())
         rows = rows[:, :: max(rows.shape[1] // MOST_FEATURES, 1)].float()
-        numbers = torch.stack([(rows - rows.mean(0)).square().mean(), rows.square().mean()])
-        self._unread[name] = numbers, rows.shape[1]
+        numbers = torch.stack([(rows - rows.mean(0)).square().mean(), rows.square().mean(), apart.to(rows)])
+        self._unread[name] = numbers, rows.shape[1], made[0].dim()
 
     def read(self, step: int) -> None:
         """Read what a step has shown; an accelerator is waited for here.
@@ -48,15 +52,22 @@ class OutputSpread:
             step: The step in progress.
         """
         taken, self._unread = self._unread, {}
-        for (name, (_, features)), (apart, size) in zip(
-            taken.items(), to_host([numbers for numbers, _ in taken.values()]), strict=True
+        for (name, (_, features, dims)), (apart, size, along) in zip(
+            taken.items(), to_host([numbers for numbers, *_ in taken.values()]), strict=True
         ):
             if not size > 0:
                 continue
             spread = (apart / size) ** 0.5
             fact = self._facts.setdefault(name, {"layer": name, "features": features, "first": spread, "since": step})
             fact |= {"before": fact.get("last"), "last": spread, "last_step": step}
+            if dims == 3:
+                fact["along"] = max(along, fact.get("along", 0.0))
 
     def facts(self) -> list[Facts]:
         """Return what was found."""
         return list(self._facts.values())
+
+
+def _apart_along(outputs: Tensor) -> Tensor:
+    """Return how far (B, T, F) outputs are from their mean over T, as a share of their size."""
+    return ((outputs - outputs.mean(1, keepdim=True)).square().mean() / outputs.square().mean()).sqrt()

@@ -85,6 +85,10 @@ def _extremes(tensor: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(torch.aminmax(values)) if values.dtype in FLOATS else (values.any(),)
 
 
+MOST_SHARES = 4
+"""Steps in succession of which is taken how much of them was left."""
+
+
 def sample(tensor: Tensor) -> Tensor:
     """Return a copy of some elements of a tensor, evenly spaced."""
     flat = tensor.detach().reshape(-1)
@@ -127,6 +131,8 @@ class ParameterState:
     """Whether an element of it was not 0."""
     changed: tuple[int, ...] = ()
     """First and last step in which it changed outside the optimizer, and in how many looks."""
+    start: tuple[Tensor | None, int] = (None, -1)
+    """Some of its elements before a step that was looked at, and that step."""
 
     def begin_round(self) -> None:
         """Forget the last step."""
@@ -162,6 +168,9 @@ class ParameterStates:
         self._writes: list[int] = []
         self._count_of_writes, self._all_written = 0, True
         self._questions = Questions()
+        self._undone: list[Tensor] = []
+        """(2,) norms of how far some weights moved from before one step to before the next, and in the step alone."""
+        self._shares: list[float] = []
         self.distributed = any(hasattr(state.parameter, "device_mesh") for state in self.states.values())
 
     @torch.no_grad()
@@ -202,7 +211,14 @@ class ParameterStates:
             "all": self._all_written,
             "count": self._count_of_writes,
             "steps": self._writes,
+            "left": self._left(),
         }
+
+    def _left(self) -> list[float]:
+        """Return which share of a step was left when the next one began, by norms; this waits for an accelerator."""
+        taken, self._undone = self._undone, []
+        self._shares += [(moved / stepped) ** 0.5 for moved, stepped in to_host(taken) if stepped > 0]
+        return self._shares
 
     @property
     def with_gradient(self) -> set[str]:
@@ -289,7 +305,22 @@ class ParameterStates:
                     first, _, looks = state.changed or (step, step, 0)
                     state.changed = first, step, looks + 1
 
-        self._questions.ask([difference_of(sample(state.parameter), state.sample) for state in states], note)
+        now = [sample(state.parameter) for state in states]
+        self._questions.ask([difference_of(each, state.sample) for each, state in zip(now, states, strict=True)], note)
+        self._compare_moves(states, now, step)
+
+    def _compare_moves(self, states: list[ParameterState], now: list[Tensor], step: int) -> None:
+        """Take how far weights moved since the step before began, and in that step alone, unread."""
+        moves = []
+        for state, here in zip(states, now, strict=True):
+            (start, last), after = state.start, state.sample
+            state.start = (here, step) if len(self._undone) + len(self._shares) < MOST_SHARES else (None, -1)
+            if last != step - 1 or start is None or after is None or not here.is_floating_point():
+                continue
+            if start.shape == here.shape == after.shape and start.device == here.device:
+                moves.append(torch.stack([(here - start).square().sum(), (after - start).square().sum()]).double())
+        if moves and len({each.device for each in moves}) == 1:
+            self._undone.append(torch.stack(moves).sum(0))
 
     def read(self) -> None:
         """Read everything that was asked in this step; an accelerator is waited for here."""
@@ -337,6 +368,11 @@ class ParameterStates:
             groups: ``id`` of a parameter to its optimizer and its group there.
         """
         found: dict[tuple[Any, ...], list[ParameterState]] = {}
+        differ = {
+            state.layer
+            for state in self.states.values()
+            if _has_rows(state.parameter) and not (state.rows_alike or state.weights_zero)
+        }
         for key, state in self._present().items():
             traits = (
                 state.requires_grad,
@@ -346,7 +382,7 @@ class ParameterStates:
                 state.since,
                 tuple(sorted(state.seen)),
                 state.weights_zero,
-                state.rows_alike,
+                state.rows_alike and state.layer not in differ,
                 state.kept_looks,
             )
             found.setdefault(traits, []).append(state)
@@ -411,7 +447,8 @@ def _rows_differ(parameter: Tensor, rows: slice) -> Tensor:
 
 def _has_rows(tensor: Tensor) -> bool:
     return (
-        len(tensor) > 1
+        tensor.dim() > 1
+        and len(tensor) > 1
         and tensor[0].numel() > 1
         and (tensor.is_floating_point() or tensor.is_complex())
         and not tensor.is_sparse

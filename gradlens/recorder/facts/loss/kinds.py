@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gradlens.recorder.facts.loss.broadcasting import broadcast
 from gradlens.recorder.facts.loss.class_dims import mixed_classes, wrong_softmax
 from gradlens.recorder.facts.loss.compared_outputs import compared_outputs
 from gradlens.recorder.facts.loss.divergence_sign import maximized_divergence
+from gradlens.recorder.facts.loss.even_softmax import even_softmaxes
+from gradlens.recorder.facts.loss.exponent_signs import exponent_signs
 from gradlens.recorder.facts.loss.graph_reading import MOST_FACTS, MOST_NODES, RESHAPES, WEIGHTED, Facts
 from gradlens.recorder.facts.loss.label_signs import label_signs, read_label_signs
 from gradlens.recorder.facts.loss.likelihood_sign import likelihood_sign, signed_error
@@ -49,7 +52,7 @@ from gradlens.recorder.facts.loss.odd_operations import (
     written_by_hand,
 )
 from gradlens.recorder.facts.loss.overlap_sign import overlap_sign
-from gradlens.recorder.facts.loss.own_targets import log_as_deviation, own_target
+from gradlens.recorder.facts.loss.own_targets import log_as_deviation, only_target, own_target
 from gradlens.recorder.facts.loss.picked_dims import look_for_picked
 from gradlens.recorder.facts.loss.policy_gradients import entropy_signs, policy_gradients, trained_advantages
 from gradlens.recorder.facts.loss.probabilities import (
@@ -59,7 +62,7 @@ from gradlens.recorder.facts.loss.probabilities import (
     softmax_twice,
 )
 from gradlens.recorder.facts.loss.score_scale import averaged_batch, read_scores, unscaled_scores
-from gradlens.recorder.facts.loss.targets_and_masks import broadcast, read_targets
+from gradlens.recorder.facts.loss.targets_and_masks import read_targets
 from gradlens.recorder.facts.loss.undefined_values import (
     CountedElements,
     LeastNumbers,
@@ -135,7 +138,7 @@ KINDS = (
     Kind("softmax_twice", of_operation=softmax_twice, at=("BinaryCrossEntropyWithLogits", "LogSoftmax", "Softmax")),
     Kind("probabilities_as_logs", of_operation=probabilities_as_logs),
     Kind("softmax_dims", of_place=softmax_dim, at=SOFTMAX, most=MOST_NODES),
-    Kind("broadcast", of_operation=broadcast, at=COMPARISONS),
+    Kind("broadcast", of_operation=broadcast, at=COMPARISONS | {"Mul"}),
     Kind("flat"),
     Kind("bounded", of_place=bounded_output, at=BOUNDED),
     Kind("targets", later=read_targets, counts_passes=True),
@@ -179,6 +182,10 @@ KINDS = (
     Kind("own_functions", of_graph=own_functions),
     Kind("trained_advantages", of_loss=trained_advantages),
     Kind("maximized_divergences", of_loss=maximized_divergence),
+    Kind("even_softmax", of_graph=even_softmaxes, later=where("even_softmax", "even"), counts_passes=True),
+    Kind("penalised", counts_passes=True),
+    Kind("exponents", of_graph=exponent_signs, counts_passes=True),
+    Kind("only_targets", of_operation=only_target),
     Kind("class_weights", of_operation=take_class_weights, at=LOSSES, collector=ClassCounts),
     Kind("logarithms", of_operation=look_for_logarithm, collector=LeastNumbers),
     Kind("counted", of_operation=look_for_count, collector=CountedElements),

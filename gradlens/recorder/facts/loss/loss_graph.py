@@ -26,6 +26,7 @@ from gradlens.recorder.facts.loss.kinds import BY_NAME, KINDS, OF_GRAPH
 from gradlens.recorder.facts.loss.loss_reading import read_loss
 from gradlens.recorder.facts.loss.loss_terms import terms_apart
 from gradlens.recorder.facts.loss.loss_values import bare_number
+from gradlens.recorder.facts.loss.penalised import penalised_instead
 from gradlens.recorder.facts.loss.reached_modules import ReachedModules
 from gradlens.recorder.facts.loss.targets_and_masks import describe_mask
 from gradlens.recorder.facts.loss.unregistered_leaves import UnregisteredLeaves
@@ -34,7 +35,7 @@ from gradlens.recorder.layers import clean_name
 
 MOST_GRADIENTS = 2
 """Gradients of outputs taken in a step, from which on they draw samples."""
-VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros")
+VARIES = ("count", "shape", "shapes", "output", "before", "result", "zeros", "weights")
 """What may differ from step to step in one fact."""
 
 
@@ -144,6 +145,8 @@ class LossGraph:
             return
         self._add_whole(graph, step)
         self._note_penalty(roots, step)
+        for fact in penalised_instead(roots, graph, self._model, self._names):
+            self._add("penalised", fact, step)
         is_number = len(roots) == 1 and len(tensors) == 1 and tensors[0].numel() == 1
         if is_number and graph.modules and (number := bare_number(roots[0], tensors[0])) is not None:
             self._bare.append((*number, step))
@@ -187,7 +190,7 @@ class LossGraph:
                     self._add(name, fact, step)
         for name, of_graph in OF_GRAPH:
             for fact in of_graph(graph.nodes):
-                self._add(name, fact, step)
+                self._take(name, fact, step)
         for (op, training), count in graph.normalisation.items():
             self._add("normalisation", {"op": op, "training": training, "count": count}, step)
 
@@ -252,6 +255,7 @@ class LossGraph:
             return {}
         self._read_later()
         collected = {name: collector.facts()[:MOST_FACTS] for name, collector in self._collectors.items()}
+        targets = [fact | self.modules.calls_of(fact["layer"]) for fact in self._facts["only_targets"]]
         return {
             "source": self._source,
             "step": self._steps[0],
@@ -259,6 +263,7 @@ class LossGraph:
             "passes": len(self._steps),
             "complete": self._complete,
             **{kind.name: collected.get(kind.name, self._facts[kind.name]) for kind in KINDS},
+            "only_targets": targets,
             "bare_numbers": self._bare_numbers[:MOST_FACTS],
             "modules": self.modules.counts(),
             "nonfinite_since": self._nonfinite_since,

@@ -21,6 +21,7 @@ from gradlens.recorder.facts.loss.graph_reading import (
 
 PICKS = {"Gather", "Index", "IndexSelect", "Max", "Amax", "Minimum", "MaskedSelect"}
 """Operations that choose among a module's outputs: the value of an action, the best one, the lower of two."""
+BEST = {"Max", "Amax"}
 CHOICES = VIEWS | PICKS
 SHIFTED = {"Add", "Sub", "Rsub"}
 SCALED = {"Mul", "Div", "Neg", "Clamp", "ClampMin", "ClampMax"}
@@ -52,6 +53,27 @@ def own_target(node: Any, op: str) -> list[Facts]:
         if is_plain and is_choice and target[1] & SHIFTED and "Mul" in target[1] and _adds_a_number(other):
             return [{"op": op, "layer": sorted(found[0] & target[0])[0]}]
     return []
+
+
+def only_target(node: Any, op: str) -> list[Facts]:
+    """Look for an error of which only the target has a graph: a number plus a multiple of a module's best value.
+
+    Args:
+        node: An operation of the loss.
+        op: Its name.
+
+    Returns:
+        One fact, or none.
+    """
+    below = children(node)
+    if op not in COMPARES or len(below) != 1:
+        return []
+    target = _ends(below[0][0])
+    if target is None or len(target[0]) != 1 or not target[1] & BEST or not target[1] & SHIFTED:
+        return []
+    if "Mul" not in target[1] or not _adds_a_number(below[0][0]):
+        return []
+    return [{"op": op, "layer": next(iter(target[0]))}]
 
 
 def _adds_a_number(node: Any) -> bool:

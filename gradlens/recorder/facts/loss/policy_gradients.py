@@ -101,10 +101,15 @@ def _signs_of(factor: Tensor) -> set[int]:
 
 def _weighted(node: Any) -> Kind | None:
     """Return the log-probability or the ratio that a product weights, and the module that made it; else None."""
-    return _log_probability(children(node)[0][0])
+    return log_probability(children(node)[0][0])
 
 
-def _log_probability(end: Any) -> Kind | None:
+def log_probability(end: Any) -> Kind | None:
+    """Return the operation that made a log-probability or a ratio of probabilities, and its module; else None.
+
+    Args:
+        end: The node of what may be one.
+    """
     names = labels_of(end)
     while (op_of(end) == "Neg" or op_of(end) in PASSED) and children(end):
         end = children(end)[0][0]
@@ -142,7 +147,7 @@ def trained_advantages(root: Any) -> list[Facts]:
         op, below = op_of(node), [child for child, _ in children(node)]
         if op == "Mul" and len(below) == 2:
             for one, other in (below, below[::-1]):
-                kind, critic = _log_probability(one), _critic(other)
+                kind, critic = log_probability(one), _critic(other)
                 if kind and critic is not None and not _is_under(critic, one):
                     return [{"layer": labels_of(critic)[0], "op": kind[0]}]
             continue

@@ -76,6 +76,11 @@ class ReachedModules:
         """Return how many modules ran with a graph, and how many were reached."""
         return {"ran": len(self.ran.keys() - self._without_graph), "reached": len(self._reached)}
 
+    def calls_of(self, name: str) -> Facts:
+        """Return how often a module ran with a graph, and how many of its outputs losses reached."""
+        calls, reached = self._calls.get(name, (0, 0))
+        return {"calls": calls, "reached": reached}
+
     def unreached_calls(self) -> list[Facts]:
         """Return modules that ran far more often than losses reached them."""
         return [

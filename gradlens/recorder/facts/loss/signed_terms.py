@@ -35,15 +35,19 @@ def signed_terms(root: Any, is_end: Callable[[Any], bool]) -> tuple[list[tuple[A
             stack += [(child, sign * each) for (child, _), each in zip(below, SIGNS[op], strict=False) if child]
         elif op == "Neg" or op in PASSED:
             stack += [(child, -sign if op == "Neg" else sign) for child, _ in below if child]
-        elif op in ("Mul", "Div") and (factor := _sign_of_factor(node)):
+        elif op in ("Mul", "Div") and (factor := sign_of_factor(node)):
             stack += [(child, sign * factor) for child, _ in below if child]
         else:
             whole = False
     return found, whole and not stack
 
 
-def _sign_of_factor(node: Any) -> int:
-    """Return 1 or -1 for a factor without a graph whose elements have no other sign; 0 where that is not known."""
+def sign_of_factor(node: Any) -> int:
+    """Return 1 or -1 for a factor without a graph whose elements have no other sign; 0 where that is not known.
+
+    Args:
+        node: The node of the product or the quotient.
+    """
     factor = saved_factor(node) if sum(child is not None for child, _ in node.next_functions) == 1 else None
     if factor is None or factor.device.type != "cpu":
         return 0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlens.recorder.facts.layer_inputs import thinned
+from gradlens.recorder.facts.layer_inputs import MOST_ELEMENTS, thinned
 from gradlens.recorder.facts.loss.graph_reading import (
     Facts,
     children,
@@ -32,6 +32,7 @@ def take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Fact
     ignored = getattr(node, "_saved_ignore_index", None)  # a class that the loss leaves out
     factors = saved(node, "weight") if factors is None and not op.startswith("Nll") else factors
     fact = {"op": op, "count": values.numel(), "values": thinned(values).clone(), "ignored": ignored}
+    fact |= {"along": _apart_along(values)} if values.dim() == 3 and values.is_floating_point() else {}
     if factors is None or factors.numel() == 1:
         return [fact]
     if factors.numel() != values.numel():
@@ -40,6 +41,13 @@ def take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Fact
         except RuntimeError:  # it is not known which of them count
             return []
     return [fact | {"factors": thinned(factors).clone()}]
+
+
+@torch.no_grad()
+def _apart_along(values: Tensor) -> Tensor:
+    """Return how far (B, T, F) targets are from their mean over T, as a share of their size, unread."""
+    part = values[: max(MOST_ELEMENTS // max(values[0].numel(), 1), 1)].float()
+    return ((part - part.mean(1, keepdim=True)).square().mean() / part.square().mean()).sqrt()
 
 
 def factors_of_losses(node: Any, op: str) -> dict[Any, Tensor]:
@@ -90,7 +98,12 @@ def describe_mask(layer: str | None, loss: str | None, values: Tensor) -> Facts 
 
 
 def describe_targets(
-    op: str, count: int, values: Tensor, ignored: int | None = None, factors: Tensor | None = None
+    op: str,
+    count: int,
+    values: Tensor,
+    ignored: int | None = None,
+    factors: Tensor | None = None,
+    along: Tensor | None = None,
 ) -> Facts | None:
     """Return what the targets of a loss are; this waits for an accelerator.
 
@@ -100,6 +113,7 @@ def describe_targets(
         values: (n,) copies of evenly spaced ones.
         ignored: The class that the loss leaves out, or None.
         factors: (n,) what their losses are multiplied by, or None; 0 leaves them out.
+        along: How far targets of three dimensions are from their mean over the second one, or None.
 
     Returns:
         Their facts; None where the loss leaves out all of them: classes are negative then, or the one that is ignored.
@@ -120,39 +134,13 @@ def describe_targets(
         fact |= {"distinct": len(counts), "common": float(counts.max() / counts.sum())}
         fact["commonest"] = int(found[counts.argmax()])
     wide = numbers.astype(np.float64)
+    fact |= {} if along is None else {"along": float(along)}
     return fact | {
         "least": float(wide.min()),
         "largest": float(wide.max()),
         "mean": float(wide.mean()),
         "rms": float(np.sqrt(np.square(wide).mean())),
     }
-
-
-def broadcast(node: Any, op: str) -> list[Facts]:
-    """Look for a vector of N outputs that is compared with N targets in a table of N x N.
-
-    Args:
-        node: An operation that compares.
-        op: Its name.
-
-    Returns:
-        One fact, or none: ``op``, ``output`` and ``result`` (shapes).
-    """
-    below = children(node)
-    if len(below) != 1 or (labels_of(node) and op not in LOSSES):
-        return []
-    child, index = below[0]
-    result = shape_of(node)
-    if op in LOSSES:  # they expand their arguments beforehand
-        result = shape_of(child, index)
-        if op_of(child) != "Expand" or not children(child):
-            return []
-        child, index = children(child)[0]
-    output = shape_of(child, index)
-    sizes = [size for size in output if size > 1]
-    if op_of(child) == "Unsqueeze" or len(sizes) != 1 or [size for size in result if size > 1] != 2 * sizes:
-        return []
-    return [{"op": op, "output": list(output), "result": list(result)}]
 
 
 def read_targets(taken: Facts) -> list[tuple[str, Facts]]:
