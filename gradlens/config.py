@@ -18,6 +18,8 @@ INITS = ("he", "default", "delta-orthogonal", "looks-linear")
 SHORTCUTS = ("A", "B")
 ON_NONFINITE = ("stop", "continue")
 ON_RECORD_ERROR = ("stop", "continue")
+LATER = {"freeze": 0.0, "rescale_to": ""}
+"""Settings that earlier runs do not have, and what these were trained with."""
 SEEDS = 2**63
 """Seeds are below this: a run file holds them in 64 bits."""
 
@@ -110,6 +112,9 @@ class RunConfig:
     """A (zero-padded, no parameters) or B (projection where shapes change); for residual models only."""
     freeze: float = 0.0
     """Share of the convolutions and linear layers, counted from the input, that keep their initial weights."""
+    rescale_to: str = ""
+    """A run without its seed, as seen from the folder of this one, such as ``../residual/resnet34``: each layer's
+    gradient is scaled to the size, relative to the last layer's, that it has in that run of the same seed."""
     skip_broken: bool = False
     allow_outside: bool = False
     """Whether a table of images may name files outside of its folder."""
@@ -166,9 +171,9 @@ class RunConfig:
         return f"{parse_model(self.model).slug}-s{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types; ``freeze`` only where it is set: earlier runs have none."""
+        """Return the fields as plain JSON types; ``LATER`` only where they are set: earlier runs have none."""
         found = {**asdict(self), "augment": list(self.augment), "metrics": list(self.metrics)}
-        return {key: value for key, value in found.items() if key != "freeze" or value}
+        return {key: value for key, value in found.items() if key not in LATER or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -182,8 +187,7 @@ class RunConfig:
     def differences(self, other: RunConfig) -> list[str]:
         """Return the fields that differ, each with both values."""
         mine, theirs = self.to_dict(), other.to_dict()
-        usual = {"freeze": 0.0}
-        mine, theirs = ({**usual, **values} for values in (mine, theirs))
+        mine, theirs = ({**LATER, **values} for values in (mine, theirs))
         return [f"{key}: {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]]
 
 

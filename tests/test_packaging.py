@@ -84,7 +84,7 @@ def test_the_wheel_holds_the_experiments_and_runs_them_by_name(dist: Path, tmp_p
     assert "--live shows one training, and an experiment has many" in " ".join(refused.stderr.split()), refused.stderr
     nonsense = call(binaries / "gradlens", "run", "nonsense", cwd=empty)
     assert nonsense.returncode == 2
-    names = "cause, collapse, controls, depth, full, interventions, norm, report, sgd"
+    names = "cause, collapse, controls, depth, full, interventions, norm, report, rescaled, sgd"
     assert f"or an experiment: {names}" in " ".join(nonsense.stderr.split())
 
 

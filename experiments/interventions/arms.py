@@ -77,17 +77,17 @@ class Learned:
         return mean_interval(np.array([self.speed[second][seed] - self.speed[first][seed] for seed in self.seeds]))
 
 
-def arm_of(run: StudyRun) -> str | None:
+def arm_of(run: StudyRun, arms: Mapping[tuple[str, str], str] = ARMS) -> str | None:
     """Return the arm of a run; None if it is of another experiment."""
-    return ARMS.get((PurePath(run.place).parent.name, run.model))
+    return arms.get((PurePath(run.place).parent.name, run.model))
 
 
-def read_learned(folder: Path = RESULTS) -> Learned:
-    """Read the kept runs; a seed of which an arm is missing is left out."""
-    speed: dict[str, dict[int, float]] = {arm: {} for arm in ARMS.values()}
-    unseen: dict[str, dict[int, float]] = {arm: {} for arm in ARMS.values()}
+def read_learned(folder: Path = RESULTS, arms: Mapping[tuple[str, str], str] = ARMS) -> Learned:
+    """Read the kept runs of an experiment with these arms; a seed of which an arm is missing is left out."""
+    speed: dict[str, dict[int, float]] = {arm: {} for arm in arms.values()}
+    unseen: dict[str, dict[int, float]] = {arm: {} for arm in arms.values()}
     for run in read_kept(folder):
-        arm = arm_of(run)
+        arm = arm_of(run, arms)
         if arm is not None and run.status == "complete":
             speed[arm][run.seed] = float(run.epochs["train_accuracy"].mean())
             unseen[arm][run.seed] = float(run.epochs["val_accuracy"][-1])

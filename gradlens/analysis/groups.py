@@ -15,6 +15,7 @@ import numpy as np
 
 from gradlens.analysis.stats import Interval, mean_interval
 from gradlens.analysis.step_curves import StepWindow, was_logged
+from gradlens.config import LATER
 from gradlens.format import plural
 from gradlens.lazy import shown_by
 from gradlens.run import FloatArray, Run, jsonable
@@ -288,8 +289,12 @@ def _say_differences(run: Run, others: list[Run]) -> list[str]:
 
 
 def compared_settings(run: Run) -> dict[str, Any]:
-    """Return the settings by which a run is compared: all but the model, the seed, and those of recording."""
-    return {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+    """Return the settings by which a run is compared: all but the model, the seed, and those of recording.
+
+    A setting that ``gradlens run`` writes only where it is used has its usual value where it is not there.
+    """
+    usual = LATER if "recipe" in run.config else {}
+    return {key: value for key, value in {**usual, **run.config}.items() if key not in NOT_COMPARED}
 
 
 def _key(run: Run) -> str:
@@ -303,4 +308,4 @@ def group_name(run: Run) -> str:
 
 def show_setting(value: Any) -> str:
     """Return the value of a setting for a label."""
-    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value) or "none"

@@ -101,4 +101,4 @@ def _show(value: Any) -> str:
         return "unknown"
     if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "none"

@@ -94,6 +94,12 @@ def _setting(flag: str, text: str, **kind: Any) -> Callable[[AnyCommand], AnyCom
     metavar="SHARE",
     help="Share of the layers, from the input, that are not trained (default 0).",
 )
+@click.option(
+    "--rescale-to",
+    metavar="NAME",
+    help="Scale each layer's gradient before each step to its size, relative to the last layer's, in the run "
+    "NAME-sSEED.h5, seen from the run's folder. For sgd: adam divides the size out again.",
+)
 @click.option("--skip-broken", is_flag=True, default=None, help="Skip images that are missing or broken.")
 @click.option(
     "--allow-outside", is_flag=True, default=None, help="Train with images of a table that lie outside of its folder."
@@ -186,7 +192,7 @@ def run(
 
     An experiment is a .toml file with a list of runs. It is given as a file, as a name for NAME.toml in the current
     folder, or as the name of an experiment of the original study: cause, collapse, controls, depth, full,
-    interventions, norm, report, sgd. A name that is also that of a model means the model. Runs are written to
+    interventions, norm, report, rescaled, sgd. A name that is also that of a model means the model. Runs are written to
     OUT/NAME/GROUP/MODEL-sSEED.h5. Complete runs are kept, unfinished runs are continued. Options override the settings
     of the file.
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.accumulated import with_passes
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
 from gradlens.diagnosis.dead import dead, say_dead_units
@@ -24,7 +25,8 @@ from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
 from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
-from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved, overfits
+from gradlens.diagnosis.left_out import notes_on_what_is_left_out
+from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved
 from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
@@ -44,12 +46,15 @@ from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.setup.no_gradients import ANOTHER_MODEL
 from gradlens.diagnosis.setup.rules import setup
+from gradlens.diagnosis.setup.same_numbers import note_on_same_numbers
 from gradlens.diagnosis.setup.same_outputs import SAME
+from gradlens.diagnosis.setup.sharp_attention import note_on_attention
 from gradlens.diagnosis.setup.terms import POSTERIOR
 from gradlens.diagnosis.setup.weighting import ONE_SCORE
 from gradlens.diagnosis.small_steps import slow, steady
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
+from gradlens.diagnosis.unseen_data import note_on_unseen_data
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
@@ -190,14 +195,17 @@ def _weight_findings(
 def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> Finding:
     """Add to a finding what is known of weights, data and a loss of a wrong size."""
     finding = _with_first_weights(rec, _with_decay(rec, learning, finding))
-    return with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
+    finding = with_lower_bound(rec, _with_inputs(rec, _with_growth_of_weights(rec, learning, finding)))
+    return with_passes(rec, finding)
 
 
 def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on units, rows, losses, numbers and the program."""
     dead_units = [] if any(f.kind in ("dead", "zero_gradient") for f in findings) else say_dead_units(rec)
     rows = [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
-    return [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
+    notes = [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
+    notes += [*notes_on_what_is_left_out(rec), *note_on_same_numbers(rec, findings)]
+    return [*notes, *note_on_attention(rec, findings)]
 
 
 def _exact_findings(rec: Recording, learning: Learning) -> list[Finding]:
@@ -277,7 +285,7 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
         )
     parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
     usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *_note_on_overfitting(rec, findings), *_note_on_the_start(rec, loss)]
+    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings), *_note_on_the_start(rec, loss)]
     high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
     if len(high):
         high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
@@ -287,16 +295,6 @@ def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
             f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
         )
     return notes
-
-
-def _note_on_overfitting(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    said = overfits(rec, guessing_of(rec))
-    if not said or any(said in finding.evidence for finding in findings):
-        return []
-    return [
-        f"{said}: the model learns its training data by heart (overfitting); more data, weight decay, dropout, a "
-        "smaller model or an earlier stop help"
-    ]
 
 
 def _note_on_the_start(rec: Recording, loss: FloatArray) -> list[str]:

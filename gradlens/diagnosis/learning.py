@@ -15,6 +15,7 @@ import numpy as np
 
 from gradlens.analysis.gradient_ratio import FIRST_ROWS
 from gradlens.analysis.stats import median_of_all
+from gradlens.diagnosis.constant_output import entropy_of_targets, many_targets, stays_at
 from gradlens.diagnosis.findings import Verdict
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, UNSEEN_DATA, UPDATE, Recording, words_of
@@ -49,6 +50,9 @@ UNTRAINED = 0.8
 """A classifier whose loss lies below this share of ln C in its first rows had learnt before: small falls are enough."""
 UNSCALED = 0.25
 """An untrained classifier's loss is this near to ln C; one that is divided by 2 or more for accumulation is not."""
+DIVERGED = 2.0
+"""A classifier that begins at the level of guessing, and of which every late loss is above so many times that level,
+diverges. No outside source."""
 AT_THE_LEVEL = 2.0
 """A loss that begins above so many times the variance of the first targets has other targets later, or is far off."""
 FAR_OFF = 100.0
@@ -322,9 +326,11 @@ def _gets_worse(rec: Recording) -> tuple[str, float, float] | None:
 def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" for a classifier whose loss is no better than guessing."""
     classes, guess = classes_of(rec), guessing_of(rec)
+    said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
+    if losses.first < (1 + UNSCALED) * guess and losses.values[-(len(losses.values) // 5) :].min() > DIVERGED * guess:
+        return Learning("no", f"{said}: it began there, and is far above since: the training diverges", True)
     if span_of(rec) < LEAST_STEPS or _waits(rec) or _other_terms_fall(rec, losses):
         return None
-    said = f"{losses.say()}; guessing between {classes} classes gives ln {classes} = {guess:.4g}"
     if losses.still_falls and losses.last - ERRORS * losses.error_last > guess:
         return Learning("unknown", f"{said}: it is above that, and still falls")
     if losses.last + max(ERRORS * losses.error_last, SOME / 3 * guess) >= guess:
@@ -336,12 +342,21 @@ def _against_guessing(rec: Recording, losses: Losses) -> Learning | None:
 
 
 def _against_the_mean(rec: Recording, losses: Losses) -> Learning | None:
-    """Return "no" for a regression whose loss hardly falls, and is no less than the variance of the targets."""
-    spread = spread_of_targets(rec)
-    if len(losses.values) < MANY_STEPS or losses.fell > STANDS or losses.rises:
+    """Return "no" for a loss that stays at that of a constant: the targets' variance, or the entropy of two classes."""
+    spread, entropy = spread_of_targets(rec), entropy_of_targets(rec)
+    if len(losses.values) < MANY_STEPS or losses.rises:
         return None
-    at_its_level = HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
-    far_off = 0 < FAR_OFF * spread < losses.last <= losses.first  # targets that are learnt themselves change
+    sure = many_targets(rec)
+    if sure and stays_at(losses.values, entropy, HARDLY_BETTER) and not any(excuse(rec, losses) for excuse in EXCUSES):
+        said = f"the share of ones as the answer to every example has about {entropy:.3g}"
+        return Learning("no", f"{losses.say()}; {said}: the model is no better", True)
+    at_its_level = sure and stays_at(losses.values, spread, HARDLY_BETTER)
+    if losses.fell > STANDS and not at_its_level:
+        return None
+    at_its_level |= HARDLY_BETTER * spread < losses.last <= losses.first < AT_THE_LEVEL * spread
+    far_off = (
+        losses.fell <= STANDS and 0 < FAR_OFF * spread < losses.last <= losses.first
+    )  # targets that are learnt themselves change
     if not (at_its_level or far_off) or any(excuse(rec, losses) for excuse in EXCUSES):
         return None
     if far_off:

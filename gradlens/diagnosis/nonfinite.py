@@ -9,7 +9,7 @@ import numpy as np
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import COUNT, PARAM_GRAD, RMS, Recording
-from gradlens.diagnosis.undefined import may_be_empty, undefined
+from gradlens.diagnosis.undefined import may_be_empty, may_be_zero, undefined
 from gradlens.format import plural
 from gradlens.metrics import ACTIVATION_GRAD_NORM
 
@@ -85,7 +85,7 @@ def _remedy(rec: Recording, row: int, forward: bool, layers: tuple[str, ...]) ->
     elif seen:
         look = f"Look at the input of {quoted(layers[0])} and at what is done with it in its forward pass."
     else:
-        first = may_be_empty(rec) if forward else ""
+        first = may_be_empty(rec) or may_be_zero(rec) if forward else ""
         look = first + (
             f"Look at the batch of step {step} first: is NaN or Inf in it (a division by a deviation of 0)? Then at "
             "the loss and at attention: log(0), exp of a large number, 0 / 0 (so is a softmax over nothing but -inf). "

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradlens.diagnosis.findings import Finding, quoted
+from gradlens.diagnosis.learning import trained_before
+from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.recorded_rows import Recording
 from gradlens.diagnosis.setup.logit_range import note_on_logits
@@ -14,6 +18,8 @@ MOSTLY_PADDED, PADDED_TARGETS = 0.5, 0.4
 """Shares of sequences that end with padding, and of targets that are padding; no outside source."""
 RARELY = 0.95
 """Share of the more frequent of two classes above which an accuracy tells little; no outside source."""
+FAR_BELOW = 10
+"""A largest learning rate that is so many times smaller than the one that was asked for; no outside source."""
 BINARY = ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
 RARE = (
     "a model that always says so is as accurate. Look at precision and recall, or the area under the precision-recall "
@@ -31,7 +37,35 @@ def notes_on_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     network, said = Network(rec), [finding.evidence for finding in findings]
     pairs = (network.far_inputs(), network.rounding(), network.decays(), network.slow_groups())
     notes = [f"{what}. {fix.strip()}" for what, fix in pairs if what and not any(what in each for each in said)]
-    return [*notes, *note_on_logits(rec), *_note_on_rare(rec), *_note_on_padding(rec), *_note_on_padding_index(rec)]
+    return [
+        *notes,
+        *note_on_logits(rec),
+        *_note_on_the_rate(rec),
+        *_note_on_rare(rec),
+        *_note_on_padding(rec),
+        *_note_on_padding_index(rec),
+    ]
+
+
+def _note_on_the_rate(rec: Recording) -> list[str]:
+    """Return a note on an optimizer none of whose groups ever had the learning rate that it was made with.
+
+    Not while a warm-up still raises it, and not where the loss is halved or the model was trained before.
+    """
+    rates = rec.scalar("lr")
+    rates = rates[np.isfinite(rates)]
+    if not len(rates) or rates[-1] > 1.01 * rates[-(len(rates) // 10) - 1] or loss_halved(rec) or trained_before(rec):
+        return []
+    for item in Network(rec).optimizers:
+        made = item.number("made_with")
+        largest = max((group.entry("lr").number("largest") for group in item.entries("groups")), default=math.nan)
+        if 0 < largest < made / FAR_BELOW:
+            return [
+                f"{item.text('class')} was made with a learning rate of {made:.3g}, and the largest in these rows is "
+                f"{largest:.3g}. A warm-up or schedule that was made before takes the rate that it finds as its base: "
+                "make them in the right order, and print the rate of the first steps"
+            ]
+    return []
 
 
 def _note_on_padding(rec: Recording) -> list[str]:

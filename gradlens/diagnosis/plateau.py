@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
-from gradlens.analysis.gradient_ratio import LEAST_ROWS
+from gradlens.analysis.gradient_ratio import FIRST_ROWS, LEAST_ROWS
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import (
     LEAST_STEPS,
+    TRAINED_SHARE,
     UNTRAINED,
     Learning,
     classes_of,
@@ -45,6 +46,9 @@ NOTHING = 1e-3
 """Where all steps together change a layer by less than this share of its norm, fine-tuning has no effect either."""
 MOST_DROPPED = 0.8
 """Share of dropout of which little passes; Srivastava et al. 2014 keep 0.5 to 0.8."""
+SURE = 1.5
+"""A classifier whose loss begins above so many times that of guessing has large logits, and they are wrong: one that is
+untrained begins near it. No outside source."""
 RISEN = 2.0
 """A loss so many times its first value is not noise; no outside source."""
 USUAL_MOMENTUM = 0.95
@@ -269,6 +273,22 @@ def _say_frozen(rec: Recording) -> str:
     return say_layers(tuple(name for name in order if name in frozen)) if frozen.issuperset(ends) and ends else ""
 
 
+def _knows_other_inputs(rec: Recording) -> str:
+    """Say what to compare where a mostly frozen classifier begins far above guessing: it is sure, and wrong."""
+    loss, guess, totals = rec.scalar("loss"), guessing_of(rec), rec.setup.entry("totals")
+    loss = loss[np.isfinite(loss)][:FIRST_ROWS]
+    share = totals.number("trainable") / totals.number("numel") if totals.number("numel") > 0 else math.nan
+    if not len(loss) or not share < TRAINED_SHARE or not float(loss.mean()) > SURE * guess:
+        return ""
+    return (
+        f"The loss begins at {float(loss.mean()):.3g}, and guessing has {guess:.3g}: {1 - share:.0%} of the parameters "
+        "are frozen, and what they were trained for is not what they get here. Compare first, on the same batch and "
+        "without the new parts, with the loss that the model had when it was trained: the scaling of inputs and "
+        "embeddings, the normalisation, the tokenizer and the order of the classes must be the same. If it is the "
+        "same, train more of the parameters."
+    )
+
+
 def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
     """Return what to look at next, in the order in which public reports of this kind were solved."""
     network, step = Network(rec), usual_update(rec)
@@ -291,6 +311,8 @@ def _next(rec: Recording, learning: Learning, too_large: bool) -> str:
             "advantages (all 0, or detached from the log-probabilities of the actions that were taken), and whether "
             "any reward was found at all."
         )
+    if said := _knows_other_inputs(rec):
+        return said
     if layers := _say_frozen(rec):
         return (
             f"Set requires_grad to True on the parameters of {layers}, as far as they were not trained before (a new "

@@ -89,6 +89,29 @@ def may_be_empty(rec: Recording) -> str:
     return ""
 
 
+def may_be_zero(rec: Recording) -> str:
+    """Return what to look at first where a loss is NaN in a later step: what a logarithm in it gets.
+
+    Args:
+        rec: The recording.
+    """
+    seen = [(min(least for _, least in _pairs(item, "least")), item) for item in _entries(rec) if _pairs(item, "least")]
+    if not seen:
+        return ""
+    least, item = min(seen, key=lambda pair: pair[0])
+    layer = f" of {quoted(item.text('layer'))}" if item.text("layer") else ""
+    made = f"the result of {item.text('of') or 'a layer'}{layer}"
+    return (
+        f"The loss takes a logarithm of {made} (at least {least:.3g} in the first passes): is it 0 for an example of "
+        "this step, such as one that is all zeros? Then the loss is infinite, so add a small number inside the "
+        "logarithm (1e-8), or leave out such examples. "
+    )
+
+
+def _entries(rec: Recording) -> tuple[Entry, ...]:
+    return tuple(rec.setup.graph.entries("logarithms"))
+
+
 def _pairs(item: Entry, key: str) -> list[tuple[float, ...]]:
     """Return the steps of a fact, each with its number."""
     return [pair for pair in item.lists(key) if len(pair) == 2]

@@ -77,6 +77,7 @@ def _instead(sorted_runs: SortedRuns) -> str:
         "of a control": [*sorted_runs.positive, *sorted_runs.negative],
         "of a model with half a shortcut": sorted_runs.unmatched,
         "of another network": sorted_runs.others,
+        "with frozen layers or rescaled gradients": sorted_runs.changed,
         "not trained by gradlens run": sorted_runs.foreign,
     }
     found = ", ".join(f"{len(runs)} {name}" for name, runs in counts.items() if runs)
@@ -171,6 +172,7 @@ def _notes(sorted_runs: SortedRuns, controls: Sequence[Control], halves: bool) -
         (sorted_runs.unmatched, "half a shortcut, without the networks to compare it with"),
         (sorted_runs.repeats, "a repeated seed of the same model and settings"),
         (sorted_runs.others, "no plain or residual network with a seed"),
+        (sorted_runs.changed, "layers that keep their weights, or gradients of another network's sizes"),
         (sorted_runs.foreign, "not trained by gradlens run, whatever the model's name"),
     ):
         if runs:

@@ -27,7 +27,7 @@ def explain(overall: Overall, settings: Sequence[ByClaim]) -> str:
     """
     several = len({verdict.condition for one in settings for verdict in one.values()}) < len(settings)
     sentences = [
-        _gradient(overall["A"], several),
+        _gradient(overall["A"], several, settings),
         _training(overall, several),
         _cause(overall, several),
         _conclusion(settings),
@@ -39,14 +39,18 @@ def _at(verdict: Verdict, several: bool) -> str:
     return f", at {verdict.setting}" if several else ""
 
 
-def _gradient(verdicts: Mapping[str, Verdict], several: bool) -> str:
+def _gradient(verdicts: Mapping[str, Verdict], several: bool, settings: Sequence[ByClaim]) -> str:
     """State where the gradient vanishes."""
     parts = []
     for condition, verdict in verdicts.items():
         if not verdict.tested:
             continue
         if verdict.verdict == "mixed" and verdict.spread:
-            parts.append(f"{condition} it depends on the setting whether the plain network's gradient vanishes")
+            judged = {one["A"].verdict for one in settings if "A" in one and one["A"].condition == condition}
+            if "supported" in judged:
+                parts.append(f"{condition} it depends on the setting whether the plain network's gradient vanishes")
+            else:
+                parts.append(f"{condition} the plain network's gradient is shown to vanish in none of the settings")
             continue
         if verdict.why.startswith(ROWS_DIFFER):
             parts.append(f"{condition} {_by_rows(verdict)}{_at(verdict, several)}")

@@ -69,6 +69,8 @@ class SortedRuns:
         positive: Runs of the positive control: their gradient must vanish.
         negative: Runs of the negative control: their gradient cannot vanish.
         others: Runs of other models.
+        changed: Runs of networks that were not trained as they are: with layers that keep their weights (``freeze``),
+            or with gradients of another network's sizes (``rescale_to``).
         foreign: Runs of models that only bear the name of one of these, from loops other than that of ``gradlens run``.
         unfinished: Runs that have not ended.
         broken: Runs that were interrupted, or that failed without having diverged.
@@ -80,6 +82,7 @@ class SortedRuns:
     positive: list[StudyRun] = field(default_factory=list)
     negative: list[StudyRun] = field(default_factory=list)
     others: list[StudyRun] = field(default_factory=list)
+    changed: list[StudyRun] = field(default_factory=list)
     foreign: list[StudyRun] = field(default_factory=list)
     unfinished: list[StudyRun] = field(default_factory=list)
     broken: list[StudyRun] = field(default_factory=list)
@@ -143,6 +146,8 @@ def _place(
     spec = spec_of(run.model)
     if spec is None or spec.branch != "whole" or run.seed < 0:
         sorted_runs.others.append(run)
+    elif settings.get("freeze") or settings.get("rescale_to"):
+        sorted_runs.changed.append(run)
     elif not is_trained_here(run):
         sorted_runs.foreign.append(run)
     elif spec.activation == "sigmoid":

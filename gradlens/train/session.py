@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -23,12 +24,14 @@ from gradlens.metrics import METRICS_OF_PATHS, choose_metrics
 from gradlens.models import Init, build_model
 from gradlens.models.blocks import Block
 from gradlens.models.early_layers import freeze
+from gradlens.models.gradient_sizes import follow_sizes
 from gradlens.recorder import Recorder, with_norms
 from gradlens.recorder.layers import LayerChoice, is_norm
 from gradlens.recorder.measurers.gradient_through_time import default_metrics
 from gradlens.recorder.measurers.residual_paths import find_blocks
 from gradlens.run import Status
 from gradlens.specs import parse_data, parse_model, parse_schedule
+from gradlens.storage import read_run
 from gradlens.train.checkpoint import checkpoint_path, restore
 from gradlens.train.distributed import World, has_batch_norm, joined
 from gradlens.train.loop import StoppedError, Trainer, find_logits
@@ -85,6 +88,7 @@ def _prepare(
     trainer = world.together(lambda: _make_trainer(config, data, device, listener, world))
     net = trainer.model
     world.together(lambda: check_model(net, config, data, device))
+    world.together(lambda: _rescale(trainer, there, int(start.state["steps"]) if start.state else 0))
     if world.first and not start.keep_checkpoint:
         checkpoint_path(there).unlink(missing_ok=True)  # it belongs to a run that is replaced
     trainer.model = world.wrap(net, config)
@@ -118,6 +122,17 @@ def _prepare(
     if world.shared:
         listener(Note(_say_processes(net, world)))
     return trainer, recorder, checkpoints
+
+
+def _rescale(trainer: Trainer, path: Path, first_step: int) -> None:
+    """Scale the gradients as the settings ask; before there is a recorder, so that it sees what the optimizer gets."""
+    config = trainer.config
+    if config.rescale_to:
+        place = os.path.normpath(path.parent / f"{config.rescale_to}-s{config.seed}.h5")  # ".." of no folder as yet
+        run = read_run(Path(place))
+        if run.status != "complete":
+            raise ConfigError(f"{run.path} is not complete: rescale_to needs all of its steps")
+        follow_sizes(trainer.model, trainer.optimizer, run, first_step)
 
 
 def choose_recorded(config: RunConfig) -> LayerChoice:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradlens import read_run
-from gradlens.analysis.compare import FINAL_ROWS, final_table, say_interval
+from gradlens.analysis.compare import FINAL_ROWS, final_table, say_interval, say_unequal
 from gradlens.analysis.gradient_ratio import gradient_ratio, say_fate
 from gradlens.analysis.groups import group_runs, label_runs, repeated_runs
 from gradlens.analysis.highlights import notable
@@ -263,6 +263,20 @@ def test_runs_are_labelled_by_the_settings_that_differ(make_run) -> None:
         "x, augment=none, init=default, seed 0",
         "y, seed 0",
     ]
+
+
+def test_a_setting_that_is_written_only_where_it_is_used_is_not_unknown_elsewhere(make_run) -> None:
+    for name, config in {"a": {}, "b": {"freeze": 0.34}, "c": {"rescale_to": "../b/y"}}.items():
+        make_run(name, model="x", config={"recipe": "quick", **config})
+    runs = [read_run(f"runs/{name}.h5") for name in "abc"]
+    assert label_runs(runs) == [
+        "x, freeze=0.0, rescale_to=none, seed 0",
+        "x, freeze=0.34, rescale_to=none, seed 0",
+        "x, freeze=0.0, rescale_to=../b/y, seed 0",
+    ]
+    said = " ".join(say_unequal(group_runs(runs)))
+    assert "freeze 0 | 0.34" in said
+    assert "rescale to none | ../b/y" in said
 
 
 def test_a_diverged_seed_is_not_hidden(make_run) -> None:

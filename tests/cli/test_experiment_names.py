@@ -13,7 +13,7 @@ from gradlens.cli.experiment import find_experiment
 from gradlens.errors import ConfigError
 from gradlens.study.experiments import find_experiments
 
-NAMES = ["cause", "collapse", "controls", "depth", "full", "interventions", "norm", "report", "sgd"]
+NAMES = ["cause", "collapse", "controls", "depth", "full", "interventions", "norm", "report", "rescaled", "sgd"]
 ROOT = Path(gradlens.__file__).parent.parent
 
 

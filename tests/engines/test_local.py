@@ -77,9 +77,9 @@ def test_an_experiment_of_ours_can_be_planned_and_is_described(name: str) -> Non
     experiment = read_experiment(ROOT / "experiments" / f"{name}.toml")
     planned = experiment.plan(Path("runs"), {"data": "csv:a.csv"})
     assert all(one.config.data == "csv:a.csv" for one in planned)
-    if name not in ("collapse", "sgd"):  # their questions need no coherence
+    if name not in ("collapse", "rescaled", "sgd"):  # their questions need no coherence
         assert all("grad_coherence" in one.config.metrics for one in planned)
-    seeds = {"report": 5, "full": 5, "cause": 10, "interventions": 10, "collapse": 5}
+    seeds = {"report": 5, "full": 5, "cause": 10, "interventions": 10, "rescaled": 10, "collapse": 5}
     assert len({one.config.seed for one in planned}) == seeds.get(name, 3)
     for one in planned:
         assert_parsed(one)

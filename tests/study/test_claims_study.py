@@ -164,6 +164,8 @@ def test_settings_that_differ_are_mixed_and_no_vote_is_taken() -> None:
     vanishes, grows, unclear = [-6.0, -5.0, -5.5], [2.0, 2.1, 1.9], [-6.0, 2.0, -1.0]
     mixed = verdict([*at(32, vanishes), *at(64, grows)], "A")
     assert mixed.verdict == "mixed"
+    said = judge_claims([*at(32, vanishes), *at(64, grows)]).explanation
+    assert "it depends on the setting whether the plain network's gradient vanishes" in said
     assert "32 px" in mixed.why
     assert "64 px" in mixed.why
     half = verdict([*at(32, vanishes), *at(64, unclear)], "A")
@@ -311,9 +313,16 @@ def test_own_models_with_names_of_the_study_are_no_evidence_for_it(config: dict[
 def test_what_is_left_out_is_noted() -> None:
     runs = pair({}, {})
     extra = [planted("plain34", 9, status="running"), planted("plain34", 0), planted("torchvision:vgg16", 0)]
-    notes = " ".join(judge_claims([*runs, *extra]).notes)
+    rescaled = planted("plain34", 0, settings={"rescale_to": "../residual/resnet34"})
+    frozen = [planted(model, 0, settings={"freeze": 0.34}, decades=-9.0) for model in ("plain34", "resnet34")]
+    judged = judge_claims([*runs, *extra, rescaled, *frozen])
+    notes = " ".join(judged.notes)
     for words in ("not finished: 1 run (plain34-s9)", "repeated seed", "no plain or residual network"):
         assert words in notes
+    assert "left out, layers that keep their weights, or gradients of another network's sizes: 3 runs" in notes
+    assert judged.explanation == judge_claims(runs).explanation
+    with pytest.raises(ConfigError, match=r"is among 3 runs .got 3 with frozen layers or rescaled gradients"):
+        judge_claims([*frozen, rescaled])
     with pytest.raises(ConfigError, match=r"is among 1 run .got 1 of another network"):
         judge_claims([planted("torchvision:vgg16", 0)])
     with pytest.raises(ConfigError, match=r"among 2 runs .got 2 of another network"):  # without a seed, neither repeats

@@ -24,8 +24,11 @@ from gradlens.diagnosis.setup.no_gradients import no_backward
 from gradlens.diagnosis.setup.norm_statistics import momentum
 from gradlens.diagnosis.setup.output_functions import dropped, flat_derivative, no_logs, softmax_dim, twice
 from gradlens.diagnosis.setup.own_targets import own_targets
+from gradlens.diagnosis.setup.same_numbers import same_numbers
 from gradlens.diagnosis.setup.same_outputs import bent_logits, same_for_all
 from gradlens.diagnosis.setup.sequences import sequences
+from gradlens.diagnosis.setup.shared_labels import shared_labels
+from gradlens.diagnosis.setup.sharp_attention import sharp_attention
 from gradlens.diagnosis.setup.targets import broadcast, normalised_output, out_of_range, outside
 from gradlens.diagnosis.setup.terms import collapsed_posterior, outweighed
 from gradlens.diagnosis.setup.weighting import weighting
@@ -37,11 +40,12 @@ RULES = (
     broadcast, mixed_views, batch_second, cleared, kept, alike, momentum, evaluates, scaled, same_batch,
     minimax, collapsed_posterior, outweighed, accumulates_nothing, weights_in_buffers, rounded_weights,
     class_dims, logit_range, likelihood, weighting, sequences, wrong_arguments, own_targets, bent_logits, copies,
-    gradless, labels, divided, only_value,
+    gradless, labels, divided, only_value, shared_labels,
 )  # fmt: skip
 """In the order in which their findings are listed."""
 AFTER_LEARNING = (
     collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
+    same_numbers, sharp_attention,
 )  # fmt: skip
 """Rules that also ask whether the model learns."""
 

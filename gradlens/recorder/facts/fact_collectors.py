@@ -22,6 +22,7 @@ from gradlens.recorder.facts.module_modes import BatchNorms, Modes
 from gradlens.recorder.facts.optimizer_settings import OptimizerSettings
 from gradlens.recorder.facts.output_spread import OutputSpread
 from gradlens.recorder.facts.parameter_states import Facts, ParameterStates
+from gradlens.recorder.facts.random_states import RandomStates
 from gradlens.recorder.facts.rounding import Rounding
 from gradlens.recorder.facts.token_sequences import TokenSequences
 
@@ -37,6 +38,7 @@ class FactCollectors:
     clipping: Clipping
     scaling: Scaling
     rounding: Rounding
+    random: RandomStates
     spread: OutputSpread
     copies: Copies
     statistics: CopiedStatistics
@@ -71,6 +73,7 @@ class FactCollectors:
             "changed_outside": parameters.changed_outside(groups),
             "gains": self.gains,
             "rounding": self.rounding.facts(),
+            "random": self.random.facts(),
             "spread": self.spread.facts(),
             "written_between": parameters.written_between(),
             "copies": [each | self.statistics.describe(each["layer"], each["of"]) for each in self.copies.facts()],
@@ -100,6 +103,7 @@ def make_collectors(
         parameters=parameters,
         gains=parameters.gains(),
         rounding=Rounding(parameters.states),
+        random=RandomStates(),
         spread=OutputSpread(),
         settings=OptimizerSettings(optimizers, step),
         modes=Modes(model, step),

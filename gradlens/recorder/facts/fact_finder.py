@@ -253,6 +253,8 @@ class FactFinder:
             found.spread.note_call(name, outputs, found.graph.last_layers)
         self._thread = threading.get_ident()
         found.statistics.note_call(name, module)
+        if torch.is_grad_enabled():
+            found.random.note_call(self._index())
         inputs = args[0] if torch.is_grad_enabled() and args and isinstance(args[0], Tensor) else None
         if inputs is not None:
             found.norms.note_call(name, inputs, self._index())
@@ -292,6 +294,7 @@ class FactFinder:
         if this.depth == 1:
             found.scaling.note_root(tensors, self._index())
             found.parameters.before_backward()
+            found.random.before_backward(self._index())
         if this.reads_graph:
             keys = set(found.settings.groups)
             found.graph.read(tensors, self._index(), "backward", keys, nodes=nodes, is_inner=this.depth > 1)

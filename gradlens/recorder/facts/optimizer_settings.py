@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import statistics
 import weakref
@@ -156,6 +157,7 @@ class OptimizerSettings:
         return {
             "class": type(optimizer).__name__,
             "own": not type(optimizer).__module__.startswith("torch."),
+            "made_with": _own_rate(optimizer),
             "wrote": self._wrote[k],
             "steps": self._steps[k],
             "groups": groups,
@@ -176,6 +178,16 @@ def _rate(group: Mapping[str, Any]) -> Any:
     """Return a group's learning rate; NaN where it has none, or the optimizer chooses it itself."""
     rate = group.get("lr")
     return math.nan if rate is None else rate
+
+
+def _own_rate(optimizer: Optimizer) -> float | None:
+    """Return the learning rate that an optimizer was made with, where it is another than its class has by itself."""
+    try:
+        usual = inspect.signature(type(optimizer).__init__).parameters["lr"].default
+        given = float(optimizer.defaults["lr"])
+        return None if isinstance(usual, int | float) and float(usual) == given else given
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # no such setting, or a wrapper
+        return None
 
 
 def _numbers(settings: Mapping[str, Any]) -> Facts:

@@ -24,6 +24,7 @@ from gradlens.recorder.facts.loss.loss_weights import (
     look_for_late_weights,
     read_soft_targets,
     take_class_weights,
+    take_shared_labels,
     take_soft_targets,
 )
 from gradlens.recorder.facts.loss.mixed_views import reordered, rows_of_the_second
@@ -57,6 +58,7 @@ from gradlens.recorder.facts.loss.probabilities import (
     probabilities_as_logs,
     softmax_twice,
 )
+from gradlens.recorder.facts.loss.score_scale import averaged_batch, read_scores, unscaled_scores
 from gradlens.recorder.facts.loss.targets_and_masks import broadcast, read_targets
 from gradlens.recorder.facts.loss.undefined_values import (
     CountedElements,
@@ -161,6 +163,9 @@ KINDS = (
     Kind("with_itself", of_place=with_itself, at=COMPARED),
     Kind("logs_of_logs", of_place=log_of_log, at=LOGARITHMS),
     Kind("many_labels", of_operation=take_soft_targets, later=read_soft_targets),
+    Kind("shared_labels", of_operation=take_shared_labels, at=("BinaryCrossEntropy",), later=read_soft_targets),
+    Kind("unscaled_scores", of_graph=unscaled_scores, later=read_scores),
+    Kind("averaged_batch", of_graph=averaged_batch),
     Kind("own_targets", of_operation=own_target),
     Kind("smoothing", of_operation=label_smoothing),
     Kind("log_as_deviation", of_graph=log_as_deviation),

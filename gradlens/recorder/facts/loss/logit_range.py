@@ -85,8 +85,11 @@ def is_cosine(node: Any, op: str) -> bool:
         below = [child for child, _ in children(below[0])]
     elif op not in PRODUCTS:
         return False
+    if len(below) != 2:
+        return False
     size = shape_of(below[0])[-1:]
-    return len(below) == 2 and all(_is_normalised(child, size) for child in below)
+    second = _is_normalised(below[1], size) or (op in PRODUCTS and _has_normalised_columns(below[1], size))
+    return second and _is_normalised(below[0], size)
 
 
 def _is_normalised(node: Any, size: Shape) -> bool:
@@ -99,6 +102,21 @@ def _is_normalised(node: Any, size: Shape) -> bool:
     shape = shape_of(node)
     if op_of(norm) not in NORMS or shape[-1:] != size or shape_of(norm)[: len(shape) - 1] != shape[:-1]:
         return False
+    return _is_above(norm, value)
+
+
+def _has_normalised_columns(node: Any, size: Shape) -> bool:
+    """Return whether the columns of a matrix, which a product of matrices contracts, are divided by their norm."""
+    below, shape = [child for child, _ in children(node)], shape_of(node)
+    if op_of(node) != "Div" or len(below) != 2 or shape[-2:-1] != size:
+        return False
+    norm = _under(below[1], BELOW_NORMS)
+    is_per_column = shape_of(below[1])[-2:] in ((1, shape[-1]), shape[-2:]) and shape_of(norm)[-2:] != shape[-2:]
+    return is_per_column and op_of(norm) in NORMS and _is_above(norm, _under(below[0], VIEWS))
+
+
+def _is_above(norm: Any, value: Any) -> bool:
+    """Return whether a norm is that of a tensor."""
     under = [_under(child, VIEWS) for child, _ in children(norm)]
     while len(under) == 1 and op_of(under[0]) in ("Sum", "Pow", "Mul") and under[0] is not value:
         under = [_under(child, VIEWS) for child, _ in children(under[0])]

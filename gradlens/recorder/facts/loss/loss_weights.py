@@ -152,6 +152,29 @@ def take_soft_targets(node: Any, op: str) -> list[Facts]:
     return [{"op": op_of(made), "sums": torch.stack([whole.double(), sums.min(), sums.max()])}]
 
 
+def take_shared_labels(node: Any, op: str) -> list[Facts]:
+    """Add up the targets of each example of a binary cross entropy whose input is a softmax over the classes.
+
+    Args:
+        node: An operation of the loss.
+        op: Its name.
+
+    Returns:
+        One fact, with ``sums`` unread as those of ``take_soft_targets``, or none.
+    """
+    below, targets = children(node), saved(node, "target")
+    if op != "BinaryCrossEntropy" or not below or targets is None or targets.numel() > MOST_ELEMENTS:
+        return []
+    made = through_views(below[0][0])[0]
+    shape = shape_of(made)
+    dim = dim_of(made, len(shape)) if op_of(made) == "Softmax" else None
+    if dim is None or tuple(targets.shape) != tuple(shape) or shape[dim] < 2:
+        return []
+    sums = targets.sum(dim).double()
+    whole = ((targets == 0) | (targets == 1)).all()
+    return [{"op": "Softmax", "sums": torch.stack([whole.double(), sums.min(), sums.max()])}]
+
+
 def label_smoothing(node: Any, op: str) -> list[Facts]:
     """Look for a cross entropy with label smoothing: (1 - a) times the loss plus a / C times the sum over C classes.
 
@@ -208,6 +231,7 @@ def read_soft_targets(taken: Facts) -> list[tuple[str, Facts]]:
         taken: What ``take_soft_targets`` returned.
     """
     whole, least, largest = taken["sums"].tolist()
-    if not whole or least == largest:
+    kind = "many_labels" if taken["op"] == "LogSoftmax" else "shared_labels"
+    if not whole or (least == largest if kind == "many_labels" else largest <= 1):
         return []
-    return [("many_labels", {"op": taken["op"], "least": least, "largest": largest})]
+    return [(kind, {"op": taken["op"], "least": least, "largest": largest})]

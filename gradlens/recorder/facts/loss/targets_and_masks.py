@@ -111,6 +111,8 @@ def describe_targets(
         if not len(numbers):
             return None
     if not values.is_floating_point():
+        if ignored is not None and ignored >= 0 and (left_out := float((numbers == ignored).mean())):
+            fact |= {"ignored": int(ignored), "left_out": left_out}
         numbers = numbers[(numbers >= 0) & (numbers != ignored)]
         found, counts = np.unique(numbers, return_counts=True)
         if not len(counts):
