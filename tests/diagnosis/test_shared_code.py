@@ -170,13 +170,14 @@ class Block(nn.Module):
         return out
 
 
+@pytest.mark.parametrize("steps", [160, 16])
 @pytest.mark.parametrize("way", ["unused", "detached", pytest.param("used", marks=pytest.mark.slow)])
-def test_a_norm_that_nothing_uses_and_one_that_is_cut_off(tmp_path: Path, way: str) -> None:
+def test_a_norm_that_nothing_uses_and_one_that_is_cut_off(tmp_path: Path, way: str, steps: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(INPUTS, WIDTH), Block(WIDTH, WIDTH, "used"), Block(WIDTH, 32, way), nn.Linear(32, CLASSES)
     )
-    found = train(tmp_path / "run.h5", model)
+    found = train(tmp_path / "run.h5", model, steps=steps)
     check(found, "cut" if way == "detached" else "healthy")
     if way != "detached":
         assert any("the loss does not reach the output of these" in note for note in found.notes) == (way == "unused")
