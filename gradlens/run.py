@@ -109,7 +109,7 @@ class PartlyReadable(Protocol):
     """Metrics that can be read in parts."""
 
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop - 1`` of a metric, (stop - start, L)."""
+        """Return rows ``start`` to ``stop - 1`` of a metric, (stop - start, L), in a new array."""
 
     def read_chunks(self, name: str, start: int, stop: int, least: int) -> RowChunks:
         """Return statistics of at least ``least`` chunks of rows."""
@@ -172,7 +172,7 @@ class Run:
             stop: Index of the row after the last.
 
         Returns:
-            (stop - start, L) float32, as in ``metric``.
+            (stop - start, L) float32, as in ``metric``; a new array.
 
         Raises:
             ConfigError: As in ``metric``.
@@ -180,7 +180,7 @@ class Run:
         self._check(name)
         if isinstance(self.metrics, PartlyReadable):
             return self.metrics.read_rows(name, start, stop)
-        return self.metrics[name][start:stop]
+        return self.metrics[name][start:stop].copy()
 
     def row_chunks(self, name: str, *, least: int, start: int = 0, stop: int | None = None) -> RowChunks:
         """Return statistics of chunks of rows of a metric. For a run in a file, stored statistics are read, not rows.

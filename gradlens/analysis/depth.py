@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from gradlens.analysis.bootstrap import Estimate, median_estimate
 from gradlens.analysis.gradient_ratio import GradientRatio, gradient_ratio
+from gradlens.analysis.parts import by_rows, over_layers
 from gradlens.analysis.paths import LEAST_LAYERS, hidden_layers
-from gradlens.analysis.profile import ALL_ROWS, chunk_means, chunk_starts, find_stages, typical_values
+from gradlens.analysis.profile import ALL_ROWS, chunk_means, chunk_starts, element_scale, find_stages, typical_held
 from gradlens.analysis.stats import Interval, mean_interval, median
 from gradlens.errors import ConfigError
 from gradlens.metrics import is_linear
@@ -124,7 +125,8 @@ def fit_depth(
     if is_linear(metric):
         raise ConfigError(f"{metric} is not a magnitude: it has no slope in decades")
     hidden = hidden_layers(run) if layers is None else layers
-    values = _grouped(typical_values(run, metric, rows, per_element=per_element)[:, hidden])
+    scale = element_scale(run, metric) if per_element else np.ones(len(run.layers))
+    values = _grouped(typical_held(run, metric, rows), hidden, scale)
     if len(hidden) < LEAST_LAYERS:
         return []
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -156,12 +158,18 @@ def _fit(name: str, layers: NDArray[np.int64], decades: FloatArray) -> DepthFit:
     return DepthFit(name, layers, (int(layers[0]), int(layers[-1])), slope, total, zeros, int((known == 0).sum()))
 
 
-def _grouped(values: FloatArray) -> FloatArray:
-    """Leave out rows without any value, and average neighbours where there are many rows."""
-    values = values[~np.isnan(values).all(axis=1)]
-    pairs = max(values.shape[1] * (values.shape[1] - 1) // 2, 1)
+def _grouped(values: FloatArray, layers: NDArray[np.int64], scale: FloatArray) -> FloatArray:
+    """Return some layers without the rows that have no value of them; neighbours are averaged where rows are many."""
+    known = np.flatnonzero(by_rows(lambda some: ~np.isnan(some[:, layers]).all(axis=1), values))
+    pairs = max(len(layers) * (len(layers) - 1) // 2, 1)
     most = min(MOST_ROWS, max(MOST_PAIRS // pairs, 16))
-    return chunk_means(values, chunk_starts(len(values), most)) if len(values) > most else values
+    starts = chunk_starts(len(known), most) if len(known) > most else None
+
+    def grouped(part: slice) -> FloatArray:
+        some = values[:, layers[part]][known].astype(np.float64) / scale[layers[part]]
+        return some if starts is None else chunk_means(some, starts)
+
+    return over_layers(grouped, len(layers), len(values))
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ Shapes: T rows, L layers, M main layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.parts import by_layers, by_rows, over_layers, parts_of
 from gradlens.analysis.paths import LEAST_LAYERS, find_paths, name_path
-from gradlens.analysis.profile import ALL_ROWS, element_scale, is_long, layer_values, long_chunks
+from gradlens.analysis.profile import ALL_ROWS, element_scale, held_values, is_long, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.run import FloatArray, Layer, Run
@@ -84,8 +86,8 @@ class GradientRatio:
     Args:
         layers: (M,) the compared layers, input first; the last is the output layer.
         indices: (M,) their indices among the run's layers.
-        decades: (T, M) log10 of each layer's norm over the last hidden layer's; -inf where a layer is exactly 0, inf
-            where only the last hidden layer is, NaN where either is unknown.
+        norms: (T, L) the norms of all layers of the run; NaN where unknown or not finite.
+        scale: (L,) what the norms are divided by; None for 1.
         rows: (T,) index of the row in the run; in a long run, index of the first row of each chunk.
         counts: (T,) number of rows; 1, or more for a chunk.
         all_zero: (T,) whether all of these layers are exactly 0.
@@ -94,11 +96,50 @@ class GradientRatio:
 
     layers: tuple[Layer, ...]
     indices: NDArray[np.int64]
-    decades: FloatArray
+    norms: FloatArray
+    scale: FloatArray | None
     rows: NDArray[np.int64]
     counts: FloatArray
     all_zero: NDArray[np.bool_]
     path: str = ""
+
+    @cached_property
+    def decades(self) -> FloatArray:
+        """(T, M) log10 of each layer's norm over the last hidden layer's, float64.
+
+        -inf where a layer is exactly 0, inf where only the last hidden layer is, NaN where either is unknown. It is as
+        large as the metric; a rule takes ``decades_of`` or ``by_layers``.
+        """
+        return self.decades_of()
+
+    @cached_property
+    def first_decades(self) -> FloatArray:
+        """(T,) ``decades`` of the first layer."""
+        return self.decades_of(layers=slice(0, 1))[:, 0]
+
+    def decades_of(self, window: slice = ALL_ROWS, layers: slice = ALL_ROWS) -> FloatArray:
+        """Return ``decades`` in a window of rows, of some of the M layers."""
+        last = self._norms(window, slice(-2, -1))
+        norms = self._norms(window, layers)
+        zero = (norms == 0) & ~self.all_zero[window][:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            decades = np.log10(norms, out=norms)
+            decades -= np.log10(last)
+        decades[zero] = -np.inf
+        itself = np.arange(len(self.indices))[layers] == len(self.indices) - 2
+        decades[np.ix_(last[:, 0] > 0, itself)] = 0.0
+        return decades
+
+    def _norms(self, window: slice, layers: slice) -> NDArray[np.float64]:
+        """Return the norms of some of the M layers, in a new array."""
+        at = self.indices[layers]
+        norms = self.norms[window][:, at].astype(np.float64, copy=False)
+        return norms if self.scale is None else norms / self.scale[at]
+
+    def by_layers(self, function: Callable[[FloatArray], Any], window: slice = ALL_ROWS) -> NDArray[Any]:
+        """Apply a function to ``decades`` of a few layers at a time; the last axis of what it returns is the layers."""
+        rows = len(range(*window.indices(len(self.rows))))
+        return over_layers(lambda part: function(self.decades_of(window, part)), len(self.indices), rows)
 
     @property
     def first(self) -> Layer:
@@ -113,7 +154,7 @@ class GradientRatio:
     @property
     def rows_known(self) -> int:
         """The number of rows in which the ratio of first to last hidden layer is known."""
-        return int(self.counts[~np.isnan(self.decades[:, 0])].sum())
+        return int(self.counts[~np.isnan(self.first_decades)].sum())
 
     @property
     def rows_all_zero(self) -> int:
@@ -122,15 +163,15 @@ class GradientRatio:
 
     def typical(self, window: slice = ALL_ROWS) -> float:
         """Return the median ratio of the first layer to the last hidden layer over a window of rows, in decades."""
-        return float(median(self.decades[window, 0]))
+        return float(median(self.first_decades[window]))
 
     def profile(self, window: slice = ALL_ROWS) -> FloatArray:
         """Return the median ratio of each layer to the last hidden layer over a window of rows, (M,), in decades."""
-        return median(self.decades[window], axis=0)
+        return self.by_layers(lambda decades: median(decades, axis=0), window)
 
     def late(self) -> list[tuple[float, str]]:
         """Return the typical ratio, in decades, of each window of ``late_windows``, with the window's name."""
-        return [(self.typical(window), name) for window, name in late_windows(len(self.decades))]
+        return [(self.typical(window), name) for window, name in late_windows(len(self.rows))]
 
 
 def late_windows(rows: int) -> list[tuple[slice, str]]:
@@ -187,10 +228,11 @@ def gradient_ratios(
     if metric not in run.metrics or not len(run.steps):
         return []
     values, at, counts = finite_rows(run, metric, rows)
-    if per_element:
-        values = values / element_scale(run, metric)
+    scale = element_scale(run, metric) if per_element else None
     paths = known_paths(run, values)
-    return [_compare(run, values, at, counts, paths, n) for n in range(len(paths)) if len(paths[n]) >= LEAST_LAYERS]
+    return [
+        _compare(run, values, scale, at, counts, paths, n) for n in range(len(paths)) if len(paths[n]) >= LEAST_LAYERS
+    ]
 
 
 def compare_layers(
@@ -210,12 +252,13 @@ def compare_layers(
     rows = np.arange(len(values)) if rows is None else rows
     counts = np.ones(len(values)) if counts is None else counts
     paths = known_paths(run, values)
-    return _compare(run, values, rows, counts, paths, 0) if len(paths[0]) >= LEAST_LAYERS else None
+    return _compare(run, values, None, rows, counts, paths, 0) if len(paths[0]) >= LEAST_LAYERS else None
 
 
 def _compare(
     run: Run,
     values: FloatArray,
+    scale: FloatArray | None,
     rows: NDArray[np.int64],
     counts: FloatArray,
     paths: Sequence[NDArray[np.int64]],
@@ -223,18 +266,10 @@ def _compare(
 ) -> GradientRatio:
     """Compare the layers of one of the paths."""
     indices = paths[number]
-    norms = values[:, indices]
-    all_zero: NDArray[np.bool_] = np.logical_not((norms > 0).any(axis=1))
-    known_last = norms[:, -2] > 0
-    zero = (norms == 0) & ~all_zero[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        decades = np.log10(norms, out=norms)
-        decades -= decades[:, -2:-1].copy()
-    decades[zero] = -np.inf
-    decades[:, -2][known_last] = 0.0
+    all_zero = np.logical_not(by_rows(lambda norms: (norms[:, indices] > 0).any(axis=1), values))
     rank = f"number {number + 1}" if number else "the longest"
     path = f"{rank} of {len(paths)} paths, {name_path(run, indices)}" if len(paths) > 1 else ""
-    return GradientRatio(tuple(run.layers[i] for i in indices), indices, decades, rows, counts, all_zero, path)
+    return GradientRatio(tuple(run.layers[i] for i in indices), indices, values, scale, rows, counts, all_zero, path)
 
 
 def known_layers(run: Run, values: FloatArray) -> NDArray[np.int64]:
@@ -260,11 +295,10 @@ def known_paths(run: Run, values: FloatArray) -> list[NDArray[np.int64]]:
     Returns:
         (M,) indices of each, input first; at least one, which may be empty.
     """
-    known = ~np.isnan(values)
-    held = known.any(axis=1)
+    held = by_rows(lambda some: (~np.isnan(some)).any(axis=1), values)
     if not held.any():
         return [np.empty(0, dtype=np.int64)]
-    return find_paths(run, known[held].mean(axis=0) > 0.5)
+    return find_paths(run, by_layers(lambda some: (~np.isnan(some[held])).mean(axis=0), values) > 0.5)
 
 
 def finite_rows(
@@ -278,9 +312,10 @@ def finite_rows(
         rows: The rows of interest.
 
     Returns:
-        Three arrays; rows without any value are left out. (T, L) values in the metric's unit: NaN where a value is
-        missing or not finite, or where a GradScaler skipped the step; for a chunk the mean, or 0 where more than half
-        of the values are exactly 0. (T,) index of the row, or of the chunk's first row. (T,) number of rows.
+        Three arrays; rows without any value are left out. (T, L) values in the metric's unit, float64, or as
+        ``held_values`` returns them: NaN where a value is missing or not finite, or where a GradScaler skipped the
+        step; for a chunk the mean, or 0 where more than half of the values are exactly 0. (T,) index of the row, or of
+        the chunk's first row. (T,) number of rows.
     """
     start, stop, _ = rows.indices(len(run.steps))
     if is_long(run, rows):
@@ -289,11 +324,15 @@ def finite_rows(
         at = np.asarray(chunks.edges[:-1])
         counts = (chunks.count + chunks.zeros).max(axis=1)
     else:
-        values = layer_values(run, metric, rows)
+        values = held_values(run, metric, rows)
         skipped = np.asarray(run.scalars.get("skipped", np.zeros(len(run.steps))))[start:stop] == 1
-        values[~np.isfinite(values) | skipped[:, None]] = np.nan
+        for part in parts_of(*values.shape):
+            some = values[part]
+            some[~np.isfinite(some) | skipped[part, None]] = np.nan
         at, counts = np.arange(start, stop), np.ones(stop - start)
-    known = ~np.isnan(values).all(axis=1) if values.size else np.zeros(len(values), dtype=bool)
+    if not values.size:
+        return values[:0], at[:0], counts[:0]
+    known = by_rows(lambda some: ~np.isnan(some).all(axis=1), values)
     return (values, at, counts) if known.all() else (values[known], at[known], counts[known])
 
 

@@ -19,7 +19,8 @@ from gradlens.analysis.gradient_ratio import (
     say_rows,
 )
 from gradlens.analysis.overfitting import accuracy_gap
-from gradlens.analysis.profile import is_long, long_chunks, say_layer, typical_values
+from gradlens.analysis.parts import by_layers
+from gradlens.analysis.profile import held_values, is_long, long_chunks, say_layer, typical_held
 from gradlens.format import plural
 from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_GRAD_NORM
 from gradlens.run import Run
@@ -114,7 +115,7 @@ def _zeros(run: Run) -> list[str]:
     if is_long(run):
         share = long_chunks(run, ACTIVATION_GRAD_NORM).zeros.sum(axis=0) / len(run.steps)
     else:
-        share = (run.metric(ACTIVATION_GRAD_NORM) == 0).mean(axis=0)
+        share = by_layers(lambda values: (values == 0).mean(axis=0), held_values(run, ACTIVATION_GRAD_NORM))
     dead = [run.layers[i] for i in np.flatnonzero(share > 0.5)]
     if not dead:
         return []
@@ -125,7 +126,7 @@ def _zeros(run: Run) -> list[str]:
 def _missing(run: Run) -> list[str]:
     if PARAM_GRAD_NORM not in run.metrics or not len(run.steps):
         return []
-    never = np.isnan(typical_values(run, PARAM_GRAD_NORM)).all(axis=0)
+    never = by_layers(lambda values: np.isnan(values).all(axis=0), typical_held(run, PARAM_GRAD_NORM))
     names = [run.layers[i].name for i in np.flatnonzero(never) if run.layers[i].param_numel > 0]
     if not names:
         return []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.parts import by_layers, by_rows, over_layers
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_PATHS, is_linear
@@ -24,8 +25,8 @@ WIDE_NUMBERS = 16_000_000
 """A metric with more values than this (128 MB in float64) is read by chunks even where they are few."""
 WIDE_CHUNKS = 32
 """The least number of chunks that such a metric has."""
-NUMBERS_AT_ONCE = 1_000_000
-"""Values that are averaged at once; each takes about 50 bytes meanwhile."""
+WIDE = 2_000_000
+"""Numbers of a metric beyond which they are kept in half the memory, as the file has them."""
 ALL_ROWS = slice(None)
 
 
@@ -68,6 +69,26 @@ def layer_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: 
     if per_element:
         values /= element_scale(run, metric)
     return values
+
+
+def held_values(run: Run, metric: str, rows: slice = ALL_ROWS) -> FloatArray:
+    """Return a metric over rows and layers in a new array: float64, or as the run holds it where it is ``WIDE``.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows to return.
+
+    Returns:
+        (T, L), as in ``layer_values``; nothing is lost, as a file holds float32.
+
+    Raises:
+        ConfigError: The run lacks the metric.
+    """
+    start, stop, _ = rows.indices(len(run.steps))
+    values = run.metric_rows(metric, start, stop)
+    is_kept = values.size > WIDE and values.dtype == np.float32
+    return values if is_kept else values.astype(np.float64, copy=False)
 
 
 def element_scale(run: Run, metric: str) -> FloatArray:
@@ -144,6 +165,23 @@ def typical_values(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element
     return long_chunks(run, metric, rows).shown / scale
 
 
+def typical_held(run: Run, metric: str, rows: slice = ALL_ROWS) -> FloatArray:
+    """Return what ``typical_values`` returns, of a wide metric as ``held_values`` does, to be used a part at a time.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        rows: The rows of interest.
+
+    Returns:
+        (T, L), or (B, L) for a long run.
+
+    Raises:
+        ConfigError: The run lacks the metric.
+    """
+    return long_chunks(run, metric, rows).shown if is_long(run, rows) else held_values(run, metric, rows)
+
+
 def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element: bool = False) -> FloatArray:
     """Return the median of a metric over rows for each layer; for a long run, over the means of chunks of rows.
 
@@ -159,8 +197,11 @@ def depth_profile(run: Run, metric: str, rows: slice = ALL_ROWS, *, per_element:
     Raises:
         ConfigError: As in ``layer_values``.
     """
-    values = typical_values(run, metric, rows, per_element=per_element)
-    return median(values, axis=0)
+    values = typical_held(run, metric, rows)
+    if not per_element:
+        return median(values, axis=0)
+    scales = element_scale(run, metric)[None]
+    return by_layers(lambda some, scale: median(some / scale, axis=0), values, scales)
 
 
 @dataclass(frozen=True)
@@ -226,30 +267,75 @@ def heat_matrix(
     Raises:
         ConfigError: As in ``layer_values``.
     """
+    found = heat_rows(run, metric, columns=columns, per_element=per_element, rows=rows)
+    values = over_layers(lambda part: found.of(part).T, len(run.layers), len(found.values))
+    return HeatMatrix(values.T, found.steps)
+
+
+@dataclass(frozen=True)
+class HeatRows:
+    """The rows of a metric from which a ``HeatMatrix`` is computed, a few layers at a time.
+
+    Args:
+        values: (T, L) rows, or chunks of rows, as ``held_values`` returns them.
+        starts: (C,) the first row of each column; None where a row is a column.
+        scale: (L,) what the values are divided by; None for 1.
+        linear: Whether the arithmetic mean of rows is taken.
+        steps: (C + 1,) edges of the columns, in optimizer steps.
+    """
+
+    values: FloatArray
+    starts: NDArray[np.int64] | None
+    scale: FloatArray | None
+    linear: bool
+    steps: NDArray[np.float64]
+
+    def of(self, layers: slice | NDArray[np.int64]) -> FloatArray:
+        """Return the part of ``HeatMatrix.values`` that belongs to some layers, (l, C) float64."""
+        some = np.asarray(self.values[:, layers], dtype=np.float64)
+        some = some if self.scale is None else some / self.scale[layers]
+        return (some if self.starts is None else chunk_means(some, self.starts, linear=self.linear)).T
+
+
+def heat_rows(run: Run, metric: str, *, columns: int, per_element: bool = False, rows: slice = ALL_ROWS) -> HeatRows:
+    """Return what ``heat_matrix`` is computed from; the arguments are the same.
+
+    Args:
+        run: The run.
+        metric: The metric's name.
+        columns: Maximum number of columns.
+        per_element: As in ``layer_values``.
+        rows: The rows of interest.
+
+    Returns:
+        The rows, with no columns where there are none.
+
+    Raises:
+        ConfigError: As in ``layer_values``.
+    """
     start, stop, _ = rows.indices(len(run.steps))
+    scale, linear = element_scale(run, metric) if per_element else None, is_linear(metric)
     if stop <= start:
-        return HeatMatrix(np.empty((len(run.layers), 0)), np.zeros(1))
+        return HeatRows(np.empty((0, len(run.layers))), None, scale, linear, np.zeros(1))
     steps = run.steps[start:stop].astype(np.float64)
     interval = median_of_all(np.diff(run.steps)) if len(run.steps) > 1 else 1.0
     least = -(-columns // 4)  # each level of chunks has four times the rows of the one before
     if (stop - start) * len(run.layers) > WIDE_NUMBERS:
         least = min(least, max((stop - start) // LEVELS[0], WIDE_CHUNKS))
     if is_long(run, rows, least):
-        chunks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=is_linear(metric))
-        scale = element_scale(run, metric) if per_element else 1.0
+        chunks = run.row_chunks(metric, least=least, start=start, stop=stop).merged(columns, linear=linear)
         edges = np.append(steps[chunks.edges[:-1] - start], steps[-1] + interval)
-        return HeatMatrix((chunks.shown / scale).T, edges)
-    values = layer_values(run, metric, rows, per_element=per_element)
-    known: NDArray[np.bool_] = ~np.all(np.isnan(values), axis=1)
+        return HeatRows(chunks.shown, None, scale, linear, edges)
+    values = held_values(run, metric, rows)
+    known: NDArray[np.bool_] = by_rows(lambda some: ~np.all(np.isnan(some), axis=1), values)
     end = steps[-1] + interval
     if known.any() and not _is_of_every_row(known):
         values, steps = values[known], steps[known]
     edges = np.append(steps, end)
     if len(steps) <= columns:
-        return HeatMatrix(values.T, edges)
+        return HeatRows(values, None, scale, linear, edges)
     starts = chunk_starts(len(steps), columns)
-    means = chunk_means(values, starts, linear=is_linear(metric))
-    return HeatMatrix(means.T, np.append(edges[starts], edges[-1]))
+    return HeatRows(values, starts, scale, linear, np.append(edges[starts], edges[-1]))
 
 
 def _is_of_every_row(known: NDArray[np.bool_]) -> bool:
@@ -281,10 +367,12 @@ def chunk_means(values: FloatArray, starts: NDArray[np.int64], *, linear: bool =
     Returns:
         (B, L) in the unit of the values.
     """
-    part = max(NUMBERS_AT_ONCE // max(len(values), 1), 1)
-    if values.ndim == 2 and values.shape[1] > part:
-        parts = [values[:, i : i + part] for i in range(0, values.shape[1], part)]
-        return np.concatenate([chunk_means(some, starts, linear=linear) for some in parts], axis=1)
+    if values.ndim == 2:
+        return by_layers(lambda some: _chunk_means(some, starts, linear), values)
+    return _chunk_means(values, starts, linear)
+
+
+def _chunk_means(values: FloatArray, starts: NDArray[np.int64], linear: bool) -> FloatArray:
     positive = np.isfinite(values) & (linear | (values > 0))
     logs = np.where(positive, values, 0.0) if linear else np.log(np.where(positive, values, 1.0))
     counts = np.add.reduceat(positive.astype(np.int64), starts, axis=0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from gradlens.analysis.parts import parts_of
 from gradlens.run import FloatArray
 
 LEAST_DEGREES = 0.1
@@ -160,10 +162,6 @@ def seeds_for_power(std: float, distance: float) -> float:
     return math.inf if distance == 0 else max(3.0, math.ceil((POWER_Z * std / distance) ** 2) + 2.0)
 
 
-MEDIANS_AT_ONCE = 1_000_000
-"""Numbers of a matrix that are sorted at once: a copy of all of a wide metric takes more memory than its file."""
-
-
 def median(values: ArrayLike, axis: int = -1) -> FloatArray:
     """Return the median along an axis; NaN is left out, and infinities count as values.
 
@@ -178,15 +176,19 @@ def median(values: ArrayLike, axis: int = -1) -> FloatArray:
         An array without that axis, in the unit of the values; NaN where no value is known.
     """
     values = np.moveaxis(np.asarray(values), axis, -1)
-    if values.ndim == 2 and values.size > 2 * MEDIANS_AT_ONCE and len(values) > 1:
-        part = max(MEDIANS_AT_ONCE // values.shape[1], 1)
-        return np.concatenate([median(values[i : i + part]) for i in range(0, len(values), part)])
-    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=-1)  # NaN is sorted last
+    if values.ndim == 2:
+        return np.concatenate([_median(values[part]) for part in parts_of(*values.shape)])
+    return _median(values)
+
+
+def _median(values: NDArray[Any]) -> FloatArray:
+    """Return the median along the last axis, float64."""
+    ordered = np.sort(values, axis=-1)  # NaN is sorted last
     if not ordered.shape[-1]:
         return np.full(ordered.shape[:-1], np.nan)
     count = (~np.isnan(ordered)).sum(axis=-1)
     low, high = (
-        np.take_along_axis(ordered, np.maximum(place, 0)[..., None], axis=-1)[..., 0]
+        np.take_along_axis(ordered, np.maximum(place, 0)[..., None], axis=-1)[..., 0].astype(np.float64)
         for place in ((count - 1) // 2, np.minimum(count // 2, ordered.shape[-1] - 1))
     )
     with np.errstate(invalid="ignore"):

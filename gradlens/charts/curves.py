@@ -19,8 +19,9 @@ from gradlens.analysis.derived_metrics import check_metric, with_derived
 from gradlens.analysis.gradient_ratio import over_seeds as ratio_over_seeds
 from gradlens.analysis.gradient_ratio import say_fate, say_power, say_ratio, say_times
 from gradlens.analysis.groups import group_runs, label_runs
+from gradlens.analysis.parts import by_layers, over_layers
 from gradlens.analysis.paths import Section, find_sections, main_section
-from gradlens.analysis.profile import rows_within, say_layer, typical_values
+from gradlens.analysis.profile import element_scale, rows_within, say_layer, typical_held
 from gradlens.analysis.stats import Interval, mean_interval, median_of_all
 from gradlens.errors import ConfigError
 from gradlens.format import plain, plural
@@ -144,7 +145,7 @@ def make_curves(
 def _is_known(runs: Sequence[Run], metric: str, steps: Steps, section: Section) -> bool:
     """Return whether every run has a value of a section's layers."""
     return all(
-        not np.isnan(typical_values(run, metric, rows_within(run, *steps))[:, section.layers]).all() for run in runs
+        not np.isnan(typical_held(run, metric, rows_within(run, *steps))[:, section.layers]).all() for run in runs
     )
 
 
@@ -177,15 +178,21 @@ def _curve(label: str, runs: tuple[Run, ...], metric: str, per_element: bool, st
 
 def _quantiles(run: Run, metric: str, rows: slice, per_element: bool, layers: NDArray[np.int64]) -> FloatArray:
     """Return the 10 %, 50 % and 90 % quantiles over rows for some layers, (3, M); magnitudes in decades."""
-    values = typical_values(run, metric, rows, per_element=per_element)[:, layers]
-    if np.isnan(values).all():
+    values = typical_held(run, metric, rows)
+    scale = element_scale(run, metric) if per_element else np.ones(len(run.layers))
+    if by_layers(lambda some: np.isnan(some).all(axis=0), values)[layers].all():
         raise ConfigError(f"no row of {metric} has been recorded yet in {run.name}")
-    with np.errstate(divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
-        finite = np.where(np.isfinite(values), values, np.nan)
+
+    def quantiles(part: slice) -> FloatArray:
+        some = values[:, layers[part]].astype(np.float64) / scale[layers[part]]
+        finite = np.where(np.isfinite(some), some, np.nan)
         if is_linear(metric):
             return np.asarray(np.nanquantile(finite, [0.1, 0.5, 0.9], axis=0))
         return np.asarray(np.nanquantile(np.log10(finite), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf"))
+
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a layer without any value
+        return over_layers(quantiles, len(layers), len(values))
 
 
 def _theory(runs: tuple[Run, ...], per_element: bool, layers: NDArray[np.int64]) -> Theory | None:

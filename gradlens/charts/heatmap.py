@@ -6,15 +6,17 @@ Shapes: L layers, C columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradlens.analysis.derived_metrics import check_metric
+from gradlens.analysis.parts import parts_of
 from gradlens.analysis.paths import hidden_layers
-from gradlens.analysis.profile import HeatMatrix, heat_matrix, rows_within
+from gradlens.analysis.profile import HeatMatrix, heat_matrix, heat_rows, rows_within
 from gradlens.errors import ConfigError
 from gradlens.metrics import METRICS_OF_SOME_LAYERS, SHOWN_METRICS, is_linear
 from gradlens.run import FloatArray, Layer, Run
@@ -66,6 +68,10 @@ class Panel:
     kind: Kind
     view: View
     minus: Run | None = None
+    starts: NDArray[np.int64] | None = None
+    """(G,) index of the first layer of each row of ``drawn``, where several layers share a row."""
+    ends: tuple[float, ...] = ()
+    """The smallest and the largest finite value of single layers, where several share a row and there is one."""
 
     @property
     def is_empty(self) -> bool:
@@ -73,7 +79,9 @@ class Panel:
         return bool(self.drawn.shape[1] == 0)
 
 
-def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) -> Panel:
+def make_panel(
+    run: Run, view: View, *, columns: int, minus: Run | None = None, most_layers: int | None = None
+) -> Panel:
     """Arrange a metric of a run, or its difference from that of another run, for a heatmap.
 
     Args:
@@ -82,6 +90,8 @@ def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) 
         columns: Maximum number of columns; neighbouring rows are averaged.
         minus: Another run with the same layers, or None. The panel then shows log10 of the ratio for magnitudes and the
             difference for linear metrics, where both runs have a value; exact zeros cannot be compared.
+        most_layers: Of more layers than this, neighbours share a row of ``drawn``, as in ``merge_layers``; None for a
+            row for each. A difference has a row for each.
 
     Returns:
         The panel.
@@ -95,18 +105,61 @@ def make_panel(run: Run, view: View, *, columns: int, minus: Run | None = None) 
     linear = is_linear(view.metric)
     if view.relative and linear:
         raise ConfigError(f"{view.metric} is not a magnitude: it has no relative values", tip="leave out --relative")
-    if minus is None:
-        matrix = heat_matrix(
-            run, view.metric, columns=columns, per_element=view.per_element, rows=rows_within(run, *view.steps)
-        )
-        drawn = matrix.values if linear else decades(matrix.values)
-    else:
-        drawn, matrix = _difference(run, minus, view, columns)
-    if view.relative:
-        drawn = _relative(run, drawn)
-    kept = drawn_layers(run.layers, drawn, known_only=view.metric in METRICS_OF_SOME_LAYERS)
-    layers = tuple(run.layers[i] for i in kept)
-    return Panel(run, layers, drawn[kept], matrix.steps, _kind(view, minus is not None), view, minus)
+    if minus is not None:
+        difference, matrix = _difference(run, minus, view, columns)
+        if view.relative:
+            difference = _relative(difference, difference[_last_hidden(run)])
+        return _with_layers(Panel(run, run.layers, difference, matrix.steps, _kind(view, True), view, minus))
+    rows = heat_rows(
+        run, view.metric, columns=columns, per_element=view.per_element, rows=rows_within(run, *view.steps)
+    )
+
+    def of_layers(layers: slice | NDArray[np.int64]) -> FloatArray:
+        return rows.of(layers) if linear else decades(rows.of(layers))
+
+    last = of_layers(np.array([_last_hidden(run)]))[0] if view.relative else None
+
+    def draw(layers: slice | NDArray[np.int64]) -> FloatArray:
+        return of_layers(layers) if last is None else _relative(of_layers(layers), last)
+
+    if most_layers is None or len(run.layers) <= most_layers:
+        return _with_layers(Panel(run, run.layers, draw(slice(None)), rows.steps, _kind(view, False), view))
+    return _with_few_rows(
+        Panel(run, run.layers, np.empty((0, 0)), rows.steps, _kind(view, False), view), draw, most_layers
+    )
+
+
+def _with_layers(panel: Panel) -> Panel:
+    """Return a panel of all layers with those that are drawn."""
+    kept = _kept(panel, np.logical_not(np.isnan(panel.drawn).all(axis=1)))
+    return replace(panel, layers=tuple(panel.layers[i] for i in kept), drawn=panel.drawn[kept])
+
+
+def _with_few_rows(panel: Panel, draw: Callable[[slice | NDArray[np.int64]], FloatArray], most: int) -> Panel:
+    """Return a panel of all layers with those that are drawn, neighbours in one row; a few are computed at a time."""
+    columns = len(panel.edges) - 1
+    parts = parts_of(len(panel.layers), columns)
+    kept = _kept(panel, np.concatenate([~np.isnan(draw(part)).all(axis=1) for part in parts]))
+    size = -(-len(kept) // most)
+    starts = np.arange(0, len(kept), size)
+    drawn, ends = [], list[float]()
+    for part in parts_of(len(starts), size * columns):
+        some = draw(kept[starts[part][0] : starts[part][-1] + size])
+        finite = some[np.isfinite(some)]
+        ends += [float(finite.min()), float(finite.max())] if len(finite) else []
+        drawn.append(_merged(some, starts[part] - starts[part][0]))
+    return replace(
+        panel,
+        layers=tuple(panel.layers[i] for i in kept),
+        drawn=np.concatenate(drawn),
+        starts=starts,
+        ends=(min(ends), max(ends)) if ends else (),
+    )
+
+
+def _kept(panel: Panel, known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    known_only = panel.view.metric in METRICS_OF_SOME_LAYERS
+    return np.array(drawn_layers(panel.layers, known, known_only=known_only), dtype=np.int64)
 
 
 def _kind(view: View, minus: bool) -> Kind:
@@ -119,19 +172,19 @@ def _kind(view: View, minus: bool) -> Kind:
     return "difference" if minus or (metric and metric.limits and metric.limits[0] < 0) else "share"
 
 
-def drawn_layers(layers: Sequence[Layer], drawn: FloatArray, *, known_only: bool = False) -> list[int]:
+def drawn_layers(layers: Sequence[Layer], known: NDArray[np.bool_], *, known_only: bool = False) -> list[int]:
     """Return the layers to draw: without those that were never called and have no value.
 
     Args:
         layers: All layers.
-        drawn: (L, C) their values; NaN where unknown.
+        known: (L,) which of them have a value.
         known_only: Leave out every layer without a value.
 
     Returns:
         Their indices; all of them if none has a value and none was called.
     """
     always = [layer.calls > 0 and not known_only for layer in layers]
-    kept = [i for i in range(len(layers)) if always[i] or not np.isnan(drawn[i]).all()]
+    kept = [i for i in range(len(layers)) if always[i] or known[i]]
     return kept or list(range(len(layers)))
 
 
@@ -141,13 +194,17 @@ def decades(values: FloatArray) -> FloatArray:
         return np.log10(values)
 
 
-def _relative(run: Run, drawn: FloatArray) -> FloatArray:
-    """Return decades relative to the last hidden layer of the main path."""
+def _last_hidden(run: Run) -> int:
+    """Return the index of the last hidden layer of the main path."""
     hidden = hidden_layers(run)
     if not len(hidden):
         raise ConfigError(f"run {run.name} has no hidden layer: there are no relative values")
-    last = np.where(np.isfinite(drawn[hidden[-1]]), drawn[hidden[-1]], np.nan)
-    return np.where(np.isposinf(drawn), np.inf, drawn - last)
+    return int(hidden[-1])
+
+
+def _relative(drawn: FloatArray, last: FloatArray) -> FloatArray:
+    """Return decades relative to those of the last hidden layer, (C,)."""
+    return np.where(np.isposinf(drawn), np.inf, drawn - np.where(np.isfinite(last), last, np.nan))
 
 
 def _difference(run: Run, other: Run, view: View, columns: int) -> tuple[FloatArray, HeatMatrix]:
@@ -224,7 +281,7 @@ def common_scale(panels: Sequence[Panel]) -> Scale:
         panels: Panels of one metric.
     """
     kind = panels[0].kind
-    parts = [panel.drawn[np.isfinite(panel.drawn)] for panel in panels]
+    parts = [part for panel in panels for part in (panel.drawn[np.isfinite(panel.drawn)], np.array(panel.ends))]
     values = np.concatenate(parts) if parts else np.empty(0)
     metric = SHOWN_METRICS.get(panels[0].view.metric)
     limits = metric.limits if metric else None
@@ -264,11 +321,16 @@ def merge_layers(panel: Panel, starts: Sequence[int]) -> Panel:
     Returns:
         The panel with one layer per group; each has the name of the group's first layer.
     """
-    drawn, at = panel.drawn, np.asarray(starts, dtype=np.int64)
+    at = np.asarray(starts, dtype=np.int64)
+    return replace(panel, layers=tuple(panel.layers[i] for i in at), drawn=_merged(panel.drawn, at))
+
+
+def _merged(drawn: FloatArray, at: NDArray[np.int64]) -> FloatArray:
+    """Return the means of neighbouring rows, each from one of these rows on: (L, C) to (G, C)."""
     finite = np.isfinite(drawn)
     counts = np.add.reduceat(finite.astype(np.int64), at, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.add.reduceat(np.where(finite, drawn, 0.0), at, axis=0) / counts
     zero, broken = (np.logical_or.reduceat(test(drawn), at, axis=0) for test in (np.isneginf, np.isposinf))
     means = np.where(counts > 0, means, np.where(zero, -np.inf, np.nan))
-    return replace(panel, layers=tuple(panel.layers[i] for i in at), drawn=np.where(broken, np.inf, means))
+    return np.where(broken, np.inf, means)

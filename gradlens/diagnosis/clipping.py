@@ -58,11 +58,12 @@ def _by_value(rec: Recording) -> list[Finding]:
     if not rec.has(PARAM_GRAD) or Network(rec).rescales or fell >= HALVED or not usual_update(rec) < TINY:
         return []
     counts = np.array([max(rec.run.layers[i].param_numel, 1) for i in main])
-    sizes = rec.series(PARAM_GRAD).values[:, main] / np.sqrt(counts)
-    if not len(main) or len(sizes) < LEAST_ROWS or not np.isfinite(sizes).all():
+    series = rec.series(PARAM_GRAD)
+    if not len(main) or len(series) < LEAST_ROWS:
         return []
-    largest = float(sizes.max())
-    if not largest > 0 or sizes.min() < ONE_SIZE * largest:
+    ends = series.by_layers(lambda values: np.stack([values.min(axis=0), values.max(axis=0)]))[:, main]  # NaN of a gap
+    least, largest = float((ends[0] / np.sqrt(counts)).min()), float((ends[1] / np.sqrt(counts)).max())
+    if not largest > 0 or not least >= ONE_SIZE * largest:
         return []
     return [
         exact_finding(
@@ -70,7 +71,7 @@ def _by_value(rec: Recording) -> list[Finding]:
             rec.names(main),
             (int(rec.run.steps[0]), rec.last_step),
             f"the entries of the gradient have one size, about {largest:.2g}, at {plural(len(main), 'layer')} in all "
-            f"{plural(len(sizes), 'row')}: they are clipped by value (clip_grad_value_), and "
+            f"{plural(len(series), 'row')}: they are clipped by value (clip_grad_value_), and "
             f"{Network(rec).say_rate()} leaves steps of {usual_update(rec):.1g} of a layer's norm",
             "Raise the value of clip_grad_value_ far above the usual entry, or clip the norm (clip_grad_norm_) at its "
             "usual size.",

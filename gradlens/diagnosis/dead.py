@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, exact_finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.network import LARGE_STEP, Network
@@ -62,8 +61,8 @@ def dead(rec: Recording, learning: Learning) -> list[Finding]:
             f"{'is' if len(layers) == 1 else 'are'} beyond the threshold",
             f"more than {DEAD_SHARE:.0%} zeros, lasting to the end",
             "smdebug, DeadRelu: a unit active less than 1 % of the time is dead; for ReLU, half zeros are healthy",
-            _revive(rec, names, bool(np.nan_to_num(series.values[:2, layers[0]]).min() > DEAD_SHARE)),
-            max(share_beyond(series.values[late][:, i], DEAD_SHARE, below=False) for i in layers),
+            _revive(rec, names, bool(np.nan_to_num(series.of(layers[0], slice(2))).min() > DEAD_SHARE)),
+            max(share_beyond(series.of(i, late), DEAD_SHARE, below=False) for i in layers),
         )
     ]
 
@@ -112,14 +111,14 @@ def _few_left(rec: Recording, learning: Learning) -> list[Finding]:
     if learning.verdict != "no" or not rec.has(DEAD_FRACTION):
         return []
     series = rec.series(DEAD_FRACTION)
-    typical = np.nan_to_num(median(series.values[series.late], axis=0))
+    typical = np.nan_to_num(series.median(series.late))
     used = {parent for layer in rec.run.layers for parent in layer.parents}
     hidden = [int(i) for i in (used or rec.run.main_layers()[:-1])]
     layers = rec.in_order(np.array([i for i in hidden if MOSTLY_DEAD <= typical[i] < 1], dtype=np.int64))
     if not layers:
         return []
     worst = max(layers, key=lambda i: typical[i])
-    column = series.values[:, worst]
+    column = series.of(worst)
     beyond = int((np.nan_to_num(column[series.late]) >= MOSTLY_DEAD).sum())
     return [
         Finding(
@@ -146,7 +145,7 @@ def say_dead_units(rec: Recording) -> list[str]:
     if not rec.has(DEAD_FRACTION):
         return []
     series = rec.series(DEAD_FRACTION)
-    typical = np.nan_to_num(median(series.values[series.late], axis=0))
+    typical = np.nan_to_num(series.median(series.late))
     used = {parent for layer in rec.run.layers for parent in layer.parents}
     layers = [i for i in sorted(used) if HALF_DEAD <= typical[i] < 1]
     if not layers:

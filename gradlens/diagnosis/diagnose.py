@@ -487,10 +487,10 @@ def _missing(rec: Recording, explained: Collection[str]) -> str:
     series = rec.series(rec.gradient)
     if len(series) < LEAST_ROWS:
         return f"{rec.gradient} is known in {plural(len(series), 'row')}: at least {LEAST_ROWS} are needed"
-    if not (series.values > 0).any():
+    if not series.positive.any():
         return f"all gradients are exactly 0 in {plural(len(series), 'row')}; {_say_loss(rec)}"
     if rec.ratio is not None:
-        known = int((~np.isnan(rec.ratio.decades[:, 0])).sum())
+        known = int((~np.isnan(rec.ratio.first_decades)).sum())
         if known < LEAST_ROWS:
             found = f"the gradients of both the first and the last hidden layer are known in {plural(known, 'row')}"
             return f"{found}: at least {LEAST_ROWS} are needed"
@@ -506,8 +506,7 @@ def _has_unknown_layers(rec: Recording, explained: Collection[str]) -> bool:
     Layers beside the longest path (heads) are known although they are not on it.
     """
     main = [int(i) for i in rec.run.main_layers() if rec.run.layers[i].name not in explained]
-    values = rec.series(rec.gradient).values[:, main]
-    known = int(((~np.isnan(values)).mean(axis=0) > 0.5).sum())
+    known = rec.series(rec.gradient).by_layers(lambda values: (~np.isnan(values)).mean(axis=0) > 0.5)[main].sum()
     return len(main) >= 3 and known < 3
 
 

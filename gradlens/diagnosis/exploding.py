@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, GradientRatio, late_windows, say_power, say_ratio, say_times
+from gradlens.analysis.parts import over_layers
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
@@ -17,6 +20,7 @@ from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
     RMS,
     Recording,
+    Series,
     share_beyond,
     since,
 )
@@ -35,6 +39,8 @@ SPREADS = 3.0
 SURGE_DECADES = 3.0
 """Over steps: 1,000 times the usual norm. Measured: in healthy runs (plain34 and resnet34, 20 epochs) the norm is never
 more than 0.7 decades above the median of its first ten rows."""
+SMOOTHED = 5
+"""Rows whose median is compared with the first ones."""
 RISE_DECADES = 2.0
 """Before a non-finite step, a rise by a factor of 100 counts as its beginning. Measured: in the same healthy runs, a
 row is up to 1.5 decades above the row before it."""
@@ -119,45 +125,54 @@ def _over_depth(rec: Recording, broken: int | None) -> Finding | None:
     ratio = rec.ratio
     if ratio is None or _chooses(rec, ratio):
         return None
-    path, decades = ratio.indices, ratio.decades
-    series = rec.series(rec.gradient)
-    n = len(decades) if broken is None else int((series.rows < broken).sum())
+    path, series = ratio.indices, rec.series(rec.gradient)
+    n = len(series) if broken is None else int((series.rows < broken).sum())
     if n < (LEAST_ROWS if broken is None else 1):
         return None
     line, source = allowed_growth(rec, len(path))
     table = np.array(["Embedding" in rec.run.layers[i].kind for i in path[:-1]])  # its rows are used now and then
-    early = np.where(np.isinf(decades[:n, :-1]), np.nan, decades[:n, :-1])
     least = invariant_decades(rec, path)[:-1]
-    against = next_terms(rec, path)
-    least -= np.where(np.isnan(least), median(_padded(early), axis=0), _padded(least))[against]
-    early = early - _padded(early)[:, against]
-    found = [
-        (
-            early[part],
-            name,
-            np.where(table, -np.inf, np.nan_to_num(np.fmin(median(early[part], axis=0), least), nan=-np.inf)),
-        )
-        for part, name in late_windows(n)
-    ]
-    late, window, typical = next((item for item in found if (item[2] > line).any()), found[0])
-    if not (typical > line).any() or not grows_over_depth(ratio, median(late, axis=0)):
+    ends, which = np.unique(next_terms(rec, path), return_inverse=True)
+    base = np.stack([_finite(ratio.decades_of(slice(n), slice(end, end + 1))[:, 0]) for end in ends.tolist()], axis=1)
+    base[:, ends == len(path) - 2] = 0  # the last hidden layer, which the others are already compared with
+    least = least - np.where(np.isnan(least[ends]), median(base, axis=0), _padded(least)[ends])[which]
+
+    def compared(rows: slice, layers: slice) -> FloatArray:
+        return np.asarray(_finite(ratio.decades_of(rows, layers)) - base[rows][:, which[layers]])
+
+    found = []
+    for part, name in late_windows(n):
+        medians = _medians(compared, part, len(path) - 1, n)
+        usual = np.where(table, -np.inf, np.nan_to_num(np.fmin(medians, least), nan=-np.inf))
+        found.append((part, name, medians, usual))
+    late, window, medians, typical = next((item for item in found if (item[3] > line).any()), found[0])
+    if not (typical > line).any() or not grows_over_depth(ratio, medians):
         return None
     top = int(np.argmax(typical))
     names = rec.names(path)
     layers = [names[i] for i in np.flatnonzero(typical > ALLOWED_DECADES) if i != top]
-    beyond = np.nan_to_num(early[:, top], nan=-np.inf) > line
-    few = float((beyond[-len(late) :].sum() + 1) / (len(late) + 2))
+    early = compared(slice(n), slice(top, top + 1))[:, 0]
+    beyond = np.nan_to_num(early, nan=-np.inf) > line
+    few = float((beyond[late].sum() + 1) / (len(early[late]) + 2))
     rows = f"median of {window}" + ("" if broken is None else " before the first non-finite row")
     return Finding(
         "exploding",
         (names[top], *layers),
         (int(series.steps[since(beyond)]), int(series.steps[n - 1])),
-        f"{say_ratio(quoted(names[top]), quoted(names[against[top]]), float(typical[top]))} ({rows})",
+        f"{say_ratio(quoted(names[top]), quoted(names[ends[which[top]]]), float(typical[top]))} ({rows})",
         f"more than {say_power(line)} times the gradient norm of the last hidden layer",
         source,
         f"{Network(rec).tame()} {Network(rec).clip()}" if beyond[0] else too_fast(rec),
-        few if n < LEAST_ROWS else share_beyond(late[:, top], line, below=False),
+        few if n < LEAST_ROWS else share_beyond(early[late], line, below=False),
     )
+
+
+def _medians(make: Callable[[slice, slice], FloatArray], rows: slice, layers: int, count: int) -> FloatArray:
+    return over_layers(lambda part: median(make(rows, part), axis=0), layers, count)
+
+
+def _finite(decades: FloatArray) -> FloatArray:
+    return np.where(np.isinf(decades), np.nan, decades)
 
 
 def next_terms(rec: Recording, path: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -224,24 +239,23 @@ def _over_steps(rec: Recording, broken: int | None) -> Finding | None:
         return None
     series = rec.series(name)
     with np.errstate(divide="ignore", over="ignore"):
-        total = np.log10(np.sqrt(np.nansum(series.values**2, axis=1)))
+        total = np.log10(np.sqrt(series.by_rows(lambda values: np.nansum(values**2, axis=1))))
     total[np.isinf(total)] = np.nan
     before = np.ones(len(total), dtype=bool) if broken is None else series.rows < broken
-    if broken is not None and (found := _rise(rec, series.steps[before], total[before], series.values[before])):
+    if broken is not None and (found := _rise(rec, series, total[before])):
         return found
     if before.sum() < LEAST_ROWS:
         return None
     usual = median_of_all(total[:LEAST_ROWS]) if not np.isnan(total[:LEAST_ROWS]).all() else math.nan
-    smooth = np.array([float(median(total[max(i - 4, 0) : i + 1])) for i in range(len(total))])
+    begin = [float(median(total[: i + 1])) for i in range(min(SMOOTHED - 1, len(total)))]
+    smooth = np.append(begin, median(sliding_window_view(total, SMOOTHED)) if len(total) >= SMOOTHED else [])
     high = np.nan_to_num(smooth - usual, nan=-np.inf) > SURGE_DECADES
     if not high.any():
         return None
     start = int(np.flatnonzero(high)[0])
     if broken is None and (len(rounded_off(rec)) or _is_over(rec, high, int(series.rows[start]))):
         return None
-    grown = median(series.values[start:], axis=0) / np.maximum(
-        median(series.values[:LEAST_ROWS], axis=0), np.finfo(float).tiny
-    )
+    grown = series.median(slice(start, None)) / np.maximum(series.median(slice(LEAST_ROWS)), np.finfo(float).tiny)
     layers = rec.in_order(np.flatnonzero(np.nan_to_num(grown) > 10**SURGE_DECADES))
     share = float((np.nan_to_num(total[start:] - usual, nan=-np.inf) > SURGE_DECADES).mean())
     return Finding(
@@ -269,8 +283,17 @@ def too_fast(rec: Recording) -> str:
     return f"{network.slow_down()} {network.clip()}"
 
 
-def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: FloatArray) -> Finding | None:
-    """Find a rise by a factor of 100 just before a non-finite row; most rows must be above the one before."""
+def _rise(rec: Recording, series: Series, total: FloatArray) -> Finding | None:
+    """Find a rise by a factor of 100 just before a non-finite row; most rows must be above the one before.
+
+    Args:
+        rec: The recording.
+        series: The gradients.
+        total: (n,) log10 of the norm of all gradients in the rows before the non-finite one.
+
+    Returns:
+        The finding; None where there is none.
+    """
     window = total[-RISING_ROWS:]
     known = window[~np.isnan(window)]
     if len(known) < 3:
@@ -279,14 +302,14 @@ def _rise(rec: Recording, steps: NDArray[np.int64], total: FloatArray, values: F
     rise, steps_up = float(known[-1] - known[low]), np.diff(known[low:])
     if rise < RISE_DECADES or not len(steps_up) or (steps_up > 0).mean() <= 0.5:
         return None
-    start = len(steps) - len(known) + low
+    start, end = len(total) - len(known) + low, len(total) - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        grown = np.nan_to_num(values[-1] / values[start])
+        grown = np.nan_to_num(series.at(end) / series.at(start))
     layers = rec.in_order(np.flatnonzero(grown > 10**RISE_DECADES))
     return Finding(
         "exploding",
         rec.names(layers),
-        (int(steps[start]), int(steps[-1])),
+        (int(series.steps[start]), int(series.steps[end])),
         f"the norm of all gradients grows to {say_times(rise)} its value within {plural(len(steps_up), 'row')}, "
         "then it is not finite",
         f"a rise by a factor of 100 within the {RISING_ROWS} rows before a non-finite row",
@@ -312,33 +335,42 @@ def swollen(rec: Recording) -> list[Finding]:
     if not rec.has(RMS) or len(rec.series(RMS)) < LEAST_ROWS // 2:
         return []
     series = rec.series(RMS)
-    hidden = [i for i in rec.run.main_layers()[:-1] if rec.run.layers[i].kind != "Embedding"]
+    main = rec.run.main_layers()[:-1]
+    hidden = np.array([i for i in main if rec.run.layers[i].kind != "Embedding"], dtype=np.int64)
     if len(hidden) < 2:
         return []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        outputs = np.log10(series.values[:, hidden])
-    outputs = np.where(np.isfinite(outputs), outputs, np.nan)
-    grown = np.minimum(outputs - outputs[0] - SWOLLEN_TIMES, outputs - outputs[:, :1] - SWOLLEN_DEPTH)
-    late = grown[series.late]
-    typical = np.nan_to_num(median(late, axis=0), nan=-np.inf)
+    first = _decades(series.of(hidden[:1]))
+
+    def grown(layers: NDArray[np.int64]) -> FloatArray:
+        outputs = _decades(series.of(layers))
+        return np.asarray(np.minimum(outputs - outputs[0] - SWOLLEN_TIMES, outputs - first - SWOLLEN_DEPTH))
+
+    typical = over_layers(lambda part: median(grown(hidden[part])[series.late], axis=0), len(hidden), len(series))
+    typical = np.nan_to_num(typical, nan=-np.inf)
     beyond = np.flatnonzero(typical > 0)
     if not len(beyond):
         return []
     top, names = int(np.argmax(typical)), rec.names(hidden)
-    over_time, over_depth = (
-        median((outputs - base)[series.late], axis=0)[top] for base in (outputs[0], outputs[:, :1])
-    )
+    outputs = _decades(series.of(hidden[top : top + 1]))
+    over_time, over_depth = (float(median((outputs - base)[series.late], axis=0)[0]) for base in (outputs[0], first))
     return [
         Finding(
             "exploding",
             tuple(names[i] for i in beyond),
-            (int(series.steps[since(grown[:, beyond[0]] > 0)]), rec.last_step),
+            (int(series.steps[since(grown(hidden[beyond[:1]])[:, 0] > 0)]), rec.last_step),
             f"the outputs of {quoted(names[top])} are {say_times(over_time)} as large as in the first row, and "
             f"{say_times(over_depth)} as large as those of {quoted(names[0])} (median of the later half of the rows)",
             f"hidden outputs more than {10**SWOLLEN_TIMES:.0f} times as large as in the first row, and more than "
             f"{10**SWOLLEN_DEPTH:.0f} times as large as the first layer's",
             "He et al. 2015, sec. 2.2: the forward signal must keep its size; the factor 70 is from Zhang et al. 2021",
             f"{Network(rec).tame()} {Network(rec).slow_down()}",
-            max(share_beyond(late[:, i], 0.0, below=False) for i in beyond),
+            max(share_beyond(grown(hidden[[i]])[series.late, 0], 0.0, below=False) for i in beyond),
         )
     ]
+
+
+def _decades(outputs: FloatArray) -> FloatArray:
+    """Return log10 of outputs; NaN where they are 0 or unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log10(outputs)
+    return np.where(np.isfinite(logs), logs, np.nan)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
+from gradlens.analysis.parts import over_layers
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
 from gradlens.diagnosis.intended import is_spent, left_out, near_zero, replaced, say_schedule
 from gradlens.diagnosis.learning import judge_learning
@@ -20,6 +20,7 @@ from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, UPDATE, R
 from gradlens.diagnosis.unused import wants_no_gradient, without_gradient
 from gradlens.format import plural
 from gradlens.metrics import PARAM_NORM
+from gradlens.run import FloatArray
 
 FROZEN_LINE = "no change of the weights over the last fifth of the rows"
 FROZEN_SOURCE = "exact: any update makes update_ratio positive; smdebug, UnchangedTensor: unchanged over 3 steps"
@@ -208,8 +209,7 @@ def _moving(rec: Recording) -> set[str]:
     """Return the layers whose weights change."""
     if not rec.has(UPDATE):
         return set()
-    moves = (np.nan_to_num(rec.series(UPDATE).values) > 0).any(axis=0)
-    return set(rec.names(np.flatnonzero(moves)))
+    return set(rec.names(np.flatnonzero(rec.series(UPDATE).positive)))
 
 
 def _requires_no_gradient(rec: Recording, explained: Collection[str]) -> list[Finding]:
@@ -240,11 +240,12 @@ def _unchanged(rec: Recording, explained: Collection[str]) -> list[Finding]:
     no_grad = _without(rec, wants_no_gradient(rec), explained)
     layers = _without(rec, np.setdiff1d(unchanged, without_gradient(rec)), explained)
     if series is not None and len(layers) and not _has_stopped(rec, layers):
-        moving = series.values[:, layers] != (0 if metric == UPDATE else series.values[-1, layers])
-        rows = np.flatnonzero((moving & ~np.isnan(series.values[:, layers])).all(axis=1))
+        last = np.zeros(len(layers)) if metric == UPDATE else series.at(-1)[layers]
+        rows = np.flatnonzero(series.by_rows(lambda values: _moves(values[:, layers], last).all(axis=1)))
         start = int(series.rows[rows[-1] + 1]) if len(rows) and rows[-1] + 1 < len(series) else int(series.rows[0])
         what = "update_ratio is exactly 0" if metric == UPDATE else "param_norm stays bit-identical"
-        count = int((~moving & ~np.isnan(series.values[:, layers])).sum(axis=0).min())
+        same = over_layers(lambda part: series.of(layers[part]) == last[part], len(layers), len(series))
+        count = int(same.sum(axis=0).min())
         evidence = f"{what} at {plural(len(layers), 'layer')}, {_say_gradients(rec, layers, start)}"
         if lost := _rounded(rec, layers):
             return [replace(_finding(rec, layers, start, f"{evidence}; {lost}", count), remedy=_enlarge(rec, layers))]
@@ -292,8 +293,8 @@ def _rounded(rec: Recording, layers: NDArray[np.int64]) -> str:
     dtype = held.get(names[0], "")
     if any(held.get(name) != dtype for name in names) or dtype not in ROUNDING:
         return ""
-    grads = median(rec.series(PARAM_GRAD).values, axis=0)[layers]
-    sizes = median(rec.series(PARAM_NORM).values, axis=0)[layers]
+    grads = rec.series(PARAM_GRAD).typical[layers]
+    sizes = rec.series(PARAM_NORM).typical[layers]
     counts = np.array([max(rec.run.layers[i].param_numel, 1) for i in layers])
     rate, network = Network(rec).rate, Network(rec)
     moves = np.sqrt(counts) if network.rescales else grads  # Adam moves each weight by about its rate
@@ -336,8 +337,9 @@ def _say_gradients(rec: Recording, layers: NDArray[np.int64], row: int) -> str:
     if not rec.has(PARAM_GRAD):
         return "and whether gradients arrive was not recorded"
     series = rec.series(PARAM_GRAD)
-    values = series.values[series.rows >= row][:, layers]
-    arrive, known = (values > 0).any(axis=0), (~np.isnan(values)).any(axis=0)
+    later = slice(int(np.searchsorted(series.rows, row)), None)
+    arrive = series.by_layers(lambda values: (values > 0).any(axis=0), later)[layers]
+    known = series.by_layers(lambda values: (~np.isnan(values)).any(axis=0), later)[layers]
     if arrive.all():
         return "although gradients arrive"
     parts = [
@@ -391,17 +393,28 @@ def _unchanged_layers(rec: Recording) -> tuple[NDArray[np.int64], Series | None,
     """Return the layers whose weights do not change in the last fifth of the rows, the metric's series and its name."""
     if rec.has(UPDATE):
         series = _where_trained(rec)
-        late = series.values[-max(len(series) // 5, LEAST_VALUES) :]
-        unchanged = (late == 0).any(axis=0) & ~(np.nan_to_num(late) > 0).any(axis=0)
-        enough = (series.values == 0).sum(axis=0) >= LEAST_VALUES
+        late = slice(-max(len(series) // 5, LEAST_VALUES), None)
+        unchanged = series.by_layers(lambda values: (values == 0).any(axis=0) & ~(values > 0).any(axis=0), late)
+        enough = series.by_layers(lambda values: (values == 0).sum(axis=0) >= LEAST_VALUES)
         return np.flatnonzero(unchanged & enough), series, UPDATE
     if rec.has(PARAM_NORM) and not rec.long:
         series = rec.series(PARAM_NORM)
-        late = series.values[-max(len(series) // 5, LEAST_VALUES) :].astype(np.float32)
-        same = np.asarray((late == late[-1]).all(axis=0) & (late[-1] > 0)) & _has_gradients(rec)
-        enough = (series.values.astype(np.float32) == late[-1]).sum(axis=0) >= LEAST_VALUES
-        return np.flatnonzero(same & enough), series, PARAM_NORM
+        same = series.by_layers(_stays) & _has_gradients(rec)
+        return np.flatnonzero(same), series, PARAM_NORM
     return np.empty(0, dtype=np.int64), None, ""
+
+
+def _moves(values: FloatArray, last: FloatArray) -> NDArray[np.bool_]:
+    """Return where values are known and differ from the last ones."""
+    return np.asarray((values != last) & ~np.isnan(values))
+
+
+def _stays(norms: FloatArray) -> NDArray[np.bool_]:
+    """Return which layers have one norm in the last fifth of the rows, as a file has it, and in enough rows, (L,)."""
+    last = norms[-1].astype(np.float32)
+    same = norms.astype(np.float32) == last
+    late = same[-max(len(norms) // 5, LEAST_VALUES) :]
+    return np.asarray(late.all(axis=0) & (last > 0) & (same.sum(axis=0) >= LEAST_VALUES))
 
 
 def _where_trained(rec: Recording) -> Series:
@@ -412,13 +425,12 @@ def _where_trained(rec: Recording) -> Series:
     grads = rec.series(PARAM_GRAD)
     at = np.searchsorted(grads.rows, series.rows).clip(max=len(grads) - 1)
     same = grads.rows[at] == series.rows
-    absent = same[:, None] & np.isnan(grads.values[at]) & ~np.isnan(grads.values).all(axis=0)
-    return Series(np.where(absent, np.nan, series.values), series.steps, series.rows)
+    return series.without(grads.by_layers(lambda values: same[:, None] & np.isnan(values[at])) & grads.known)
 
 
 def _has_gradients(rec: Recording) -> NDArray[np.bool_]:
     """Return which layers' parameters receive a nonzero gradient, (L,); all of them where it was not recorded."""
     if not rec.has(PARAM_GRAD):
         return np.ones(len(rec.run.layers), dtype=bool)
-    has: NDArray[np.bool_] = np.greater(median(rec.series(PARAM_GRAD).values, axis=0), 0)
+    has: NDArray[np.bool_] = np.greater(rec.series(PARAM_GRAD).typical, 0)
     return has

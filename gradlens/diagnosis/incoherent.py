@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.stats import median, median_of_all
 from gradlens.diagnosis.findings import Finding
@@ -16,7 +14,6 @@ from gradlens.diagnosis.recorded_rows import (
     Recording,
     share_beyond,
 )
-from gradlens.run import FloatArray
 
 COHERENT = 0.005
 """The geometric mean of two mean cosines over layers, measured at initialisation between disjoint batches of 32 images:
@@ -53,16 +50,16 @@ def incoherent(rec: Recording) -> list[Finding]:
         return []
     series = rec.series(name)
     main = rec.run.main_layers()
-    if (~np.isnan(series.values[:, main])).any(axis=0).sum() < SHATTERED_LAYERS:
+    if series.known[main].sum() < SHATTERED_LAYERS:
         return []
-    cosines = _row_medians(series.values[:, main])
+    cosines = series.by_rows(lambda values: median(values[:, main]))
     early = cosines[: max(len(cosines) // 5, 3)]
     fell = loss_fell(rec)
     if name == BATCHES and median_of_all(cosines) < -OPPOSED:
         return []
     if not (median_of_all(cosines) < COHERENT and median_of_all(early) < COHERENT) or fell >= FELL or loss_halved(rec):
         return []
-    typical = median(series.values, axis=0)
+    typical = series.typical
     layers = [int(i) for i in main if typical[i] < COHERENT]
     loss = "" if math.isnan(fell) else f"; the loss falls by {max(fell, 0):.1%} after the first fifth of the rows"
     return [
@@ -79,7 +76,3 @@ def incoherent(rec: Recording) -> list[Finding]:
             share_beyond(cosines, COHERENT, below=True),
         )
     ]
-
-
-def _row_medians(values: FloatArray) -> FloatArray:
-    return median(values)

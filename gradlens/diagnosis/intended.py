@@ -153,7 +153,7 @@ def _unread(rec: Recording) -> set[str]:
     """Return the layers that ran and whose output never had a gradient, although one that ran earlier had one."""
     if not rec.has(ACTIVATION_GRAD_NORM):
         return set()
-    known: NDArray[np.bool_] = np.any(~np.isnan(rec.series(ACTIVATION_GRAD_NORM).values), axis=0)
+    known = rec.series(ACTIVATION_GRAD_NORM).known
     first = int(np.argmax(known)) if known.any() else len(known)
     return {x.name for i, x in enumerate(rec.run.layers) if i > first and not known[i] and x.out_numel > 0}
 
@@ -244,11 +244,10 @@ def _not_chosen(rec: Recording, copied: set[str]) -> list[Intended]:
     """Layers without a gradient in the late rows that got one before, or that have siblings which get one (experts)."""
     if not rec.has(PARAM_GRAD) or not rec.setup.known:
         return []
-    values = rec.series(PARAM_GRAD).values
-    known = [[not math.isnan(value) for value in column] for column in values.T.tolist()]
-    used = _used_late(rec)  # gradients of parameters are missing also where these were replaced
-    late = [any(column[-max(len(values) // 5, 1) :]) or used[i] for i, column in enumerate(known)]
-    ever = [any(column) for column in known]
+    late = _known_late(rec, PARAM_GRAD)
+    if rec.has(ACTIVATION_GRAD_NORM):  # gradients of parameters are missing also where these were replaced
+        late |= _known_late(rec, ACTIVATION_GRAD_NORM)
+    ever = rec.series(PARAM_GRAD).known
     wanted = set(rec.setup.layers_of(requires_grad=True, in_optimizer=True)) - copied
     layers = rec.run.layers
     alive = {_family(layer.name) for i, layer in enumerate(layers) if late[i]} - {""}
@@ -280,21 +279,18 @@ def _rests(rec: Recording, layer: str) -> bool:
     return bool(stepped.any()) and not stepped[-max(len(stepped) // 5, 1) :].any()
 
 
-def _used_late(rec: Recording) -> NDArray[np.bool_]:
-    """Return (L,) whether the output of a layer has a gradient in the last fifth of the rows."""
-    if not rec.has(ACTIVATION_GRAD_NORM):
-        return np.zeros(len(rec.run.layers), dtype=bool)
-    series = rec.series(ACTIVATION_GRAD_NORM)
-    late = series.values[-max(len(series) // 5, 1) :]
-    found: NDArray[np.bool_] = np.any(~np.isnan(late), axis=0)
-    return found
+def _known_late(rec: Recording, name: str) -> NDArray[np.bool_]:
+    """Return (L,) which layers have a value of a metric in the last fifth of the rows."""
+    series = rec.series(name)
+    late = slice(-max(len(series) // 5, 1), None)
+    return series.by_layers(lambda values: (~np.isnan(values)).any(axis=0), late)
 
 
 def _thawed(rec: Recording) -> set[str]:
     """Return the layers whose parameters have no gradient in the first row and one in the last: unfrozen since."""
     if not rec.has(PARAM_GRAD):
         return set()
-    known = ~np.isnan(rec.series(PARAM_GRAD).values[[0, -1]])
+    known = ~np.isnan(rec.series(PARAM_GRAD).at([0, -1]))
     return set(rec.names(np.flatnonzero(~known[0] & known[1])))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlens.analysis.stats import median
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.metrics import PARAM_NORM
 from gradlens.run import FloatArray
@@ -32,7 +31,7 @@ def invariant_decades(rec: Recording, path: NDArray[np.int64]) -> FloatArray:
         return np.full(len(path), np.nan)
     grads, norms = rec.series(PARAM_GRAD), rec.series(PARAM_NORM)
     with np.errstate(divide="ignore", invalid="ignore"):
-        products = median(grads.values[grads.late], axis=0) * median(norms.values[norms.late], axis=0)
+        products = grads.median(grads.late) * norms.median(norms.late)
         decades = np.log10(products[path]) - np.log10(products[path[-2]])
     behind = np.array([rec.is_behind_norm(int(i)) for i in path])
     return np.where(behind & np.isfinite(decades), decades, np.nan)

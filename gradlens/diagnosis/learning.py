@@ -226,7 +226,7 @@ def _stays_random(rec: Recording, _losses: Losses) -> Learning | None:
 def _constant(rec: Recording, losses: Losses) -> Learning | None:
     """Return "no" where a loss whose graph was read is one number in all rows although weights change."""
     value = median_of_all(losses.values)
-    moves = [np.nan_to_num(rec.series(name).values).any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
+    moves = [rec.series(name).positive.any() for name in (UPDATE, PARAM_GRAD) if rec.has(name)]
     if (
         not rec.setup.graph.entries("losses")
         or not value
@@ -294,11 +294,10 @@ def _changed_score(rec: Recording, sign: int, names: Collection[str] = ACCURACIE
         sign: 1 or -1.
         names: Words in the names of the scores.
     """
-    logged = {} if names is LOSS else {name: rec.scalar(name) for name in rec.run.scalars}
-    for name, raw in (logged | dict(rec.run.epochs)).items():
-        values = np.asarray(raw, dtype=np.float64)
-        values = values[np.isfinite(values)]
-        if words_of(name).isdisjoint(names) or (names is LOSS and words_of(name) & UNSEEN_DATA) or len(values) < 3:
+    scalars = () if names is LOSS else tuple(rec.run.scalars)
+    for name in dict.fromkeys([*scalars, *rec.run.epochs]):
+        words = words_of(name)
+        if words.isdisjoint(names) or (names is LOSS and words & UNSEEN_DATA) or len(values := rec.logged(name)) < 3:
             continue
         part = max(len(values) // 5, 1)
         early = part if sign > 0 else max(part // 4, min(part, LEAST_EARLY))  # what gets worse may do so soon

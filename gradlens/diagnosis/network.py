@@ -133,7 +133,7 @@ class Network:
             return math.nan
         series = self._rec.series(UPDATE)
         main = self._rec.run.main_layers()
-        return float(median(series.values[0, main])) if len(main) else math.nan
+        return float(median(series.at(0)[main])) if len(main) else math.nan
 
     def slow_down(self) -> str:
         """Return the advice for updates that are too large; it never advises what is there already."""
@@ -189,9 +189,12 @@ class Network:
         terms = bool(losses) and not any(item.flag("alone") for item in losses)
         if not (decay > 0 or terms) or not self._rec.has(PARAM_NORM):
             return "", ""
-        norms = self._rec.series(PARAM_NORM).values[:, self._rec.run.main_layers()]
-        known = norms[:, (norms > 0).all(axis=0)]
-        if len(known) < 2 or not known.size or not (left := median_of_all(known[-1] / known[0])) < SHRUNK:
+        series, main = self._rec.series(PARAM_NORM), self._rec.run.main_layers()
+        known = main[series.by_layers(lambda norms: (norms > 0).all(axis=0))[main]]
+        if len(series) < 2 or not len(known):
+            return "", ""
+        first, last = series.at([0, -1])[:, known]
+        if not (left := median_of_all(last / first)) < SHRUNK:
             return "", ""
         if not decay > 0:
             said = f"the weights shrink to {left:.1g} of their first norm, and the loss has another term than its error"
@@ -223,7 +226,7 @@ class Network:
         eps = max((item.number("eps") for item in settings if item.number("eps") > 0), default=0.0)
         main = self._rec.run.main_layers()
         sizes = np.sqrt([max(self._rec.run.layers[i].param_numel, 1) for i in main])
-        usual = median(self._rec.series(PARAM_GRAD).values[:, main], axis=0) / sizes
+        usual = self._rec.series(PARAM_GRAD).typical[main] / sizes
         if not len(main) or not eps > float(np.nanmax(usual)) > 0:
             return ""
         return (
@@ -275,7 +278,7 @@ class Network:
         top = max(rates, default=0.0)
         if not self._rec.has(UPDATE) or not top > 0 or not len(self._rec.run.steps):
             return "", ""
-        usual = median(self._rec.series(UPDATE).values, axis=0)
+        usual = self._rec.series(UPDATE).typical
         steps = int(np.ptp(self._rec.run.steps)) + 1
         change = {layer.name: float(value) * steps for layer, value in zip(self._rec.run.layers, usual, strict=True)}
         for group, rate in zip(groups, rates, strict=True):
@@ -343,6 +346,6 @@ def usual_update(rec: Recording) -> float:
     """
     if not rec.has(UPDATE):
         return math.nan
-    values = rec.series(UPDATE).values[:, rec.run.main_layers()]
-    moving = values[:, (np.nan_to_num(values) > 0).any(axis=0)]
-    return float(median(median(moving, axis=0))) if moving.size else math.nan
+    series, main = rec.series(UPDATE), rec.run.main_layers()
+    moving = main[series.positive[main]]
+    return float(median(series.typical[moving])) if len(moving) else math.nan

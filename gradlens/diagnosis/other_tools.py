@@ -21,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlens.analysis.parts import over_layers
 from gradlens.diagnosis.findings import Diagnosis, Finding, make_diagnosis
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, RMS, UPDATE, ZEROS, Recording
 from gradlens.metrics import ACTIVATION_GRAD_NORM, NONFINITE_COUNT
@@ -50,19 +51,28 @@ def smdebug(run: Run) -> list[Finding]:
         One finding per rule that fires.
     """
     rec, found, source = Recording(run), [], "SageMaker Debugger, smdebug"
-    size = mean_gradient(rec)
-    found += _named(rec, "vanishing", size < 1e-7, "mean |g| < 1e-7", f"{source}, VanishingGradient")
+    found += _named(
+        rec, "vanishing", _gradient_is(rec, lambda size: size < 1e-7), "mean |g| < 1e-7", f"{source}, VanishingGradient"
+    )
     found += _named(rec, "nonfinite", _infinite(rec), "any NaN or Inf", f"{source}, ExplodingTensor")
-    ratio = _grid(rec, UPDATE)
-    found += _named(rec, "exploding", ratio > 10, "update / weight > 10", f"{source}, WeightUpdateRatio")
-    zero = ratio == 0
-    found += _named(rec, "vanishing", (ratio < 1e-8) & ~zero, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
-    known = ~np.isnan(ratio).all(axis=1)
-    unchanged = np.zeros_like(zero)
-    unchanged[known] = _lasting(zero[known], 3)
-    found += _named(rec, "frozen", unchanged, "unchanged over 3 steps", f"{source}, UnchangedTensor")
-    found += _named(rec, "dead", _grid(rec, ZEROS) > DEAD_RELU, "half of the units dead", f"{source}, DeadRelu")
-    return found
+    high, low = (
+        _metric_is(rec, UPDATE, lambda ratio: ratio > 10),
+        _metric_is(rec, UPDATE, lambda ratio: (ratio < 1e-8) & (ratio != 0)),
+    )
+    found += _named(rec, "exploding", high, "update / weight > 10", f"{source}, WeightUpdateRatio")
+    found += _named(rec, "vanishing", low, "update / weight < 1e-8", f"{source}, WeightUpdateRatio")
+    known = _metric_is(rec, UPDATE, lambda ratio: ~np.isnan(ratio)).any(axis=1)
+
+    def unchanged(ratio: FloatArray) -> Grid:
+        grid = np.zeros(ratio.shape, dtype=bool)
+        grid[known] = _lasting(ratio[known] == 0, 3)
+        return grid
+
+    found += _named(
+        rec, "frozen", _metric_is(rec, UPDATE, unchanged), "unchanged over 3 steps", f"{source}, UnchangedTensor"
+    )
+    dead = _metric_is(rec, ZEROS, lambda zeros: zeros > DEAD_RELU)
+    return found + _named(rec, "dead", dead, "half of the units dead", f"{source}, DeadRelu")
 
 
 def autotrainer(run: Run) -> list[Finding]:
@@ -80,19 +90,20 @@ def autotrainer(run: Run) -> list[Finding]:
         One finding per rule that fires.
     """
     rec, source = Recording(run), "Zhang et al. 2021, AutoTrainer, ICSE"
-    size, main = mean_gradient(rec), rec.run.main_layers()
+    main, layers = rec.run.main_layers(), len(rec.run.layers)
     found = list[Finding]()
-    if size.size and len(main) > 1:
+    if _rows(rec) and len(main) > 1:
         low = _low_accuracy(rec, 0.6)
+        first, last = (mean_gradient(rec, slice(i, i + 1))[:, 0] for i in (int(main[0]), int(main[-1])))
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = size[:, main[0]] / size[:, main[-1]]
-        vanishes = (ratio < 1e-3) & (size[:, main[0]] < 1e-4) & low
+            ratio = first / last
+        vanishes = (ratio < 1e-3) & (first < 1e-4) & low
         explodes = (ratio > 70) & low
         rule = "|g_first| / |g_last| < 1e-3, |g_first| < 1e-4, accuracy < 0.6"
-        found += _named(rec, "vanishing", _only(vanishes, int(main[0]), size.shape[1]), rule, source)
+        found += _named(rec, "vanishing", _only(vanishes, int(main[0]), layers), rule, source)
         rule = "|g_first| / |g_last| > 70, accuracy < 0.6"
-        found += _named(rec, "exploding", _only(explodes, int(main[0]), size.shape[1]), rule, source)
-        dead = (_grid(rec, ZEROS) >= 0.7) & low[:, None]
+        found += _named(rec, "exploding", _only(explodes, int(main[0]), layers), rule, source)
+        dead = _metric_is(rec, ZEROS, lambda zeros: (zeros >= 0.7) & low[:, None])
         found += _named(rec, "dead", dead, "at least 70 % zeros, accuracy < 0.6", source)
     return [*found, *_named(rec, "nonfinite", _infinite(rec), "a gradient or loss that is NaN", source)]
 
@@ -113,18 +124,28 @@ def deepchecker(run: Run) -> list[Finding]:
         One finding per rule that fires.
     """
     rec, source = Recording(run), "Ben Braiek & Khomh 2023, TheDeepChecker"
-    size = mean_gradient(rec)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        change = size[1:] / size[:-1] if len(size) else size
-        decades = np.log10(_grid(rec, UPDATE))
-    first = np.zeros((min(len(size), 1), size.shape[1]), dtype=bool)
-    falls, grows = (_lasting(np.concatenate([first, found]), 5) for found in (change <= 0.5, change > 2))
-    found = _named(rec, "vanishing", (size < 1e-6) | falls, "mean |g| < 1e-6, or halved 5 times in a row", source)
-    found += _named(rec, "exploding", (size > 1e6) | grows, "mean |g| > 1e6, or doubled 5 times in a row", source)
-    found += _named(rec, "vanishing", decades < -4, "log10 of update / weight < -4", source)
-    found += _named(rec, "exploding", decades > -1, "log10 of update / weight > -1", source)
+    vanishes = _gradient_is(rec, lambda size: (size < 1e-6) | _lasting(_changes(size) <= 0.5, 5))
+    explodes = _gradient_is(rec, lambda size: (size > 1e6) | _lasting(_changes(size) > 2, 5))
+    small = _metric_is(rec, UPDATE, lambda ratio: _decades(ratio) < -4)
+    large = _metric_is(rec, UPDATE, lambda ratio: _decades(ratio) > -1)
+    dead = _metric_is(rec, ZEROS, lambda zeros: zeros > DEAD_UNITS)
+    found = _named(rec, "vanishing", vanishes, "mean |g| < 1e-6, or halved 5 times in a row", source)
+    found += _named(rec, "exploding", explodes, "mean |g| > 1e6, or doubled 5 times in a row", source)
+    found += _named(rec, "vanishing", small, "log10 of update / weight < -4", source)
+    found += _named(rec, "exploding", large, "log10 of update / weight > -1", source)
     found += _named(rec, "nonfinite", _infinite(rec), "any NaN or Inf", source)
-    return found + _named(rec, "dead", _grid(rec, ZEROS) > DEAD_UNITS, "half of the units at 0 in 95 %", source)
+    return found + _named(rec, "dead", dead, "half of the units at 0 in 95 %", source)
+
+
+def _changes(size: FloatArray) -> FloatArray:
+    """Return each row over the row before, (B, L); NaN in the first."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.concatenate([np.full_like(size[:1], np.nan), size[1:] / size[:-1]])
+
+
+def _decades(ratio: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log10(ratio))
 
 
 def deepdiagnosis(run: Run) -> list[Finding]:
@@ -142,14 +163,18 @@ def deepdiagnosis(run: Run) -> list[Finding]:
         One finding per rule that fires.
     """
     rec, source = Recording(run), "Wardat et al. 2022, DeepDiagnosis, ICSE"
-    ratio = _grid(rec, UPDATE)
-    found = _named(rec, "vanishing", mean_gradient(rec) < 1e-7, "mean |g| < 1e-7", source)
-    found += _named(rec, "dead", _grid(rec, ZEROS) >= 0.7, "at least 70 % of the outputs are 0", source)
     bounded = str(run.config.get("activation", "")).lower() in ("tanh", "sigmoid")
-    beyond = (_grid(rec, RMS) > 5 / 0.6745) & bounded
+    small, large = (
+        _metric_is(rec, UPDATE, lambda ratio: ratio < 1e-5),
+        _metric_is(rec, UPDATE, lambda ratio: ratio > 1e-1),
+    )
+    dead = _metric_is(rec, ZEROS, lambda zeros: zeros >= 0.7)
+    beyond = _metric_is(rec, RMS, lambda size: (size > 5 / 0.6745) & bounded)
+    found = _named(rec, "vanishing", _gradient_is(rec, lambda size: size < 1e-7), "mean |g| < 1e-7", source)
+    found += _named(rec, "dead", dead, "at least 70 % of the outputs are 0", source)
     found += _named(rec, "saturated", beyond, "beyond +-5 in more than 50 %", source)
-    found += _named(rec, "exploding", ratio > 1e-1, "update / weight > 1e-1", source)
-    found += _named(rec, "vanishing", ratio < 1e-5, "update / weight < 1e-5", source)
+    found += _named(rec, "exploding", large, "update / weight > 1e-1", source)
+    found += _named(rec, "vanishing", small, "update / weight < 1e-5", source)
     return found + _named(rec, "nonfinite", _infinite(rec), "any NaN or Inf", source)
 
 
@@ -192,33 +217,56 @@ def _once(findings: list[Finding]) -> list[Finding]:
 # --- shared by the packs ----------------------------------------------------------------------------------
 
 
-def mean_gradient(rec: Recording) -> FloatArray:
+def _base(rec: Recording, name: str = "") -> str:
+    """Return the metric on whose rows all are judged: the gradient, or where none was recorded the given one."""
+    return PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient or name
+
+
+def _rows(rec: Recording) -> int:
+    """Return the number of rows of the gradient; 0 where none was recorded."""
+    return len(rec.series(_base(rec))) if _base(rec) else 0
+
+
+def mean_gradient(rec: Recording, layers: slice) -> FloatArray:
     """Return the substitute for mean |g|: the root mean square of the gradient's entries.
 
     Args:
         rec: The recording.
+        layers: Some of its layers.
 
     Returns:
-        (B, L) w.r.t. parameters where recorded, else w.r.t. outputs; no rows where neither was recorded.
+        (B, l) w.r.t. parameters where recorded, else w.r.t. outputs; no rows where neither was recorded.
     """
-    name = PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient
+    name = _base(rec)
     if not name:
-        return np.empty((0, len(rec.run.layers)))
+        return np.empty((0, len(rec.run.layers[layers])))
     key = "param_numel" if name == PARAM_GRAD else "out_numel"
-    numel = np.array([max(getattr(layer, key), 1) for layer in rec.run.layers], dtype=np.float64)
-    return np.asarray(_grid(rec, name) / np.sqrt(numel))
+    numel = np.array([max(getattr(layer, key), 1) for layer in rec.run.layers[layers]], dtype=np.float64)
+    return np.asarray(_grid(rec, name, layers) / np.sqrt(numel))
 
 
-def _grid(rec: Recording, name: str) -> FloatArray:
-    """Return a metric on the rows of the gradient, (B, L), NaN where it was not recorded; all grids have one shape."""
-    base = rec.series(PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient or name)
-    grid = np.full((len(base), len(rec.run.layers)), np.nan)
+def _grid(rec: Recording, name: str, layers: slice) -> FloatArray:
+    """Return a metric on the rows of the gradient, (B, l), NaN where it was not recorded; all grids have these rows."""
+    base = rec.series(_base(rec, name))
+    grid = np.full((len(base), len(rec.run.layers[layers])), np.nan)
     if rec.has(name):
         series = rec.series(name)
         place = np.searchsorted(base.rows, series.rows)
         fits = (place < len(base)) & (base.rows[np.minimum(place, len(base) - 1)] == series.rows)
-        grid[place[fits]] = series.values[fits]
+        grid[place[fits]] = series.values[fits, layers]
     return grid
+
+
+def _gradient_is(rec: Recording, test: Callable[[FloatArray], Grid]) -> Grid:
+    """Return where the substitute for mean |g| passes a test, (B, L), a few layers at a time."""
+    return over_layers(lambda part: test(mean_gradient(rec, part)), len(rec.run.layers), _rows(rec))
+
+
+def _metric_is(rec: Recording, name: str, test: Callable[[FloatArray], Grid]) -> Grid:
+    """Return where a metric passes a test, (B, L), a few layers at a time."""
+    return over_layers(
+        lambda part: test(_grid(rec, name, part)), len(rec.run.layers), len(rec.series(_base(rec, name)))
+    )
 
 
 def _infinite(rec: Recording) -> Grid:
@@ -232,7 +280,7 @@ def _infinite(rec: Recording) -> Grid:
 
 def _low_accuracy(rec: Recording, line: float) -> Grid:
     """Return in which rows accuracy is below a threshold, (B,); True where it is unknown."""
-    rows = rec.series(PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient).rows
+    rows = rec.series(_base(rec)).rows
     accuracy = rec.run.epochs.get("train_accuracy", np.empty(0))
     if len(accuracy):
         epoch = np.minimum(rec.run.epoch_of_step[rows], len(accuracy) - 1)
@@ -251,9 +299,8 @@ def _lasting(grid: Grid, times: int) -> Grid:
     """Return where a condition holds for the given number of consecutive rows, ending in this row."""
     if len(grid) < times:
         return np.zeros_like(grid)
-    sums = np.cumsum(np.concatenate([np.zeros((1, grid.shape[1]), dtype=np.int64), grid.astype(np.int64)]), axis=0)
     lasting = np.zeros_like(grid)
-    lasting[times - 1 :] = sums[times:] - sums[:-times] == times
+    lasting[times - 1 :] = np.all([grid[i : len(grid) - times + 1 + i] for i in range(times)], axis=0)
     return lasting
 
 
@@ -264,7 +311,7 @@ def _named(rec: Recording, kind: str, grid: Grid, threshold: str, source: str) -
         return []
     layers = rec.in_order(np.flatnonzero(grid.any(axis=0)))
     infinite = len(grid) == len(rec.run.steps)
-    base = rec.series(PARAM_GRAD if rec.has(PARAM_GRAD) else rec.gradient) if rec.gradient and not infinite else None
+    base = rec.series(_base(rec)) if rec.gradient and not infinite else None
     steps = rec.run.steps if base is None else base.steps
     return [
         Finding(

@@ -211,10 +211,12 @@ def _gradient_collapses(rec: Recording) -> bool:
     """
     if not rec.gradient or not len(rec.path):
         return False
-    values = rec.series(rec.gradient).values[:, rec.path[:-1]]
-    parts = [values[i : i + LEAST_ROWS] for i in range(3, 2 * len(values) // 5, LEAST_ROWS)]
-    first = median(values[:3], axis=0)
-    return any(float(median(median(part, axis=0) / first)) < COLLAPSED for part in parts if (first > 0).all())
+    series, path = rec.series(rec.gradient), rec.path[:-1]
+    windows = [slice(i, i + LEAST_ROWS) for i in range(3, 2 * len(series) // 5, LEAST_ROWS)]
+    first = series.median(slice(3))[path]
+    return bool((first > 0).all()) and any(
+        float(median(series.median(window)[path] / first)) < COLLAPSED for window in windows
+    )
 
 
 def _say_batch(rec: Recording) -> str:
@@ -233,8 +235,8 @@ def _say_batch(rec: Recording) -> str:
 def _say_gradients(rec: Recording) -> str:
     if not rec.has(PARAM_GRAD):
         return ""
-    arrive = [bool((np.nan_to_num(column) > 0).any()) for column in rec.series(PARAM_GRAD).values.T]
-    return f"gradients arrive at {sum(arrive)} of {plural(len(arrive), 'layer')}"
+    arrive = rec.series(PARAM_GRAD).positive
+    return f"gradients arrive at {arrive.sum()} of {plural(len(arrive), 'layer')}"
 
 
 def _say_directions(rec: Recording) -> str:

@@ -6,7 +6,7 @@ Shapes: T rows, L layers, B rows or chunks of rows with a value.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from gradlens.analysis.gradient_ratio import (
     known_layers,
     late_windows,
 )
-from gradlens.analysis.profile import is_long, long_chunks
+from gradlens.analysis.parts import by_layers, by_rows
+from gradlens.analysis.profile import ALL_ROWS, is_long, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.recorded_setup import Setup
 from gradlens.errors import ConfigError
@@ -46,8 +47,6 @@ UNSEEN_DATA = {"val", "valid", "validation", "test", "eval", "dev"}
 LEAST_VALUES = 3
 """Metrics of weights have a long recording interval, so that a window may contain few values. Two exact zeros may be
 the start and the end of a schedule; three in succession are a state. smdebug's UnchangedTensor requires 3 steps too."""
-WIDE = 2_000_000
-"""Numbers of a metric beyond which they are kept in half the memory, as the file has them."""
 MOST_CHUNKS = 64
 """In a long run, at most so many chunks with non-finite values are read row by row."""
 
@@ -56,18 +55,57 @@ class Series:
     """A metric over rows; in a long run, over chunks of rows.
 
     Args:
-        values: (B, L) in the metric's unit, NaN where unknown.
+        values: (B, L) in the metric's unit, NaN where unknown; float64, or float32 of a wide metric. Rules do not copy
+            it: they take some layers of it (``of``), its median, or what ``by_layers`` and ``by_rows`` find in parts.
         steps: (B,) first optimizer step of each row or chunk.
         rows: (B,) index of the row, or of the chunk's first row.
     """
 
     def __init__(self, values: FloatArray, steps: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        self._values, self.steps, self.rows = values, steps, rows
+        self.values, self.steps, self.rows = values, steps, rows
 
-    @property
-    def values(self) -> FloatArray:
-        """(B, L) float64; of a wide metric, a new array each time."""
-        return self._values if self._values.dtype == np.float64 else self._values.astype(np.float64)
+    def of(self, layers: int | Sequence[int] | NDArray[np.int64], window: slice = ALL_ROWS) -> NDArray[np.float64]:
+        """Return the values of a layer, (B,), or of some layers, (B, l), in a window."""
+        return np.asarray(self.values[window][:, layers], dtype=np.float64)
+
+    def at(self, rows: int | Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return all layers in a few rows."""
+        return np.asarray(self.values[rows], dtype=np.float64)
+
+    def median(self, window: slice = ALL_ROWS) -> FloatArray:
+        """Return the median of each layer in a window, (L,)."""
+        return median(self.values[window], axis=0)
+
+    def by_layers(self, function: Callable[[FloatArray], Any], window: slice = ALL_ROWS) -> NDArray[Any]:
+        """Apply a function to (B, l) values in a window, a few layers at a time; see ``gradlens.analysis.parts``."""
+        return by_layers(function, self.values[window])
+
+    def by_rows(self, function: Callable[[FloatArray], Any]) -> NDArray[Any]:
+        """Apply a function to (b, L) values, a few rows at a time."""
+        return by_rows(function, self.values)
+
+    def without(self, hidden: NDArray[np.bool_]) -> Series:
+        """Return the series with NaN where ``hidden``, (B, L), is set."""
+        if not hidden.any():
+            return self
+        values = self.values.copy()
+        values[hidden] = np.nan
+        return Series(values, self.steps, self.rows)
+
+    @cached_property
+    def typical(self) -> FloatArray:
+        """(L,) the median of each layer over all rows."""
+        return self.median()
+
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """(L,) which layers have a value in any row."""
+        return self.by_layers(lambda values: (~np.isnan(values)).any(axis=0))
+
+    @cached_property
+    def positive(self) -> NDArray[np.bool_]:
+        """(L,) which layers have a value above 0 in any row."""
+        return self.by_layers(lambda values: (values > 0).any(axis=0))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -103,6 +141,7 @@ class Recording:
         self.long = is_long(run)
         self.setup = Setup(run.facts)
         self._kept: dict[str, Series] = {}
+        self._broken: dict[str, NDArray[np.int64]] = {}
 
     @property
     def n_rows(self) -> int:
@@ -129,8 +168,6 @@ class Recording:
         if name not in run.metrics or not len(run.steps):
             return Series(np.empty((0, len(run.layers))), np.empty(0, np.int64), np.empty(0, np.int64))
         values, rows, _ = finite_rows(run, name)
-        if values.size > WIDE and not self.long:  # rows are float32 in the file, so that nothing is lost
-            values = values.astype(np.float32)
         return Series(values, run.steps[rows], rows)
 
     def scalar(self, name: str) -> FloatArray:
@@ -141,6 +178,11 @@ class Recording:
         name = self._loss if name == "loss" else name
         values = np.asarray(self.run.scalars.get(name, np.empty(0)), dtype=np.float64)
         return np.where(self.skipped, np.nan, values) if len(values) else values
+
+    def logged(self, name: str) -> FloatArray:
+        """Return the finite values of what was logged under a name: of the table of epochs, else of rows."""
+        values = np.asarray(self.run.epochs[name] if name in self.run.epochs else self.scalar(name), dtype=np.float64)
+        return values[np.isfinite(values)]
 
     @cached_property
     def _loss(self) -> str:
@@ -238,6 +280,11 @@ class Recording:
 
     def broken_rows(self, name: str) -> NDArray[np.int64]:
         """Return the indices of rows with a non-finite value, without those that a GradScaler skipped."""
+        if name not in self._broken:
+            self._broken[name] = self._find_broken(name)
+        return self._broken[name]
+
+    def _find_broken(self, name: str) -> NDArray[np.int64]:
         run = self.run
         if name not in run.metrics or not len(run.steps):
             return np.empty(0, dtype=np.int64)
@@ -247,8 +294,13 @@ class Recording:
             high = chunks.high > 0 if name == COUNT else np.isinf(chunks.high)
             found = np.flatnonzero(high.any(axis=1))[:MOST_CHUNKS]
             spans = [(int(chunks.edges[i]), int(chunks.edges[i + 1])) for i in found]
-        rows = [np.flatnonzero(self.broken(name, *span).any(axis=1)) + span[0] for span in spans]
+        rows = [self._broken_within(name, *span) for span in spans]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def _broken_within(self, name: str, start: int, stop: int) -> NDArray[np.int64]:
+        values = self.run.metric_rows(name, start, stop)
+        found = by_rows(lambda some: (some > 0 if name == COUNT else np.isinf(some)).any(axis=1), values)
+        return np.flatnonzero(found & ~self.skipped[start:stop]) + start
 
     def broken(self, name: str, start: int, stop: int) -> NDArray[np.bool_]:
         """Return which values of rows are not finite, (stop - start, L); False in skipped rows."""
@@ -297,7 +349,7 @@ def window_beyond(series: Series, line: float) -> tuple[slice, str, FloatArray]:
     Returns:
         The window, its name, and (L,) the medians of the layers in the window.
     """
-    found = [(late, name, median(series.values[late], axis=0)) for late, name in series.windows]
+    found = [(late, name, series.median(late)) for late, name in series.windows]
     return next((item for item in found if (np.nan_to_num(item[2]) > line).any()), found[0])
 
 
@@ -310,7 +362,7 @@ def steps_beyond(rec: Recording, series: Series, layer: int, line: float) -> tup
         layer: Index of the layer.
         line: The threshold.
     """
-    return int(series.steps[since(np.nan_to_num(series.values[:, layer]) > line)]), rec.last_step
+    return int(series.steps[since(np.nan_to_num(series.of(layer)) > line)]), rec.last_step
 
 
 def run_of_arrays(

@@ -70,7 +70,7 @@ def saturated(rec: Recording) -> list[Finding]:
             f"a root mean square above {SATURATED_RMS:.0f}, lasting to the end",
             "Wardat et al. 2022, DeepDiagnosis: beyond +-5, where the sigmoid's slope is 0.0066 instead of 0.25 at 0",
             _calm(rec, names),
-            max(share_beyond(series.values[late][:, i], SATURATED_RMS, below=False) for i in layers),
+            max(share_beyond(series.of(i, late), SATURATED_RMS, below=False) for i in layers),
         )
     ]
 
@@ -126,11 +126,11 @@ def _bounded(rec: Recording, layer: int) -> bool:
         return False  # the norm divides the output by its size, and the gradient with it
     if not (rec.has(ZEROS) and rec.has(ACTIVATION_GRAD_NORM)):
         return False
-    zeros = median(rec.series(ZEROS).values, axis=0)[layer]
+    zeros = rec.series(ZEROS).typical[layer]
     path = rec.path
     place = np.flatnonzero(path == layer)
     if not zeros < NO_RELU or not len(place) or place[0] + 1 >= len(path):
         return False
     grads = rec.series(ACTIVATION_GRAD_NORM)
-    ends = median(grads.values[grads.late], axis=0)[[layer, path[int(place[0]) + 1]]]
+    ends = median(grads.of([layer, int(path[int(place[0]) + 1])], grads.late), axis=0)
     return bool(ends[0] < ends[1] * 10**SHRINKS_DECADES)

@@ -49,13 +49,12 @@ def slow(rec: Recording) -> list[Finding]:
     if min(len(series), len(agreement)) < LEAST_VALUES or _warms_up(rec):
         return []
     main = rec.run.main_layers()
-    moved = series.values[:, main]
-    moving = (np.nan_to_num(moved) > 0).any(axis=0)
+    moving = series.positive[main]
     if not moving.any():
         return []
-    step = float(median(median(moved[:, moving], axis=0)))
+    step = float(median(series.typical[main][moving]))
     what = "two batches in succession" if name == BATCHES else "two halves of the batch"
-    fell, cosines = loss_fell(rec), median(agreement.values[:, main])
+    fell, cosines = loss_fell(rec), agreement.by_rows(lambda values: median(values[:, main]))
     if not (step < SMALL_STEP and median_of_all(cosines) > AGREE) or math.isnan(fell) or fell >= HALVED:
         return []
     return [

@@ -61,7 +61,7 @@ def forgets(rec: Recording, learning: Learning) -> list[Finding]:
 def _decades(rec: Recording) -> FloatArray:
     """Return log10 of the metric, (B, L): -inf where it is 0, NaN where unknown."""
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log10(rec.series(GRADIENT_THROUGH_TIME).values))
+        return np.asarray(np.log10(rec.series(GRADIENT_THROUGH_TIME).values.astype(np.float64)))
 
 
 def _padding(rec: Recording) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def uncleared(rec: Recording) -> list[Finding]:
     clip = rec.scalar("clip_coefficient")
     clip = np.where(clip > 0, clip, np.nan)[:, None] if len(clip) else np.ones((1, 1))
     clip = clip[~rec.skipped] if len(clip) > 1 else clip
-    grads = [np.asarray(rec.run.metric(name))[~rec.skipped] for name in (PARAM_GRAD, ACTIVATION_GRAD_NORM)]
+    grads = [_all_rows(rec, name) for name in (PARAM_GRAD, ACTIVATION_GRAD_NORM)]
     known = rec.path
 
     def params_of(layers: NDArray[np.int64]) -> FloatArray:
@@ -83,6 +83,12 @@ def uncleared(rec: Recording) -> list[Finding]:
             share_beyond(typical, SMOOTH, below=True),
         )
     ]
+
+
+def _all_rows(rec: Recording, name: str) -> FloatArray:
+    """Return a metric in all rows but the skipped ones, not finite values included, (T, L) as the run holds it."""
+    values = rec.run.metric_rows(name, 0, len(rec.run.steps))
+    return values[~rec.skipped] if rec.skipped.any() else values
 
 
 def _changes(values: FloatArray) -> FloatArray:

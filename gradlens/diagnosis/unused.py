@@ -20,7 +20,7 @@ from gradlens.metrics import ACTIVATION_GRAD_NORM
 
 def _never(rec: Recording, name: str) -> NDArray[np.bool_]:
     """Return which layers have no value of a gradient metric in any row, finite or not, (L,)."""
-    known = (~np.isnan(rec.series(name).values)).any(axis=0)
+    known = rec.series(name).known.copy()
     rows = rec.broken_rows(name)
     if len(rows):
         known |= rec.broken(name, int(rows[0]), int(rows[0]) + 1)[0]
@@ -42,8 +42,8 @@ def wants_no_gradient(rec: Recording) -> NDArray[np.int64]:
     if not (rec.has(PARAM_GRAD) and rec.has(ACTIVATION_GRAD_NORM) and rec.has(UPDATE)):
         return np.empty(0, dtype=np.int64)
     never, silent = _never(rec, PARAM_GRAD), _never(rec, ACTIVATION_GRAD_NORM)
-    updates = rec.series(UPDATE).values
-    unchanged = (updates == 0).any(axis=0) & ~(np.nan_to_num(updates) > 0).any(axis=0)
+    updates = rec.series(UPDATE)
+    unchanged = updates.by_layers(lambda values: (values == 0).any(axis=0)) & ~updates.positive
     kept = never & unchanged & ~silent
     for i in rec.run.main_layers():
         layer = rec.run.layers[i]

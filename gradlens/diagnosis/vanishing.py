@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, VANISH_DECADES, say_power, say_ratio
-from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.invariant import invariant_decades
 from gradlens.diagnosis.loss import FELL, loss_fell
@@ -49,10 +48,10 @@ def vanishing(rec: Recording, notes: list[str]) -> list[Finding]:
         The findings; an empty list where there is no such fault.
     """
     ratio = rec.ratio
-    if ratio is None or len(ratio.decades) < LEAST_ROWS:
+    if ratio is None or len(ratio.rows) < LEAST_ROWS:
         return []
     series, path = rec.series(rec.gradient), ratio.indices
-    first = ratio.decades[:, 0]
+    first = ratio.first_decades
     found = [(late, name, ratio.typical(late)) for late, name in series.windows]
     late, window, typical = next((item for item in found if item[2] < VANISH_DECADES), found[0])
     if not typical < VANISH_DECADES or float(invariant_decades(rec, path)[0]) >= VANISH_DECADES:
@@ -92,8 +91,8 @@ def _early_layers(rec: Recording, path: NDArray[np.int64], typical: float, row: 
     if not rec.has(UPDATE):
         return "", False
     series = rec.series(UPDATE)
-    since_then = series.values[series.rows >= row]
-    ratios = median(since_then if len(since_then) else series.values[series.late], axis=0)[path]
+    begins = int(np.searchsorted(series.rows, row))
+    ratios = series.median(slice(begins, None) if begins < len(series) else series.late)[path]
     first, last = float(ratios[0]), float(ratios[-2])
     if math.isnan(first) or math.isnan(last):
         return "", False

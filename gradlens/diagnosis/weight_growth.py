@@ -28,12 +28,15 @@ def weight_growth(rec: Recording) -> tuple[str, str]:
     if not rec.has(PARAM_NORM):
         return "", ""
     series = rec.series(PARAM_NORM)
-    known = np.isfinite(series.values).all(axis=1) & (series.values > 0).all(axis=1)
-    logs, steps = np.log(series.values[known]), np.asarray(series.steps, dtype=np.float64)[known]
-    logs, steps = logs[len(logs) // 2 :], steps[len(steps) // 2 :]
-    if len(steps) < LEAST_POINTS or not logs.size or not (logs[-1] - logs[0] > np.log(LEAST_GROWTH)).all():
+    known = np.flatnonzero(series.by_rows(lambda values: (np.isfinite(values) & (values > 0)).all(axis=1)))
+    rows = known[len(known) // 2 :]
+    if len(rows) < LEAST_POINTS or not len(rec.run.layers):
         return "", ""
-    rates = np.diff(logs, axis=0) / np.diff(steps)[:, None]
+    first, last = np.log(series.at(rows[[0, -1]]))
+    if not (last - first > np.log(LEAST_GROWTH)).all():
+        return "", ""
+    apart = np.diff(series.steps[rows])[:, None]
+    rates = series.by_layers(lambda values: np.diff(np.log(values[rows]), axis=0) / apart)
     rate = median_of_all(rates)
     if not (np.abs(rates - rate) < ALIKE * rate).all():
         return "", ""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
-from gradlens.analysis.stats import median
 from gradlens.diagnosis.findings import Finding, quoted, say_layers
 from gradlens.diagnosis.learning import Learning
 from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved, loss_is_nothing
@@ -21,6 +20,7 @@ from gradlens.diagnosis.network import LARGE_STEP, Network
 from gradlens.diagnosis.recorded_rows import LEAST_VALUES, PARAM_GRAD, Recording, Series, since
 from gradlens.format import plural
 from gradlens.metrics import ACTIVATION_GRAD_NORM, PARAM_NORM
+from gradlens.run import FloatArray
 
 UNDERFLOW_DECADES = -20.0
 """The nearest gradient that is not 0 must be smaller than this for zeros to be underflow of float32 (1e-45)."""
@@ -63,7 +63,7 @@ def zero_gradient(rec: Recording, learning: Learning) -> list[Finding]:
     if everywhere and not _is_stuck(rec):
         return []
     series = _gradients(rec)
-    zero = (np.nan_to_num(series.values[:, layers]) == 0).all(axis=1)
+    zero = series.by_rows(lambda values: (np.nan_to_num(values[:, layers]) == 0).all(axis=1))
     begins = since(zero)
     start, count = int(series.steps[begins]), int(zero[begins:].sum())
     names = rec.names(rec.in_order(layers))
@@ -100,7 +100,7 @@ def rounded_off(rec: Recording) -> NDArray[np.int64]:
     path = rec.path
     if not rec.has(PARAM_GRAD) or len(path) < 3 or rec.n_rows < LEAST_ROWS:
         return np.empty(0, dtype=np.int64)
-    early = median(rec.series(PARAM_GRAD).values[:LEAST_ROWS][:, path], axis=0)
+    early = rec.series(PARAM_GRAD).median(slice(LEAST_ROWS))[path]
     count = int(np.argmax(early > 0)) if (early > 0).any() else 0
     size = float(early[count]) / math.sqrt(max(rec.run.layers[path[count]].param_numel, 1))
     is_half = SMALLEST_HALF / 16 < size < SMALLEST_HALF * 16
@@ -112,7 +112,7 @@ def _rounded_off(rec: Recording) -> list[Finding]:
     if not len(layers):
         return []
     series = rec.series(PARAM_GRAD)
-    zero = series.values[:, layers[0]] == 0
+    zero = series.of(layers[0]) == 0
     names, after = rec.names(layers), rec.path[len(layers)]
     return [
         Finding(
@@ -142,10 +142,14 @@ def zero_layers(rec: Recording) -> NDArray[np.int64]:
     """
     if not _metric(rec) or rec.n_rows < LEAST_ROWS:
         return np.empty(0, dtype=np.int64)
-    values = _gradients(rec).values
-    late = values[-max(len(values) // 5, LEAST_VALUES) :]
-    zero = (late == 0).sum(axis=0) >= LEAST_VALUES
-    return np.flatnonzero(zero & ~(np.nan_to_num(late) > 0).any(axis=0))
+    series = _gradients(rec)
+    late = slice(-max(len(series) // 5, LEAST_VALUES), None)
+    return np.flatnonzero(series.by_layers(_is_zero, late))
+
+
+def _is_zero(late: FloatArray) -> NDArray[np.bool_]:
+    """Return which layers have a gradient of exactly 0 in all late rows in which it is known, and in enough, (L,)."""
+    return np.asarray(((late == 0).sum(axis=0) >= LEAST_VALUES) & ~(late > 0).any(axis=0))
 
 
 def beyond_clamp(rec: Recording) -> tuple[str, ...]:
@@ -195,7 +199,7 @@ def _metric(rec: Recording) -> str:
 
 def _known(rec: Recording) -> NDArray[np.int64]:
     """Return the layers whose gradient is known at all."""
-    return np.flatnonzero((~np.isnan(_gradients(rec).values)).any(axis=0))
+    return np.flatnonzero(_gradients(rec).known)
 
 
 def _gradients(rec: Recording) -> Series:
@@ -209,9 +213,9 @@ def _gradients(rec: Recording) -> Series:
         return series
     outputs = rec.series(ACTIVATION_GRAD_NORM)
     at = np.searchsorted(outputs.rows, series.rows).clip(max=len(outputs) - 1)
-    unused = np.isnan(outputs.values[at]) & ~np.isnan(outputs.values).all(axis=0)
-    unused &= (outputs.rows[at] == series.rows)[:, None]
-    return Series(np.where(unused & (series.values == 0), np.nan, series.values), series.steps, series.rows)
+    both = (outputs.rows[at] == series.rows)[:, None]
+    unused = outputs.by_layers(lambda values: both & np.isnan(values[at])) & outputs.known
+    return series.without(unused & (series.values == 0))
 
 
 Cause = tuple[str, str, str]
@@ -232,8 +236,10 @@ def _no_loss(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: i
 def _zero_weights(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row: int) -> Cause | None:
     """Weights that are exactly 0 and never get a gradient: a zero initialisation in front of a zero slope."""
     names = {name for item in rec.setup.states(weights_zero=True) for name in item.texts("layers")}
-    norms = rec.series(PARAM_NORM).values if rec.has(PARAM_NORM) else np.full((1, len(rec.run.layers)), np.nan)
-    bare = [i for i in layers if rec.run.layers[i].name in names or (norms[:, i] == 0).any()]
+    norms = rec.series(PARAM_NORM) if rec.has(PARAM_NORM) else None
+    none = np.zeros(len(rec.run.layers), dtype=bool)
+    are_zero = none if norms is None else norms.by_layers(lambda values: (values == 0).any(axis=0))
+    bare = [i for i in layers if rec.run.layers[i].name in names or are_zero[i]]
     if not bare or row > 0:
         return None
     zero = rec.names(bare)
@@ -393,7 +399,7 @@ def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
     if not rec.has(ACTIVATION_GRAD_NORM):
         return None
     series = rec.series(ACTIVATION_GRAD_NORM)
-    typical = median(series.values[series.late], axis=0)
+    typical = series.median(series.late)
     path = [int(i) for i in rec.path]
     zero = [place for place, i in enumerate(path) if typical[i] == 0]
     if not zero or zero[-1] + 1 >= len(path) or not typical[path[zero[-1] + 1]] > 0:
@@ -404,7 +410,7 @@ def dead_end(rec: Recording, layers: NDArray[np.int64]) -> int | None:
 def _is_passed_by(rec: Recording, layer: int) -> bool:
     """Return whether a layer before one without a gradient at its output has one: there is another way to it."""
     series = rec.series(ACTIVATION_GRAD_NORM)
-    typical = median(series.values[series.late], axis=0)
+    typical = series.median(series.late)
     path = [int(i) for i in rec.path]
     return any(typical[i] > 0 for i in path[: path.index(layer)])
 
@@ -421,8 +427,8 @@ def off_by_chance(rec: Recording) -> tuple[str, ...]:
     layers = zero_layers(rec)
     if not rec.has(ACTIVATION_GRAD_NORM) or not 0 < len(layers) <= CHANCE * len(_known(rec)):
         return ()
-    outputs, path = rec.series(ACTIVATION_GRAD_NORM).values[:, layers], {int(i) for i in rec.path}
-    off = not np.nan_to_num(outputs).any() and all(int(i) in path and _is_passed_by(rec, int(i)) for i in layers)
+    arrive, path = rec.series(ACTIVATION_GRAD_NORM).positive[layers], {int(i) for i in rec.path}
+    off = not arrive.any() and all(int(i) in path and _is_passed_by(rec, int(i)) for i in layers)
     return rec.names(rec.in_order(layers)) if off else ()
 
 
@@ -433,7 +439,7 @@ def _collapsed(rec: Recording, layers: NDArray[np.int64], everywhere: bool, row:
         "",
         f"gradients arrived in the first {plural(row, 'row')}, then the output no longer depended on the weights: all "
         "units are off (dead), or every output is the same",
-        _revive(rec, row, rec.run.layers[rec.run.main_layers()[-1]].name),
+        _revive(rec, row, rec.run.layers[[*rec.in_order(layers), *rec.run.main_layers()][-1]].name),
     )
 
 

@@ -110,7 +110,7 @@ def _from_metrics(run: Run, new: NDArray[np.int64]) -> dict[str, FloatArray]:
     metric = ACTIVATION_GRAD_NORM if ACTIVATION_GRAD_NORM in run.metrics else PARAM_GRAD_NORM
     ratio = gradient_ratio(run, metric, rows) if metric in run.metrics else None
     if ratio is not None and len(ratio.rows):
-        put("log10_first_over_last_layer", ratio.decades[:, 0], ratio.rows)
+        put("log10_first_over_last_layer", ratio.first_decades, ratio.rows)
     for name, metric in (("median_update_ratio", UPDATE_RATIO), ("median_zero_fraction", ZERO_FRACTION)):
         if metric in run.metrics:
             put(name, _median(run.metric(metric)[rows]))

@@ -34,6 +34,7 @@ from gradlens.format import plural
 from gradlens.metrics import ACTIVATION_GRAD_NORM, GRADIENT_NORMS, is_linear
 from gradlens.plots.figure import GradlensFigure
 from gradlens.plots.panels import (
+    MOST_SEEN,
     draw_colour_bar,
     draw_key,
     draw_marks,
@@ -105,7 +106,9 @@ def draw_heatmap(
     look = look or usual_look()
     names = [metric] if isinstance(metric, str) else list(metric)
     views = [View(name, per_element, relative, steps) for name in names]
-    panels = [[make_panel(run, view, columns=COLUMNS, minus=minus) for view in views] for run in runs]
+    panels = [
+        [make_panel(run, view, columns=COLUMNS, minus=minus, most_layers=MOST_SEEN) for view in views] for run in runs
+    ]
     for column, name in zip(zip(*panels, strict=True), names, strict=True):
         if all(panel.is_empty for panel in column):
             raise ConfigError(f"no row of {name} has been recorded yet in {', '.join(run.name for run in runs)}")
@@ -301,7 +304,9 @@ def caption(
     names = [metric] if isinstance(metric, str) else list(metric)
     views = [View(name, per_element, relative, steps) for name in names]
     columns = COLUMNS if minus else FEW_COLUMNS
-    panels = [make_panel(run, view, columns=columns, minus=minus) for run in runs for view in views]
+    panels = [
+        make_panel(run, view, columns=columns, minus=minus, most_layers=MOST_SEEN) for run in runs for view in views
+    ]
     return "\n".join(_sentences(panels))
 
 

@@ -91,6 +91,8 @@ def draw_panel(
 def _as_fine_as_seen(panel: Panel) -> tuple[Panel, FloatArray]:
     """Return a panel without more layers than a figure can show, and the edges of its layers, (L + 1,)."""
     count = len(panel.layers)
+    if panel.starts is not None:
+        return panel, np.append(panel.starts, count) - 0.5
     if count <= MOST_SEEN:
         return panel, np.arange(count + 1) - 0.5
     starts = np.arange(0, count, -(-count // MOST_SEEN))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from gradlens.analysis.compare import columns_of
 from gradlens.analysis.groups import Group, group_name, group_runs
-from gradlens.analysis.profile import heat_matrix
+from gradlens.analysis.parts import by_rows
+from gradlens.analysis.profile import typical_held
 from gradlens.analysis.stats import median_of_all
 from gradlens.charts.curves import make_curves
 from gradlens.charts.heatmap import View, common_scale, make_panel
@@ -19,10 +21,10 @@ from gradlens.errors import ConfigError
 from gradlens.metrics import ACTIVATION_GRAD_NORM
 from gradlens.plots.compare import draw_curves
 from gradlens.plots.figure import CSS_DPI, GradlensFigure
-from gradlens.plots.panels import draw_colour_bar, draw_key, draw_panel
+from gradlens.plots.panels import MOST_SEEN, draw_colour_bar, draw_key, draw_panel
 from gradlens.plots.profile import curve_handles, draw_curve, dress_axis, find_floor
 from gradlens.plots.style import THEMES, Look, PlainPowers, house_style, looks_of
-from gradlens.run import Run
+from gradlens.run import FloatArray, Run
 
 COLUMNS = 400
 """Most columns of the small heatmap; more would not be seen at its width."""
@@ -56,7 +58,7 @@ def draw_small_heatmap(run: Run, metric: str, width_in: float = WIDTH_IN) -> Gra
     Raises:
         ConfigError: The run lacks the metric, or has no row of it yet.
     """
-    panel = make_panel(run, View(metric), columns=COLUMNS)
+    panel = make_panel(run, View(metric), columns=COLUMNS, most_layers=MOST_SEEN)
     if panel.is_empty or np.isnan(panel.drawn).all():
         raise ConfigError(f"no row of {metric} has been recorded yet")
     with house_style():
@@ -70,6 +72,10 @@ def draw_small_heatmap(run: Run, metric: str, width_in: float = WIDTH_IN) -> Gra
     return figure
 
 
+def _is_unknown(rows: FloatArray) -> NDArray[np.bool_]:
+    return np.asarray(np.isnan(rows).all(axis=1))
+
+
 def draw_answer(runs: Sequence[Run], width_in: float = WIDTH_IN) -> GradlensFigure | None:
     """Draw the figure of a report's first screen: the heatmap of one run, or the profiles of several.
 
@@ -81,7 +87,7 @@ def draw_answer(runs: Sequence[Run], width_in: float = WIDTH_IN) -> GradlensFigu
         The figure, without a caption; None where nothing is recorded.
     """
     measured = [run for run in runs if len(run.steps) and ACTIVATION_GRAD_NORM in run.metrics]
-    measured = [run for run in measured if not np.isnan(heat_matrix(run, ACTIVATION_GRAD_NORM, columns=1).values).all()]
+    measured = [run for run in measured if not by_rows(_is_unknown, typical_held(run, ACTIVATION_GRAD_NORM)).all()]
     if not measured:
         return None
     return (

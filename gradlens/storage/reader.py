@@ -162,9 +162,9 @@ class StoredMetrics(_Stored):
         return stored.rows(name, 0, self._n_steps)
 
     def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
-        """Return some rows of a metric, (stop - start, L)."""
+        """Return some rows of a metric, (stop - start, L), in a new array."""
         if name in self._cache:
-            return self._cache[name][start:stop]
+            return self._cache[name][start:stop].copy()
         stop = min(stop, self._n_steps)
         return reading(self._path, lambda stored: stored.rows(name, start, stop), known=True)
 

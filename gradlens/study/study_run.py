@@ -136,7 +136,7 @@ def read_gradients(run: Run) -> Gradients | None:
         rows=len(run.steps),
         known=ratio.rows_known,
         steps=np.asarray(run.steps[ratio.rows], dtype=np.float64),
-        ratio=rounded(ratio.decades[:, 0]),
+        ratio=rounded(ratio.first_decades),
         elements=math.log10(last / first) / 2 if first > 0 and last > 0 else math.nan,
         product=rounded(_products(run, ratio)) if short else unknown,
         at_norms=rounded(_at_norms(run, ratio)) if short else unknown,
@@ -152,7 +152,7 @@ def _products(run: Run, ratio: GradientRatio) -> FloatArray:
             products = layer_values(run, PARAM_NORM) * layer_values(run, PARAM_GRAD_NORM)
         compared = compare_layers(run, np.where(np.isfinite(products), products, np.nan))
         if compared is not None and (compared.first, compared.last) == (ratio.first, ratio.last):
-            found[compared.rows] = compared.decades[:, 0]
+            found[compared.rows] = compared.first_decades
     return found[ratio.rows]
 
 

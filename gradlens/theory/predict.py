@@ -95,8 +95,9 @@ def first_profile(run: Run, *, per_element: bool = False) -> FloatArray | None:
         return None
     found = np.full(len(main), np.nan)
     ratio = gradient_ratio(run, rows=slice(0, 1), per_element=per_element)
-    if ratio is not None and len(ratio.decades) and ratio.indices[-2] == main[-2]:
-        found[[int(np.flatnonzero(main == i)[0]) for i in ratio.indices]] = ratio.decades[0]
+    if ratio is not None and len(ratio.rows) and ratio.indices[-2] == main[-2]:
+        places = {int(i): place for place, i in enumerate(main)}
+        found[[places[int(i)] for i in ratio.indices]] = ratio.decades[0]
     return found
 
 

@@ -108,10 +108,10 @@ def cell(arguments: list[str], folder: Path) -> tuple[str, float, float, str]:
         verdict = "CRASH"
     elif "Traceback" in text or code == 99:
         verdict = "TRACEBACK"
-    elif used.ru_utime + used.ru_stime > SECONDS:
-        verdict = "SLOW"
     elif used.ru_maxrss / 1024 > MEGABYTES + inherited:
         verdict = "LARGE"
+    elif used.ru_utime + used.ru_stime > SECONDS:
+        verdict = "SLOW"
     elif code and not any("Error:" in line for line in text.splitlines()):
         verdict = "SILENT"
     return verdict, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text

@@ -168,6 +168,68 @@ def header(file: h5py.File, **changed: object) -> None:
     file.attrs["header_json"] = np.bytes_(json.dumps(held).encode())
 
 
+def store_metrics(file: h5py.File, make: Callable[[str], np.ndarray]) -> None:
+    """Replace all metrics by others, which compress well."""
+    for name in list(file["metric"]):
+        if name != "layer":
+            data = make(name)
+            chunks = (max(min(65536, 500_000 // data.shape[1]), 8), data.shape[1])
+            replace(file, f"metric/{name}", data=data, chunks=tuple(map(min, chunks, data.shape)), compression="gzip")
+
+
+def store_rows(file: h5py.File, rows: int, scalars: int = 0) -> None:
+    """Let all columns have so many rows that are stored, and more scalars, all of them steps or constants."""
+    set_rows(file, rows)
+    for name in (*(f"more{i}" for i in range(scalars)),):
+        file[f"scalar/{name}"] = np.zeros(1)
+    for name in ("step", "epoch_of_step", *(f"scalar/{name}" for name in file["scalar"])):
+        data = np.arange(rows) if name == "step" else np.zeros(rows) if name == "epoch_of_step" else np.full(rows, 0.5)
+        data = data.astype(file[name].dtype)
+        replace(file, name, data=data, chunks=(min(rows, 65536),), compression="gzip", shuffle=True)
+
+
+def wide_and_long(layers: int, rows: int, *metrics: str) -> Way:
+    """Return a way to have as many numbers as a small file may claim: a ramp over layers, some zeros, gaps and Inf."""
+
+    def way(file: h5py.File) -> None:
+        many_layers(layers)(file)
+        store_rows(file, rows)
+        for name in [name for name in file["metric"] if name != "layer"]:
+            del file[f"metric/{name}"]
+        for name in metrics:
+            file[f"metric/{name}"] = np.zeros((1, 1), np.float32)
+
+        def make(name: str) -> np.ndarray:
+            values = np.tile(np.repeat(10.0 ** np.linspace(-3, 0, 30), layers // 30).astype(np.float32), (rows, 1))
+            values[rows // 3 :, : layers // 4] *= name == "param_norm"
+            values[1::9, ::50] = np.nan
+            values[::25] = np.where(name == "activation_rms", np.inf, values[::25])
+            return np.zeros_like(values) if name == "nonfinite_count" else values
+
+        store_metrics(file, make)
+
+    way.__name__ = f"wide_{layers}x{rows}_{metrics[-1]}"
+    return way
+
+
+def long_of_few_layers(file: h5py.File) -> None:
+    """1,500,000 rows of two layers: too few numbers to be read in chunks."""
+    held = json.loads(bytes(file.attrs["header_json"]))["layers"]
+    header(file, layers={key: values[:2] for key, values in held.items()})
+    del file["layer"], file["level"]
+    file.create_dataset("layer/name", data=np.zeros(2, "S8"))
+    replace(file, "metric/layer", data=np.zeros(2, "S1"))
+    store_rows(file, 1_500_000)
+    store_metrics(file, lambda name: np.full((1_500_000, 2), name != "nonfinite_count", np.float32))
+
+
+def long_of_many_scalars(file: h5py.File) -> None:
+    """As many rows of 100 scalars as a small file may claim."""
+    del file["level"]
+    store_rows(file, 239_000, scalars=100)
+    store_metrics(file, lambda name: np.full((239_000, LAYERS), name != "nonfinite_count", np.float32))
+
+
 def many_layers(count: int) -> Way:
     """Return a way to have so many layers, of which the description knows, if it can hold them."""
 
@@ -180,10 +242,7 @@ def many_layers(count: int) -> Way:
         del file["layer"], file["level"]
         file.create_dataset("layer/name", data=np.zeros(count, "S8"), compression="gzip")
         file["metric/layer"][...] = ""
-        for name in file["metric"]:
-            if name != "layer":
-                data = np.ones((ROWS, count), np.float32)
-                replace(file, f"metric/{name}", data=data, chunks=(8, count), compression="gzip")
+        store_metrics(file, lambda name: np.ones((ROWS, count), np.float32))
 
     way.__name__ = f"layers_{count}"
     return way
@@ -384,6 +443,12 @@ WAYS: list[Way] = [
 NOT_COPIED = ("one_text_many_times", "text_of_gigabytes", "attribute_of_gigabytes", "mark_of_gigabytes")
 """A copy would hold each of their texts."""
 BY_NAME = {way.__name__: way for way in WAYS}
+AT_THE_LIMIT: list[Way] = [
+    wide_and_long(30_000, 400, "activation_grad_norm", "nonfinite_count", "param_grad_norm", "param_norm"),
+    wide_and_long(30_000, 400, "activation_grad_norm", "param_grad_norm", "update_ratio", "activation_rms"),
+    wide_and_long(24_000, 2000, "param_grad_norm"), long_of_few_layers, long_of_many_scalars,
+]  # fmt: skip
+"""Files that are no lies: they hold as many numbers as a small file may claim."""
 
 
 def make_hostile(folder: Path, names: list[str] | None = None) -> dict[str, Path]:
@@ -395,7 +460,7 @@ def make_hostile(folder: Path, names: list[str] | None = None) -> dict[str, Path
         path.parent.mkdir(parents=True)
         shutil.copy(whole, path)
         with h5py.File(path, "r+", libver="latest") as file:
-            BY_NAME[name](file)
+            (BY_NAME | {way.__name__: way for way in AT_THE_LIMIT})[name](file)
         if name not in NOT_COPIED:
             compact(path)
         made[name] = path

@@ -25,7 +25,7 @@ from gradlens.storage.superblock import check_text_attribute
 from tests.processes import some_slow
 from tests.storage import known
 from tests.storage.command_server import Commands
-from tests.storage.hostile_files import BY_NAME, make_hostile, write_hostile_texts
+from tests.storage.hostile_files import AT_THE_LIMIT, BY_NAME, make_hostile, write_hostile_texts
 
 LARGEST = 5_000_000
 COMMANDS = [
@@ -33,6 +33,10 @@ COMMANDS = [
     ["profile", "-o", "x.svg"], ["compare", "--terminal"], ["diagnose"], ["diagnose", "--format", "junit"],
     ["diagnose", "--rules", "smdebug"], ["claims"], ["report", "-o", "x.html"], ["report", "-o", "x.md"],
     ["export", "-o", "x.csv"], ["export", "--table", "layers", "-o", "-"], ["watch"], ["recover"],
+]  # fmt: skip
+FURTHER_COMMANDS = [
+    ["heatmap", "-o", "x.svg"], ["heatmap", "--terminal"], ["heatmap", "--relative", "-o", "y.png"],
+    ["diagnose", "--rules", "deepchecker"], ["export", "--table", "layers", "-o", "x.parquet"],
 ]  # fmt: skip
 SAMPLE = [
     "rank_three", "wrong_width", "lists_for_numbers", "count_is_huge", "rows_are_claimed", "large_chunk",
@@ -72,6 +76,16 @@ def test_a_sample_of_hostile_files_ends_in_lines(commands: Commands, tmp_path: P
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_command_on_every_hostile_file(name: str, commands: Commands, tmp_path: Path) -> None:
     assert not failures(make_hostile(tmp_path, [name]), COMMANDS, commands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [way.__name__ for way in AT_THE_LIMIT])
+def test_every_command_keeps_to_its_memory_with_as_many_numbers_as_a_small_file_may_claim(
+    name: str, commands: Commands, tmp_path: Path
+) -> None:
+    """They may take longer than ten seconds: see SECURITY.md."""
+    found = failures(make_hostile(tmp_path, [name]), [*COMMANDS, *FURTHER_COMMANDS], commands)
+    assert not [text for text in found if ": SLOW " not in text]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradlens.analysis.stats import median, median_of_all
+from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.findings import Finding, quoted
 from gradlens.diagnosis.recorded_rows import PARAM_GRAD, Recording
 from gradlens.diagnosis.setup.setup_findings import named, setup_finding
@@ -24,7 +24,7 @@ def divided(rec: Recording) -> list[Finding]:
     Returns:
         One finding, or none.
     """
-    norms = median(rec.series(PARAM_GRAD).values, axis=0) if rec.has(PARAM_GRAD) else np.empty(0)
+    norms = rec.series(PARAM_GRAD).typical if rec.has(PARAM_GRAD) else np.empty(0)
     names = [layer.name for layer in rec.run.layers]
     for item in rec.setup.graph.entries("divided"):
         layer = item.text("layer")

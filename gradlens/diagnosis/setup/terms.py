@@ -33,16 +33,14 @@ OTHER_KL = {"policy", "reward", "return", "value", "student", "teacher", "distil
 
 def collapsed_posterior(rec: Recording) -> list[Finding]:
     """Find a variational model that ignores its latent variables: a logged KL near 0, and an error that stays."""
-    series = {name: rec.scalar(name) for name in rec.run.scalars} | dict(rec.run.epochs)
-    known = {
-        name: values[np.isfinite(values)] for name, values in series.items() if UNSEEN_DATA.isdisjoint(words_of(name))
-    }
-    divergences = {name: values for name, values in known.items() if words_of(name) & {"kl", "kld"}}
-    errors = [values for name, values in known.items() if words_of(name) & RECONSTRUCTIONS and name not in divergences]
-    if len(divergences) != 1 or not errors or any(words_of(name) & OTHER_KL for name in known):
+    logged = dict.fromkeys([*rec.run.scalars, *rec.run.epochs])
+    words = {name: words_of(name) for name in logged if UNSEEN_DATA.isdisjoint(words_of(name))}
+    divergences = [name for name in words if words[name] & {"kl", "kld"}]
+    errors = [name for name in words if words[name] & RECONSTRUCTIONS and name not in divergences]
+    if len(divergences) != 1 or not errors or any(words[name] & OTHER_KL for name in words):
         return []
-    ((name, kl),) = divergences.items()
-    error = errors[0]
+    name = divergences[0]
+    kl, error = rec.logged(name), rec.logged(errors[0])
     part = len(kl) // 5
     if part < 2 or len(error) != len(kl):
         return []

@@ -189,7 +189,7 @@ def _draw_heat_part(canvas: Canvas, watched: Watched, choice: Choice, y: int, li
     bars = 0 if width < 60 else max(min(width // 6, 40), 12)
     across = width - label - 1 - (bars + 2 if bars else 0)
     starts, values = watched.columns(metric, choice.span).fitted(across)
-    kept = drawn_layers(watched.run.layers, shown(values).T)
+    kept = drawn_layers(watched.run.layers, np.logical_not(np.isnan(shown(values)).all(axis=0)))
     layers, matrix = [watched.run.layers[i] for i in kept], shown(values).T[kept]
     linear = watched.linear(metric)
     now = watched.recent[metric].rows[-NOW_ROWS:]
