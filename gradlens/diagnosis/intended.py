@@ -298,8 +298,8 @@ def side_branch(rec: Recording, item: Entry) -> bool:
     """Return whether modules that the loss does not reach may be a branch that nothing uses, rather than cut off.
 
     A module that contains them returned their output, and the loss uses other parts of that module; or they are a small
-    part, ran with a graph after others that the loss reaches and before none, or before one whose input has a graph
-    that passes them by, and the network learns.
+    part, ran with a graph after others that the loss reaches and before none, and the network learns; or before one
+    whose input has a graph that passes them by, and it is not known not to learn.
 
     Args:
         rec: The recording.
@@ -307,8 +307,10 @@ def side_branch(rec: Recording, item: Entry) -> bool:
     """
     if item.text("how") == "detached" and item.text("returned_by"):
         return judge_learning(rec).verdict != "no"
-    before_others = item.text("next") and not item.flag("passed_by")
-    if before_others or item.text("how") != "detached" or judge_learning(rec).verdict != "yes":
+    passed_by, verdict = bool(item.text("next")) and item.flag("passed_by"), judge_learning(rec).verdict
+    if item.text("how") != "detached" or (item.text("next") and not passed_by):
+        return False
+    if verdict == "no" or (verdict == "unknown" and not passed_by):
         return False
     states = rec.setup.states(requires_grad=True, in_optimizer=True)
     inside = set(item.texts("layers"))

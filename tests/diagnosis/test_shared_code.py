@@ -170,13 +170,14 @@ class Block(nn.Module):
         return out
 
 
+@pytest.mark.parametrize("steps", [160, 16])
 @pytest.mark.parametrize("way", ["unused", "detached", pytest.param("used", marks=pytest.mark.slow)])
-def test_a_norm_that_nothing_uses_and_one_that_is_cut_off(tmp_path: Path, way: str) -> None:
+def test_a_norm_that_nothing_uses_and_one_that_is_cut_off(tmp_path: Path, way: str, steps: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(INPUTS, WIDTH), Block(WIDTH, WIDTH, "used"), Block(WIDTH, 32, way), nn.Linear(32, CLASSES)
     )
-    found = train(tmp_path / "run.h5", model)
+    found = train(tmp_path / "run.h5", model, steps=steps)
     check(found, "cut" if way == "detached" else "healthy")
     if way != "detached":
         assert any("the loss does not reach the output of these" in note for note in found.notes) == (way == "unused")
@@ -436,3 +437,21 @@ def test_a_classifier_that_begins_far_above_guessing(way: str, learning: str) ->
     )
     assert found.learning == learning, str(found)
     assert (found.kind == "plateau") == (learning == "no")
+
+
+# --- a divergence of logarithms of deviations -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", [-1, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_sign_of_a_divergence_of_squared_deviations(tmp_path: Path, sign: int) -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        hidden = model.encoder(x)  # type: ignore[operator]
+        mean, log_deviation = model.mean(hidden), model.spread(hidden).clamp(max=3)  # type: ignore[operator]
+        back = model.decoder(mean + log_deviation.exp() * torch.randn_like(mean))  # type: ignore[operator]
+        terms = 1 + 2 * log_deviation - mean**2 - log_deviation.exp() ** 2
+        return functional.mse_loss(back, x) + sign * -0.5 * terms.sum(1).mean()
+
+    model = Coder()
+    found = train(tmp_path / "run.h5", model, loss, torch.optim.Adam(model.parameters(), lr=1e-2))
+    causes = [finding.cause for finding in found.findings]
+    assert ("the divergence has the wrong sign" in causes) == (sign < 0), str(found)

@@ -25,10 +25,16 @@ def maximized_divergence(root: Any) -> list[Facts]:
         One fact, or none: ``layer`` (the module whose output the exponential gets, or None).
     """
     terms, _ = signed_terms(root, lambda node: op_of(node) in GROWING)
-    signs = {op: {sign for node, sign in terms if op_of(node) == op} for op in GROWING}
+    signs = {op: {sign for node, sign in terms if _growth(node) == op} for op in GROWING}
     if any(found != {-1} for found in signs.values()):
         return []
-    return [{"layer": _layer_under(next(node for node, _ in terms if op_of(node) == "Exp"))}]
+    return [{"layer": _layer_under(next(node for node, _ in terms if _growth(node) == "Exp"))}]
+
+
+def _growth(node: Any) -> str:
+    """Return the operation; "Exp" for the square of an exponential, too, the variance of a logarithm of a deviation."""
+    below = [op_of(child) for child, _ in children(node)]
+    return "Exp" if op_of(node) == "Pow" and below == ["Exp"] else op_of(node)
 
 
 def _layer_under(node: Any) -> str | None:
