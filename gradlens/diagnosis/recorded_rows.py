@@ -22,7 +22,7 @@ from gradlens.analysis.gradient_ratio import (
     known_layers,
     late_windows,
 )
-from gradlens.analysis.parts import by_layers, by_rows
+from gradlens.analysis.parts import by_layers, by_rows, parts_of
 from gradlens.analysis.profile import ALL_ROWS, is_long, long_chunks
 from gradlens.analysis.stats import median
 from gradlens.diagnosis.recorded_setup import Setup
@@ -288,14 +288,13 @@ class Recording:
         run = self.run
         if name not in run.metrics or not len(run.steps):
             return np.empty(0, dtype=np.int64)
-        spans = [(0, len(run.steps))]
+        spans = [(part.start, part.stop) for part in parts_of(len(run.steps), len(run.layers))]
         if self.long:
             chunks = long_chunks(run, name)
             high = chunks.high > 0 if name == COUNT else np.isinf(chunks.high)
             found = np.flatnonzero(high.any(axis=1))[:MOST_CHUNKS]
             spans = [(int(chunks.edges[i]), int(chunks.edges[i + 1])) for i in found]
-        rows = [self._broken_within(name, *span) for span in spans]
-        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *(self._broken_within(name, *span) for span in spans)])
 
     def _broken_within(self, name: str, start: int, stop: int) -> NDArray[np.int64]:
         values = self.run.metric_rows(name, start, stop)

@@ -172,20 +172,37 @@ class Watched:
     def _read_long(self, run: Run) -> None:
         """Read chunks of rows, and the newest rows."""
         begin = self._epoch_begin = int(np.searchsorted(run.epoch_of_step, self.epoch_index))
-        values = np.stack([run.scalars[name] for name in self.scalar_names], axis=1) if self.scalar_names else None
         for span, start in zip(SPANS, (0, begin), strict=True):
             for name in () if self.wide else run.metrics:
                 chunks = run.row_chunks(name, least=COLUMNS, start=start, stop=self.rows)
                 self._columns[name, span].add_chunks(run.steps[chunks.edges[:-1]], chunks)
-            if values is not None:
-                self._columns["scalars", span].add(run.steps[start:], values[start:])
+        self._read_scalars(run.steps, begin)
         self._latest.add(run.steps[-RECENT:], np.empty((min(RECENT, self.rows), 0)))
         for name in run.metrics:
             start = self.rows - self.recent[name].keep
             rows = run.metric_rows(name, start, self.rows)
             self.recent[name].add(*self._known(name, run.steps[start:], rows))
-        if values is not None:
-            self.recent["scalars"].add(run.steps[-RECENT:], values[-RECENT:])
+
+    def _read_scalars(self, steps: Steps, begin: int) -> None:
+        """Read the logged numbers, in pieces and from a run of their own, which is forgotten with all that it keeps.
+
+        Args:
+            steps: (T,) the steps of all rows.
+            begin: The first row of the epoch in progress.
+        """
+        if not self.scalar_names:
+            return
+        run, rows, at_once = read_run(self.path), self.rows, max(PIECE // len(self.scalar_names), 1)
+
+        def values(start: int, stop: int) -> FloatArray:
+            return np.stack([run.scalars[name][start:stop] for name in self.scalar_names], axis=1)
+
+        for span, first in zip(SPANS, (0, begin), strict=True):
+            for start in range(first, rows, at_once):
+                part = slice(start, min(start + at_once, rows))
+                self._columns["scalars", span].add(steps[part], values(part.start, part.stop))
+        newest = max(rows - RECENT, 0)
+        self.recent["scalars"].add(steps[newest:rows], values(newest, rows))
 
     def _read_columns(self, name: str, start: int) -> Columns:
         """Read the columns of a metric from a row on, in pieces, so that memory stays bounded."""
