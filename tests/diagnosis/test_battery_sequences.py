@@ -367,6 +367,31 @@ def test_a_decoder_that_gets_zeros_at_all_places(tmp_path: Path, way: str) -> No
         assert "the data that target gets are 0 everywhere" in found.findings[0].evidence
 
 
+class Channel(nn.Module):
+    """An autoencoder of signals of one channel, whose codes are rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encode, self.decode = nn.Conv1d(1, 8, 4, stride=4), nn.ConvTranspose1d(8, 1, 4, stride=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.codes = self.encode(x)
+        return self.decode(self.codes + (self.codes.round(decimals=1) - self.codes).detach())
+
+
+def test_one_channel_is_no_sequence_of_places(tmp_path: Path) -> None:
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        x = torch.sin(torch.arange(32) * (0.2 + torch.rand(16, 1, 1)) + 6 * torch.rand(16, 1, 1))
+        made = model(x)
+        return functional.mse_loss(made, x) + functional.mse_loss(model.codes, model.codes.detach().round(decimals=1))
+
+    found = fit(tmp_path / "run.h5", Channel(), loss_of, rate=3e-3)
+    assert not found.findings, str(found)
+    spread = next(item for item in gradlens.read_run(tmp_path / "run.h5").facts["spread"] if item["layer"] == "(model)")
+    assert "along" not in spread
+
+
 class Attention(nn.Module):
     """A language model with attention of its own, and a causal mask that is added or multiplied."""
 

@@ -29,12 +29,13 @@ def alike_places(rec: Recording) -> list[Finding]:
 
 
 def _same_along(rec: Recording) -> list[Finding]:
-    targets = [item for item in rec.setup.graph.entries("targets") if item.number("along") > VARIES]
+    targets = [item for item in rec.setup.graph.entries("targets") if "along" in item.keys]
     losses = rec.setup.graph.entries("losses")
     whole = [item for item in rec.setup.entries("spread") if item.text("layer") == "(model)"]
     item = next((each for each in whole if 0 <= each.number("along") < ROUNDED), None)
     looks = rec.setup.whole("looks")
-    if item is None or not targets or len(losses) != 1 or looks < LEAST_PASSES:
+    vary = bool(targets) and min(each.number("along") for each in targets) > VARIES
+    if item is None or not vary or len(losses) != 1 or looks < LEAST_PASSES:
         return []
     data = [each for each in rec.setup.entries("inputs") if each.flag("data") and "least" in each.keys]
     flat = [each for each in data if each.number("least") == each.number("largest")]

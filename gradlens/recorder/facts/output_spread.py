@@ -10,6 +10,7 @@ from torch import Tensor
 from gradlens.recorder.facts.parameter_states import Facts, to_host
 
 LEAST_EXAMPLES = 4
+"""Fewest examples that are compared, and fewest places of a sequence."""
 MOST_OUTPUTS = 4
 MOST_FEATURES = 4096
 """About so many numbers per example are looked at."""
@@ -22,7 +23,7 @@ class OutputSpread:
 
     def __init__(self) -> None:
         self._facts: dict[str, Facts] = {}
-        self._unread: dict[str, tuple[Tensor, int, int]] = {}
+        self._unread: dict[str, tuple[Tensor, int, bool]] = {}
 
     @torch.no_grad()
     def note_call(self, name: str, outputs: list[Tensor], known: Collection[str]) -> None:
@@ -39,11 +40,12 @@ class OutputSpread:
         if name not in self._facts and (len(self._facts) + len(self._unread) >= MOST_OUTPUTS or name not in known):
             return
         rows, apart = made[0].detach().flatten(1), torch.zeros((), device=made[0].device)
-        if made[0].dim() == 3 and made[0].shape[1] >= LEAST_EXAMPLES:
+        in_places = made[0].dim() == 3 and made[0].shape[1] >= LEAST_EXAMPLES
+        if in_places:
             apart = _apart_along(made[0].detach()[:: max(made[0].numel() // MOST_NUMBERS, 1)].float())
         rows = rows[:, :: max(rows.shape[1] // MOST_FEATURES, 1)].float()
         numbers = torch.stack([(rows - rows.mean(0)).square().mean(), rows.square().mean(), apart.to(rows)])
-        self._unread[name] = numbers, rows.shape[1], made[0].dim()
+        self._unread[name] = numbers, rows.shape[1], in_places
 
     def read(self, step: int) -> None:
         """Read what a step has shown; an accelerator is waited for here.
@@ -52,7 +54,7 @@ class OutputSpread:
             step: The step in progress.
         """
         taken, self._unread = self._unread, {}
-        for (name, (_, features, dims)), (apart, size, along) in zip(
+        for (name, (_, features, in_places)), (apart, size, along) in zip(
             taken.items(), to_host([numbers for numbers, *_ in taken.values()]), strict=True
         ):
             if not size > 0:
@@ -60,7 +62,7 @@ class OutputSpread:
             spread = (apart / size) ** 0.5
             fact = self._facts.setdefault(name, {"layer": name, "features": features, "first": spread, "since": step})
             fact |= {"before": fact.get("last"), "last": spread, "last_step": step}
-            if dims == 3:
+            if in_places:
                 fact["along"] = max(along, fact.get("along", 0.0))
 
     def facts(self) -> list[Facts]:
