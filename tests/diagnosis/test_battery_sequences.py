@@ -90,6 +90,7 @@ def test_a_mask_that_collects_zeros(tmp_path: Path, faulty: bool) -> None:
         assert "exactly 0 from step 28 on" in found.findings[0].evidence
 
 
+@pytest.mark.slow
 def test_a_hinge_that_is_learnt_is_no_fault(tmp_path: Path) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x, y = batch(0)
@@ -101,6 +102,7 @@ def test_a_hinge_that_is_learnt_is_no_fault(tmp_path: Path) -> None:
     assert not found.findings, str(found)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_0_now_and_then_is_no_fault(tmp_path: Path) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x, y = batch(step)
@@ -290,6 +292,7 @@ def test_shapes_of_an_agent_that_are_broadcast(tmp_path: Path, faulty: bool, way
         assert "multiplied by weights of shape 32 x 1, which makes 32 x 32 of them" in found.findings[0].evidence
 
 
+@pytest.mark.slow
 def test_products_that_are_meant_to_grow_are_no_fault(tmp_path: Path) -> None:
     """Quantiles of values are compared with all others, and each logit is weighted in several ways."""
 
@@ -322,6 +325,7 @@ def test_a_value_that_is_detached_on_the_wrong_side(tmp_path: Path, faulty: bool
     assert (WRONG_SIDE in causes(found)) == faulty, str(found)
 
 
+@pytest.mark.slow
 def test_the_largest_of_scaled_outputs_may_be_a_prediction(tmp_path: Path) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x, y = batch(step)
@@ -380,6 +384,7 @@ class Channel(nn.Module):
         return self.decode(self.codes + (self.codes.round(decimals=1) - self.codes).detach())
 
 
+@pytest.mark.slow
 def test_one_channel_is_no_sequence_of_places(tmp_path: Path) -> None:
     def loss_of(model: nn.Module, step: int) -> Tensor:
         x = torch.sin(torch.arange(32) * (0.2 + torch.rand(16, 1, 1)) + 6 * torch.rand(16, 1, 1))
@@ -482,6 +487,7 @@ def test_a_divergence_of_weights_that_the_model_does_not_use(tmp_path: Path, use
         assert found.findings[0].cause == OTHERS, str(found)
 
 
+@pytest.mark.slow
 def test_vectors_that_are_chosen_and_compared_are_no_penalty(tmp_path: Path) -> None:
     """The codes of a quantiser learn from a term of their own, and the model's output depends on their scales."""
 
@@ -506,6 +512,7 @@ def test_vectors_that_are_chosen_and_compared_are_no_penalty(tmp_path: Path) -> 
     assert OTHERS not in causes(fit(tmp_path / "run.h5", Quantiser(), loss_of))
 
 
+@pytest.mark.slow
 def test_a_penalty_on_all_weights_is_no_fault(tmp_path: Path) -> None:
     """One of two branches is not used in these steps, and decays."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -74,6 +75,7 @@ def test_an_overfitted_model_that_still_tells_something_is_only_overfitted(tmp_p
     assert COMPARE not in " ".join(fit_epochs(tmp_path / "run.h5", mlp(), validate).notes)
 
 
+@pytest.mark.slow
 def test_two_classes_at_one_half_may_be_overfitted(tmp_path: Path) -> None:
     found = fit_epochs(tmp_path / "run.h5", mlp(out=2), lambda model: 0.5)
     assert COMPARE not in " ".join(found.notes)
@@ -112,6 +114,7 @@ def test_gradients_of_micro_batches_that_are_not_averaged(tmp_path: Path, faulty
         assert found.findings[0].remedy.startswith("Divide the loss by 16"), str(found)
 
 
+@pytest.mark.slow
 @ways("adam", False, True)
 def test_a_sum_over_micro_batches_that_learns_is_no_fault(tmp_path: Path, adam: bool) -> None:
     found = accumulate(tmp_path / "run.h5", divide=False, count=4, rate=0.01, adam=adam)
@@ -189,6 +192,7 @@ def test_a_softmax_for_several_labels_at_once(tmp_path: Path, faulty: bool) -> N
     assert causes(found) == ([SHARED] if faulty else []), str(found)
 
 
+@pytest.mark.slow
 def test_a_binary_cross_entropy_of_a_softmax_with_one_label_is_no_fault(tmp_path: Path) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return functional.binary_cross_entropy(model(x), functional.one_hot(y, CLASSES).float())
@@ -245,11 +249,13 @@ def test_a_seed_that_is_set_in_the_loop(tmp_path: Path, faulty: bool) -> None:
     assert (REPEATED in " ".join(found.notes)) == faulty, str(found)
 
 
+@pytest.mark.slow
 def test_a_seed_in_the_loop_of_a_model_that_draws_nothing_is_not_noted(tmp_path: Path) -> None:
     found = drop(tmp_path / "run.h5", lambda step: torch.manual_seed(7) and None, mlp())
     assert REPEATED not in " ".join(found.notes), str(found)
 
 
+@pytest.mark.slow
 def test_a_seed_of_its_own_for_each_step_is_not_noted(tmp_path: Path) -> None:
     found = drop(tmp_path / "run.h5", lambda step: torch.manual_seed(step) and None)
     assert REPEATED not in " ".join(found.notes), str(found)
@@ -268,6 +274,7 @@ def test_a_class_that_ignore_index_leaves_out(tmp_path: Path, faulty: bool) -> N
     assert ("those of class 2 (ignore_index=2)" in " ".join(found.notes)) == faulty, str(found)
 
 
+@pytest.mark.slow
 def test_padding_that_ignore_index_leaves_out_is_not_noted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 16, padding_idx=0), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 9))
@@ -297,6 +304,7 @@ def test_outputs_that_the_loss_does_not_read(tmp_path: Path, faulty: bool) -> No
     assert (f"2 of the {CLASSES} outputs of layer '4' {UNREAD}" in " ".join(found.notes)) == faulty, str(found)
 
 
+@pytest.mark.slow
 def test_outputs_that_are_read_by_turns_are_not_noted(tmp_path: Path) -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return (model(x).gather(1, y.unsqueeze(1)) - x[:, :1]).square().mean()
@@ -328,6 +336,7 @@ def test_a_schedule_that_takes_a_dampened_rate_as_its_base(tmp_path: Path, fault
     assert (ASKED in str(gradlens.diagnose(tmp_path / "run.h5")).replace("\n    ", " ")) == faulty
 
 
+@pytest.mark.slow
 def test_groups_with_rates_of_their_own_are_not_noted(tmp_path: Path) -> None:
     model = mlp()
     groups = [{"params": model[0].parameters(), "lr": 1e-4}, {"params": [*model.parameters()][2:]}]
@@ -392,6 +401,7 @@ def test_a_mean_over_the_batch_before_the_loss(tmp_path: Path, faulty: bool, way
     assert (AVERAGED in " ".join(found.notes)) == faulty, str(found)
 
 
+@pytest.mark.slow
 def test_a_mean_over_places_inside_the_model_is_not_noted(tmp_path: Path) -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:

@@ -68,6 +68,7 @@ def test_a_frozen_embedding_that_the_optimizer_has_is_a_note_in_a_model_that_lea
     assert any("though the optimizer has them: weight of layer '0'" in note for note in found.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["layer", "kernel"])
 def test_frozen_weights_of_a_layer_that_the_optimizer_has_stay_a_finding(tmp_path: Path, at: str) -> None:
     model = mlp() if at == "layer" else mlp(nn.ReLU(), Kernel(WIDTH))
@@ -123,6 +124,7 @@ def test_parameters_of_a_layer_that_no_group_has(tmp_path: Path) -> None:
     assert "gradients arrive at log_scale" in main.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["learns", "both groups", pytest.param("another optimizer", marks=pytest.mark.slow)])
 def test_parameters_of_a_layer_that_are_elsewhere_or_in_a_model_that_learns(tmp_path: Path, way: str) -> None:
     found = partly(tmp_path / "run.h5", way)
@@ -145,6 +147,7 @@ class Spectrum(nn.Module):
         return x * (self.amplitudes * torch.cos(self.frequencies / 1e4)).sum(1)
 
 
+@pytest.mark.slow
 def test_equal_rows_whose_gradients_differ_are_no_equal_units(tmp_path: Path) -> None:
     check(train(tmp_path / "run.h5", mlp(nn.ReLU(), Spectrum())), "healthy")
 
@@ -198,6 +201,7 @@ class Coder(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(4, INPUTS), nn.ReLU(), nn.Linear(INPUTS, INPUTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "bounded"),
     [(2.0, False), (2.0, True), pytest.param(1e-3, False, marks=pytest.mark.slow)],
@@ -410,6 +414,7 @@ def test_a_warm_up_that_has_not_ended_is_noted(way: str) -> None:
     assert any("its warm-up has not ended" in note for note in found.notes) == way.startswith("rises")
 
 
+@pytest.mark.slow
 def test_a_loss_that_the_last_row_alone_lacks_is_no_average_over_nothing() -> None:
     gradients = {"param_grad_norm": np.exp(np.random.default_rng(0).normal(0, 0.1, (ROWS, 4)))}
     for missing in (ROWS - 1, ROWS // 2):
