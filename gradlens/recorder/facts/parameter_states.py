@@ -449,7 +449,7 @@ def _has_rows(tensor: Tensor) -> bool:
     return (
         tensor.dim() > 1
         and len(tensor) > 1
-        and tensor[0].numel() > 1
+        and tensor.shape[1:].numel() > 1  # of a sharded tensor, an element would be fetched from other ranks
         and (tensor.is_floating_point() or tensor.is_complex())
         and not tensor.is_sparse
     )
