@@ -8,9 +8,7 @@ import pytest
 
 from gradlens.config import RECIPES, RunConfig, make_config
 from gradlens.errors import ConfigError
-from gradlens.specs import (
-    parse_every,
-)
+from gradlens.specs import parse_every
 
 
 def test_the_report_recipe_is_the_reports() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from gradlens.recorder.facts.loss.graph_reading import (
-    VIEWS,
-)
+from gradlens.recorder.facts.loss.graph_reading import VIEWS
 
 CTC = {"CtcLoss", "CudnnCtcLoss"}
 LOSSES = {

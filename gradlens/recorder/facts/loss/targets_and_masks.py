@@ -19,9 +19,7 @@ from gradlens.recorder.facts.loss.graph_reading import (
     shape_of,
     through_views,
 )
-from gradlens.recorder.facts.loss.loss_operations import (
-    LOSSES,
-)
+from gradlens.recorder.facts.loss.loss_operations import LOSSES
 
 
 def take_targets(node: Any, op: str, factors: Tensor | None = None) -> list[Facts]:
