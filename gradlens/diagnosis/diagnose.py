@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradlens.analysis.gradient_ratio import LEAST_ROWS, say_ratio
-from gradlens.analysis.stats import median_of_all
 from gradlens.diagnosis.accumulated import with_passes
 from gradlens.diagnosis.clipping import clipping
 from gradlens.diagnosis.cut import DRAWN, MADE_ANEW, cut
@@ -24,9 +23,9 @@ from gradlens.diagnosis.frozen import RATE_ZERO, frozen, is_starved
 from gradlens.diagnosis.incoherent import incoherent
 from gradlens.diagnosis.intended import find_intended
 from gradlens.diagnosis.kinds import REGISTRY, Kind
-from gradlens.diagnosis.learning import Learning, guessing_of, judge_learning
-from gradlens.diagnosis.left_out import notes_on_what_is_left_out
-from gradlens.diagnosis.loss import FAR_ABOVE, FELL, loss_fell, loss_halved
+from gradlens.diagnosis.learning import Learning, judge_learning
+from gradlens.diagnosis.loss import FELL, loss_fell, loss_halved
+from gradlens.diagnosis.loss_notes import notes_on_left_out, notes_on_loss
 from gradlens.diagnosis.lower_bound import with_lower_bound
 from gradlens.diagnosis.network import Network
 from gradlens.diagnosis.nonfinite import first_broken_row, nonfinite
@@ -36,17 +35,15 @@ from gradlens.diagnosis.program_notes import notes_on_program
 from gradlens.diagnosis.recorded_rows import (
     PARAM_GRAD,
     RMS,
-    UNSEEN_DATA,
     ZEROS,
     Recording,
     run_of_arrays,
-    words_of,
 )
 from gradlens.diagnosis.saturated import saturated
 from gradlens.diagnosis.setup.labels import ZEROS as ZERO_LABELS
 from gradlens.diagnosis.setup.no_gradients import ANOTHER_MODEL
+from gradlens.diagnosis.setup.repeated_seed import note_on_repeated_seed
 from gradlens.diagnosis.setup.rules import setup
-from gradlens.diagnosis.setup.same_numbers import note_on_same_numbers
 from gradlens.diagnosis.setup.same_outputs import SAME
 from gradlens.diagnosis.setup.sharp_attention import note_on_attention
 from gradlens.diagnosis.setup.terms import POSTERIOR
@@ -54,7 +51,6 @@ from gradlens.diagnosis.setup.weighting import ONE_SCORE
 from gradlens.diagnosis.small_steps import slow, steady
 from gradlens.diagnosis.through_time import forgets, say_growth
 from gradlens.diagnosis.uncleared import uncleared
-from gradlens.diagnosis.unseen_data import note_on_unseen_data
 from gradlens.diagnosis.unused import unused
 from gradlens.diagnosis.vanishing import vanishing
 from gradlens.diagnosis.weight_growth import weight_growth
@@ -63,12 +59,8 @@ from gradlens.diagnosis.zero_gradient import beyond_clamp, is_satisfied, off_by_
 from gradlens.diagnosis.zero_loss import ZERO_LOSSES
 from gradlens.errors import ConfigError
 from gradlens.format import plural
-from gradlens.run import FloatArray, Layer, Run
+from gradlens.run import Layer, Run
 
-SPIKE = 100
-"""A row whose loss is so many times the median is another batch than the rest; no outside source."""
-NO_CHANGE, HIGH = 0.05, 0.9
-"""An accuracy stays the same where its values lie within five points, and has room to rise below 0.9."""
 CAUSED_BY_DECAY = ("dead", "zero_gradient", "vanishing", "plateau")
 """Kinds that weights near 0 can cause."""
 CAUSED_BY_GROWTH = ("plateau", "exploding", "vanishing", "dead", "saturated")
@@ -226,9 +218,9 @@ def _with_wrong_sizes(rec: Recording, learning: Learning, finding: Finding) -> F
 def _notes_on_run(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return notes on units, rows, losses, numbers and the program."""
     dead_units = [] if any(f.kind in ("dead", "zero_gradient") for f in findings) else say_dead_units(rec)
-    rows = [*_notes_on_rows(rec), *_notes_on_loss(rec, findings)]
+    rows = [*_notes_on_rows(rec), *notes_on_loss(rec, findings)]
     notes = [*dead_units, *rows, *notes_on_numbers(rec, findings), *notes_on_program(rec, findings)]
-    notes += [*notes_on_what_is_left_out(rec), *note_on_same_numbers(rec, findings)]
+    notes += [*notes_on_left_out(rec), *note_on_repeated_seed(rec, findings)]
     return [*notes, *note_on_attention(rec, findings)]
 
 
@@ -291,75 +283,6 @@ def _notes_on_rows(rec: Recording) -> list[str]:
         verb = "is" if skipped == 1 else "are"
         notes.append(f"{plural(skipped, 'step')} that the GradScaler skipped {verb} left out")
     return notes
-
-
-def _notes_on_loss(rec: Recording, findings: Sequence[Finding]) -> list[str]:
-    """Return notes on rows whose loss is NaN beside finite gradients, and on rows whose loss is far above others."""
-    loss = np.asarray(rec.scalar("loss"), dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(loss) & ~rec.skipped) if len(loss) else np.empty(0, dtype=np.int64)
-    known = loss[np.isfinite(loss)]
-    notes = []
-    at_interval = bool(np.all(np.diff(np.flatnonzero(np.isfinite(loss))) > 1))  # frameworks log every few steps
-    often = len(bad) and len(known) >= len(loss) / 2 and not at_interval and bad[0] < len(loss) - 1
-    if often and not any(finding.kind == "nonfinite" for finding in findings):
-        first = int(rec.run.steps[bad[0]])
-        notes.append(
-            f"the loss is NaN or was not logged in {plural(len(bad), 'row')}, first at step {first}, although the "
-            "gradients are finite: an average over no element (all targets ignored, an empty mask) does that"
-        )
-    parts = [known[: len(known) // 5], known] if len(known) >= 5 * LEAST_ROWS else []
-    usual = max((median_of_all(part) for part in parts), default=math.nan)  # late losses may be tiny and scatter
-    notes += [*_note_on_accuracy(rec), *note_on_unseen_data(rec, findings)]
-    notes += _note_on_the_start(rec, loss, findings)
-    high = np.flatnonzero(np.nan_to_num(loss, posinf=0) > SPIKE * usual) if usual > 0 else bad[:0]
-    if len(high):
-        high = high[high > np.flatnonzero(loss <= usual)[0]]  # a loss that falls begins far above where it ends
-    if 0 < len(high) < len(loss) / 10:
-        notes.append(
-            f"in {plural(len(high), 'row')}, first at step {int(rec.run.steps[high[0]])}, the loss is more than "
-            f"{SPIKE} times its median ({float(loss[high].max()):.3g} against {usual:.3g}): look at these batches"
-        )
-    return notes
-
-
-def _note_on_the_start(rec: Recording, loss: FloatArray, findings: Sequence[Finding]) -> list[str]:
-    """Return a note on a classifier that begins far above guessing: because of its initial weights, or unexplained."""
-    said, guess = Network(rec).first_weights()[0], guessing_of(rec)
-    if not len(loss) or not loss[0] > FAR_ABOVE * guess:
-        return []
-    if not said and not findings and median_of_all(loss[-LEAST_ROWS:]) > guess:
-        return [
-            f"the loss begins at {loss[0]:.3g}, {loss[0] / guess:.0f} times that of guessing, and is still above it: "
-            "print the size of each layer's output for one batch, and find where it grows (inputs that are not "
-            "normalised, a sum over many elements in place of a mean, weights that are too large)"
-        ]
-    if not said:
-        return []
-    return [f"the loss begins at {loss[0]:.3g}, and guessing has {guess:.3g}: {said}"]
-
-
-def _note_on_accuracy(rec: Recording) -> list[str]:
-    """Return a note on an accuracy that stays the same while the loss falls to half: it is computed wrongly."""
-    table = rec.run.epochs
-    scores = {
-        name: np.asarray(values)[np.isfinite(values)]
-        for name, values in table.items()
-        if words_of(name) & {"acc", "accuracy"} and not words_of(name) & UNSEEN_DATA
-    }
-    losses = [
-        values[np.isfinite(values)]
-        for values in (table.get("train_loss", np.empty(0)), rec.scalar("loss"))
-        if np.isfinite(values).sum() >= LEAST_ROWS
-    ]
-    if not losses or not median_of_all(losses[0][-2:]) < median_of_all(losses[0][:2]) / 2 or losses[0].min() < 0:
-        return []
-    return [
-        f"{name} stays at {median_of_all(values):.3g} while the loss falls to less than half: look at how the "
-        "accuracy is computed (shapes that are broadcast, such as (N, 1) with (N,), a wrong dimension of argmax, a "
-        "threshold of 0.5 on logits)"
-        for name, values in scores.items()
-        if len(values) >= LEAST_ROWS and float(np.ptp(values)) < NO_CHANGE and float(values.max()) < HIGH
-    ]
 
 
 def _with_causes(rec: Recording, finding: Finding) -> Finding:

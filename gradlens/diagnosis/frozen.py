@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradlens.analysis.gradient_ratio import LEAST_ROWS
 from gradlens.analysis.parts import over_layers
 from gradlens.diagnosis.findings import Finding, exact_finding, say_layers
-from gradlens.diagnosis.intended import is_spent, left_out, near_zero, replaced, say_schedule
+from gradlens.diagnosis.intended import is_spent, near_zero, not_in_optimizer, replaced, say_schedule
 from gradlens.diagnosis.learning import judge_learning
 from gradlens.diagnosis.loss import loss_halved
 from gradlens.diagnosis.network import Network
@@ -186,7 +186,7 @@ def partly_given(rec: Recording, explained: Collection[str]) -> list[Finding]:
     Returns:
         The findings.
     """
-    items = left_out(rec)
+    items = not_in_optimizer(rec)
     names = tuple(dict.fromkeys(name for item in items for name in item.texts("layers") if name not in explained))
     if not names or judge_learning(rec).verdict == "yes":
         return []

@@ -201,7 +201,7 @@ def _without_optimizer(rec: Recording, copied: set[str]) -> list[Intended]:
     return [Intended(f"in no optimizer that the recorder was given: {say_layers(names)}; {what}", names)]
 
 
-def left_out(rec: Recording) -> list[Entry]:
+def not_in_optimizer(rec: Recording) -> list[Entry]:
     """Return the states of parameters that get gradients and are in no optimizer, though their layer's others are.
 
     Args:
@@ -217,7 +217,9 @@ def left_out(rec: Recording) -> list[Entry]:
 
 def _partly_given(rec: Recording, copied: set[str]) -> list[Intended]:
     """Return a note on parameters in no optimizer whose layer has others in one, in a model that learns."""
-    items = left_out(rec) if judge_learning(rec).verdict == "yes" and not replaced(rec) and not _adapts(rec) else []
+    items = (
+        not_in_optimizer(rec) if judge_learning(rec).verdict == "yes" and not replaced(rec) and not _adapts(rec) else []
+    )
     names = _names(items, copied)
     own = tuple(dict.fromkeys(name for item in items for name in item.texts("names")))
     if not names:

@@ -28,7 +28,7 @@ from gradlens.diagnosis.setup.norm_statistics import momentum
 from gradlens.diagnosis.setup.other_weights import other_weights
 from gradlens.diagnosis.setup.output_functions import dropped, flat_derivative, no_logs, softmax_dim, twice
 from gradlens.diagnosis.setup.own_targets import own_targets
-from gradlens.diagnosis.setup.same_numbers import same_numbers
+from gradlens.diagnosis.setup.repeated_seed import repeated_seed
 from gradlens.diagnosis.setup.same_outputs import bent_logits, same_for_all
 from gradlens.diagnosis.setup.sequences import sequences
 from gradlens.diagnosis.setup.shared_labels import shared_labels
@@ -50,7 +50,7 @@ RULES = (
 """In the order in which their findings are listed."""
 AFTER_LEARNING = (
     collapsed, few_values, one_class, only_class, overwritten, constant_data, normalised_output, loop, same_for_all,
-    undone_steps, same_numbers, sharp_attention,
+    undone_steps, repeated_seed, sharp_attention,
 )  # fmt: skip
 """Rules that also ask whether the model learns."""
 

@@ -18,7 +18,7 @@ FIX = (
 )
 
 
-def same_numbers(rec: Recording, learning: Learning) -> list[Finding]:
+def repeated_seed(rec: Recording, learning: Learning) -> list[Finding]:
     """Find a seed that is set in every step of a model that does not learn.
 
     Args:
@@ -33,7 +33,7 @@ def same_numbers(rec: Recording, learning: Learning) -> list[Finding]:
     return [exact_finding("setup", (), (since, rec.last_step), said, FIX, REPEATED)] if said else []
 
 
-def note_on_same_numbers(rec: Recording, findings: Sequence[Finding]) -> list[str]:
+def note_on_repeated_seed(rec: Recording, findings: Sequence[Finding]) -> list[str]:
     """Return a note on a seed that is set in every step, where no finding says so: fixed noise may be meant.
 
     Args:
